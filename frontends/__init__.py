@@ -1,0 +1,1 @@
+"""Frontends: everything that becomes a program."""

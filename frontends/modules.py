@@ -1,0 +1,133 @@
+"""Any `nn.Module` becomes a program by way of torch.export."""
+
+import traceback
+import warnings
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
+from torch.export import Dim, ExportedProgram, ShapesCollection
+
+from graphprune.errors import TraceError
+from graphprune.program import Program, Source
+
+aten = torch.ops.aten
+
+
+def trace(
+    module: nn.Module,
+    args: tuple[Any, ...] = (),
+    kwargs: Mapping[str, Any] = MappingProxyType({}),
+    *,
+    dynamic_shapes: Any = None,
+    state: tuple[str, ...] = (),
+) -> Program:
+    """Capture `module`, called with `args` and `kwargs`, as a program.
+
+    By default the first dimension of every tensor and the second of every integer tensor (batch and sequence)
+    stay dynamic where their example size is not 1. Inputs and outputs named in `state` (globs) may be narrowed.
+
+    Raises:
+        TraceError: if torch.export refuses the module; names the line of model code.
+    """
+    exported = export(module, args, kwargs, dynamic_shapes)
+    return from_exported(exported, (args, dict(kwargs)), state=state)
+
+
+def export(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], shapes: Any = None) -> ExportedProgram:
+    """The functional graph of high-level ATen operators.
+
+    Raises:
+        TraceError: if torch.export refuses.
+    """
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            dynamic = shapes if shapes is not None else _dynamic(args, kwargs)
+            exported = torch.export.export(module, args, dict(kwargs), strict=False, dynamic_shapes=dynamic)
+            return exported.run_decompositions({})
+    except Exception as fault:
+        raise TraceError(_explain(module, fault)) from fault
+
+
+def from_exported(
+    exported: ExportedProgram, inputs: tuple[tuple[Any, ...], Mapping[str, Any]], *,
+    weights: Mapping[str, Tensor] | None = None, state: tuple[str, ...] = (), source: Source | None = None,
+) -> Program:
+    """The program of an exported one; `weights` may be given where the exported ones are fake."""
+    module = exported.module(check_guards=False)
+    assert isinstance(module, fx.GraphModule)
+    ties = _ties(module)
+    stored = _tensors(module, ties)
+    _tidy(module.graph)
+    return Program(
+        graph=module.graph,
+        weights=MappingProxyType(stored if weights is None else {**stored, **weights}),
+        parameters=frozenset(name for name, _ in module.named_parameters()),
+        ties=MappingProxyType(ties),
+        inputs=inputs,
+        submodules=MappingProxyType({n: m for n, m in module.named_children() if isinstance(m, fx.GraphModule)}),
+        state=state,
+        source=source,
+    )
+
+
+def _dynamic(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ShapesCollection:
+    """Batch of every tensor and sequence of every integer tensor, as far as their examples are not 1."""
+    shapes = ShapesCollection()  # type: ignore[no-untyped-call]
+    for leaf in pytree.tree_leaves((args, dict(kwargs))):
+        if isinstance(leaf, Tensor) and leaf.dim():
+            last = 1 if leaf.is_floating_point() else 2
+            shapes[leaf] = {dim: Dim.AUTO for dim in range(min(last, leaf.dim())) if leaf.shape[dim] != 1}  # type: ignore[no-untyped-call]
+    return shapes
+
+
+def _ties(module: nn.Module) -> dict[str, str]:
+    """Further names of parameters that share their tensor with an earlier one."""
+    first: dict[int, str] = {}
+    ties = {}
+    for name, tensor in _named(module):
+        if first.setdefault(id(tensor), name) != name:
+            ties[name] = first[id(tensor)]
+    return ties
+
+
+def _tensors(module: nn.Module, ties: Mapping[str, str]) -> dict[str, Tensor]:
+    return {name: tensor.detach() for name, tensor in _named(module) if name not in ties}
+
+
+def _named(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters, buffers and lifted constants with all their names."""
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
+    for prefix, child in module.named_modules():
+        for name, value in vars(child).items():
+            if isinstance(value, Tensor):
+                yield f"{prefix}.{name}".lstrip("."), value
+
+
+def _tidy(graph: fx.Graph) -> None:
+    """Drop run-time assertions, which say nothing of axes, and make every view a reshape.
+
+    A cut may break the contiguity that a view relies on; in a functional graph a reshape means the same.
+    """
+    for node in list(graph.nodes):
+        if node.target in (aten._assert_tensor_metadata.default, aten._assert_scalar.default, aten.sym_constrain_range_for_size.default):
+            graph.erase_node(node)
+        elif node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default
+    graph.eliminate_dead_code()
+
+
+def _explain(module: nn.Module, fault: Exception) -> str:
+    """One message: which model, which line of it, what torch.export said, and what to do."""
+    frames = [f for f in traceback.extract_tb(fault.__traceback__) if "/torch/" not in f.filename and f.name == "forward"]
+    where = f" at {frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
+    said = str(fault).strip().splitlines()[0] if str(fault).strip() else type(fault).__name__
+    return (
+        f"torch.export cannot capture {type(module).__name__}{where}: {said}\n"
+        "Make the forward free of data-dependent control flow, or trace a part of the model that is."
+    )

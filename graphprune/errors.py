@@ -1,0 +1,49 @@
+"""Every error that graphprune raises on purpose: what, where, got, expected, what to do."""
+
+
+class GraphpruneError(Exception):
+    """The root: one clear message, meant for the user."""
+
+
+class TraceError(GraphpruneError):
+    """A module could not be captured as a graph."""
+
+
+class LoadError(GraphpruneError):
+    """A model, a plan or a text could not be read."""
+
+
+class AnalysisError(GraphpruneError):
+    """The inferred axes contradict each other: a rule is wrong."""
+
+
+class PlanError(GraphpruneError):
+    """A plan cannot be made, or does not fit the program."""
+
+
+class InvalidProgram(GraphpruneError):  # noqa: N818 - the name of the state, as in compilers
+    """A rewritten graph does not hold together."""
+
+
+class CalibrationError(GraphpruneError):
+    """The calibration data or what the model makes of it is unusable."""
+
+
+class VerificationError(GraphpruneError):
+    """Two models that must agree do not."""
+
+
+class WriteBackError(GraphpruneError):
+    """A plan cannot be expressed in the original module."""
+
+
+class ExportError(GraphpruneError):
+    """A model could not be saved or exported."""
+
+
+class PipelineError(GraphpruneError):
+    """Passes stand in an order in which they cannot run, or their text cannot be read."""
+
+
+class RegistryError(GraphpruneError):
+    """A name is not registered, or registered twice."""

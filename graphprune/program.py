@@ -1,0 +1,107 @@
+"""A program: an FX graph over ATen operators, weights by name, and what is known about both."""
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
+
+from graphprune.weights import Weights
+
+F = TypeVar("F")
+Inputs = tuple[tuple[Any, ...], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a program came from: a folder or file, and the text that a user gave for it."""
+
+    path: Path
+    kind: str  # "huggingface", "pt2" or "python"
+    dtype: torch.dtype = torch.float32  # in which the weights are stored
+
+
+@dataclass(frozen=True)
+class Program:
+    """An immutable graph with its weights; every pass returns a new one.
+
+    `graph` holds one ``get_attr`` node a parameter or buffer and one ``placeholder`` an input leaf, and every
+    node's ``meta["val"]`` is a fake tensor with its (possibly symbolic) shape. `weights` are read lazily.
+    `ties` maps each further name of a shared parameter to the name under which it is stored. Inputs and
+    outputs whose names match `state` (a key/value cache) may be narrowed, all others are an interface.
+    """
+
+    graph: fx.Graph
+    weights: Weights
+    parameters: frozenset[str]
+    ties: Mapping[str, str]
+    inputs: Inputs
+    submodules: Mapping[str, nn.Module] = field(default_factory=lambda: MappingProxyType({}))
+    state: tuple[str, ...] = ()
+    source: Source | None = None
+    facts: Mapping[type, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    def fact(self, kind: type[F]) -> F:
+        """The fact of this kind that an earlier pass made.
+
+        Raises:
+            KeyError: if none did; a pipeline checks that before anything runs.
+        """
+        return self.facts[kind]  # type: ignore[no-any-return]
+
+    def with_facts(self, *facts: object, **changes: Any) -> "Program":
+        """This program knowing `facts` too, and with its fields changed as named."""
+        known = {**self.facts, **{type(fact): fact for fact in facts}}
+        return replace(self, facts=MappingProxyType(known), **changes)
+
+    def name(self, alias: str) -> str:
+        """The name under which a parameter is stored, for any of its names."""
+        return self.ties.get(alias, alias)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every stored parameter and buffer, without reading it."""
+        found = {self.name(str(n.target)): n.meta["val"] for n in self.tensors()}
+        return {name: tuple(int(size) for size in val.shape) for name, val in found.items()}
+
+    def tensors(self) -> Iterator[fx.Node]:
+        """The nodes that read a parameter, a buffer or a lifted constant."""
+        return (n for n in self.graph.nodes if n.op == "get_attr" and isinstance(n.meta.get("val"), Tensor))
+
+    def count(self) -> int:
+        """How many parameters there are, shared ones counted once."""
+        shapes = self.shapes()
+        return sum(torch.Size(shapes[name]).numel() for name in shapes if name in self.parameters)
+
+    def fingerprint(self) -> str:
+        """A hash of the names and shapes of all parameters: the same for every capture of one model."""
+        shapes = sorted((name, shape) for name, shape in self.shapes().items() if name in self.parameters)
+        return hashlib.sha256(repr(shapes).encode()).hexdigest()[:16]
+
+    def flat(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+        """The input leaves in the order of the placeholders."""
+        named = {key: kwargs[key] for key in self.inputs[1]}
+        return pytree.tree_leaves((args, named))
+
+    def module(self) -> fx.GraphModule:
+        """A module that runs the graph and is called like the one that was traced; loads all weights."""
+        root: dict[str, Any] = dict(self.submodules)
+        stored = {name: self._attribute(name) for name in self.shapes()}
+        root |= {str(node.target): stored[self.name(str(node.target))] for node in self.tensors()}
+        return fx.GraphModule(root, copy_graph(self.graph)).eval()
+
+    def _attribute(self, name: str) -> Tensor:
+        tensor = self.weights[name]
+        return nn.Parameter(tensor) if name in self.parameters else tensor
+
+
+def copy_graph(graph: fx.Graph) -> fx.Graph:
+    """A copy with nodes of its own and the same calling convention."""
+    copy = fx.Graph()
+    copy.output(copy.graph_copy(graph, {}))
+    copy._codegen = graph._codegen
+    return copy

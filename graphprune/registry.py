@@ -1,0 +1,59 @@
+"""One small class for everything that plugs in: a name, a thing, and loud mistakes."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from difflib import get_close_matches
+from importlib import import_module
+from pkgutil import iter_modules
+from typing import TypeVar
+
+from graphprune.errors import RegistryError
+
+K = TypeVar("K")
+V = TypeVar("V")
+W = TypeVar("W")
+
+
+class Registry(Mapping[K, V]):
+    """Things by name; a duplicate raises, an unknown name suggests its neighbours."""
+
+    def __init__(self, kind: str) -> None:
+        self.kind = kind
+        self._table: dict[K, V] = {}
+
+    def register(self, *names: K) -> Callable[[W], W]:
+        """Register the decorated thing under each of `names`.
+
+        Raises:
+            RegistryError: if a name is taken.
+        """
+
+        def keep(thing: W) -> W:
+            for name in names:
+                if name in self._table:
+                    raise RegistryError(f"{self.kind} {name!r} is registered twice")
+                self._table[name] = thing  # type: ignore[assignment]
+            return thing
+
+        return keep
+
+    def __getitem__(self, name: K) -> V:
+        if name in self._table:
+            return self._table[name]
+        known = [str(key) for key in self._table]
+        near = ", ".join(get_close_matches(str(name), known) or sorted(known))
+        raise RegistryError(f"no {self.kind} {str(name)!r}; did you mean {near}?")
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._table
+
+    def __iter__(self) -> Iterator[K]:
+        return iter(self._table)
+
+    def __len__(self) -> int:
+        return len(self._table)
+
+
+def discover(package: str, path: Iterable[str]) -> None:
+    """Import every module of a plug-in folder, so that each registers itself; a failing import fails loudly."""
+    for module in sorted(info.name for info in iter_modules(path)):
+        import_module(f"{package}.{module}")

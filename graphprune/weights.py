@@ -1,0 +1,78 @@
+"""Weights by name, read when they are asked for."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+Weights = Mapping[str, Tensor]
+KeepByName = Mapping[str, Mapping[int, Tensor]]
+
+
+@dataclass(frozen=True)
+class Stored(Mapping[str, Tensor]):
+    """Tensors in safetensors files, memory-mapped and cast to `dtype` on access.
+
+    `places` says for every name in which file, and under which key, it lies.
+    """
+
+    places: Mapping[str, tuple[Path, str]]
+    dtype: torch.dtype | None = None
+
+    def __getitem__(self, name: str) -> Tensor:
+        path, key = self.places[name]
+        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+            tensor: Tensor = file.get_tensor(key)
+        return tensor.to(self.dtype) if self.dtype and tensor.is_floating_point() else tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.places)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+@dataclass(frozen=True)
+class Narrowed(Mapping[str, Tensor]):
+    """The weights of `base` without the indices that `keep` leaves out."""
+
+    base: Weights
+    keep: KeepByName
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self.base[name]
+        for dim, indices in self.keep.get(name, MappingProxyType({})).items():
+            tensor = tensor.index_select(dim, indices.to(tensor.device))
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.base)
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+
+@dataclass(frozen=True)
+class Masked(Mapping[str, Tensor]):
+    """The weights of `base`, zero outside what `keep` says, in their old shapes."""
+
+    base: Weights
+    keep: KeepByName
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self.base[name]
+        for dim, indices in self.keep.get(name, MappingProxyType({})).items():
+            mask = torch.zeros(tensor.shape[dim], dtype=tensor.dtype, device=tensor.device)
+            mask[indices] = 1
+            tensor = tensor * mask.view(-1, *[1] * (tensor.dim() - dim - 1))
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.base)
+
+    def __len__(self) -> int:
+        return len(self.base)
