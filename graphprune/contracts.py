@@ -1,8 +1,9 @@
 """What a plug-in promises: an operator rule, a score, an allocation, a reconstruction, an exporter."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import Enum
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,7 +12,24 @@ from torch import Tensor, fx, nn
 from graphprune.axes import Axis
 
 Dims = tuple[Axis, ...]
-Arguments = tuple[tuple[Any, ...], dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Call:
+    """A call of an operator: what a rule makes of a node once its axes are narrower."""
+
+    target: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class Zeros(Enum):
+    """What an operator makes of indices at which a masked input is zero."""
+
+    KEPT = "zero wherever all inputs are"
+    PRODUCT = "zero wherever one input is"
+    ADDED = "zero wherever all inputs are, and every input has the index"
+    LOST = "no longer zero"
 
 
 @dataclass(frozen=True)
@@ -27,7 +45,7 @@ class Consumer:
     """A linear map ``y = W x`` inside the graph: the parameter `weight` contracts `axis` of the value `x`.
 
     `features` turns that value into a matrix of shape (tokens, columns * taps); `matrix` the weight into one of
-    shape (outputs, columns * taps); `restore` turns such a matrix back, given the number of columns.
+    shape (outputs, columns * taps); `restore` turns such a matrix back.
     `dim` is the dimension of the weight that is contracted; `taps` is 1 but for convolutions.
     """
 
@@ -38,47 +56,86 @@ class Consumer:
     axis: Axis
     features: Callable[[Tensor], Tensor]
     matrix: Callable[[Tensor], Tensor]
-    restore: Callable[[Tensor, Tensor], Tensor]
+    restore: Callable[[Tensor], Tensor]
     taps: int = 1
 
 
 class Flow(Protocol):
-    """What an operator rule sees and says while axes flow through the graph."""
+    """What an operator rule sees and says while axes flow through the graph.
 
-    def dims(self, value: object) -> Dims: ...
-    def shape(self, value: object) -> tuple[int, ...]: ...
-    def fresh(self, size: int, *pins: str) -> Axis: ...
-    def result(self, node: fx.Node) -> Dims: ...
-    def unify(self, a: Axis, b: Axis, why: str = ...) -> None: ...
-    def pin(self, axis: Axis, why: str) -> None: ...
-    def normalise(self, axis: Axis, why: str) -> None: ...
-    def mix(self, inner: Sequence[Axis], outer: Sequence[Axis]) -> None: ...
-    def consume(self, consumer: Consumer) -> None: ...
+    Values are nodes of the graph or literals; a literal has no dimensions.
+    """
+
+    def dims(self, value: object) -> Dims:
+        """The axes of a value, one a dimension."""
+
+    def fresh(self, node: fx.Node, pins: str = "") -> Dims:
+        """New axes in the shape of the node's value; pinned where sizes are symbolic, or for the reason `pins`."""
+
+    def unify(self, a: Axis, b: Axis) -> None:
+        """These two are the same axis; pinned, both, where that cannot be."""
+
+    def pin(self, axis: Axis, why: str) -> None:
+        """This axis must keep all its indices."""
+
+    def normalise(self, axis: Axis, why: str) -> None:
+        """A cut of this axis changes what remains: its group is not exact."""
+
+    def mix(self, inner: Iterable[Axis], outer: Iterable[Axis]) -> None:
+        """Indices of `outer` meet each other here, so they must agree on which indices of `inner` are kept."""
+
+    def contract(self, axis: Axis, *operands: object) -> None:
+        """The values are multiplied and summed over this axis."""
+
+    def consume(self, consumer: Consumer) -> None:
+        """A parameter contracts the axis: it can be scored and refitted there."""
+
+    def cache(self, *values: object) -> None:
+        """Keys and values: a language model keeps them for every token."""
+
+    def produce(self, parameter: object, dim: int) -> None:
+        """The rows of this dimension make the axis."""
+
+    def origin(self, value: object) -> tuple[str, tuple[int, ...]] | None:
+        """The parameter that a value is, and where each of its dimensions comes from; None if it is computed."""
 
 
 class Cut(Protocol):
     """What an operator rule sees while literals are rebuilt after a cut."""
 
-    def dims(self, value: object) -> Dims: ...
-    def shape(self, value: object) -> tuple[int, ...]: ...
-    def width(self, axis: Axis) -> int: ...
-    def changed(self, axis: Axis) -> bool: ...
-    def kept(self, axis: Axis) -> list[int]: ...
+    def dims(self, value: object) -> Dims:
+        """The axes of a value, one a dimension."""
+
+    def width(self, axis: Axis) -> int:
+        """The size of an axis after the cut."""
+
+    def changed(self, axis: Axis) -> bool:
+        """Is the axis narrower than before?"""
+
+    def within(self, axis: Axis, start: int, end: int) -> int:
+        """How many of the indices from `start` to `end` are kept."""
 
 
 class Rule(ABC):
     """Everything about one operator: how its axes relate, and how its literals follow a cut."""
 
-    #: Does it map a zero index of its inputs to a zero index of its output?
-    zero: bool = True
+    zeros: Zeros = Zeros.KEPT
 
     @abstractmethod
-    def axes(self, flow: Flow, node: fx.Node) -> Any:
-        """The `Dims` of the output; a list of them for several outputs; None for no tensor."""
+    def axes(self, flow: Flow, node: fx.Node) -> Dims | list[Dims] | None:
+        """The axes of the output; a list of them for several outputs; None where it is no tensor.
 
-    def rebuild(self, cut: Cut, node: fx.Node) -> Arguments:
-        """The arguments after the cut; called only where a touched axis changed."""
-        return node.args, node.kwargs
+        Raises:
+            Misaligned: where the axes cannot be aligned; everything that the node touches is pinned then.
+        """
+
+    def rebuild(self, cut: Cut, node: fx.Node) -> Call:
+        """The call after the cut; asked for only where an axis of an input or output changed."""
+        return Call(node.target, node.args, dict(node.kwargs))
+
+    def order(self, node: fx.Node, rank: int) -> list[int] | None:
+        """Where each output dimension comes from, for an operator that only permutes them; None for all others."""
+        return None
 
     def examples(self) -> Iterator[Example]:
         """Small modules for the conformance suite."""
@@ -100,5 +157,3 @@ class Exporter(Protocol):
 
     def __call__(self, source: Path, output: Path, *, force: bool = ...) -> ExportReport: ...
 
-
-Table = Mapping[str, Any]

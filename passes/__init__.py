@@ -1,0 +1,1 @@
+"""Passes over a program, and everything that plugs into them."""

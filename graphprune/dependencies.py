@@ -1,0 +1,132 @@
+"""What the analysis found: groups of coupled axes, pinned axes, and the axes of every value."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import networkx as nx
+
+from graphprune.axes import Axis, Prime, primes
+from graphprune.contracts import Consumer, Dims
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one index costs: parameters, multiply-accumulates an input token or pixel batch, cache bytes a token."""
+
+    parameters: int
+    macs: int
+    kv_cache_bytes: int
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a group stands: a dimension of a parameter, and its role there.
+
+    `axis` is the structure of the whole dimension. Roles: ``produced`` (rows that make it), ``contracted``
+    (columns that consume it), ``carried`` (a bias, a norm, a depthwise kernel), joined by ``+`` where a shared
+    parameter has several.
+    """
+
+    parameter: str
+    dim: int
+    role: str
+    axis: Axis = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Group:
+    """A free axis of the model: it can be narrowed everywhere at once.
+
+    `exact`: cutting an index equals zeroing it. `linked`: the name of the group around it each of whose indices
+    may keep other indices of this one. `inexact_because` says what normalises or mixes over it.
+    `inner` is how many elements lie inside one index in every dimension in which the group stands (the greatest
+    common divisor).
+    """
+
+    name: str
+    size: int
+    places: tuple[Place, ...]
+    exact: bool
+    linked: str | None
+    cost: Cost
+    inner: int
+    inexact_because: str
+    prime: Prime = field(repr=False)
+
+    @property
+    def kind(self) -> str:
+        """The name without layer numbers: groups of one kind do the same job in different layers."""
+        return ".".join("*" if part.isdigit() else part for part in self.name.split("."))
+
+
+@dataclass(frozen=True)
+class Pinned:
+    """An axis of a parameter that must stay as it is, and why."""
+
+    parameter: str
+    dim: int
+    size: int
+    reasons: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Dependencies:
+    """The result of the analysis.
+
+    `values` holds the axes of every node; `tensors` those of every parameter and buffer; `opaque` the operators
+    without a rule, with how often they occur.
+    """
+
+    groups: Sequence[Group]
+    pinned: Sequence[Pinned]
+    opaque: Mapping[str, int]
+    consumers: Sequence[Consumer]
+    values: Mapping[str, Dims | list[Dims]] = field(repr=False)
+    tensors: Mapping[str, Dims] = field(repr=False)
+
+    @cached_property
+    def by_name(self) -> Mapping[str, Group]:
+        """The groups by their names."""
+        return {group.name: group for group in self.groups}
+
+    @cached_property
+    def by_prime(self) -> Mapping[Prime, Group]:
+        """The groups by their axes."""
+        return {group.prime: group for group in self.groups}
+
+    def consumers_of(self, group: Group) -> list[Consumer]:
+        """Where a parameter contracts the group."""
+        return [consumer for consumer in self.consumers if group.prime in primes(consumer.axis)]
+
+    def to_networkx(self) -> "nx.DiGraph[str]":
+        """Parameters and groups as nodes, coupling as edges.
+
+        Node attributes: ``kind`` ("parameter" or "group"), for groups ``size``, ``exact``, ``linked``,
+        ``parameters``, ``macs`` and ``kv_cache_bytes`` an index. An edge runs from the parameter that produces a
+        group to the group, and from the group to what contracts or carries it; attributes ``dim`` and ``role``.
+        """
+        graph: nx.DiGraph[str] = nx.DiGraph()
+        for group in self.groups:
+            graph.add_node(
+                group.name, kind="group", size=group.size, exact=group.exact, linked=group.linked or "",
+                parameters=group.cost.parameters, macs=group.cost.macs, kv_cache_bytes=group.cost.kv_cache_bytes,
+            )  # fmt: skip
+            for place in group.places:
+                graph.add_node(place.parameter, kind="parameter")
+                ends = (place.parameter, group.name) if "produced" in place.role else (group.name, place.parameter)
+                graph.add_edge(*ends, dim=place.dim, role=place.role)
+        return graph
+
+    def __str__(self) -> str:
+        head = f"{'group':60} {'size':>6} {'exact':>5} {'linked':>6} {'params/index':>12} {'places':>6}"
+        rows = [
+            f"{g.name:60} {g.size:6} {'yes' if g.exact else 'no':>5} {'yes' if g.linked else '-':>6} "
+            f"{g.cost.parameters:12,} {len(g.places):6}"
+            for g in self.groups
+        ]
+        tail = [f"{len(self.groups)} groups, {len(self.pinned)} pinned axes"]
+        if self.opaque:
+            tail.append("without a rule: " + ", ".join(f"{name} x{n}" for name, n in self.opaque.items()))
+        return "\n".join([head, *rows, *tail])
+

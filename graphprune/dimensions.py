@@ -1,0 +1,67 @@
+"""What operator rules share: broadcasting, dimension numbers, and linear consumers."""
+
+from collections.abc import Iterator, Sequence
+from itertools import zip_longest
+from typing import Any
+
+from torch import Tensor, fx
+
+from graphprune.axes import UNIT, Axis
+from graphprune.contracts import Consumer, Dims, Flow
+
+
+def tensors(node: fx.Node) -> Iterator[fx.Node]:
+    """The tensor inputs of a node, in order."""
+    return (value for value in node.all_input_nodes if isinstance(value.meta.get("val"), Tensor))
+
+
+def broadcast(flow: Flow, operands: Sequence[Dims]) -> Dims:
+    """The dimensions that come of broadcasting, aligned at the end; equal ones become one axis."""
+    columns = list(zip_longest(*(reversed(dims) for dims in operands), fillvalue=UNIT))
+    return tuple(meet(flow, column) for column in reversed(columns))
+
+
+def meet(flow: Flow, axes: Sequence[Axis]) -> Axis:
+    """The one axis that these are; those of size 1 are stretched."""
+    wide = [axis for axis in axes if axis.size != 1]
+    for other in wide[1:]:
+        flow.unify(wide[0], other)
+    return wide[0] if wide else UNIT
+
+
+def position(dim: int, rank: int) -> int:
+    """A dimension number counted from the front."""
+    return dim + rank if dim < 0 else dim
+
+
+def positions(dims: Any, rank: int) -> list[int]:
+    """Dimension numbers counted from the front; all of them for None or an empty list."""
+    if dims is None or dims == []:
+        return list(range(rank))
+    return [position(dim, rank) for dim in ([dims] if isinstance(dims, int) else dims)]
+
+
+def argument(node: fx.Node, index: int, name: str, default: Any = None) -> Any:
+    """An argument of a call, given by position or by name."""
+    return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
+
+
+def consume(flow: Flow, node: fx.Node, x: Any, weight: Any, dim: int) -> None:
+    """Report a consumer if the weight is a parameter of two dimensions, possibly seen transposed."""
+    found = flow.origin(weight)
+    if found is None or len(found[1]) != 2:
+        return
+    name, order = found
+    contracted = order[dim]
+
+    def matrix(w: Tensor) -> Tensor:
+        return w if contracted == 1 else w.T
+
+    flow.consume(
+        Consumer(
+            node=node.name, x=x.name, weight=name, dim=contracted, axis=flow.dims(x)[-1],
+            features=lambda value: value.reshape(-1, value.shape[-1]),
+            matrix=matrix,
+            restore=matrix,
+        )
+    )  # fmt: skip

@@ -1,0 +1,182 @@
+"""The analysis: which axes of the model are free, where they stand, and what each of their indices costs."""
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from math import gcd, prod
+
+
+from graphprune.axes import Axis, Prime, Product, Sum, primes, resolve
+from graphprune.dependencies import Cost, Dependencies, Group, Pinned, Place
+from graphprune.passes.exactness import loud
+from graphprune.passes.flow import AxisFlow
+from graphprune.passes.operators import RULES
+from graphprune.program import Program
+
+
+def analyze(program: Program) -> Dependencies:
+    """Find every group of coupled axes of `program`."""
+    flow = AxisFlow(program).run()
+    places = _places(flow)
+    finder = _Finder(flow, places, _inexact(flow), _links(flow, places))
+    groups = tuple(finder.groups())
+    return Dependencies(
+        groups=groups,
+        pinned=tuple(_pinned(flow)),
+        opaque=dict(flow.opaque),
+        consumers=tuple(flow.consumers),
+        values={node.name: value for node, value in flow.values.items() if value is not None},
+        tensors=flow.tensors,
+    )
+
+
+@dataclass(frozen=True)
+class _Finder:
+    """What is known about every prime, gathered into groups."""
+
+    flow: AxisFlow
+    places: Mapping[Prime, list[tuple[str, int]]]
+    inexact: Mapping[Prime, str]
+    links: Mapping[Prime, Prime]
+
+    def groups(self) -> Iterator[Group]:
+        """A group for every free prime that stands in a parameter, in the order of the parameters."""
+        free = [p for p, where in self.places.items() if not p.pins and self._is_in_parameter(where)]
+        costs = Costs(self.flow)
+        names = {p: self._name(p) for p in free}
+        for p in free:
+            owner = self.links.get(p)
+            yield Group(
+                name=names[p],
+                size=p.size,
+                places=tuple(self._place(name, dim) for name, dim in self.places[p]),
+                exact=p not in self.inexact,
+                linked=names.get(owner) if owner else None,
+                cost=costs.of(p, self.places[p]),
+                inner=gcd(*(_inner(self.flow.tensors[name][dim], p) for name, dim in self.places[p])),
+                inexact_because=self.inexact.get(p, ""),
+                prime=p,
+            )
+
+    def _is_in_parameter(self, where: list[tuple[str, int]]) -> bool:
+        return any(name in self.flow.program.parameters for name, _ in where)
+
+    def _name(self, p: Prime) -> str:
+        """The first parameter and dimension that it stands in, and its position there if it is not alone."""
+        first = [place for place in self.places[p] if place[0] in self.flow.program.parameters]
+        name, dim = next((w for w in first if "produced" in self.flow.roles[w]), first[0])
+        inside = list(dict.fromkeys(primes(self.flow.tensors[name][dim])))
+        return f"{name}:{dim}" + (f".{inside.index(p)}" if len(inside) > 1 else "")
+
+    def _place(self, name: str, dim: int) -> Place:
+        roles = "+".join(sorted(self.flow.roles[name, dim])) or "carried"
+        return Place(name, dim, roles, resolve(self.flow.tensors[name][dim]))
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What one index of an axis costs, from the places where it stands."""
+
+    flow: AxisFlow
+
+    def of(self, p: Prime, where: Iterable[tuple[str, int]]) -> Cost:
+        """The cost of one index of `p`."""
+        shapes = self.flow.program.shapes()
+        own = {name for name, _ in where if name in self.flow.program.parameters}
+        parameters = sum(prod(shapes[name]) // p.size for name in own)
+        return Cost(parameters, self._macs(p, own), self._cache(p))
+
+    def _macs(self, p: Prime, own: set[str]) -> int:
+        """Multiply-accumulates of the linear maps whose weights hold the axis, for one row of their inputs."""
+        return sum(self.flow.numel(c.weight) // p.size for c in self.flow.consumers if c.weight in own)
+
+    def _cache(self, p: Prime) -> int:
+        """Bytes a token of the keys and values that hold the axis, before they are repeated for their queries."""
+        found = (value for value in self.flow.cached() if p in {q for axis in value.axes for q in primes(axis)})
+        return sum(value.bytes_per_token // p.size for value in found)
+
+
+def _places(flow: AxisFlow) -> dict[Prime, list[tuple[str, int]]]:
+    """Where every prime stands: in which dimensions of which parameters and buffers."""
+    places: dict[Prime, list[tuple[str, int]]] = defaultdict(list)
+    used = {flow.program.name(str(node.target)) for node in flow.program.tensors() if node.users}
+    for name, dims in flow.tensors.items():
+        for dim, axis in enumerate(dims if name in used else ()):
+            for p in dict.fromkeys(primes(axis)):
+                places[p].append((name, dim))
+    return places
+
+
+def _pinned(flow: AxisFlow) -> Iterator[Pinned]:
+    """Every pinned prime of a parameter, with its reasons."""
+    for name, dims in flow.tensors.items():
+        if name not in flow.program.parameters:
+            continue
+        for dim, axis in enumerate(dims):
+            for p in dict.fromkeys(primes(axis)):
+                if p.pins:
+                    yield Pinned(name, dim, p.size, tuple(p.pins))
+
+
+def _inexact(flow: AxisFlow) -> dict[Prime, str]:
+    """Primes whose cut changes more than zeroing them would, and why."""
+    why = {p: reason for axis, reason in reversed(flow.inexact) for p in primes(axis)}
+    for p, reason in loud(flow, RULES):
+        why.setdefault(p, reason)
+    return why
+
+
+def _links(flow: AxisFlow, places: Mapping[Prime, list[tuple[str, int]]]) -> dict[Prime, Prime]:
+    """For every prime the one around it, in every value and at every place, that may choose its indices."""
+    around: dict[Prime, set[Prime]] = {}
+    for dims in _values(flow):
+        _narrow(around, dims)
+    for p in list(around):
+        for name, dim in places.get(p, ()):
+            around[p] &= set(_outside(flow.tensors[name][dim], p))
+    for inner, outer in flow.mixed:
+        rivals = {q for axis in outer for q in primes(axis)}
+        for p in {p for axis in inner for p in primes(axis)} & around.keys():
+            around[p] -= rivals
+    free = {p: [q for q in owners if not q.pins and q.size > 1] for p, owners in around.items() if not p.pins}
+    return {p: max(owners, key=lambda q: q.size) for p, owners in free.items() if owners}
+
+
+def _values(flow: AxisFlow) -> Iterator[tuple[Axis, ...]]:
+    """The dimensions of every value, those of several outputs one after another."""
+    for value in flow.values.values():
+        if isinstance(value, list):
+            yield from value
+        elif value is not None:
+            yield value
+
+
+def _narrow(around: dict[Prime, set[Prime]], dims: tuple[Axis, ...]) -> None:
+    """Leave to every prime of a value only the neighbours that stand in it too, once each."""
+    found = [p for axis in dims for p in primes(axis)]
+    once = {p for p in found if found.count(p) == 1}
+    for p in set(found):
+        beside = once - {p} if p in once else set()
+        around[p] = around[p] & beside if p in around else beside
+
+
+def _outside(axis: Axis, p: Prime) -> list[Prime]:
+    """The primes directly around `p` in a product, outermost first."""
+    axis = resolve(axis)
+    if isinstance(axis, Product):
+        parts = [part for part in axis.parts]
+        return [q for q in parts[: parts.index(p)] if isinstance(q, Prime)] if p in parts else []
+    return []
+
+
+def _inner(axis: Axis, p: Prime) -> int:
+    """How many elements lie inside one index of `p` in a dimension."""
+    axis = resolve(axis)
+    if isinstance(axis, Product):
+        at = next(i for i, part in enumerate(axis.parts) if p in primes(part))
+        return prod(part.size for part in axis.parts[at + 1 :]) * _inner(axis.parts[at], p)
+    if isinstance(axis, Sum):
+        return gcd(*(_inner(part, p) for part in axis.parts if p in primes(part)))
+    return 1
+
+

@@ -1,0 +1,217 @@
+"""Axes flow through the graph: every operator's rule is asked once, in order."""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from fnmatch import fnmatch
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from graphprune import axes
+from graphprune.axes import Axis, Misaligned, prime, primes
+from graphprune.contracts import Consumer, Dims
+from graphprune.passes.operators import RULES
+from graphprune.program import Program
+
+aten = torch.ops.aten
+VIEWS = {aten.expand.default, aten.reshape.default, aten.clone.default, aten.unsqueeze.default, aten.slice.Tensor}
+
+
+
+@dataclass(frozen=True)
+class Cached:
+    """Keys or values before they are repeated for their queries: their axes, and their bytes a token."""
+
+    axes: Dims
+    bytes_per_token: int
+
+    @classmethod
+    def of(cls, flow: "AxisFlow", value: fx.Node) -> "Cached":
+        """Follow a value back through operators that only view or repeat it, to where it is smallest."""
+        best, node = value, value
+        while node.target in VIEWS and isinstance(node.args[0], fx.Node):
+            node = node.args[0]
+            best = node if flow.size(node) < flow.size(best) else best
+        dims = flow.dims(best)
+        static = prod(axis.size for axis in dims if not all(p.pins for p in primes(axis)))
+        return cls(dims, static * best.meta["val"].element_size())
+
+
+@dataclass
+class AxisFlow:
+    """The state of one analysis; what rules see of it is `contracts.Flow`."""
+
+    program: Program
+    values: dict[fx.Node, Dims | list[Dims] | None] = field(default_factory=dict)
+    tensors: dict[str, Dims] = field(default_factory=dict)
+    consumers: list[Consumer] = field(default_factory=list)
+    inexact: list[tuple[Axis, str]] = field(default_factory=list)
+    mixed: list[tuple[list[Axis], list[Axis]]] = field(default_factory=list)
+    contractions: list[tuple[Axis, tuple[object, ...], str]] = field(default_factory=list)
+    roles: dict[tuple[str, int], set[str]] = field(default_factory=lambda: defaultdict(set))
+    keys_and_values: list[object] = field(default_factory=list)
+    opaque: Counter[str] = field(default_factory=Counter)
+    node: fx.Node | None = None
+
+    def run(self) -> "AxisFlow":
+        """Visit every node."""
+        for self.node in self.program.graph.nodes:
+            self.values[self.node] = self._visit(self.node)
+        return self
+
+    def dims(self, value: object) -> Dims:
+        """The axes of a value; none of a literal."""
+        found = self.values.get(value) if isinstance(value, fx.Node) else None
+        return found if found is not None else ()  # type: ignore[return-value]
+
+    def fresh(self, node: fx.Node, pins: str = "") -> Dims:
+        """New axes in the shape of a node's value; symbolic sizes are pinned."""
+        return self._fresh(node.meta["val"], pins)
+
+    def unify(self, a: Axis, b: Axis) -> None:
+        """Make two axes one."""
+        if a is not b:
+            axes.unify(a, b, f"shapes cannot be aligned at {self._where()}")
+
+    def pin(self, axis: Axis, why: str) -> None:
+        """Forbid a cut."""
+        if any(len(p.pins) < 2 for p in primes(axis)):
+            axes.pin(axis, f"{why}, at {self._where()}")
+
+    def normalise(self, axis: Axis, why: str) -> None:
+        """Note that a cut of the axis changes what remains."""
+        self.inexact.append((axis, f"{why}, at {self._where()}"))
+
+    def mix(self, inner: Iterable[Axis], outer: Iterable[Axis]) -> None:
+        """Note that indices of `outer` must agree on those of `inner`."""
+        self.mixed.append((list(inner), list(outer)))
+
+    def contract(self, axis: Axis, *operands: object) -> None:
+        """Note a sum over an axis."""
+        self.contractions.append((axis, operands, self._where()))
+
+    def consume(self, consumer: Consumer) -> None:
+        """Note that a parameter contracts an axis, and produces its other ones."""
+        self.consumers.append(consumer)
+        for dim in range(len(self.tensors[consumer.weight])):
+            self.roles[consumer.weight, dim].add("contracted" if dim == consumer.dim else "produced")
+
+    def cache(self, *values: object) -> None:
+        """Note keys and values, which a language model keeps for every token."""
+        self.keys_and_values += values
+
+    def produce(self, parameter: object, dim: int) -> None:
+        """Note that a parameter produces an axis."""
+        if found := self.origin(parameter):
+            self.roles[found[0], found[1][dim]].add("produced")
+
+    def origin(self, value: object) -> tuple[str, tuple[int, ...]] | None:
+        """The parameter behind a value that is only a transposed view of it."""
+        if not isinstance(value, fx.Node):
+            return None
+        if value.op == "get_attr":
+            name = self.program.name(str(value.target))
+            return (name, tuple(range(len(self.tensors[name])))) if name in self.program.parameters else None
+        rule, found = RULES.get(value.target), self.origin(value.args[0]) if value.args else None
+        order = rule.order(value, len(found[1])) if rule and found else None
+        return (found[0], tuple(found[1][i] for i in order)) if order and found else None
+
+    def size(self, node: fx.Node) -> int:
+        """How many elements a value has."""
+        return prod(axis.size for axis in self.dims(node))
+
+    def numel(self, name: str) -> int:
+        """How many elements a parameter has."""
+        return prod(axis.size for axis in self.tensors[name])
+
+    def cached(self) -> list["Cached"]:
+        """The keys and values of every attention, as a cache would hold them."""
+        return [Cached.of(self, value) for value in self.keys_and_values if isinstance(value, fx.Node)]
+
+    def _visit(self, node: fx.Node) -> Dims | list[Dims] | None:
+        if node.op == "placeholder":
+            return self._input(node)
+        if node.op == "get_attr":
+            return self._tensor(node)
+        if node.op == "output":
+            return self._output(node)
+        return self._call(node)
+
+    def _input(self, node: fx.Node) -> Dims | None:
+        val = node.meta.get("val")
+        return self._fresh(val, "" if self._is_state(node.name) else "it is an input") if isinstance(val, Tensor) else None
+
+    def _tensor(self, node: fx.Node) -> Dims | None:
+        if not isinstance(node.meta.get("val"), Tensor):
+            return None
+        name = self.program.name(str(node.target))
+        if name not in self.tensors:
+            self.tensors[name] = self._fresh(node.meta["val"], "")
+        return self.tensors[name]
+
+    def _output(self, node: fx.Node) -> None:
+        leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(node.args[0]) if isinstance(leaf, fx.Node)]
+        for leaf, name in zip(leaves, self._output_names(leaves), strict=True):
+            for axis in self._all(leaf):
+                if not self._is_state(name):
+                    self.pin(axis, "it is an output")
+
+    def _output_names(self, leaves: list[fx.Node]) -> list[str]:
+        """Names of the outputs as a user writes them: by their position in the structure."""
+        spec = getattr(getattr(self.program.graph._codegen, "pytree_info", None), "out_spec", None)
+        if spec is None:
+            return [leaf.name for leaf in leaves]
+        tree = torch.utils._pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
+        paths = [torch.utils._pytree.keystr(path) for path, _ in torch.utils._pytree.tree_flatten_with_path(tree)[0]]
+        return paths if len(paths) == len(leaves) else [leaf.name for leaf in leaves]
+
+    def _is_state(self, name: str) -> bool:
+        return any(fnmatch(name, pattern) for pattern in self.program.state)
+
+    def _call(self, node: fx.Node) -> Dims | list[Dims] | None:
+        val = node.meta.get("val")
+        if not isinstance(val, (Tensor, list, tuple)):
+            return None
+        if node.target not in RULES:
+            self.opaque[str(node.target)] += 1
+            return self._opaque(node, f"{node.target} has no rule")
+        try:
+            return RULES[node.target].axes(self, node)
+        except Misaligned as fault:
+            return self._opaque(node, str(fault))
+
+    def _opaque(self, node: fx.Node, why: str) -> Dims | list[Dims]:
+        """Pin everything that the node touches."""
+        for value in node.all_input_nodes:
+            for axis in self._all(value):
+                self.pin(axis, why)
+        val = node.meta["val"]
+        if isinstance(val, Tensor):
+            return self._fresh(val, why)
+        return [self._fresh(item, why) if isinstance(item, Tensor) else () for item in val]
+
+    def _all(self, node: fx.Node) -> Iterator[Axis]:
+        found = self.values.get(node) or ()
+        for item in found:
+            yield from (item if isinstance(item, tuple) else (item,))
+
+    def _fresh(self, val: Tensor, pins: str) -> Dims:
+        reasons = [f"{pins}, at {self._where()}"] if pins else []
+        dynamic = ["its size is dynamic"]
+        return tuple(prime(hint(n), *reasons, *([] if isinstance(n, int) else dynamic)) for n in val.shape)
+
+    def _where(self) -> str:
+        """The current node and its line of model code."""
+        if self.node is None:
+            return ""
+        lines = str(self.node.meta.get("stack_trace") or "").strip().splitlines()
+        frames = [line.strip() for line in lines if line.strip().startswith("File ")]
+        return f"{self.node.name} {frames[-1] if frames else ''}".strip()
+
+
+def hint(size: Any) -> int:
+    """A size as it was in the example; asking a symbol itself would make it static."""
+    return size if isinstance(size, int) else int(size.node.hint or 1)

@@ -1,0 +1,74 @@
+"""Fused attention: heads are shared by query, key and value, the rest is contracted."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from graphprune.axes import factor
+from graphprune.contracts import Call, Cut, Dims, Example, Flow, Rule
+from graphprune.dimensions import argument, broadcast, meet
+from graphprune.passes.operators import rule
+
+aten = torch.ops.aten
+
+
+@rule(aten.scaled_dot_product_attention.default)
+class Attention(Rule):
+    """``q (... h s d), k (... h t d), v (... h t e) -> (... h s e)``, k and v with fewer heads for grouped queries."""
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        (*lead_q, s, d), (*lead_k, t, dk), (*lead_v, tv, e) = (flow.dims(value) for value in node.args[:3])
+        if argument(node, 7, "enable_gqa", False):
+            lead_q[-1], full = factor(lead_q[-1], lead_k[-1].size)[0], lead_q[-1]
+        else:
+            full = lead_q[-1] if lead_q else None
+        lead = list(broadcast(flow, [tuple(lead_q), tuple(lead_k), tuple(lead_v)]))
+        flow.cache(*node.args[1:3])
+        flow.unify(d, dk)
+        flow.unify(t, tv)
+        flow.contract(d, *node.args[:2])
+        flow.mix([d, e], [s, t])
+        flow.normalise(t, "attention is normalised along it")
+        if lead and full is not None:
+            lead[-1] = full
+        if (mask := argument(node, 3, "attn_mask")) is not None:
+            _masked(flow, [*lead, s, t], flow.dims(mask))
+        return *lead, s, e
+
+    def rebuild(self, cut: Cut, node: fx.Node) -> Call:
+        kwargs = dict(node.kwargs)
+        if argument(node, 6, "scale") is None:
+            # The default is the root of the head size as it was; a cut must not change it.
+            kwargs["scale"] = cut.dims(node.args[0])[-1].size ** -0.5
+        return Call(node.target, node.args[:6], kwargs)
+
+    def examples(self) -> Iterator[Example]:
+        yield Example(SelfAttention(heads=4, groups=4), (torch.randn(2, 5, 6),))
+        yield Example(SelfAttention(heads=4, groups=2), (torch.randn(2, 5, 6),))
+
+
+def _masked(flow: Flow, scores: list[Any], mask: Dims) -> None:
+    """A mask meets the scores by broadcasting."""
+    for score, axis in zip(reversed(scores), reversed(mask), strict=False):
+        meet(flow, [score, axis])
+
+
+class SelfAttention(nn.Module):
+    """An example: attention with `groups` key/value heads for `heads` query heads."""
+
+    def __init__(self, heads: int, groups: int) -> None:
+        super().__init__()
+        self.heads, self.groups = heads, groups
+        self.q, self.k = nn.Linear(6, heads * 8), nn.Linear(6, groups * 8)
+        self.v, self.out = nn.Linear(6, groups * 4), nn.Linear(heads * 4, 6)
+
+    def forward(self, x: Tensor) -> Any:
+        q, k, v = (p(x).unflatten(2, (n, -1)).transpose(1, 2) for p, n in self._projections())
+        y = F.scaled_dot_product_attention(q, k, v, enable_gqa=self.groups < self.heads)
+        return self.out(y.transpose(1, 2).flatten(2))
+
+    def _projections(self) -> list[tuple[nn.Module, int]]:
+        return [(self.q, self.heads), (self.k, self.groups), (self.v, self.groups)]

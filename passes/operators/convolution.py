@@ -1,0 +1,122 @@
+"""Convolutions: input channels are contracted within each group, output channels produced."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from graphprune.axes import Axis, Product, factor, resolve
+from graphprune.contracts import Call, Consumer, Cut, Dims, Example, Flow, Rule
+from graphprune.dimensions import argument
+from graphprune.passes.operators import RULES
+
+aten = torch.ops.aten
+GROUPS = 6  # the position of `groups` in the arguments of conv1d, conv2d and conv3d
+
+
+class Convolution(Rule):
+    """``x (n (g i) ...), weight ((g o) i ...) -> (n (g o) ...)``"""
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        x, weight = flow.dims(node.args[0]), flow.dims(node.args[1])
+        spatial = len(weight) - 2
+        batch, channels = x[: -spatial - 1], x[-spatial - 1]
+        out = self.channels(flow, node, channels, weight)
+        for axis in weight[2:]:
+            flow.pin(axis, "it is a kernel size")
+        for axis in x[-spatial:]:
+            flow.pin(axis, "a kernel slides along it")
+        if bias := argument(node, 2, "bias"):
+            flow.unify(out, flow.dims(bias)[0])
+        return *batch, out, *flow.fresh(node, "it is a spatial dimension")[-spatial:]
+
+    def channels(self, flow: Flow, node: fx.Node, channels: Axis, weight: Dims) -> Axis:
+        """The output channels; input channels meet the weight's group by group."""
+        groups = argument(node, GROUPS, "groups", 1)
+        outer, inner = factor(channels, groups)
+        out_groups, per_group = factor(weight[0], groups)
+        flow.unify(outer, out_groups)
+        flow.unify(inner, weight[1])
+        flow.contract(weight[1], node.args[0], node.args[1])
+        flow.mix([weight[1]], [per_group])
+        if groups == 1:
+            consume(flow, node)
+        return resolve(Product((out_groups, per_group)))
+
+    def rebuild(self, cut: Cut, node: fx.Node) -> Call:
+        groups = argument(node, GROUPS, "groups", 1)
+        if groups == 1:
+            return Call(node.target, node.args, dict(node.kwargs))
+        inner = cut.width(cut.dims(node.args[1])[1])
+        spatial = len(cut.dims(node.args[1])) - 2
+        new = cut.width(cut.dims(node.args[0])[-spatial - 1]) // inner
+        kwargs = {key: value for key, value in node.kwargs.items() if key != "groups"}
+        defaults = (None, None, None, [1], [0], [1], 1)
+        args = (*node.args, *(kwargs.pop(*_named(i, defaults)) for i in range(len(node.args), GROUPS)))
+        return Call(node.target, (*args[:GROUPS], new), kwargs)
+
+    def examples(self) -> Iterator[Example]:
+        image = torch.randn(2, 3, 9, 9)
+        yield Example(nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3, stride=2, padding=1)), (image,))
+        depthwise = nn.Conv2d(8, 8, 3, padding=1, groups=8)
+        yield Example(nn.Sequential(nn.Conv2d(3, 8, 1), depthwise, nn.Conv2d(8, 4, 1)), (image,))
+        grouped = nn.Conv2d(8, 12, 3, groups=4)
+        yield Example(nn.Sequential(nn.Conv2d(3, 8, 1), grouped, nn.ReLU(), nn.Conv2d(12, 4, 1)), (image,))
+        line = torch.randn(2, 3, 9)
+        yield Example(nn.Sequential(nn.Conv1d(3, 8, 3, padding="same"), nn.Conv1d(8, 4, 3, dilation=2)), (line,))
+
+
+RULES.register(
+    aten.conv1d.default, aten.conv1d.padding, aten.conv2d.default, aten.conv2d.padding,
+    aten.conv3d.default, aten.conv3d.padding,
+)(Convolution())  # fmt: skip
+
+
+def _named(index: int, defaults: tuple[Any, ...]) -> tuple[str, Any]:
+    return ("input", "weight", "bias", "stride", "padding", "dilation", "groups")[index], defaults[index]
+
+
+def consume(flow: Flow, node: fx.Node) -> None:
+    """Report a consumer for the convolutions of one and two dimensions that `unfold` can lay out."""
+    x, weight = node.args[:2]
+    spatial = len(flow.dims(weight)) - 2
+    unfold = unfolder(node, spatial)
+    if unfold is None or not isinstance(x, fx.Node) or (found := flow.origin(weight)) is None:
+        return
+    kernel = tuple(axis.size for axis in flow.dims(weight)[2:])
+    flow.consume(
+        Consumer(
+            node=node.name, x=x.name, weight=found[0], dim=1, axis=flow.dims(weight)[1],
+            features=unfold,
+            matrix=lambda w: w.flatten(1),
+            restore=lambda m: m.unflatten(1, (-1, *kernel)),
+            taps=torch.Size(kernel).numel(),
+        )
+    )  # fmt: skip
+
+
+def unfolder(node: fx.Node, spatial: int) -> Callable[[Tensor], Tensor] | None:
+    """The map from an input to its im2col matrix (tokens, channels * taps); None where there is none."""
+    stride, padding, dilation = (argument(node, i, n, d) for i, n, d in ((3, "stride", 1), (4, "padding", 0), (5, "dilation", 1)))
+    if spatial > 2 or isinstance(padding, str):
+        return None
+    kernel = [int(size) for size in node.args[1].meta["val"].shape[2:]]  # type: ignore[union-attr]
+    plane = [_pair(value, spatial, unit) for value, unit in ((dilation, 1), (padding, 0), (stride, 1))]
+    kernel = [1] * (2 - spatial) + kernel
+
+    def unfold(x: Tensor) -> Tensor:
+        image = x if spatial == 2 else x.unsqueeze(-2)
+        return F.unfold(image, kernel, *plane).transpose(1, 2).flatten(0, 1)
+
+    return unfold
+
+
+def _pair(value: Any, spatial: int, unit: int) -> list[int]:
+    """Two values, for the height and the width; a line has a height of one."""
+    given = [value] if isinstance(value, int) else list(value)
+    given = given * spatial if len(given) == 1 else given
+    return [unit] * (2 - spatial) + given
+
+

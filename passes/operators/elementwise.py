@@ -1,0 +1,93 @@
+"""Operators that work index by index: axes meet by broadcasting."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from graphprune.contracts import Dims, Example, Flow, Rule, Zeros
+from graphprune.dimensions import broadcast, tensors
+from graphprune.passes.operators import RULES
+
+aten = torch.ops.aten
+
+KEEP_ZERO = [
+    aten.relu.default, aten.relu_.default, aten.gelu.default, aten.silu.default, aten.silu_.default, aten.mish.default,
+    aten.leaky_relu.default, aten.elu.default, aten.hardswish.default, aten.hardswish_.default, aten.hardtanh.default,
+    aten.hardtanh_.default, aten.relu6.default, aten.tanh.default, aten.sin.default, aten.neg.default, aten.abs.default,
+    aten.sqrt.default, aten.erf.default, aten.sign.default, aten.floor.default, aten.ceil.default, aten.round.default,
+    aten.trunc.default, aten.square.default, aten.expm1.default, aten.log1p.default,
+    aten.dropout.default, aten.clone.default, aten.alias.default, aten.detach.default, aten.detach_.default,
+    aten.contiguous.default, aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.to.device,
+    aten.type_as.default, aten.lift_fresh_copy.default, aten.feature_dropout.default, aten.zeros_like.default,
+]  # fmt: skip
+LOSE_ZERO = [
+    aten.sigmoid.default, aten.hardsigmoid.default, aten.cos.default, aten.exp.default, aten.softplus.default,
+    aten.logit.default, aten.acos.default, aten.logical_not.default, aten.bitwise_not.default, aten.isnan.default,
+    aten.isinf.default, aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default, aten.masked_fill.Scalar,
+    aten.masked_fill.Tensor, aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar,
+    aten.eq.Tensor, aten.eq.Scalar, aten.ne.Tensor, aten.ne.Scalar, aten.le.Tensor, aten.le.Scalar, aten.lt.Tensor,
+    aten.lt.Scalar, aten.ge.Tensor, aten.ge.Scalar, aten.gt.Tensor, aten.gt.Scalar, aten.pow.Scalar,
+    aten.pow.Tensor_Tensor, aten.maximum.default, aten.minimum.default, aten.rsub.Scalar, aten.full_like.default,
+    aten.ones_like.default, aten.__and__.Tensor, aten.__or__.Tensor, aten.logical_or.default, aten.prelu.default,
+    aten.bitwise_or.Tensor, aten.nan_to_num.default,
+]  # fmt: skip
+PRODUCTS = [aten.mul.Tensor, aten.mul.Scalar, aten.logical_and.default, aten.bitwise_and.Tensor]
+ADDITIONS = [aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar]
+INVERSES = [aten.rsqrt.default, aten.reciprocal.default, aten.log.default]
+
+
+class Elementwise(Rule):
+    """Every dimension of the output is that of each input that has it."""
+
+    def __init__(self, zeros: Zeros) -> None:
+        self.zeros = zeros
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        operands = [flow.dims(value) for value in tensors(node)]
+        return broadcast(flow, operands)
+
+    def examples(self) -> Iterator[Example]:
+        yield Example(_Gated(), (torch.randn(2, 6),))
+
+
+class Divide(Elementwise):
+    """A quotient is no number where a masked divisor is zero, so that its axis is not exact."""
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        for axis in flow.dims(node.args[-1]):
+            flow.normalise(axis, "it is a divisor here")
+        return super().axes(flow, node)
+
+
+class Power(Elementwise):
+    """A fixed power keeps zeros if it is positive."""
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        exponent = node.args[1]
+        if not isinstance(exponent, (int, float)) or exponent <= 0:
+            for axis in flow.dims(node.args[0]):
+                flow.normalise(axis, "it is a divisor here")
+        return super().axes(flow, node)
+
+
+RULES.register(*KEEP_ZERO)(Elementwise(Zeros.KEPT))
+RULES.register(*LOSE_ZERO)(Elementwise(Zeros.LOST))
+RULES.register(*PRODUCTS)(Elementwise(Zeros.PRODUCT))
+RULES.register(*ADDITIONS)(Elementwise(Zeros.ADDED))
+RULES.register(*INVERSES)(Divide(Zeros.LOST))
+RULES.register(aten.div.Tensor, aten.div.Scalar, aten.div.Tensor_mode)(Divide(Zeros.KEPT))
+RULES.register(aten.pow.Tensor_Scalar)(Power(Zeros.KEPT))
+
+
+class _Gated(nn.Module):
+    """An example: two branches that meet in a product and a sum."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.out = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        a, b = self.a(x), self.b(x)
+        return self.out(torch.sigmoid(a) * b + torch.relu(a) / 2 - b**2)

@@ -1,0 +1,110 @@
+"""Linear maps and matrix products: one axis is contracted, the others go on."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from graphprune.axes import Axis
+from graphprune.contracts import Dims, Example, Flow, Rule
+from graphprune.dimensions import broadcast, consume
+from graphprune.passes.operators import RULES
+
+
+aten = torch.ops.aten
+
+
+
+class Linear(Rule):
+    """``x (... i), weight (o i), bias (o) -> (... o)``"""
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        x, weight = node.args[:2]
+        *batch, inner = flow.dims(x)
+        out, columns = flow.dims(weight)
+        flow.unify(inner, columns)
+        flow.contract(columns, x, weight)
+        flow.mix([columns], [*batch, out])
+        consume(flow, node, x, weight, 1)
+        if len(node.args) > 2 and node.args[2] is not None:
+            flow.unify(out, flow.dims(node.args[2])[0])
+        return *batch, out
+
+    def examples(self) -> Iterator[Example]:
+        yield Example(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)), (torch.randn(3, 6),))
+        yield Example(nn.Sequential(nn.Linear(6, 8, bias=False), nn.Linear(8, 8), nn.Linear(8, 2)), (torch.randn(3, 5, 6),))
+
+
+class MatMul(Rule):
+    """``a (... m k), b (... k n) -> (... m n)``, the leading dimensions broadcast."""
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        return multiply(flow, node, node.args[0], node.args[1])
+
+    def examples(self) -> Iterator[Example]:
+        yield Example(_Scores(), (torch.randn(2, 5, 6),))
+
+
+class AddMM(Rule):
+    """``bias + a @ b``"""
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        product = multiply(flow, node, node.args[1], node.args[2])
+        return broadcast(flow, [product, flow.dims(node.args[0])])
+
+    def examples(self) -> Iterator[Example]:
+        yield Example(_Transposed(), (torch.randn(3, 6),))
+
+
+RULES.register(aten.linear.default)(Linear())
+RULES.register(aten.mm.default, aten.bmm.default, aten.matmul.default)(MatMul())
+RULES.register(aten.addmm.default, aten.baddbmm.default)(AddMM())
+
+
+def multiply(flow: Flow, node: fx.Node, a: Any, b: Any) -> Dims:
+    """The axes of ``a @ b``; vectors are left to the caller's pins."""
+    left, right = flow.dims(a), flow.dims(b)
+    if min(len(left), len(right)) < 2:
+        return _with_vector(flow, a, b, left, right)
+    (*lead_a, rows, inner), (*lead_b, columns, out) = left, right
+    flow.unify(inner, columns)
+    flow.contract(inner, a, b)
+    flow.mix([inner], [rows, out])
+    if len(right) == 2:
+        flow.mix([inner], lead_a)
+        consume(flow, node, a, b, 0)
+    return *broadcast(flow, [tuple(lead_a), tuple(lead_b)]), rows, out
+
+
+def _with_vector(flow: Flow, a: Any, b: Any, left: Dims, right: Dims) -> Dims:
+    inner, columns = left[-1], right[-2] if len(right) > 1 else right[0]
+    flow.unify(inner, columns)
+    flow.contract(inner, a, b)
+    rest: list[Axis] = [*left[:-1], *right[:-2], *right[-1:]] if len(right) > 1 else list(left[:-1])
+    flow.mix([inner], rest)
+    return tuple(rest)
+
+
+class _Scores(nn.Module):
+    """An example: a product of two activations, as in attention scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v = nn.Linear(6, 8), nn.Linear(6, 8), nn.Linear(6, 10)
+        self.out = nn.Linear(10, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.out(torch.tanh(self.q(x) @ self.k(x).transpose(1, 2)) @ self.v(x))
+
+
+class _Transposed(nn.Module):
+    """An example: weights stored as (in, out)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w1, self.b1 = nn.Parameter(torch.randn(6, 8)), nn.Parameter(torch.randn(8))
+        self.w2, self.b2 = nn.Parameter(torch.randn(8, 3)), nn.Parameter(torch.randn(3))
+
+    def forward(self, x: Tensor) -> Any:
+        return torch.addmm(self.b2, torch.relu(torch.addmm(self.b1, x, self.w1)), self.w2)

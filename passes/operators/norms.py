@@ -1,0 +1,151 @@
+"""Normalisations and reductions: the axes over which they work are not exact."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import fx, nn
+
+from graphprune.axes import UNIT, Axis, factor
+from graphprune.contracts import Call, Cut, Dims, Example, Flow, Rule, Zeros
+from graphprune.dimensions import argument, position, positions
+from graphprune.passes.operators import RULES, rule
+
+aten = torch.ops.aten
+
+
+class LayerNorm(Rule):
+    """The last dimensions are normalised, and scaled index by index."""
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        dims = flow.dims(node.args[0])
+        last = dims[len(dims) - len(node.args[1]) :]  # type: ignore[arg-type]
+        for axis in last:
+            flow.normalise(axis, "it is normalised here")
+            flow.mix(dims, [axis])
+        for value in (argument(node, 2, "weight"), argument(node, 3, "bias")):
+            for a, b in zip(last, flow.dims(value), strict=False):
+                flow.unify(a, b)
+        return dims
+
+    def rebuild(self, cut: Cut, node: fx.Node) -> Call:
+        dims = cut.dims(node.args[0])
+        shape = [cut.width(axis) for axis in dims[len(dims) - len(node.args[1]) :]]  # type: ignore[arg-type]
+        return Call(node.target, (node.args[0], shape, *node.args[2:]), dict(node.kwargs))
+
+    def examples(self) -> Iterator[Example]:
+        yield Example(nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 6), nn.GELU(), nn.Linear(6, 2)), (torch.randn(3, 6),))
+
+
+RULES.register(aten.layer_norm.default, aten.rms_norm.default)(LayerNorm())
+
+
+@rule(aten.batch_norm.default)
+class BatchNorm(Rule):
+    """Channels are scaled and shifted one by one, by statistics that are weights."""
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        dims = flow.dims(node.args[0])
+        for value in node.args[1:5]:
+            for axis in flow.dims(value):
+                flow.unify(dims[1], axis)
+        return dims
+
+    def examples(self) -> Iterator[Example]:
+        norm = nn.BatchNorm2d(8)
+        norm.running_mean, norm.running_var = torch.randn(8), torch.rand(8) + 0.5
+        yield Example(nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.ReLU(), nn.Conv2d(8, 4, 1)).eval(), (torch.randn(2, 3, 7, 7),))
+
+
+@rule(aten.group_norm.default)
+class GroupNorm(Rule):
+    """Channels are normalised within groups; whole groups can be cut exactly."""
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        dims = flow.dims(node.args[0])
+        groups, inner = factor(dims[1], node.args[1])  # type: ignore[arg-type]
+        flow.normalise(inner, "it is normalised here")
+        flow.mix(dims, [inner])
+        for value in node.args[2:4]:
+            for axis in flow.dims(value):
+                flow.unify(dims[1], axis)
+        return dims
+
+    def rebuild(self, cut: Cut, node: fx.Node) -> Call:
+        groups, _ = factor(cut.dims(node.args[0])[1], node.args[1])  # type: ignore[arg-type]
+        return Call(node.target, (node.args[0], cut.width(groups), *node.args[2:]), dict(node.kwargs))
+
+    def examples(self) -> Iterator[Example]:
+        layers = nn.Conv2d(3, 8, 3), nn.GroupNorm(4, 8), nn.ReLU(), nn.Conv2d(8, 4, 1)
+        yield Example(nn.Sequential(*layers), (torch.randn(2, 3, 7, 7),))
+
+
+class Softmax(Rule):
+    """One dimension is normalised."""
+
+    zeros = Zeros.LOST
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        dims = flow.dims(node.args[0])
+        axis = dims[position(node.args[1], len(dims))]  # type: ignore[arg-type]
+        flow.normalise(axis, "it is normalised here")
+        flow.mix(dims, [axis])
+        return dims
+
+
+RULES.register(aten.softmax.int, aten._softmax.default, aten.log_softmax.int)(Softmax())
+
+
+class Reduce(Rule):
+    """Some dimensions are reduced to one number, or to a dimension of size 1."""
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        dims = flow.dims(node.args[0])
+        gone = positions(argument(node, 1, "dim"), len(dims))
+        for i in gone:
+            self.reduce(flow, node, dims[i])
+        keep = bool(argument(node, 2, "keepdim", False))
+        return tuple(UNIT if i in gone else axis for i, axis in enumerate(dims) if keep or i not in gone)
+
+    def reduce(self, flow: Flow, node: fx.Node, axis: Axis) -> None:
+        """Say what becomes of a reduced axis."""
+        flow.normalise(axis, "it is averaged here")
+
+
+@rule(aten.sum.dim_IntList, aten.sum.default)
+class Sum(Reduce):
+    """A sum is exact as long as what is cut would add nothing."""
+
+    def reduce(self, flow: Flow, node: fx.Node, axis: Axis) -> None:
+        flow.contract(axis, node.args[0])
+
+    def examples(self) -> Iterator[Example]:
+        yield Example(_Summed(), (torch.randn(3, 6),))
+
+
+RULES.register(aten.mean.dim, aten.mean.default, aten.amax.default, aten.amin.default, aten.any.dim, aten.all.dim)(Reduce())
+
+
+@rule(aten.var.correction, aten.std.correction)
+class Spread(Reduce):
+    """The variance along some dimensions."""
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        dims = flow.dims(node.args[0])
+        gone = positions(argument(node, 1, "dim"), len(dims))
+        for i in gone:
+            flow.normalise(dims[i], "its variance is taken here")
+        keep = bool(node.kwargs.get("keepdim", False))
+        return tuple(UNIT if i in gone else axis for i, axis in enumerate(dims) if keep or i not in gone)
+
+
+class _Summed(nn.Module):
+    """An example: a product of two branches, summed over its channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(6, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.a(x) * torch.relu(self.b(x))).sum(dim=-1)
+
+

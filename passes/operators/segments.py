@@ -1,0 +1,248 @@
+"""Operators that cut dimensions into segments, or lay them one after another."""
+
+from collections.abc import Iterator
+from itertools import accumulate
+from operator import getitem
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import fx, nn
+
+from graphprune.axes import Axis, Misaligned, cut, factor, resolve, total
+from graphprune.axes import prime as new_prime
+from graphprune.contracts import Call, Cut, Dims, Example, Flow, Rule, Zeros
+from graphprune.dimensions import argument, position
+from graphprune.passes.operators import RULES, rule
+
+aten = torch.ops.aten
+END = 2**63 - 1
+
+
+class Concatenate(Rule):
+    """A sum of axes along one dimension, equal axes along the others."""
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        operands = [flow.dims(value) for value in node.args[0]]  # type: ignore[union-attr]
+        dim = position(argument(node, 1, "dim", 0), len(operands[0]))
+        result = list(operands[0])
+        for other in operands[1:]:
+            for i in set(range(len(result))) - {dim}:
+                flow.unify(result[i], other[i])
+        result[dim] = total([resolve(dims[dim]) for dims in operands])
+        return tuple(result)
+
+    def examples(self) -> Iterator[Example]:
+        yield Example(_Halves(), (torch.randn(3, 6),))
+
+
+RULES.register(aten.cat.default, aten.concat.default)(Concatenate())
+
+
+@rule(aten.stack.default)
+class Stack(Rule):
+    """Equal values along a new dimension, which stays as it is."""
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        values: Any = node.args[0]
+        operands = [flow.dims(value) for value in values]
+        result = list(operands[0])
+        for other in operands[1:]:
+            for a, b in zip(result, other, strict=True):
+                flow.unify(a, b)
+        dim = position(argument(node, 1, "dim", 0), len(result) + 1)
+        result.insert(dim, new_prime(len(operands), "values are stacked along it"))
+        return tuple(result)
+
+
+class Split(Rule):
+    """Consecutive segments of one dimension."""
+
+    def axes(self, flow: Flow, node: fx.Node) -> list[Dims]:
+        dims = flow.dims(node.args[0])
+        dim = position(argument(node, 2, "dim", 0), len(dims))
+        pieces = cut(dims[dim], self.sizes(node, dim))
+        return [(*dims[:dim], piece, *dims[dim + 1 :]) for piece in pieces]
+
+    def sizes(self, node: fx.Node, dim: int) -> list[int]:
+        """The sizes of the segments before a cut."""
+        return [int(value.shape[dim]) for value in node.meta["val"]]
+
+    def rebuild(self, cut: Cut, node: fx.Node) -> Call:
+        dims = cut.dims(node.args[0])
+        dim = position(argument(node, 2, "dim", 0), len(dims))
+        if not cut.changed(dims[dim]):
+            return Call(node.target, node.args, dict(node.kwargs))
+        ends = [0, *accumulate(self.sizes(node, dim))]
+        sizes = [cut.within(dims[dim], a, b) for a, b in zip(ends, ends[1:], strict=False)]
+        return Call(aten.split_with_sizes.default, (node.args[0], sizes, dim), {})
+
+    def examples(self) -> Iterator[Example]:
+        yield Example(_Fused(), (torch.randn(3, 6),))
+
+
+RULES.register(aten.split_with_sizes.default, aten.split.Tensor, aten.split.sizes, aten.chunk.default)(Split())
+
+
+@rule(aten.unbind.int)
+class Unbind(Rule):
+    """Every index of one dimension becomes a value of its own."""
+
+    def axes(self, flow: Flow, node: fx.Node) -> list[Dims]:
+        dims = flow.dims(node.args[0])
+        dim = position(argument(node, 1, "dim", 0), len(dims))
+        flow.pin(dims[dim], "it is taken apart index by index")
+        return [(*dims[:dim], *dims[dim + 1 :])] * dims[dim].size
+
+
+@rule(getitem)
+class Item(Rule):
+    """One of several outputs."""
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        return flow.dims(node.args[0])[node.args[1]]  # type: ignore[index, return-value]
+
+
+@rule(aten.select.int)
+class Select(Rule):
+    """One index of a dimension, which stays as it is."""
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        dims = flow.dims(node.args[0])
+        dim = position(node.args[1], len(dims))  # type: ignore[arg-type]
+        flow.pin(dims[dim], f"index {node.args[2]} is taken from it")
+        return *dims[:dim], *dims[dim + 1 :]
+
+
+@rule(aten.slice.Tensor)
+class Slice(Rule):
+    """A segment of one dimension, or every n-th index of it."""
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        dims, size = flow.dims(node.args[0]), flow.fresh(node)
+        dim = position(argument(node, 1, "dim", 0), len(dims))
+        return *dims[:dim], self.part(flow, node, dims[dim], size[dim]), *dims[dim + 1 :]
+
+    def part(self, flow: Flow, node: fx.Node, axis: Axis, new: Axis) -> Axis:
+        """The axis of the slice; a fresh pinned one where its bounds depend on data or fit no structure."""
+        start, end, step = bounds(node, axis.size)
+        if start == 0 and new.size == axis.size and isinstance(end, int):
+            return axis
+        try:
+            if step != 1:
+                return strided(flow, axis, start, step)
+            return cut(axis, [start, new.size, axis.size - start - new.size])[1]
+        except (Misaligned, TypeError):
+            for each in (axis, new):
+                flow.pin(each, "a slice takes a part of it that fits no structure")
+            return new
+
+    def rebuild(self, cut: Cut, node: fx.Node) -> Call:
+        x, dims = node.args[0], cut.dims(node.args[0])
+        dim = position(argument(node, 1, "dim", 0), len(dims))
+        start, end, step = bounds(node, dims[dim].size)
+        if not cut.changed(dims[dim]) or not isinstance(start, int) or not isinstance(end, int):
+            return Call(node.target, node.args, dict(node.kwargs))
+        low = cut.within(dims[dim], 0, start) if step == 1 else start
+        high = END if end >= dims[dim].size else cut.within(dims[dim], 0, end)
+        return Call(node.target, (x, dim, low, high, step), {})
+
+    def examples(self) -> Iterator[Example]:
+        yield Example(_Halves(), (torch.randn(3, 6),))
+
+
+@rule(aten.constant_pad_nd.default, aten.pad.default)
+class Pad(Rule):
+    """Constants before and behind: zeros can be cut like what they meet."""
+
+    zeros = Zeros.KEPT
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        if argument(node, 2, "mode", "constant") not in ("constant", 0, 0.0) or min(widths(node)) < 0:
+            raise Misaligned("padding by other values than zeros")
+        dims = list(flow.dims(node.args[0]))
+        for i, (before, behind) in enumerate(pairs(node), start=1):
+            if before or behind:
+                dims[-i] = total([new_prime(before), resolve(dims[-i]), new_prime(behind)])
+        return tuple(dims)
+
+    def rebuild(self, cut: Cut, node: fx.Node) -> Call:
+        old, new = cut.dims(node.args[0]), cut.dims(node)
+        literals: list[int] = []
+        for i, (before, behind) in enumerate(pairs(node), start=1):
+            end = new[-i].size
+            low, high = cut.within(new[-i], 0, before), cut.within(new[-i], before + old[-i].size, end)
+            literals += [low, high] if cut.changed(new[-i]) else [before, behind]
+        return Call(node.target, (node.args[0], literals, *node.args[2:]), dict(node.kwargs))
+
+    def examples(self) -> Iterator[Example]:
+        yield Example(_Padded(), (torch.randn(3, 6),))
+
+
+def bounds(node: fx.Node, size: int) -> tuple[Any, Any, int]:
+    """Start, end and step of a slice, counted from the front."""
+    start, end = argument(node, 2, "start", 0), argument(node, 3, "end", END)
+    start, end = 0 if start is None else start, END if end is None else end
+    start = max(start + size, 0) if isinstance(start, int) and start < 0 else start
+    end = end + size if isinstance(end, int) and end < 0 else end
+    return start, end, argument(node, 4, "step", 1)
+
+
+def strided(flow: Flow, axis: Axis, start: int, step: int) -> Axis:
+    """Every `step`-th index: the outer factor, if the stride is one."""
+    outer, inner = factor(axis, axis.size // step) if axis.size % step == 0 and start < step else _no_stride(axis)
+    flow.pin(inner, f"every {step}th index is taken from it")
+    return outer
+
+
+def _no_stride(axis: Axis) -> tuple[Axis, Axis]:
+    raise Misaligned(f"a stride over {axis}")
+
+
+def widths(node: fx.Node) -> list[int]:
+    """The literal amounts of padding."""
+    return list(node.args[1])  # type: ignore[arg-type]
+
+
+def pairs(node: fx.Node) -> list[tuple[int, int]]:
+    """The amounts before and behind, the last dimension first."""
+    flat = widths(node)
+    return list(zip(flat[::2], flat[1::2], strict=True))
+
+
+class _Halves(nn.Module):
+    """An example: halves swapped and added, so that they become one axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = self.a(x)
+        return self.b(torch.cat((-y[:, 4:], y[:, :4]), dim=1) + y)
+
+
+class _Fused(nn.Module):
+    """An example: one projection split into three of unequal size."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 16), nn.Linear(6, 2), nn.Linear(6, 2)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        u, v, w = self.a(x).split([6, 6, 4], dim=1)
+        return u * torch.relu(v) @ self.b.weight.T + w @ self.c.weight[:, :4].T
+
+
+class _Padded(nn.Module):
+    """An example: a shortcut padded with zero channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.c = nn.Linear(6, 4), nn.Linear(4, 8), nn.Linear(8, 3)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = self.a(x)
+        return self.c(F.pad(y, (2, 2)) + self.b(y))
+
+

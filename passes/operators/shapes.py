@@ -1,0 +1,205 @@
+"""Operators that only rearrange dimensions: views, permutations, expansions."""
+
+from collections.abc import Iterator, Sequence
+from math import prod
+from typing import Any
+
+import torch
+from torch import fx, nn
+
+from graphprune.axes import UNIT, Axis, Misaligned, Product, factor, resolve
+from graphprune.contracts import Call, Cut, Dims, Example, Flow, Rule
+from graphprune.dimensions import position, positions
+from graphprune.errors import AnalysisError
+from graphprune.passes.operators import RULES, rule
+
+aten = torch.ops.aten
+
+
+class Reshape(Rule):
+    """Dimensions are merged and split: stretches of equal size hold the same product of axes."""
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        source, target = flow.dims(node.args[0]), flow.fresh(node)
+        result: list[Axis] = []
+        for old, new in stretches([a.size for a in source], [a.size for a in target]):
+            result += regroup(flow, [source[i] for i in old], [target[i] for i in new])
+        return tuple(result)
+
+    def rebuild(self, cut: Cut, node: fx.Node) -> Call:
+        sizes = resize(cut, node, node.args[1])
+        return Call(node.target, (node.args[0], sizes), dict(node.kwargs))
+
+    def examples(self) -> Iterator[Example]:
+        yield Example(nn.Sequential(nn.Linear(6, 8), nn.Unflatten(1, (2, 4)), nn.Flatten(1), nn.Linear(8, 3)), (torch.randn(3, 6),))
+
+
+RULES.register(aten.reshape.default, aten.view.default, aten._unsafe_view.default)(Reshape())
+
+
+@rule(aten.flatten.using_ints)
+class Flatten(Reshape):
+    """A run of dimensions becomes one."""
+
+    def rebuild(self, cut: Cut, node: fx.Node) -> Call:
+        return Call(node.target, node.args, dict(node.kwargs))
+
+
+@rule(aten.unflatten.int)
+class Unflatten(Reshape):
+    """One dimension becomes several."""
+
+    def rebuild(self, cut: Cut, node: fx.Node) -> Call:
+        x, dim, sizes = node.args
+        first = position(dim, len(cut.dims(x)))  # type: ignore[arg-type]
+        new = [cut.width(cut.dims(node)[first + i]) for i in range(len(sizes))]  # type: ignore[arg-type]
+        return Call(node.target, (x, dim, new), dict(node.kwargs))
+
+
+class Permute(Rule):
+    """The same dimensions in another order."""
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        dims = flow.dims(node.args[0])
+        return tuple(dims[i] for i in self.order(node, len(dims)))
+
+    def order(self, node: fx.Node, rank: int) -> list[int]:
+        """Where each output dimension comes from."""
+        if node.target is aten.permute.default:
+            return positions(node.args[1], rank)
+        a, b = positions(list(node.args[1:3]), rank) if len(node.args) > 1 else (0, rank - 1)
+        order = list(range(rank))
+        order[a], order[b] = order[b], order[a]
+        return order
+
+    def examples(self) -> Iterator[Example]:
+        yield Example(_Swapped(), (torch.randn(2, 5, 6),))
+
+
+RULES.register(aten.permute.default, aten.transpose.int, aten.t.default, aten.swapaxes.default)(Permute())
+
+
+@rule(aten.unsqueeze.default)
+class Unsqueeze(Rule):
+    """A dimension of size 1 is put in."""
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        dims = list(flow.dims(node.args[0]))
+        dims.insert(position(node.args[1], len(dims) + 1), UNIT)  # type: ignore[arg-type]
+        return tuple(dims)
+
+
+class Squeeze(Rule):
+    """Dimensions of size 1 are taken out."""
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        dims = flow.dims(node.args[0])
+        named = positions(node.args[1] if len(node.args) > 1 else None, len(dims))
+        return tuple(axis for i, axis in enumerate(dims) if i not in named or axis.size != 1)
+
+
+RULES.register(aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default)(Squeeze())
+
+
+class Expand(Rule):
+    """Dimensions of size 1 are stretched, new ones put in front; the others stay."""
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        target = flow.fresh(node)
+        source = (UNIT,) * len(target) + flow.dims(node.args[0])
+        pairs = zip(source[len(source) - len(target) :], target, strict=True)
+        return tuple(new if old.size == 1 else old for old, new in pairs)
+
+    def rebuild(self, cut: Cut, node: fx.Node) -> Call:
+        return Call(node.target, (node.args[0], resize(cut, node, node.args[1])), dict(node.kwargs))
+
+
+RULES.register(aten.expand.default, aten.broadcast_to.default)(Expand())
+
+
+@rule(aten.repeat.default)
+class Repeat(Rule):
+    """Dimensions are tiled: the copies are an axis around the old one."""
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        source, target = flow.dims(node.args[0]), flow.fresh(node)
+        source = (UNIT,) * (len(target) - len(source)) + source
+        return tuple(self.tile(flow, old, new) for old, new in zip(source, target, strict=True))
+
+    def tile(self, flow: Flow, old: Axis, new: Axis) -> Axis:
+        """The tiled axis: itself where there is one copy."""
+        if old.size == new.size:
+            return old
+        copies, inner = factor(new, new.size // old.size)
+        flow.unify(inner, old)
+        return resolve(Product((copies, inner)))
+
+    def rebuild(self, cut: Cut, node: fx.Node) -> Call:
+        source = cut.dims(node.args[0])
+        source = (UNIT,) * (len(cut.dims(node)) - len(source)) + source
+        pairs = zip(source, cut.dims(node), node.args[1], strict=True)  # type: ignore[arg-type]
+        times = [cut.width(new) // cut.width(old) if cut.changed(new) else literal for old, new, literal in pairs]
+        return Call(node.target, (node.args[0], times), dict(node.kwargs))
+
+
+def stretches(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
+    """The smallest runs of dimensions on both sides that hold equally many elements."""
+    i = j = 0
+    while i < len(old) or j < len(new):
+        left, right = [i] if i < len(old) else [], [j] if j < len(new) else []
+        i, j = i + len(left), j + len(right)
+        while (a := prod(old[k] for k in left)) != (b := prod(new[k] for k in right)):
+            if a < b:
+                left.append(i)
+                i += 1
+            else:
+                right.append(j)
+                j += 1
+        yield left, right
+
+
+def regroup(flow: Flow, old: list[Axis], new: list[Axis]) -> list[Axis]:
+    """The product of `old`, seen with the sizes of `new`; `new` itself, pinned, where that fails."""
+    rest = resolve(Product(tuple(old)))
+    if len(new) == 1:
+        return [rest]
+    result = []
+    try:
+        for axis in new:
+            head, rest = factor(rest, axis.size)
+            result.append(head)
+    except Misaligned as fault:
+        for axis in (*old, *new):
+            flow.pin(axis, f"a view mixes it with other dimensions: {fault}")
+        return new
+    return result
+
+
+def resize(cut: Cut, node: fx.Node, sizes: Any) -> list[Any]:
+    """Literal sizes after a cut; -1 and symbols stay, but for a symbol computed from a narrower axis.
+
+    Raises:
+        AnalysisError: if two sizes would have to be inferred.
+    """
+    new: list[Any] = []
+    for axis, literal in zip(cut.dims(node), sizes, strict=True):
+        stays = not cut.changed(axis) or literal == -1
+        new.append(literal if stays else cut.width(axis) if isinstance(literal, int) else -1)
+    if new.count(-1) > 1 and new.count(-1) > list(sizes).count(-1):
+        raise AnalysisError(f"{node.name}: {sizes} holds more than one computed size that changes with the cut")
+    return new
+
+
+class _Swapped(nn.Module):
+    """An example: heads as dimensions of their own, merged again."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 12), nn.Linear(12, 4)
+
+    def forward(self, x: torch.Tensor) -> Any:
+        y = self.a(x).view(x.shape[0], x.shape[1], 3, 4).transpose(1, 2)
+        y = y.permute(0, 2, 1, 3).unsqueeze(2).squeeze(2).expand(-1, -1, 3, 4)
+        return self.b(y.reshape(x.shape[0], x.shape[1], 12))
+
+
