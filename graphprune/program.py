@@ -11,7 +11,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
-from graphprune.weights import Weights
+from graphprune.weights import KeepByName, Weights
 
 F = TypeVar("F")
 Inputs = tuple[tuple[Any, ...], Mapping[str, Any]]
@@ -24,6 +24,23 @@ class Source:
     path: Path
     kind: str  # "huggingface", "pt2" or "python"
     dtype: torch.dtype = torch.float32  # in which the weights are stored
+
+
+@dataclass(frozen=True)
+class Change:
+    """An integer literal of a node that a cut changed."""
+
+    node: str
+    before: int
+    after: int
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A fact: what was kept of the program that this one was cut from, and which literals changed."""
+
+    keep: KeepByName
+    changes: tuple[Change, ...]
 
 
 @dataclass(frozen=True)
@@ -58,6 +75,10 @@ class Program:
         """This program knowing `facts` too, and with its fields changed as named."""
         known = {**self.facts, **{type(fact): fact for fact in facts}}
         return replace(self, facts=MappingProxyType(known), **changes)
+
+    def without(self, *kinds: type) -> "Program":
+        """This program without facts that no longer hold."""
+        return replace(self, facts=MappingProxyType({k: v for k, v in self.facts.items() if k not in kinds}))
 
     def name(self, alias: str) -> str:
         """The name under which a parameter is stored, for any of its names."""

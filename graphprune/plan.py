@@ -1,0 +1,147 @@
+"""A plan is data: the kept indices of every group, and of every dimension of every parameter."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphprune.axes import Prime
+from graphprune.dependencies import Dependencies, Group
+from graphprune.errors import LoadError, PlanError
+from graphprune.kept import Keep, Kept, kept
+from graphprune.program import Program
+
+FORMAT = 1
+Rows = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which indices stay.
+
+    `groups` holds, for every group that is cut, the kept indices of its axis: one row, or a row for each index of
+    the group that it is linked to. `keep` says the same of every dimension of every parameter and buffer that
+    changes, as sorted 1-D LongTensors. `fingerprint` names the program for which the plan was made.
+    """
+
+    fingerprint: str
+    groups: Mapping[str, Rows]
+    keep: Mapping[str, Mapping[int, Tensor]]
+    made_by: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def widths(self) -> Mapping[str, int]:
+        """The width of every group that is cut."""
+        return {name: len(rows[0]) for name, rows in self.groups.items()}
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of everything that decides what is cut."""
+        text = json.dumps({"program": self.fingerprint, "groups": self.groups}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON, beside first and then renamed."""
+        keep = {name: {dim: index.tolist() for dim, index in dims.items()} for name, dims in self.keep.items()}
+        text = json.dumps(
+            {"format": FORMAT, "fingerprint": self.fingerprint, "made_by": dict(self.made_by),
+             "groups": dict(self.groups), "keep": keep}
+        )  # fmt: skip
+        beside = Path(f"{path}.partial")
+        beside.write_text(text)
+        beside.replace(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Plan":
+        """Read a plan that `save` wrote.
+
+        Raises:
+            LoadError: if the file is missing or is no plan.
+        """
+        try:
+            data = json.loads(Path(path).read_text())
+            if data["format"] != FORMAT:
+                raise LoadError(f"{path} is a plan of format {data['format']}; this version reads {FORMAT}: make it anew")
+            groups = {name: tuple(map(tuple, rows)) for name, rows in data["groups"].items()}
+            keep = {
+                name: {int(dim): torch.tensor(index, dtype=torch.long) for dim, index in dims.items()}
+                for name, dims in data["keep"].items()
+            }
+            return cls(data["fingerprint"], groups, keep, data["made_by"])
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
+            raise LoadError(f"{path} is no plan that graphprune saved: {fault!r}; make one with `graphprune prune --plan-only`") from fault
+
+
+def make(program: Program, dependencies: Dependencies, groups: Mapping[str, Rows], **made_by: Any) -> Plan:
+    """The plan that keeps `groups`; names and sizes are checked.
+
+    Raises:
+        PlanError: if a group is unknown, or its rows do not fit it.
+    """
+    keep = primes_to_keep(dependencies, groups)
+    return Plan(program.fingerprint(), dict(groups), by_parameter(dependencies, keep), made_by)
+
+
+def bind(program: Program, dependencies: Dependencies, plan: Plan) -> Keep:
+    """What the plan keeps of every axis of this program.
+
+    Raises:
+        PlanError: if the plan was made for another model, or contradicts itself.
+    """
+    if plan.fingerprint != program.fingerprint():
+        raise PlanError(
+            f"the plan was made for another model: its fingerprint is {plan.fingerprint}, the model's is "
+            f"{program.fingerprint()}; make a plan for this model"
+        )
+    keep = primes_to_keep(dependencies, plan.groups)
+    for name, dims in by_parameter(dependencies, keep).items():
+        for dim, indices in dims.items():
+            said = plan.keep.get(name, {}).get(dim)
+            if said is None or not torch.equal(said, indices):
+                raise PlanError(f"the plan contradicts itself: {name}, dimension {dim}, does not follow from its groups")
+    return keep
+
+
+def primes_to_keep(dependencies: Dependencies, groups: Mapping[str, Rows]) -> dict[Prime, Kept]:
+    """The kept indices of every prime.
+
+    Raises:
+        PlanError: if a group is unknown, or its rows do not fit it.
+    """
+    found = {}
+    for name, rows in groups.items():
+        if name not in dependencies.by_name:
+            raise PlanError(f"the model has no group {name!r}; its groups are listed by `graphprune inspect`")
+        group = dependencies.by_name[name]
+        _check(group, rows, dependencies)
+        owner = dependencies.by_name[group.linked].prime if group.linked and len(rows) > 1 else None
+        found[group.prime] = Kept(rows, owner)
+    return found
+
+
+def _check(group: Group, rows: Rows, dependencies: Dependencies) -> None:
+    """Refuse rows that are empty, unsorted, out of range, of unequal length, or too few."""
+    allowed = {1} | ({dependencies.by_name[group.linked].size} if group.linked else set())
+    if len(rows) not in allowed:
+        raise PlanError(f"group {group.name} wants {' or '.join(map(str, sorted(allowed)))} rows of indices, got {len(rows)}")
+    for row in rows:
+        if not row or len(row) != len(rows[0]) or list(row) != sorted(set(row)) or row[0] < 0 or row[-1] >= group.size:
+            raise PlanError(
+                f"group {group.name} of size {group.size}: kept indices must be equally many, at least one, sorted, "
+                f"unique and below {group.size}, got {list(row)[:8]}"
+            )
+
+
+def by_parameter(dependencies: Dependencies, keep: Keep) -> dict[str, dict[int, Tensor]]:
+    """The kept indices of every dimension that changes."""
+    found: dict[str, dict[int, Tensor]] = {}
+    places = {(place.parameter, place.dim): place.axis for p in keep for place in dependencies.by_prime[p].places}
+    for (name, dim), axis in sorted(places.items(), key=lambda item: item[0]):
+        found.setdefault(name, {})[dim] = torch.tensor(kept(axis, keep), dtype=torch.long)
+    return found

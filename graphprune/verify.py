@@ -1,0 +1,102 @@
+"""Proof by numbers: two programs that must agree are run on fresh random inputs."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+
+from graphprune.errors import VerificationError
+from graphprune.program import Program
+from graphprune.weights import KeepByName, Masked
+
+RTOL = 1e-4  # of the largest reference value, in float32
+
+
+@dataclass(frozen=True)
+class Verification:
+    """How far two programs were apart: the greatest difference, relative to the greatest reference value."""
+
+    max_error: float
+    tolerance: float
+    cases: int
+
+
+def compare(reference: Any, got: Any, what: str, tolerance: float | None = None) -> Verification:
+    """Compare two outputs, leaf by leaf.
+
+    Raises:
+        VerificationError: if shapes or numbers disagree, or a number is not finite.
+    """
+    pairs = list(zip(_tensors(reference), _tensors(got), strict=True))
+    worst, allowed = 0.0, 0.0
+    for i, (a, b) in enumerate(pairs):
+        allowed = max(allowed, tolerance or _tolerance(a))
+        worst = max(worst, _error(a, b, f"{what}, output {i}"))
+    if not pairs or worst > allowed:
+        raise VerificationError(f"{what}: they differ by {worst:.2e} of the largest value, allowed is {allowed:.0e}; nothing was saved")
+    return Verification(worst, allowed, 1)
+
+
+def masked(program: Program, keep: KeepByName) -> Program:
+    """The program with zeros wherever `keep` leaves something out, in its old shapes."""
+    return replace(program, weights=Masked(program.weights, keep))
+
+
+def verify_cut(program: Program, small: Program, keep: KeepByName, seeds: tuple[int, ...] = (0, 1)) -> Verification:
+    """See that `small` gives the numbers of `program` masked, on inputs of other sizes than the traced ones too.
+
+    Raises:
+        VerificationError: if it does not.
+    """
+    reference, cut = masked(program, keep).module(), small.module()
+    found = []
+    for seed in seeds:
+        args, kwargs = fresh_inputs(program, seed, grow=seed % 2)
+        with torch.no_grad():
+            found.append(compare(reference(*args, **kwargs), cut(*args, **kwargs), "masked and cut program"))
+    return Verification(max(v.max_error for v in found), max(v.tolerance for v in found), len(found))
+
+
+def fresh_inputs(program: Program, seed: int, grow: int = 0) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """Random inputs in the range of the example's, with every dynamic size larger by `grow`."""
+    generator = torch.Generator().manual_seed(seed)
+    leaves, spec = pytree.tree_flatten((program.inputs[0], dict(program.inputs[1])))
+    nodes = [node for node in program.graph.nodes if node.op == "placeholder"]
+    new = [_fresh(leaf, node.meta.get("val"), generator, grow) for leaf, node in zip(leaves, nodes, strict=True)]
+    args, kwargs = pytree.tree_unflatten(new, spec)
+    return args, kwargs
+
+
+def _fresh(leaf: Any, val: Any, generator: torch.Generator, grow: int) -> Any:
+    if not isinstance(leaf, Tensor):
+        return leaf
+    shape = [old + (0 if isinstance(size, int) else grow) for old, size in zip(leaf.shape, val.shape, strict=True)]
+    if leaf.is_floating_point():
+        return (torch.randn(shape, generator=generator) * leaf.float().std(correction=0) + leaf.float().mean()).to(leaf)
+    if leaf.dtype == torch.bool or not leaf.numel():
+        return leaf.new_ones(shape)
+    low, high = int(leaf.min()), int(leaf.max())
+    return torch.randint(low, high + 1, shape, generator=generator).to(leaf)
+
+
+def _tensors(output: Any) -> list[Tensor]:
+    return [leaf for leaf in pytree.tree_leaves(output) if isinstance(leaf, Tensor)]
+
+
+def _tolerance(reference: Tensor) -> float:
+    """Half-precision programs round more coarsely."""
+    return RTOL if reference.dtype in (torch.float32, torch.float64) or not reference.is_floating_point() else 16 * torch.finfo(reference.dtype).eps
+
+
+def _error(reference: Tensor, got: Tensor, what: str) -> float:
+    if reference.shape != got.shape:
+        raise VerificationError(f"{what}: shapes are {tuple(reference.shape)} and {tuple(got.shape)}; nothing was saved")
+    if not torch.isfinite(got).all():
+        raise VerificationError(f"{what}: it holds numbers that are not finite; nothing was saved")
+    if not reference.numel():
+        return 0.0
+    scale = max(float(reference.abs().max()), torch.finfo(torch.float32).tiny)
+    return float((reference.double() - got.double()).abs().max()) / scale

@@ -1,0 +1,162 @@
+"""The rewrite: parameters are indexed, literals rebuilt, and the graph traced anew on fake tensors."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import fx
+
+from graphprune.axes import Axis, Prime, primes
+from graphprune.contracts import Call, Dims
+from graphprune.dependencies import Dependencies
+from graphprune.errors import GraphpruneError, InvalidProgram
+from graphprune.kept import Keep, kept, width
+from graphprune.passes.analysis import analyze
+from graphprune.passes.operators import RULES
+from graphprune.plan import Plan, bind
+from graphprune.program import Change, Program, Rewritten
+from graphprune.text import neighbourhood
+from graphprune.weights import Narrowed
+
+
+def rewrite(program: Program, plan: Plan) -> Program:
+    """A new program without what `plan` leaves out; the given one is untouched.
+
+    Raises:
+        PlanError: if the plan does not fit the program.
+        InvalidProgram: if the rewritten graph does not hold together.
+    """
+    dependencies = program.facts.get(Dependencies) or analyze(program)
+    keep = bind(program, dependencies, plan)
+    graph, changes = _Rewriter(program, dependencies, keep).run()
+    rewritten = Rewritten(plan.keep, tuple(changes))
+    small = program.with_facts(rewritten, graph=graph, weights=Narrowed(program.weights, plan.keep))
+    return small.without(Dependencies)  # the axes of the old graph say nothing of the new one
+
+
+@dataclass(frozen=True)
+class CutAxes:
+    """What rules see while literals are rebuilt; see `contracts.Cut`."""
+
+    dependencies: Dependencies
+    keep: Keep
+
+    @cached_property
+    def widths(self) -> Mapping[Prime, int]:
+        """The new sizes of all axes that are cut."""
+        return {p: rows.width for p, rows in self.keep.items()}
+
+    def dims(self, value: object) -> Dims:
+        """The axes of a value; none of a literal."""
+        return self.dependencies.values.get(value.name, ()) if isinstance(value, fx.Node) else ()  # type: ignore[return-value]
+
+    def width(self, axis: Axis) -> int:
+        """The size of an axis after the cut."""
+        return width(axis, self.widths)
+
+    def changed(self, axis: Axis) -> bool:
+        """Does the axis hold anything that is cut?"""
+        return any(p in self.keep for p in primes(axis))
+
+    def within(self, axis: Axis, start: int, end: int) -> int:
+        """How many of the indices from `start` to `end` are kept."""
+        return sum(start <= i < end for i in kept(axis, self._shared()))
+
+    def _shared(self) -> Keep:
+        """Linked rows are equally long, so that any of them tells how many are kept."""
+        return {p: type(rows)(rows.rows[:1]) for p, rows in self.keep.items()}
+
+    def touches(self, node: fx.Node) -> bool:
+        """Does the node read or make a value that changes?"""
+        return any(self.changed(axis) for value in (node, *node.all_input_nodes) for axis in self._flat(value))
+
+    def _flat(self, node: fx.Node) -> list[Axis]:
+        found = self.dependencies.values.get(node.name, ())
+        return [axis for item in found for axis in (item if isinstance(item, tuple) else (item,))]
+
+
+@dataclass
+class _Rewriter:
+    """One walk over the graph: every node is copied, those that a cut touches are rebuilt and traced."""
+
+    program: Program
+    dependencies: Dependencies
+    keep: Keep
+
+    def run(self) -> tuple[fx.Graph, list[Change]]:
+        """The new graph, and which literals changed in it."""
+        cut = CutAxes(self.dependencies, self.keep)
+        graph, new = fx.Graph(), dict[fx.Node, fx.Node]()
+        changes: list[Change] = []
+        for node in self.program.graph.nodes:
+            new[node] = graph.node_copy(node, new.__getitem__)
+            if not cut.touches(node):
+                continue
+            if node.op == "call_function":
+                call = RULES[node.target].rebuild(cut, node)
+                changes += _literals(node, call)
+                new[node].target = call.target
+                new[node].args, new[node].kwargs = pytree.tree_map_only(fx.Node, new.__getitem__, (call.args, call.kwargs))
+            self._retrace(cut, node, new[node])
+        graph._codegen = self.program.graph._codegen
+        graph.lint()
+        return graph, changes
+
+    def _retrace(self, cut: CutAxes, old: fx.Node, new: fx.Node) -> None:
+        """Give the new node its fake value, and see that its shape is what the axes say."""
+        if old.op == "output":
+            return
+        if old.op == "call_function":
+            new.meta["val"] = self._call(new)
+        else:
+            new.meta["val"] = _narrowed(old.meta["val"], [cut.width(axis) for axis in cut.dims(old)])
+        self._check(cut, old, new)
+
+    def _call(self, node: fx.Node) -> Any:
+        args, kwargs = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], (node.args, node.kwargs))
+        try:
+            with _mode(node):
+                return node.target(*args, **kwargs)  # type: ignore[operator]
+        except GraphpruneError:
+            raise
+        except Exception as fault:  # whatever a fake kernel raises is one fault: the graph does not hold together
+            said = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
+            raise InvalidProgram(f"after the cut, {node.name} fails: {said}\n{neighbourhood(node)}") from fault
+
+    def _check(self, cut: CutAxes, old: fx.Node, new: fx.Node) -> None:
+        dims, val = self.dependencies.values[old.name], new.meta["val"]
+        pairs = zip(dims, val, strict=True) if isinstance(dims, list) else [(dims, val)]
+        for axes, tensor in pairs:
+            for dim, axis in enumerate(axes):
+                got = tensor.shape[dim]
+                if isinstance(got, int) and got != cut.width(axis):
+                    raise InvalidProgram(
+                        f"after the cut, dimension {dim} of {new.name} has size {got}, the axes say {cut.width(axis)}\n"
+                        f"{neighbourhood(new)}\nThe rule of {new.target} is wrong: please report it."
+                    )
+
+
+def _literals(node: fx.Node, call: Call) -> list[Change]:
+    """The integers of a call that a cut changed."""
+    before, after = (pytree.tree_leaves(list(args)) for args in (node.args, call.args))
+    if len(before) != len(after):
+        return []
+    pairs = [(a, b) for a, b in zip(before, after, strict=True) if isinstance(a, int) and isinstance(b, int) and a != b]
+    return [Change(node.name, a, b) for a, b in dict.fromkeys(pairs)]
+
+
+def _mode(node: fx.Node) -> Any:
+    """The fake mode in which the inputs of a node live."""
+    fakes = (n.meta.get("val") for n in node.all_input_nodes)
+    modes = [fake.fake_mode for val in fakes for fake in pytree.tree_leaves(val) if hasattr(fake, "fake_mode")]
+    return modes[0]
+
+
+def _narrowed(val: Any, sizes: list[int]) -> Any:
+    """A fake tensor like `val` with static sizes replaced."""
+    shape = [new if isinstance(old, int) else old for old, new in zip(val.shape, sizes, strict=True)]
+    with val.fake_mode:
+        return torch.empty(shape, dtype=val.dtype, device=val.device)
