@@ -1,7 +1,7 @@
-"""What a plug-in promises: an operator rule, a score, an allocation, a reconstruction, an exporter."""
+"""What an operator rule or an exporter promises; scores, allocations and refits are in `methods`."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 from pathlib import Path
@@ -156,4 +156,3 @@ class Exporter(Protocol):
     """Writes a saved model for a target; verified before it gets its final name."""
 
     def __call__(self, source: Path, output: Path, *, force: bool = ...) -> ExportReport: ...
-

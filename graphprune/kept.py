@@ -4,8 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import accumulate
 from math import prod
+from typing import TypeVar
 
 from graphprune.axes import Axis, Prime, Product, Sum, primes, product, resolve
+
+N = TypeVar("N", int, float)
 
 
 @dataclass(frozen=True)
@@ -52,10 +55,34 @@ def _kept_product(axis: Product, keep: Keep, around: Mapping[Prime, int]) -> lis
     return [i * rest.size + j for i in outers for j in inners]
 
 
-def width(axis: Axis, widths: Mapping[Prime, int]) -> int:
-    """The size of `axis` once its primes have `widths` (their own size, if it is silent)."""
+def width(axis: Axis, widths: Mapping[Prime, N]) -> N | int:
+    """The size of `axis` once its primes have `widths` (their own size, if it is silent); fractions are allowed."""
     axis = resolve(axis)
     if isinstance(axis, Prime):
         return widths.get(axis, axis.size)
     sizes = [width(part, widths) for part in axis.parts]
     return prod(sizes) if isinstance(axis, Product) else sum(sizes)
+
+
+def locate(axis: Axis, p: Prime, owner: Prime | None = None) -> list[tuple[int, int]]:
+    """For every index of `axis`: the index of `owner` around it (0 if there is none) and that of `p`.
+
+    The latter is -1 in segments where `p` does not stand.
+    """
+    return _locate(resolve(axis), p, owner)
+
+
+def _locate(axis: Axis, p: Prime, owner: Prime | None) -> list[tuple[int, int]]:
+    if axis is p:
+        return [(0, i) for i in range(axis.size)]
+    if axis is owner:
+        return [(i, -1) for i in range(axis.size)]
+    if isinstance(axis, Prime):
+        return [(0, -1)] * axis.size
+    if isinstance(axis, Sum):
+        return [place for part in axis.parts for place in _locate(part, p, owner)]
+    places = [(0, -1)]
+    for part in axis.parts:
+        inner = _locate(part, p, owner)
+        places = [(r + row, max(c, column)) for r, c in places for row, column in inner]
+    return places

@@ -37,8 +37,9 @@ class Change:
 
 @dataclass(frozen=True)
 class Rewritten:
-    """A fact: what was kept of the program that this one was cut from, and which literals changed."""
+    """A fact: the program that this one was cut from, what was kept of it, and which literals changed."""
 
+    original: "Program"
     keep: KeepByName
     changes: tuple[Change, ...]
 

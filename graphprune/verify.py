@@ -100,3 +100,18 @@ def _error(reference: Tensor, got: Tensor, what: str) -> float:
         return 0.0
     scale = max(float(reference.abs().max()), torch.finfo(torch.float32).tiny)
     return float((reference.double() - got.double()).abs().max()) / scale
+
+
+def verify_finite(program: Program, seeds: tuple[int, ...] = (0, 1)) -> Verification:
+    """See that the program runs and gives finite numbers, on inputs of other sizes than the traced ones too.
+
+    Raises:
+        VerificationError: if it does not.
+    """
+    module = program.module()
+    for seed in seeds:
+        args, kwargs = fresh_inputs(program, seed, grow=seed % 2)
+        with torch.no_grad():
+            output = module(*args, **kwargs)
+        compare(output, output, "the cut program")
+    return Verification(0.0, RTOL, len(seeds))

@@ -29,11 +29,36 @@ class Stored(Mapping[str, Tensor]):
             tensor: Tensor = file.get_tensor(key)
         return tensor.to(self.dtype) if self.dtype and tensor.is_floating_point() else tensor
 
+    def __contains__(self, name: object) -> bool:
+        return name in self.places
+
     def __iter__(self) -> Iterator[str]:
         return iter(self.places)
 
     def __len__(self) -> int:
         return len(self.places)
+
+
+@dataclass(frozen=True)
+class Layered(Mapping[str, Tensor]):
+    """Weights from several stores, each name from the first that has it."""
+
+    stores: tuple[Weights, ...]
+
+    def __getitem__(self, name: str) -> Tensor:
+        for store in self.stores:
+            if name in store:
+                return store[name]
+        raise KeyError(name)
+
+    def __contains__(self, name: object) -> bool:
+        return any(name in store for store in self.stores)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(dict.fromkeys(name for store in self.stores for name in store))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
 
 
 @dataclass(frozen=True)

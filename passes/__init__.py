@@ -1,1 +1,5 @@
-"""Passes over a program, and everything that plugs into them."""
+"""Passes over a program, one a file, and everything that plugs into them."""
+
+from graphprune.registry import discover
+
+discover(__name__, __path__)

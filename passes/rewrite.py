@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 import torch.utils._pytree as pytree
@@ -16,6 +16,7 @@ from graphprune.errors import GraphpruneError, InvalidProgram
 from graphprune.kept import Keep, kept, width
 from graphprune.passes.analysis import analyze
 from graphprune.passes.operators import RULES
+from graphprune.pipeline import PASSES, Pass
 from graphprune.plan import Plan, bind
 from graphprune.program import Change, Program, Rewritten
 from graphprune.text import neighbourhood
@@ -32,7 +33,7 @@ def rewrite(program: Program, plan: Plan) -> Program:
     dependencies = program.facts.get(Dependencies) or analyze(program)
     keep = bind(program, dependencies, plan)
     graph, changes = _Rewriter(program, dependencies, keep).run()
-    rewritten = Rewritten(plan.keep, tuple(changes))
+    rewritten = Rewritten(program.with_facts(dependencies), plan.keep, tuple(changes))
     small = program.with_facts(rewritten, graph=graph, weights=Narrowed(program.weights, plan.keep))
     return small.without(Dependencies)  # the axes of the old graph say nothing of the new one
 
@@ -160,3 +161,17 @@ def _narrowed(val: Any, sizes: list[int]) -> Any:
     shape = [new if isinstance(old, int) else old for old, new in zip(val.shape, sizes, strict=True)]
     with val.fake_mode:
         return torch.empty(shape, dtype=val.dtype, device=val.device)
+
+
+@PASSES.register("rewrite")
+@dataclass(frozen=True)
+class Rewrite(Pass):
+    """Cut out what the plan leaves out."""
+
+    name: ClassVar[str] = "rewrite"
+    needs: ClassVar[tuple[type, ...]] = (Plan,)
+    makes: ClassVar[tuple[type, ...]] = (Rewritten,)
+
+    def run(self, program: Program) -> Program:
+        """The narrower program."""
+        return rewrite(program, program.fact(Plan))

@@ -56,6 +56,14 @@ class BatchNorm(Rule):
         yield Example(nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.ReLU(), nn.Conv2d(8, 4, 1)).eval(), (torch.randn(2, 3, 7, 7),))
 
 
+@rule(aten._native_batch_norm_legit_no_training.default)
+class NativeBatchNorm(BatchNorm):
+    """The same with two more outputs, which are empty."""
+
+    def axes(self, flow: Flow, node: fx.Node) -> list[Dims]:  # type: ignore[override]
+        return [super().axes(flow, node), (), ()]
+
+
 @rule(aten.group_norm.default)
 class GroupNorm(Rule):
     """Channels are normalised within groups; whole groups can be cut exactly."""

@@ -1,0 +1,42 @@
+"""Results that are made once and kept for the next time, in the user's cache folder."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from graphprune.atomic import new_folder
+from graphprune.errors import ExportError, LoadError
+
+
+def once(kind: str, sources: Iterable[Path], make: Callable[[Path], None]) -> Path:
+    """The folder that `make` fills from `sources`; made again only when one of them changed.
+
+    It gets its name when it is complete, so that an interrupted run leaves nothing behind.
+
+    Raises:
+        LoadError: if the cache cannot be written.
+    """
+    final = root() / kind / _key(sources)
+    if final.is_dir():
+        return final
+    try:
+        with new_folder(final) as unfinished:
+            make(unfinished)
+    except ExportError as fault:
+        if final.is_dir():  # another process was faster
+            return final
+        raise LoadError(f"cannot write the cache {final}: {fault}; set XDG_CACHE_HOME to a folder with room") from fault
+    return final
+
+
+def root() -> Path:
+    """Where all that is cached lies: ``$XDG_CACHE_HOME/graphprune``, or below ``~/.cache``."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "graphprune"
+
+
+def _key(sources: Iterable[Path]) -> str:
+    """Changes when a source is moved, resized or written to."""
+    stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(sources)]
+    return hashlib.sha256(repr(stats).encode()).hexdigest()[:24]

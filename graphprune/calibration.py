@@ -1,0 +1,98 @@
+"""Calibration inputs, and the sums that are gathered while they run through the graph."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphprune.contracts import Consumer
+from graphprune.errors import CalibrationError
+from graphprune.program import Program
+from graphprune.statistics import Moments
+
+BATCH_TOKENS = 4096
+HELD_OUT = 8  # every eighth batch is held out when something is chosen by error
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """A fact: batches of input leaves, and where they came from."""
+
+    batches: Sequence[Sequence[Any]]
+    source: str
+    samples: int
+    length: int
+    seed: int
+
+    def held_out(self, i: int) -> bool:
+        """Is batch `i` kept for choosing what is fitted on the others?"""
+        count = len(self.batches)
+        return i % HELD_OUT == HELD_OUT - 1 if count >= HELD_OUT else i == count - 1 > 0
+
+
+def token_batches(program: Program, ids: Tensor) -> list[list[Any]]:
+    """Input leaves for token ids of shape (samples, length), a few samples at a time.
+
+    Raises:
+        CalibrationError: if the program takes other inputs than token ids and a mask.
+    """
+    size = max(1, min(BATCH_TOKENS // ids.shape[1], len(ids) // HELD_OUT))
+    return [program.flat((), token_inputs(program, part)) for part in ids.split(size)]
+
+
+def token_inputs(program: Program, ids: Tensor) -> dict[str, Any]:
+    """Named inputs for token ids, shape (batch, length): the ids, and a mask of ones if the program takes one.
+
+    Raises:
+        CalibrationError: if the program takes other inputs.
+    """
+    makers = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    names = list(program.inputs[1])
+    if program.inputs[0] or "input_ids" not in names or set(names) - makers.keys():
+        raise CalibrationError(
+            f"the model takes {len(program.inputs[0])} positional inputs and {names}, not token ids and a mask; "
+            "pass batches of inputs instead of a text"
+        )
+    return {name: makers[name] for name in names}
+
+
+@dataclass
+class Collector:
+    """Gathers the moments of consumers; those that read the same value share theirs."""
+
+    consumers: Sequence[Consumer]
+    diagonal: bool = False
+    moments: dict[str, Moments] = field(default_factory=dict)
+
+    @property
+    def watched(self) -> set[str]:
+        """The nodes whose values it wants to see."""
+        return {consumer.x for consumer in self.consumers}
+
+    def add(self, seen: Mapping[str, Tensor]) -> None:
+        """See the values of one batch.
+
+        Raises:
+            CalibrationError: if one of them is not finite.
+        """
+        first: dict[str, str] = {}
+        for consumer in (c for c in self.consumers if c.x in seen):
+            if consumer.taps == 1 and consumer.x in first:
+                self.moments[consumer.node] = self.moments[first[consumer.x]]
+                continue
+            features = consumer.features(seen[consumer.x])
+            if not torch.isfinite(features).all():
+                raise CalibrationError(
+                    f"the activations at {consumer.x} hold NaN or infinity; check the model and the calibration data"
+                )
+            self._moments(consumer.node, features.shape[1]).add(features)
+            if consumer.taps == 1:
+                first[consumer.x] = consumer.node
+
+    def _moments(self, node: str, features: int) -> Moments:
+        if node not in self.moments:
+            self.moments[node] = Moments.empty(features, self.diagonal)
+        return self.moments[node]
+

@@ -1,0 +1,49 @@
+"""What passes leave on a program for later ones."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from graphprune.dependencies import Group
+from graphprune.methods import Refitted
+from graphprune.weights import Weights
+
+
+@dataclass(frozen=True)
+class Eligible:
+    """The groups that may be cut for a destination, and why other kinds may not."""
+
+    groups: Sequence[Group]
+    destination: str
+    refused: Mapping[str, str]
+
+    @property
+    def uniform(self) -> bool:
+        """Must groups of one kind have equal widths?"""
+        return self.destination == "stock"
+
+
+@dataclass(frozen=True)
+class Scores:
+    """The score of every index of every group in play, shape (rows, size), and the method that made it."""
+
+    by_group: Mapping[str, Tensor]
+    method: str
+
+
+@dataclass(frozen=True)
+class Shares:
+    """The share of its indices that each group keeps; and how many parameters are to go, if that is the aim."""
+
+    by_group: Mapping[str, float]
+    target: int | None
+
+
+@dataclass(frozen=True)
+class Refits:
+    """What the refit did to every consumer's weight, and the weights as they were before."""
+
+    by_weight: Mapping[str, Refitted]
+    skipped: Mapping[str, str]
+    before: Weights

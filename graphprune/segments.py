@@ -1,0 +1,119 @@
+"""Segments: stretches of the graph between places where a single activation is alive.
+
+Values that depend on no parameter (masks, rotary tables) are constants here: they are made once a batch.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch.utils._pytree as pytree
+from torch import fx
+
+from graphprune.program import Program
+from graphprune.weights import Weights
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive nodes that read one activation, `entry` (None for the first), and leave one, `exit`."""
+
+    nodes: tuple[fx.Node, ...]
+    entry: fx.Node | None
+    exit: fx.Node | None
+
+    @property
+    def names(self) -> set[str]:
+        """The names of its nodes."""
+        return {node.name for node in self.nodes}
+
+
+def split(program: Program, busy: Collection[str]) -> list[Segment]:
+    """Cut the graph wherever one activation is alive, so that every segment but the last holds a `busy` node."""
+    active = activations(program)
+    position = {node: i for i, node in enumerate(program.graph.nodes)}
+    last_use = {node: max((position[user] for user in node.users), default=-1) for node in active}
+    segments: list[Segment] = []
+    run: list[fx.Node] = []
+    live: set[fx.Node] = set()
+    entry: fx.Node | None = None
+    for node in (n for n in program.graph.nodes if n in active):
+        run.append(node)
+        live = {n for n in (*live, node) if last_use[n] > position[node]}
+        if len(live) == 1 and any(n.name in busy for n in run):
+            (left,) = live
+            segments.append(Segment(tuple(run), entry, left))
+            run, entry = [], left
+    return [*segments, Segment(tuple(run), entry, None)] if run else segments
+
+
+def activations(program: Program) -> set[fx.Node]:
+    """The operator nodes whose values depend on a parameter."""
+    found: set[fx.Node] = set()
+    sources = {n for n in program.tensors() if program.name(str(n.target)) in program.parameters}
+    for node in program.graph.nodes:
+        if node.op == "call_function" and any(n in found or n in sources for n in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+def constants(program: Program, leaves: Sequence[Any]) -> dict[str, Any]:
+    """The values of inputs, and of all nodes that depend on no parameter, by name."""
+    active = activations(program)
+    values: dict[str, Any] = {}
+    inputs = iter(leaves)
+    for node in program.graph.nodes:
+        if node.op == "placeholder":
+            values[node.name] = next(inputs)
+        elif node.op == "call_function" and node not in active:
+            values[node.name] = evaluate(node, values, lambda n: _buffer(program, n))
+    used = {n.name for node in active for n in node.all_input_nodes}
+    return {name: value for name, value in values.items() if name in used}
+
+
+def evaluate(node: fx.Node, values: Mapping[str, Any], attribute: Any) -> Any:
+    """The value of one operator node."""
+
+    def value(n: fx.Node) -> Any:
+        return attribute(n) if n.op == "get_attr" else values[n.name]
+
+    args, kwargs = pytree.tree_map_only(fx.Node, value, (node.args, node.kwargs))
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def run(
+    segment: Segment, program: Program, weights: Weights, known: Mapping[str, Any], entry: Any, watch: Collection[str] = ()
+) -> tuple[Any, dict[str, Any]]:
+    """Run a segment on one batch: its exit value, and the values of the nodes in `watch`.
+
+    Values are dropped after their last use, so that memory is bounded by what is alive.
+    """
+    values = dict(known)
+    if segment.entry is not None:
+        values[segment.entry.name] = entry
+    seen = {name: values[name] for name in watch if name in values}
+    uses = _last_uses(segment)
+    for i, node in enumerate(segment.nodes):
+        values[node.name] = evaluate(node, values, lambda n: weights[program.name(str(n.target))])
+        if node.name in watch:
+            seen[node.name] = values[node.name]
+        for name in uses.get(i, ()):
+            values.pop(name, None)
+    return (values[segment.exit.name] if segment.exit else None), seen
+
+
+def _last_uses(segment: Segment) -> dict[int, list[str]]:
+    """Which values of the segment are used last at which of its nodes."""
+    last = {n.name: i for i, node in enumerate(segment.nodes) for n in node.all_input_nodes}
+    found: dict[int, list[str]] = {}
+    for name, i in last.items():
+        if segment.exit is None or name != segment.exit.name:
+            found.setdefault(i, []).append(name)
+    return found
+
+
+def _buffer(program: Program, node: fx.Node) -> Any:
+    name = program.name(str(node.target))
+    return program.weights[name] if name in program.weights else program.submodules[name]
+
+

@@ -1,0 +1,52 @@
+"""Sums over calibration inputs, from which every score and refit is made."""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+
+@dataclass
+class Moments:
+    """Sums over the tokens seen by one consumer, features X of shape (tokens, n).
+
+    `second` is X^T X, shape (n, n), or its diagonal alone, shape (n,); `first` the sum of rows, shape (n,).
+    All are float64; products are made in the precision of the features, one batch at a time.
+    """
+
+    second: Tensor
+    first: Tensor
+    tokens: int = 0
+
+    @classmethod
+    def empty(cls, features: int, diagonal: bool = False) -> "Moments":
+        """Nothing seen yet."""
+        shape = (features,) if diagonal else (features, features)
+        return cls(torch.zeros(shape, dtype=torch.float64), torch.zeros(features, dtype=torch.float64))
+
+    def add(self, x: Tensor) -> None:
+        """See a batch of features, shape (tokens, n)."""
+        self.second += x.double().square().sum(0) if self.second.dim() == 1 else (x.T @ x).double()
+        self.first += x.sum(0, dtype=torch.float64)
+        self.tokens += x.shape[0]
+
+    @property
+    def squares(self) -> Tensor:
+        """The sum of squares of every feature, shape (n,)."""
+        return self.second if self.second.dim() == 1 else self.second.diagonal()
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """The mean of every feature, shape (n,)."""
+        return self.first / self.tokens
+
+    def __add__(self, other: "Moments") -> "Moments":
+        return Moments(self.second + other.second, self.first + other.first, self.tokens + other.tokens)
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """A fact: the moments at every watched consumer, by the name of its node."""
+
+    moments: dict[str, Moments]

@@ -1,0 +1,53 @@
+"""All calibration batches, carried through the graph one segment at a time."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphprune.calibration import Calibration
+from graphprune.program import Program
+from graphprune.segments import Segment, constants, run
+from graphprune.weights import Weights
+
+See = Callable[[int, Mapping[str, Tensor]], None]
+
+
+@dataclass
+class Stream:
+    """Where every batch stands: its constants, and the activation that enters the next segment."""
+
+    program: Program
+    known: Sequence[Mapping[str, Any]]
+    entries: list[Any] = field(default_factory=list)
+
+    @classmethod
+    def start(cls, program: Program, calibration: Calibration) -> "Stream":
+        """All batches at the inputs of the graph."""
+        with torch.no_grad():
+            known = [constants(program, leaves) for leaves in calibration.batches]
+        return cls(program, known, [None] * len(known))
+
+    def through(self, segment: Segment, weights: Weights, watch: set[str], see: See, step: Callable[[], None]) -> list[Any]:
+        """The exit values of all batches; `see` gets the watched values of each, `step` is called after each."""
+        loaded = self._load(segment, weights)
+        exits = []
+        for i, (known, entry) in enumerate(zip(self.known, self.entries, strict=True)):
+            with torch.no_grad():
+                left, seen = run(segment, self.program, loaded, known, entry, watch)
+                see(i, seen)
+            exits.append(left)
+            step()
+        return exits
+
+    def _load(self, segment: Segment, weights: Weights) -> dict[str, Tensor]:
+        """The weights of one segment, read once for all batches."""
+        reads = (n for node in segment.nodes for n in node.all_input_nodes if n.op == "get_attr")
+        names = {self.program.name(str(n.target)) for n in reads}
+        return {name: weights[name] for name in names if name in weights}
+
+
+def ignore(_batch: int, _seen: Mapping[str, Tensor]) -> None:
+    """See nothing."""

@@ -1,0 +1,51 @@
+"""The pass that says which share of every group is kept."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from graphprune.budget import Budget, Knob
+from graphprune.dependencies import Dependencies
+from graphprune.errors import PlanError
+from graphprune.facts import Eligible, Scores, Shares
+from graphprune.passes.allocation import ALLOCATIONS
+from graphprune.pipeline import PASSES, Pass
+from graphprune.program import Program
+
+
+@PASSES.register("allocate")
+@dataclass(frozen=True)
+class Allocate(Pass):
+    """Divide what is to go: `sparsity` of all parameters of the model, `by` a registered method; or simply `ratio` of
+    every group. Both lie strictly between 0 and 1."""
+
+    name: ClassVar[str] = "allocate"
+    needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible, Scores)
+    makes: ClassVar[tuple[type, ...]] = (Shares,)
+    by: str = "uniform"
+    sparsity: float | None = None
+    ratio: float | None = None
+
+    def run(self, program: Program) -> Program:
+        """The program with shares.
+
+        Raises:
+            PlanError: if the share asked for is not between 0 and 1, or cannot be reached.
+        """
+        asked = self._asked()
+        eligible = program.fact(Eligible)
+        if self.sparsity is None:
+            return program.with_facts(Shares({g.name: 1 - asked for g in eligible.groups}, None))
+        target = round(asked * program.count())
+        knobs = [Knob.of([group], 1) for group in eligible.groups]
+        budget = Budget(program.fact(Dependencies), knobs, target, program.parameters)
+        shares = ALLOCATIONS[self.by].shares(budget, program.fact(Scores).by_group)
+        return program.with_facts(Shares(shares, target))
+
+    def _asked(self) -> float:
+        given = [value for value in (self.sparsity, self.ratio) if value is not None]
+        if len(given) != 1:
+            raise PlanError("give either sparsity (a share of all parameters) or ratio (a share of every free group)")
+        if not isinstance(given[0], (int, float)) or not 0 < given[0] < 1:
+            name = "sparsity" if self.sparsity is not None else "ratio"
+            raise PlanError(f"{name} must lie between 0 and 1 (0.2 removes 20 %), got {given[0]}")
+        return given[0]

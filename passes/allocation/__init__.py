@@ -1,0 +1,8 @@
+"""Allocations: which share of its indices every group keeps; one method a file."""
+
+from graphprune.methods import Allocation
+from graphprune.registry import Registry, discover
+
+ALLOCATIONS: Registry[str, Allocation] = Registry("allocation")
+
+discover(__name__, __path__)

@@ -1,0 +1,81 @@
+"""The pass that runs calibration inputs through the dense model and keeps their moments."""
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from graphprune import corpus, hf
+from graphprune.calibration import Calibration, Collector, token_batches
+from graphprune.contracts import Consumer
+from graphprune.dependencies import Dependencies
+from graphprune.errors import CalibrationError
+from graphprune.facts import Eligible
+from graphprune.pipeline import PASSES, Pass
+from graphprune.program import Program
+from graphprune.progress import progress
+from graphprune.segments import split
+from graphprune.statistics import Statistics
+from graphprune.sweep import Stream
+
+
+@PASSES.register("calibrate")
+@dataclass(frozen=True)
+class Calibrate(Pass):
+    """Gather statistics of the dense model at every consumer of an eligible group.
+
+    `text` names a calibration text (see `corpus`), of which `samples` windows of `length` tokens are drawn by `seed`;
+    or `batches` holds calls ``(args, kwargs)`` of the model. `moments`: ``diagonal`` keeps what scores need,
+    ``full`` also what a refit on dense statistics needs.
+    """
+
+    name: ClassVar[str] = "calibrate"
+    needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible)
+    makes: ClassVar[tuple[type, ...]] = (Calibration, Statistics)
+    text: str = ""
+    samples: int = 128
+    length: int = 512
+    seed: int = 0
+    moments: str = "diagonal"
+    batches: tuple[Any, ...] = field(default=(), repr=False)
+
+    def run(self, program: Program) -> Program:
+        """The program with its calibration inputs and statistics.
+
+        Raises:
+            CalibrationError: if there is no usable calibration data, or activations are not finite.
+        """
+        if self.moments not in ("diagonal", "full"):
+            raise CalibrationError(f"moments are diagonal or full, not {self.moments!r}")
+        calibration = self._calibration(program)
+        consumers = consumers_of(program)
+        collector = Collector(consumers, self.moments == "diagonal")
+        sweep(program, calibration, collector)
+        return program.with_facts(calibration, Statistics(collector.moments))
+
+    def _calibration(self, program: Program) -> Calibration:
+        if self.batches:
+            leaves = [program.flat(args, kwargs) for args, kwargs in self.batches]
+            return Calibration(leaves, "batches given from Python", len(leaves), 0, self.seed)
+        if not self.text or program.source is None:
+            raise CalibrationError("there is nothing to calibrate on: name a text file, or pass batches of inputs from Python")
+        tokenizer = hf.tokenizer(program.source.path)
+        ids = corpus.samples(tokenizer, corpus.read(self.text), self.samples, self.length, self.seed)
+        return Calibration(token_batches(program, ids), self.text, self.samples, self.length, self.seed)
+
+
+def consumers_of(program: Program) -> list[Consumer]:
+    """The consumers of all eligible groups."""
+    dependencies = program.fact(Dependencies)
+    found = {c.node: c for group in program.fact(Eligible).groups for c in dependencies.consumers_of(group)}
+    return [c for c in dependencies.consumers if c.node in found]
+
+
+def sweep(program: Program, calibration: Calibration, collector: Collector) -> None:
+    """Run all batches through the dense segments, as far as there is something to collect."""
+    wanted = {consumer.node for consumer in collector.consumers}
+    segments = split(program, wanted)
+    needed = [i for i, segment in enumerate(segments) if wanted & segment.names]
+    stream = Stream.start(program, calibration)
+    with progress("calibrating", (max(needed, default=-1) + 1) * len(calibration.batches)) as step:
+        for segment in segments[: max(needed, default=-1) + 1]:
+            here = Collector([c for c in collector.consumers if c.node in segment.names], collector.diagonal, collector.moments)
+            stream.entries = stream.through(segment, program.weights, here.watched, lambda _, seen: here.add(seen), step)

@@ -1,0 +1,8 @@
+"""Reconstructions: new values for what is left of a consumer; one method a file."""
+
+from graphprune.methods import Reconstruction
+from graphprune.registry import Registry, discover
+
+RECONSTRUCTIONS: Registry[str, Reconstruction] = Registry("reconstruction")
+
+discover(__name__, __path__)

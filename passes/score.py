@@ -1,0 +1,41 @@
+"""The pass that scores every index of the groups that a method cuts."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from graphprune.dependencies import Dependencies
+from graphprune.errors import PlanError
+from graphprune.facts import Eligible, Scores
+from graphprune.methods import Evidence
+from graphprune.passes.scores import SCORES
+from graphprune.pipeline import PASSES, Pass
+from graphprune.program import Program
+from graphprune.statistics import Statistics
+
+
+@PASSES.register("score")
+@dataclass(frozen=True)
+class Score(Pass):
+    """Score indices `by` a registered method; groups that it does not cut are no longer eligible."""
+
+    name: ClassVar[str] = "score"
+    needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible)
+    makes: ClassVar[tuple[type, ...]] = (Scores,)
+    by: str = "magnitude"
+    seed: int = 0
+
+    def run(self, program: Program) -> Program:
+        """The program with scores.
+
+        Raises:
+            PlanError: if no eligible group is left.
+        """
+        method, dependencies = SCORES[self.by], program.fact(Dependencies)
+        eligible = program.fact(Eligible)
+        groups = tuple(g for g in eligible.groups if method.applies(g, dependencies.consumers_of(g)))
+        if not groups:
+            why = "; ".join(f"{kind}: {reason}" for kind, reason in list(eligible.refused.items())[:3])
+            raise PlanError(f"no group is left that {self.by} may cut for destination {eligible.destination}. {why}".strip())
+        evidence = Evidence(program, dependencies, program.facts.get(Statistics), self.seed)
+        scores = {group.name: method.score(group, evidence) for group in groups}
+        return program.with_facts(Scores(scores, self.by), replace(eligible, groups=groups))

@@ -1,0 +1,8 @@
+"""Scores: how much every index of a group matters; one method a file."""
+
+from graphprune.methods import Score
+from graphprune.registry import Registry, discover
+
+SCORES: Registry[str, Score] = Registry("score")
+
+discover(__name__, __path__)

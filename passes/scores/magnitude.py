@@ -1,0 +1,44 @@
+"""The norm of the weights that would go; and chance, the baseline of every score."""
+
+import zlib
+
+import torch
+from torch import Tensor
+
+from graphprune.dependencies import Group
+from graphprune.methods import Evidence, Score
+from graphprune.passes.scores import SCORES
+from graphprune.spread import by_index, rows_of
+
+
+class Magnitude(Score):
+    """The L2 norm of all weights at an index, over every parameter in which the group stands."""
+
+    needs_calibration = False
+
+    def score(self, group: Group, evidence: Evidence) -> Tensor:
+        """The score of every index, shape (rows, group.size)."""
+        squares = torch.zeros(rows_of(group, evidence.dependencies), group.size, dtype=torch.float64)
+        for place in group.places:
+            if place.parameter in evidence.program.parameters:
+                weight = evidence.program.weights[place.parameter].double()
+                other = [dim for dim in range(weight.dim()) if dim != place.dim]
+                per_index = weight.square().sum(other) if other else weight.square()
+                squares += by_index(per_index, place.axis, group, evidence.dependencies)
+        return squares.sqrt()
+
+
+class Random(Score):
+    """Uniform noise, the same for the same seed and group."""
+
+    needs_calibration = False
+
+    def score(self, group: Group, evidence: Evidence) -> Tensor:
+        """The score of every index, shape (rows, group.size)."""
+        seed = zlib.crc32(f"{evidence.seed}:{group.name}".encode())
+        generator = torch.Generator().manual_seed(seed)
+        return torch.rand(rows_of(group, evidence.dependencies), group.size, generator=generator, dtype=torch.float64)
+
+
+SCORES.register("magnitude")(Magnitude())
+SCORES.register("random")(Random())

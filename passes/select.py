@@ -1,0 +1,87 @@
+"""The pass that rounds shares to widths, under the same budget, and picks the indices that stay."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import Tensor
+
+from graphprune.budget import Budget, Knob
+from graphprune.dependencies import Dependencies, Group
+from graphprune.errors import PlanError
+from graphprune.facts import Eligible, Scores, Shares
+from graphprune.pipeline import PASSES, Pass
+from graphprune.plan import Plan, make
+from graphprune.program import Program
+
+
+@PASSES.register("select")
+@dataclass(frozen=True)
+class Select(Pass):
+    """Keep the indices with the highest scores, at widths such that dimensions are multiples of `align`."""
+
+    name: ClassVar[str] = "select"
+    needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible, Scores, Shares)
+    makes: ClassVar[tuple[type, ...]] = (Plan,)
+    align: int = 1
+
+    def run(self, program: Program) -> Program:
+        """The program with a plan.
+
+        Raises:
+            PlanError: if the alignment is no positive number, or the target cannot be reached with it.
+        """
+        if not isinstance(self.align, int) or self.align < 1:
+            raise PlanError(f"align must be a positive whole number, got {self.align}")
+        eligible, shares, scores = program.fact(Eligible), program.fact(Shares), program.fact(Scores)
+        dependencies = program.fact(Dependencies)
+        knobs = _knobs(eligible, self.align)
+        widths = _rounded(knobs, shares.by_group)
+        if shares.target is not None:
+            widths = _fill(Budget(dependencies, knobs, shares.target, program.parameters), widths, shares.by_group)
+        rows = {g.name: top(scores.by_group[g.name], widths[g.name]) for knob in knobs for g in knob.groups if widths[g.name] < g.size}
+        plan = make(program, dependencies, rows, score=scores.method, align=self.align, destination=eligible.destination)
+        return program.with_facts(plan)
+
+
+def top(scores: Tensor, width: int) -> tuple[tuple[int, ...], ...]:
+    """The indices of the `width` highest scores of every row, in order; of equal scores the first."""
+    order = scores.sort(dim=1, descending=True, stable=True).indices[:, :width]
+    return tuple(tuple(row) for row in order.sort(dim=1).values.tolist())
+
+
+def _knobs(eligible: Eligible, align: int) -> list[Knob]:
+    """Groups that move together: those of one kind where widths must be uniform."""
+    if not eligible.uniform:
+        return [Knob.of([group], align) for group in eligible.groups]
+    kinds: dict[str, list[Group]] = {}
+    for group in eligible.groups:
+        kinds.setdefault(group.kind, []).append(group)
+    return [Knob.of(groups, align) for groups in kinds.values()]
+
+
+def _rounded(knobs: Sequence[Knob], shares: Mapping[str, float]) -> dict[str, int]:
+    """The widths below the exact ones that are multiples of the step, and at least one step."""
+    found = {}
+    for knob in knobs:
+        exact = min(shares[g.name] for g in knob.groups) * knob.size
+        size = max(knob.least, int(exact + 1e-6) // knob.step * knob.step)
+        found |= {g.name: size for g in knob.groups}
+    return found
+
+
+def _fill(budget: Budget, widths: dict[str, int], shares: Mapping[str, float]) -> dict[str, int]:
+    """Widen knobs by a step, those that lost most by rounding first, as long as that comes nearer to the target.
+
+    Raises:
+        PlanError: if the target lies beyond what the groups can give.
+    """
+    if budget.target > budget.most:
+        budget.solve(lambda _: shares)  # raises, and says what is the most
+    gone = budget.removed(widths)
+    for knob in sorted(budget.knobs, key=lambda k: widths[k.groups[0].name] - shares[k.groups[0].name] * k.size):
+        wider = {**widths, **{g.name: min(knob.size, widths[g.name] + knob.step) for g in knob.groups}}
+        left = budget.removed(wider)
+        if abs(left - budget.target) < abs(gone - budget.target):
+            widths, gone = wider, left
+    return widths
