@@ -1,0 +1,74 @@
+"""The one-call functions: what a user of the library needs."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+from graphprune import recipes
+from graphprune.dependencies import Dependencies
+from graphprune.frontends.loading import load as load
+from graphprune.frontends.modules import trace as trace
+from graphprune.passes.analysis import analyze as _analyze
+from graphprune.passes.calibrate import Calibrate
+from graphprune.passes.rewrite import rewrite
+from graphprune.passes.verify import prove
+from graphprune.pipeline import Pipeline
+from graphprune.plan import Plan
+from graphprune.program import Program
+from graphprune.verify import Verification
+
+
+def analyze(program: Program) -> Dependencies:
+    """Find every group of coupled axes; asked again, the answer is the same object."""
+    return program.facts.get(Dependencies) or _analyze(program)
+
+
+def plan(
+    program: Program,
+    *,
+    sparsity: float | None = None,
+    ratio: float | None = None,
+    recipe: str = "magnitude",
+    align: int = 1,
+    protect: Sequence[str] = (),
+    exact_only: bool = True,
+    destination: str = "free",
+    seed: int = 0,
+    calibration: str = "",
+    samples: int = 128,
+    length: int = 512,
+    batches: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]] = (),
+) -> Plan:
+    """Choose what to keep: `sparsity` is a share of all parameters, `ratio` one of every group that may be cut.
+
+    Recipes that need calibration read it from the text `calibration` names, or from `batches` of ``(args, kwargs)``.
+
+    Raises:
+        PlanError: if the target cannot be met.
+        CalibrationError: if the recipe needs calibration data and there is none.
+    """
+    chosen = recipes.RECIPES[recipe]
+    options = recipes.Options(sparsity, ratio, align, destination, tuple(protect), exact_only, seed)
+    score_needs = recipes.SCORES[chosen.score].needs_calibration
+    calibrate = Calibrate(calibration, samples, length, seed, batches=tuple(batches)) if score_needs else None
+    return Pipeline(recipes.planning(chosen, options, calibrate))(program).fact(Plan)
+
+
+def apply(program: Program, plan: Plan) -> Program:
+    """A new, narrower program; the given one is untouched.
+
+    Raises:
+        PlanError: if the plan was made for another model.
+    """
+    return rewrite(program, plan)
+
+
+def verify(program: Program, small: Program, plan: Plan) -> Verification:
+    """Prove that `small` gives the numbers of `program` with everything outside the plan zeroed.
+
+    Raises:
+        VerificationError: if it does not.
+    """
+    return prove(program if Dependencies in program.facts else program.with_facts(_analyze(program)), small, plan)
+
+
