@@ -1,0 +1,29 @@
+"""A compiler for structured pruning of PyTorch models."""
+
+from graphprune.api import analyze as analyze
+from graphprune.api import apply as apply
+from graphprune.api import apply_plan as apply_plan
+from graphprune.api import evaluate as evaluate
+from graphprune.api import export as export
+from graphprune.api import load as load
+from graphprune.api import plan as plan
+from graphprune.api import prune as prune
+from graphprune.api import trace as trace
+from graphprune.api import verify as verify
+from graphprune.api import verify_folder as verify_folder
+from graphprune.dependencies import Dependencies as Dependencies
+from graphprune.dependencies import Group as Group
+from graphprune.errors import GraphpruneError as GraphpruneError
+from graphprune.passes.allocate import Allocate as Allocate
+from graphprune.passes.analyze import Analyze as Analyze
+from graphprune.passes.calibrate import Calibrate as Calibrate
+from graphprune.passes.refit import Refit as Refit
+from graphprune.passes.rewrite import Rewrite as Rewrite
+from graphprune.passes.score import Score as Score
+from graphprune.passes.select import Select as Select
+from graphprune.passes.verify import Verify as Verify
+from graphprune.pipeline import Pass as Pass
+from graphprune.pipeline import Pipeline as Pipeline
+from graphprune.plans import Plan as Plan
+from graphprune.program import Program as Program
+from graphprune.version import __version__ as __version__

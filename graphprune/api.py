@@ -1,11 +1,16 @@
 """The one-call functions: what a user of the library needs."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 
 from graphprune import recipes
+from graphprune.contracts import ExportReport
 from graphprune.dependencies import Dependencies
+from graphprune.exporters import EXPORTERS
+from graphprune.evaluate import evaluate as evaluate
+from graphprune.exporters.verify import verify_folder as verify_folder
 from graphprune.frontends.loading import load as load
 from graphprune.frontends.modules import trace as trace
 from graphprune.passes.analysis import analyze as _analyze
@@ -13,9 +18,11 @@ from graphprune.passes.calibrate import Calibrate
 from graphprune.passes.rewrite import rewrite
 from graphprune.passes.verify import prove
 from graphprune.pipeline import Pipeline
-from graphprune.plan import Plan
+from graphprune.plans import Plan
 from graphprune.program import Program
-from graphprune.verify import Verification
+from graphprune.pruning import apply_plan as apply_plan
+from graphprune.pruning import prune as prune
+from graphprune.proof import Verification
 
 
 def analyze(program: Program) -> Dependencies:
@@ -72,3 +79,13 @@ def verify(program: Program, small: Program, plan: Plan) -> Verification:
     return prove(program if Dependencies in program.facts else program.with_facts(_analyze(program)), small, plan)
 
 
+
+
+def export(folder: str | Path, *, target: str, output: str | Path, force: bool = False) -> ExportReport:
+    """Write a saved model for another runtime; it appears when it was checked against the original.
+
+    Raises:
+        ExportError: if it cannot be exported, or does not agree with the original.
+        RegistryError: if there is no such target.
+    """
+    return EXPORTERS[target](Path(folder), Path(output), force=force)

@@ -17,7 +17,8 @@ Place = tuple[str, int]
 
 #: Fields that say what a model means rather than how wide it is.
 _MEANING = re.compile(
-    r"vocab|token|position|_ctx$|label|layer|depth|block|stage|image|patch|channels$|stride|kernel|window|seed|version|dtype"
+    r"vocab|token|position|_ctx$|label|layer|depth|block|stage|image|patch|channels$|stride|kernel|window|seed"
+    r"|version|dtype"
 )
 _LARGEST_SET = 3
 
@@ -33,7 +34,8 @@ class _Try:
 def fit(config: PreTrainedConfig, shapes: Shapes) -> PreTrainedConfig:
     """A copy of `config` whose stock class has exactly these parameter shapes.
 
-    `shapes` may leave out names (of tied weights); buffers may be among them.
+    `shapes` may leave out names (of tied weights); buffers may be among them, and names that the class does not
+    have, such as those of constants in a graph, are passed over.
 
     Raises:
         ExportError: if no field makes some of these shapes; names the first.
@@ -54,6 +56,7 @@ def expressible(config: PreTrainedConfig, before: Shapes, after: Shapes) -> str 
 def _search(config: PreTrainedConfig, shapes: Shapes) -> _Try | str:
     """Change fields, one kind of width at a time, until every shape is right."""
     start = _start(config)
+    shapes = {name: shape for name, shape in shapes.items() if name in start.made.shapes}
     if fault := _misfit(config, start.made, shapes):
         return fault
     search = _Search(type(config), start, shapes)
@@ -79,9 +82,9 @@ def _start(config: PreTrainedConfig) -> _Try:
 def _misfit(config: PreTrainedConfig, made: Built, shapes: Shapes) -> str | None:
     """Why these cannot be shapes of this class at any width."""
     model = (config.architectures or ["the model"])[0]
+    if not shapes:
+        return f"none of the names is that of a parameter of {model}; they must be those of the stock class"
     for name, shape in shapes.items():
-        if name not in made.shapes:
-            return f"{model} has no parameter {name!r}; its names must be those of the stock class"
         if len(shape) != len(made.shapes[name]):
             return f"{name} has shape {shape}, {model} gives it {made.shapes[name]}: a different number of dimensions"
     return None
@@ -161,7 +164,9 @@ class _Search:
 
     def _gains(self, trial: _Try, bad: Mapping[Place, tuple[int, int]], now: _Try) -> bool:
         made = trial.made
-        if made.shapes.keys() != now.made.shapes.keys() or any(len(made.shapes[n]) != len(s) for n, s in self.shapes.items()):
+        if made.shapes.keys() != now.made.shapes.keys():
+            return False
+        if any(len(made.shapes[name]) != len(shape) for name, shape in self.shapes.items()):
             return False
         left = self.wrong(made).keys()
         return left < bad.keys() and self._means_the_same(trial)
@@ -169,15 +174,13 @@ class _Search:
     def _means_the_same(self, trial: _Try) -> bool:
         """Would the reloaded class compute with the same numbers, and the same tables that it does not save?"""
         start, made = self.start.made, trial.made
-        for name in start.transient - self.shapes.keys():
-            if start.shapes[name] != made.shapes[name]:
-                self.refused = f"a config that does would also change {name} from {start.shapes[name]} to {made.shapes[name]}"
-                return False
-        for name, number in start.numbers.items():
-            if made.numbers.get(name) != number:
-                self.refused = f"a config that does would also change {name} from {number:g} to {made.numbers.get(name, 0):g}"
-                return False
-        return True
+        tables = [name for name in start.transient - self.shapes.keys() if start.shapes[name] != made.shapes[name]]
+        numbers = [name for name, number in start.numbers.items() if made.numbers.get(name) != number]
+        if name := next(iter([*tables, *numbers]), None):
+            old = start.shapes[name] if tables else start.numbers[name]
+            new = made.shapes[name] if tables else made.numbers.get(name)
+            self.refused = f"a config that does would also change {name} from {old} to {new}"
+        return not tables and not numbers
 
     def _try(self, table: Mapping[str, Any]) -> _Try | None:
         made = self._built(table)

@@ -10,11 +10,14 @@ import transformers
 from safetensors.torch import load_file
 from torch import nn
 
+from graphprune import per_layer
 from graphprune.errors import LoadError
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+PROGRAM = "model.pt2"  # in place of weights, where no class of transformers can hold them
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tokenizer_config.json")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 
 
@@ -78,26 +81,13 @@ def build(folder: Path, settings: Any) -> nn.Module:
         LoadError: if the configured sizes make no model.
     """
     try:
-        make = _maker(folder, settings)
+        make = per_layer.build if per_layer.is_per_layer(settings) else model_class(folder, settings)
         model: nn.Module = make(settings)
     except LoadError:
         raise
     except Exception as fault:
         raise LoadError(f"{folder / CONFIG}: no model can be built from it: {_first(fault)}") from fault
     return model.eval()
-
-
-def _maker(folder: Path, settings: Any) -> Any:
-    if not is_per_layer(folder):
-        return model_class(folder, settings)
-    from graphprune import per_layer
-
-    return per_layer.build
-
-
-def is_per_layer(folder: Path) -> bool:
-    """Does the folder's configuration give every layer sizes of its own?"""
-    return bool(_raw_config(folder).get("per_layer_config"))  # transformers derives one for every configuration
 
 
 def module(folder: Path | str, dtype: torch.dtype = torch.float32) -> Any:
@@ -109,7 +99,7 @@ def module(folder: Path | str, dtype: torch.dtype = torch.float32) -> Any:
     folder = Path(folder)
     settings = config(folder)
     require_safetensors(folder)
-    if is_per_layer(folder):
+    if per_layer.is_per_layer(settings):
         return _per_layer_module(folder, settings, dtype)
     try:
         model, info = model_class(folder, settings).from_pretrained(
@@ -122,6 +112,21 @@ def module(folder: Path | str, dtype: torch.dtype = torch.float32) -> Any:
         raise LoadError(f"transformers cannot load {folder}: {_first(fault)}") from fault
     _require_complete(folder, info["missing_keys"], info["mismatched_keys"])
     return model.eval()
+
+
+def tokenizer(source: Path | str) -> Any:
+    """The tokenizer of a folder, or of the folder in which a file lies.
+
+    Raises:
+        LoadError: if there is none, or it cannot be read.
+    """
+    folder = Path(source) if Path(source).is_dir() else Path(source).parent
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        raise LoadError(f"{folder} has no tokenizer: expected one of {', '.join(TOKENIZERS)}")
+    try:
+        return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as fault:
+        raise LoadError(f"transformers cannot load the tokenizer of {folder}: {_first(fault)}") from fault
 
 
 def require_safetensors(folder: Path) -> None:
@@ -182,7 +187,7 @@ def _raw_config(folder: Path) -> dict[str, Any]:
     raw = read_json(folder / CONFIG)
     if "quantization_config" in raw:
         raise LoadError(
-            f"{folder / CONFIG}: the weights are quantised (quantization_config); expected plain floating-point weights. "
+            f"{folder / CONFIG}: the weights are quantised (quantization_config), expected plain floating-point ones. "
             "Load the model with transformers, call model.dequantize() and save it"
         )
     return raw

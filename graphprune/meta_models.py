@@ -3,11 +3,11 @@
 import copy
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any
+from typing import Any, cast
 
 import torch
 import transformers
@@ -69,8 +69,15 @@ def _all(found: Any) -> tuple[Any, ...]:
 
 def on_meta(config: PreTrainedConfig) -> PreTrainedModel:
     """The stock model of a config, its weights without memory."""
-    with torch.device("meta"), no_init_weights():  # type: ignore[no-untyped-call]
-        return stock_class(config)(config)
+    return weightless(stock_class(config), config)
+
+
+def weightless(kind: Callable[[PreTrainedConfig], PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
+    """What `kind` makes of a config, its weights without memory, but shared where they are to be."""
+    with torch.device("meta"), no_init_weights():
+        model = kind(config)
+    model.tie_weights()
+    return model
 
 
 def flat(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -92,9 +99,13 @@ def from_table(kind: type[PreTrainedConfig], table: Mapping[str, Any]) -> PreTra
     return kind.from_dict(json.loads(json.dumps(table, default=str)))
 
 
-@lru_cache(maxsize=512)
 def built(kind: type[PreTrainedConfig], text: str) -> Built | str:
     """The model of a config given as text, or the words with which transformers refuses it."""
+    return _built(cast(Hashable, kind), text)
+
+
+@lru_cache(maxsize=512)
+def _built(kind: Any, text: str) -> Built | str:
     try:
         model = on_meta(from_table(kind, json.loads(text)))
     except ExportError:

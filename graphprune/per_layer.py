@@ -2,18 +2,17 @@
 
 import inspect
 import json
+from collections.abc import Hashable
 from functools import lru_cache
 from string import Template
-from typing import Any
+from typing import Any, cast
 
-import torch
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
 
 from graphprune.config_widths import fit
 from graphprune.errors import ExportError
-from graphprune.meta_models import Shapes, as_text, describe, flat, from_table, on_meta, stock_class
+from graphprune.meta_models import Shapes, as_text, describe, flat, from_table, on_meta, stock_class, weightless
 
 FILE = "modeling_per_layer.py"
 
@@ -67,15 +66,18 @@ def build(config: PreTrainedConfig) -> PreTrainedModel:
 
 def build_on_meta(config: PreTrainedConfig) -> PreTrainedModel:
     """The same without memory for its weights."""
-    with torch.device("meta"), no_init_weights():  # type: ignore[no-untyped-call]
-        return build(config)
+    return weightless(build, config)
+
+
+def model_class(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The class that the code file of such a folder defines; the same one for every call."""
+    return _model_class(cast(Hashable, stock))
 
 
 @lru_cache
-def model_class(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """The class that the code file of such a folder defines."""
+def _model_class(stock: Any) -> type[PreTrainedModel]:
 
-    class PerLayer(stock):  # type: ignore[misc, valid-type]
+    class PerLayer(stock):  # type: ignore[misc]
         def __init__(self, config: PreTrainedConfig) -> None:
             super().__init__(config)
             _rebuild_layers(self, config)
@@ -86,7 +88,7 @@ def model_class(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
 
 
 def fit_layers(config: PreTrainedConfig, shapes: Shapes) -> PreTrainedConfig:
-    """A copy of `config` with which every layer has the widths that `shapes` gives it.
+    """A copy of `config` with which every layer has the widths that `shapes` gives it; a plain one if they are equal.
 
     `shapes` may leave out names (of tied weights); buffers may be among them.
 
@@ -94,12 +96,15 @@ def fit_layers(config: PreTrainedConfig, shapes: Shapes) -> PreTrainedConfig:
         ExportError: if no fields make the widths of some layer, or the class cannot build layers one by one.
     """
     base = flat(config)
-    prefix = _layers(base)
+    prefix, known = _layers(base), describe(on_meta(base)).shapes
+    shapes = {name: shape for name, shape in shapes.items() if name in known}
     tables = [_fit_layer(base, prefix, layer, shapes) for layer in range(_count(base))]
     differing = {key for table in tables for key in table if table[key] != tables[0][key]}
     _require_own(base, tables, differing)
-    widest = {key: max(table[key] for table in tables) for key in differing}
+    widest = {key: max(table[key] or 0 for table in tables) for key in differing}
     fitted = from_table(type(base), {**tables[0], **widest})
+    if not differing:
+        return fitted
     fitted.allow_global_per_layer_attribute_access = True  # generation reads numbers of heads there
     fitted.per_layer_config = {i: {key: table[key] for key in sorted(differing)} for i, table in enumerate(tables)}
     _require_shapes(fitted, shapes)
@@ -108,7 +113,8 @@ def fit_layers(config: PreTrainedConfig, shapes: Shapes) -> PreTrainedConfig:
 
 def _fit_layer(base: PreTrainedConfig, prefix: str, layer: int, shapes: Shapes) -> dict[str, Any]:
     """The config, as plain values, of a model that has the widths of this layer everywhere."""
-    own = {name.removeprefix(f"{prefix}.{layer}."): shape for name, shape in shapes.items() if name.startswith(f"{prefix}.{layer}.")}
+    mine = f"{prefix}.{layer}."
+    own = {name.removeprefix(mine): shape for name, shape in shapes.items() if name.startswith(mine)}
     shared = {name: shape for name, shape in shapes.items() if not name.startswith(f"{prefix}.")}
     try:
         short = fit(_shortened(base), {**shared, **{f"{prefix}.0.{name}": shape for name, shape in own.items()}})
@@ -132,8 +138,8 @@ def _table(config: PreTrainedConfig) -> dict[str, Any]:
 def _shortened(base: PreTrainedConfig) -> PreTrainedConfig:
     """The same config with one layer: it has the same fields and is quicker to build."""
     count, table = _count(base), _table(base)
-    table = {key: value[:1] if isinstance(value, list) and len(value) == count else value for key, value in table.items()}
-    name = base.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    table = {k: v[:1] if isinstance(v, list) and len(v) == count else v for k, v in table.items()}
+    name: str = base.attribute_map.get("num_hidden_layers", "num_hidden_layers")
     try:
         return from_table(type(base), {**table, name: 1})
     except (ValueError, TypeError) as refusal:
@@ -142,21 +148,25 @@ def _shortened(base: PreTrainedConfig) -> PreTrainedConfig:
 
 def _require_own(base: PreTrainedConfig, tables: list[dict[str, Any]], differing: set[str]) -> None:
     """Only plain numbers can be given to each layer."""
-    if bad := sorted(key for key in differing if not all(isinstance(table[key], int) for table in tables)):
+    if bad := sorted(key for key in differing if not all(isinstance(table[key], int | None) for table in tables)):
         raise ExportError(f"{type(base).__name__}.{bad[0]} cannot differ from layer to layer; use destination free")
 
 
 def _require_shapes(config: PreTrainedConfig, shapes: Shapes) -> None:
     made = describe(build_on_meta(config)).shapes
     for name, shape in shapes.items():
-        if made.get(name) != shape:
-            raise ExportError(f"{name} would have shape {made.get(name)} with a per-layer config, not {shape}; use destination free")
+        if name in made and made[name] != shape:
+            raise ExportError(
+                f"{name} would have shape {made[name]} with a per-layer config, not {shape}; use destination free"
+            )
 
 
 def _count(config: PreTrainedConfig) -> int:
     count = getattr(config, "num_hidden_layers", None)
     if not isinstance(count, int):
-        raise ExportError(f"{type(config).__name__} has no num_hidden_layers, so its layers cannot be told apart; use destination free")
+        raise ExportError(
+            f"{type(config).__name__} has no num_hidden_layers, so layers cannot be told apart; use destination free"
+        )
     return count
 
 
@@ -171,7 +181,7 @@ def _layers(config: PreTrainedConfig) -> str:
 
 def _layers_in(model: nn.Module, count: int) -> str:
     lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
-    found = [n for n, layers in lists.items() if len(layers) == count and len({type(layer) for layer in layers}) == 1]
+    found: list[str] = [n for n, layers in lists.items() if len(layers) == count and len(set(map(type, layers))) == 1]
     if len(found) != 1:
         raise ExportError(
             f"{type(model).__name__} keeps its layers in {len(found)} lists of {count} equal modules, expected one: "
@@ -188,16 +198,20 @@ def _rebuild_layers(model: PreTrainedModel, config: PreTrainedConfig) -> None:
         own = config.per_layer_config[index]
         layer = _layer(type(wide), own, index)
         if layer.state_dict().keys() != wide.state_dict().keys():
-            raise ExportError(f"a {type(wide).__name__} built alone has other weights than layer {index}; use destination stock or free")
+            raise ExportError(
+                f"a {type(wide).__name__} built alone has other weights than layer {index}; "
+                "use destination stock or free"
+            )
         for module in layer.modules():
             if getattr(module, "config", None) is own:
-                module.config = config  # what is not a width, as the kind of attention, is set there
+                vars(module)["config"] = config  # what is not a width, as the kind of attention, is set there
         layers[index] = layer
 
 
-def _layer(kind: type[nn.Module], config: PreTrainedConfig, index: int) -> nn.Module:
+def _layer(kind: Any, config: PreTrainedConfig, index: int) -> nn.Module:
     takes = inspect.signature(kind.__init__).parameters
-    needed = [name for name, p in list(takes.items())[2:] if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-    if set(needed) - {"layer_idx"}:
+    more = [p for p in list(takes.values())[2:] if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "layer_idx"]
+    if needed := [p.name for p in more if p.default is p.empty]:
         raise ExportError(f"{kind.__name__} also needs {needed[0]!r} to be built; use destination stock or free")
-    return kind(config, layer_idx=index) if "layer_idx" in takes else kind(config)
+    layer: nn.Module = kind(config, layer_idx=index) if "layer_idx" in takes else kind(config)
+    return layer

@@ -1,7 +1,7 @@
 """A program: an FX graph over ATen operators, weights by name, and what is known about both."""
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -11,6 +11,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
+from graphprune.errors import WriteBackError
 from graphprune.weights import KeepByName, Weights
 
 F = TypeVar("F")
@@ -37,11 +38,13 @@ class Change:
 
 @dataclass(frozen=True)
 class Rewritten:
-    """A fact: the program that this one was cut from, what was kept of it, and which literals changed."""
+    """A fact: the program that this one was cut from, what was kept of it, which literals changed, and how the
+    original module can follow."""
 
     original: "Program"
     keep: KeepByName
     changes: tuple[Change, ...]
+    follow: Callable[["Program", nn.Module], Any]
 
 
 @dataclass(frozen=True)
@@ -115,6 +118,16 @@ class Program:
         stored = {name: self._attribute(name) for name in self.shapes()}
         root |= {str(node.target): stored[self.name(str(node.target))] for node in self.tensors()}
         return fx.GraphModule(root, copy_graph(self.graph)).eval()
+
+    def write_back(self, module: nn.Module) -> Any:
+        """Make the original `module` as narrow as this program; see `writeback.write_back`.
+
+        Raises:
+            WriteBackError: if nothing was cut, or the module cannot follow; it is left as it was.
+        """
+        if Rewritten not in self.facts:
+            raise WriteBackError("nothing was cut from this program; apply a plan first")
+        return self.fact(Rewritten).follow(self, module)
 
     def _attribute(self, name: str) -> Tensor:
         tensor = self.weights[name]

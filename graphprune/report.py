@@ -51,6 +51,7 @@ class Report:
     base_model: str | None = None  # its name on the Hugging Face hub, where it is known
     licence: str | None = None
     notes: tuple[str, ...] = ()
+    cut: bool = True  # False: only a plan was made
 
     @property
     def sparsity_reached(self) -> float:
@@ -117,6 +118,12 @@ def _front(report: Report) -> str:
 
 def _about(report: Report) -> str:
     name = _line(report.base_model or report.model)
+    if not report.cut:
+        return (
+            f"# A plan to prune {name}\n\n"
+            f"Applied by `graphprune apply`, it takes {report.sparsity_reached:.2%} of the parameters: "
+            f"{report.parameters_before:,} become {report.parameters_after:,}. There are no weights here."
+        )
     return (
         f"# {name}, pruned\n\n"
         f"Structured pruning by graphprune {report.version} took {report.sparsity_reached:.2%} of the parameters: "

@@ -25,7 +25,7 @@ class Stored(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         path, key = self.places[name]
-        with safe_open(path, framework="pt") as file:  # type: ignore[no-untyped-call]
+        with safe_open(path, framework="pt") as file:
             tensor: Tensor = file.get_tensor(key)
         return tensor.to(self.dtype) if self.dtype and tensor.is_floating_point() else tensor
 

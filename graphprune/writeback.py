@@ -15,7 +15,7 @@ from graphprune import config_widths
 from graphprune.errors import ExportError, VerificationError, WriteBackError
 from graphprune.facts import Refits
 from graphprune.program import Change, Program, Rewritten
-from graphprune.verify import Verification, compare, fresh_inputs
+from graphprune.proof import Verification, compare, fresh_inputs
 
 TRIALS = 64
 Said = Mapping[type, set[tuple[str, str, int]]]
@@ -62,9 +62,7 @@ def write_back(program: Program, module: nn.Module) -> WrittenBack:
     Raises:
         WriteBackError: if the module is another one, or computes with a size that no attribute controls.
     """
-    rewritten = program.facts.get(Rewritten)
-    if rewritten is None:
-        raise WriteBackError("nothing was cut from this program; apply a plan first")
+    rewritten = program.fact(Rewritten)
     _check_names(program, module, rewritten)
     undo = _Undo()
     try:

@@ -17,10 +17,11 @@ from graphprune.kept import Keep, kept, width
 from graphprune.passes.analysis import analyze
 from graphprune.passes.operators import RULES
 from graphprune.pipeline import PASSES, Pass
-from graphprune.plan import Plan, bind
+from graphprune.plans import Plan, bind
 from graphprune.program import Change, Program, Rewritten
 from graphprune.text import neighbourhood
 from graphprune.weights import Narrowed
+from graphprune.writeback import write_back
 
 
 def rewrite(program: Program, plan: Plan) -> Program:
@@ -33,7 +34,7 @@ def rewrite(program: Program, plan: Plan) -> Program:
     dependencies = program.facts.get(Dependencies) or analyze(program)
     keep = bind(program, dependencies, plan)
     graph, changes = _Rewriter(program, dependencies, keep).run()
-    rewritten = Rewritten(program.with_facts(dependencies), plan.keep, tuple(changes))
+    rewritten = Rewritten(program.with_facts(dependencies), plan.keep, tuple(changes), write_back)
     small = program.with_facts(rewritten, graph=graph, weights=Narrowed(program.weights, plan.keep))
     return small.without(Dependencies)  # the axes of the old graph say nothing of the new one
 

@@ -11,7 +11,7 @@ from graphprune.dependencies import Dependencies, Group
 from graphprune.errors import PlanError
 from graphprune.facts import Eligible, Scores, Shares
 from graphprune.pipeline import PASSES, Pass
-from graphprune.plan import Plan, make
+from graphprune.plans import Plan, make
 from graphprune.program import Program
 
 

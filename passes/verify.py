@@ -7,9 +7,9 @@ from graphprune.dependencies import Dependencies
 from graphprune.facts import Refits
 from graphprune.passes.rewrite import rewrite
 from graphprune.pipeline import PASSES, Pass
-from graphprune.plan import Plan, make
+from graphprune.plans import Plan, make
 from graphprune.program import Program, Rewritten
-from graphprune.verify import Verification, verify_cut, verify_finite
+from graphprune.proof import Verification, verify_cut, verify_finite
 
 
 @PASSES.register("verify")

@@ -1,0 +1,163 @@
+"""The commands; each calls one function of `graphprune.api` and shows what it returned."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from graphprune import api
+from graphprune.cli import dependencies, draw, show
+from graphprune.cli.edge import command, print_json
+from graphprune.cli.options import Calibration, Destination, Folder, Force, Json, Length, Model, Output, Seed, Text
+from graphprune.recipes import RECIPES
+from graphprune.report import plain
+from graphprune.version import __version__
+
+app = typer.Typer(
+    name="graphprune",
+    help="Make models narrower: find what can be cut, cut it, repair the rest, prove it and ship it.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+Show = Callable[[], None]
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"graphprune {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    shown: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
+    ] = False,
+) -> None:
+    """Make models narrower: find what can be cut, cut it, repair the rest, prove it and ship it."""
+
+
+@app.command()
+@command
+def inspect(
+    model: Model,
+    dot: Annotated[Path | None, typer.Option(help="Write the dependency graph for Graphviz.")] = None,
+    graphml: Annotated[Path | None, typer.Option(help="Write the dependency graph as GraphML.")] = None,
+    json: Json = False,
+) -> Show:
+    """Show what can be cut out of a model, what cannot, and why."""
+    program = api.load(model)
+    found = api.analyze(program)
+    if dot:
+        draw.write_dot(found.to_networkx(), dot)
+    if graphml:
+        draw.write_graphml(found.to_networkx(), graphml)
+    if json:
+        return partial(print_json, {"model": model, **dependencies.table(program, found)})
+    return partial(dependencies.print_tables, model, program, found)
+
+
+@app.command()
+@command
+def prune(
+    model: Model,
+    sparsity: Annotated[float, typer.Option(help="The share of all parameters to remove.", show_default=False)],
+    output: Output,
+    recipe: Annotated[str, typer.Option(help="The method; see `graphprune recipes`.")] = "fasp",
+    calibration: Calibration = None,
+    samples: Annotated[int, typer.Option(help="Windows of the calibration text.", min=1)] = 128,
+    length: Length = 512,
+    align: Annotated[int, typer.Option(help="Every new width is a multiple of this.", min=1)] = 8,
+    destination: Annotated[
+        Destination, typer.Option(help="Where it must run: stock transformers, its own code file, or any graph.")
+    ] = Destination.stock,
+    protect: Annotated[
+        list[str] | None, typer.Option(metavar="GLOB", help="Parameters that must stay as they are; repeatable.")
+    ] = None,
+    seed: Seed = 0,
+    plan_only: Annotated[bool, typer.Option("--plan-only", help="Save the plan and cut nothing.")] = False,
+    force: Force = False,
+    json: Json = False,
+) -> Show:
+    """Prune a model and save it, verified, with a report."""
+    result = api.prune(
+        model,
+        recipe=recipe,
+        sparsity=sparsity,
+        calibration=calibration,
+        output=output,
+        samples=samples,
+        length=length,
+        align=align,
+        destination=destination.value,
+        protect=tuple(protect or ()),
+        seed=seed,
+        plan_only=plan_only,
+        force=force,
+    )
+    return _answer(f"{model} pruned into {output}", result.report, json)
+
+
+@app.command()
+@command
+def apply(
+    model: Model,
+    plan: Annotated[Path, typer.Argument(help="A plan that graphprune saved.", show_default=False)],
+    output: Output,
+    force: Force = False,
+    json: Json = False,
+) -> Show:
+    """Cut a model as a saved plan says."""
+    result = api.apply_plan(model, plan, output=output, force=force)
+    return _answer(f"{plan} applied to {model}", result.report, json)
+
+
+@app.command("eval")
+@command
+def evaluate(
+    model: Model,
+    text: Text,
+    length: Length = 512,
+    windows: Annotated[int | None, typer.Option(help="Take only so many windows.", min=1)] = None,
+    json: Json = False,
+) -> Show:
+    """Measure the perplexity of a language model on a text."""
+    return _answer(f"{model} on {text}", api.evaluate(model, text, length=length, windows=windows), json)
+
+
+@app.command()
+@command
+def verify(folder: Folder, json: Json = False) -> Show:
+    """Check that a saved folder is whole and still gives the numbers it gave when it was saved."""
+    return _answer(f"{folder} is as it was saved", api.verify_folder(folder), json)
+
+
+@app.command()
+@command
+def export(
+    folder: Folder,
+    target: Annotated[str, typer.Option(help="What to write: onnx or onnx-gpu.", show_default=False)],
+    output: Output,
+    force: Force = False,
+    json: Json = False,
+) -> Show:
+    """Write a saved model for another runtime, checked against the original."""
+    return _answer(f"{folder} as {target}", api.export(folder, target=target, output=output, force=force), json)
+
+
+@app.command()
+@command
+def recipes(json: Json = False) -> Show:
+    """List the pruning methods and what each is made of."""
+    if json:
+        return partial(print_json, RECIPES)
+    rows = [[r.name, r.description, r.score, r.allocation, r.refit, r.source] for r in RECIPES.values()]
+    return partial(show.rows, "recipes", ("name", "what it does", "score", "allocation", "refit", "source"), rows)
+
+
+def _answer(title: str, found: object, json: bool) -> Show:
+    table = found.to_dict() if hasattr(found, "to_dict") else plain(found)
+    return partial(print_json, table) if json else partial(show.facts, title, table)

@@ -1,0 +1,90 @@
+"""The edge of the program: errors become one message, an interrupt leaves nothing behind, output stays clean."""
+
+import json
+import os
+import signal
+import sys
+import traceback
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stdout
+from functools import wraps
+from types import FrameType
+from typing import ParamSpec
+
+import typer
+from transformers.utils import logging as transformers_logging
+
+from graphprune.errors import GraphpruneError
+from graphprune.report import plain
+
+P = ParamSpec("P")
+
+FAILED = 2
+INTERRUPTED = 130
+
+
+def command(run: Callable[P, Callable[[], None]]) -> Callable[P, None]:
+    """A command: `run` does the work with standard output closed, and what it returns prints the answer."""
+
+    @wraps(run)
+    def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
+        with _told():
+            with redirect_stdout(sys.stderr):  # whatever libraries and user code print is no answer
+                show = run(*args, **kwargs)
+            show()
+            sys.stdout.flush()
+
+    return guarded
+
+
+def print_json(thing: object) -> None:
+    """One object on standard output."""
+    sys.stdout.write(json.dumps(plain(thing), indent=2, allow_nan=False) + "\n")
+
+
+@contextmanager
+def _told() -> Iterator[None]:
+    """Turn what goes wrong into one message on standard error and an exit status."""
+    try:
+        yield
+    except (typer.Exit, typer.Abort, SystemExit):
+        raise
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise typer.Exit(0) from None
+    except KeyboardInterrupt:
+        typer.echo("interrupted: nothing was written", err=True)
+        raise typer.Exit(INTERRUPTED) from None
+    except Exception as fault:
+        if os.environ.get("GRAPHPRUNE_DEBUG") == "1":
+            traceback.print_exc()
+        typer.echo(f"error: {message(fault)}", err=True)
+        raise typer.Exit(FAILED) from None
+
+
+def message(fault: Exception) -> str:
+    """What a user is told of an error."""
+    if isinstance(fault, GraphpruneError):
+        return str(fault)
+    if isinstance(fault, OSError) and fault.strerror:
+        return f"{fault.filename}: {fault.strerror}" if fault.filename else fault.strerror
+    if isinstance(fault, MemoryError):
+        return "there is not enough memory for this model; close other programs or take a smaller one"
+    said = " ".join(str(fault).split())[:500]
+    return f"{type(fault).__name__}: {said}\nThis was not foreseen; set GRAPHPRUNE_DEBUG=1 to see where it comes from."
+
+
+def prepare() -> None:
+    """Let a request to stop clean up like an interrupt, and keep libraries from talking over the answer."""
+    for name in ("SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), _interrupt)
+    if os.environ.get("GRAPHPRUNE_DEBUG") != "1":
+        warnings.simplefilter("ignore")
+        transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

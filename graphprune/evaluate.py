@@ -1,0 +1,133 @@
+"""How well a language model predicts a text, and how fast."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from graphprune import corpus, hf
+from graphprune.calibration import token_inputs
+from graphprune.errors import CalibrationError
+from graphprune.program import Program
+from graphprune.progress import progress
+
+Model = Program | Callable[..., Any]
+_ROWS = 512  # of logits whose softmax is computed at once
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured; `nll` is the mean negative log likelihood of a predicted token, in nats."""
+
+    perplexity: float
+    nll: float
+    windows: int
+    length: int
+    tokens: int
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens that went through the model in a second, the computation of the likelihood included."""
+        return self.windows * self.length / self.seconds
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How many tokens went through a forward pass in a second, in the median of some passes."""
+
+    tokens_per_second: float
+    seconds: float
+    tokens: int
+
+
+def evaluate(
+    model: Program | Path | str, text: str | Path, *, length: int = 512, windows: int | None = None, batch: int = 4
+) -> Evaluation:
+    """Measure a program, or the model of a Hugging Face folder, on consecutive windows of a text (see `corpus.read`).
+
+    Raises:
+        LoadError: if the model, its tokenizer or the text cannot be read.
+        CalibrationError: if the text is too short, or the model predicts no finite numbers.
+    """
+    if isinstance(model, Program) and model.source is None:
+        raise CalibrationError("the program came from no folder, so it has no tokenizer; use perplexity with token ids")
+    source = model.source.path if isinstance(model, Program) and model.source else Path(str(model))
+    ids = corpus.windows(hf.tokenizer(source), corpus.read(text), length)
+    if windows is not None and len(ids) < windows:
+        raise CalibrationError(f"the text {text} has {len(ids)} windows of {length} tokens, {windows} were asked for")
+    return perplexity(model if isinstance(model, Program) else hf.module(source), ids[:windows], batch=batch)
+
+
+def perplexity(model: Model, windows: Tensor, *, batch: int = 4) -> Evaluation:
+    """Measure how well each token is predicted from those before it in its window.
+
+    `windows` are token ids of shape ``(n, length)``; a model that is no program is called with `input_ids`.
+    Logits are turned into likelihoods some rows at a time, since a large vocabulary makes them large.
+
+    Raises:
+        CalibrationError: if the likelihoods are not finite.
+    """
+    count, length = windows.shape
+    call = _caller(model)
+    start, total = time.perf_counter(), 0.0
+    with torch.inference_mode(), progress("measuring perplexity", count) as step:
+        for first in range(0, count, batch):
+            part = windows[first : first + batch]
+            total += _nll(call(part), part)
+            if not math.isfinite(total):
+                last = first + len(part) - 1
+                raise CalibrationError(f"the model predicts numbers that are not finite in windows {first} to {last}")
+            step(len(part))
+    tokens = count * (length - 1)
+    nll = total / tokens
+    return Evaluation(_exponential(nll), nll, count, length, tokens, time.perf_counter() - start)
+
+
+def tokens_per_second(model: Model, windows: Tensor, *, repeats: int = 5) -> Speed:
+    """Time forward passes over token ids of shape ``(batch, length)``, after one that is not timed."""
+    call = _caller(model)
+    times = []
+    with torch.inference_mode(), progress("measuring speed", repeats + 1) as step:
+        for _ in range(repeats + 1):
+            start = time.perf_counter()
+            call(windows)
+            times.append(time.perf_counter() - start)
+            step()
+    seconds = statistics.median(times[1:])
+    return Speed(windows.numel() / seconds, seconds, windows.numel())
+
+
+def _caller(model: Model) -> Callable[[Tensor], Tensor]:
+    """From token ids to logits of shape ``(batch, length, vocabulary)``."""
+    if not isinstance(model, Program):
+        return lambda ids: _logits(model(input_ids=ids))
+    module, program = model.module(), model
+    return lambda ids: _logits(module(**token_inputs(program, ids)))
+
+
+def _logits(output: Any) -> Tensor:
+    found = output["logits"] if isinstance(output, dict) else getattr(output, "logits", output)
+    found = found[0] if isinstance(found, tuple | list) else found
+    if not isinstance(found, Tensor) or found.dim() != 3:
+        kind = type(output).__name__
+        raise CalibrationError(f"the model returns a {kind} without logits for every token: it is no language model")
+    return found
+
+
+def _nll(logits: Tensor, ids: Tensor) -> float:
+    """The negative log likelihoods of all tokens but the first of each row, summed in double precision."""
+    rows, targets = logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+    parts = zip(torch.split(rows, _ROWS), torch.split(targets, _ROWS), strict=True)
+    return sum(cross_entropy(row.float(), target, reduction="none").double().sum().item() for row, target in parts)
+
+
+def _exponential(nll: float) -> float:
+    return math.exp(nll) if nll < 700 else math.inf

@@ -1,0 +1,219 @@
+"""The whole job: load, prune, prove, save, report."""
+
+import platform
+import resource
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from graphprune import freely, recipes
+from graphprune.atomic import check_output, new_folder
+from graphprune.calibration import Calibration
+from graphprune.dependencies import Dependencies
+from graphprune.errors import CalibrationError
+from graphprune.exporters import huggingface
+from graphprune.facts import Refits
+from graphprune.frontends.loading import load
+from graphprune.passes.analyze import DESTINATIONS, Analyze
+from graphprune.passes.calibrate import Calibrate
+from graphprune.passes.rewrite import Rewrite
+from graphprune.passes.verify import Verify
+from graphprune.pipeline import Pipeline, Timings
+from graphprune.plans import Plan
+from graphprune.program import Program, Rewritten
+from graphprune.report import Calibration as CalibrationReport
+from graphprune.report import Report
+from graphprune.proof import Verification
+from graphprune.version import __version__
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome of a run: the report, the plan, and the pruned program (None if only a plan was made)."""
+
+    report: Report
+    plan: Plan
+    program: Program | None
+
+
+@dataclass(frozen=True)
+class Job:
+    """What was asked for, as far as a report tells of it."""
+
+    model: str
+    output: Path
+    recipe: str
+    destination: str
+    sparsity: float | None = None
+    seed: int = 0
+    force: bool = False
+    command: str = ""
+
+
+def prune(
+    model: str | Path,
+    *,
+    output: str | Path,
+    recipe: str = "fasp",
+    sparsity: float,
+    calibration: str | Path | None = None,
+    samples: int = 128,
+    length: int = 512,
+    align: int = 8,
+    destination: str = "stock",
+    protect: tuple[str, ...] = (),
+    seed: int = 0,
+    plan_only: bool = False,
+    force: bool = False,
+) -> Result:
+    """Prune a model and save it, verified, with a report.
+
+    `model` is a Hugging Face folder, a ``.gguf`` or ``.pt2`` file, or ``package.module:callable``; `sparsity` the share
+    of all its parameters that is to go; `calibration` names a text (see `corpus.read`). `output` appears when
+    everything in it was verified, or not at all.
+
+    Raises:
+        GraphpruneError: one of its kinds, with what, where, got, expected and what to do.
+    """
+    chosen = recipes.RECIPES[recipe]
+    check_output(output, force)
+    job = Job(str(model), Path(output), recipe, destination, sparsity, seed, force, _command())
+    options = recipes.Options(sparsity, None, align, destination, protect, True, seed)
+    if chosen.calibrates and not calibration:
+        raise CalibrationError(f"recipe {recipe} needs calibration data; name a text with calibration (--calibration FILE)")
+    calibrate = Calibrate(str(calibration), samples, length, seed) if chosen.calibrates else None
+    passes = recipes.planning(chosen, options, calibrate)
+    pipeline = Pipeline(passes if plan_only else (*passes, *recipes.cutting(chosen)))
+    program = pipeline(load(model))
+    if plan_only:
+        return _save(job, program, lambda folder: [])
+    return _save(job, program, lambda folder: write(program, folder, destination))
+
+
+def apply_plan(model: str | Path, plan: str | Path, *, output: str | Path, force: bool = False) -> Result:
+    """Cut a model as a saved plan says, and save it as `prune` does.
+
+    Raises:
+        GraphpruneError: one of its kinds.
+    """
+    chosen = Plan.load(plan)
+    check_output(output, force)
+    destination = str(chosen.made_by.get("destination", "free"))
+    job = Job(str(model), Path(output), f"plan {plan}", destination, force=force, command=_command())
+    start = Analyze(destination if destination in DESTINATIONS else "free")(load(model)).with_facts(chosen)
+    program = Pipeline((Rewrite(), Verify()), given=(Plan, Dependencies))(start)
+    return _save(job, program, lambda folder: write(program, folder, destination))
+
+
+def write(program: Program, folder: Path, destination: str) -> list[tuple[str, float]]:
+    """Fill a folder for a destination; return what was compared in it, and how far it was apart.
+
+    Raises:
+        ExportError: if the destination cannot hold the program, or what was written does not agree with it.
+    """
+    if destination == "free":
+        return freely.write(program, folder)
+    report = huggingface.write(program, folder, destination=destination)  # type: ignore[arg-type]
+    return [("reloaded folder and rewritten graph", float(report.facts["error"]["relative"]))]
+
+
+def _save(job: Job, program: Program, fill: Callable[[Path], list[tuple[str, float]]]) -> Result:
+    """Fill a folder, add plan and report, and give it its name."""
+    plan = program.fact(Plan)
+    with new_folder(job.output, job.force) as folder:
+        errors = fill(folder)
+        plan.save(folder / "plan.json")
+        report = _report(job, program, plan, dict(errors))
+        report.save(folder)
+    return Result(report, plan, program if Rewritten in program.facts else None)
+
+
+def _report(job: Job, program: Program, plan: Plan, errors: dict[str, float]) -> Report:
+    rewritten = program.facts.get(Rewritten)
+    original = rewritten.original if rewritten else program
+    proof = program.facts.get(Verification)
+    groups = original.fact(Dependencies).by_name
+    return Report(
+        model=job.model,
+        recipe=job.recipe,
+        destination=job.destination,
+        parameters_before=original.count(),
+        parameters_after=program.count() if rewritten else original.count() - _planned(original, plan),
+        sparsity_asked=job.sparsity,
+        plan=plan.digest,
+        program=plan.fingerprint,
+        seed=job.seed,
+        calibration=_calibration(program),
+        widths={name: (groups[name].size, width) for name, width in plan.widths.items()},
+        seconds=_seconds(program),
+        peak_memory=peak_memory(),
+        errors={**({"masked original and cut graph": proof.max_error} if proof else {}), **errors},
+        loads_with=_loads_with(job, rewritten is not None),
+        command=job.command,
+        version=__version__,
+        notes=_notes(program),
+    )
+
+
+def _planned(program: Program, plan: Plan) -> int:
+    """How many parameters a plan would remove."""
+    shapes = program.shapes()
+    left = 0
+    for name in plan.keep.keys() & program.parameters:
+        shape = [len(plan.keep[name][d]) if d in plan.keep[name] else n for d, n in enumerate(shapes[name])]
+        left += _product(shapes[name]) - _product(tuple(shape))
+    return left
+
+
+def _product(shape: tuple[int, ...]) -> int:
+    found = 1
+    for size in shape:
+        found *= size
+    return found
+
+
+def _calibration(program: Program) -> CalibrationReport | None:
+    seen = program.facts.get(Calibration)
+    return CalibrationReport(seen.source, seen.samples, seen.length) if seen else None
+
+
+def _seconds(program: Program) -> dict[str, float]:
+    return {name: round(seconds, 3) for name, seconds in program.facts.get(Timings, Timings()).seconds}
+
+
+def _loads_with(job: Job, cut: bool) -> tuple[str, ...]:
+    if not cut:
+        return ("nothing: it holds a plan, for `graphprune apply`",)
+    return {
+        "stock": ("transformers from_pretrained, without graphprune installed",),
+        "per-layer": ("graphprune.load", "transformers from_pretrained with trust_remote_code=True"),
+        "free": ("graphprune.load", "torch.export.load(model.pt2)", "ONNX Runtime, if there is a folder onnx"),
+    }[job.destination]
+
+
+def _notes(program: Program) -> tuple[str, ...]:
+    """What the refit chose, and what it left alone."""
+    refits = program.facts.get(Refits)
+    if refits is None:
+        return ()
+    done = refits.by_weight.values()
+    before, after = (sum(getattr(r, f) for r in done) / max(len(done), 1) for f in ("error_before", "error_after"))
+    chosen = sorted({r.damping for r in done})
+    skipped = tuple(f"{name} was not refitted: {why}" for name, why in refits.skipped.items())
+    return (f"refitted {len(done)} weights with damping {chosen}: mean relative output error {before:.4f} -> {after:.4f}", *skipped)
+
+
+def peak_memory() -> int:
+    """The most memory that this process ever held, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if platform.system() == "Darwin" else peak * 1024
+
+
+def _command() -> str:
+    """The command line that reproduces the run, if it was one."""
+    name = Path(sys.argv[0]).name
+    return shlex.join(["graphprune", *sys.argv[1:]]) if name in ("graphprune", "__main__.py") else ""
+
+
