@@ -10,7 +10,7 @@ from graphprune.errors import PlanError
 from graphprune.kept import width
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Knob:
     """Groups that must keep equal widths, and the step in which their width may change."""
 

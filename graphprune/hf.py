@@ -46,7 +46,7 @@ def config(folder: Path) -> Any:
     """
     raw = _raw_config(folder)
     kind = raw.get("model_type")
-    if kind not in transformers.CONFIG_MAPPING:
+    if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
         raise LoadError(
             f"{folder / CONFIG}: model_type is {kind!r}, which transformers {transformers.__version__} does not know; "
             "code in the folder is never run: build the model yourself and pass it to graphprune.trace"
@@ -70,7 +70,7 @@ def model_class(folder: Path, settings: Any) -> Any:
             return found
     raise LoadError(
         f"{folder / CONFIG}: architectures is {names!r}, expected the name of a model class of transformers "
-        f"{transformers.__version__}, such as [\"LlamaForCausalLM\"]; for a class of your own use graphprune.trace"
+        f"{transformers.__version__}; for a class of your own use graphprune.trace"
     )
 
 

@@ -56,7 +56,8 @@ def stock_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
 def auto_class(config: PreTrainedConfig) -> Any:
     """The class such as AutoModelForCausalLM that loads models of this config's class."""
     stock = stock_class(config)
-    for name in sorted(vars(transformers.models.auto.modeling_auto), key=lambda name: (name == "AutoModel", name)):
+    vague = ("AutoModel", "AutoModelForPreTraining")  # nearly every class is among these too
+    for name in sorted(vars(transformers.models.auto.modeling_auto), key=lambda name: (name in vague, name)):
         mapping = getattr(getattr(transformers.models.auto.modeling_auto, name), "_model_mapping", None)
         if name.startswith("AutoModel") and mapping is not None and stock in _all(mapping.get(type(config), ())):
             return getattr(transformers, name, stock)

@@ -117,7 +117,7 @@ def _front(report: Report) -> str:
 
 
 def _about(report: Report) -> str:
-    name = _line(report.base_model or report.model)
+    name = _line(report.base_model or Path(report.model).name)
     if not report.cut:
         return (
             f"# A plan to prune {name}\n\n"

@@ -13,8 +13,10 @@ from torch import Tensor, fx
 from graphprune import axes
 from graphprune.axes import Axis, Misaligned, prime, primes
 from graphprune.contracts import Consumer, Dims
+from graphprune.errors import AnalysisError
 from graphprune.passes.operators import RULES
 from graphprune.program import Program
+from graphprune.text import neighbourhood
 
 aten = torch.ops.aten
 VIEWS = {aten.expand.default, aten.reshape.default, aten.clone.default, aten.unsqueeze.default, aten.slice.Tensor}
@@ -179,9 +181,27 @@ class AxisFlow:
             self.opaque[str(node.target)] += 1
             return self._opaque(node, f"{node.target} has no rule")
         try:
-            return RULES[node.target].axes(self, node)
+            result = RULES[node.target].axes(self, node)
         except Misaligned as fault:
             return self._opaque(node, str(fault))
+        self._check(node, result)
+        return result
+
+    def _check(self, node: fx.Node, result: Dims | list[Dims] | None) -> None:
+        """See that a rule's axes have the sizes of the value.
+
+        Raises:
+            AnalysisError: if they have not: the rule is wrong.
+        """
+        val = node.meta["val"]
+        pairs = zip(result, val, strict=True) if isinstance(result, list) else [(result or (), val)]
+        for dims, tensor in pairs:
+            got, expected = [axis.size for axis in dims], [hint(size) for size in tensor.shape]
+            if got != expected and not (isinstance(result, list) and not dims):
+                raise AnalysisError(
+                    f"the rule of {node.target} says shape {got} at {self._where()}, it is {expected}\n"
+                    f"{neighbourhood(node)}\nPlease report it."
+                )
 
     def _opaque(self, node: fx.Node, why: str) -> Dims | list[Dims]:
         """Pin everything that the node touches."""

@@ -95,8 +95,8 @@ class _Rewriter:
         changes: list[Change] = []
         for node in self.program.graph.nodes:
             new[node] = graph.node_copy(node, new.__getitem__)
-            if not cut.touches(node):
-                continue
+            if node.name not in self.dependencies.values or not cut.touches(node):
+                continue  # what is no tensor, a dynamic size say, has no axis that could change
             if node.op == "call_function":
                 call = RULES[node.target].rebuild(cut, node)
                 changes += _literals(node, call)
@@ -109,8 +109,6 @@ class _Rewriter:
 
     def _retrace(self, cut: CutAxes, old: fx.Node, new: fx.Node) -> None:
         """Give the new node its fake value, and see that its shape is what the axes say."""
-        if old.op == "output":
-            return
         if old.op == "call_function":
             new.meta["val"] = self._call(new)
         else:

@@ -71,17 +71,41 @@ def _rounded(knobs: Sequence[Knob], shares: Mapping[str, float]) -> dict[str, in
 
 
 def _fill(budget: Budget, widths: dict[str, int], shares: Mapping[str, float]) -> dict[str, int]:
-    """Widen knobs by a step, those that lost most by rounding first, as long as that comes nearer to the target.
+    """Move knobs by single steps, as long as that comes nearer to the target.
+
+    First those are widened that lost most by rounding; then one knob of any kind at a time is moved either way.
 
     Raises:
         PlanError: if the target lies beyond what the groups can give.
     """
     if budget.target > budget.most:
         budget.solve(lambda _: shares)  # raises, and says what is the most
-    gone = budget.removed(widths)
-    for knob in sorted(budget.knobs, key=lambda k: widths[k.groups[0].name] - shares[k.groups[0].name] * k.size):
-        wider = {**widths, **{g.name: min(knob.size, widths[g.name] + knob.step) for g in knob.groups}}
-        left = budget.removed(wider)
-        if abs(left - budget.target) < abs(gone - budget.target):
-            widths, gone = wider, left
-    return widths
+    excess = {knob: widths[knob.groups[0].name] - shares[knob.groups[0].name] * knob.size for knob in budget.knobs}
+    for knob in sorted(budget.knobs, key=lambda k: excess[k] / k.step):
+        widths = min((widths, _moved(knob, widths, 1)), key=lambda w: _miss(budget, w))
+    while True:
+        tried = [_moved(knob, widths, way) for knob in _one_of_each_kind(budget.knobs) for way in (-1, 1)]
+        best = min(tried, key=lambda w: _miss(budget, w))
+        if _miss(budget, best) >= _miss(budget, widths):
+            return widths
+        widths = best
+
+
+def _miss(budget: Budget, widths: Mapping[str, int]) -> float:
+    """How many parameters too many or too few are gone."""
+    return abs(budget.removed(widths) - budget.target)
+
+
+def _moved(knob: Knob, widths: dict[str, int], way: int) -> dict[str, int]:
+    """The widths with one knob a step wider or narrower, within its bounds."""
+    old = widths[knob.groups[0].name]
+    new = min(knob.size, old + knob.step) if way > 0 else max(knob.least, (old - 1) // knob.step * knob.step)
+    return {**widths, **{group.name: new for group in knob.groups}}
+
+
+def _one_of_each_kind(knobs: Sequence[Knob]) -> list[Knob]:
+    """The middle knob of each kind: there a step more or less hurts least."""
+    kinds: dict[str, list[Knob]] = {}
+    for knob in knobs:
+        kinds.setdefault(knob.groups[0].kind, []).append(knob)
+    return [alike[len(alike) // 2] for alike in kinds.values()]

@@ -12,7 +12,7 @@ from graphprune.cli import dependencies, draw, show
 from graphprune.cli.edge import command, print_json
 from graphprune.cli.options import Calibration, Destination, Folder, Force, Json, Length, Model, Output, Seed, Text
 from graphprune.recipes import RECIPES
-from graphprune.report import plain
+from graphprune.report import Report, plain
 from graphprune.version import __version__
 
 app = typer.Typer(
@@ -98,7 +98,7 @@ def prune(
         plan_only=plan_only,
         force=force,
     )
-    return _answer(f"{model} pruned into {output}", result.report, json)
+    return _answer(f"{model} {'planned' if plan_only else 'pruned'} into {output}", result.report, json)
 
 
 @app.command()
@@ -131,8 +131,8 @@ def evaluate(
 @app.command()
 @command
 def verify(folder: Folder, json: Json = False) -> Show:
-    """Check that a saved folder is whole and still gives the numbers it gave when it was saved."""
-    return _answer(f"{folder} is as it was saved", api.verify_folder(folder), json)
+    """Check that a saved folder is whole, loads, and is what its report says."""
+    return _answer(f"{folder} is whole", api.verify_folder(folder), json)
 
 
 @app.command()
@@ -145,7 +145,8 @@ def export(
     json: Json = False,
 ) -> Show:
     """Write a saved model for another runtime, checked against the original."""
-    return _answer(f"{folder} as {target}", api.export(folder, target=target, output=output, force=force), json)
+    made = api.export(folder, target=target, output=output, force=force)
+    return partial(print_json, made) if json else partial(show.export, f"{folder} as {target}", made)
 
 
 @app.command()
@@ -159,5 +160,6 @@ def recipes(json: Json = False) -> Show:
 
 
 def _answer(title: str, found: object, json: bool) -> Show:
-    table = found.to_dict() if hasattr(found, "to_dict") else plain(found)
-    return partial(print_json, table) if json else partial(show.facts, title, table)
+    if isinstance(found, Report):
+        return partial(print_json, found.to_dict()) if json else partial(show.report, title, found)
+    return partial(print_json, found) if json else partial(show.facts, title, plain(found))

@@ -1,11 +1,15 @@
 """Answers for people: tables on standard output."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from graphprune.contracts import ExportReport
+from graphprune.report import Report
 
 
 def facts(title: str, table: Mapping[str, Any]) -> None:
@@ -17,6 +21,37 @@ def facts(title: str, table: Mapping[str, Any]) -> None:
         if value not in (None, "", (), [], {}):
             shown.add_row(escape(name.replace("_", " ")), escape(_text(value)))
     Console().print(shown)
+
+
+def report(title: str, made: Report) -> None:
+    """What a run did, in short; the whole is in report.json."""
+    alike = Counter((_kind(name), before, after) for name, (before, after) in made.widths.items())
+    seconds = sum(made.seconds.values())
+    slowest = max(made.seconds, key=lambda name: made.seconds[name], default="")
+    table = {
+        "parameters": f"{made.parameters_before:,} -> {made.parameters_after:,}",
+        "removed": f"{made.sparsity_reached:.2%}" + (f" of {made.sparsity_asked:.2%}" if made.sparsity_asked else ""),
+        "widths": [f"{kind}: {before} -> {after}, {n} times" for (kind, before, after), n in alike.items()],
+        "time": f"{seconds:.1f} s, most of it {slowest}" if slowest else "",
+        "peak memory": f"{made.peak_memory / 2**20:,.0f} MiB" if made.peak_memory else "",
+        "largest differences": [f"{name}: {error:.1e}" for name, error in made.errors.items()],
+        "notes": made.notes,
+        "plan": made.plan,
+        "loads with": made.loads_with,
+    }
+    facts(title, table)
+
+
+def export(title: str, made: ExportReport) -> None:
+    """What an exporter wrote, in short; the whole is in its report file."""
+    table = {name: value for name, value in made.facts.items() if isinstance(value, str | int | float)}
+    worst = [f"{name}: {found['worst']:.1e}" for name, found in made.facts.get("parity", {}).items()]
+    facts(title, {**table, "largest relative difference": worst, "files": made.files})
+
+
+def _kind(name: str) -> str:
+    """A group's name without the numbers of layers."""
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
 
 
 def rows(title: str, columns: Sequence[str], table: Sequence[Sequence[object]]) -> None:

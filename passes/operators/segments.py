@@ -23,7 +23,9 @@ class Concatenate(Rule):
     """A sum of axes along one dimension, equal axes along the others."""
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
-        operands = [flow.dims(value) for value in node.args[0]]  # type: ignore[union-attr]
+        every = [flow.dims(value) for value in node.args[0]]  # type: ignore[union-attr]
+        # An empty vector may be concatenated with anything: that is how empty caches begin.
+        operands = [dims for dims in every if [axis.size for axis in dims] != [0]] or every
         dim = position(argument(node, 1, "dim", 0), len(operands[0]))
         result = list(operands[0])
         for other in operands[1:]:
