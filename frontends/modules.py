@@ -12,9 +12,8 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
 from graphprune.errors import TraceError
+from graphprune.frontends.lowering import functional, tidy
 from graphprune.program import Program, Source
-
-aten = torch.ops.aten
 
 
 def trace(
@@ -46,26 +45,26 @@ def export(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            dynamic = shapes if shapes is not None else _dynamic(args, kwargs)
+            dynamic: Any = shapes if shapes is not None else _dynamic(args, kwargs)
             exported = torch.export.export(module, args, dict(kwargs), strict=False, dynamic_shapes=dynamic)
-            return exported.run_decompositions({})
+            return functional(exported)
     except Exception as fault:
         raise TraceError(_explain(module, fault)) from fault
 
 
 def from_exported(
     exported: ExportedProgram, inputs: tuple[tuple[Any, ...], Mapping[str, Any]], *,
-    weights: Mapping[str, Tensor] | None = None, state: tuple[str, ...] = (), source: Source | None = None,
+    state: tuple[str, ...] = (), source: Source | None = None,
 ) -> Program:
-    """The program of an exported one; `weights` may be given where the exported ones are fake."""
+    """The program of an exported one."""
     module = exported.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     ties = _ties(module)
     stored = _tensors(module, ties)
-    _tidy(module.graph)
+    tidy(module.graph)
     return Program(
         graph=module.graph,
-        weights=MappingProxyType(stored if weights is None else {**stored, **weights}),
+        weights=MappingProxyType(stored),
         parameters=frozenset(name for name, _ in module.named_parameters()),
         ties=MappingProxyType(ties),
         inputs=inputs,
@@ -81,18 +80,24 @@ def _dynamic(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ShapesCollecti
     for leaf in pytree.tree_leaves((args, dict(kwargs))):
         if isinstance(leaf, Tensor) and leaf.dim():
             last = 1 if leaf.is_floating_point() else 2
-            shapes[leaf] = {dim: Dim.AUTO for dim in range(min(last, leaf.dim())) if leaf.shape[dim] != 1}  # type: ignore[no-untyped-call]
+            shapes[leaf] = {dim: Dim.AUTO for dim in range(min(last, leaf.dim())) if leaf.shape[dim] != 1}
     return shapes
 
 
 def _ties(module: nn.Module) -> dict[str, str]:
-    """Further names of parameters that share their tensor with an earlier one."""
-    first: dict[int, str] = {}
+    """Further names of parameters that share their memory with an earlier one."""
+    first: dict[object, str] = {}
     ties = {}
     for name, tensor in _named(module):
-        if first.setdefault(id(tensor), name) != name:
-            ties[name] = first[id(tensor)]
+        earlier = first.setdefault(_memory(tensor), name)
+        if earlier != name:
+            ties[name] = earlier
     return ties
+
+
+def _memory(tensor: Tensor) -> object:
+    """Equal for tensors that are the same numbers; a saved program has several tensors over one storage."""
+    return tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.dtype, tuple(tensor.shape), tensor.stride()
 
 
 def _tensors(module: nn.Module, ties: Mapping[str, str]) -> dict[str, Tensor]:
@@ -109,22 +114,10 @@ def _named(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
                 yield f"{prefix}.{name}".lstrip("."), value
 
 
-def _tidy(graph: fx.Graph) -> None:
-    """Drop run-time assertions, which say nothing of axes, and make every view a reshape.
-
-    A cut may break the contiguity that a view relies on; in a functional graph a reshape means the same.
-    """
-    for node in list(graph.nodes):
-        if node.target in (aten._assert_tensor_metadata.default, aten._assert_scalar.default, aten.sym_constrain_range_for_size.default):
-            graph.erase_node(node)
-        elif node.target in (aten.view.default, aten._unsafe_view.default):
-            node.target = aten.reshape.default
-    graph.eliminate_dead_code()
-
-
 def _explain(module: nn.Module, fault: Exception) -> str:
     """One message: which model, which line of it, what torch.export said, and what to do."""
-    frames = [f for f in traceback.extract_tb(fault.__traceback__) if "/torch/" not in f.filename and f.name == "forward"]
+    calls = traceback.extract_tb(fault.__traceback__)
+    frames = [call for call in calls if call.name == "forward" and "/torch/" not in call.filename]
     where = f" at {frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
     said = str(fault).strip().splitlines()[0] if str(fault).strip() else type(fault).__name__
     return (

@@ -4,25 +4,25 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-
 from graphprune import recipes
 from graphprune.contracts import ExportReport
 from graphprune.dependencies import Dependencies
-from graphprune.exporters import EXPORTERS
 from graphprune.evaluate import evaluate as evaluate
+from graphprune.exporters import EXPORTERS
 from graphprune.exporters.verify import verify_folder as verify_folder
 from graphprune.frontends.loading import load as load
 from graphprune.frontends.modules import trace as trace
 from graphprune.passes.analysis import analyze as _analyze
 from graphprune.passes.calibrate import Calibrate
 from graphprune.passes.rewrite import rewrite
+from graphprune.passes.scores import SCORES
 from graphprune.passes.verify import prove
 from graphprune.pipeline import Pipeline
 from graphprune.plans import Plan
 from graphprune.program import Program
+from graphprune.proof import Verification
 from graphprune.pruning import apply_plan as apply_plan
 from graphprune.pruning import prune as prune
-from graphprune.proof import Verification
 
 
 def analyze(program: Program) -> Dependencies:
@@ -56,7 +56,7 @@ def plan(
     """
     chosen = recipes.RECIPES[recipe]
     options = recipes.Options(sparsity, ratio, align, destination, tuple(protect), exact_only, seed)
-    score_needs = recipes.SCORES[chosen.score].needs_calibration
+    score_needs = SCORES[chosen.score].needs_calibration
     calibrate = Calibrate(calibration, samples, length, seed, batches=tuple(batches)) if score_needs else None
     return Pipeline(recipes.planning(chosen, options, calibrate))(program).fact(Plan)
 
@@ -77,8 +77,6 @@ def verify(program: Program, small: Program, plan: Plan) -> Verification:
         VerificationError: if it does not.
     """
     return prove(program if Dependencies in program.facts else program.with_facts(_analyze(program)), small, plan)
-
-
 
 
 def export(folder: str | Path, *, target: str, output: str | Path, force: bool = False) -> ExportReport:

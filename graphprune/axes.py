@@ -13,7 +13,7 @@ Where two structures cannot be aligned, both are pinned: a freedom may be missed
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, count
+from itertools import accumulate, count, pairwise
 from math import prod
 
 _serial = count()
@@ -234,6 +234,8 @@ def _factor_sum(axis: Sum, rest: int) -> tuple[Axis, Axis]:
 
 def _cut_product(axis: Product, sizes: Sequence[int]) -> tuple[Axis, ...]:
     """Cut the outermost factor; boundaries must fall between its indices."""
+    if not axis.parts:
+        return tuple(prime(size) for size in sizes)
     first, rest = axis.parts[0], product(axis.parts[1:]) if len(axis.parts) > 1 else UNIT
     if any(size % rest.size for size in sizes):
         raise Misaligned(f"{axis} cannot be cut into {list(sizes)}")
@@ -249,7 +251,7 @@ def _cut_sum(axis: Sum, sizes: Sequence[int]) -> tuple[Axis, ...]:
     for part in axis.parts:
         inside = sorted(end - start for end in ends if start < end < start + part.size)
         bounds = [0, *inside, part.size]
-        pieces += cut(part, [high - low for low, high in zip(bounds, bounds[1:], strict=False)])
+        pieces += cut(part, [high - low for low, high in pairwise(bounds)])
         start += part.size
     return tuple(_gather(pieces, sizes))
 

@@ -1,6 +1,6 @@
 """Calibration inputs, and the sums that are gathered while they run through the graph."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,7 +39,7 @@ def token_batches(program: Program, ids: Tensor) -> list[list[Any]]:
         CalibrationError: if the program takes other inputs than token ids and a mask.
     """
     size = max(1, min(BATCH_TOKENS // ids.shape[1], len(ids) // HELD_OUT))
-    return [program.flat((), token_inputs(program, part)) for part in ids.split(size)]
+    return [program.flat((), token_inputs(program, part)) for part in torch.split(ids, size)]
 
 
 def token_inputs(program: Program, ids: Tensor) -> dict[str, Any]:
@@ -71,6 +71,11 @@ class Collector:
         """The nodes whose values it wants to see."""
         return {consumer.x for consumer in self.consumers}
 
+    def within(self, nodes: Collection[str]) -> "Collector":
+        """The same, for the consumers among `nodes` only."""
+        here = [consumer for consumer in self.consumers if consumer.node in nodes]
+        return Collector(here, self.diagonal, self.moments)
+
     def add(self, seen: Mapping[str, Tensor]) -> None:
         """See the values of one batch.
 
@@ -95,4 +100,3 @@ class Collector:
         if node not in self.moments:
             self.moments[node] = Moments.empty(features, self.diagonal)
         return self.moments[node]
-

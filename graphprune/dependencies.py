@@ -129,4 +129,3 @@ class Dependencies:
         if self.opaque:
             tail.append("without a rule: " + ", ".join(f"{name} x{n}" for name, n in self.opaque.items()))
         return "\n".join([head, *rows, *tail])
-

@@ -1,13 +1,14 @@
 """What operator rules share: broadcasting, dimension numbers, and linear consumers."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import zip_longest
 from typing import Any
 
-from torch import Tensor, fx
+import torch
+from torch import Tensor, fx, nn
 
 from graphprune.axes import UNIT, Axis
-from graphprune.contracts import Consumer, Dims, Flow
+from graphprune.contracts import Consumer, Dims, Example, Flow
 
 
 def tensors(node: fx.Node) -> Iterator[fx.Node]:
@@ -65,3 +66,19 @@ def consume(flow: Flow, node: fx.Node, x: Any, weight: Any, dim: int) -> None:
             restore=matrix,
         )
     )  # fmt: skip
+
+
+def between(f: Callable[[Tensor], Tensor], features: int = 8) -> Example:
+    """An example with two hidden layers: `f` makes `features` of the eight of the second."""
+    return Example(_Between(f, features), (torch.randn(2, 5, 6),))
+
+
+class _Between(nn.Module):
+    """The first hidden layer can always be cut, the second where `f` allows it."""
+
+    def __init__(self, f: Callable[[Tensor], Tensor], features: int) -> None:
+        super().__init__()
+        self.f, self.a, self.b, self.c = f, nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(features, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.c(self.f(self.b(torch.relu(self.a(x)))))

@@ -66,7 +66,9 @@ class Reconstruction(ABC):
     """Refits a consumer's weight after some of its columns are gone."""
 
     @abstractmethod
-    def refit(self, weight: Tensor, kept: Tensor, seen: Moments, held_out: Moments | None, damping: float | None) -> Refitted:
+    def refit(
+        self, weight: Tensor, kept: Tensor, seen: Moments, held_out: Moments | None, damping: float | None
+    ) -> Refitted:
         """New values for the columns `kept` of a matrix `weight` of shape (m, n), from moments of its n inputs.
 
         With no `damping` given it is chosen on `held_out`, or is the method's default if that is None too.

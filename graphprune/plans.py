@@ -67,7 +67,9 @@ class Plan:
         try:
             data = json.loads(Path(path).read_text())
             if data["format"] != FORMAT:
-                raise LoadError(f"{path} is a plan of format {data['format']}; this version reads {FORMAT}: make it anew")
+                raise LoadError(
+                    f"{path} is a plan of format {data['format']}; this version reads {FORMAT}: make it anew"
+                )
             groups = {name: tuple(map(tuple, rows)) for name, rows in data["groups"].items()}
             keep = {
                 name: {int(dim): torch.tensor(index, dtype=torch.long) for dim, index in dims.items()}
@@ -75,7 +77,9 @@ class Plan:
             }
             return cls(data["fingerprint"], groups, keep, data["made_by"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
-            raise LoadError(f"{path} is no plan that graphprune saved: {fault!r}; make one with `graphprune prune --plan-only`") from fault
+            raise LoadError(
+                f"{path} is no plan that graphprune saved: {fault!r}; make one with `graphprune prune --plan-only`"
+            ) from fault
 
 
 def make(program: Program, dependencies: Dependencies, groups: Mapping[str, Rows], **made_by: Any) -> Plan:
@@ -104,7 +108,9 @@ def bind(program: Program, dependencies: Dependencies, plan: Plan) -> Keep:
         for dim, indices in dims.items():
             said = plan.keep.get(name, {}).get(dim)
             if said is None or not torch.equal(said, indices):
-                raise PlanError(f"the plan contradicts itself: {name}, dimension {dim}, does not follow from its groups")
+                raise PlanError(
+                    f"the plan contradicts itself: {name}, dimension {dim}, does not follow from its groups"
+                )
     return keep
 
 
@@ -129,7 +135,9 @@ def _check(group: Group, rows: Rows, dependencies: Dependencies) -> None:
     """Refuse rows that are empty, unsorted, out of range, of unequal length, or too few."""
     allowed = {1} | ({dependencies.by_name[group.linked].size} if group.linked else set())
     if len(rows) not in allowed:
-        raise PlanError(f"group {group.name} wants {' or '.join(map(str, sorted(allowed)))} rows of indices, got {len(rows)}")
+        raise PlanError(
+            f"group {group.name} wants {' or '.join(map(str, sorted(allowed)))} rows of indices, got {len(rows)}"
+        )
     for row in rows:
         if not row or len(row) != len(rows[0]) or list(row) != sorted(set(row)) or row[0] < 0 or row[-1] >= group.size:
             raise PlanError(

@@ -36,7 +36,9 @@ def compare(reference: Any, got: Any, what: str, tolerance: float | None = None)
         allowed = max(allowed, tolerance or _tolerance(a))
         worst = max(worst, _error(a, b, f"{what}, output {i}"))
     if not pairs or worst > allowed:
-        raise VerificationError(f"{what}: they differ by {worst:.2e} of the largest value, allowed is {allowed:.0e}; nothing was saved")
+        raise VerificationError(
+            f"{what}: they differ by {worst:.2e} of the largest value, allowed is {allowed:.0e}; nothing was saved"
+        )
     return Verification(worst, allowed, 1)
 
 
@@ -88,12 +90,18 @@ def _tensors(output: Any) -> list[Tensor]:
 
 def _tolerance(reference: Tensor) -> float:
     """Half-precision programs round more coarsely."""
-    return RTOL if reference.dtype in (torch.float32, torch.float64) or not reference.is_floating_point() else 16 * torch.finfo(reference.dtype).eps
+    return (
+        RTOL
+        if reference.dtype in (torch.float32, torch.float64) or not reference.is_floating_point()
+        else 16 * torch.finfo(reference.dtype).eps
+    )
 
 
 def _error(reference: Tensor, got: Tensor, what: str) -> float:
     if reference.shape != got.shape:
-        raise VerificationError(f"{what}: shapes are {tuple(reference.shape)} and {tuple(got.shape)}; nothing was saved")
+        raise VerificationError(
+            f"{what}: shapes are {tuple(reference.shape)} and {tuple(got.shape)}; nothing was saved"
+        )
     if not torch.isfinite(got).all():
         raise VerificationError(f"{what}: it holds numbers that are not finite; nothing was saved")
     if not reference.numel():

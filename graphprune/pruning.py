@@ -23,9 +23,9 @@ from graphprune.passes.verify import Verify
 from graphprune.pipeline import Pipeline, Timings
 from graphprune.plans import Plan
 from graphprune.program import Program, Rewritten
+from graphprune.proof import Verification
 from graphprune.report import Calibration as CalibrationReport
 from graphprune.report import Report
-from graphprune.proof import Verification
 from graphprune.version import __version__
 
 
@@ -82,7 +82,9 @@ def prune(
     job = Job(str(model), Path(output), recipe, destination, sparsity, seed, force, _command())
     options = recipes.Options(sparsity, None, align, destination, protect, True, seed)
     if chosen.calibrates and not calibration:
-        raise CalibrationError(f"recipe {recipe} needs calibration data; name a text with calibration (--calibration FILE)")
+        raise CalibrationError(
+            f"recipe {recipe} needs calibration data; name a text with calibration (--calibration FILE)"
+        )
     calibrate = Calibrate(str(calibration), samples, length, seed) if chosen.calibrates else None
     passes = recipes.planning(chosen, options, calibrate)
     pipeline = Pipeline(passes if plan_only else (*passes, *recipes.cutting(chosen)))
@@ -202,7 +204,10 @@ def _notes(program: Program) -> tuple[str, ...]:
     before, after = (sum(getattr(r, f) for r in done) / max(len(done), 1) for f in ("error_before", "error_after"))
     chosen = sorted({r.damping for r in done})
     skipped = tuple(f"{name} was not refitted: {why}" for name, why in refits.skipped.items())
-    return (f"refitted {len(done)} weights with damping {chosen}: mean relative output error {before:.4f} -> {after:.4f}", *skipped)
+    return (
+        f"refitted {len(done)} weights with damping {chosen}: mean relative output error {before:.4f} -> {after:.4f}",
+        *skipped,
+    )
 
 
 def peak_memory() -> int:
@@ -215,5 +220,3 @@ def _command() -> str:
     """The command line that reproduces the run, if it was one."""
     name = Path(sys.argv[0]).name
     return shlex.join(["graphprune", *sys.argv[1:]]) if name in ("graphprune", "__main__.py") else ""
-
-

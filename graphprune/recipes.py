@@ -56,7 +56,13 @@ def add(*recipes: Recipe) -> None:
 
 
 add(
-    Recipe("fasp", "column sums of |W| ||x||, least squares on what is left", "arXiv:2501.09412", "fasp", refit="least-squares"),
+    Recipe(
+        "fasp",
+        "column sums of |W| ||x||, least squares on what is left",
+        "arXiv:2501.09412",
+        "fasp",
+        refit="least-squares",
+    ),
     Recipe("fasp-no-refit", "the same selection, nothing refitted", "arXiv:2501.09412", "fasp"),
     Recipe("magnitude", "the norm of all coupled weights", "baseline", "magnitude"),
     Recipe("random", "chance", "baseline", "random"),

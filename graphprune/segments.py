@@ -82,7 +82,12 @@ def evaluate(node: fx.Node, values: Mapping[str, Any], attribute: Any) -> Any:
 
 
 def run(
-    segment: Segment, program: Program, weights: Weights, known: Mapping[str, Any], entry: Any, watch: Collection[str] = ()
+    segment: Segment,
+    program: Program,
+    weights: Weights,
+    known: Mapping[str, Any],
+    entry: Any,
+    watch: Collection[str] = (),
 ) -> tuple[Any, dict[str, Any]]:
     """Run a segment on one batch: its exit value, and the values of the nodes in `watch`.
 
@@ -115,5 +120,3 @@ def _last_uses(segment: Segment) -> dict[int, list[str]]:
 def _buffer(program: Program, node: fx.Node) -> Any:
     name = program.name(str(node.target))
     return program.weights[name] if name in program.weights else program.submodules[name]
-
-

@@ -7,12 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphprune.calibration import Calibration
+from graphprune.calibration import Calibration, Collector
 from graphprune.program import Program
 from graphprune.segments import Segment, constants, run
 from graphprune.weights import Weights
-
-See = Callable[[int, Mapping[str, Tensor]], None]
 
 
 @dataclass
@@ -30,14 +28,18 @@ class Stream:
             known = [constants(program, leaves) for leaves in calibration.batches]
         return cls(program, known, [None] * len(known))
 
-    def through(self, segment: Segment, weights: Weights, watch: set[str], see: See, step: Callable[[], None]) -> list[Any]:
-        """The exit values of all batches; `see` gets the watched values of each, `step` is called after each."""
+    def through(
+        self, segment: Segment, weights: Weights, step: Callable[[], None], collectors: Sequence[Collector] = ()
+    ) -> list[Any]:
+        """The exit values of all batches; each batch's collector sees it, and `step` is called after each."""
         loaded = self._load(segment, weights)
         exits = []
         for i, (known, entry) in enumerate(zip(self.known, self.entries, strict=True)):
+            watch = collectors[i].watched if collectors else set()
             with torch.no_grad():
                 left, seen = run(segment, self.program, loaded, known, entry, watch)
-                see(i, seen)
+                if collectors:
+                    collectors[i].add(seen)
             exits.append(left)
             step()
         return exits
@@ -47,7 +49,3 @@ class Stream:
         reads = (n for node in segment.nodes for n in node.all_input_nodes if n.op == "get_attr")
         names = {self.program.name(str(n.target)) for n in reads}
         return {name: weights[name] for name in names if name in weights}
-
-
-def ignore(_batch: int, _seen: Mapping[str, Tensor]) -> None:
-    """See nothing."""

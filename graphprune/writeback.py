@@ -189,14 +189,16 @@ def _settle(undo: _Undo, program: Program, module: nn.Module, rewritten: Rewritt
             fault = fault or error
             undo.back(mark)
     changes = ", ".join(f"{c.node}: {c.before} -> {c.after}" for c in rewritten.changes[:4])
-    said = str(fault).splitlines()[0]
+    first = str(fault).splitlines()[0]
     raise WriteBackError(
         f"{type(module).__name__} computes with a size that no attribute controls (changed literals: {changes}...): "
-        f"{said}; use the rewritten graph module, program.module(), instead"
+        f"{first}; use the rewritten graph module, program.module(), instead"
     ) from fault
 
 
-def _candidates(module: nn.Module, rewritten: Rewritten, said: Said) -> dict[tuple[str, str, int], list[tuple[object, str, int]]]:
+def _candidates(
+    module: nn.Module, rewritten: Rewritten, said: Said
+) -> dict[tuple[str, str, int], list[tuple[object, str, int]]]:
     """Integer attributes that may have made the changed literals, by class, attribute and old value.
 
     An attribute counts only if it has the literal's old value in every module of its class that made such a literal.

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import gcd, prod
 
-
 from graphprune.axes import Axis, Prime, Product, Sum, primes, resolve
 from graphprune.dependencies import Cost, Dependencies, Group, Pinned, Place
 from graphprune.passes.exactness import loud
@@ -164,7 +163,7 @@ def _outside(axis: Axis, p: Prime) -> list[Prime]:
     """The primes directly around `p` in a product, outermost first."""
     axis = resolve(axis)
     if isinstance(axis, Product):
-        parts = [part for part in axis.parts]
+        parts = list(axis.parts)
         return [q for q in parts[: parts.index(p)] if isinstance(q, Prime)] if p in parts else []
     return []
 
@@ -178,5 +177,3 @@ def _inner(axis: Axis, p: Prime) -> int:
     if isinstance(axis, Sum):
         return gcd(*(_inner(part, p) for part in axis.parts if p in primes(part)))
     return 1
-
-

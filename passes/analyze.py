@@ -56,7 +56,9 @@ class Analyze(Pass):
         if self.destination == "free":
             return
         if program.source is None or program.source.kind != "huggingface":
-            raise PlanError(f"destination {self.destination} needs a Hugging Face folder, with its configuration; use free")
+            raise PlanError(
+                f"destination {self.destination} needs a Hugging Face folder, with its configuration; use free"
+            )
         for kind in dict.fromkeys(group.kind for group in groups):
             alike = [group for group in groups if group.kind == kind]
             if why := self._why_not(program, dependencies, alike):
@@ -76,7 +78,9 @@ class Analyze(Pass):
         return why
 
 
-def _express(destination: str, settings: object, before: dict[str, tuple[int, ...]], after: dict[str, tuple[int, ...]]) -> str | None:
+def _express(
+    destination: str, settings: object, before: dict[str, tuple[int, ...]], after: dict[str, tuple[int, ...]]
+) -> str | None:
     if destination == "stock":
         return config_widths.expressible(settings, before, after)  # type: ignore[arg-type]
     try:

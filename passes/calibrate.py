@@ -56,7 +56,9 @@ class Calibrate(Pass):
             leaves = [program.flat(args, kwargs) for args, kwargs in self.batches]
             return Calibration(leaves, "batches given from Python", len(leaves), 0, self.seed)
         if not self.text or program.source is None:
-            raise CalibrationError("there is nothing to calibrate on: name a text file, or pass batches of inputs from Python")
+            raise CalibrationError(
+                "there is nothing to calibrate on: name a text file, or pass batches of inputs from Python"
+            )
         tokenizer = hf.tokenizer(program.source.path)
         ids = corpus.samples(tokenizer, corpus.read(self.text), self.samples, self.length, self.seed)
         return Calibration(token_batches(program, ids), self.text, self.samples, self.length, self.seed)
@@ -77,5 +79,5 @@ def sweep(program: Program, calibration: Calibration, collector: Collector) -> N
     stream = Stream.start(program, calibration)
     with progress("calibrating", (max(needed, default=-1) + 1) * len(calibration.batches)) as step:
         for segment in segments[: max(needed, default=-1) + 1]:
-            here = Collector([c for c in collector.consumers if c.node in segment.names], collector.diagonal, collector.moments)
-            stream.entries = stream.through(segment, program.weights, here.watched, lambda _, seen: here.add(seen), step)
+            collectors = [collector.within(segment.names)] * len(calibration.batches)
+            stream.entries = stream.through(segment, program.weights, step, collectors)

@@ -54,5 +54,3 @@ def _primes(flow: AxisFlow, value: object) -> set[Prime]:
     dims = flow.values.get(value) or ()
     flat = [axis for item in dims for axis in (item if isinstance(item, tuple) else (item,))]
     return {p for axis in flat for p in primes(axis)}
-
-

@@ -22,7 +22,6 @@ aten = torch.ops.aten
 VIEWS = {aten.expand.default, aten.reshape.default, aten.clone.default, aten.unsqueeze.default, aten.slice.Tensor}
 
 
-
 @dataclass(frozen=True)
 class Cached:
     """Keys or values before they are repeated for their queries: their axes, and their bytes a token."""
@@ -60,8 +59,9 @@ class AxisFlow:
 
     def run(self) -> "AxisFlow":
         """Visit every node."""
-        for self.node in self.program.graph.nodes:
-            self.values[self.node] = self._visit(self.node)
+        for node in self.program.graph.nodes:
+            self.node = node
+            self.values[node] = self._visit(node)
         return self
 
     def dims(self, value: object) -> Dims:
@@ -139,12 +139,15 @@ class AxisFlow:
         if node.op == "get_attr":
             return self._tensor(node)
         if node.op == "output":
-            return self._output(node)
+            self._output(node)
+            return None
         return self._call(node)
 
     def _input(self, node: fx.Node) -> Dims | None:
         val = node.meta.get("val")
-        return self._fresh(val, "" if self._is_state(node.name) else "it is an input") if isinstance(val, Tensor) else None
+        return (
+            self._fresh(val, "" if self._is_state(node.name) else "it is an input") if isinstance(val, Tensor) else None
+        )
 
     def _tensor(self, node: fx.Node) -> Dims | None:
         if not isinstance(node.meta.get("val"), Tensor):

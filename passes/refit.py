@@ -3,7 +3,7 @@
 from collections import ChainMap
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,8 +20,7 @@ from graphprune.program import Program, Rewritten
 from graphprune.progress import progress
 from graphprune.segments import Segment, split
 from graphprune.statistics import Moments, Statistics
-from graphprune.sweep import Stream, ignore
-
+from graphprune.sweep import Stream
 
 
 @PASSES.register("refit")
@@ -84,22 +83,24 @@ class _Walk:
                 self._segment(segment, here, streams, step, final=i == last)
 
     def _segment(
-        self, segment: Segment, here: list[Consumer], streams: tuple[Stream, Stream], step: Callable[[], None], final: bool
+        self,
+        segment: Segment,
+        here: list[Consumer],
+        streams: tuple[Stream, Stream],
+        step: Callable[[], None],
+        final: bool,
     ) -> None:
         """Look at the dense segment, refit, and run the pruned one."""
         dense, pruned = streams
         seen, held = Collector(here), Collector(here)
         calibration = self.program.fact(Calibration)
-
-        def see(batch: int, values: Any) -> None:
-            (held if calibration.held_out(batch) else seen).add(values)
-
-        exits = dense.through(segment, dense.program.weights, seen.watched, see, step)
+        collectors = [held if calibration.held_out(i) else seen for i in range(len(calibration.batches))]
+        exits = dense.through(segment, dense.program.weights, step, collectors)
         self._refit(here, seen.moments, held.moments)
         if final:
             return
         weights = ChainMap(self.changed, self.program.weights)  # type: ignore[arg-type]
-        pruned.entries = pruned.through(counterpart(segment, self.program), weights, set(), ignore, step)
+        pruned.entries = pruned.through(counterpart(segment, self.program), weights, step)
         # Where the stream itself became narrower, the dense side goes on with its own values.
         alike = not self.dense and pruned.entries[0].shape == exits[0].shape
         dense.entries = pruned.entries if alike else exits

@@ -101,7 +101,9 @@ class _Rewriter:
                 call = RULES[node.target].rebuild(cut, node)
                 changes += _literals(node, call)
                 new[node].target = call.target
-                new[node].args, new[node].kwargs = pytree.tree_map_only(fx.Node, new.__getitem__, (call.args, call.kwargs))
+                new[node].args, new[node].kwargs = pytree.tree_map_only(
+                    fx.Node, new.__getitem__, (call.args, call.kwargs)
+                )
             self._retrace(cut, node, new[node])
         graph._codegen = self.program.graph._codegen
         graph.lint()
@@ -149,8 +151,8 @@ def _literals(node: fx.Node, call: Call) -> list[Change]:
 
 
 def _mode(node: fx.Node) -> Any:
-    """The fake mode in which the inputs of a node live."""
-    fakes = (n.meta.get("val") for n in node.all_input_nodes)
+    """The fake mode in which the inputs of a node live, or its own old value if it has none."""
+    fakes = (n.meta.get("val") for n in (*node.all_input_nodes, node))
     modes = [fake.fake_mode for val in fakes for fake in pytree.tree_leaves(val) if hasattr(fake, "fake_mode")]
     return modes[0]
 

@@ -35,7 +35,9 @@ class Score(Pass):
         groups = tuple(g for g in eligible.groups if method.applies(g, dependencies.consumers_of(g)))
         if not groups:
             why = "; ".join(f"{kind}: {reason}" for kind, reason in list(eligible.refused.items())[:3])
-            raise PlanError(f"no group is left that {self.by} may cut for destination {eligible.destination}. {why}".strip())
+            raise PlanError(
+                f"no group is left that {self.by} may cut for destination {eligible.destination}. {why}".strip()
+            )
         evidence = Evidence(program, dependencies, program.facts.get(Statistics), self.seed)
         scores = {group.name: method.score(group, evidence) for group in groups}
         return program.with_facts(Scores(scores, self.by), replace(eligible, groups=groups))

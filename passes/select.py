@@ -39,8 +39,15 @@ class Select(Pass):
         widths = _rounded(knobs, shares.by_group)
         if shares.target is not None:
             widths = _fill(Budget(dependencies, knobs, shares.target, program.parameters), widths, shares.by_group)
-        rows = {g.name: top(scores.by_group[g.name], widths[g.name]) for knob in knobs for g in knob.groups if widths[g.name] < g.size}
-        plan = make(program, dependencies, rows, score=scores.method, align=self.align, destination=eligible.destination)
+        rows = {
+            g.name: top(scores.by_group[g.name], widths[g.name])
+            for knob in knobs
+            for g in knob.groups
+            if widths[g.name] < g.size
+        }
+        plan = make(
+            program, dependencies, rows, score=scores.method, align=self.align, destination=eligible.destination
+        )
         return program.with_facts(plan)
 
 
@@ -62,7 +69,7 @@ def _knobs(eligible: Eligible, align: int) -> list[Knob]:
 
 def _rounded(knobs: Sequence[Knob], shares: Mapping[str, float]) -> dict[str, int]:
     """The widths below the exact ones that are multiples of the step, and at least one step."""
-    found = {}
+    found: dict[str, int] = {}
     for knob in knobs:
         exact = min(shares[g.name] for g in knob.groups) * knob.size
         size = max(knob.least, int(exact + 1e-6) // knob.step * knob.step)

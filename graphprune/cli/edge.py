@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from functools import wraps
+from io import TextIOWrapper
 from types import FrameType
 from typing import ParamSpec
 
@@ -80,6 +81,8 @@ def prepare() -> None:
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _interrupt)
+    if isinstance(sys.stdout, TextIOWrapper):  # a name that the terminal cannot show is no reason to fail
+        sys.stdout.reconfigure(errors="replace")
     if os.environ.get("GRAPHPRUNE_DEBUG") != "1":
         warnings.simplefilter("ignore")
         transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from graphprune.axes import factor
+from graphprune.axes import Axis, factor
 from graphprune.contracts import Call, Cut, Dims, Example, Flow, Rule
 from graphprune.dimensions import argument, broadcast, meet
 from graphprune.passes.operators import rule
@@ -21,10 +21,10 @@ class Attention(Rule):
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         (*lead_q, s, d), (*lead_k, t, dk), (*lead_v, tv, e) = (flow.dims(value) for value in node.args[:3])
+        heads: list[Axis] = []  # those of the query, where they are more than those of key and value
         if argument(node, 7, "enable_gqa", False):
-            lead_q[-1], full = factor(lead_q[-1], lead_k[-1].size)[0], lead_q[-1]
-        else:
-            full = lead_q[-1] if lead_q else None
+            heads.append(lead_q[-1])
+            lead_q[-1] = factor(lead_q[-1], lead_k[-1].size)[0]
         lead = list(broadcast(flow, [tuple(lead_q), tuple(lead_k), tuple(lead_v)]))
         flow.cache(*node.args[1:3])
         flow.unify(d, dk)
@@ -32,8 +32,7 @@ class Attention(Rule):
         flow.contract(d, *node.args[:2])
         flow.mix([d, e], [s, t])
         flow.normalise(t, "attention is normalised along it")
-        if lead and full is not None:
-            lead[-1] = full
+        lead[-1:] = heads or lead[-1:]
         if (mask := argument(node, 3, "attn_mask")) is not None:
             _masked(flow, [*lead, s, t], flow.dims(mask))
         return *lead, s, e

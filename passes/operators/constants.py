@@ -1,10 +1,12 @@
 """Values made from nothing: uniform ones follow a cut, all others stay."""
 
+from collections.abc import Iterator
+
 import torch
 from torch import fx
 
-from graphprune.contracts import Call, Cut, Dims, Flow, Rule, Zeros
-from graphprune.dimensions import argument
+from graphprune.contracts import Call, Cut, Dims, Example, Flow, Rule, Zeros
+from graphprune.dimensions import argument, between
 from graphprune.passes.operators import RULES
 
 aten = torch.ops.aten
@@ -26,6 +28,10 @@ class Uniform(Rule):
         new = [cut.width(a) if cut.changed(a) else size for a, size in zip(cut.dims(node), old, strict=True)]
         return Call(node.target, (*node.args[: self.sizes], new, *node.args[self.sizes + 1 :]), dict(node.kwargs))
 
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: y * torch.full((5, 8), 2.0))
+        yield between(lambda y: y - y.new_ones(8))
+
 
 RULES.register(aten.full.default, aten.zeros.default, aten.ones.default, aten.empty.memory_format)(Uniform(0))
 RULES.register(aten.new_ones.default, aten.new_zeros.default, aten.new_full.default, aten.new_empty.default)(Uniform(1))
@@ -38,6 +44,9 @@ class Generated(Rule):
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         return flow.fresh(node, "its values are generated")
+
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: y * torch.arange(8))
 
 
 RULES.register(aten.arange.default, aten.arange.start, aten.arange.start_step, aten.scalar_tensor.default)(Generated())
@@ -53,6 +62,9 @@ class Along(Rule):
         for axis in dims:
             flow.pin(axis, "the order of its indices matters here")
         return dims
+
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: y.cumsum(1) + y.flip(2))
 
 
 RULES.register(aten.cumsum.default, aten.triu.default, aten.tril.default, aten.flip.default, aten.roll.default)(Along())

@@ -91,7 +91,7 @@ def consume(flow: Flow, node: fx.Node) -> None:
             node=node.name, x=x.name, weight=found[0], dim=1, axis=flow.dims(weight)[1],
             features=unfold,
             matrix=lambda w: w.flatten(1),
-            restore=lambda m: m.unflatten(1, (-1, *kernel)),
+            restore=lambda m: m.reshape(m.shape[0], -1, *kernel),
             taps=torch.Size(kernel).numel(),
         )
     )  # fmt: skip
@@ -99,7 +99,9 @@ def consume(flow: Flow, node: fx.Node) -> None:
 
 def unfolder(node: fx.Node, spatial: int) -> Callable[[Tensor], Tensor] | None:
     """The map from an input to its im2col matrix (tokens, channels * taps); None where there is none."""
-    stride, padding, dilation = (argument(node, i, n, d) for i, n, d in ((3, "stride", 1), (4, "padding", 0), (5, "dilation", 1)))
+    stride, padding, dilation = (
+        argument(node, i, n, d) for i, n, d in ((3, "stride", 1), (4, "padding", 0), (5, "dilation", 1))
+    )
     if spatial > 2 or isinstance(padding, str):
         return None
     kernel = [int(size) for size in node.args[1].meta["val"].shape[2:]]  # type: ignore[union-attr]
@@ -108,15 +110,13 @@ def unfolder(node: fx.Node, spatial: int) -> Callable[[Tensor], Tensor] | None:
 
     def unfold(x: Tensor) -> Tensor:
         image = x if spatial == 2 else x.unsqueeze(-2)
-        return F.unfold(image, kernel, *plane).transpose(1, 2).flatten(0, 1)
+        return F.unfold(image, tuple(kernel), *plane).transpose(1, 2).flatten(0, 1)
 
     return unfold
 
 
-def _pair(value: Any, spatial: int, unit: int) -> list[int]:
+def _pair(value: Any, spatial: int, unit: int) -> tuple[int, ...]:
     """Two values, for the height and the width; a line has a height of one."""
     given = [value] if isinstance(value, int) else list(value)
     given = given * spatial if len(given) == 1 else given
-    return [unit] * (2 - spatial) + given
-
-
+    return (*[unit] * (2 - spatial), *given)

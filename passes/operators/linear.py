@@ -11,9 +11,7 @@ from graphprune.contracts import Dims, Example, Flow, Rule
 from graphprune.dimensions import broadcast, consume
 from graphprune.passes.operators import RULES
 
-
 aten = torch.ops.aten
-
 
 
 class Linear(Rule):
@@ -33,7 +31,9 @@ class Linear(Rule):
 
     def examples(self) -> Iterator[Example]:
         yield Example(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)), (torch.randn(3, 6),))
-        yield Example(nn.Sequential(nn.Linear(6, 8, bias=False), nn.Linear(8, 8), nn.Linear(8, 2)), (torch.randn(3, 5, 6),))
+        yield Example(
+            nn.Sequential(nn.Linear(6, 8, bias=False), nn.Linear(8, 8), nn.Linear(8, 2)), (torch.randn(3, 5, 6),)
+        )
 
 
 class MatMul(Rule):

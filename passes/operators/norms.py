@@ -7,7 +7,7 @@ from torch import fx, nn
 
 from graphprune.axes import UNIT, Axis, factor
 from graphprune.contracts import Call, Cut, Dims, Example, Flow, Rule, Zeros
-from graphprune.dimensions import argument, position, positions
+from graphprune.dimensions import argument, between, position, positions
 from graphprune.passes.operators import RULES, rule
 
 aten = torch.ops.aten
@@ -33,7 +33,10 @@ class LayerNorm(Rule):
         return Call(node.target, (node.args[0], shape, *node.args[2:]), dict(node.kwargs))
 
     def examples(self) -> Iterator[Example]:
-        yield Example(nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 6), nn.GELU(), nn.Linear(6, 2)), (torch.randn(3, 6),))
+        yield Example(
+            nn.Sequential(nn.Linear(6, 8), nn.LayerNorm(8), nn.Linear(8, 6), nn.GELU(), nn.Linear(6, 2)),
+            (torch.randn(3, 6),),
+        )
 
 
 RULES.register(aten.layer_norm.default, aten.rms_norm.default)(LayerNorm())
@@ -53,7 +56,9 @@ class BatchNorm(Rule):
     def examples(self) -> Iterator[Example]:
         norm = nn.BatchNorm2d(8)
         norm.running_mean, norm.running_var = torch.randn(8), torch.rand(8) + 0.5
-        yield Example(nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.ReLU(), nn.Conv2d(8, 4, 1)).eval(), (torch.randn(2, 3, 7, 7),))
+        yield Example(
+            nn.Sequential(nn.Conv2d(3, 8, 3), norm, nn.ReLU(), nn.Conv2d(8, 4, 1)).eval(), (torch.randn(2, 3, 7, 7),)
+        )
 
 
 @rule(aten._native_batch_norm_legit_no_training.default)
@@ -63,6 +68,9 @@ class NativeBatchNorm(BatchNorm):
     def axes(self, flow: Flow, node: fx.Node) -> list[Dims]:  # type: ignore[override]
         return [super().axes(flow, node), (), ()]
 
+    def examples(self) -> Iterator[Example]:
+        yield Example(_Normalised(), (torch.randn(3, 6),))
+
 
 @rule(aten.group_norm.default)
 class GroupNorm(Rule):
@@ -70,7 +78,7 @@ class GroupNorm(Rule):
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = flow.dims(node.args[0])
-        groups, inner = factor(dims[1], node.args[1])  # type: ignore[arg-type]
+        _, inner = factor(dims[1], node.args[1])  # type: ignore[arg-type]
         flow.normalise(inner, "it is normalised here")
         flow.mix(dims, [inner])
         for value in node.args[2:4]:
@@ -99,6 +107,9 @@ class Softmax(Rule):
         flow.mix(dims, [axis])
         return dims
 
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: y.softmax(1) * y.log_softmax(2))
+
 
 RULES.register(aten.softmax.int, aten._softmax.default, aten.log_softmax.int)(Softmax())
 
@@ -118,6 +129,9 @@ class Reduce(Rule):
         """Say what becomes of a reduced axis."""
         flow.normalise(axis, "it is averaged here")
 
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: y.mean(1) + y.amax(1) * y.mean(2, keepdim=True).amin(1))
+
 
 @rule(aten.sum.dim_IntList, aten.sum.default)
 class Sum(Reduce):
@@ -130,7 +144,9 @@ class Sum(Reduce):
         yield Example(_Summed(), (torch.randn(3, 6),))
 
 
-RULES.register(aten.mean.dim, aten.mean.default, aten.amax.default, aten.amin.default, aten.any.dim, aten.all.dim)(Reduce())
+RULES.register(aten.mean.dim, aten.mean.default, aten.amax.default, aten.amin.default, aten.any.dim, aten.all.dim)(
+    Reduce()
+)
 
 
 @rule(aten.var.correction, aten.std.correction)
@@ -145,6 +161,23 @@ class Spread(Reduce):
         keep = bool(node.kwargs.get("keepdim", False))
         return tuple(UNIT if i in gone else axis for i, axis in enumerate(dims) if keep or i not in gone)
 
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: y / (torch.var(y, 2, correction=0, keepdim=True) + 1).sqrt() + torch.std(y, 1, correction=1, keepdim=True))
+
+
+class _Normalised(nn.Module):
+    """An example: the operator that traces of other tools hold."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.norm = nn.Linear(6, 8), nn.Linear(8, 3), nn.BatchNorm1d(8)
+        self.mean, self.var = nn.Buffer(torch.randn(8)), nn.Buffer(torch.rand(8) + 0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        norm = aten._native_batch_norm_legit_no_training.default
+        y = norm(self.a(x), self.norm.weight, self.norm.bias, self.mean, self.var, 0.1, 1e-5)[0]
+        return self.b(torch.relu(y))  # type: ignore[no-any-return]
+
 
 class _Summed(nn.Module):
     """An example: a product of two branches, summed over its channels."""
@@ -154,6 +187,5 @@ class _Summed(nn.Module):
         self.a, self.b = nn.Linear(6, 8), nn.Linear(6, 8)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return (self.a(x) * torch.relu(self.b(x))).sum(dim=-1)
-
-
+        product: torch.Tensor = self.a(x) * torch.relu(self.b(x))
+        return product.sum(dim=-1)

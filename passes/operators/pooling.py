@@ -24,9 +24,13 @@ class Pool(Rule):
         return *dims[: -self.spatial], *flow.fresh(node, "it is a spatial dimension")[-self.spatial :]
 
     def examples(self) -> Iterator[Example]:
-        if self.spatial == 2:
-            layers = nn.Conv2d(3, 8, 3), nn.MaxPool2d(2), nn.AvgPool2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
-            yield Example(nn.Sequential(*layers), (torch.randn(2, 3, 12, 12),))
+        flat = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
+        yield Example(nn.Sequential(nn.Conv2d(3, 8, 3), nn.MaxPool2d(2), nn.AvgPool2d(2), *flat), (torch.randn(2, 3, 12, 12),))
+        yield Example(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Upsample(scale_factor=2), *flat), (torch.randn(2, 3, 5, 5),))
+        line = nn.Conv1d(3, 8, 3), nn.MaxPool1d(2), nn.Conv1d(8, 4, 1)
+        yield Example(nn.Sequential(*line), (torch.randn(2, 3, 9),))
+        solid = nn.Conv3d(3, 8, 1), nn.AvgPool3d(2), nn.Conv3d(8, 4, 1)
+        yield Example(nn.Sequential(*solid), (torch.randn(2, 3, 4, 4, 4),))
 
 
 RULES.register(aten.max_pool1d.default, aten.avg_pool1d.default, aten.adaptive_avg_pool1d.default)(Pool(1))

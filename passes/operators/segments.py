@@ -1,7 +1,7 @@
 """Operators that cut dimensions into segments, or lay them one after another."""
 
 from collections.abc import Iterator
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from operator import getitem
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch import fx, nn
 from graphprune.axes import Axis, Misaligned, cut, factor, resolve, total
 from graphprune.axes import prime as new_prime
 from graphprune.contracts import Call, Cut, Dims, Example, Flow, Rule, Zeros
-from graphprune.dimensions import argument, position
+from graphprune.dimensions import argument, between, position
 from graphprune.passes.operators import RULES, rule
 
 aten = torch.ops.aten
@@ -56,6 +56,9 @@ class Stack(Rule):
         result.insert(dim, new_prime(len(operands), "values are stacked along it"))
         return tuple(result)
 
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: torch.stack((y, -y), dim=2).amax(2))
+
 
 class Split(Rule):
     """Consecutive segments of one dimension."""
@@ -76,7 +79,7 @@ class Split(Rule):
         if not cut.changed(dims[dim]):
             return Call(node.target, node.args, dict(node.kwargs))
         ends = [0, *accumulate(self.sizes(node, dim))]
-        sizes = [cut.within(dims[dim], a, b) for a, b in zip(ends, ends[1:], strict=False)]
+        sizes = [cut.within(dims[dim], a, b) for a, b in pairwise(ends)]
         return Call(aten.split_with_sizes.default, (node.args[0], sizes, dim), {})
 
     def examples(self) -> Iterator[Example]:
@@ -96,6 +99,9 @@ class Unbind(Rule):
         flow.pin(dims[dim], "it is taken apart index by index")
         return [(*dims[:dim], *dims[dim + 1 :])] * dims[dim].size
 
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: sum(y.unbind(1), y[:, 0]))
+
 
 @rule(getitem)
 class Item(Rule):
@@ -114,6 +120,9 @@ class Select(Rule):
         dim = position(node.args[1], len(dims))  # type: ignore[arg-type]
         flow.pin(dims[dim], f"index {node.args[2]} is taken from it")
         return *dims[:dim], *dims[dim + 1 :]
+
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: y[:, 0] + y[:, :, 2:3].sum(1))
 
 
 @rule(aten.slice.Tensor)
@@ -246,5 +255,3 @@ class _Padded(nn.Module):
     def forward(self, x: torch.Tensor) -> Any:
         y = self.a(x)
         return self.c(F.pad(y, (2, 2)) + self.b(y))
-
-

@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from graphprune.axes import UNIT, Axis, Misaligned, Product, factor, resolve
 from graphprune.contracts import Call, Cut, Dims, Example, Flow, Rule
-from graphprune.dimensions import position, positions
+from graphprune.dimensions import between, position, positions
 from graphprune.errors import AnalysisError
 from graphprune.passes.operators import RULES, rule
 
@@ -31,29 +31,13 @@ class Reshape(Rule):
         return Call(node.target, (node.args[0], sizes), dict(node.kwargs))
 
     def examples(self) -> Iterator[Example]:
-        yield Example(nn.Sequential(nn.Linear(6, 8), nn.Unflatten(1, (2, 4)), nn.Flatten(1), nn.Linear(8, 3)), (torch.randn(3, 6),))
+        yield Example(
+            nn.Sequential(nn.Linear(6, 8), nn.Unflatten(1, (2, 4)), nn.Flatten(1), nn.Linear(8, 3)),
+            (torch.randn(3, 6),),
+        )
 
 
 RULES.register(aten.reshape.default, aten.view.default, aten._unsafe_view.default)(Reshape())
-
-
-@rule(aten.flatten.using_ints)
-class Flatten(Reshape):
-    """A run of dimensions becomes one."""
-
-    def rebuild(self, cut: Cut, node: fx.Node) -> Call:
-        return Call(node.target, node.args, dict(node.kwargs))
-
-
-@rule(aten.unflatten.int)
-class Unflatten(Reshape):
-    """One dimension becomes several."""
-
-    def rebuild(self, cut: Cut, node: fx.Node) -> Call:
-        x, dim, sizes = node.args
-        first = position(dim, len(cut.dims(x)))  # type: ignore[arg-type]
-        new = [cut.width(cut.dims(node)[first + i]) for i in range(len(sizes))]  # type: ignore[arg-type]
-        return Call(node.target, (x, dim, new), dict(node.kwargs))
 
 
 class Permute(Rule):
@@ -141,6 +125,9 @@ class Repeat(Rule):
         times = [cut.width(new) // cut.width(old) if cut.changed(new) else literal for old, new, literal in pairs]
         return Call(node.target, (node.args[0], times), dict(node.kwargs))
 
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: y.repeat(1, 1, 2), 16)
+
 
 def stretches(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
     """The smallest runs of dimensions on both sides that hold equally many elements."""
@@ -201,5 +188,3 @@ class _Swapped(nn.Module):
         y = self.a(x).view(x.shape[0], x.shape[1], 3, 4).transpose(1, 2)
         y = y.permute(0, 2, 1, 3).unsqueeze(2).squeeze(2).expand(-1, -1, 3, 4)
         return self.b(y.reshape(x.shape[0], x.shape[1], 12))
-
-

@@ -7,7 +7,7 @@ from torch import fx, nn
 
 from graphprune.axes import Misaligned
 from graphprune.contracts import Dims, Example, Flow, Rule
-from graphprune.dimensions import broadcast
+from graphprune.dimensions import between, broadcast
 from graphprune.passes.operators import rule
 
 aten = torch.ops.aten
@@ -40,6 +40,9 @@ class Index(Rule):
             flow.pin(dims[i], "a tensor indexes it")
         picked = broadcast(flow, [flow.dims(indices[i]) for i in used])
         return *dims[: used[0]], *picked, *dims[used[-1] + 1 :]
+
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: y[:, torch.tensor([3, 1, 1])])
 
 
 def _is_mask(index: object) -> bool:

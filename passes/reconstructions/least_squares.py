@@ -18,7 +18,9 @@ DEFAULT = 1e-2
 class LeastSquares(Reconstruction):
     """Minimise ||W X - W' X_K|| over W'; the damping is the best of a grid on held-out tokens."""
 
-    def refit(self, weight: Tensor, kept: Tensor, seen: Moments, held_out: Moments | None, damping: float | None) -> Refitted:
+    def refit(
+        self, weight: Tensor, kept: Tensor, seen: Moments, held_out: Moments | None, damping: float | None
+    ) -> Refitted:
         """New values for the columns `kept` of a matrix of shape (m, n), from the moments of its n inputs."""
         w = weight.double()
         if damping is None and held_out is not None:
@@ -34,7 +36,9 @@ class LeastSquares(Reconstruction):
 class Keep(Reconstruction):
     """No refit: what is left keeps its weights."""
 
-    def refit(self, weight: Tensor, kept: Tensor, seen: Moments, held_out: Moments | None, damping: float | None) -> Refitted:
+    def refit(
+        self, weight: Tensor, kept: Tensor, seen: Moments, held_out: Moments | None, damping: float | None
+    ) -> Refitted:
         """The columns as they are."""
         w = weight.double()
         lost = error(w, w[:, kept], kept, (held_out or seen).second)

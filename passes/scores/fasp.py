@@ -38,7 +38,7 @@ class Fasp(Score):
         for consumer in evidence.dependencies.consumers_of(group):
             weight = consumer.matrix(evidence.program.weights[consumer.weight]).double()
             norms = evidence.statistics.moments[consumer.node].squares.sqrt()
-            columns = (weight.abs().sum(0) * norms).unflatten(0, (-1, consumer.taps)).sum(1)
+            columns = (weight.abs().sum(0) * norms).reshape(-1, consumer.taps).sum(1)
             axis = evidence.dependencies.tensors[consumer.weight][consumer.dim]
             total += by_index(columns, axis, group, evidence.dependencies)
         return total

@@ -1,0 +1,127 @@
+"""Which stored tensor is which weight of a model, without reading any of them."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+from transformers.conversion_mapping import get_model_conversion_mapping
+from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+from graphprune import hf
+from graphprune.errors import LoadError
+
+DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A tensor in a safetensors file."""
+
+    path: Path
+    key: str
+    shape: tuple[int, ...]
+    dtype: str
+
+
+def entries(folder: Path) -> dict[str, Entry]:
+    """Every tensor of the folder by its stored name, from the files' headers.
+
+    Raises:
+        LoadError: if a file is missing, truncated or not in the safetensors format.
+    """
+    hf.require_safetensors(folder)
+    return {entry.key: entry for path in hf.weight_files(folder) for entry in _read_header(path)}
+
+
+def stored_dtype(found: Mapping[str, Entry]) -> torch.dtype:
+    """The floating-point type that most tensors are stored in."""
+    counts = Counter(entry.dtype for entry in found.values() if entry.dtype in DTYPES)
+    return DTYPES[counts.most_common(1)[0][0]] if counts else torch.float32
+
+
+def match(model: nn.Module, found: Mapping[str, Entry]) -> dict[str, Entry]:
+    """The entry of every weight that is stored as it is, under its own name or one that transformers renames."""
+    state = model.state_dict(keep_vars=True)
+    renamings = [rule for rule in _rules(model) if isinstance(rule, WeightRenaming)]
+    prefix = getattr(model, "base_model_prefix", "")
+    matched: dict[str, Entry] = {}
+    for key, entry in found.items():
+        meant = next((name for name in _names(key, prefix, renamings) if name in state), None)
+        if meant is not None:
+            matched.setdefault(meant, entry)
+    return _share(state, matched)
+
+
+def missing(model: nn.Module, matched: Mapping[str, Entry]) -> list[str]:
+    """The weights that no entry was found for; counters of batches and positions may be absent."""
+    state = model.state_dict(keep_vars=True)
+    return [name for name, tensor in state.items() if name not in matched and tensor.is_floating_point()]
+
+
+def check_shapes(folder: Path, model: nn.Module, matched: Mapping[str, Entry]) -> None:
+    """Compare every stored shape with the one that the configuration asks for.
+
+    Raises:
+        LoadError: if one differs.
+    """
+    state = model.state_dict(keep_vars=True)
+    wrong = [name for name, entry in matched.items() if entry.shape != tuple(state[name].shape)]
+    if not wrong:
+        return
+    first = matched[wrong[0]]
+    raise LoadError(
+        f"{first.path}: {first.key} has shape {list(first.shape)}, expected {list(state[wrong[0]].shape)} by "
+        f"{folder / hf.CONFIG} ({len(wrong)} such weights); one of the two files belongs to another model"
+    )
+
+
+def needs_conversion(model: nn.Module) -> bool:
+    """Does transformers compute weights of this model from several or reshaped stored tensors?"""
+    return any(not isinstance(rule, WeightRenaming) for rule in _rules(model))
+
+
+def _read_header(path: Path) -> Iterator[Entry]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            for key in file.keys():  # noqa: SIM118 - not a mapping
+                view = file.get_slice(key)
+                yield Entry(path, key, tuple(view.get_shape()), view.get_dtype())
+    except (SafetensorError, OSError) as fault:
+        size = path.stat().st_size
+        hint = " (a Git LFS pointer, not the file itself)" if _is_pointer(path) else ""
+        raise LoadError(
+            f"{path} ({size} bytes{hint}) is truncated or no safetensors file: {fault}; download or copy it again"
+        ) from fault
+
+
+def _is_pointer(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(7) == b"version"
+
+
+def _names(key: str, prefix: str, renamings: list[WeightRenaming]) -> Iterator[str]:
+    """The names that a stored one may stand for, the likeliest first."""
+    renamed, _ = rename_source_key(key, renamings, [])
+    for name in (key, renamed):
+        yield name
+        yield f"{prefix}.{name}"
+        yield name.removeprefix(f"{prefix}.")
+
+
+def _rules(model: nn.Module) -> list[Any]:
+    rules: list[Any] = get_model_conversion_mapping(model)  # type: ignore[arg-type]
+    return rules
+
+
+def _share(state: Mapping[str, Any], matched: dict[str, Entry]) -> dict[str, Entry]:
+    """Give every name of a shared weight the entry that one of them has."""
+    by_tensor = {id(state[name]): entry for name, entry in matched.items()}
+    return {name: by_tensor[id(tensor)] for name, tensor in state.items() if id(tensor) in by_tensor}

@@ -1,0 +1,108 @@
+"""A Hugging Face folder becomes a program; its weights stay on disk until they are needed."""
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from transformers.initialization import no_init_weights
+
+from graphprune import cache, hf
+from graphprune.errors import LoadError
+from graphprune.frontends import FRONTENDS, Frontend, checkpoints, modules
+from graphprune.frontends.inputs import example_inputs
+from graphprune.frontends.skeletons import is_fake, skeleton
+from graphprune.program import Program, Source
+from graphprune.weights import Layered, Stored
+
+log = logging.getLogger(__name__)
+
+
+def load(folder: Path | str, *, dtype: torch.dtype = torch.float32) -> Program:
+    """Capture the model of a Hugging Face folder; floating-point weights are read as `dtype`.
+
+    Raises:
+        LoadError: if the folder holds no complete model in safetensors, of a class that transformers has.
+        TraceError: if torch.export refuses the model.
+    """
+    folder = Path(folder)
+    settings = hf.config(folder)
+    settings.use_cache = False
+    found = checkpoints.entries(folder)
+    model = skeleton(lambda: _build(folder, settings), dtype)
+    places = _places(folder, model, found)
+    inputs = example_inputs(folder, model)
+    program = modules.from_exported(
+        modules.export(model, (), inputs), ((), inputs),
+        source=Source(folder, "huggingface", checkpoints.stored_dtype(found)),
+    )  # fmt: skip
+    return program.with_facts(weights=_weights(program.weights, places, dtype))
+
+
+def _build(folder: Path, settings: Any) -> nn.Module:
+    with no_init_weights():
+        model = hf.build(folder, settings)
+    model.tie_weights()  # type: ignore[operator]
+    return model
+
+
+def _places(folder: Path, model: nn.Module, found: Mapping[str, checkpoints.Entry]) -> dict[str, checkpoints.Entry]:
+    """Where every weight lies; in a converted copy, if transformers computes it from what is stored."""
+    matched = checkpoints.match(model, found)
+    if checkpoints.missing(model, matched) and checkpoints.needs_conversion(model):
+        found = checkpoints.entries(_converted(folder))
+        matched = checkpoints.match(model, found)
+    if absent := checkpoints.missing(model, matched):
+        raise LoadError(
+            f"{folder} lacks {len(absent)} weights of {type(model).__name__}, the first {absent[0]}; copy the files "
+            f"again, or name the class that was saved in {hf.CONFIG}: architectures"
+        )
+    checkpoints.check_shapes(folder, model, matched)
+    _report_unused(folder, found, matched)
+    return matched
+
+
+def _report_unused(
+    folder: Path, found: Mapping[str, checkpoints.Entry], matched: Mapping[str, checkpoints.Entry]
+) -> None:
+    used = {entry.key for entry in matched.values()}
+    if unused := sorted(set(found) - used):
+        log.info("%s: %d stored tensors belong to no weight, the first %s", folder, len(unused), unused[0])
+
+
+def _converted(folder: Path) -> Path:
+    """A copy of the weights under the names and in the shapes of the model class, made once."""
+
+    def convert(target: Path) -> None:
+        log.info("%s: converting the weights to the layout of transformers once, into %s", folder, target.parent)
+        save_file(_unshared(hf.module(folder)), target / hf.WEIGHTS)
+
+    return cache.once("converted", [folder / hf.CONFIG, *hf.weight_files(folder)], convert)
+
+
+def _unshared(model: nn.Module) -> dict[str, Tensor]:
+    """The state of a model with every tensor once; a shared one under its first name."""
+    first: dict[int, str] = {}
+    state = model.state_dict(keep_vars=True)
+    return {n: t.detach().contiguous() for n, t in state.items() if first.setdefault(id(t), n) == n}
+
+
+def _weights(captured: Mapping[str, Tensor], places: Mapping[str, checkpoints.Entry], dtype: torch.dtype) -> Layered:
+    """Stored tensors where there are such, and buffers that were computed with the model."""
+    stored = {name: (places[name].path, places[name].key) for name in captured if name in places}
+    computed = {name: tensor for name, tensor in captured.items() if name not in stored}
+    if fake := [name for name, tensor in computed.items() if is_fake(tensor)]:
+        raise LoadError(f"no stored tensor holds {fake[0]}, which the model computes while it is built")
+    return Layered((Stored(stored, dtype), computed))
+
+
+def _is_folder(text: str) -> bool:
+    return (Path(text) / hf.CONFIG).is_file() and not (Path(text) / hf.PROGRAM).is_file()
+
+
+FRONTENDS.register("huggingface")(
+    Frontend("a Hugging Face folder (config.json and model.safetensors)", _is_folder, load),
+)

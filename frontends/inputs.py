@@ -1,0 +1,73 @@
+"""Example inputs for a transformers model, by what its forward takes."""
+
+import inspect
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphprune import hf
+from graphprune.errors import LoadError
+
+BATCH = 2  # a size of 1 would be taken for a constant
+SEQUENCE = 8
+SIDE = 224  # of an image, where nothing says otherwise
+SEED = 0
+
+
+def example_inputs(folder: Path, model: Any) -> dict[str, Tensor]:
+    """Random inputs of the kinds that the model's main input calls for, by name.
+
+    Raises:
+        LoadError: if its main input is neither text nor an image.
+    """
+    generator = torch.Generator().manual_seed(SEED)
+    takes = inspect.signature(model.forward).parameters
+    main = model.main_input_name
+    if main == "input_ids":
+        return _text(model.config, takes, generator)
+    if main == "pixel_values":
+        return {main: _image(folder, model.config, generator)}
+    raise LoadError(
+        f"{folder}: {type(model).__name__} takes {main!r}, expected input_ids or pixel_values; "
+        "build the model and pass it to graphprune.trace with inputs of your own"
+    )
+
+
+def _text(config: Any, takes: Mapping[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
+    vocabulary = config.get_text_config().vocab_size
+    ids = torch.randint(0, vocabulary, (BATCH, SEQUENCE), generator=generator)
+    inputs = {"input_ids": ids}
+    if "attention_mask" in takes:
+        inputs["attention_mask"] = torch.ones_like(ids)
+    if config.is_encoder_decoder and "decoder_input_ids" in takes:
+        inputs["decoder_input_ids"] = torch.randint(0, vocabulary, (BATCH, SEQUENCE), generator=generator)
+    return inputs
+
+
+def _image(folder: Path, config: Any, generator: torch.Generator) -> Tensor:
+    given = getattr(config, "image_size", None) or _preprocessed(folder)
+    try:
+        height, width = _size(given)
+    except (TypeError, ValueError, IndexError) as fault:
+        raise LoadError(f"{folder}: the image size is {given!r}, expected a number or height and width") from fault
+    return torch.randn(BATCH, getattr(config, "num_channels", 3), height, width, generator=generator)
+
+
+def _preprocessed(folder: Path) -> Any:
+    """The image size that the folder's preprocessor makes."""
+    path = folder / "preprocessor_config.json"
+    settings = hf.read_json(path) if path.is_file() else {}
+    return settings.get("crop_size") or settings.get("size") or SIDE
+
+
+def _size(given: Any) -> tuple[int, int]:
+    """Height and width from any of the forms in which configurations write them."""
+    if isinstance(given, Mapping):
+        side = given.get("shortest_edge", SIDE)
+        return int(given.get("height", side)), int(given.get("width", side))
+    if isinstance(given, list | tuple):
+        return int(given[0]), int(given[-1])
+    return int(given), int(given)

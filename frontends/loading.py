@@ -1,0 +1,29 @@
+"""One call for whatever can be loaded."""
+
+from pathlib import Path
+
+from graphprune.errors import LoadError
+from graphprune.frontends import FRONTENDS
+from graphprune.program import Program
+
+
+def load(model: str | Path) -> Program:
+    """The program of a model folder, a file or ``package.module:callable``, by the first frontend that takes it.
+
+    Raises:
+        LoadError: if none does, or what is there cannot be read.
+        TraceError: if torch.export refuses the model.
+    """
+    text = str(model)
+    for frontend in FRONTENDS.values():
+        if frontend.accepts(text):
+            return frontend.load(text)
+    expected = "\n".join(f"  {frontend.what}" for frontend in FRONTENDS.values())
+    raise LoadError(f"cannot load {text!r}: {_found(Path(text))}; expected one of\n{expected}")
+
+
+def _found(path: Path) -> str:
+    if path.is_dir():
+        inside = sorted(entry.name for entry in path.iterdir())
+        return f"the folder holds {', '.join(inside[:8])}" if inside else "the folder is empty"
+    return "the file is of no known kind" if path.exists() else "there is no such file or folder"

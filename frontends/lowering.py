@@ -1,0 +1,122 @@
+"""From what torch.export captures to a functional graph of few operators, without a second trace where possible.
+
+`ExportedProgram.run_decompositions` traces a model twice more, which takes several times as long as the capture.
+Most models need from it only that a handful of convenience operators disappear, and that is done here in place.
+"""
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from torch import fx
+from torch._ops import OpOverload
+from torch.export import ExportedProgram
+
+aten = torch.ops.aten
+
+#: What a node becomes; None where it cannot be said without tracing.
+Lowering = Callable[[fx.Node], "tuple[Any, tuple[Any, ...], dict[str, Any]] | fx.Node | None"]
+
+
+def functional(exported: ExportedProgram) -> ExportedProgram:
+    """The program itself if `tidy` can make it functional, else one that was traced again."""
+    if all(_is_plain(node) for node in exported.graph.nodes):
+        return exported
+    traced: ExportedProgram = exported.run_decompositions({})
+    return traced
+
+
+def tidy(graph: fx.Graph) -> None:
+    """Lower convenience operators, make every view a reshape and drop assertions, which say nothing of axes.
+
+    A cut may break the contiguity that a view relies on; in a functional graph a reshape means the same.
+    """
+    for node in list(graph.nodes):
+        if node.target in _ASSERTIONS:
+            graph.erase_node(node)
+        elif node.target in LOWERINGS:
+            _replace(graph, node)
+    graph.eliminate_dead_code()
+
+
+def _is_plain(node: fx.Node) -> bool:
+    """Is there nothing in this node that only another trace can remove?"""
+    if node.op == "get_attr":
+        return False  # a subgraph
+    if node.op != "call_function" or not isinstance(node.target, OpOverload):
+        return node.op != "call_function" or not isinstance(node.target, torch._ops.HigherOrderOperator)
+    if node.target in LOWERINGS:
+        return LOWERINGS[node.target](node) is not None
+    return not node.target._schema.is_mutable and not _is_aliasing_composite(node.target)
+
+
+def _is_aliasing_composite(op: OpOverload) -> bool:
+    """Is this a combination of other operators that may return a view? Others are kept whole by torch, too."""
+    name = op.name()  # type: ignore[no-untyped-call]
+    composite: bool = torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeImplicitAutograd")
+    return composite and any(value.alias_info for value in op._schema.returns)
+
+
+def _replace(graph: fx.Graph, node: fx.Node) -> None:
+    lowered = LOWERINGS[node.target](node)
+    if isinstance(lowered, fx.Node):
+        node.replace_all_uses_with(lowered)
+        graph.erase_node(node)
+    elif lowered is not None:
+        node.target, node.args, node.kwargs = lowered
+
+
+def _same(node: fx.Node) -> fx.Node:
+    first = node.args[0]
+    assert isinstance(first, fx.Node)
+    return first
+
+
+def _reshape(node: fx.Node) -> Any:
+    return aten.reshape.default, node.args, dict(node.kwargs)
+
+
+def _dropout(node: fx.Node) -> Any:
+    return None if node.args[2] else _same(node)
+
+
+def _to(node: fx.Node) -> Any:
+    before, after = _same(node).meta["val"], node.meta["val"]
+    if before.device != after.device:
+        return None
+    if before.dtype == after.dtype:
+        return _same(node)
+    return aten._to_copy.default, (node.args[0],), {"dtype": after.dtype}
+
+
+def _flatten(node: fx.Node) -> Any:
+    sizes = [size if isinstance(size, int) else -1 for size in node.meta["val"].shape]
+    return (aten.reshape.default, (node.args[0], sizes), {}) if sizes.count(-1) <= 1 else None
+
+
+def _chunk(node: fx.Node) -> Any:
+    x, count, dim = cast(tuple[fx.Node, int, int], (*node.args, 0)[:3])
+    size = _same(node).meta["val"].shape[dim]
+    return (aten.split.Tensor, (x, -(-size // count), dim), {}) if isinstance(size, int) else None
+
+
+_ASSERTIONS = (
+    aten._assert_tensor_metadata.default, aten._assert_scalar.default, aten.sym_constrain_range_for_size.default,
+)  # fmt: skip
+
+LOWERINGS: dict[Any, Lowering] = {
+    aten.view.default: _reshape,
+    aten._unsafe_view.default: _reshape,
+    aten.reshape.default: _reshape,
+    aten.contiguous.default: _same,
+    aten.detach.default: _same,
+    aten.alias.default: _same,
+    aten.dropout.default: _dropout,
+    aten.dropout_.default: _dropout,
+    aten.to.dtype: _to,
+    aten.to.device: _to,
+    aten.to.dtype_layout: _to,
+    aten.to.other: _to,
+    aten.flatten.using_ints: _flatten,
+    aten.chunk.default: _chunk,
+}

@@ -1,0 +1,186 @@
+"""Refuse a saved program that could run code when it is read: ``torch.export.load`` trusts its file.
+
+Reading one unpickles objects, evaluates the expressions of symbolic sizes as Python, looks operators up by dotted
+names, and compiles a forward from the names in it. So all of these are checked before torch sees the file.
+"""
+
+import ast
+import io
+import json
+import re
+from collections.abc import Iterator
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from torch._ops import OpOverload
+from torch.export.pt2_archive import PT2ArchiveReader
+
+from graphprune.errors import LoadError
+
+MODEL = "models/model.json"
+SAMPLES = "data/sample_inputs/model.pt"
+WEIGHTS = "data/weights/model_weights_config.json"
+CONSTANTS = "data/constants/model_constants_config.json"
+
+_RECORDS = re.compile(
+    r"models/model\.json|data/sample_inputs/model\.pt|data/(weights|constants)/(model_\w+_config\.json|weight_\d+|tensor_\d+)"
+    r"|extra/.*|archive_format|archive_version|byteorder|\.data/\w+"
+)
+_NAMESPACES = ("aten", "prims", "quantized_decomposed", "torchvision")
+_FILE_OPERATORS = ("torch.ops.aten.from_file.default", "torch.ops.aten.from_file.out")
+_SUBGRAPH_OPERATORS = ("cond", "map_impl", "scan", "while_loop", "wrap_with_autocast", "wrap_with_set_grad_enabled")
+_PYTHON_OPERATORS = (
+    "getitem", "add", "sub", "mul", "truediv", "floordiv", "mod", "pow", "neg", "pos", "abs", "and_", "or_", "not_",
+    "eq", "ne", "lt", "le", "gt", "ge",
+)  # fmt: skip
+_SCALAR_FUNCTIONS = re.compile(r"(torch\.(_sym|sym)_\w+|math\.\w+)")
+
+#: Words of a file that become names in compiled code, or nothing; quotes and brackets are in none of them.
+_WORD = re.compile(r"[\w.+:/ -]*")
+#: Texts that are only ever data: where an operator came from, string literals, and guards, which we never compile.
+_INERT = ("metadata", "as_string", "as_strings", "guards_code")
+_SPECIFICATIONS = ("in_spec", "out_spec")
+_EXPRESSION = (
+    ast.Expression, ast.Call, ast.keyword, ast.Name, ast.Load, ast.Constant, ast.Compare, ast.cmpop, ast.BinOp,
+    ast.operator, ast.UnaryOp, ast.unaryop,
+)  # fmt: skip
+_SYMBOLIC = re.compile(
+    r"Symbol|Integer|Rational|Float|Add|Mul|Pow|Max|Min|Mod|Abs|floor|ceiling|And|Or|Not|Equality|Unequality"
+    r"|(Strict)?(Less|Greater)Than|Eq|Ne|Lt|Le|Gt|Ge|oo|zoo|int_oo|[A-Za-z]*(Div|Mod|Indexing)|PowByNatural|FloatPow"
+    r"|ToFloat|(Trunc|Ceil|Floor|Round)ToInt|TruncToFloat|RoundDecimal|Identity|Where|[LR]Shift|BitwiseFn_\w+"
+    r"|OpaqueUnaryFn_\w+|IsNonOverlappingAndDenseIndicator|[suz]\w*\d+"
+)
+
+
+def inspect(reader: PT2ArchiveReader) -> None:
+    """Check all that torch would unpickle, evaluate or compile.
+
+    Raises:
+        LoadError: naming the first thing that is not plain data.
+    """
+    for record in reader.get_file_names():
+        _require(_RECORDS.fullmatch(record), f"the record {record!r}, which is no part of a plain program")
+    for config in (WEIGHTS, CONSTANTS):
+        for name, payload in json.loads(reader.read_string(config))["config"].items():
+            _require(_WORD.fullmatch(name), f"a tensor with the name {name!r}")
+            _require(not payload["use_pickle"], f"{name} as a pickle")
+            _require(_is_tensor(payload["path_name"]), f"{name}, which is no tensor")
+    _inspect_samples(reader.read_bytes(SAMPLES))
+    _inspect(json.loads(reader.read_string(MODEL)))
+
+
+def _require(plain: object, what: str) -> None:
+    if not plain:
+        raise LoadError(
+            f"it holds {what}; reading it may run code, expected plain tensors and operators. If you trust the file, "
+            "load it with torch.export.load and pass its .module() to graphprune.trace"
+        )
+
+
+def _is_tensor(path: str) -> bool:
+    return re.fullmatch(r"(weight|tensor)_\d+", path) is not None
+
+
+def _inspect_samples(content: bytes) -> None:
+    """Torch falls back to full unpickling where its restricted one fails, so it must not fail."""
+    try:
+        if content:
+            torch.load(io.BytesIO(content), weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError) as fault:
+        _require(False, f"example inputs that are no tensors ({str(fault).splitlines()[0]})")
+
+
+def _inspect(tree: Any) -> None:
+    for key, value in _leaves(tree):
+        if key in _SPECIFICATIONS:
+            _inspect_specification(json.loads(value))
+        elif key == "expr_str":
+            _require(_is_symbolic(value), f"the size {value!r}")
+        elif key in ("target", "as_operator") and value.startswith(("torch", "math", "_operator", "#")):
+            _require(_is_operator(value), f"the operator {value!r}")
+        else:
+            _require(_WORD.fullmatch(value), f"the name {value!r}")
+
+
+def _leaves(tree: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Every text in a JSON value that is more than data, with the key under which it stands."""
+    if isinstance(tree, str):
+        yield key, tree
+    if isinstance(tree, list):
+        for item in tree:
+            yield from _leaves(item, key)
+    if isinstance(tree, dict):
+        for name, item in tree.items():
+            yield "", name
+            if name not in _INERT:
+                yield from _leaves(item, name)
+
+
+def _inspect_specification(tree: Any) -> None:
+    """The structure of inputs or outputs: torch imports what a default factory or an enumeration names."""
+    for text in _texts(tree):
+        _require(not re.search(r"default_factory|__enum__", text), f"inputs or outputs with the context {text!r}")
+        inner = _decoded(text)
+        if inner is not None:
+            _inspect_specification(inner)
+        else:
+            _require(_WORD.fullmatch(text), f"the input or output {text!r}")
+
+
+def _texts(tree: Any) -> Iterator[str]:
+    if isinstance(tree, str):
+        yield tree
+    elif isinstance(tree, list):
+        for item in tree:
+            yield from _texts(item)
+    elif isinstance(tree, dict):
+        yield from tree
+        yield from _texts(list(tree.values()))
+
+
+def _decoded(text: str) -> Any:
+    """The JSON inside a text, which is how contexts are stored."""
+    if not text.startswith(("[", "{", '"')):
+        return None
+    try:
+        return json.loads(text)
+    except ValueError:
+        return None
+
+
+def _is_operator(name: str) -> bool:
+    if name in _FILE_OPERATORS:
+        return False
+    parts = name.split(".")
+    if parts[0] == "_operator":
+        return len(parts) == 2 and parts[1] in _PYTHON_OPERATORS
+    if parts[:2] != ["torch", "ops"]:
+        return _SCALAR_FUNCTIONS.fullmatch(name) is not None
+    if parts[2] == "higher_order":
+        return len(parts) == 4 and parts[3] in _SUBGRAPH_OPERATORS
+    return len(parts) == 5 and parts[2] in _NAMESPACES and isinstance(_overload(parts), OpOverload)
+
+
+def _overload(parts: list[str]) -> Any:
+    packet = getattr(getattr(torch.ops, parts[2]), parts[3], None)
+    return getattr(packet, parts[4], None)
+
+
+def _is_symbolic(text: str) -> bool:
+    """Is this arithmetic over symbols and numbers, and nothing else that Python would evaluate?"""
+    try:
+        tree = ast.parse(text, mode="eval")
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+    return all(_is_symbolic_part(part) for part in ast.walk(tree))
+
+
+def _is_symbolic_part(part: ast.AST) -> bool:
+    if isinstance(part, ast.Call) and not isinstance(part.func, ast.Name):
+        return False
+    if isinstance(part, ast.Name):
+        return _SYMBOLIC.fullmatch(part.id) is not None
+    if isinstance(part, ast.Constant) and isinstance(part.value, str):
+        return re.fullmatch(r"[\w.+-]*", part.value) is not None
+    return isinstance(part, _EXPRESSION)

@@ -1,0 +1,69 @@
+"""A function of the user's own makes the model and its inputs: ``package.module:callable``."""
+
+import importlib
+import re
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from graphprune.errors import LoadError
+from graphprune.frontends import FRONTENDS, Frontend
+from graphprune.frontends.modules import trace
+from graphprune.program import Program, Source
+
+_NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
+
+
+def load(text: str) -> Program:
+    """Call ``package.module:callable``, which returns ``(module, args, kwargs)``, and trace what it made.
+
+    Raises:
+        LoadError: if there is no such callable, it fails, or returns something else.
+        TraceError: if torch.export refuses the module.
+    """
+    made = _call(text)
+    match made:
+        case (nn.Module() as module, tuple() | list() as args, Mapping() as kwargs):
+            program = trace(module, tuple(args), kwargs)
+            return replace(program, source=Source(Path(text), "python"))
+    raise LoadError(f"{text} returned {_kinds(made)}, expected (nn.Module, tuple of arguments, dict of keywords)")
+
+
+def _call(text: str) -> Any:
+    found = _find(text)
+    try:
+        return found()
+    except Exception as fault:
+        raise LoadError(f"{text} failed when called without arguments: {type(fault).__name__}: {fault}") from fault
+
+
+def _find(text: str) -> Any:
+    where, _, name = text.partition(":")
+    if str(Path.cwd()) not in sys.path:  # as `python -m` has it, so that a file of the user's is found
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found: Any = importlib.import_module(where)
+        for part in name.split("."):
+            found = getattr(found, part)
+    except (ImportError, AttributeError) as fault:
+        raise LoadError(f"cannot find {text}: {fault}; expected package.module:callable, importable here") from fault
+    if not callable(found):
+        raise LoadError(f"{text} is a {type(found).__name__}, expected a callable that returns (module, args, kwargs)")
+    return found
+
+
+def _kinds(made: object) -> str:
+    if isinstance(made, tuple):
+        return f"({', '.join(type(part).__name__ for part in made)})"
+    return f"a {type(made).__name__}"
+
+
+def _is_name(text: str) -> bool:
+    return _NAME.fullmatch(text) is not None and not Path(text).exists()
+
+
+FRONTENDS.register("python")(Frontend("package.module:callable that returns (module, args, kwargs)", _is_name, load))

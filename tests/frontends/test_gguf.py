@@ -1,0 +1,101 @@
+"""GGUF files: converted once, with the numbers that are in them."""
+
+from pathlib import Path
+
+import gguf as format_library
+import numpy
+import pytest
+import torch
+
+from graphprune import hf
+from graphprune.errors import LoadError
+from graphprune.frontends import gguf
+from graphprune.frontends.loading import load
+
+WIDTH, HIDDEN, VOCABULARY = 32, 64, 48
+
+
+def write(path: Path, architecture: str = "llama", merge: str = "A B") -> dict[str, numpy.ndarray]:
+    """A one-layer model with random weights, and a tokenizer of single characters."""
+    random = numpy.random.default_rng(0)
+    shapes = {
+        "token_embd": (VOCABULARY, WIDTH), "output": (VOCABULARY, WIDTH), "output_norm": (WIDTH,),
+        "blk.0.attn_norm": (WIDTH,), "blk.0.ffn_norm": (WIDTH,),
+        "blk.0.attn_q": (WIDTH, WIDTH), "blk.0.attn_k": (WIDTH // 2, WIDTH), "blk.0.attn_v": (WIDTH // 2, WIDTH),
+        "blk.0.attn_output": (WIDTH, WIDTH),
+        "blk.0.ffn_gate": (HIDDEN, WIDTH), "blk.0.ffn_up": (HIDDEN, WIDTH), "blk.0.ffn_down": (WIDTH, HIDDEN),
+    }  # fmt: skip
+    tensors = {name: random.normal(0, 0.2, shape).astype(numpy.float32) for name, shape in shapes.items()}
+    writer = format_library.GGUFWriter(str(path), architecture)
+    writer.add_block_count(1)
+    writer.add_context_length(64)
+    writer.add_embedding_length(WIDTH)
+    writer.add_feed_forward_length(HIDDEN)
+    writer.add_head_count(4)
+    writer.add_head_count_kv(2)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_vocab_size(VOCABULARY)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(["AB", *(chr(64 + i) for i in range(1, VOCABULARY))])
+    writer.add_token_types([1] * VOCABULARY)
+    writer.add_token_merges([merge])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    for name, tensor in tensors.items():
+        quantised = len(tensor.shape) == 2
+        kind = format_library.GGMLQuantizationType.Q8_0 if quantised else format_library.GGMLQuantizationType.F32
+        writer.add_tensor(f"{name}.weight", format_library.quants.quantize(tensor, kind), raw_dtype=kind)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return tensors
+
+
+def test_a_file_becomes_a_folder_once_and_then_a_program(tmp_path: Path) -> None:
+    tensors = write(tmp_path / "model.gguf")
+    program = load(tmp_path / "model.gguf")
+    assert program.source is not None
+    folder = program.source.path
+    assert folder == gguf.folder(tmp_path / "model.gguf")
+    assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
+    stored = program.weights["model.layers.0.mlp.up_proj.weight"]
+    torch.testing.assert_close(stored, torch.from_numpy(tensors["blk.0.ffn_up"]), rtol=0, atol=0.02)
+    model, inputs = hf.module(folder), dict(program.inputs[1])
+    torch.testing.assert_close(program.module()(**inputs).logits, model(**inputs).logits)
+    assert hf.tokenizer(folder)("ABA", add_special_tokens=False)["input_ids"]
+    assert (tmp_path / "cache" / "graphprune" / "gguf") == folder.parent
+
+
+@pytest.mark.parametrize("suffix", ["gguf", "GGUF"])
+def test_a_missing_file(tmp_path: Path, suffix: str) -> None:
+    with pytest.raises(LoadError, match=r"does not exist, expected a GGUF file"):
+        load(tmp_path / f"model.{suffix}")
+
+
+def test_no_gguf_file(tmp_path: Path) -> None:
+    (tmp_path / "model.gguf").write_bytes(b"PK12 something else")
+    with pytest.raises(LoadError, match=r"starts with b'PK12', expected b'GGUF': it is no GGUF file; download it"):
+        load(tmp_path / "model.gguf")
+
+
+@pytest.mark.parametrize("size", [4, 100, 9000])
+def test_a_truncated_file_leaves_nothing_behind(tmp_path: Path, size: int) -> None:
+    write(tmp_path / "whole.gguf")
+    (tmp_path / "model.gguf").write_bytes((tmp_path / "whole.gguf").read_bytes()[:size])
+    with pytest.raises(LoadError, match=rf"model\.gguf \({size} bytes\) is truncated, corrupt or of an architecture"):
+        load(tmp_path / "model.gguf")
+    assert not list((tmp_path / "cache").rglob("*"))
+
+
+def test_a_tokenizer_that_contradicts_itself(tmp_path: Path) -> None:
+    write(tmp_path / "model.gguf", merge="B A")  # BA is no token
+    with pytest.raises(LoadError, match=r"model\.gguf .* is truncated, corrupt or of an architecture"):
+        load(tmp_path / "model.gguf")
+
+
+def test_an_unknown_architecture(tmp_path: Path) -> None:
+    write(tmp_path / "model.gguf", "nonsense")
+    with pytest.raises(LoadError, match=r"of an architecture that transformers cannot convert: .*nonsense"):
+        load(tmp_path / "model.gguf")
