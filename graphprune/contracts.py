@@ -28,7 +28,6 @@ class Zeros(Enum):
 
     KEPT = "zero wherever all inputs are"
     PRODUCT = "zero wherever one input is"
-    ADDED = "zero wherever all inputs are, and every input has the index"
     LOST = "no longer zero"
 
 
@@ -120,6 +119,8 @@ class Rule(ABC):
     """Everything about one operator: how its axes relate, and how its literals follow a cut."""
 
     zeros: Zeros = Zeros.KEPT
+    #: Positions of arguments that are added: where one lacks an axis, its indices are not zero.
+    summands: tuple[int, ...] = ()
 
     @abstractmethod
     def axes(self, flow: Flow, node: fx.Node) -> Dims | list[Dims] | None:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from graphprune.errors import RegistryError
 
@@ -42,6 +42,14 @@ class Registry(Mapping[K, V]):
         known = [str(key) for key in self._table]
         near = ", ".join(get_close_matches(str(name), known) or sorted(known))
         raise RegistryError(f"no {self.kind} {str(name)!r}; did you mean {near}?")
+
+    def get(self, name: K, default: Any = None) -> Any:  # type: ignore[override]
+        """The thing of that name, or `default`; it asks for no more than that, so that nothing is suggested."""
+        return self._table.get(name, default)
+
+    def find(self, name: K) -> V | None:
+        """What is registered under the name, if anything."""
+        return self._table.get(name)
 
     def __contains__(self, name: object) -> bool:
         return name in self._table

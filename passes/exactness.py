@@ -8,9 +8,10 @@ from torch import fx
 from graphprune.axes import Prime, primes
 from graphprune.contracts import Rule, Zeros
 from graphprune.passes.flow import AxisFlow
+from graphprune.registry import Registry
 
 
-def loud(flow: AxisFlow, rules: Mapping[Any, Rule]) -> Iterator[tuple[Prime, str]]:
+def loud(flow: AxisFlow, rules: Registry[Any, Rule]) -> Iterator[tuple[Prime, str]]:
     """Primes that are summed over although no operand is zero where they are masked, and where that happens.
 
     Masked parameters are zero at the masked indices; from there zeros are followed through the graph.
@@ -25,27 +26,26 @@ def loud(flow: AxisFlow, rules: Mapping[Any, Rule]) -> Iterator[tuple[Prime, str
                 yield p, f"values that are not zero are summed over it, at {where}"
 
 
-def _loud(flow: AxisFlow, rules: Mapping[Any, Rule], node: fx.Node, found: Mapping[fx.Node, set[Prime]]) -> set[Prime]:
+def _loud(flow: AxisFlow, rules: Registry[Any, Rule], node: fx.Node, found: Mapping[fx.Node, set[Prime]]) -> set[Prime]:
     """The primes of a value at whose masked indices it may not be zero."""
     own = _primes(flow, node)
     if node.op in ("get_attr", "placeholder") or not own:
         return set()
-    inputs = [n for n in node.all_input_nodes if n in found and flow.values.get(n) is not None]
-    zeros = rules[node.target].zeros if node.target in rules else Zeros.LOST
-    if zeros is Zeros.LOST or not inputs:
+    rule = rules.find(node.target)
+    inputs = [n for n in node.all_input_nodes if flow.values.get(n) is not None]
+    if rule is None or rule.zeros is Zeros.LOST:
         return own
-    if zeros is Zeros.PRODUCT:
-        return {p for p in own if all(p in found[n] or p not in _primes(flow, n) for n in inputs)}
-    spread = set().union(*(found[n] for n in inputs)) & own
-    if zeros is Zeros.ADDED:
-        spread |= {p for p in own if _lacks(flow, node, p)}
-    return spread
+    new = own.difference(*(_primes(flow, n) for n in inputs))  # an axis along which values were repeated
+    if rule.zeros is Zeros.PRODUCT:
+        return new | {p for p in own if all(p in found[n] or p not in _primes(flow, n) for n in inputs)}
+    spread = own.intersection(set().union(*(found[n] for n in inputs)))
+    return new | spread | {p for p in own if _lacks(flow, node, rule, p)}
 
 
-def _lacks(flow: AxisFlow, node: fx.Node, p: Prime) -> bool:
-    """Does an operand of a sum, a number or a narrower tensor, not have the axis?"""
-    operands = node.args[:2]
-    return any(p not in _primes(flow, value) for value in operands if value != 0)
+def _lacks(flow: AxisFlow, node: fx.Node, rule: Rule, p: Prime) -> bool:
+    """Is something added that does not have the axis, a number or a narrower tensor?"""
+    added = (node.args[i] for i in rule.summands if i < len(node.args))
+    return any(p not in _primes(flow, value) for value in added if value is not None and value != 0)
 
 
 def _primes(flow: AxisFlow, value: object) -> set[Prime]:

@@ -19,6 +19,8 @@ GROUPS = 6  # the position of `groups` in the arguments of conv1d, conv2d and co
 class Convolution(Rule):
     """``x (n (g i) ...), weight ((g o) i ...) -> (n (g o) ...)``"""
 
+    summands = (2,)
+
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         x, weight = flow.dims(node.args[0]), flow.dims(node.args[1])
         spatial = len(weight) - 2

@@ -41,8 +41,8 @@ INVERSES = [aten.rsqrt.default, aten.reciprocal.default, aten.log.default]
 class Elementwise(Rule):
     """Every dimension of the output is that of each input that has it."""
 
-    def __init__(self, zeros: Zeros) -> None:
-        self.zeros = zeros
+    def __init__(self, zeros: Zeros, summands: tuple[int, ...] = ()) -> None:
+        self.zeros, self.summands = zeros, summands
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         operands = [flow.dims(value) for value in tensors(node)]
@@ -75,7 +75,7 @@ class Power(Elementwise):
 RULES.register(*KEEP_ZERO)(Elementwise(Zeros.KEPT))
 RULES.register(*LOSE_ZERO)(Elementwise(Zeros.LOST))
 RULES.register(*PRODUCTS)(Elementwise(Zeros.PRODUCT))
-RULES.register(*ADDITIONS)(Elementwise(Zeros.ADDED))
+RULES.register(*ADDITIONS)(Elementwise(Zeros.KEPT, summands=(0, 1)))
 RULES.register(*INVERSES)(Divide(Zeros.LOST))
 RULES.register(aten.div.Tensor, aten.div.Scalar, aten.div.Tensor_mode)(Divide(Zeros.KEPT))
 RULES.register(aten.pow.Tensor_Scalar)(Power(Zeros.KEPT))

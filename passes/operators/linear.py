@@ -17,6 +17,8 @@ aten = torch.ops.aten
 class Linear(Rule):
     """``x (... i), weight (o i), bias (o) -> (... o)``"""
 
+    summands = (2,)
+
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         x, weight = node.args[:2]
         *batch, inner = flow.dims(x)
@@ -48,6 +50,8 @@ class MatMul(Rule):
 
 class AddMM(Rule):
     """``bias + a @ b``"""
+
+    summands = (0,)
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         product = multiply(flow, node, node.args[1], node.args[2])

@@ -16,6 +16,8 @@ aten = torch.ops.aten
 class LayerNorm(Rule):
     """The last dimensions are normalised, and scaled index by index."""
 
+    summands = (3,)
+
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = flow.dims(node.args[0])
         last = dims[len(dims) - len(node.args[1]) :]  # type: ignore[arg-type]
@@ -46,6 +48,8 @@ RULES.register(aten.layer_norm.default, aten.rms_norm.default)(LayerNorm())
 class BatchNorm(Rule):
     """Channels are scaled and shifted one by one, by statistics that are weights."""
 
+    summands = (2, 3)
+
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = flow.dims(node.args[0])
         for value in node.args[1:5]:
@@ -75,6 +79,8 @@ class NativeBatchNorm(BatchNorm):
 @rule(aten.group_norm.default)
 class GroupNorm(Rule):
     """Channels are normalised within groups; whole groups can be cut exactly."""
+
+    summands = (3,)
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = flow.dims(node.args[0])

@@ -169,7 +169,7 @@ class Pad(Rule):
     zeros = Zeros.KEPT
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
-        if argument(node, 2, "mode", "constant") not in ("constant", 0, 0.0) or min(widths(node)) < 0:
+        if not pads_zeros(node) or min(widths(node)) < 0:
             raise Misaligned("padding by other values than zeros")
         dims = list(flow.dims(node.args[0]))
         for i, (before, behind) in enumerate(pairs(node), start=1):
@@ -208,6 +208,13 @@ def strided(flow: Flow, axis: Axis, start: int, step: int) -> Axis:
 
 def _no_stride(axis: Axis) -> tuple[Axis, Axis]:
     raise Misaligned(f"a stride over {axis}")
+
+
+def pads_zeros(node: fx.Node) -> bool:
+    """Are the values that are put in zeros?"""
+    if node.target is aten.constant_pad_nd.default:
+        return argument(node, 2, "value", 0) == 0
+    return argument(node, 2, "mode", "constant") == "constant" and not argument(node, 3, "value")
 
 
 def widths(node: fx.Node) -> list[int]:
