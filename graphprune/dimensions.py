@@ -10,6 +10,8 @@ from torch import Tensor, fx, nn
 from graphprune.axes import UNIT, Axis
 from graphprune.contracts import Consumer, Dims, Example, Flow
 
+DYNAMIC = "its size is dynamic"  # the reason that pins an axis of symbolic size
+
 
 def tensors(node: fx.Node) -> Iterator[fx.Node]:
     """The tensor inputs of a node, in order."""

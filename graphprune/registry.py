@@ -47,10 +47,6 @@ class Registry(Mapping[K, V]):
         """The thing of that name, or `default`; it asks for no more than that, so that nothing is suggested."""
         return self._table.get(name, default)
 
-    def find(self, name: K) -> V | None:
-        """What is registered under the name, if anything."""
-        return self._table.get(name)
-
     def __contains__(self, name: object) -> bool:
         return name in self._table
 

@@ -31,7 +31,7 @@ def _loud(flow: AxisFlow, rules: Registry[Any, Rule], node: fx.Node, found: Mapp
     own = _primes(flow, node)
     if node.op in ("get_attr", "placeholder") or not own:
         return set()
-    rule = rules.find(node.target)
+    rule = rules.get(node.target)
     inputs = [n for n in node.all_input_nodes if flow.values.get(n) is not None]
     if rule is None or rule.zeros is Zeros.LOST:
         return own

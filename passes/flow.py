@@ -13,6 +13,7 @@ from torch import Tensor, fx
 from graphprune import axes
 from graphprune.axes import Axis, Misaligned, prime, primes
 from graphprune.contracts import Consumer, Dims
+from graphprune.dimensions import DYNAMIC
 from graphprune.errors import AnalysisError
 from graphprune.passes.operators import RULES
 from graphprune.program import Program
@@ -117,7 +118,7 @@ class AxisFlow:
         if value.op == "get_attr":
             name = self.program.name(str(value.target))
             return (name, tuple(range(len(self.tensors[name])))) if name in self.program.parameters else None
-        rule, found = RULES.find(value.target), self.origin(value.args[0]) if value.args else None
+        rule, found = RULES.get(value.target), self.origin(value.args[0]) if value.args else None
         order = rule.order(value, len(found[1])) if rule and found else None
         return (found[0], tuple(found[1][i] for i in order)) if order and found else None
 
@@ -223,7 +224,7 @@ class AxisFlow:
 
     def _fresh(self, val: Tensor, pins: str) -> Dims:
         reasons = [f"{pins}, at {self._where()}"] if pins else []
-        dynamic = ["its size is dynamic"]
+        dynamic = [DYNAMIC]
         return tuple(prime(hint(n), *reasons, *([] if isinstance(n, int) else dynamic)) for n in val.shape)
 
     def _where(self) -> str:

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphprune.contracts import Dims, Example, Flow, Rule, Zeros
-from graphprune.dimensions import broadcast, tensors
+from graphprune.dimensions import argument, broadcast, tensors
 from graphprune.passes.operators import RULES
 
 aten = torch.ops.aten
 
 KEEP_ZERO = [
     aten.relu.default, aten.relu_.default, aten.gelu.default, aten.silu.default, aten.silu_.default, aten.mish.default,
-    aten.leaky_relu.default, aten.elu.default, aten.hardswish.default, aten.hardswish_.default, aten.hardtanh.default,
-    aten.hardtanh_.default, aten.relu6.default, aten.tanh.default, aten.sin.default, aten.neg.default, aten.abs.default,
+    aten.leaky_relu.default, aten.elu.default, aten.hardswish.default, aten.hardswish_.default, 
+    aten.relu6.default, aten.tanh.default, aten.sin.default, aten.neg.default, aten.abs.default,
     aten.sqrt.default, aten.erf.default, aten.sign.default, aten.floor.default, aten.ceil.default, aten.round.default,
     aten.trunc.default, aten.square.default, aten.expm1.default, aten.log1p.default,
     aten.dropout.default, aten.clone.default, aten.alias.default, aten.detach.default, aten.detach_.default,
@@ -72,7 +72,19 @@ class Power(Elementwise):
         return super().axes(flow, node)
 
 
+class Clip(Elementwise):
+    """Zeros stay where they lie within the bounds."""
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        low, high = argument(node, 1, "min_val", -1.0), argument(node, 2, "max_val", 1.0)
+        if not low <= 0 <= high:
+            for axis in flow.dims(node.args[0]):
+                flow.normalise(axis, "zeros become another number here")
+        return super().axes(flow, node)
+
+
 RULES.register(*KEEP_ZERO)(Elementwise(Zeros.KEPT))
+RULES.register(aten.hardtanh.default, aten.hardtanh_.default)(Clip(Zeros.KEPT))
 RULES.register(*LOSE_ZERO)(Elementwise(Zeros.LOST))
 RULES.register(*PRODUCTS)(Elementwise(Zeros.PRODUCT))
 RULES.register(*ADDITIONS)(Elementwise(Zeros.KEPT, summands=(0, 1)))

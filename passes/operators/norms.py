@@ -85,8 +85,9 @@ class GroupNorm(Rule):
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = flow.dims(node.args[0])
         _, inner = factor(dims[1], node.args[1])  # type: ignore[arg-type]
-        flow.normalise(inner, "it is normalised here")
-        flow.mix(dims, [inner])
+        for axis in (inner, *dims[2:]):
+            flow.normalise(axis, "it is normalised here")
+            flow.mix(dims, [axis])
         for value in node.args[2:4]:
             for axis in flow.dims(value):
                 flow.unify(dims[1], axis)

@@ -213,8 +213,8 @@ def _no_stride(axis: Axis) -> tuple[Axis, Axis]:
 def pads_zeros(node: fx.Node) -> bool:
     """Are the values that are put in zeros?"""
     if node.target is aten.constant_pad_nd.default:
-        return argument(node, 2, "value", 0) == 0
-    return argument(node, 2, "mode", "constant") == "constant" and not argument(node, 3, "value")
+        return not argument(node, 2, "value")
+    return not argument(node, 3, "value") and bool(argument(node, 2, "mode", "constant") == "constant")
 
 
 def widths(node: fx.Node) -> list[int]:

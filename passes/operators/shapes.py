@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from graphprune.axes import UNIT, Axis, Misaligned, Product, factor, resolve
+from graphprune.axes import UNIT, Axis, Misaligned, Product, factor, primes, resolve
 from graphprune.contracts import Call, Cut, Dims, Example, Flow, Rule
-from graphprune.dimensions import between, position, positions
+from graphprune.dimensions import DYNAMIC, between, position, positions
 from graphprune.errors import AnalysisError
 from graphprune.passes.operators import RULES, rule
 
@@ -154,12 +154,18 @@ def regroup(flow: Flow, old: list[Axis], new: list[Axis]) -> list[Axis]:
     try:
         for axis in new:
             head, rest = factor(rest, axis.size)
+            if _is_dynamic(head) != _is_dynamic(axis):
+                raise Misaligned("sizes that are equal by chance")
             result.append(head)
     except Misaligned as fault:
         for axis in (*old, *new):
             flow.pin(axis, f"a view mixes it with other dimensions: {fault}")
         return new
     return result
+
+
+def _is_dynamic(axis: Axis) -> bool:
+    return any(DYNAMIC in p.pins for p in primes(axis))
 
 
 def resize(cut: Cut, node: fx.Node, sizes: Any) -> list[Any]:
