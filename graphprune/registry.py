@@ -43,7 +43,7 @@ class Registry(Mapping[K, V]):
         near = ", ".join(get_close_matches(str(name), known) or sorted(known))
         raise RegistryError(f"no {self.kind} {str(name)!r}; did you mean {near}?")
 
-    def get(self, name: K, default: Any = None) -> Any:  # type: ignore[override]
+    def get(self, name: K, default: Any = None) -> Any:
         """The thing of that name, or `default`; it asks for no more than that, so that nothing is suggested."""
         return self._table.get(name, default)
 
