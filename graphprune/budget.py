@@ -1,6 +1,7 @@
 """How many parameters are to go, and how many go at given widths."""
 
-from collections.abc import Callable, Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import gcd, prod
@@ -12,26 +13,37 @@ from graphprune.kept import width
 
 @dataclass(frozen=True, eq=False)
 class Knob:
-    """Groups that must keep equal widths, and the step in which their width may change."""
+    """Groups that must keep equal widths, and the widths that are legal for them, in order, the old one last."""
 
     groups: tuple[Group, ...]
-    step: int
+    legal: tuple[int, ...]
 
     @classmethod
-    def of(cls, groups: Sequence[Group], align: int) -> "Knob":
-        """Groups of one width such that the dimensions they stand in are multiples of `align`."""
-        inner = gcd(*(group.inner for group in groups))
-        return cls(tuple(groups), align // gcd(align, inner))
+    def of(cls, groups: Sequence[Group], align: int = 1, allowed: Collection[int] | None = None) -> "Knob":
+        """Groups whose dimensions shall be multiples of `align`, at widths among `allowed` if that is given."""
+        size = groups[0].size
+        step = align // gcd(align, *(group.inner for group in groups))
+        narrower = (w for w in range(step, size, step) if allowed is None or w in allowed)
+        return cls(tuple(groups), (*narrower, size))
 
     @property
     def size(self) -> int:
         """The width before any cut."""
-        return self.groups[0].size
+        return self.legal[-1]
 
     @property
     def least(self) -> int:
-        """The smallest width: one step, or the whole where that is smaller."""
-        return min(self.step, self.size)
+        """The smallest legal width."""
+        return self.legal[0]
+
+    def floor(self, width: float) -> int:
+        """The greatest legal width that is not above `width`; the smallest if none is."""
+        return self.legal[max(bisect_right(self.legal, width + 1e-6) - 1, 0)]
+
+    def step(self, width: int, way: int) -> int:
+        """The next legal width above (`way` 1) or below (-1) a legal one; itself at the ends."""
+        at = self.legal.index(width) + way
+        return self.legal[min(max(at, 0), len(self.legal) - 1)]
 
 
 @dataclass(frozen=True)

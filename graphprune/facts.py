@@ -1,27 +1,27 @@
 """What passes leave on a program for later ones."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from graphprune.dependencies import Group
+from graphprune.destinations import Destination
 from graphprune.methods import Refitted
 from graphprune.weights import Weights
 
 
 @dataclass(frozen=True)
 class Eligible:
-    """The groups that may be cut for a destination, and why other kinds may not."""
+    """The groups that may be cut for a destination, and why other kinds may not.
+
+    `widths` holds, for kinds of which the destination allows only some widths, those that it allows.
+    """
 
     groups: Sequence[Group]
-    destination: str
+    destination: Destination
     refused: Mapping[str, str]
-
-    @property
-    def uniform(self) -> bool:
-        """Must groups of one kind have equal widths?"""
-        return self.destination == "stock"
+    widths: Mapping[str, Collection[int]]
 
 
 @dataclass(frozen=True)

@@ -8,15 +8,16 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from graphprune import freely, recipes
+from graphprune import free, recipes
 from graphprune.atomic import check_output, new_folder
 from graphprune.calibration import Calibration
 from graphprune.dependencies import Dependencies
+from graphprune.destinations import NAMES
 from graphprune.errors import CalibrationError
 from graphprune.exporters import huggingface
 from graphprune.facts import Refits
 from graphprune.frontends.loading import load
-from graphprune.passes.analyze import DESTINATIONS, Analyze
+from graphprune.passes.analyze import Analyze
 from graphprune.passes.calibrate import Calibrate
 from graphprune.passes.rewrite import Rewrite
 from graphprune.passes.verify import Verify
@@ -104,7 +105,7 @@ def apply_plan(model: str | Path, plan: str | Path, *, output: str | Path, force
     check_output(output, force)
     destination = str(chosen.made_by.get("destination", "free"))
     job = Job(str(model), Path(output), f"plan {plan}", destination, force=force, command=_command())
-    start = Analyze(destination if destination in DESTINATIONS else "free")(load(model)).with_facts(chosen)
+    start = Analyze(destination if destination in NAMES else "free")(load(model)).with_facts(chosen)
     program = Pipeline((Rewrite(), Verify()), given=(Plan, Dependencies))(start)
     return _save(job, program, lambda folder: write(program, folder, destination))
 
@@ -116,7 +117,7 @@ def write(program: Program, folder: Path, destination: str) -> list[tuple[str, f
         ExportError: if the destination cannot hold the program, or what was written does not agree with it.
     """
     if destination == "free":
-        return freely.write(program, folder)
+        return free.write(program, folder)
     report = huggingface.write(program, folder, destination=destination)  # type: ignore[arg-type]
     return [("reloaded folder and rewritten graph", float(report.facts["error"]["relative"]))]
 

@@ -36,7 +36,7 @@ class Allocate(Pass):
         if self.sparsity is None:
             return program.with_facts(Shares({g.name: 1 - asked for g in eligible.groups}, None))
         target = round(asked * program.count())
-        knobs = [Knob.of([group], 1) for group in eligible.groups]
+        knobs = [Knob.of([group]) for group in eligible.groups]
         budget = Budget(program.fact(Dependencies), knobs, target, program.parameters)
         shares = ALLOCATIONS[self.by].shares(budget, program.fact(Scores).by_group)
         return program.with_facts(Shares(shares, target))

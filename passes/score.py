@@ -36,7 +36,7 @@ class Score(Pass):
         if not groups:
             why = "; ".join(f"{kind}: {reason}" for kind, reason in list(eligible.refused.items())[:3])
             raise PlanError(
-                f"no group is left that {self.by} may cut for destination {eligible.destination}. {why}".strip()
+                f"no group is left that {self.by} may cut for destination {eligible.destination.name}. {why}".strip()
             )
         evidence = Evidence(program, dependencies, program.facts.get(Statistics), self.seed)
         scores = {group.name: method.score(group, evidence) for group in groups}

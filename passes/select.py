@@ -39,16 +39,15 @@ class Select(Pass):
         widths = _rounded(knobs, shares.by_group)
         if shares.target is not None:
             widths = _fill(Budget(dependencies, knobs, shares.target, program.parameters), widths, shares.by_group)
-        rows = {
-            g.name: top(scores.by_group[g.name], widths[g.name])
-            for knob in knobs
-            for g in knob.groups
-            if widths[g.name] < g.size
-        }
-        plan = make(
-            program, dependencies, rows, score=scores.method, align=self.align, destination=eligible.destination
-        )
-        return program.with_facts(plan)
+        cut = {group: widths[group.name] for group in eligible.groups if widths[group.name] < group.size}
+        if fault := eligible.destination.fault({group.name: width for group, width in cut.items()}):
+            raise PlanError(
+                f"destination {eligible.destination.name} cannot hold the chosen widths together: {fault}; "
+                "protect one of the kinds, or choose another sparsity or destination"
+            )
+        rows = {group.name: top(scores.by_group[group.name], width) for group, width in cut.items()}
+        made_by = {"score": scores.method, "align": self.align, "destination": eligible.destination.name}
+        return program.with_facts(make(program, dependencies, rows, **made_by))
 
 
 def top(scores: Tensor, width: int) -> tuple[tuple[int, ...], ...]:
@@ -59,22 +58,18 @@ def top(scores: Tensor, width: int) -> tuple[tuple[int, ...], ...]:
 
 def _knobs(eligible: Eligible, align: int) -> list[Knob]:
     """Groups that move together: those of one kind where widths must be uniform."""
-    if not eligible.uniform:
-        return [Knob.of([group], align) for group in eligible.groups]
+    if not eligible.destination.uniform:
+        return [Knob.of([group], align, eligible.widths.get(group.kind)) for group in eligible.groups]
     kinds: dict[str, list[Group]] = {}
     for group in eligible.groups:
         kinds.setdefault(group.kind, []).append(group)
-    return [Knob.of(groups, align) for groups in kinds.values()]
+    return [Knob.of(groups, align, eligible.widths.get(kind)) for kind, groups in kinds.items()]
 
 
 def _rounded(knobs: Sequence[Knob], shares: Mapping[str, float]) -> dict[str, int]:
-    """The widths below the exact ones that are multiples of the step, and at least one step."""
-    found: dict[str, int] = {}
-    for knob in knobs:
-        exact = min(shares[g.name] for g in knob.groups) * knob.size
-        size = max(knob.least, int(exact + 1e-6) // knob.step * knob.step)
-        found |= {g.name: size for g in knob.groups}
-    return found
+    """The greatest legal widths below the exact ones."""
+    sizes = ((knob, knob.floor(min(shares[g.name] for g in knob.groups) * knob.size)) for knob in knobs)
+    return {group.name: size for knob, size in sizes for group in knob.groups}
 
 
 def _fill(budget: Budget, widths: dict[str, int], shares: Mapping[str, float]) -> dict[str, int]:
@@ -88,7 +83,7 @@ def _fill(budget: Budget, widths: dict[str, int], shares: Mapping[str, float]) -
     if budget.target > budget.most:
         budget.solve(lambda _: shares)  # raises, and says what is the most
     excess = {knob: widths[knob.groups[0].name] - shares[knob.groups[0].name] * knob.size for knob in budget.knobs}
-    for knob in sorted(budget.knobs, key=lambda k: excess[k] / k.step):
+    for knob in sorted(budget.knobs, key=lambda k: excess[k] / k.size):
         widths = min((widths, _moved(knob, widths, 1)), key=lambda w: _miss(budget, w))
     while True:
         tried = [_moved(knob, widths, way) for knob in _one_of_each_kind(budget.knobs) for way in (-1, 1)]
@@ -105,8 +100,7 @@ def _miss(budget: Budget, widths: Mapping[str, int]) -> float:
 
 def _moved(knob: Knob, widths: dict[str, int], way: int) -> dict[str, int]:
     """The widths with one knob a step wider or narrower, within its bounds."""
-    old = widths[knob.groups[0].name]
-    new = min(knob.size, old + knob.step) if way > 0 else max(knob.least, (old - 1) // knob.step * knob.step)
+    new = knob.step(widths[knob.groups[0].name], way)
     return {**widths, **{group.name: new for group in knob.groups}}
 
 

@@ -14,7 +14,7 @@ aten = torch.ops.aten
 
 KEEP_ZERO = [
     aten.relu.default, aten.relu_.default, aten.gelu.default, aten.silu.default, aten.silu_.default, aten.mish.default,
-    aten.leaky_relu.default, aten.elu.default, aten.hardswish.default, aten.hardswish_.default, 
+    aten.leaky_relu.default, aten.elu.default, aten.hardswish.default, aten.hardswish_.default,
     aten.relu6.default, aten.tanh.default, aten.sin.default, aten.neg.default, aten.abs.default,
     aten.sqrt.default, aten.erf.default, aten.sign.default, aten.floor.default, aten.ceil.default, aten.round.default,
     aten.trunc.default, aten.square.default, aten.expm1.default, aten.log1p.default,

@@ -169,7 +169,12 @@ class Spread(Reduce):
         return tuple(UNIT if i in gone else axis for i, axis in enumerate(dims) if keep or i not in gone)
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: y / (torch.var(y, 2, correction=0, keepdim=True) + 1).sqrt() + torch.std(y, 1, correction=1, keepdim=True))
+        yield between(
+            lambda y: (
+                y / (torch.var(y, 2, correction=0, keepdim=True) + 1).sqrt()
+                + torch.std(y, 1, correction=1, keepdim=True)
+            )
+        )
 
 
 class _Normalised(nn.Module):

@@ -25,7 +25,9 @@ class Pool(Rule):
 
     def examples(self) -> Iterator[Example]:
         flat = nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 2)
-        yield Example(nn.Sequential(nn.Conv2d(3, 8, 3), nn.MaxPool2d(2), nn.AvgPool2d(2), *flat), (torch.randn(2, 3, 12, 12),))
+        yield Example(
+            nn.Sequential(nn.Conv2d(3, 8, 3), nn.MaxPool2d(2), nn.AvgPool2d(2), *flat), (torch.randn(2, 3, 12, 12),)
+        )
         yield Example(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Upsample(scale_factor=2), *flat), (torch.randn(2, 3, 5, 5),))
         line = nn.Conv1d(3, 8, 3), nn.MaxPool1d(2), nn.Conv1d(8, 4, 1)
         yield Example(nn.Sequential(*line), (torch.randn(2, 3, 9),))
