@@ -57,7 +57,8 @@ class Group:
     @property
     def kind(self) -> str:
         """The name without layer numbers: groups of one kind do the same job in different layers."""
-        return ".".join("*" if part.isdigit() else part for part in self.name.split("."))
+        path, _, place = self.name.rpartition(":")
+        return ".".join("*" if part.isdigit() else part for part in path.split(".")) + f":{place}"
 
 
 @dataclass(frozen=True)
