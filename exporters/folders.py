@@ -1,0 +1,62 @@
+"""What lies beside the weights in a Hugging Face folder."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import PreTrainedConfig
+
+from graphprune.errors import ExportError
+
+#: Tokenizer, generation and licence files; never weights, code, or what graphprune writes itself.
+_BESIDE = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*")
+_OWN = {"config.json", "report.json", "plan.json", "export_report.json", "genai_config.json"}
+
+
+def require_apart(source: Path, output: Path) -> None:
+    """Refuse an output that would replace what is read.
+
+    Raises:
+        ExportError: if `output` is the source or a folder around it.
+    """
+    if output.resolve() in (source.resolve(), *source.resolve().parents):
+        raise ExportError(f"{output} is or holds {source}, which is read; choose another output")
+
+
+def copy_beside(source: Path, folder: Path) -> None:
+    """Copy tokenizer, generation settings, preprocessing and licence."""
+    found = {path for pattern in _BESIDE for path in source.glob(pattern)}
+    for path in sorted(found):
+        if path.is_file() and path.name not in _OWN and not path.name.endswith(".index.json"):
+            shutil.copyfile(path, folder / path.name)
+    _name_tokenizer(folder / "tokenizer_config.json")
+
+
+def write_config(folder: Path, config: PreTrainedConfig, dtype: torch.dtype, **extra: Any) -> None:
+    """Write config.json with `extra` keys, and those by which versions 4 of transformers read it rightly."""
+    config.dtype = dtype
+    config.save_pretrained(folder)
+    path = folder / "config.json"
+    table = _with_legacy_rope(json.loads(path.read_text(encoding="utf-8")))
+    path.write_text(json.dumps({**table, **extra}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _with_legacy_rope(table: dict[str, Any]) -> dict[str, Any]:
+    """Versions 4 look for `rope_theta` and silently take 10000 where it is missing."""
+    table = {key: _with_legacy_rope(value) if isinstance(value, dict) else value for key, value in table.items()}
+    rope = table.get("rope_parameters")
+    if isinstance(rope, dict) and "rope_theta" in rope:
+        table.setdefault("rope_theta", rope["rope_theta"])
+    return table
+
+
+def _name_tokenizer(path: Path) -> None:
+    """Versions 4 do not know the class by which versions 5 call a tokenizer of tokenizer.json."""
+    if not path.is_file() or not path.with_name("tokenizer.json").is_file():
+        return
+    table = json.loads(path.read_text(encoding="utf-8"))
+    if table.get("tokenizer_class") in (None, "TokenizersBackend"):
+        table["tokenizer_class"] = "PreTrainedTokenizerFast"
+        path.write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -1,0 +1,89 @@
+"""Sessions of ONNX Runtime on a provider that is really used, fed with tensors by name."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor
+
+from graphprune.errors import ExportError
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+_ERRORS_ONLY = 3
+_TYPES = {
+    "tensor(float)": torch.float32,
+    "tensor(float16)": torch.float16,
+    "tensor(int64)": torch.int64,
+    "tensor(int32)": torch.int32,
+    "tensor(bool)": torch.bool,
+}
+
+
+@dataclass
+class Runner:
+    """A model file in ONNX Runtime; `provider` is the one that the session reports, not the one asked for."""
+
+    session: Any
+    provider: str
+    seconds: float  # to open it
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What each input is: its `shape` has names in the place of free sizes."""
+        return {value.name: value for value in self.session.get_inputs()}
+
+    def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Outputs by name; floating-point inputs are cast to what the model takes."""
+        takes = self.inputs
+        arrays = {name: tensor.to(_TYPES[takes[name].type]).contiguous().numpy() for name, tensor in feeds.items()}
+        names = [value.name for value in self.session.get_outputs()]
+        try:
+            outputs = self.session.run(names, arrays)
+        except Exception as fault:  # its errors share no base class
+            raise ExportError(f"ONNX Runtime failed on {self.provider}: {_said(fault)}") from fault
+        return {name: torch.from_numpy(np.asarray(array)) for name, array in zip(names, outputs, strict=True)}
+
+
+def open_model(path: Path, provider: str = CPU, *, threads: int = 0) -> Runner:
+    """Open a model file on a provider.
+
+    Raises:
+        ExportError: if it cannot be opened, or the session falls back to another provider.
+    """
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.log_severity_level = _ERRORS_ONLY
+    start = time.perf_counter()
+    try:
+        session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+    except Exception as fault:  # its errors share no base class
+        raise ExportError(f"ONNX Runtime cannot open {path.name} on {provider}: {_said(fault)}") from fault
+    used = session.get_providers()[0]
+    if used != provider:
+        raise ExportError(f"ONNX Runtime fell back from {provider} to {used}; check the driver and its libraries")
+    return Runner(session, used, time.perf_counter() - start)
+
+
+def has_cuda(path: Path) -> bool:
+    """Can a session really run this model on CUDA? The list of available providers does not say."""
+    if CUDA not in onnxruntime.get_available_providers() or (not torch.cuda.is_available() and not _driver()):
+        return False
+    try:
+        open_model(path, CUDA)
+    except ExportError:
+        return False
+    return True
+
+
+def _driver() -> bool:
+    return Path("/dev/nvidia0").exists() or Path("/dev/dxg").exists()
+
+
+def _said(fault: Exception) -> str:
+    lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
+    return lines[0] if lines else type(fault).__name__

@@ -1,0 +1,127 @@
+"""Programs and saved models as .pt2 files, which `torch.export.load` reads."""
+
+import time
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+from torch.utils import _pytree as pytree
+
+from graphprune.atomic import new_file
+from graphprune.contracts import ExportReport
+from graphprune.errors import ExportError
+from graphprune.exporters import EXPORTERS, parity
+from graphprune.exporters.agreement import TOLERANCE, compare, numbers
+from graphprune.exporters.folders import require_apart
+from graphprune.exporters.onnx import subject_of
+from graphprune.exporters.subjects import Subject
+from graphprune.program import Program
+
+_LOADS_WITH = ["graphprune.load(file)", "torch.export.load(file).module()"]
+
+
+@EXPORTERS.register("pt2")
+def export(source: Path, output: Path, *, force: bool = False) -> ExportReport:
+    """Export the model of a Hugging Face folder as one file; a decoder with its cache as inputs and outputs.
+
+    Raises:
+        ExportError: if it cannot be exported, the file does not agree with the model, or `output` may not be written.
+    """
+    _require_suffix(output)
+    require_apart(source, output)
+    with new_file(output, force) as file:
+        subject = subject_of(source)
+        exported = _exported(subject.module, subject.args, {}, subject.free())
+        _store(exported, file)
+        checked = parity.check(subject, _Reloaded(subject, torch.export.load(file).module()), TOLERANCE)
+    facts = {"source": str(source.resolve()), "parity": checked.to_dict(), "loads_with": _LOADS_WITH}
+    return ExportReport("pt2", output, [output.name], facts)
+
+
+def save(program: Program, output: Path, *, force: bool = False) -> ExportReport:
+    """Save a program as one file, with its free dimensions; it appears when it was reloaded and agrees.
+
+    Raises:
+        ExportError: if it cannot be exported, the reloaded file differs, or `output` may not be written.
+    """
+    _require_suffix(output)
+    with new_file(output, force) as file:
+        report = write(program, file)
+    return replace(report, output=output, files=[output.name])
+
+
+def write(program: Program, file: Path) -> ExportReport:
+    """Write the file and check it; for callers that add files before a folder gets its name.
+
+    Raises:
+        ExportError: as `save`.
+    """
+    start = time.perf_counter()
+    (args, kwargs), module = program.inputs, program.module()
+    _store(_exported(module, args, kwargs, _free(program)), file)
+    written = time.perf_counter()
+    with torch.no_grad():
+        found = numbers(torch.export.load(file).module()(*args, **kwargs))
+        worst = compare("the reloaded .pt2 file", found, numbers(module(*args, **kwargs)))
+    facts = {
+        "error": {"absolute": worst.absolute, "relative": worst.relative},
+        "seconds": {"write": written - start, "verify": time.perf_counter() - written},
+        "loads_with": _LOADS_WITH,
+    }
+    return ExportReport("pt2", file, [file.name], facts)
+
+
+@dataclass(frozen=True)
+class _Reloaded:
+    """A reloaded file, called by the names of the module that it was made from."""
+
+    subject: Subject
+    module: nn.Module
+
+    def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return replace(self.subject, module=self.module).run(feeds)
+
+
+def _require_suffix(output: Path) -> None:
+    if output.suffix != ".pt2":
+        raise ExportError(f"{output} does not end in .pt2, by which such a file is known; name it {output.name}.pt2")
+
+
+def _exported(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], free: Any) -> ExportedProgram:
+    try:
+        with torch.no_grad(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.export.export(module, args, dict(kwargs), dynamic_shapes=free, strict=False)
+    except Exception as fault:  # torch.export raises anything
+        raise ExportError(f"torch.export cannot capture {type(module).__name__}: {_said(fault)}") from fault
+
+
+def _store(exported: ExportedProgram, file: Path) -> None:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.export.save(exported, file)
+    except Exception as fault:  # serialisers raise anything
+        raise ExportError(f"torch.export cannot save the program: {_said(fault)}") from fault
+
+
+def _free(program: Program) -> Any:
+    """The dimensions whose sizes are symbols in the graph stay free; in the form of the inputs, by name."""
+    args, kwargs = program.inputs
+    leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
+    nodes = [node for node in program.graph.nodes if node.op == "placeholder"]
+    pairs = zip(leaves, nodes, strict=True)
+    sizes = [node.meta["val"].shape if isinstance(leaf, Tensor) else () for leaf, node in pairs]
+    free = [{dim: Dim.AUTO for dim, size in enumerate(shape) if not isinstance(size, int)} or None for shape in sizes]
+    positional, named = pytree.tree_unflatten(free, spec)
+    return (*positional, *named.values()) if positional else named
+
+
+def _said(fault: Exception) -> str:
+    lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
+    return f"{type(fault).__name__}: {lines[0]}" if lines else type(fault).__name__

@@ -1,0 +1,149 @@
+"""Is a saved or exported folder still what it was when it was checked?"""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graphprune import hf
+from graphprune.errors import ExportError, GraphpruneError, VerificationError
+from graphprune.exporters import parity
+from graphprune.exporters.agreement import error, numbers
+from graphprune.exporters.generation import Decoder
+from graphprune.exporters.onnx import REPORT, subject_of, subject_of_model
+from graphprune.exporters.onnx_files import MODEL
+from graphprune.exporters.onnx_files import check as check_file
+from graphprune.exporters.onnx_runtime import Runner, open_model
+from graphprune.exporters.subjects import PAST
+
+_TOKENS = 6
+
+
+@dataclass
+class Verification:
+    """What a folder holds and what was found right about it."""
+
+    folder: Path
+    kind: str  # "huggingface" or "onnx"
+    parameters: int
+    checks: list[str] = field(default_factory=list)
+    max_error: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {**vars(self), "folder": str(self.folder)}
+
+
+def verify_folder(folder: Path | str) -> Verification:
+    """Repeat the checks of a folder that `save` or an exporter of ONNX wrote.
+
+    Raises:
+        VerificationError: if something is missing, damaged, or no longer agrees.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise VerificationError(f"{folder} is not a folder; name one that graphprune wrote")
+    if not (folder / MODEL).is_file() and not (folder / hf.CONFIG).is_file():
+        raise VerificationError(f"{folder} has no {MODEL} and no {hf.CONFIG}; name a folder that graphprune wrote")
+    try:
+        return _onnx(folder) if (folder / MODEL).is_file() else _huggingface(folder)
+    except VerificationError:
+        raise
+    except GraphpruneError as fault:
+        raise VerificationError(f"{folder}: {fault}") from fault
+
+
+def _huggingface(folder: Path) -> Verification:
+    model = hf.module(folder)
+    found = Verification(folder, "huggingface", _parameters(model), ["the model loads with all its weights"])
+    found.checks.append(_finite_outputs(model, folder))
+    expected = _reported(folder / "report.json").get("parameters_after")
+    if expected is not None and expected != found.parameters:
+        raise VerificationError(
+            f"{folder} has {found.parameters} parameters, its report.json says {expected}; save it again"
+        )
+    if expected is not None:
+        found.checks.append("it has as many parameters as its report says")
+    return found
+
+
+def _finite_outputs(model: nn.Module, folder: Path) -> str:
+    try:
+        subject = subject_of_model(model, folder)
+    except ExportError as unknown:
+        return f"it was not run: {unknown}"
+    _require_finite(folder, numbers(list(subject.run(subject.example()).values())))
+    return "its outputs are finite"
+
+
+def _onnx(folder: Path) -> Verification:
+    report = _reported(folder / REPORT)
+    check_file(folder / MODEL)
+    runner = open_model(folder / MODEL)
+    found = Verification(folder, "onnx", int(report.get("parameters", 0)), ["the checker of onnx passes", "it opens"])
+    size = sum(path.stat().st_size for path in folder.glob(f"{MODEL}*"))
+    if size != report.get("bytes", size):
+        raise VerificationError(f"{folder / MODEL} has {size} bytes, its report says {report['bytes']}: export again")
+    half = report.get("target") == "onnx-gpu"
+    bound = _bound(report, parity.FLOAT16 if half else parity.FLOAT32)
+    source = report.get("source")
+    if source and (Path(source) / hf.CONFIG).is_file():
+        found.max_error = _against(Path(source), runner, bound, half)
+        found.checks.append(f"it agrees with the model in {source}")
+    elif any(name.startswith(PAST) for name in runner.inputs):
+        found.max_error = _against_itself(folder, runner, bound)
+        found.checks.append("decoding token by token agrees with reading the text at once")
+    return found
+
+
+def _bound(report: dict[str, Any], default: float) -> float:
+    """The bound that the export was held to."""
+    checked = report.get("parity", {}).values()
+    return max((float(one.get("bound", default)) for one in checked), default=default)
+
+
+def _against(source: Path, runner: Runner, bound: float, half: bool) -> float:
+    subject = subject_of(source)
+    if half:
+        subject = subject.to(torch.float16).to(torch.float32)
+    return parity.check(subject, runner, bound).worst
+
+
+def _against_itself(folder: Path, runner: Runner, bound: float) -> float:
+    """The model is gone; but a cache that is wrong shows when a text is read in parts."""
+    decoder = Decoder(runner)
+    ids = torch.arange(1, _TOKENS + 1).view(1, -1)
+    whole = decoder.step(ids, 0, decoder.empty())[0]
+    past, parts = decoder.empty(), []
+    for end in range(1, _TOKENS + 1):
+        logits, past = decoder.step(ids[:, :end], end - 1, past)
+        parts.append(logits)
+    _require_finite(folder, [whole])
+    worst = error(torch.cat(parts, 1), whole).relative
+    if not worst <= bound:
+        raise VerificationError(
+            f"{folder / MODEL}: token by token its logits differ by {worst:.1e}, allowed are {bound:.0e}; export again"
+        )
+    return worst
+
+
+def _require_finite(folder: Path, tensors: list[Tensor]) -> None:
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+        raise VerificationError(f"{folder}: the model gives NaN or infinity; its weights are damaged, save it again")
+
+
+def _reported(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        return {}
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as fault:
+        raise ExportError(f"{path.name} is not valid JSON ({fault}); save or export the model again") from fault
+    return table if isinstance(table, dict) else {}
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

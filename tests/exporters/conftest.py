@@ -1,0 +1,137 @@
+"""Tiny random models of several kinds, saved as their users save them, and programs of narrower ones."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from tokenizers import Tokenizer, models, pre_tokenizers
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedTokenizerFast
+
+from graphprune.frontends.modules import trace
+from graphprune.program import Program, Source
+
+VOCABULARY = 60
+CONFIGS: dict[str, tuple[str, str, dict[str, Any]]] = {
+    "llama": ("LlamaConfig", "LlamaForCausalLM", {
+        "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2,
+        "num_attention_heads": 8, "num_key_value_heads": 4, "tie_word_embeddings": True, "bos_token_id": 1,
+        "eos_token_id": 2, "rope_parameters": {"rope_type": "default", "rope_theta": 50000.0},
+        "max_position_embeddings": 64,
+    }),
+    "opt": ("OPTConfig", "OPTForCausalLM", {
+        "vocab_size": VOCABULARY, "hidden_size": 32, "ffn_dim": 40, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "word_embed_proj_dim": 32, "max_position_embeddings": 64,
+    }),
+    "gpt2": ("GPT2Config", "GPT2LMHeadModel", {
+        "vocab_size": VOCABULARY, "n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "bos_token_id": 1,
+        "eos_token_id": 2,
+    }),
+    "bert": ("BertConfig", "BertForSequenceClassification", {
+        "vocab_size": VOCABULARY, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4,
+        "intermediate_size": 40, "max_position_embeddings": 64, "num_labels": 3,
+    }),
+    "t5": ("T5Config", "T5ForConditionalGeneration", {
+        "vocab_size": VOCABULARY, "d_model": 32, "d_kv": 8, "d_ff": 40, "num_layers": 2, "num_heads": 4,
+    }),
+    "vit": ("ViTConfig", "ViTForImageClassification", {
+        "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 40, "image_size": 16,
+        "patch_size": 8,
+    }),
+    "resnet": ("ResNetConfig", "ResNetForImageClassification", {
+        "embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic",
+    }),
+    "mobilenet": ("MobileNetV2Config", "MobileNetV2ForImageClassification", {
+        "depth_multiplier": 0.25, "image_size": 32,
+    }),
+}  # fmt: skip
+TEXT = ("llama", "opt", "gpt2", "bert")
+
+Configure = Callable[..., PreTrainedConfig]
+Make = Callable[..., nn.Module]
+Save = Callable[..., Path]
+Narrow = Callable[..., Program]
+
+
+@pytest.fixture(scope="session")
+def configure() -> Configure:
+    """A config of a kind, with fields changed."""
+
+    def make(kind: str, **changes: Any) -> PreTrainedConfig:
+        config, architecture, fields = CONFIGS[kind]
+        made: PreTrainedConfig = getattr(transformers, config)(**{**fields, **changes})
+        made.architectures = [architecture]
+        return made
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def model(configure: Configure) -> Make:
+    """A random model of a kind, always the same."""
+
+    def make(kind: str, **changes: Any) -> nn.Module:
+        torch.manual_seed(0)
+        made: nn.Module = getattr(transformers, CONFIGS[kind][1])(configure(kind, **changes))
+        for name, parameter in made.named_parameters():
+            torch.nn.init.normal_(parameter, 1.0 if "norm" in name and "weight" in name else 0.0, 0.1)
+        return made.eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def saved(model: Make, tmp_path_factory: pytest.TempPathFactory) -> Save:
+    """The folder of a random model, with a tokenizer where it reads text."""
+
+    def save(kind: str, **changes: Any) -> Path:
+        folder = tmp_path_factory.mktemp(kind)
+        model(kind, **changes).save_pretrained(folder)  # type: ignore[operator]
+        if kind in TEXT:
+            tokenizer().save_pretrained(folder)
+        return folder
+
+    return save
+
+
+def tokenizer() -> Any:
+    """A tokenizer of as many words as the models have."""
+    words = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, VOCABULARY)}}
+    made = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    kind: Any = PreTrainedTokenizerFast
+    return kind(tokenizer_object=made, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+
+
+@pytest.fixture(scope="session")
+def narrowed(model: Make, saved: Save) -> Narrow:
+    """A program that is narrower than the model in the folder it says it comes from."""
+
+    @cache
+    def traced(kind: str, changes: str) -> Program:
+        return program_of(model(kind, use_cache=False, **json.loads(changes)), saved(kind))
+
+    def narrow(kind: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Program:
+        program = traced(kind, json.dumps(changes))
+        assert program.source is not None
+        return replace(program, source=replace(program.source, dtype=dtype))
+
+    return narrow
+
+
+def program_of(small: nn.Module, source: Path) -> Program:
+    """The program of a model, as if it were cut from the one in a folder."""
+    torch.manual_seed(1)
+    name = small.main_input_name
+    side = getattr(small.config, "image_size", 32)
+    x = torch.randn(2, 3, side, side) if name == "pixel_values" else torch.randint(0, VOCABULARY, (2, 7))
+    inputs = {str(name): x}
+    if small.config.is_encoder_decoder:  # type: ignore[union-attr]
+        inputs["decoder_input_ids"] = x[:, :5]
+    return replace(trace(small, (), inputs), source=Source(source, "huggingface"))

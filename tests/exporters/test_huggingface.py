@@ -1,0 +1,172 @@
+"""Saved folders load with transformers alone, and say what the program said."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from graphprune.errors import ExportError
+from graphprune.exporters import shards
+from graphprune.exporters.huggingface import reload, save
+from graphprune.frontends import huggingface
+from graphprune.frontends.modules import trace
+from graphprune.meta_models import auto_class
+from graphprune.program import Program
+from graphprune.weights import Layered
+
+Narrow = Callable[..., Program]
+KINDS: list[tuple[str, dict[str, Any]]] = [
+    ("llama", {"intermediate_size": 21, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 4}),
+    ("opt", {"ffn_dim": 17}),
+    ("gpt2", {"n_inner": 50}),
+    ("bert", {"intermediate_size": 10}),
+    ("t5", {"d_ff": 30, "num_heads": 2}),
+    ("vit", {"intermediate_size": 11}),
+    ("resnet", {"hidden_sizes": [8, 12]}),
+]
+
+
+@pytest.mark.parametrize(("kind", "changes"), KINDS)
+def test_the_stock_class_gives_the_numbers_of_the_program(
+    narrowed: Narrow, tmp_path: Path, kind: str, changes: dict[str, Any]
+) -> None:
+    program = narrowed(kind, **changes)
+    report = save(program, tmp_path / "out", destination="stock")
+    assert report.facts["error"]["relative"] < 1e-5
+    model: Any = reload(tmp_path / "out", "stock")
+    assert {name: tuple(p.shape) for name, p in model.named_parameters()} == {
+        name: shape for name, shape in program.shapes().items() if name in program.parameters
+    }
+    assert report.files == sorted(path.name for path in (tmp_path / "out").iterdir())
+    assert report.facts["loads_with"] == [f"transformers.{auto_class(model.config).__name__}.from_pretrained(folder)"]
+
+
+@pytest.fixture(scope="module")
+def folder(narrowed: Narrow, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("saved") / "out"
+    save(narrowed("llama", **KINDS[0][1]), out, destination="stock")
+    return out
+
+
+def test_it_generates(folder: Path) -> None:
+    model: Any = AutoModelForCausalLM.from_pretrained(folder)
+    inputs = AutoTokenizer.from_pretrained(folder)("w3 w4 w5", return_tensors="pt")
+    assert model.generate(**inputs, max_new_tokens=3, min_new_tokens=3).shape[1] == inputs["input_ids"].shape[1] + 3
+
+
+def test_it_can_be_pruned_again(folder: Path, tmp_path: Path) -> None:
+    program = huggingface.load(folder)
+    save(program, tmp_path / "again", destination="stock")
+    with pytest.raises(ExportError, match="is or holds .*, which is read; choose another output"):
+        save(program, folder, destination="stock", force=True)
+    with pytest.raises(ExportError, match="is or holds .*, which is read; choose another output"):
+        save(program, folder.parent, destination="stock", force=True)
+
+
+def test_others_may_read_it_as_they_may_any_file(folder: Path) -> None:
+    modes = {path.name: path.stat().st_mode & 0o777 for path in folder.iterdir()}
+    assert modes["model.safetensors"] == modes["config.json"]
+
+
+def test_a_tied_head_is_stored_once(folder: Path) -> None:
+    assert "lm_head.weight" not in load_file(folder / "model.safetensors")
+
+
+def test_older_versions_find_what_they_look_for(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    assert config["rope_theta"] == config["rope_parameters"]["rope_theta"] == 50000.0
+    assert config["dtype"] == "float32"
+    assert config["use_cache"] is True
+    assert json.loads((folder / "tokenizer_config.json").read_text())["tokenizer_class"] == "PreTrainedTokenizerFast"
+
+
+def test_tokenizer_and_settings_come_along_but_no_weights_or_code(narrowed: Narrow, tmp_path: Path) -> None:
+    program = narrowed("llama", intermediate_size=20)
+    assert program.source is not None
+    for name in ("pytorch_model.bin", "evil.py", "report.json", "model.safetensors.index.json", "LICENSE"):
+        (program.source.path / name).write_text("{}")
+    try:
+        files = save(program, tmp_path / "out", destination="stock").files
+    finally:
+        for name in ("pytorch_model.bin", "evil.py", "report.json", "model.safetensors.index.json", "LICENSE"):
+            (program.source.path / name).unlink()
+    assert files == [
+        "LICENSE", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+        "tokenizer_config.json",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_weights_keep_the_type_of_the_source(narrowed: Narrow, tmp_path: Path, dtype: torch.dtype) -> None:
+    save(narrowed("llama", dtype, intermediate_size=20), tmp_path / "out", destination="stock")
+    assert {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {dtype}
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto").dtype == dtype
+
+
+def test_large_models_are_split(narrowed: Narrow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shards.write_shards, "__kwdefaults__", {"limit": 20_000})
+    files = save(narrowed("llama", intermediate_size=20), tmp_path / "out", destination="stock").files
+    assert "model.safetensors.index.json" in files
+    assert sum(name.endswith(".safetensors") for name in files) > 1
+    AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+def test_an_existing_output_needs_force(narrowed: Narrow, tmp_path: Path) -> None:
+    program, out = narrowed("llama", intermediate_size=20), tmp_path / "out"
+    out.mkdir()
+    (out / "precious").write_text("x")
+    with pytest.raises(ExportError, match="exists already; choose another output or pass --force"):
+        save(program, out, destination="stock")
+    assert (out / "precious").read_text() == "x"
+    save(program, out, destination="stock", force=True)
+    assert not (out / "precious").exists()
+
+
+def test_widths_that_no_config_has_leave_nothing(narrowed: Narrow, tmp_path: Path) -> None:
+    program = narrowed("mobilenet", depth_multiplier=0.2)
+    with pytest.raises(ExportError, match="no field of MobileNetV2Config"):
+        save(program, tmp_path / "out", destination="stock")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_force_keeps_the_old_folder_when_saving_fails(narrowed: Narrow, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "precious").write_text("x")
+    with pytest.raises(ExportError):
+        save(narrowed("mobilenet", depth_multiplier=0.2), tmp_path / "out", destination="stock", force=True)
+    assert [path.name for path in tmp_path.rglob("*")] == ["out", "precious"]
+
+
+def test_nan_weights_are_not_saved(narrowed: Narrow, tmp_path: Path) -> None:
+    program = narrowed("llama", intermediate_size=20)
+    bad = {"model.norm.weight": torch.full((32,), torch.nan)}
+    with pytest.raises(ExportError, match="the pruned program gives NaN or infinity in output 0; nothing was saved"):
+        save(replace(program, weights=Layered((bad, program.weights))), tmp_path / "out", destination="stock")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_class_that_computes_something_else_is_noticed(narrowed: Narrow, tmp_path: Path) -> None:
+    program = narrowed("llama", intermediate_size=20, rms_norm_eps=0.1)  # an attribute that no shape shows
+    with pytest.raises(ExportError, match=r"the reloaded model does not agree .* allowed are 1e-04; nothing"):
+        save(program, tmp_path / "out", destination="stock")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_program_of_python_has_no_folder(tmp_path: Path) -> None:
+    program = trace(nn.Linear(3, 4), (torch.randn(2, 3),))
+    with pytest.raises(ExportError, match=r"does not come from a Hugging Face folder.*use destination free"):
+        save(program, tmp_path / "out", destination="stock")
+
+
+def test_a_program_of_another_model_is_refused(narrowed: Narrow, tmp_path: Path) -> None:
+    other = narrowed("opt", ffn_dim=20)
+    program = replace(narrowed("llama", intermediate_size=20), source=other.source)
+    with pytest.raises(ExportError, match=r"OPTForCausalLM has no parameter 'model\.embed_tokens\.weight'"):
+        save(program, tmp_path / "out", destination="stock")
