@@ -118,4 +118,3 @@ def _example_past(model: PreTrainedModel) -> Pairs:
             "value a layer, can be exported with a cache"
         )
     return [(layer.keys.clone(), layer.values.clone()) for layer in layers]
-

@@ -51,7 +51,7 @@ def export_program(program: Program, output: Path, *, force: bool = False) -> Ex
     """
     check_output(output, force)
     source = program.source.path if program.source is not None and program.source.kind == "huggingface" else None
-    return write(program_subject(program), source, output, target="onnx", force=force)
+    return write(program_subject(program), source, output, target="onnx", force=force, of_source=False)
 
 
 def subject_of(source: Path) -> Subject:
@@ -64,8 +64,13 @@ def subject_of_model(model: nn.Module, folder: Path) -> Subject:
     return decoder_subject(model) if is_decoder(model) else encoder_subject(model, folder)
 
 
-def write(subject: Subject, source: Path | None, output: Path, *, target: str, force: bool) -> ExportReport:
-    """Export, check, and only then give the folder its name."""
+def write(
+    subject: Subject, source: Path | None, output: Path, *, target: str, force: bool, of_source: bool = True
+) -> ExportReport:
+    """Export, check, and only then give the folder its name.
+
+    Tokenizer and settings come from `source`; only if it is the model `of_source` may a later check compare with it.
+    """
     start = time.perf_counter()
     program = to_onnx(subject)
     exported = time.perf_counter() - start
@@ -75,6 +80,7 @@ def write(subject: Subject, source: Path | None, output: Path, *, target: str, f
         parity = check(subject, runner, FLOAT32)
         seconds = {"export": exported, "open": runner.seconds}
         table = {**facts(path, subject), "provider": runner.provider, "seconds": seconds}
+        table |= {} if of_source else {"source": None}
         report = finish(folder, source, target, table, {runner.provider: parity})
     return replace(report, output=output)
 

@@ -4,12 +4,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from graphprune import recipes
+from graphprune import evaluation, free, hf, recipes
 from graphprune.contracts import ExportReport
 from graphprune.dependencies import Dependencies
-from graphprune.evaluate import evaluate as evaluate
 from graphprune.exporters import EXPORTERS
-from graphprune.exporters.verify import verify_folder as verify_folder
+from graphprune.exporters.verify import Verification as FolderVerification
+from graphprune.exporters.verify import verify_folder as verify_saved
 from graphprune.frontends.loading import load as load
 from graphprune.frontends.modules import trace as trace
 from graphprune.passes.analysis import analyze as _analyze
@@ -79,6 +79,20 @@ def verify(program: Program, small: Program, plan: Plan) -> Verification:
     return prove(program if Dependencies in program.facts else program.with_facts(_analyze(program)), small, plan)
 
 
+def evaluate(
+    model: Program | str | Path, text: str | Path, *, length: int = 512, windows: int | None = None
+) -> evaluation.Evaluation:
+    """Measure the perplexity of a language model, whatever `load` takes, on consecutive windows of a text.
+
+    Raises:
+        LoadError: if the model, its tokenizer or the text cannot be read.
+        CalibrationError: if the text is too short, or the model predicts no finite numbers.
+    """
+    if not isinstance(model, Program) and not hf.is_folder(Path(model)):
+        model = load(model)
+    return evaluation.evaluate(model, text, length=length, windows=windows)
+
+
 def export(folder: str | Path, *, target: str, output: str | Path, force: bool = False) -> ExportReport:
     """Write a saved model for another runtime; it appears when it was checked against the original.
 
@@ -86,4 +100,16 @@ def export(folder: str | Path, *, target: str, output: str | Path, force: bool =
         ExportError: if it cannot be exported, or does not agree with the original.
         RegistryError: if there is no such target.
     """
+    if (Path(folder) / hf.PROGRAM).is_file():
+        return free.export(Path(folder), target, Path(output), force=force)
     return EXPORTERS[target](Path(folder), Path(output), force=force)
+
+
+def verify_folder(folder: str | Path) -> FolderVerification:
+    """Repeat the checks of a folder that `prune` or `export` wrote.
+
+    Raises:
+        VerificationError: if something in it is missing, damaged, or no longer agrees.
+    """
+    checks = free.check_folder if (Path(folder) / hf.PROGRAM).is_file() else verify_saved
+    return checks(Path(folder))

@@ -1,21 +1,30 @@
 """Saving what no stock class can hold: the graph itself, as a .pt2 file and, for a decoder, as ONNX with its cache."""
 
+import shutil
 from collections import ChainMap
 from pathlib import Path
 
 import torch
 
 from graphprune import hf
+from graphprune.atomic import new_folder
+from graphprune.contracts import ExportReport
+from graphprune.errors import ExportError, VerificationError
 from graphprune.exporters import onnx, pt2
 from graphprune.exporters.decoders import cached_decoder, is_decoder
-from graphprune.exporters.folders import copy_beside
+from graphprune.exporters.folders import copy_beside, require_apart
+from graphprune.exporters.verify import Verification, verify_folder
 from graphprune.facts import Refits
+from graphprune.frontends.loading import load
 from graphprune.frontends.modules import trace
 from graphprune.passes.rewrite import rewrite
 from graphprune.plans import Plan
 from graphprune.program import Program
-from graphprune.proof import compare
+from graphprune.proof import compare, verify_finite
+from graphprune.report import FILE as REPORT
+from graphprune.report import Report
 
+ONNX = "onnx"
 STATE = ("past_key_values*", "[[]1]*")  # the cache: inputs by name, outputs by their place behind the logits
 
 
@@ -34,7 +43,7 @@ def write(program: Program, folder: Path) -> list[tuple[str, float]]:
     if is_decoder(model):
         cached = with_cache(program, model)
         found.append(("graph with cache and rewritten graph", _agree(program, cached)))
-        onnx.export_program(cached, folder / "onnx")
+        onnx.export_program(cached, folder / ONNX)
     return found
 
 
@@ -59,3 +68,43 @@ def _agree(program: Program, cached: Program) -> float:
         logits = cached.module()(*leading, pairs)[0]
         reference = program.module()(**program.inputs[1])
     return compare([reference.logits], [logits], "graph with cache and rewritten graph").max_error
+
+
+def check_folder(folder: Path) -> Verification:
+    """Repeat the checks of a folder that `write` filled.
+
+    Raises:
+        VerificationError: if it is damaged, or not what its report says.
+    """
+    program = load(folder)
+    verify_finite(program)
+    found = Verification(folder, "pt2", program.count(), ["the graph loads", "its outputs are finite"])
+    expected = Report.load(folder).parameters_after if (folder / REPORT).is_file() else found.parameters
+    if expected != found.parameters:
+        raise VerificationError(
+            f"{folder} has {found.parameters} parameters, its {REPORT} says {expected}; save it again"
+        )
+    if (folder / ONNX).is_dir():
+        onnx_found = verify_folder(folder / ONNX)
+        found.checks += [f"in {ONNX}: {check}" for check in onnx_found.checks]
+        found.max_error = onnx_found.max_error
+    return found
+
+
+def export(folder: Path, target: str, output: Path, *, force: bool = False) -> ExportReport:
+    """Hand out the ONNX files that were made with the graph, after checking them anew.
+
+    Raises:
+        ExportError: for any other target, or if there are none.
+    """
+    if target != "onnx" or not (folder / ONNX).is_dir():
+        raise ExportError(
+            f"{folder} holds a graph that no class of transformers runs; such a graph is exported when it is pruned, "
+            f"as ONNX and for decoders only: {target} cannot be made of it. Prune with destination stock or per-layer"
+        )
+    require_apart(folder, output)
+    with new_folder(output, force) as fresh:
+        shutil.copytree(folder / ONNX, fresh, dirs_exist_ok=True)
+        checks = verify_folder(fresh)
+    files = sorted(path.name for path in output.iterdir())
+    return ExportReport(target, output, files, {"parameters": checks.parameters, "checks": checks.checks})

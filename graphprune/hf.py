@@ -90,6 +90,11 @@ def build(folder: Path, settings: Any) -> nn.Module:
     return model.eval()
 
 
+def is_folder(folder: Path) -> bool:
+    """Is this a folder whose model a class of transformers holds?"""
+    return (folder / CONFIG).is_file() and not (folder / PROGRAM).is_file()
+
+
 def module(folder: Path | str, dtype: torch.dtype = torch.float32) -> Any:
     """The real model with all its weights in memory, for generation and export.
 

@@ -37,8 +37,12 @@ class Pass(ABC):
     def run(self, program: Program) -> Program:
         """The program after this pass; the given one is untouched."""
 
+    def check(self) -> None:  # noqa: B027 - most options cannot be wrong
+        """Refuse options that cannot be; asked of every pass before the first one runs."""
+
     def __call__(self, program: Program) -> Program:
         """Run, and note the time that it took."""
+        self.check()
         start = time.perf_counter()
         after = self.run(program)
         before = program.facts.get(Timings, Timings()).seconds
@@ -74,6 +78,8 @@ class Pipeline:
 
     def __call__(self, program: Program) -> Program:
         """Run every pass."""
+        for step in self.passes:
+            step.check()
         for step in self.passes:
             program = step(program)
         return program

@@ -15,6 +15,7 @@ from graphprune.dependencies import Dependencies
 from graphprune.destinations import NAMES
 from graphprune.errors import CalibrationError
 from graphprune.exporters import huggingface
+from graphprune.exporters.folders import require_apart
 from graphprune.facts import Refits
 from graphprune.frontends.loading import load
 from graphprune.passes.analyze import Analyze
@@ -125,6 +126,8 @@ def write(program: Program, folder: Path, destination: str) -> list[tuple[str, f
 def _save(job: Job, program: Program, fill: Callable[[Path], list[tuple[str, float]]]) -> Result:
     """Fill a folder, add plan and report, and give it its name."""
     plan = program.fact(Plan)
+    if program.source is not None:
+        require_apart(program.source.path, job.output)
     with new_folder(job.output, job.force) as folder:
         errors = fill(folder)
         plan.save(folder / "plan.json")

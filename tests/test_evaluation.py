@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from graphprune.errors import CalibrationError
-from graphprune.evaluate import evaluate, perplexity, tokens_per_second
+from graphprune.evaluation import evaluate, perplexity, tokens_per_second
 from graphprune.frontends.modules import trace
 from graphprune.progress import progress
 
