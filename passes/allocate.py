@@ -25,11 +25,19 @@ class Allocate(Pass):
     sparsity: float | None = None
     ratio: float | None = None
 
+    def check(self) -> None:
+        """Refuse shares that are none.
+
+        Raises:
+            PlanError: if the share asked for is not between 0 and 1.
+        """
+        self._asked()
+
     def run(self, program: Program) -> Program:
         """The program with shares.
 
         Raises:
-            PlanError: if the share asked for is not between 0 and 1, or cannot be reached.
+            PlanError: if the share asked for cannot be reached.
         """
         asked = self._asked()
         eligible = program.fact(Eligible)

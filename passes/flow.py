@@ -231,9 +231,10 @@ class AxisFlow:
         """The current node and its line of model code."""
         if self.node is None:
             return ""
-        lines = str(self.node.meta.get("stack_trace") or "").strip().splitlines()
-        frames = [line.strip() for line in lines if line.strip().startswith("File ")]
-        return f"{self.node.name} {frames[-1] if frames else ''}".strip()
+        lines = (line.strip() for line in str(self.node.meta.get("stack_trace") or "").splitlines())
+        frames = [line for line in lines if line.startswith("File ")]
+        own = [line for line in frames if "/torch/nn/" not in line] or frames  # torch's layers say little
+        return f"{self.node.name} {own[-1] if own else ''}".strip()
 
 
 def hint(size: Any) -> int:

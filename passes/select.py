@@ -25,14 +25,21 @@ class Select(Pass):
     makes: ClassVar[tuple[type, ...]] = (Plan,)
     align: int = 1
 
+    def check(self) -> None:
+        """Refuse alignments that are none.
+
+        Raises:
+            PlanError: if it is no positive whole number.
+        """
+        if not isinstance(self.align, int) or self.align < 1:
+            raise PlanError(f"align must be a positive whole number, got {self.align}")
+
     def run(self, program: Program) -> Program:
         """The program with a plan.
 
         Raises:
-            PlanError: if the alignment is no positive number, or the target cannot be reached with it.
+            PlanError: if the target cannot be reached with this alignment.
         """
-        if not isinstance(self.align, int) or self.align < 1:
-            raise PlanError(f"align must be a positive whole number, got {self.align}")
         eligible, shares, scores = program.fact(Eligible), program.fact(Shares), program.fact(Scores)
         dependencies = program.fact(Dependencies)
         knobs = _knobs(eligible, self.align)
