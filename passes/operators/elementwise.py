@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphprune.contracts import Dims, Example, Flow, Rule, Zeros
-from graphprune.dimensions import argument, broadcast, tensors
+from graphprune.dimensions import argument, between, broadcast, tensors
 from graphprune.passes.operators import RULES
 
 aten = torch.ops.aten
@@ -81,6 +81,10 @@ class Clip(Elementwise):
             for axis in flow.dims(node.args[0]):
                 flow.normalise(axis, "zeros become another number here")
         return super().axes(flow, node)
+
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: nn.functional.hardtanh(y, -0.5, 2.0))
+        yield between(lambda y: nn.functional.hardtanh(y, 0.5, 2.0))
 
 
 RULES.register(*KEEP_ZERO)(Elementwise(Zeros.KEPT))

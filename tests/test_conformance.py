@@ -1,0 +1,219 @@
+"""Everything that is registered keeps the promises of its kind, without a word about any one of them."""
+
+from collections.abc import Iterator
+from dataclasses import fields, replace
+from functools import cache
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import graphprune as gp
+from graphprune.budget import Budget, Knob
+from graphprune.contracts import Example, Zeros
+from graphprune.dependencies import Dependencies, Group
+from graphprune.frontends.modules import trace
+from graphprune.methods import Evidence
+from graphprune.passes.allocation import ALLOCATIONS
+from graphprune.passes.analysis import analyze
+from graphprune.passes.calibrate import Calibrate
+from graphprune.passes.operators import RULES
+from graphprune.passes.reconstructions import RECONSTRUCTIONS
+from graphprune.passes.rewrite import rewrite
+from graphprune.passes.scores import SCORES
+from graphprune.pipeline import PASSES, Pipeline
+from graphprune.plans import Plan, Rows, make
+from graphprune.program import Program, Rewritten
+from graphprune.proof import Verification, verify_cut, verify_finite
+from graphprune.recipes import RECIPES, Options, pipeline
+from graphprune.spread import rows_of
+from graphprune.statistics import Moments, Statistics
+
+KINDS = {type(rule).__name__: rule for rule in RULES.values()}
+#: One rule for each set of examples: a rule may inherit those of another.
+WITH_EXAMPLES = {type(rule).examples: kind for kind, rule in reversed(KINDS.items())}.values()
+EXAMPLES = [(kind, i) for kind in WITH_EXAMPLES for i, _ in enumerate(KINDS[kind].examples())]
+
+
+@cache
+def captured(kind: str, i: int) -> tuple[Program, Dependencies]:
+    """The program of an example, and its axes; parameters are drawn large enough for differences to show."""
+    torch.manual_seed(0)
+    example: Example = list(KINDS[kind].examples())[i]
+    program = trace(example.module, example.args)
+    found = analyze(program)
+    return program.with_facts(found), found
+
+
+def rows(found: Dependencies, group: Group, random: Random) -> Rows:
+    """Random kept indices; where they are linked, mostly other ones in every row."""
+    size = random.randint(1, group.size)
+    count = rows_of(group, found) if random.random() < 0.8 else 1
+    return tuple(tuple(sorted(random.sample(range(group.size), size))) for _ in range(count))
+
+
+def plans(program: Program, found: Dependencies, exact: bool = True) -> Iterator[Plan]:
+    """A plan that cuts every group, and some that cut a few."""
+    groups = [group for group in found.groups if group.exact or not exact]
+    for seed in range(4 if groups else 0):
+        random = Random(seed)
+        chosen = groups if seed == 0 else random.sample(groups, random.randint(1, len(groups)))
+        yield make(program, found, {group.name: rows(found, group, random) for group in chosen})
+
+
+@pytest.mark.parametrize(("kind", "i"), EXAMPLES)
+def test_cutting_what_a_rule_calls_exact_equals_zeroing(kind: str, i: int) -> None:
+    program, found = captured(kind, i)
+    assert not found.opaque
+    for plan in plans(program, found):
+        assert verify_cut(program, rewrite(program, plan), plan.keep).max_error <= 1e-5
+
+
+@pytest.mark.parametrize(("kind", "i"), EXAMPLES)
+def test_whatever_is_free_can_be_cut(kind: str, i: int) -> None:
+    program, found = captured(kind, i)
+    for plan in plans(program, found, exact=False):
+        small = rewrite(program, plan)
+        verify_finite(small)
+        assert not analyze(replace(small, facts={})).opaque
+
+
+@pytest.mark.parametrize("kind", sorted({kind for kind, _ in EXAMPLES}))
+def test_a_rule_with_examples_has_one_with_something_exact_to_cut(kind: str) -> None:
+    dependencies = [captured(kind, i)[1] for name, i in EXAMPLES if name == kind]
+    assert any(group.exact for found in dependencies for group in found.groups)
+
+
+def test_every_rule_occurs_in_an_example() -> None:
+    graphs = [captured(kind, i)[0].graph for kind, i in EXAMPLES]
+    seen = {node.target for graph in graphs for node in graph.nodes}
+    covered = {type(RULES[target]) for target in seen if target in RULES}
+    missing = [str(target) for target, rule in RULES.items() if type(rule) not in covered]
+    assert missing == [], f"no example uses these rules, so nothing checks them: {missing}"
+
+
+def simple(target: Any) -> bool:
+    """Is it of the form f(x), or f(x, y), tensors only?"""
+    wanted = [a for a in target._schema.arguments if not a.has_default_value() and not a.kwarg_only]
+    return all(str(argument.type) == "Tensor" for argument in wanted)
+
+
+def element_wise() -> list[Any]:
+    """The element-wise operators that promise something about zeros, and can be called with zeros alone."""
+    kinds = {type(RULES[target]) for target in (torch.ops.aten.relu.default, torch.ops.aten.div.Tensor)}
+    promised = [t for t, rule in RULES.items() if type(rule) in kinds and rule.zeros is not Zeros.LOST]
+    return [target for target in promised if simple(target) and "div" not in str(target)]
+
+
+@pytest.mark.parametrize("target", element_wise(), ids=str)
+def test_element_wise_operators_do_to_zeros_what_their_rule_says(target: Any) -> None:
+    wanted = [a for a in target._schema.arguments if not a.has_default_value() and not a.kwarg_only]
+    zeros = torch.zeros(3, dtype=torch.int64 if "bitwise" in str(target) else torch.float32)
+    kept = target(*[zeros] * len(wanted))
+    assert kept.shape == (3,) and not kept.any()
+    if RULES[target].zeros is Zeros.PRODUCT:
+        assert not target(zeros, torch.ones_like(zeros)).any()
+
+
+def network() -> Program:
+    """A small network with a group of each kind: channels, neurons, heads with linked value dimensions."""
+    torch.manual_seed(0)
+    return trace(Mixed(), (torch.randn(2, 5, 6),))
+
+
+class Mixed(nn.Module):
+    """Attention, a feed-forward layer and a convolution, one after the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        attention, up, down = nn.Linear(6, 3 * 12), nn.Linear(12, 16), nn.Linear(16, 4)
+        self.qkv, self.up, self.down = attention, up, down
+        self.first, self.second = nn.Conv1d(4, 8, 3, padding=1), nn.Conv1d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        q, k, v = (part.unflatten(2, (3, 4)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=2))
+        y = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        y = self.down(torch.relu(self.up(y)))
+        return self.second(torch.relu(self.first(y.transpose(1, 2))))  # type: ignore[no-any-return]
+
+
+def batches(count: int = 9) -> tuple[tuple[tuple[Tensor], dict[str, Any]], ...]:
+    """Calls of the network."""
+    generator = torch.Generator().manual_seed(1)
+    return tuple(((torch.randn(4, 5, 6, generator=generator),), {}) for _ in range(count))
+
+
+@pytest.fixture(scope="module")
+def calibrated() -> Program:
+    return Pipeline((gp.Analyze(), Calibrate(batches=batches(), moments="full")))(network())
+
+
+def evidence(program: Program, seed: int) -> Evidence:
+    return Evidence(program, program.fact(Dependencies), program.fact(Statistics), seed)
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_scores_have_a_row_a_link_and_follow_the_seed(name: str, calibrated: Program) -> None:
+    method, found = SCORES[name], calibrated.fact(Dependencies)
+    groups = [group for group in found.groups if group.exact and method.applies(group, found.consumers_of(group))]
+    assert groups
+    for group in groups:
+        score = method.score(group, evidence(calibrated, seed=3))
+        assert score.shape == (rows_of(group, found), group.size)
+        assert torch.isfinite(score).all() and len(set(score.flatten().tolist())) > 1
+        assert torch.equal(score, method.score(group, evidence(calibrated, seed=3)))
+
+
+@pytest.mark.parametrize("target", [60, 200])
+@pytest.mark.parametrize("name", ALLOCATIONS)
+def test_allocations_meet_their_budget(name: str, target: int, calibrated: Program) -> None:
+    found = calibrated.fact(Dependencies)
+    groups = [group for group in found.groups if group.exact]
+    scores = {group.name: torch.rand(rows_of(group, found), group.size, dtype=torch.float64) for group in groups}
+    budget = Budget(found, [Knob.of([group]) for group in groups], target, calibrated.parameters)
+    shares = ALLOCATIONS[name].shares(budget, scores)
+    assert shares.keys() == scores.keys()
+    assert all(0 <= share <= 1 for share in shares.values())
+    assert budget.removed(budget.widths(shares)) == pytest.approx(target, abs=0.5)
+
+
+@pytest.mark.parametrize("damping", [None, 0.1])
+@pytest.mark.parametrize("name", RECONSTRUCTIONS)
+def test_reconstructions_fit_what_is_kept_and_do_no_harm(name: str, damping: float | None) -> None:
+    torch.manual_seed(0)
+    weight, kept = torch.randn(5, 8), torch.tensor([0, 2, 3, 5, 7])
+    x = torch.randn(200, 8) @ torch.randn(8, 8)
+    seen, held = Moments.empty(8), Moments.empty(8)
+    seen.add(x[:150])
+    held.add(x[150:])
+    for held_out in (None, held):
+        found = RECONSTRUCTIONS[name].refit(weight, kept, seen, held_out, damping)
+        assert found.weight.shape == (5, 5) and found.weight.dtype == weight.dtype
+        assert 0 <= found.error_after <= found.error_before
+        everything = RECONSTRUCTIONS[name].refit(weight, torch.arange(8), seen, held_out, damping)
+        assert torch.equal(everything.weight, weight) and everything.error_before == everything.error_after == 0
+
+
+@pytest.mark.parametrize("name", PASSES)
+def test_a_pass_is_its_text(name: str) -> None:
+    kind = PASSES[name]
+    changed = {f.name: {int: 3, float: 0.5, str: "else", bool: False}.get(type(f.default)) for f in fields(kind)}
+    options = {key: value for key, value in changed.items() if value is not None}
+    for step in (kind(), kind(**options)):
+        assert Pipeline.parse(str(step), given=kind.needs).passes == (step,)
+    assert kind.name == name and (kind.__doc__ or "").strip()
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_a_recipe_runs(name: str) -> None:
+    recipe = RECIPES[name]
+    calibrate = Calibrate(batches=batches()) if recipe.calibrates else None
+    program = network()
+    small = pipeline(recipe, Options(sparsity=0.3), calibrate)(program)
+    assert small.count() == pytest.approx(0.7 * program.count(), rel=0.02)
+    assert small.fact(Verification).max_error <= 1e-4
+    again = pipeline(recipe, Options(sparsity=0.3), calibrate)(network())
+    assert again.fact(Plan).digest == small.fact(Plan).digest
+    assert all(torch.equal(again.weights[n], small.weights[n]) for n in small.fact(Rewritten).keep)

@@ -1,0 +1,121 @@
+"""What the documents tell a reader to write works as written."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from graphprune.budget import Budget, Knob
+from graphprune.dependencies import Dependencies
+from graphprune.exporters import EXPORTERS
+from graphprune.frontends.modules import trace
+from graphprune.methods import Evidence
+from graphprune.passes.allocation import ALLOCATIONS
+from graphprune.passes.analysis import analyze
+from graphprune.passes.operators import RULES
+from graphprune.passes.reconstructions import RECONSTRUCTIONS
+from graphprune.passes.scores import SCORES
+from graphprune.program import Program
+from graphprune.statistics import Moments, Statistics
+
+ROOT = Path(__file__).parent.parent
+LINK = re.compile(r"\]\((?!https?:)([^)#]+)?(?:#([^)]+))?\)")
+
+
+@pytest.fixture(autouse=True)
+def registries_as_before() -> Iterator[None]:
+    tables = [registry._table for registry in (RULES, SCORES, ALLOCATIONS, RECONSTRUCTIONS, EXPORTERS)]
+    before = [dict(table) for table in tables]
+    RULES._table.pop(torch.ops.aten.glu.default, None)
+    yield
+    for table, content in zip(tables, before, strict=True):
+        table.clear()
+        table.update(content)
+
+
+@pytest.fixture(scope="module")
+def small() -> tuple[Program, Dependencies]:
+    layers = nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 2)
+    program = trace(nn.Sequential(*layers), (torch.randn(3, 4),))
+    return program, analyze(program)
+
+
+def run_example(document: str, heading: str) -> None:
+    """Run the first Python block under a heading."""
+    section = (ROOT / document).read_text(encoding="utf-8").split(f"## {heading}\n")[1]
+    exec(section.split("```python\n")[1].split("```")[0], {"__name__": "example"})
+
+
+def moments(features: int) -> Moments:
+    found = Moments.empty(features)
+    found.add(torch.randn(50, features, generator=torch.Generator().manual_seed(0)))
+    return found
+
+
+def test_the_example_of_a_rule_is_a_rule() -> None:
+    run_example("passes/README.md", "Write a rule")
+    example = next(RULES[torch.ops.aten.glu.default].examples())
+    found = analyze(trace(example.module, example.args))
+    assert [(group.size, group.exact) for group in found.groups] == [(8, True)]
+    assert not found.opaque
+
+
+def test_the_example_of_a_score_is_a_score(small: tuple[Program, Dependencies]) -> None:
+    program, found = small
+    run_example("passes/README.md", "Write a score")
+    statistics = Statistics({consumer.node: moments(consumer.axis.size) for consumer in found.consumers})
+    scores = SCORES["energy"].score(found.groups[0], Evidence(program, found, statistics))
+    assert torch.equal(scores[0], moments(8).squares)
+
+
+def test_the_example_of_an_allocation_meets_the_budget(small: tuple[Program, Dependencies]) -> None:
+    program, found = small
+    run_example("passes/README.md", "Write an allocation")
+    budget = Budget(found, [Knob.of([group]) for group in found.groups], 40, program.parameters)
+    shares = ALLOCATIONS["rising"].shares(budget, {})
+    first, second = (shares[group.name] for group in found.groups)
+    assert second < first < 1
+    assert budget.removed(budget.widths(shares)) == pytest.approx(40, abs=0.1)
+
+
+def test_the_example_of_a_refit_keeps_the_energy() -> None:
+    run_example("passes/README.md", "Write a refit")
+    weight, kept, seen = torch.randn(3, 8), torch.tensor([0, 2, 3, 7]), moments(8)
+    new = RECONSTRUCTIONS["rescale"].refit(weight, kept, seen, None, None).weight
+    inner = seen.second[kept][:, kept].float()
+    assert ((new @ inner) * new).sum() == pytest.approx(
+        float(((weight @ seen.second.float()) * weight).sum()), rel=1e-4
+    )
+
+
+def test_the_example_of_an_exporter_exports(tmp_path: Path) -> None:
+    run_example("exporters/README.md", "Write an exporter")
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
+        num_key_value_heads=1,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    report = EXPORTERS["half"](tmp_path / "model", tmp_path / "out")
+    assert report.facts["max_error"] < 1e-2
+    assert load_file(tmp_path / "out" / "half.safetensors")["lm_head.weight"].dtype == torch.float16
+
+
+@pytest.mark.parametrize("document", ["README.md", "passes/README.md", "exporters/README.md"])
+def test_links_lead_somewhere(document: str) -> None:
+    path = ROOT / document
+    for file, heading in LINK.findall(path.read_text(encoding="utf-8")):
+        target = path.parent / file if file else path
+        assert target.exists(), file
+        heads = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE) if heading else []
+        assert not heading or heading in {head.lower().replace(" ", "-") for head in heads}, f"{file}#{heading}"
+
+
+def test_no_figure_is_written_by_hand() -> None:
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    for name in ("benchmark_fasp", "benchmark_analysis"):
+        assert text.count(f"<!-- {name} -->") == text.count(f"<!-- /{name} -->") == 1
