@@ -53,8 +53,11 @@ def export(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
 
 
 def from_exported(
-    exported: ExportedProgram, inputs: tuple[tuple[Any, ...], Mapping[str, Any]], *,
-    state: tuple[str, ...] = (), source: Source | None = None,
+    exported: ExportedProgram,
+    inputs: tuple[tuple[Any, ...], Mapping[str, Any]],
+    *,
+    state: tuple[str, ...] = (),
+    source: Source | None = None,
 ) -> Program:
     """The program of an exported one."""
     module = exported.module(check_guards=False)

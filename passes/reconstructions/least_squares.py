@@ -4,6 +4,8 @@ With S = X^T X, kept K and removed M: ``W' = W_K + W_M S_MK (S_KK + lambda I)^-1
 *correction*; the form ``(W S)_K (S_KK + lambda I)^-1`` would shrink the weights themselves.
 """
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
@@ -24,13 +26,14 @@ class LeastSquares(Reconstruction):
         """New values for the columns `kept` of a matrix of shape (m, n), from the moments of its n inputs."""
         w = weight.double()
         if damping is None and held_out is not None:
-            damping = min(GRID, key=lambda d: error(w, solve(w, kept, seen.second, d), kept, held_out.second))
+            fit, judge = Equations.of(w, kept, seen.second), Equations.of(w, kept, held_out.second)
+            damping = min(GRID, key=lambda d: judge.error(fit.correction(d)))
         chosen = DEFAULT if damping is None else damping
-        everything = seen if held_out is None else seen + held_out
-        new = solve(w, kept, everything.second, chosen)
-        judge = everything if held_out is None else held_out
-        before = error(w, w[:, kept], kept, judge.second)
-        return Refitted(new.to(weight.dtype), chosen, before, error(w, new, kept, judge.second))
+        everything = Equations.of(w, kept, (seen if held_out is None else seen + held_out).second)
+        correction = everything.correction(chosen)
+        judge = everything if held_out is None else Equations.of(w, kept, held_out.second)
+        errors = judge.removed / judge.whole, judge.error(correction) / judge.whole
+        return Refitted((w[:, kept] + correction).to(weight.dtype), chosen, *errors)
 
 
 class Keep(Reconstruction):
@@ -49,21 +52,50 @@ RECONSTRUCTIONS.register("least-squares")(LeastSquares())
 RECONSTRUCTIONS.register("none")(Keep())
 
 
+@dataclass(frozen=True)
+class Equations:
+    """The normal equations of a correction C to the kept columns, shape (m, kept).
+
+    `inner` is S_KK, `cross` W_M S_MK; `removed` is ||W_M X_M||^2, the error without correction, and `whole`
+    ||W X||^2. `unit` is the mean of the diagonal of S, in which the damping is measured.
+    """
+
+    inner: Tensor
+    cross: Tensor
+    removed: float
+    whole: float
+    unit: float
+
+    @classmethod
+    def of(cls, weight: Tensor, kept: Tensor, second: Tensor) -> "Equations":
+        """The equations for a matrix of shape (m, n) and the second moment of its n inputs."""
+        gone = torch.ones(second.shape[0], dtype=torch.bool)
+        gone[kept] = False
+        rest = weight[:, gone]
+        rows = rest @ second[gone]
+        removed = float((rows[:, gone] * rest).sum())
+        whole = float(((weight @ second) * weight).sum())
+        tiny = torch.finfo(second.dtype).tiny
+        return cls(second[kept][:, kept], rows[:, kept], removed, max(whole, tiny), float(second.diagonal().mean()))
+
+    def correction(self, damping: float) -> Tensor:
+        """``W_M S_MK (S_KK + damping unit I)^-1``"""
+        # A floor keeps the factorisation possible where no token ever reached a feature.
+        ridge = max(damping * self.unit, torch.finfo(self.inner.dtype).tiny ** 0.5)
+        factor = torch.linalg.cholesky(self.inner + ridge * torch.eye(len(self.inner), dtype=self.inner.dtype))
+        return torch.cholesky_solve(self.cross.T, factor).T
+
+    def error(self, correction: Tensor) -> float:
+        """``||W_M X_M - C X_K||^2``"""
+        return self.removed + float((correction * (correction @ self.inner - 2 * self.cross)).sum())
+
+
 def solve(weight: Tensor, kept: Tensor, second: Tensor, damping: float) -> Tensor:
     """``W_K + W_M S_MK (S_KK + damping mean(diag S) I)^-1``, shape (m, kept)."""
-    removed = torch.ones(second.shape[0], dtype=torch.bool)
-    removed[kept] = False
-    # A floor keeps the factorisation possible where no token ever reached a feature.
-    ridge = max(damping * float(second.diagonal().mean()), torch.finfo(second.dtype).tiny ** 0.5)
-    inner = second[kept][:, kept] + ridge * torch.eye(len(kept), dtype=second.dtype)
-    factor = torch.linalg.cholesky(inner)
-    cross = weight[:, removed] @ second[removed][:, kept]
-    return weight[:, kept] + torch.cholesky_solve(cross.T, factor).T
+    return weight[:, kept] + Equations.of(weight, kept, second).correction(damping)
 
 
 def error(weight: Tensor, new: Tensor, kept: Tensor, second: Tensor) -> float:
     """``||W X - W' X_K||^2 / ||W X||^2``."""
-    difference = weight.clone()
-    difference[:, kept] -= new
-    whole = ((weight @ second) * weight).sum()
-    return float(((difference @ second) * difference).sum() / whole.clamp_min(torch.finfo(whole.dtype).tiny))
+    equations = Equations.of(weight, kept, second)
+    return equations.error(new - weight[:, kept]) / equations.whole
