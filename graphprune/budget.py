@@ -77,8 +77,8 @@ class Budget:
         """The most parameters that can go."""
         return int(self.removed({g.name: knob.least for knob in self.knobs for g in knob.groups}))
 
-    def solve(self, shares_at: Callable[[float], Mapping[str, float]]) -> Mapping[str, float]:
-        """The shares at the pressure, from 0 to 1, at which the target is met; found by bisection.
+    def require(self) -> None:
+        """Refuse a target that is out of reach.
 
         Raises:
             PlanError: if the target lies beyond what the groups can give.
@@ -90,6 +90,14 @@ class Budget:
                 f"hold at most {self.most:,} ({self.most / total:.1%}) that can go; ask for less, protect less, lower "
                 "the alignment, or choose a destination that allows more"
             )
+
+    def solve(self, shares_at: Callable[[float], Mapping[str, float]]) -> Mapping[str, float]:
+        """The shares at the pressure, from 0 to 1, at which the target is met; found by bisection.
+
+        Raises:
+            PlanError: if the target lies beyond what the groups can give.
+        """
+        self.require()
         low, high = 0.0, 1.0
         for _ in range(50):
             middle = (low + high) / 2

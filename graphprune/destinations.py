@@ -24,6 +24,16 @@ class Destination:
     dependencies: Dependencies
     shapes: Mapping[str, tuple[int, ...]]
 
+    @staticmethod
+    def require(name: str) -> None:
+        """Refuse a name that is none.
+
+        Raises:
+            PlanError: if there is no such destination.
+        """
+        if name not in NAMES:
+            raise PlanError(f"no destination {name!r}; choose one of {', '.join(NAMES)}")
+
     @classmethod
     def of(cls, name: str, program: Program, dependencies: Dependencies) -> "Destination":
         """The destination of that name for this program.
@@ -31,8 +41,7 @@ class Destination:
         Raises:
             PlanError: if there is none, or it needs a configuration that the program does not have.
         """
-        if name not in NAMES:
-            raise PlanError(f"no destination {name!r}; choose one of {', '.join(NAMES)}")
+        cls.require(name)
         if name == "free":
             return cls(name, None, dependencies, {})
         if program.source is None or program.source.kind != "huggingface":

@@ -38,7 +38,7 @@ class Pass(ABC):
         """The program after this pass; the given one is untouched."""
 
     def check(self) -> None:  # noqa: B027 - most options cannot be wrong
-        """Refuse options that cannot be; asked of every pass before the first one runs."""
+        """Refuse options that cannot be; asked when a pipeline is made, before anything runs."""
 
     def __call__(self, program: Program) -> Program:
         """Run, and note the time that it took."""
@@ -56,10 +56,11 @@ class Pass(ABC):
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Passes in order; wrong orders are refused when the pipeline is made.
+    """Passes in order; wrong orders and impossible options are refused when the pipeline is made.
 
     Raises:
         PipelineError: if a pass needs a fact that no earlier pass makes.
+        GraphpruneError: if an option of a pass cannot be.
     """
 
     passes: tuple[Pass, ...]
@@ -68,6 +69,7 @@ class Pipeline:
     def __post_init__(self) -> None:
         made = set(self.given)
         for i, step in enumerate(self.passes):
+            step.check()
             if missing := [fact.__name__ for fact in step.needs if fact not in made]:
                 makers = sorted(n for n, p in PASSES.items() if any(f.__name__ in missing for f in p.makes))
                 raise PipelineError(
@@ -78,8 +80,6 @@ class Pipeline:
 
     def __call__(self, program: Program) -> Program:
         """Run every pass."""
-        for step in self.passes:
-            step.check()
         for step in self.passes:
             program = step(program)
         return program

@@ -1,12 +1,12 @@
 """The whole job: load, prune, prove, save, report."""
 
-import platform
-import resource
 import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+
+import psutil
 
 from graphprune import free, recipes
 from graphprune.atomic import check_output, new_folder
@@ -160,6 +160,7 @@ def _report(job: Job, program: Program, plan: Plan, errors: dict[str, float]) ->
         command=job.command,
         version=__version__,
         notes=_notes(program),
+        cut=rewritten is not None,
     )
 
 
@@ -216,8 +217,12 @@ def _notes(program: Program) -> tuple[str, ...]:
 
 def peak_memory() -> int:
     """The most memory that this process ever held, in bytes."""
+    if sys.platform == "win32":
+        return int(psutil.Process().memory_info().peak_wset)
+    import resource  # there is none on Windows
+
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if platform.system() == "Darwin" else peak * 1024
+    return peak if sys.platform == "darwin" else peak * 1024
 
 
 def _command() -> str:

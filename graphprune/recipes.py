@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from graphprune.passes.allocate import Allocate
 from graphprune.passes.analyze import Analyze
 from graphprune.passes.calibrate import Calibrate
+from graphprune.passes.reach import Reach
 from graphprune.passes.refit import Refit
 from graphprune.passes.rewrite import Rewrite
 from graphprune.passes.score import Score
@@ -73,6 +74,7 @@ def planning(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> t
     """The passes of a recipe up to the plan."""
     return (
         Analyze(options.destination, tuple(options.protect), options.exact_only),
+        *([Reach(recipe.score, options.sparsity, options.align)] if options.sparsity is not None else []),
         *([calibrate] if calibrate else []),
         Score(recipe.score, options.seed),
         Allocate(recipe.allocation, options.sparsity, options.ratio),

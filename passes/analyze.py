@@ -28,6 +28,14 @@ class Analyze(Pass):
     protect: tuple[str, ...] = ()
     exact_only: bool = True
 
+    def check(self) -> None:
+        """Refuse destinations that are none.
+
+        Raises:
+            PlanError: if there is no destination of that name.
+        """
+        Destination.require(self.destination)
+
     def run(self, program: Program) -> Program:
         """The program with its dependencies and eligible groups.
 

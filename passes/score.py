@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from graphprune.dependencies import Dependencies
+from graphprune.dependencies import Dependencies, Group
 from graphprune.errors import PlanError
 from graphprune.facts import Eligible, Scores
 from graphprune.methods import Evidence
@@ -31,13 +31,22 @@ class Score(Pass):
             PlanError: if no eligible group is left.
         """
         method, dependencies = SCORES[self.by], program.fact(Dependencies)
-        eligible = program.fact(Eligible)
-        groups = tuple(g for g in eligible.groups if method.applies(g, dependencies.consumers_of(g)))
-        if not groups:
-            why = "; ".join(f"{kind}: {reason}" for kind, reason in list(eligible.refused.items())[:3])
-            raise PlanError(
-                f"no group is left that {self.by} may cut for destination {eligible.destination.name}. {why}".strip()
-            )
+        groups = in_play(program, self.by)
         evidence = Evidence(program, dependencies, program.facts.get(Statistics), self.seed)
         scores = {group.name: method.score(group, evidence) for group in groups}
-        return program.with_facts(Scores(scores, self.by), replace(eligible, groups=groups))
+        return program.with_facts(Scores(scores, self.by), replace(program.fact(Eligible), groups=groups))
+
+
+def in_play(program: Program, score: str) -> tuple[Group, ...]:
+    """The eligible groups that a score cuts.
+
+    Raises:
+        PlanError: if there is none.
+    """
+    eligible, dependencies = program.fact(Eligible), program.fact(Dependencies)
+    groups = tuple(g for g in eligible.groups if SCORES[score].applies(g, dependencies.consumers_of(g)))
+    if not groups:
+        why = "; ".join(f"{kind}: {reason}" for kind, reason in list(eligible.refused.items())[:3])
+        where = eligible.destination.name
+        raise PlanError(f"no group is left that {score} may cut for destination {where}. {why}".strip())
+    return groups

@@ -42,10 +42,10 @@ class Select(Pass):
         """
         eligible, shares, scores = program.fact(Eligible), program.fact(Shares), program.fact(Scores)
         dependencies = program.fact(Dependencies)
-        knobs = _knobs(eligible, self.align)
-        widths = _rounded(knobs, shares.by_group)
+        movable = knobs(eligible, self.align)
+        widths = _rounded(movable, shares.by_group)
         if shares.target is not None:
-            widths = _fill(Budget(dependencies, knobs, shares.target, program.parameters), widths, shares.by_group)
+            widths = _fill(Budget(dependencies, movable, shares.target, program.parameters), widths, shares.by_group)
         cut = {group: widths[group.name] for group in eligible.groups if widths[group.name] < group.size}
         if fault := eligible.destination.fault({group.name: width for group, width in cut.items()}):
             raise PlanError(
@@ -63,7 +63,7 @@ def top(scores: Tensor, width: int) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(row) for row in order.sort(dim=1).values.tolist())
 
 
-def _knobs(eligible: Eligible, align: int) -> list[Knob]:
+def knobs(eligible: Eligible, align: int) -> list[Knob]:
     """Groups that move together: those of one kind where widths must be uniform."""
     if not eligible.destination.uniform:
         return [Knob.of([group], align, eligible.widths.get(group.kind)) for group in eligible.groups]
@@ -87,8 +87,7 @@ def _fill(budget: Budget, widths: dict[str, int], shares: Mapping[str, float]) -
     Raises:
         PlanError: if the target lies beyond what the groups can give.
     """
-    if budget.target > budget.most:
-        budget.solve(lambda _: shares)  # raises, and says what is the most
+    budget.require()
     excess = {knob: widths[knob.groups[0].name] - shares[knob.groups[0].name] * knob.size for knob in budget.knobs}
     for knob in sorted(budget.knobs, key=lambda k: excess[k] / k.size):
         widths = min((widths, _moved(knob, widths, 1)), key=lambda w: _miss(budget, w))

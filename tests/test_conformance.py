@@ -200,8 +200,11 @@ def test_reconstructions_fit_what_is_kept_and_do_no_harm(name: str, damping: flo
 def test_a_pass_is_its_text(name: str) -> None:
     kind = PASSES[name]
     changed = {f.name: {int: 3, float: 0.5, str: "else", bool: False}.get(type(f.default)) for f in fields(kind)}
-    options = {key: value for key, value in changed.items() if value is not None}
-    for step in (kind(), kind(**options)):
+    names = {f.name for f in fields(kind)}
+    needed = {"sparsity": 0.25} if "sparsity" in names else {}
+    legal = needed | ({"destination": "stock"} if "destination" in names else {})
+    options = {key: value for key, value in changed.items() if value is not None} | legal
+    for step in (kind(**needed), kind(**options)):
         assert Pipeline.parse(str(step), given=kind.needs).passes == (step,)
     assert kind.name == name and (kind.__doc__ or "").strip()
 

@@ -1,0 +1,36 @@
+"""The pass that refuses a target which lies out of reach, before any time is spent on calibration."""
+
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from graphprune.budget import Budget
+from graphprune.dependencies import Dependencies
+from graphprune.facts import Eligible
+from graphprune.passes.score import in_play
+from graphprune.passes.select import knobs
+from graphprune.pipeline import PASSES, Pass
+from graphprune.program import Program
+
+
+@PASSES.register("reach")
+@dataclass(frozen=True)
+class Reach(Pass):
+    """See that the groups which the score `by` cuts can give `sparsity` of all parameters at the alignment `align`."""
+
+    name: ClassVar[str] = "reach"
+    needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible)
+    makes: ClassVar[tuple[type, ...]] = ()
+    by: str = "magnitude"
+    sparsity: float = 0.5
+    align: int = 1
+
+    def run(self, program: Program) -> Program:
+        """The program as it is.
+
+        Raises:
+            PlanError: if the target is out of reach; it says what is the most.
+        """
+        eligible = replace(program.fact(Eligible), groups=in_play(program, self.by))
+        target = round(self.sparsity * program.count())
+        Budget(program.fact(Dependencies), knobs(eligible, self.align), target, program.parameters).require()
+        return program
