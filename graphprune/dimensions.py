@@ -44,6 +44,11 @@ def positions(dims: Any, rank: int) -> list[int]:
     return [position(dim, rank) for dim in ([dims] if isinstance(dims, int) else dims)]
 
 
+def literal(node: fx.Node, index: int) -> Any:
+    """An argument of a call that a rule takes as it stands."""
+    return node.args[index]
+
+
 def argument(node: fx.Node, index: int, name: str, default: Any = None) -> Any:
     """An argument of a call, given by position or by name."""
     return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)

@@ -1,7 +1,6 @@
 """Saving what no stock class can hold: the graph itself, as a .pt2 file and, for a decoder, as ONNX with its cache."""
 
 import shutil
-from collections import ChainMap
 from pathlib import Path
 
 import torch
@@ -23,6 +22,7 @@ from graphprune.program import Program
 from graphprune.proof import compare, verify_finite
 from graphprune.report import FILE as REPORT
 from graphprune.report import Report
+from graphprune.weights import Layered
 
 ONNX = "onnx"
 STATE = ("past_key_values*", "[[]1]*")  # the cache: inputs by name, outputs by their place behind the logits
@@ -53,7 +53,7 @@ def with_cache(program: Program, model: torch.nn.Module) -> Program:
     cached = rewrite(trace(module, args, kwargs, dynamic_shapes=free, state=STATE), program.fact(Plan))
     refits = program.facts.get(Refits)
     new = {name: program.weights[name] for name in refits.by_weight} if refits else {}
-    return cached.with_facts(weights=ChainMap(new, cached.weights), source=program.source)  # type: ignore[arg-type]
+    return cached.with_facts(weights=Layered((new, cached.weights)), source=program.source)
 
 
 def _agree(program: Program, cached: Program) -> float:

@@ -62,17 +62,11 @@ class Layered(Mapping[str, Tensor]):
 
 
 @dataclass(frozen=True)
-class Narrowed(Mapping[str, Tensor]):
-    """The weights of `base` without the indices that `keep` leaves out."""
+class _Cut(Mapping[str, Tensor]):
+    """The weights of `base` without what `keep` leaves out, one way or the other."""
 
     base: Weights
     keep: KeepByName
-
-    def __getitem__(self, name: str) -> Tensor:
-        tensor = self.base[name]
-        for dim, indices in self.keep.get(name, MappingProxyType({})).items():
-            tensor = tensor.index_select(dim, indices.to(tensor.device))
-        return tensor
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.base)
@@ -80,24 +74,29 @@ class Narrowed(Mapping[str, Tensor]):
     def __len__(self) -> int:
         return len(self.base)
 
+    def _kept(self, name: str) -> Iterator[tuple[int, Tensor]]:
+        return iter(self.keep.get(name, MappingProxyType({})).items())
+
 
 @dataclass(frozen=True)
-class Masked(Mapping[str, Tensor]):
-    """The weights of `base`, zero outside what `keep` says, in their old shapes."""
-
-    base: Weights
-    keep: KeepByName
+class Narrowed(_Cut):
+    """The weights of `base` without the indices that `keep` leaves out."""
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self.base[name]
-        for dim, indices in self.keep.get(name, MappingProxyType({})).items():
+        for dim, indices in self._kept(name):
+            tensor = tensor.index_select(dim, indices.to(tensor.device))
+        return tensor
+
+
+@dataclass(frozen=True)
+class Masked(_Cut):
+    """The weights of `base`, zero outside what `keep` says, in their old shapes."""
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self.base[name]
+        for dim, indices in self._kept(name):
             mask = torch.zeros(tensor.shape[dim], dtype=tensor.dtype, device=tensor.device)
             mask[indices] = 1
             tensor = tensor * mask.view(-1, *[1] * (tensor.dim() - dim - 1))
         return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.base)
-
-    def __len__(self) -> int:
-        return len(self.base)

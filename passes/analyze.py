@@ -44,13 +44,17 @@ class Analyze(Pass):
         """
         dependencies = program.facts.get(Dependencies) or analyze(program)
         destination = Destination.of(self.destination, program, dependencies)
-        possible = [g for g in dependencies.groups if (g.exact or not self.exact_only) and not self._protected(g)]
+        possible = [
+            g for g in dependencies.groups if (g.exact or not self.exact_only) and not self._protected(program, g)
+        ]
         survey = list(destination.survey(possible))
         refused = {kind: why for kind, widths, why in survey if not widths}
         groups = tuple(group for group in possible if group.kind not in refused)
         widths = {kind: widths for kind, widths, _ in survey if widths}
         return program.with_facts(dependencies, Eligible(groups, destination, refused, widths))
 
-    def _protected(self, group: Group) -> bool:
-        names = [group.name, *(place.parameter for place in group.places)]
+    def _protected(self, program: Program, group: Group) -> bool:
+        """Does a glob match the group, or any name of a parameter in which it stands?"""
+        stored = {place.parameter for place in group.places}
+        names = [group.name, *stored, *(alias for alias, name in program.ties.items() if name in stored)]
         return any(fnmatch(name, glob) for name in names for glob in self.protect)

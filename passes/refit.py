@@ -1,6 +1,5 @@
 """The pass that refits consumers after a cut, one segment at a time."""
 
-from collections import ChainMap
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -21,6 +20,7 @@ from graphprune.progress import progress
 from graphprune.segments import Segment, split
 from graphprune.statistics import Moments, Statistics
 from graphprune.sweep import Stream
+from graphprune.weights import Layered
 
 
 @PASSES.register("refit")
@@ -51,7 +51,7 @@ class Refit(Pass):
         walk = _Walk(program, RECONSTRUCTIONS[self.by], self.damping, self.statistics == "dense")
         walk.run()
         refits = Refits(walk.done, walk.skipped, program.weights)
-        return program.with_facts(refits, weights=ChainMap(walk.changed, program.weights))  # type: ignore[arg-type]
+        return program.with_facts(refits, weights=Layered((walk.changed, program.weights)))
 
 
 @dataclass
@@ -99,7 +99,7 @@ class _Walk:
         self._refit(here, seen.moments, held.moments)
         if final:
             return
-        weights = ChainMap(self.changed, self.program.weights)  # type: ignore[arg-type]
+        weights = Layered((self.changed, self.program.weights))
         pruned.entries = pruned.through(counterpart(segment, self.program), weights, step)
         # Where the stream itself became narrower, the dense side goes on with its own values.
         alike = not self.dense and pruned.entries[0].shape == exits[0].shape

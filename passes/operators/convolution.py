@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from graphprune.axes import Axis, Product, factor, resolve
 from graphprune.contracts import Call, Consumer, Cut, Dims, Example, Flow, Rule
-from graphprune.dimensions import argument
+from graphprune.dimensions import argument, literal
 from graphprune.passes.operators import RULES
 
 aten = torch.ops.aten
@@ -106,7 +106,7 @@ def unfolder(node: fx.Node, spatial: int) -> Callable[[Tensor], Tensor] | None:
     )
     if spatial > 2 or isinstance(padding, str):
         return None
-    kernel = [int(size) for size in node.args[1].meta["val"].shape[2:]]  # type: ignore[union-attr]
+    kernel = [int(size) for size in literal(node, 1).meta["val"].shape[2:]]
     plane = [_pair(value, spatial, unit) for value, unit in ((dilation, 1), (padding, 0), (stride, 1))]
     kernel = [1] * (2 - spatial) + kernel
 

@@ -7,7 +7,7 @@ from torch import fx, nn
 
 from graphprune.axes import UNIT, Axis, factor
 from graphprune.contracts import Call, Cut, Dims, Example, Flow, Rule, Zeros
-from graphprune.dimensions import argument, between, position, positions
+from graphprune.dimensions import argument, between, literal, position, positions
 from graphprune.passes.operators import RULES, rule
 
 aten = torch.ops.aten
@@ -20,7 +20,7 @@ class LayerNorm(Rule):
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = flow.dims(node.args[0])
-        last = dims[len(dims) - len(node.args[1]) :]  # type: ignore[arg-type]
+        last = dims[len(dims) - len(literal(node, 1)) :]
         for axis in last:
             flow.normalise(axis, "it is normalised here")
             flow.mix(dims, [axis])
@@ -31,7 +31,7 @@ class LayerNorm(Rule):
 
     def rebuild(self, cut: Cut, node: fx.Node) -> Call:
         dims = cut.dims(node.args[0])
-        shape = [cut.width(axis) for axis in dims[len(dims) - len(node.args[1]) :]]  # type: ignore[arg-type]
+        shape = [cut.width(axis) for axis in dims[len(dims) - len(literal(node, 1)) :]]
         return Call(node.target, (node.args[0], shape, *node.args[2:]), dict(node.kwargs))
 
     def examples(self) -> Iterator[Example]:
@@ -84,7 +84,7 @@ class GroupNorm(Rule):
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = flow.dims(node.args[0])
-        _, inner = factor(dims[1], node.args[1])  # type: ignore[arg-type]
+        _, inner = factor(dims[1], literal(node, 1))
         for axis in (inner, *dims[2:]):
             flow.normalise(axis, "it is normalised here")
             flow.mix(dims, [axis])
@@ -94,7 +94,7 @@ class GroupNorm(Rule):
         return dims
 
     def rebuild(self, cut: Cut, node: fx.Node) -> Call:
-        groups, _ = factor(cut.dims(node.args[0])[1], node.args[1])  # type: ignore[arg-type]
+        groups, _ = factor(cut.dims(node.args[0])[1], literal(node, 1))
         return Call(node.target, (node.args[0], cut.width(groups), *node.args[2:]), dict(node.kwargs))
 
     def examples(self) -> Iterator[Example]:
@@ -109,7 +109,7 @@ class Softmax(Rule):
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = flow.dims(node.args[0])
-        axis = dims[position(node.args[1], len(dims))]  # type: ignore[arg-type]
+        axis = dims[position(literal(node, 1), len(dims))]
         flow.normalise(axis, "it is normalised here")
         flow.mix(dims, [axis])
         return dims

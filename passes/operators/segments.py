@@ -12,7 +12,7 @@ from torch import fx, nn
 from graphprune.axes import Axis, Misaligned, cut, factor, resolve, total
 from graphprune.axes import prime as new_prime
 from graphprune.contracts import Call, Cut, Dims, Example, Flow, Rule, Zeros
-from graphprune.dimensions import argument, between, position
+from graphprune.dimensions import argument, between, literal, position
 from graphprune.passes.operators import RULES, rule
 
 aten = torch.ops.aten
@@ -23,7 +23,7 @@ class Concatenate(Rule):
     """A sum of axes along one dimension, equal axes along the others."""
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
-        every = [flow.dims(value) for value in node.args[0]]  # type: ignore[union-attr]
+        every = [flow.dims(value) for value in literal(node, 0)]
         # An empty vector may be concatenated with anything: that is how empty caches begin.
         operands = [dims for dims in every if [axis.size for axis in dims] != [0]] or every
         dim = position(argument(node, 1, "dim", 0), len(operands[0]))
@@ -108,7 +108,9 @@ class Item(Rule):
     """One of several outputs."""
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
-        return flow.dims(node.args[0])[node.args[1]]  # type: ignore[index, return-value]
+        outputs: Any = flow.dims(node.args[0])
+        dims: Dims = outputs[literal(node, 1)]
+        return dims
 
 
 @rule(aten.select.int)
@@ -117,7 +119,7 @@ class Select(Rule):
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = flow.dims(node.args[0])
-        dim = position(node.args[1], len(dims))  # type: ignore[arg-type]
+        dim = position(literal(node, 1), len(dims))
         flow.pin(dims[dim], f"index {node.args[2]} is taken from it")
         return *dims[:dim], *dims[dim + 1 :]
 
@@ -219,7 +221,7 @@ def pads_zeros(node: fx.Node) -> bool:
 
 def widths(node: fx.Node) -> list[int]:
     """The literal amounts of padding."""
-    return list(node.args[1])  # type: ignore[arg-type]
+    return list(literal(node, 1))
 
 
 def pairs(node: fx.Node) -> list[tuple[int, int]]:

@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from graphprune.axes import UNIT, Axis, Misaligned, Product, factor, primes, resolve
 from graphprune.contracts import Call, Cut, Dims, Example, Flow, Rule
-from graphprune.dimensions import DYNAMIC, between, position, positions
+from graphprune.dimensions import DYNAMIC, between, literal, position, positions
 from graphprune.errors import AnalysisError
 from graphprune.passes.operators import RULES, rule
 
@@ -69,7 +69,7 @@ class Unsqueeze(Rule):
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = list(flow.dims(node.args[0]))
-        dims.insert(position(node.args[1], len(dims) + 1), UNIT)  # type: ignore[arg-type]
+        dims.insert(position(literal(node, 1), len(dims) + 1), UNIT)
         return tuple(dims)
 
 
@@ -121,8 +121,8 @@ class Repeat(Rule):
     def rebuild(self, cut: Cut, node: fx.Node) -> Call:
         source = cut.dims(node.args[0])
         source = (UNIT,) * (len(cut.dims(node)) - len(source)) + source
-        pairs = zip(source, cut.dims(node), node.args[1], strict=True)  # type: ignore[arg-type]
-        times = [cut.width(new) // cut.width(old) if cut.changed(new) else literal for old, new, literal in pairs]
+        pairs = zip(source, cut.dims(node), literal(node, 1), strict=True)
+        times = [cut.width(new) // cut.width(old) if cut.changed(new) else count for old, new, count in pairs]
         return Call(node.target, (node.args[0], times), dict(node.kwargs))
 
     def examples(self) -> Iterator[Example]:
@@ -175,9 +175,9 @@ def resize(cut: Cut, node: fx.Node, sizes: Any) -> list[Any]:
         AnalysisError: if two sizes would have to be inferred.
     """
     new: list[Any] = []
-    for axis, literal in zip(cut.dims(node), sizes, strict=True):
-        stays = not cut.changed(axis) or literal == -1
-        new.append(literal if stays else cut.width(axis) if isinstance(literal, int) else -1)
+    for axis, size in zip(cut.dims(node), sizes, strict=True):
+        stays = not cut.changed(axis) or size == -1
+        new.append(size if stays else cut.width(axis) if isinstance(size, int) else -1)
     if new.count(-1) > 1 and new.count(-1) > list(sizes).count(-1):
         raise AnalysisError(f"{node.name}: {sizes} holds more than one computed size that changes with the cut")
     return new

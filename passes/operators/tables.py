@@ -7,7 +7,7 @@ from torch import fx, nn
 
 from graphprune.axes import Misaligned
 from graphprune.contracts import Dims, Example, Flow, Rule
-from graphprune.dimensions import between, broadcast
+from graphprune.dimensions import between, broadcast, literal
 from graphprune.passes.operators import rule
 
 aten = torch.ops.aten
@@ -32,7 +32,7 @@ class Index(Rule):
     """Some neighbouring dimensions are indexed by tensors, the others pass."""
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
-        dims, indices = flow.dims(node.args[0]), list(node.args[1])  # type: ignore[arg-type]
+        dims, indices = flow.dims(node.args[0]), list(literal(node, 1))
         used = [i for i, index in enumerate(indices) if index is not None]
         if used != list(range(used[0], used[-1] + 1)) or any(_is_mask(indices[i]) for i in used):
             raise Misaligned("dimensions apart from each other, or a mask, index it")

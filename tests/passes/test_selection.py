@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import graphprune as gp
 from graphprune.errors import PlanError
@@ -118,3 +118,21 @@ def test_linked_rows_differ_from_head_to_head(program: gp.Program) -> None:
     linked = [g for g in gp.analyze(program).groups if g.exact and g.linked]
     assert linked and all(len(plan.groups[g.name]) == 2 for g in linked)
     assert any(len(set(plan.groups[g.name])) == 2 for g in linked)
+
+
+def test_protecting_a_tied_parameter_works_by_any_of_its_names() -> None:
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embed, self.head = nn.Embedding(9, 8), nn.Linear(8, 9, bias=False)
+            self.head.weight = self.embed.weight
+
+        def forward(self, ids: Tensor) -> Tensor:
+            logits: Tensor = self.head(self.embed(ids))
+            return logits
+
+    program = gp.trace(Tied(), (torch.randint(0, 9, (2, 3)),))
+    for name in ("embed*", "head*"):
+        with pytest.raises(PlanError, match="no group is left"):
+            gp.plan(program, ratio=0.5, protect=(name,))
+    assert gp.plan(program, ratio=0.5).widths
