@@ -18,13 +18,14 @@ HELD_OUT = 8  # every eighth batch is held out when something is chosen by error
 
 @dataclass(frozen=True)
 class Calibration:
-    """A fact: batches of input leaves, and where they came from."""
+    """A fact: batches of input leaves, and where they came from; `sha256` is that of token ids."""
 
     batches: Sequence[Sequence[Any]]
     source: str
     samples: int
     length: int
     seed: int
+    sha256: str = ""
 
     def held_out(self, i: int) -> bool:
         """Is batch `i` kept for choosing what is fitted on the others?"""

@@ -183,7 +183,7 @@ def _product(shape: tuple[int, ...]) -> int:
 
 def _calibration(program: Program) -> CalibrationReport | None:
     seen = program.facts.get(Calibration)
-    return CalibrationReport(seen.source, seen.samples, seen.length) if seen else None
+    return CalibrationReport(seen.source, seen.samples, seen.length, seen.sha256) if seen else None
 
 
 def _seconds(program: Program) -> dict[str, float]:

@@ -23,6 +23,11 @@ class Segment:
     exit: fx.Node | None
 
     @property
+    def reads(self) -> set[fx.Node]:
+        """The nodes of the parameters and buffers that it reads."""
+        return {n for node in self.nodes for n in node.all_input_nodes if n.op == "get_attr"}
+
+    @property
     def names(self) -> set[str]:
         """The names of its nodes."""
         return {node.name for node in self.nodes}

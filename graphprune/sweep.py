@@ -46,6 +46,5 @@ class Stream:
 
     def _load(self, segment: Segment, weights: Weights) -> dict[str, Tensor]:
         """The weights of one segment, read once for all batches."""
-        reads = (n for node in segment.nodes for n in node.all_input_nodes if n.op == "get_attr")
-        names = {self.program.name(str(n.target)) for n in reads}
+        names = {self.program.name(str(n.target)) for n in segment.reads}
         return {name: weights[name] for name in names if name in weights}

@@ -1,5 +1,6 @@
 """The pass that runs calibration inputs through the dense model and keeps their moments."""
 
+import hashlib
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
@@ -61,7 +62,8 @@ class Calibrate(Pass):
             )
         tokenizer = hf.tokenizer(program.source.path)
         ids = corpus.samples(tokenizer, corpus.read(self.text), self.samples, self.length, self.seed)
-        return Calibration(token_batches(program, ids), self.text, self.samples, self.length, self.seed)
+        sha256 = hashlib.sha256(ids.numpy().tobytes()).hexdigest()
+        return Calibration(token_batches(program, ids), self.text, self.samples, self.length, self.seed, sha256)
 
 
 def consumers_of(program: Program) -> list[Consumer]:

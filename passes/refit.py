@@ -5,7 +5,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+import torch.utils._pytree as pytree
+from torch import Tensor, fx
 
 from graphprune.calibration import Calibration, Collector
 from graphprune.contracts import Consumer
@@ -73,21 +74,35 @@ class _Walk:
         if not consumers:
             return
         wanted = {consumer.node for consumer in consumers}
-        big = split(rewritten.original, wanted)
+        big = split(rewritten.original, {c.node for c in rewritten.original.fact(Dependencies).consumers})
         last = max(i for i, segment in enumerate(big) if wanted & segment.names)
         calibration = self.program.fact(Calibration)
         streams = Stream.start(rewritten.original, calibration), Stream.start(self.program, calibration)
         with progress("refitting", (2 * last + 1) * len(calibration.batches)) as step:
             for i, segment in enumerate(big[: last + 1]):
                 here = [consumer for consumer in consumers if consumer.node in segment.names]
-                self._segment(segment, here, streams, step, final=i == last)
+                if not here and self._is_alike(segment, streams):
+                    exits = streams[0].through(segment, rewritten.original.weights, lambda: step(2))
+                    streams[0].entries = streams[1].entries = exits
+                else:
+                    self._segment(segment, here, streams, step, final=i == last)
+
+    def _is_alike(self, segment: Segment, streams: tuple[Stream, Stream]) -> bool:
+        """Does the segment compute the same before and after the cut, on the same values?"""
+        if segment.entry is not None and streams[0].entries is not streams[1].entries:
+            return False
+        keep = self.program.fact(Rewritten).keep
+        if any(self.program.name(str(n.target)) in keep for n in segment.reads):
+            return False
+        pairs = zip(segment.nodes, counterpart(segment, self.program).nodes, strict=True)
+        return all(_shape(old) == _shape(new) for old, new in pairs)
 
     def _segment(
         self,
         segment: Segment,
         here: list[Consumer],
         streams: tuple[Stream, Stream],
-        step: Callable[[], None],
+        step: Callable[..., None],
         final: bool,
     ) -> None:
         """Look at the dense segment, refit, and run the pruned one."""
@@ -136,6 +151,10 @@ def counterpart(segment: Segment, program: Program) -> Segment:
     nodes = {node.name: node for node in program.graph.nodes}
     entry, left = (nodes[end.name] if end is not None else None for end in (segment.entry, segment.exit))
     return Segment(tuple(nodes[node.name] for node in segment.nodes), entry, left)
+
+
+def _shape(node: fx.Node) -> str:
+    return str([getattr(leaf, "shape", leaf) for leaf in pytree.tree_leaves(node.meta["val"])])
 
 
 def _columns(kept: Tensor, taps: int) -> Tensor:
