@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import fx
 
-from graphprune.axes import Prime, primes
+from graphprune.axes import Axis, Prime, Product, primes, resolve
 from graphprune.contracts import Rule, Zeros
 from graphprune.passes.flow import AxisFlow
 from graphprune.registry import Registry
@@ -37,9 +37,36 @@ def _loud(flow: AxisFlow, rules: Registry[Any, Rule], node: fx.Node, found: Mapp
         return own
     new = own.difference(*(_primes(flow, n) for n in inputs))  # an axis along which values were repeated
     if rule.zeros is Zeros.PRODUCT:
-        return new | {p for p in own if all(p in found[n] or p not in _primes(flow, n) for n in inputs)}
+        all_loud = {p for p in own if all(p in found[n] or p not in _primes(flow, n) for n in inputs)}
+        return new | all_loud | _repeated(flow, node, rule, inputs, found)
     spread = own.intersection(set().union(*(found[n] for n in inputs)))
-    return new | spread | {p for p in own if _lacks(flow, node, rule, p)}
+    return new | spread | {p for p in own if _lacks(flow, node, rule, p)} | _repeated(flow, node, rule, inputs, found)
+
+
+def _repeated(
+    flow: AxisFlow, node: fx.Node, rule: Rule, inputs: list[fx.Node], found: Mapping[fx.Node, set[Prime]]
+) -> set[Prime]:
+    """Primes that stand in several dimensions of a value, which may be zero along one and not along the other."""
+    counts = {p: n for p in _primes(flow, node) if (n := _count(flow, node, p)) > 1}
+    quiet = {p for p in counts if not any(p in found[n] for n in inputs)}
+    if rule.zeros is Zeros.PRODUCT:
+        return counts.keys() - quiet
+    return {p for p in counts if p not in quiet or any(0 < _count(flow, n, p) < counts[p] for n in inputs)}
+
+
+def _count(flow: AxisFlow, node: fx.Node, p: Prime) -> int:
+    """How often a prime stands side by side with itself in a value."""
+    dims: Any = flow.values.get(node) or ()
+    outputs = dims if isinstance(dims, list) else [dims]
+    return max((sum(_times(axis, p) for axis in output) for output in outputs), default=0)
+
+
+def _times(axis: Axis, p: Prime) -> int:
+    axis = resolve(axis)
+    if isinstance(axis, Prime):
+        return int(axis is p)
+    times = [_times(part, p) for part in axis.parts]
+    return sum(times) if isinstance(axis, Product) else max(times, default=0)
 
 
 def _lacks(flow: AxisFlow, node: fx.Node, rule: Rule, p: Prime) -> bool:

@@ -19,6 +19,8 @@ aten = torch.ops.aten
 class Attention(Rule):
     """``q (... h s d), k (... h t d), v (... h t e) -> (... h s e)``, k and v with fewer heads for grouped queries."""
 
+    summands = (2,)  # a masked query is no zero, but the mean of the values
+
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         (*lead_q, s, d), (*lead_k, t, dk), (*lead_v, tv, e) = (flow.dims(value) for value in node.args[:3])
         heads: list[Axis] = []  # those of the query, where they are more than those of key and value
@@ -32,6 +34,8 @@ class Attention(Rule):
         flow.contract(d, *node.args[:2])
         flow.mix([d, e], [s, t])
         flow.normalise(t, "attention is normalised along it")
+        for axis in (s, t) if argument(node, 5, "is_causal", False) else ():
+            flow.pin(axis, "the order of its indices matters here")
         lead[-1:] = heads or lead[-1:]
         if (mask := argument(node, 3, "attn_mask")) is not None:
             _masked(flow, [*lead, s, t], flow.dims(mask))

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphprune.contracts import Dims, Example, Flow, Rule, Zeros
-from graphprune.dimensions import argument, between, broadcast, tensors
-from graphprune.passes.operators import RULES
+from graphprune.dimensions import argument, between, broadcast, meet, tensors
+from graphprune.passes.operators import RULES, rule
 
 aten = torch.ops.aten
 
@@ -20,22 +20,22 @@ KEEP_ZERO = [
     aten.trunc.default, aten.square.default, aten.expm1.default, aten.log1p.default,
     aten.dropout.default, aten.clone.default, aten.alias.default, aten.detach.default, aten.detach_.default,
     aten.contiguous.default, aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.to.device,
-    aten.type_as.default, aten.lift_fresh_copy.default, aten.feature_dropout.default, aten.zeros_like.default,
+    aten.lift_fresh_copy.default, aten.feature_dropout.default, aten.zeros_like.default,
 ]  # fmt: skip
 LOSE_ZERO = [
     aten.sigmoid.default, aten.hardsigmoid.default, aten.cos.default, aten.exp.default, aten.softplus.default,
-    aten.logit.default, aten.acos.default, aten.logical_not.default, aten.bitwise_not.default, aten.isnan.default,
+    aten.acos.default, aten.logical_not.default, aten.bitwise_not.default, aten.isnan.default,
     aten.isinf.default, aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default, aten.masked_fill.Scalar,
     aten.masked_fill.Tensor, aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar,
     aten.eq.Tensor, aten.eq.Scalar, aten.ne.Tensor, aten.ne.Scalar, aten.le.Tensor, aten.le.Scalar, aten.lt.Tensor,
     aten.lt.Scalar, aten.ge.Tensor, aten.ge.Scalar, aten.gt.Tensor, aten.gt.Scalar, aten.pow.Scalar,
-    aten.pow.Tensor_Tensor, aten.maximum.default, aten.minimum.default, aten.rsub.Scalar, aten.full_like.default,
-    aten.ones_like.default, aten.__and__.Tensor, aten.__or__.Tensor, aten.logical_or.default, aten.prelu.default,
+    aten.maximum.default, aten.minimum.default, aten.rsub.Scalar, aten.full_like.default,
+    aten.ones_like.default, aten.__and__.Tensor, aten.__or__.Tensor, aten.logical_or.default,
     aten.bitwise_or.Tensor, aten.nan_to_num.default,
 ]  # fmt: skip
 PRODUCTS = [aten.mul.Tensor, aten.mul.Scalar, aten.logical_and.default, aten.bitwise_and.Tensor]
 ADDITIONS = [aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar]
-INVERSES = [aten.rsqrt.default, aten.reciprocal.default, aten.log.default]
+INVERSES = [aten.rsqrt.default, aten.reciprocal.default, aten.log.default, aten.logit.default]
 
 
 class Elementwise(Rule):
@@ -72,6 +72,30 @@ class Power(Elementwise):
         return super().axes(flow, node)
 
 
+@rule(aten.prelu.default)
+class PReLU(Rule):
+    """Every channel, which is the second dimension, has a slope, or all have one."""
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        dims, slopes = flow.dims(node.args[0]), flow.dims(node.args[1])
+        for axis in slopes if len(dims) > 1 else ():
+            meet(flow, [dims[1], axis])
+        return dims
+
+    def examples(self) -> Iterator[Example]:
+        layers = nn.Linear(6, 8), nn.PReLU(5), nn.Linear(8, 4)
+        yield Example(nn.Sequential(*layers), (torch.randn(2, 5, 6),))
+        yield Example(nn.Sequential(nn.Conv1d(3, 8, 1), nn.PReLU(8), nn.Conv1d(8, 4, 1)), (torch.randn(2, 3, 8),))
+
+
+@rule(aten.type_as.default)
+class TypeAs(Rule):
+    """The numbers of the first, in the type of the second."""
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        return flow.dims(node.args[0])
+
+
 class Clip(Elementwise):
     """Zeros stay where they lie within the bounds."""
 
@@ -95,6 +119,7 @@ RULES.register(*ADDITIONS)(Elementwise(Zeros.KEPT, summands=(0, 1)))
 RULES.register(*INVERSES)(Divide(Zeros.LOST))
 RULES.register(aten.div.Tensor, aten.div.Scalar, aten.div.Tensor_mode)(Divide(Zeros.KEPT))
 RULES.register(aten.pow.Tensor_Scalar)(Power(Zeros.KEPT))
+RULES.register(aten.pow.Tensor_Tensor)(Power(Zeros.LOST))
 
 
 class _Gated(nn.Module):

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from graphprune.axes import Axis
+from graphprune.axes import Axis, Misaligned
 from graphprune.contracts import Dims, Example, Flow, Rule
 from graphprune.dimensions import broadcast, consume
 from graphprune.passes.operators import RULES
@@ -21,6 +21,8 @@ class Linear(Rule):
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         x, weight = node.args[:2]
+        if len(flow.dims(weight)) != 2:
+            raise Misaligned("a weight that is a vector")
         *batch, inner = flow.dims(x)
         out, columns = flow.dims(weight)
         flow.unify(inner, columns)

@@ -52,6 +52,8 @@ class BatchNorm(Rule):
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = flow.dims(node.args[0])
+        for axis in (dims[0], *dims[2:]) if argument(node, 5, "training", False) is True else ():
+            flow.normalise(axis, "it is normalised here")
         for value in node.args[1:5]:
             for axis in flow.dims(value):
                 flow.unify(dims[1], axis)

@@ -143,7 +143,7 @@ class Slice(Rule):
             return axis
         try:
             if step != 1:
-                return strided(flow, axis, start, step)
+                return strided(flow, axis, start, step, new.size)
             return cut(axis, [start, new.size, axis.size - start - new.size])[1]
         except (Misaligned, TypeError):
             for each in (axis, new):
@@ -196,14 +196,15 @@ def bounds(node: fx.Node, size: int) -> tuple[Any, Any, int]:
     """Start, end and step of a slice, counted from the front."""
     start, end = argument(node, 2, "start", 0), argument(node, 3, "end", END)
     start, end = 0 if start is None else start, END if end is None else end
-    start = max(start + size, 0) if isinstance(start, int) and start < 0 else start
+    if isinstance(start, int):
+        start = max(start + size, 0) if start < 0 else min(start, size)
     end = end + size if isinstance(end, int) and end < 0 else end
     return start, end, argument(node, 4, "step", 1)
 
 
-def strided(flow: Flow, axis: Axis, start: int, step: int) -> Axis:
-    """Every `step`-th index: the outer factor, if the stride is one."""
-    outer, inner = factor(axis, axis.size // step) if axis.size % step == 0 and start < step else _no_stride(axis)
+def strided(flow: Flow, axis: Axis, start: int, step: int, size: int) -> Axis:
+    """Every `step`-th index, `size` in all: the outer factor, if the stride is one."""
+    outer, inner = factor(axis, size) if axis.size == size * step and start < step else _no_stride(axis)
     flow.pin(inner, f"every {step}th index is taken from it")
     return outer
 

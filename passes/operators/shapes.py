@@ -10,7 +10,6 @@ from torch import fx, nn
 from graphprune.axes import UNIT, Axis, Misaligned, Product, factor, primes, resolve
 from graphprune.contracts import Call, Cut, Dims, Example, Flow, Rule
 from graphprune.dimensions import DYNAMIC, between, literal, position, positions
-from graphprune.errors import AnalysisError
 from graphprune.passes.operators import RULES, rule
 
 aten = torch.ops.aten
@@ -24,10 +23,19 @@ class Reshape(Rule):
         result: list[Axis] = []
         for old, new in stretches([a.size for a in source], [a.size for a in target]):
             result += regroup(flow, [source[i] for i in old], [target[i] for i in new])
+        inferred = [axis for axis, size in zip(result, literal(node, 1), strict=True) if not isinstance(size, int)]
+        inferred = [axis for axis in inferred if not all(DYNAMIC in p.pins for p in primes(axis))]
+        given = zip(result, literal(node, 1), strict=True)
+        if len(inferred) + any(size == -1 and _is_dynamic(axis) for axis, size in given if isinstance(size, int)) > 1:
+            for axis in inferred:
+                flow.pin(axis, "a view computes several sizes")
         return tuple(result)
 
     def rebuild(self, cut: Cut, node: fx.Node) -> Call:
-        sizes = resize(cut, node, node.args[1])
+        sizes = resize(cut, literal(node, 1), cut.dims(node))
+        if sizes.count(-1) > 1:  # what was inferred can be said
+            given = zip(sizes, literal(node, 1), cut.dims(node), strict=True)
+            sizes = [cut.width(axis) if isinstance(old, int) and old == -1 else new for new, old, axis in given]
         return Call(node.target, (node.args[0], sizes), dict(node.kwargs))
 
     def examples(self) -> Iterator[Example]:
@@ -95,7 +103,7 @@ class Expand(Rule):
         return tuple(new if old.size == 1 else old for old, new in pairs)
 
     def rebuild(self, cut: Cut, node: fx.Node) -> Call:
-        return Call(node.target, (node.args[0], resize(cut, node, node.args[1])), dict(node.kwargs))
+        return Call(node.target, (node.args[0], resize(cut, literal(node, 1), cut.dims(node))), dict(node.kwargs))
 
 
 RULES.register(aten.expand.default, aten.broadcast_to.default)(Expand())
@@ -168,18 +176,12 @@ def _is_dynamic(axis: Axis) -> bool:
     return any(DYNAMIC in p.pins for p in primes(axis))
 
 
-def resize(cut: Cut, node: fx.Node, sizes: Any) -> list[Any]:
-    """Literal sizes after a cut; -1 and symbols stay, but for a symbol computed from a narrower axis.
-
-    Raises:
-        AnalysisError: if two sizes would have to be inferred.
-    """
+def resize(cut: Cut, sizes: Sequence[Any], dims: Sequence[Axis]) -> list[Any]:
+    """Literal sizes after a cut; -1 and symbols stay, but for a symbol computed from a narrower axis, which is -1."""
     new: list[Any] = []
-    for axis, size in zip(cut.dims(node), sizes, strict=True):
-        stays = not cut.changed(axis) or size == -1
+    for axis, size in zip(dims, sizes, strict=True):
+        stays = not cut.changed(axis) or (isinstance(size, int) and size == -1)
         new.append(size if stays else cut.width(axis) if isinstance(size, int) else -1)
-    if new.count(-1) > 1 and new.count(-1) > list(sizes).count(-1):
-        raise AnalysisError(f"{node.name}: {sizes} holds more than one computed size that changes with the cut")
     return new
 
 

@@ -17,6 +17,8 @@ aten = torch.ops.aten
 class Embedding(Rule):
     """``weight (v d), indices (...) -> (... d)``"""
 
+    summands = (0,)  # where an index is masked, the first row is looked up
+
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         rows, columns = flow.dims(node.args[0])
         flow.pin(rows, "the input indexes it")
@@ -30,6 +32,8 @@ class Embedding(Rule):
 @rule(aten.index.Tensor)
 class Index(Rule):
     """Some neighbouring dimensions are indexed by tensors, the others pass."""
+
+    summands = (0,)
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims, indices = flow.dims(node.args[0]), list(literal(node, 1))
