@@ -116,6 +116,8 @@ class Program:
         """A module that runs the graph and is called like the one that was traced; loads all weights."""
         root: dict[str, Any] = dict(self.submodules)
         stored = {name: self._attribute(name) for name in self.shapes()}
+        written = {self.name(str(node.target)) for node in self.tensors() if any(map(_writes, node.users))}
+        stored |= {name: stored[name].clone() for name in written}  # a run must not change the program
         root |= {str(node.target): stored[self.name(str(node.target))] for node in self.tensors()}
         return fx.GraphModule(root, copy_graph(self.graph)).eval()
 
@@ -132,6 +134,10 @@ class Program:
     def _attribute(self, name: str) -> Tensor:
         tensor = self.weights[name]
         return nn.Parameter(tensor) if name in self.parameters else tensor
+
+
+def _writes(node: fx.Node) -> bool:
+    return node.target is torch.ops.aten.copy_.default
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:

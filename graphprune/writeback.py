@@ -71,7 +71,9 @@ def write_back(program: Program, module: nn.Module) -> WrittenBack:
         said = _said_by_weights(module, rewritten.original)
         _set_layer_sizes(undo, module, said)
         left = _follow_config(undo, program, module)
-        return WrittenBack(_settle(undo, program, module, rewritten, said), left)
+        verification = _settle(undo, program, module, rewritten, said)
+        _set_layer_sizes(undo, module, {})  # what follows from attributes that were found
+        return WrittenBack(verification, left)
     except BaseException:
         undo.back()
         raise
@@ -151,9 +153,8 @@ def _sizes(layer: nn.Module) -> Iterator[tuple[str, Any]]:
         yield "num_features", weight.shape[0]
     elif isinstance(layer, nn.modules.conv._ConvNd) and not layer.transposed:
         yield "out_channels", weight.shape[0]
-        if layer.groups == layer.in_channels:  # depthwise: one group a channel, before and after
-            groups = weight.shape[0] // (layer.out_channels // layer.groups)
-            yield from (("groups", groups), ("in_channels", groups))
+        if layer.groups == layer.in_channels == layer.out_channels:  # depthwise: one group a channel, before and after
+            yield from (("groups", weight.shape[0]), ("in_channels", weight.shape[0]))
         else:
             yield "in_channels", weight.shape[1] * layer.groups
 
@@ -239,7 +240,7 @@ def _agree(program: Program, module: nn.Module) -> Verification:
     args, kwargs = fresh_inputs(program, seed=0)
     try:
         with torch.no_grad():
-            got = module.eval()(*args, **kwargs)
-            return compare(program.module()(*args, **kwargs), got, "rewritten graph and written-back module")
+            expected = program.module()(*args, **kwargs)  # first, for the module may write into its buffers
+            return compare(expected, module.eval()(*args, **kwargs), "rewritten graph and written-back module")
     finally:
         module.train(training)

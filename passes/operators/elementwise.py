@@ -95,6 +95,9 @@ class TypeAs(Rule):
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         return flow.dims(node.args[0])
 
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: y * torch.ones(8, dtype=torch.int64).type_as(y))
+
 
 class Clip(Elementwise):
     """Zeros stay where they lie within the bounds."""

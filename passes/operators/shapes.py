@@ -89,6 +89,12 @@ class Squeeze(Rule):
         named = positions(node.args[1] if len(node.args) > 1 else None, len(dims))
         return tuple(axis for i, axis in enumerate(dims) if i not in named or axis.size != 1)
 
+    def rebuild(self, cut: Cut, node: fx.Node) -> Call:
+        dims = cut.dims(node.args[0])
+        named = positions(node.args[1] if len(node.args) > 1 else None, len(dims))
+        # An axis that is cut to size 1 must not be taken out.
+        return Call(aten.squeeze.dims, (node.args[0], [i for i in named if dims[i].size == 1]), {})
+
 
 RULES.register(aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default)(Squeeze())
 

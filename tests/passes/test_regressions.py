@@ -1,0 +1,113 @@
+"""Freedoms that were invented once, and modules that once broke a cut: each is cut at random and compared."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from random import Random
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from graphprune.frontends.modules import trace
+from graphprune.passes.analysis import analyze
+from graphprune.passes.rewrite import rewrite
+from graphprune.plans import make
+from graphprune.proof import verify_cut
+from graphprune.spread import rows_of
+
+
+class Layers(nn.Module):
+    """Two linear maps, a table, and one map behind `f` if it makes features."""
+
+    def __init__(self, f: Callable[["Layers", Tensor], Tensor], features: int | None, slope: int) -> None:
+        super().__init__()
+        self.f, self.a, self.b, self.slope = f, nn.Linear(6, 8), nn.Linear(6, 8), nn.PReLU(slope)
+        self.square, self.table, self.vector = nn.Linear(8, 8), nn.Embedding(9, 4), nn.Parameter(torch.zeros(8))
+        self.latent, self.rows = nn.Parameter(torch.zeros(4, 8)), nn.Buffer(torch.arange(8))
+        self.count, self.flags = nn.Buffer(torch.zeros(())), nn.Buffer(torch.ones(8, dtype=torch.int64))
+        self.last = nn.Linear(features, 3) if features else nn.Identity()
+        for parameter in self.parameters():
+            nn.init.normal_(parameter)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.f(self, x))  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Case:
+    """What happens between the maps, how many features come of it, and the groups to be found."""
+
+    name: str
+    f: Callable[[Layers, Tensor], Tensor]
+    features: int | None
+    free: str
+    shape: tuple[int, ...] = (4, 6)
+    slope: int = field(default=8)
+
+
+def asked(s: Layers, x: Tensor, causal: bool = False) -> Tensor:
+    latent = s.latent.expand(x.shape[0], -1, -1)
+    return F.scaled_dot_product_attention(latent, s.a(x), s.b(x), is_causal=causal)
+
+
+def counted(s: Layers, x: Tensor) -> Tensor:
+    s.count.add_(1)
+    return torch.mul(s.a(x), s.count)
+
+
+def swapped(s: Layers, x: Tensor) -> Tensor:
+    y: Tensor = s.a(x).view(x.shape[0], 5, 2, 4).transpose(1, 2).reshape(x.shape[0] * 2, -1, 4)
+    return y.view(x.shape[0], 2, 5, 4).transpose(1, 2).reshape(x.shape[0], 5, -1)
+
+
+CASES = [
+    Case("pairs", lambda s, x: (s.a(x).sigmoid()[:, :, None] * s.a(x)[:, None]).sum(1), 8, "8!"),
+    Case("sums of pairs", lambda s, x: (s.a(x)[:, :, None] + s.a(x)[:, None]).relu().sum(1), 8, "8!"),
+    Case("columns and a bias", lambda s, x: s.square(s.square.weight * s.a(x)[:, :, None]).sum(1), 8, "8! 8"),
+    Case("rows of a table", lambda s, x: (s.a(x)[..., None] + s.table(s.rows)).sum(1), 4, "8! 4"),
+    Case("queries summed", lambda s, x: asked(s, x).sum(1), 8, "4! 8 8", (2, 5, 6)),
+    Case("queries in order", lambda s, x: asked(s, x, causal=True).flatten(1), 32, "8 8", (2, 5, 6)),
+    Case("slopes of channels", lambda s, x: s.slope(s.a(x).mT).sum(2), 8, "8", (2, 5, 6)),
+    Case("slopes of positions", lambda s, x: s.slope(s.a(x)), 8, "8", (2, 5, 6), 5),
+    Case("part of a stride", lambda s, x: s.a(x)[:, 1:7:2], 3, ""),
+    Case("a slice of nothing", lambda s, x: torch.cat((s.a(x)[:, 10:], s.b(x)), 1), 8, "8 8"),
+    Case("a vector as weight", lambda s, x: F.linear(s.a(x), s.vector)[:, None], None, ""),
+    Case("the type of another", lambda s, x: s.a(x) * s.flags.type_as(s.a(x)), 8, "8"),
+    Case("a computed and an inferred size", swapped, 8, "2 4", (2, 5, 6)),
+    Case("one index left to squeeze", lambda s, x: s.a(x)[:, :, None].squeeze(), 8, "8"),
+    Case("no index to squeeze", lambda s, x: s.a(x).squeeze(1), 8, "8"),
+    Case("a buffer that counts", counted, 8, "8"),
+    Case("an even batch", lambda s, x: s.a(x).view(-1, 2, 8).flatten(1), 16, "8"),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name.replace(" ", "-"))
+def test_cut_and_masked_agree(case: Case) -> None:
+    torch.manual_seed(0)
+    program = trace(Layers(case.f, case.features, case.slope).eval(), (torch.randn(case.shape),))
+    found = analyze(program)
+    program = program.with_facts(found)
+    for seed in range(6):
+        random = Random(seed)
+        rows: dict[str, Any] = {}
+        for group in (g for g in found.groups if g.exact):
+            size = random.choice([1, random.randint(1, group.size)])
+            rows[group.name] = tuple(
+                tuple(sorted(random.sample(range(group.size), size))) for _ in range(rows_of(group, found))
+            )
+        plan = make(program, found, rows)
+        verify_cut(program, rewrite(program, plan), plan.keep)
+    assert " ".join(f"{g.size}{'' if g.exact else '!'}" for g in found.groups) == case.free
+
+
+def test_write_back_of_several_outputs_a_channel() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Conv2d(8, 16, 3, groups=8), nn.ReLU(), nn.Conv2d(16, 4, 1)).eval()
+    program = trace(module, (torch.randn(2, 3, 8, 8),))
+    found = analyze(program)
+    rows = {g.name: tuple(((0,) if g.size == 2 else (1, 4, 6)) for _ in range(rows_of(g, found))) for g in found.groups}
+    rewrite(program, make(program, found, rows)).write_back(module)
+    wide: Any = module[1]
+    assert (wide.in_channels, wide.out_channels, wide.groups) == (3, 3, 3)
