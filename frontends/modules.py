@@ -13,6 +13,7 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 
 from graphprune.errors import TraceError
 from graphprune.frontends.lowering import functional, tidy
+from graphprune.modes import evaluation
 from graphprune.program import Program, Source
 
 
@@ -26,13 +27,15 @@ def trace(
 ) -> Program:
     """Capture `module`, called with `args` and `kwargs`, as a program.
 
-    By default the first dimension of every tensor and the second of every integer tensor (batch and sequence)
-    stay dynamic where their example size is not 1. Inputs and outputs named in `state` (globs) may be narrowed.
+    The module is captured in evaluation mode. By default the first dimension of every tensor and the second of every
+    integer tensor (batch and sequence) stay dynamic where their example size is not 1. Inputs and outputs named in
+    `state` (globs) may be narrowed.
 
     Raises:
         TraceError: if torch.export refuses the module; names the line of model code.
     """
-    exported = export(module, args, kwargs, dynamic_shapes)
+    with evaluation(module):
+        exported = export(module, args, kwargs, dynamic_shapes)
     return from_exported(exported, (args, dict(kwargs)), state=state)
 
 

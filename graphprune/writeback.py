@@ -14,6 +14,7 @@ from transformers import PreTrainedConfig
 from graphprune import config_widths
 from graphprune.errors import ExportError, VerificationError, WriteBackError
 from graphprune.facts import Refits
+from graphprune.modes import evaluation
 from graphprune.program import Change, Program, Rewritten
 from graphprune.proof import Verification, compare, fresh_inputs
 
@@ -234,13 +235,10 @@ def _subsets(keys: Iterable[tuple[str, str, int]]) -> Iterator[tuple[tuple[str, 
     return (subset for _, subset in zip(range(TRIALS), subsets, strict=False))
 
 
+@torch.no_grad()
 def _agree(program: Program, module: nn.Module) -> Verification:
     """Compare module and graph on fresh inputs, in evaluation mode."""
-    training = module.training
     args, kwargs = fresh_inputs(program, seed=0)
-    try:
-        with torch.no_grad():
-            expected = program.module()(*args, **kwargs)  # first, for the module may write into its buffers
-            return compare(expected, module.eval()(*args, **kwargs), "rewritten graph and written-back module")
-    finally:
-        module.train(training)
+    expected = program.module()(*args, **kwargs)  # first, for the module may write into its buffers
+    with evaluation(module):
+        return compare(expected, module(*args, **kwargs), "rewritten graph and written-back module")

@@ -111,3 +111,18 @@ def test_write_back_of_several_outputs_a_channel() -> None:
     rewrite(program, make(program, found, rows)).write_back(module)
     wide: Any = module[1]
     assert (wide.in_channels, wide.out_channels, wide.groups) == (3, 3, 3)
+
+
+def test_a_module_in_training_mode_is_captured_for_evaluation() -> None:
+    torch.manual_seed(0)
+    module = nn.Sequential(nn.Linear(6, 8), nn.Dropout(0.5), nn.BatchNorm1d(8), nn.Linear(8, 3))
+    module[2].eval()
+    program = trace(module, (torch.randn(4, 6),))
+    assert [part.training for part in module] == [True, True, False, True]
+    found = analyze(program)
+    program = program.with_facts(found)
+    plan = make(program, found, {group.name: ((0, 3, 5),) for group in found.groups})
+    small = rewrite(program, plan)
+    verify_cut(program, small, plan.keep)
+    small.write_back(module)
+    assert [part.training for part in module] == [True, True, False, True]
