@@ -119,11 +119,13 @@ def program_subject(program: Program) -> Subject:
         ExportError: if its inputs cannot be named.
     """
     args, kwargs = program.inputs
+    if not all(isinstance(leaf, Tensor) for leaf in program.flat(args, kwargs)):
+        raise ExportError("a program with inputs that are no tensors cannot be exported; trace it with tensors only")
     if kwargs and args:
         raise ExportError("a program called with both positional and named inputs cannot be exported; name all of them")
     module: nn.Module = program.module()
     if kwargs:
-        module, args = _Positional(module, tuple(kwargs)), tuple(kwargs.values())
+        module, args = _ByName(module, tuple(kwargs)), (tuple(kwargs.values()),)
     args = _fitted(program, args)
     leaves = pytree.tree_leaves(args)
     past = [leaf for leaf in leaves if leaf.dim() == 4 and leaf.is_floating_point()] if program.state else []
@@ -137,16 +139,16 @@ def program_subject(program: Program) -> Subject:
     )  # fmt: skip
 
 
-class _Positional(nn.Module):
-    """A module with named inputs, called in their order."""
+class _ByName(nn.Module):
+    """A module with named inputs, called with a tuple of them in their order."""
 
     def __init__(self, module: nn.Module, names: tuple[str, ...]) -> None:
         super().__init__()
         self.module, self.names = module, names
 
-    def forward(self, *args: Any) -> Any:
+    def forward(self, inputs: tuple[Any, ...]) -> Any:
         """Call it by name."""
-        return self.module(**dict(zip(self.names, args, strict=True)))
+        return self.module(**dict(zip(self.names, inputs, strict=True)))
 
 
 def _fitted(program: Program, args: tuple[Any, ...]) -> tuple[Any, ...]:

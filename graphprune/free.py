@@ -1,5 +1,6 @@
-"""Saving what no stock class can hold: the graph itself, as a .pt2 file and, for a decoder, as ONNX with its cache."""
+"""Saving what no stock class can hold: the graph itself, as a .pt2 file and as ONNX, a decoder with its cache."""
 
+import logging
 import shutil
 from pathlib import Path
 
@@ -37,14 +38,24 @@ def write(program: Program, folder: Path) -> list[tuple[str, float]]:
     report = pt2.write(program, folder / hf.PROGRAM)
     found = [("reloaded .pt2 and rewritten graph", float(report.facts["error"]["relative"]))]
     if program.source is None or program.source.kind != "huggingface":
-        return found
+        try:
+            return [*found, _export(program, folder)]
+        except ExportError as fault:  # a module of one's own may hold what ONNX has no word for
+            logging.getLogger(__name__).warning("no ONNX files were made: %s", fault)
+            return found
     copy_beside(program.source.path, folder)
     model = hf.module(program.source.path)
-    if is_decoder(model):
-        cached = with_cache(program, model)
-        found.append(("graph with cache and rewritten graph", _agree(program, cached)))
-        onnx.export_program(cached, folder / ONNX)
-    return found
+    if not is_decoder(model):
+        return [*found, _export(program, folder)]
+    cached = with_cache(program, model)
+    found.append(("graph with cache and rewritten graph", _agree(program, cached)))
+    return [*found, _export(cached, folder)]
+
+
+def _export(program: Program, folder: Path) -> tuple[str, float]:
+    """Write the ONNX files, and say how far they are from the graph."""
+    report = onnx.export_program(program, folder / ONNX)
+    return "ONNX and graph", max(float(case["worst"]) for case in report.facts["parity"].values())
 
 
 def with_cache(program: Program, model: torch.nn.Module) -> Program:
@@ -100,7 +111,7 @@ def export(folder: Path, target: str, output: Path, *, force: bool = False) -> E
     if target != "onnx" or not (folder / ONNX).is_dir():
         raise ExportError(
             f"{folder} holds a graph that no class of transformers runs; such a graph is exported when it is pruned, "
-            f"as ONNX and for decoders only: {target} cannot be made of it. Prune with destination stock or per-layer"
+            f"as ONNX only: {target} cannot be made of it. Prune with destination stock or per-layer"
         )
     require_apart(folder, output)
     with new_folder(output, force) as fresh:

@@ -5,6 +5,7 @@ import json
 from collections import ChainMap
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 import graphprune as gp
-from graphprune.errors import VerificationError
+from graphprune.errors import PlanError, VerificationError
 
 KINDS = ("llama", "opt", "gpt2", "bert", "vit", "resnet-basic", "resnet-bottleneck", "mobilenet")
 DECODERS = ("llama", "opt", "gpt2")
@@ -144,6 +145,26 @@ def test_the_whole_chain(
         stock: Any = AutoModelForCausalLM.from_pretrained(output, trust_remote_code=destination == "per-layer")
         assert close(logits(stock.eval(), ids), expected)
         assert stock.generate(ids["input_ids"], max_new_tokens=3, min_new_tokens=3).shape == (2, 10)
+
+
+@pytest.mark.parametrize("destination", ["stock", "free"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "llama"])
+def test_saved_and_exported_files_agree(
+    kind: str, destination: str, tiny: Callable[..., nn.Module], tmp_path: Path
+) -> None:
+    model: Any = tiny(kind)
+    model.save_pretrained(tmp_path / "model")
+    job = partial(gp.prune, tmp_path / "model", recipe="magnitude", sparsity=0.12, align=1, output=tmp_path / "out")
+    if destination == "stock" and kind in ("resnet-basic", "mobilenet"):
+        with pytest.raises(PlanError, match="no group is left that magnitude may cut for destination stock"):
+            job(destination=destination)
+        return
+    errors = job(destination=destination).report.errors
+    if destination == "stock":
+        gp.export(tmp_path / "out", target="onnx", output=tmp_path / "out" / "onnx")
+    checked = gp.verify_folder(tmp_path / "out" / "onnx")
+    assert len(errors) > 1 and max(*errors.values(), checked.max_error or 0.0) <= 1e-4
+    assert gp.load(tmp_path / "out").count() < gp.load(tmp_path / "model").count()
 
 
 def _rest(program: gp.Program, ids: dict[str, Tensor]) -> dict[str, Any]:
