@@ -4,6 +4,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 
 import psutil
@@ -170,15 +171,8 @@ def _planned(program: Program, plan: Plan) -> int:
     left = 0
     for name in plan.keep.keys() & program.parameters:
         shape = [len(plan.keep[name][d]) if d in plan.keep[name] else n for d, n in enumerate(shapes[name])]
-        left += _product(shapes[name]) - _product(tuple(shape))
+        left += prod(shapes[name]) - prod(shape)
     return left
-
-
-def _product(shape: tuple[int, ...]) -> int:
-    found = 1
-    for size in shape:
-        found *= size
-    return found
 
 
 def _calibration(program: Program) -> CalibrationReport | None:
