@@ -11,7 +11,7 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from graphprune.errors import ExportError
+from graphprune.errors import ExportError, first_line
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _ERRORS_ONLY = 3
@@ -45,7 +45,7 @@ class Runner:
         try:
             outputs = self.session.run(names, arrays)
         except Exception as fault:  # its errors share no base class
-            raise ExportError(f"ONNX Runtime failed on {self.provider}: {_said(fault)}") from fault
+            raise ExportError(f"ONNX Runtime failed on {self.provider}: {first_line(fault)}") from fault
         return {name: torch.from_numpy(np.asarray(array)) for name, array in zip(names, outputs, strict=True)}
 
 
@@ -62,7 +62,7 @@ def open_model(path: Path, provider: str = CPU, *, threads: int = 0) -> Runner:
     try:
         session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
     except Exception as fault:  # its errors share no base class
-        raise ExportError(f"ONNX Runtime cannot open {path.name} on {provider}: {_said(fault)}") from fault
+        raise ExportError(f"ONNX Runtime cannot open {path.name} on {provider}: {first_line(fault)}") from fault
     used = session.get_providers()[0]
     if used != provider:
         raise ExportError(f"ONNX Runtime fell back from {provider} to {used}; check the driver and its libraries")
@@ -82,8 +82,3 @@ def has_cuda(path: Path) -> bool:
 
 def _driver() -> bool:
     return Path("/dev/nvidia0").exists() or Path("/dev/dxg").exists()
-
-
-def _said(fault: Exception) -> str:
-    lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
-    return lines[0] if lines else type(fault).__name__

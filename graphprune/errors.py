@@ -47,3 +47,9 @@ class PipelineError(GraphpruneError):
 
 class RegistryError(GraphpruneError):
     """A name is not registered, or registered twice."""
+
+
+def first_line(fault: BaseException) -> str:
+    """The first line of an error's text; its kind where it has none."""
+    lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
+    return lines[0] if lines else type(fault).__name__

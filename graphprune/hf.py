@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from graphprune import per_layer
-from graphprune.errors import LoadError
+from graphprune.errors import LoadError, first_line
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -54,7 +54,9 @@ def config(folder: Path) -> Any:
     try:
         return transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as fault:
-        raise LoadError(f"{folder / CONFIG} is no valid configuration of a {kind} model: {_first(fault)}") from fault
+        raise LoadError(
+            f"{folder / CONFIG} is no valid configuration of a {kind} model: {first_line(fault)}"
+        ) from fault
 
 
 def model_class(folder: Path, settings: Any) -> Any:
@@ -86,7 +88,7 @@ def build(folder: Path, settings: Any) -> nn.Module:
     except LoadError:
         raise
     except Exception as fault:
-        raise LoadError(f"{folder / CONFIG}: no model can be built from it: {_first(fault)}") from fault
+        raise LoadError(f"{folder / CONFIG}: no model can be built from it: {first_line(fault)}") from fault
     return model.eval()
 
 
@@ -114,7 +116,7 @@ def module(folder: Path | str, dtype: torch.dtype = torch.float32) -> Any:
     except LoadError:
         raise
     except Exception as fault:
-        raise LoadError(f"transformers cannot load {folder}: {_first(fault)}") from fault
+        raise LoadError(f"transformers cannot load {folder}: {first_line(fault)}") from fault
     _require_complete(folder, info["missing_keys"], info["mismatched_keys"])
     return model.eval()
 
@@ -131,7 +133,7 @@ def tokenizer(source: Path | str) -> Any:
     try:
         return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as fault:
-        raise LoadError(f"transformers cannot load the tokenizer of {folder}: {_first(fault)}") from fault
+        raise LoadError(f"transformers cannot load the tokenizer of {folder}: {first_line(fault)}") from fault
 
 
 def require_safetensors(folder: Path) -> None:
@@ -157,7 +159,7 @@ def _per_layer_module(folder: Path, settings: Any, dtype: torch.dtype) -> nn.Mod
     try:
         found = model.load_state_dict(stored, strict=False)
     except RuntimeError as fault:
-        raise LoadError(f"{folder}: the weights do not fit {CONFIG}: {_first(fault)}") from fault
+        raise LoadError(f"{folder}: the weights do not fit {CONFIG}: {first_line(fault)}") from fault
     tied = getattr(model, "all_tied_weights_keys", {})
     _require_complete(folder, [name for name in found.missing_keys if name not in tied], [])
     model.tie_weights()  # type: ignore[operator]
@@ -204,9 +206,3 @@ def _require_complete(folder: Path, missing: Iterable[str], mismatched: Iterable
         raise LoadError(f"{folder} lacks {len(absent)} weights, the first {absent[0]}; copy the files again")
     if wrong := sorted(str(entry) for entry in mismatched):
         raise LoadError(f"{folder}: {len(wrong)} weights do not have the shapes of {CONFIG}, the first {wrong[0]}")
-
-
-def _first(fault: Exception) -> str:
-    """The first line of an error's text."""
-    lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
-    return lines[0] if lines else type(fault).__name__

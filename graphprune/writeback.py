@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from graphprune import config_widths
-from graphprune.errors import ExportError, VerificationError, WriteBackError
+from graphprune.errors import ExportError, VerificationError, WriteBackError, first_line
 from graphprune.facts import Refits
 from graphprune.modes import evaluation
 from graphprune.program import Change, Program, Rewritten
@@ -190,11 +190,11 @@ def _settle(undo: _Undo, program: Program, module: nn.Module, rewritten: Rewritt
         except (VerificationError, RuntimeError, ValueError, TypeError) as error:  # a wrong size fails in any of these
             fault = fault or error
             undo.back(mark)
+    assert fault is not None  # the empty subset is always tried
     changes = ", ".join(f"{c.node}: {c.before} -> {c.after}" for c in rewritten.changes[:4])
-    first = str(fault).splitlines()[0]
     raise WriteBackError(
         f"{type(module).__name__} computes with a size that no attribute controls (changed literals: {changes}...): "
-        f"{first}; use the rewritten graph module, program.module(), instead"
+        f"{first_line(fault)}; use the rewritten graph module, program.module(), instead"
     ) from fault
 
 

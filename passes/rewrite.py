@@ -12,7 +12,7 @@ from torch import fx
 from graphprune.axes import Axis, Prime, primes
 from graphprune.contracts import Call, Dims
 from graphprune.dependencies import Dependencies
-from graphprune.errors import GraphpruneError, InvalidProgram
+from graphprune.errors import GraphpruneError, InvalidProgram, first_line
 from graphprune.kept import Keep, kept, width
 from graphprune.passes.analysis import analyze
 from graphprune.passes.operators import RULES
@@ -125,8 +125,9 @@ class _Rewriter:
         except GraphpruneError:
             raise
         except Exception as fault:  # whatever a fake kernel raises is one fault: the graph does not hold together
-            said = str(fault).splitlines()[0] if str(fault) else type(fault).__name__
-            raise InvalidProgram(f"after the cut, {node.name} fails: {said}\n{neighbourhood(node)}") from fault
+            raise InvalidProgram(
+                f"after the cut, {node.name} fails: {first_line(fault)}\n{neighbourhood(node)}"
+            ) from fault
 
     def _check(self, cut: CutAxes, old: fx.Node, new: fx.Node) -> None:
         dims, val = self.dependencies.values[old.name], new.meta["val"]
