@@ -4,6 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import Enum
+from math import isclose, prod
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -80,6 +81,9 @@ class Flow(Protocol):
     def normalise(self, axis: Axis, why: str) -> None:
         """A cut of this axis changes what remains: its group is not exact."""
 
+    def average(self, axis: Axis, operand: object) -> None:
+        """A cut of this axis makes the result greater by its old size over its new one, and changes nothing else."""
+
     def mix(self, inner: Iterable[Axis], outer: Iterable[Axis]) -> None:
         """Indices of `outer` meet each other here, so they must agree on which indices of `inner` are kept."""
 
@@ -114,6 +118,9 @@ class Cut(Protocol):
     def within(self, axis: Axis, start: int, end: int) -> int:
         """How many of the indices from `start` to `end` are kept."""
 
+    def excess(self, axis: Axis) -> float:
+        """How much greater a mean over the axis is than it would be with zeros in the place of what is cut."""
+
 
 class Rule(ABC):
     """Everything about one operator: how its axes relate, and how its literals follow a cut."""
@@ -121,6 +128,10 @@ class Rule(ABC):
     zeros: Zeros = Zeros.KEPT
     #: Positions of arguments that are added: where one lacks an axis, its indices are not zero.
     summands: tuple[int, ...] = ()
+    #: Positions of arguments in each of which the result is linear, but for its summands.
+    linear_in: tuple[int, ...] = ()
+    #: ``f(c * x) = c**degree * f(x)`` for c > 0 and the first argument x; None where that does not hold.
+    degree: float | None = None
 
     @abstractmethod
     def axes(self, flow: Flow, node: fx.Node) -> Dims | list[Dims] | None:
@@ -133,6 +144,18 @@ class Rule(ABC):
     def rebuild(self, cut: Cut, node: fx.Node) -> Call:
         """The call after the cut; asked for only where an axis of an input or output changed."""
         return Call(node.target, node.args, dict(node.kwargs))
+
+    def gain(self, cut: Cut, node: fx.Node) -> float:
+        """How much greater the rebuilt call's result is than with zeros in the place of what is cut."""
+        return 1.0
+
+    def scale(self, node: fx.Node, factor: Callable[[object], float]) -> float | None:
+        """The factor of the output when every input carries its `factor`; None where that cannot be said."""
+        if not self.linear_in:
+            return None if self.degree is None else factor(node.args[0]) ** self.degree
+        found = prod(factor(node.args[i]) for i in self.linear_in if i < len(node.args))
+        plain = all(node.args[i] is None for i in self.summands if i < len(node.args))
+        return found if plain or isclose(found, 1.0) else None
 
     def order(self, node: fx.Node, rank: int) -> list[int] | None:
         """Where each output dimension comes from, for an operator that only permutes them; None for all others."""

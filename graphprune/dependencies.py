@@ -38,10 +38,11 @@ class Place:
 class Group:
     """A free axis of the model: it can be narrowed everywhere at once.
 
-    `exact`: cutting an index equals zeroing it. `linked`: the name of the group around it each of whose indices
-    may keep other indices of this one. `inexact_because` says what normalises or mixes over it.
-    `inner` is how many elements lie inside one index in every dimension in which the group stands (the greatest
-    common divisor).
+    `exact`: cutting an index equals zeroing it. `rescaled`: it does once averages over the axis, which have fewer
+    terms, are scaled back; the rewrite does that, and an RMS norm's weights take the factor. `linked`: the name of
+    the group around it each of whose indices may keep other indices of this one. `inexact_because` says what
+    normalises or mixes over it. `inner` is how many elements lie inside one index in every dimension in which the
+    group stands (the greatest common divisor).
     """
 
     name: str
@@ -52,7 +53,13 @@ class Group:
     cost: Cost
     inner: int
     inexact_because: str
+    rescaled: bool
     prime: Prime = field(repr=False)
+
+    @property
+    def lawful(self) -> bool:
+        """Must the cut give the numbers of the masked original?"""
+        return self.exact or self.rescaled
 
     @property
     def kind(self) -> str:
@@ -103,14 +110,15 @@ class Dependencies:
     def to_networkx(self) -> "nx.DiGraph[str]":
         """Parameters and groups as nodes, coupling as edges.
 
-        Node attributes: ``kind`` ("parameter" or "group"), for groups ``size``, ``exact``, ``linked``,
+        Node attributes: ``kind`` ("parameter" or "group"), for groups ``size``, ``exact``, ``rescaled``, ``linked``,
         ``parameters``, ``macs`` and ``kv_cache_bytes`` an index. An edge runs from the parameter that produces a
         group to the group, and from the group to what contracts or carries it; attributes ``dim`` and ``role``.
         """
         graph: nx.DiGraph[str] = nx.DiGraph()
         for group in self.groups:
             graph.add_node(
-                group.name, kind="group", size=group.size, exact=group.exact, linked=group.linked or "",
+                group.name, kind="group", size=group.size, exact=group.exact, rescaled=group.rescaled,
+                linked=group.linked or "",
                 parameters=group.cost.parameters, macs=group.cost.macs, kv_cache_bytes=group.cost.kv_cache_bytes,
             )  # fmt: skip
             for place in group.places:

@@ -29,21 +29,22 @@ class Source:
 
 @dataclass(frozen=True)
 class Change:
-    """An integer literal of a node that a cut changed."""
+    """A number in a call that a cut changed."""
 
     node: str
-    before: int
-    after: int
+    before: int | float
+    after: int | float
 
 
 @dataclass(frozen=True)
 class Rewritten:
-    """A fact: the program that this one was cut from, what was kept of it, which literals changed, and how the
-    original module can follow."""
+    """A fact: the program that this one was cut from, what was kept of it, which literals changed, which weights
+    were multiplied, and how the original module can follow."""
 
     original: "Program"
     keep: KeepByName
     changes: tuple[Change, ...]
+    scales: Mapping[str, float]
     follow: Callable[["Program", nn.Module], Any]
 
 

@@ -100,3 +100,24 @@ class Masked(_Cut):
             mask[indices] = 1
             tensor = tensor * mask.view(-1, *[1] * (tensor.dim() - dim - 1))
         return tensor
+
+
+@dataclass(frozen=True)
+class Scaled(Mapping[str, Tensor]):
+    """The weights of `base`, some of them multiplied by a number."""
+
+    base: Weights
+    factors: Mapping[str, float]
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self.base[name]
+        return tensor * self.factors[name] if name in self.factors else tensor
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.base
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.base)
+
+    def __len__(self) -> int:
+        return len(self.base)

@@ -17,7 +17,8 @@ def analyze(program: Program) -> Dependencies:
     """Find every group of coupled axes of `program`."""
     flow = AxisFlow(program).run()
     places = _places(flow)
-    finder = _Finder(flow, places, _inexact(flow), _links(flow, places))
+    averaged = {p: why for axis, why in reversed(flow.averaged) for p in primes(axis)}
+    finder = _Finder(flow, places, _inexact(flow), averaged, _links(flow, places))
     groups = tuple(finder.groups())
     return Dependencies(
         groups=groups,
@@ -36,6 +37,7 @@ class _Finder:
     flow: AxisFlow
     places: Mapping[Prime, list[tuple[str, int]]]
     inexact: Mapping[Prime, str]
+    averaged: Mapping[Prime, str]
     links: Mapping[Prime, Prime]
 
     def groups(self) -> Iterator[Group]:
@@ -49,11 +51,12 @@ class _Finder:
                 name=names[p],
                 size=p.size,
                 places=tuple(self._place(name, dim) for name, dim in self.places[p]),
-                exact=p not in self.inexact,
+                exact=p not in self.inexact and p not in self.averaged,
                 linked=names.get(owner) if owner else None,
                 cost=costs.of(p, self.places[p]),
                 inner=gcd(*(_inner(self.flow.tensors[name][dim], p) for name, dim in self.places[p])),
-                inexact_because=self.inexact.get(p, ""),
+                inexact_because=self.inexact.get(p) or self.averaged.get(p, ""),
+                rescaled=p in self.averaged and p not in self.inexact,
                 prime=p,
             )
 

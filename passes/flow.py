@@ -51,6 +51,7 @@ class AxisFlow:
     tensors: dict[str, Dims] = field(default_factory=dict)
     consumers: list[Consumer] = field(default_factory=list)
     inexact: list[tuple[Axis, str]] = field(default_factory=list)
+    averaged: list[tuple[Axis, str]] = field(default_factory=list)
     mixed: list[tuple[list[Axis], list[Axis]]] = field(default_factory=list)
     contractions: list[tuple[Axis, tuple[object, ...], str]] = field(default_factory=list)
     roles: dict[tuple[str, int], set[str]] = field(default_factory=lambda: defaultdict(set))
@@ -87,6 +88,11 @@ class AxisFlow:
     def normalise(self, axis: Axis, why: str) -> None:
         """Note that a cut of the axis changes what remains."""
         self.inexact.append((axis, f"{why}, at {self._where()}"))
+
+    def average(self, axis: Axis, operand: object) -> None:
+        """Note that a cut of the axis makes the result greater by a constant factor."""
+        self.averaged.append((axis, f"it is averaged here, at {self._where()}"))
+        self.contract(axis, operand)
 
     def mix(self, inner: Iterable[Axis], outer: Iterable[Axis]) -> None:
         """Note that indices of `outer` must agree on those of `inner`."""

@@ -16,11 +16,12 @@ from graphprune.errors import GraphpruneError, InvalidProgram, first_line
 from graphprune.kept import Keep, kept, width
 from graphprune.passes.analysis import analyze
 from graphprune.passes.operators import RULES
+from graphprune.passes.rescaling import Rescaling
 from graphprune.pipeline import PASSES, Pass
 from graphprune.plans import Plan, bind
 from graphprune.program import Change, Program, Rewritten
 from graphprune.text import neighbourhood
-from graphprune.weights import Narrowed
+from graphprune.weights import Narrowed, Scaled
 from graphprune.writeback import write_back
 
 
@@ -33,9 +34,10 @@ def rewrite(program: Program, plan: Plan) -> Program:
     """
     dependencies = program.facts.get(Dependencies) or analyze(program)
     keep = bind(program, dependencies, plan)
-    graph, changes = _Rewriter(program, dependencies, keep).run()
-    rewritten = Rewritten(program.with_facts(dependencies), plan.keep, tuple(changes), write_back)
-    small = program.with_facts(rewritten, graph=graph, weights=Narrowed(program.weights, plan.keep))
+    graph, changes, scales = _Rewriter(program, dependencies, keep).run()
+    rewritten = Rewritten(program.with_facts(dependencies), plan.keep, tuple(changes), scales, write_back)
+    weights = Scaled(Narrowed(program.weights, plan.keep), scales)
+    small = program.with_facts(rewritten, graph=graph, weights=weights)
     return small.without(Dependencies)  # the axes of the old graph say nothing of the new one
 
 
@@ -71,6 +73,11 @@ class CutAxes:
         """Linked rows are equally long, so that any of them tells how many are kept."""
         return {p: type(rows)(rows.rows[:1]) for p, rows in self.keep.items()}
 
+    def excess(self, axis: Axis) -> float:
+        """How much greater a mean over the axis is than it would be with zeros in the place of what is cut."""
+        groups = (self.dependencies.by_prime[p] for p in primes(axis) if p in self.keep)
+        return axis.size / self.width(axis) if any(group.rescaled for group in groups) else 1.0
+
     def touches(self, node: fx.Node) -> bool:
         """Does the node read or make a value that changes?"""
         return any(self.changed(axis) for value in (node, *node.all_input_nodes) for axis in self._flat(value))
@@ -88,8 +95,8 @@ class _Rewriter:
     dependencies: Dependencies
     keep: Keep
 
-    def run(self) -> tuple[fx.Graph, list[Change]]:
-        """The new graph, and which literals changed in it."""
+    def run(self) -> tuple[fx.Graph, list[Change], dict[str, float]]:
+        """The new graph, which literals changed in it, and by what parameters are to be multiplied."""
         cut = CutAxes(self.dependencies, self.keep)
         graph, new = fx.Graph(), dict[fx.Node, fx.Node]()
         changes: list[Change] = []
@@ -106,8 +113,9 @@ class _Rewriter:
                 )
             self._retrace(cut, node, new[node])
         graph._codegen = self.program.graph._codegen
+        rescaling = Rescaling(self.program, cut, {made: old for old, made in new.items()}).run(graph)
         graph.lint()
-        return graph, changes
+        return graph, changes + rescaling.changes, rescaling.weights
 
     def _retrace(self, cut: CutAxes, old: fx.Node, new: fx.Node) -> None:
         """Give the new node its fake value, and see that its shape is what the axes say."""

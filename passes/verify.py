@@ -31,7 +31,8 @@ class Verify(Pass):
 
 
 def prove(original: Program, small: Program, plan: Plan) -> Verification:
-    """Compare the cut with the masked original; groups that are not exact are checked for shape and finite numbers.
+    """Compare the cut with the masked original; groups that are neither exact nor
+    rescaled are checked for shape and finite numbers.
 
     Raises:
         VerificationError: if they disagree.
@@ -41,7 +42,7 @@ def prove(original: Program, small: Program, plan: Plan) -> Verification:
         verify_finite(small)
         small = replace(small, weights=refits.before)
     groups = original.fact(Dependencies).by_name
-    exact = {name: rows for name, rows in plan.groups.items() if groups[name].exact}
+    exact = {name: rows for name, rows in plan.groups.items() if groups[name].lawful}
     if len(exact) < len(plan.groups):
         verify_finite(small)
         plan = make(original, original.fact(Dependencies), exact)

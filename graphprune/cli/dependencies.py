@@ -27,6 +27,7 @@ def _group(group: Group) -> dict[str, Any]:
         "kind": group.kind,
         "size": group.size,
         "exact": group.exact,
+        "rescaled": group.rescaled,
         "inexact_because": group.inexact_because,
         "linked": group.linked,
         "cost": {

@@ -20,6 +20,7 @@ class Convolution(Rule):
     """``x (n (g i) ...), weight ((g o) i ...) -> (n (g o) ...)``"""
 
     summands = (2,)
+    linear_in = (0, 1)
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         x, weight = flow.dims(node.args[0]), flow.dims(node.args[1])

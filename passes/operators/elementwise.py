@@ -1,6 +1,6 @@
 """Operators that work index by index: axes meet by broadcasting."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -33,9 +33,14 @@ LOSE_ZERO = [
     aten.ones_like.default, aten.__and__.Tensor, aten.__or__.Tensor, aten.logical_or.default,
     aten.bitwise_or.Tensor, aten.nan_to_num.default,
 ]  # fmt: skip
-PRODUCTS = [aten.mul.Tensor, aten.mul.Scalar, aten.logical_and.default, aten.bitwise_and.Tensor]
+LOGICAL = [aten.logical_and.default, aten.bitwise_and.Tensor]
 ADDITIONS = [aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar]
 INVERSES = [aten.rsqrt.default, aten.reciprocal.default, aten.log.default, aten.logit.default]
+DEGREES = {
+    **dict.fromkeys((aten.relu.default, aten.leaky_relu.default, aten.neg.default, aten.abs.default), 1.0),
+    **dict.fromkeys((aten.clone.default, aten._to_copy.default), 1.0),
+    aten.sqrt.default: 0.5, aten.square.default: 2.0, aten.rsqrt.default: -0.5, aten.reciprocal.default: -1.0,
+}  # fmt: skip
 
 
 class Elementwise(Rule):
@@ -43,6 +48,10 @@ class Elementwise(Rule):
 
     def __init__(self, zeros: Zeros, summands: tuple[int, ...] = ()) -> None:
         self.zeros, self.summands = zeros, summands
+
+    def scale(self, node: fx.Node, factor: Callable[[object], float]) -> float | None:
+        """By the degree of homogeneity of the operator."""
+        return factor(node.args[0]) ** DEGREES[node.target] if node.target in DEGREES else None
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         operands = [flow.dims(value) for value in tensors(node)]
@@ -52,6 +61,13 @@ class Elementwise(Rule):
         yield Example(_Gated(), (torch.randn(2, 6),))
 
 
+class Multiply(Elementwise):
+    """A product is linear in both."""
+
+    linear_in = (0, 1)
+    scale = Rule.scale
+
+
 class Divide(Elementwise):
     """A quotient is no number where a masked divisor is zero, so that its axis is not exact."""
 
@@ -59,6 +75,12 @@ class Divide(Elementwise):
         for axis in flow.dims(node.args[-1]):
             flow.normalise(axis, "it is a divisor here")
         return super().axes(flow, node)
+
+    def scale(self, node: fx.Node, factor: Callable[[object], float]) -> float | None:
+        """The quotient of the factors, unless it is rounded."""
+        if node.target not in (aten.div.Tensor, aten.div.Scalar):
+            return super().scale(node, factor)
+        return factor(node.args[0]) / factor(node.args[1])
 
 
 class Power(Elementwise):
@@ -70,6 +92,11 @@ class Power(Elementwise):
             for axis in flow.dims(node.args[0]):
                 flow.normalise(axis, "it is a divisor here")
         return super().axes(flow, node)
+
+    def scale(self, node: fx.Node, factor: Callable[[object], float]) -> float | None:
+        """A fixed power of the factor."""
+        exponent = node.args[1]
+        return factor(node.args[0]) ** exponent if isinstance(exponent, int | float) else None
 
 
 @rule(aten.prelu.default)
@@ -117,7 +144,8 @@ class Clip(Elementwise):
 RULES.register(*KEEP_ZERO)(Elementwise(Zeros.KEPT))
 RULES.register(aten.hardtanh.default, aten.hardtanh_.default)(Clip(Zeros.KEPT))
 RULES.register(*LOSE_ZERO)(Elementwise(Zeros.LOST))
-RULES.register(*PRODUCTS)(Elementwise(Zeros.PRODUCT))
+RULES.register(aten.mul.Tensor, aten.mul.Scalar)(Multiply(Zeros.PRODUCT))
+RULES.register(*LOGICAL)(Elementwise(Zeros.PRODUCT))
 RULES.register(*ADDITIONS)(Elementwise(Zeros.KEPT, summands=(0, 1)))
 RULES.register(*INVERSES)(Divide(Zeros.LOST))
 RULES.register(aten.div.Tensor, aten.div.Scalar, aten.div.Tensor_mode)(Divide(Zeros.KEPT))

@@ -18,6 +18,7 @@ class Linear(Rule):
     """``x (... i), weight (o i), bias (o) -> (... o)``"""
 
     summands = (2,)
+    linear_in = (0, 1)
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         x, weight = node.args[:2]
@@ -42,6 +43,8 @@ class Linear(Rule):
 
 class MatMul(Rule):
     """``a (... m k), b (... k n) -> (... m n)``, the leading dimensions broadcast."""
+
+    linear_in = (0, 1)
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         return multiply(flow, node, node.args[0], node.args[1])

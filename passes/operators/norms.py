@@ -1,6 +1,7 @@
 """Normalisations and reductions: the axes over which they work are not exact."""
 
 from collections.abc import Iterator
+from math import prod
 
 import torch
 from torch import fx, nn
@@ -41,7 +42,41 @@ class LayerNorm(Rule):
         )
 
 
-RULES.register(aten.layer_norm.default, aten.rms_norm.default)(LayerNorm())
+RULES.register(aten.layer_norm.default)(LayerNorm())
+
+
+@rule(aten.rms_norm.default)
+class RMSNorm(Rule):
+    """``x / sqrt(mean(x**2) + eps) * weight`` over the last dimensions."""
+
+    linear_in = (2,)
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        dims = flow.dims(node.args[0])
+        last = dims[len(dims) - len(literal(node, 1)) :]
+        for axis in last:
+            flow.average(axis, node.args[0])
+            flow.mix(dims, [axis])
+        for a, b in zip(last, flow.dims(argument(node, 2, "weight")), strict=False):
+            flow.unify(a, b)
+        return dims
+
+    def rebuild(self, cut: Cut, node: fx.Node) -> Call:
+        last = cut.dims(node.args[0])[-len(literal(node, 1)) :]
+        eps = argument(node, 3, "eps") or torch.finfo(node.meta["val"].dtype).eps
+        eps *= prod(cut.excess(axis) for axis in last)
+        shape = [cut.width(axis) for axis in last]
+        return Call(node.target, (node.args[0], shape, argument(node, 2, "weight"), eps), {})
+
+    def gain(self, cut: Cut, node: fx.Node) -> float:
+        """The factor of the mean, under a root and in the denominator."""
+        last = cut.dims(node.args[0])[-len(literal(node, 1)) :]
+        return prod(cut.excess(axis) for axis in last) ** -0.5
+
+    def examples(self) -> Iterator[Example]:
+        layers = nn.Linear(6, 8), nn.RMSNorm(8), nn.Linear(8, 6), nn.GELU(), nn.Linear(6, 2)
+        yield Example(nn.Sequential(*layers), (torch.randn(3, 6),))
+        yield Example(nn.Sequential(nn.Linear(6, 8), nn.RMSNorm(8, elementwise_affine=False)), (torch.randn(3, 6),))
 
 
 @rule(aten.batch_norm.default)
@@ -136,15 +171,35 @@ class Reduce(Rule):
 
     def reduce(self, flow: Flow, node: fx.Node, axis: Axis) -> None:
         """Say what becomes of a reduced axis."""
-        flow.normalise(axis, "it is averaged here")
+        flow.normalise(axis, "its extreme is taken here")
 
     def examples(self) -> Iterator[Example]:
         yield between(lambda y: y.mean(1) + y.amax(1) * y.mean(2, keepdim=True).amin(1))
 
 
+@rule(aten.mean.dim, aten.mean.default)
+class Mean(Reduce):
+    """An average has fewer terms after a cut, but the same sum."""
+
+    degree = 1.0
+
+    def reduce(self, flow: Flow, node: fx.Node, axis: Axis) -> None:
+        flow.average(axis, node.args[0])
+
+    def gain(self, cut: Cut, node: fx.Node) -> float:
+        """The old number of terms over the new one."""
+        dims = cut.dims(node.args[0])
+        return prod(cut.excess(dims[i]) for i in positions(argument(node, 1, "dim"), len(dims)))
+
+    def examples(self) -> Iterator[Example]:
+        yield Example(_RootMeanSquare(), (torch.randn(3, 6),))
+
+
 @rule(aten.sum.dim_IntList, aten.sum.default)
 class Sum(Reduce):
     """A sum is exact as long as what is cut would add nothing."""
+
+    degree = 1.0
 
     def reduce(self, flow: Flow, node: fx.Node, axis: Axis) -> None:
         flow.contract(axis, node.args[0])
@@ -153,9 +208,7 @@ class Sum(Reduce):
         yield Example(_Summed(), (torch.randn(3, 6),))
 
 
-RULES.register(aten.mean.dim, aten.mean.default, aten.amax.default, aten.amin.default, aten.any.dim, aten.all.dim)(
-    Reduce()
-)
+RULES.register(aten.amax.default, aten.amin.default, aten.any.dim, aten.all.dim)(Reduce())
 
 
 @rule(aten.var.correction, aten.std.correction)
@@ -203,3 +256,16 @@ class _Summed(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         product: torch.Tensor = self.a(x) * torch.relu(self.b(x))
         return product.sum(dim=-1)
+
+
+class _RootMeanSquare(nn.Module):
+    """An example: an RMS norm written out, a weight that takes its factor, and a mean whose factor nothing takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.weight = nn.Linear(6, 8), nn.Linear(8, 3), nn.Parameter(torch.rand(8) + 0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x)
+        normed = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 0.1)
+        return self.b(normed * self.weight) + torch.tanh(y.mean(-1, keepdim=True))  # type: ignore[no-any-return]

@@ -18,6 +18,8 @@ aten = torch.ops.aten
 class Reshape(Rule):
     """Dimensions are merged and split: stretches of equal size hold the same product of axes."""
 
+    degree = 1.0
+
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         source, target = flow.dims(node.args[0]), flow.fresh(node)
         result: list[Axis] = []
@@ -51,6 +53,8 @@ RULES.register(aten.reshape.default, aten.view.default, aten._unsafe_view.defaul
 class Permute(Rule):
     """The same dimensions in another order."""
 
+    degree = 1.0
+
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = flow.dims(node.args[0])
         return tuple(dims[i] for i in self.order(node, len(dims)))
@@ -75,6 +79,8 @@ RULES.register(aten.permute.default, aten.transpose.int, aten.t.default, aten.sw
 class Unsqueeze(Rule):
     """A dimension of size 1 is put in."""
 
+    degree = 1.0
+
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = list(flow.dims(node.args[0]))
         dims.insert(position(literal(node, 1), len(dims) + 1), UNIT)
@@ -83,6 +89,8 @@ class Unsqueeze(Rule):
 
 class Squeeze(Rule):
     """Dimensions of size 1 are taken out."""
+
+    degree = 1.0
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = flow.dims(node.args[0])
@@ -102,6 +110,8 @@ RULES.register(aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default)(Squeez
 class Expand(Rule):
     """Dimensions of size 1 are stretched, new ones put in front; the others stay."""
 
+    degree = 1.0
+
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         target = flow.fresh(node)
         source = (UNIT,) * len(target) + flow.dims(node.args[0])
@@ -118,6 +128,8 @@ RULES.register(aten.expand.default, aten.broadcast_to.default)(Expand())
 @rule(aten.repeat.default)
 class Repeat(Rule):
     """Dimensions are tiled: the copies are an axis around the old one."""
+
+    degree = 1.0
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         source, target = flow.dims(node.args[0]), flow.fresh(node)
