@@ -148,8 +148,8 @@ def cut(axis: Axis, sizes: Sequence[int]) -> tuple[Axis, ...]:
         Misaligned: if its structure has no boundaries there.
     """
     axis = resolve(axis)
-    if sum(sizes) != axis.size:
-        raise Misaligned(f"{axis} has size {axis.size}, not {sum(sizes)}")
+    if sum(sizes) != axis.size or min(sizes, default=0) < 0:
+        raise Misaligned(f"{axis} has size {axis.size}, it does not split into {list(sizes)}")
     if len(sizes) == 1:
         return (axis,)
     if isinstance(axis, Prime):

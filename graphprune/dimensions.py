@@ -11,11 +11,24 @@ from graphprune.axes import UNIT, Axis
 from graphprune.contracts import Consumer, Dims, Example, Flow
 
 DYNAMIC = "its size is dynamic"  # the reason that pins an axis of symbolic size
+UNKNOWN = 97  # stands for a size that depends on data; no model has an axis of this size by chance
 
 
 def tensors(node: fx.Node) -> Iterator[fx.Node]:
     """The tensor inputs of a node, in order."""
     return (value for value in node.all_input_nodes if isinstance(value.meta.get("val"), Tensor))
+
+
+def hint(size: Any) -> int:
+    """A size, or a literal of a call, as it was in the example; asking a symbol itself would make it static."""
+    if isinstance(size, fx.Node):
+        size = size.meta["val"]
+    if isinstance(size, int):
+        return size
+    if size.node.hint is not None:
+        return int(size.node.hint)
+    sizes = {s: size.node.shape_env.var_to_val.get(s, UNKNOWN) for s in size.node.expr.free_symbols}
+    return int(size.node.expr.xreplace(sizes))
 
 
 def broadcast(flow: Flow, operands: Sequence[Dims]) -> Dims:

@@ -1,6 +1,7 @@
 """Proof by numbers: two programs that must agree are run on fresh random inputs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -57,7 +58,7 @@ def verify_cut(program: Program, small: Program, keep: KeepByName, seeds: tuple[
     found = []
     for seed in seeds:
         (args, kwargs), expected = _run(program, reference, seed)
-        with torch.no_grad():
+        with _drawing(seed), torch.no_grad():
             found.append(compare(expected, cut(*args, **kwargs), "masked and cut program"))
     return Verification(max(v.max_error for v in found), max(v.tolerance for v in found), len(found))
 
@@ -68,11 +69,21 @@ def _run(program: Program, module: nn.Module, seed: int) -> tuple[Inputs, Any]:
     if seed % 2:
         args, kwargs = fresh_inputs(program, seed, grow=1)
         try:
-            return (args, kwargs), module(*args, **kwargs)
+            with _drawing(seed):
+                return (args, kwargs), module(*args, **kwargs)
         except RuntimeError:
             pass  # some sizes must be even, or stay as they are, and no symbol says so
     args, kwargs = fresh_inputs(program, seed)
-    return (args, kwargs), module(*args, **kwargs)
+    with _drawing(seed):
+        return (args, kwargs), module(*args, **kwargs)
+
+
+@contextmanager
+def _drawing(seed: int) -> Iterator[None]:
+    """Some models draw random numbers, to hash or to mask: both programs must draw the same."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
 
 
 def fresh_inputs(program: Program, seed: int, grow: int = 0) -> tuple[tuple[Any, ...], Mapping[str, Any]]:

@@ -5,7 +5,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from math import prod
-from typing import Any
 
 import torch
 from torch import Tensor, fx
@@ -13,7 +12,7 @@ from torch import Tensor, fx
 from graphprune import axes
 from graphprune.axes import Axis, Misaligned, prime, primes
 from graphprune.contracts import Consumer, Dims
-from graphprune.dimensions import DYNAMIC
+from graphprune.dimensions import DYNAMIC, hint
 from graphprune.errors import AnalysisError
 from graphprune.passes.operators import RULES
 from graphprune.program import Program
@@ -241,8 +240,3 @@ class AxisFlow:
         frames = [line for line in lines if line.startswith("File ")]
         own = [line for line in frames if "/torch/nn/" not in line] or frames  # torch's layers say little
         return f"{self.node.name} {own[-1] if own else ''}".strip()
-
-
-def hint(size: Any) -> int:
-    """A size as it was in the example; asking a symbol itself would make it static."""
-    return size if isinstance(size, int) else int(size.node.hint or 1)

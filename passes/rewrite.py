@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 import torch.utils._pytree as pytree
 from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
 
 from graphprune.axes import Axis, Prime, primes
 from graphprune.contracts import Call, Dims
@@ -128,7 +129,7 @@ class _Rewriter:
     def _call(self, node: fx.Node) -> Any:
         args, kwargs = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], (node.args, node.kwargs))
         try:
-            with _mode(node):
+            with _mode(node), enable_python_dispatcher():  # kernels that know no symbols are decomposed
                 return node.target(*args, **kwargs)  # type: ignore[operator]
         except GraphpruneError:
             raise

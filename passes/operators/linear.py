@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 from graphprune.axes import Axis, Misaligned
 from graphprune.contracts import Dims, Example, Flow, Rule
-from graphprune.dimensions import broadcast, consume
+from graphprune.dimensions import between, broadcast, consume
 from graphprune.passes.operators import RULES
 
 aten = torch.ops.aten
@@ -64,6 +64,7 @@ class AddMM(Rule):
 
     def examples(self) -> Iterator[Example]:
         yield Example(_Transposed(), (torch.randn(3, 6),))
+        yield between(lambda y: torch.baddbmm(y[:1, :, :1].repeat(len(y), 1, 1), y, y.transpose(1, 2)), 5)
 
 
 RULES.register(aten.linear.default)(Linear())

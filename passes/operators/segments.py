@@ -12,7 +12,7 @@ from torch import fx, nn
 from graphprune.axes import Axis, Misaligned, cut, factor, resolve, total
 from graphprune.axes import prime as new_prime
 from graphprune.contracts import Call, Cut, Dims, Example, Flow, Rule, Zeros
-from graphprune.dimensions import argument, between, literal, position
+from graphprune.dimensions import DYNAMIC, argument, between, hint, literal, position
 from graphprune.passes.operators import RULES, rule
 
 aten = torch.ops.aten
@@ -66,12 +66,20 @@ class Split(Rule):
     def axes(self, flow: Flow, node: fx.Node) -> list[Dims]:
         dims = flow.dims(node.args[0])
         dim = position(argument(node, 2, "dim", 0), len(dims))
-        pieces = cut(dims[dim], self.sizes(node, dim))
+        pieces = self.pieces(flow, node, dims[dim], dim)
         return [(*dims[:dim], piece, *dims[dim + 1 :]) for piece in pieces]
+
+    def pieces(self, flow: Flow, node: fx.Node, axis: Axis, dim: int) -> tuple[Axis, ...]:
+        """The segments; fresh pinned ones where their sizes depend on the input."""
+        sizes = [value.shape[dim] for value in node.meta["val"]]
+        if all(isinstance(size, int) for size in sizes):
+            return cut(axis, sizes)
+        flow.pin(axis, "sizes that depend on the input split it")
+        return tuple(new_prime(hint(size), DYNAMIC) for size in sizes)
 
     def sizes(self, node: fx.Node, dim: int) -> list[int]:
         """The sizes of the segments before a cut."""
-        return [int(value.shape[dim]) for value in node.meta["val"]]
+        return [hint(value.shape[dim]) for value in node.meta["val"]]
 
     def rebuild(self, cut: Cut, node: fx.Node) -> Call:
         dims = cut.dims(node.args[0])
@@ -84,6 +92,7 @@ class Split(Rule):
 
     def examples(self) -> Iterator[Example]:
         yield Example(_Fused(), (torch.randn(3, 6),))
+        yield between(lambda y: torch.cat(torch.split(y, [len(y) // 2, len(y) - len(y) // 2])[::-1]))
 
 
 RULES.register(aten.split_with_sizes.default, aten.split.Tensor, aten.split.sizes, aten.chunk.default)(Split())
@@ -162,6 +171,7 @@ class Slice(Rule):
 
     def examples(self) -> Iterator[Example]:
         yield Example(_Halves(), (torch.randn(3, 6),))
+        yield between(_first_positive)
 
 
 @rule(aten.constant_pad_nd.default, aten.pad.default)
@@ -171,25 +181,30 @@ class Pad(Rule):
     zeros = Zeros.KEPT
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
-        if not pads_zeros(node) or min(widths(node)) < 0:
+        if not pads_zeros(node) or any(hint(width) < 0 for width in widths(node)):
             raise Misaligned("padding by other values than zeros")
-        dims = list(flow.dims(node.args[0]))
+        dims, new = list(flow.dims(node.args[0])), flow.fresh(node)
         for i, (before, behind) in enumerate(pairs(node), start=1):
-            if before or behind:
+            if isinstance(before, fx.Node) or isinstance(behind, fx.Node):
+                flow.pin(dims[-i], "it is padded by as much as the input wants")
+                dims[-i] = new[-i]
+            elif before or behind:
                 dims[-i] = total([new_prime(before), resolve(dims[-i]), new_prime(behind)])
         return tuple(dims)
 
     def rebuild(self, cut: Cut, node: fx.Node) -> Call:
         old, new = cut.dims(node.args[0]), cut.dims(node)
-        literals: list[int] = []
+        literals: list[Any] = []
         for i, (before, behind) in enumerate(pairs(node), start=1):
-            end = new[-i].size
-            low, high = cut.within(new[-i], 0, before), cut.within(new[-i], before + old[-i].size, end)
-            literals += [low, high] if cut.changed(new[-i]) else [before, behind]
+            if cut.changed(new[-i]):
+                first, last = before, before + old[-i].size
+                before, behind = cut.within(new[-i], 0, first), cut.within(new[-i], last, new[-i].size)
+            literals += [before, behind]
         return Call(node.target, (node.args[0], literals, *node.args[2:]), dict(node.kwargs))
 
     def examples(self) -> Iterator[Example]:
         yield Example(_Padded(), (torch.randn(3, 6),))
+        yield between(lambda y: F.pad(y, (0, 0, 0, 0, 0, -len(y) % 4)))
 
 
 def bounds(node: fx.Node, size: int) -> tuple[Any, Any, int]:
@@ -220,15 +235,22 @@ def pads_zeros(node: fx.Node) -> bool:
     return not argument(node, 3, "value") and bool(argument(node, 2, "mode", "constant") == "constant")
 
 
-def widths(node: fx.Node) -> list[int]:
-    """The literal amounts of padding."""
+def widths(node: fx.Node) -> list[Any]:
+    """The amounts of padding, numbers or symbols."""
     return list(literal(node, 1))
 
 
-def pairs(node: fx.Node) -> list[tuple[int, int]]:
+def pairs(node: fx.Node) -> list[tuple[Any, Any]]:
     """The amounts before and behind, the last dimension first."""
     flat = widths(node)
     return list(zip(flat[::2], flat[1::2], strict=True))
+
+
+def _first_positive(y: torch.Tensor) -> torch.Tensor:
+    """As many samples as have a positive first number: how many depends on the data."""
+    count: Any = (y[:, 0, 0] > 0).sum().item()
+    torch._check(count <= len(y))  # type: ignore[no-untyped-call]
+    return y[:count].reshape(count, -1, 4).flatten(1).view(count, 5, 8)
 
 
 class _Halves(nn.Module):

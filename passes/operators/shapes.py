@@ -162,6 +162,8 @@ def stretches(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[list[int
         left, right = [i] if i < len(old) else [], [j] if j < len(new) else []
         i, j = i + len(left), j + len(right)
         while (a := prod(old[k] for k in left)) != (b := prod(new[k] for k in right)):
+            if (i if a < b else j) == len(old if a < b else new):
+                raise Misaligned("sizes that depend on the input")
             if a < b:
                 left.append(i)
                 i += 1
