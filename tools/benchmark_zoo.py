@@ -1,0 +1,90 @@
+"""Prune every model of the zoo in tests/zoo, each in a process of its own, and print tables in Markdown.
+
+Usage: .venv/bin/python tools/benchmark_zoo.py [--kinds hf] [--match clm/llama] [--jobs 2] [--json zoo.json]
+
+What is in the JSON file already is not run again: delete the file to start anew, or pass --retry to run again what was
+not exact. Models of timm and torchvision need the extra `zoo`, and are skipped without it.
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # tests and tools are folders of the checkout
+
+from tests import zoo  # first, for it helps torchvision
+
+# isort: split
+from graphprune.atomic import new_file
+from graphprune.progress import progress
+from tools.zoo_benchmark import ours
+from tools.zoo_benchmark.pool import Task, run_all
+from tools.zoo_benchmark.record import Record
+from tools.zoo_benchmark.table import failures, table
+
+Records = dict[Task, Record]
+
+
+def main() -> None:
+    """Run what is not known yet, keep it, and print the tables."""
+    options = _parser().parse_args()
+    records = _read(options.json)
+    names = _names(options)
+    wanted = [(tool, name) for tool in (ours.NAME,) for name in names]
+    tasks = [task for task in wanted if task not in records or (options.retry and not records[task].exact)]
+    with progress("zoo", len(tasks)) as step:
+        for record in run_all(tasks, options.jobs, options.limit, options.ratio):
+            records[record.tool, record.name] = record
+            _write(options.json, records)
+            step()
+    for tool in dict.fromkeys(tool for tool, _ in wanted):
+        _print(tool, [records[tool, name] for name in names])
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--kinds", nargs="+", default=["hf", "timm", "tv"], choices=("hf", "timm", "tv"))
+    parser.add_argument("--match", default="", help="only models whose name holds this text")
+    parser.add_argument("--jobs", type=int, default=1, help="models at a time")
+    parser.add_argument("--limit", type=float, default=180.0, help="seconds a model may take")
+    parser.add_argument("--ratio", type=float, default=0.5, help="the share of every group that is kept")
+    parser.add_argument("--json", type=Path, help="the file that keeps the records")
+    parser.add_argument("--retry", action="store_true", help="run again what was not exact")
+    return parser
+
+
+def _names(options: argparse.Namespace) -> list[str]:
+    """The models to run; those that need a package which is not here are left out, with a word."""
+    names = [name for name in zoo.NAMES if name.split("/")[0] in options.kinds and options.match in name]
+    absent = {package for name in names for package in zoo.missing(name)}
+    if absent:
+        print(f"left out are the models that need {' and '.join(sorted(absent))}", file=sys.stderr)
+    return [name for name in names if not zoo.missing(name)]
+
+
+def _read(path: Path | None) -> Records:
+    """What an earlier run kept."""
+    rows = json.loads(path.read_text()) if path and path.exists() else []
+    return {(row["tool"], row["name"]): Record(**row) for row in rows}
+
+
+def _write(path: Path | None, records: Mapping[Task, Record]) -> None:
+    """Keep everything; the file is complete at any moment."""
+    if path is None:
+        return
+    with new_file(path, force=True) as beside:
+        beside.write_text(json.dumps([asdict(record) for record in records.values()], indent=1))
+
+
+def _print(tool: str, records: list[Record]) -> None:
+    """The table of one tool, and what did not go well."""
+    print(f"\n### {tool}\n")
+    for line in (*table(records), "", *failures(records)):
+        print(line)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,72 @@
+"""What graphprune does with a model: trace, analyse, plan, cut, prove, write back."""
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+import graphprune as gp
+from graphprune.errors import WriteBackError, first_line
+from tools.zoo_benchmark.judge import Ambiguous, Call, judge, parameters
+from tools.zoo_benchmark.record import LEAST, Report
+from tools.zoo_benchmark.subject import Subject
+
+NAME = "graphprune"
+
+
+def run(subject: Subject, report: Report, ratio: float) -> None:
+    """Take the model through every stage; what happens is in the record."""
+    record = report.record
+    with report.stage("build"):
+        model = subject.build()
+    with report.stage("trace"):
+        program = gp.trace(model, *subject.example)
+        record.parameters, record.nodes = program.count(), len(program.graph.nodes)
+    with report.stage("analyze"):
+        found = gp.analyze(program)
+        record.groups, record.exact_groups = len(found.groups), sum(group.exact for group in found.groups)
+        record.opaque, record.free = dict(found.opaque), _free(program, found)
+    with report.stage("plan"):
+        plan = gp.plan(program, ratio=ratio, recipe="magnitude", exact_only=True)
+    with report.stage("apply"):
+        small = gp.apply(program, plan)
+        record.removed = 1 - small.count() / record.parameters
+    with report.stage("verify"):
+        record.proven = gp.verify(program, small, plan).max_error
+    with report.stage("write back"):
+        pruned, kept = _written_back(report, small, model)
+    with report.stage("judge"):
+        _judge(subject, report, pruned, kept)
+
+
+def _free(program: gp.Program, found: gp.Dependencies) -> float:
+    """The share of the parameters that lies in tensors in which an exact group stands."""
+    shapes = program.shapes()
+    names = {place.parameter for group in found.groups if group.exact for place in group.places}
+    sizes = {name: Tensor.numel(program.weights[name]) for name in names & program.parameters & shapes.keys()}
+    return sum(sizes.values()) / max(1, program.count())
+
+
+def _written_back(report: Report, small: gp.Program, model: nn.Module) -> tuple[Call, Mapping[str, Tensor]]:
+    """The narrowed module and its parameters; the rewritten graph and its weights where the module cannot follow."""
+    try:
+        small.write_back(model)
+    except WriteBackError as fault:
+        report.record.remark = f"not written back: {first_line(fault)}"
+        own = parameters(model)  # a parameter that the graph does not use is as it was
+        stored = {name: small.name(name) for name in own}
+        return small.module(), {n: small.weights[s] if s in small.weights else own[n] for n, s in stored.items()}
+    report.record.written_back = True
+    return model, parameters(model)
+
+
+def _judge(subject: Subject, report: Report, pruned: Call, kept: Mapping[str, Tensor]) -> None:
+    """The law that all tools are held to; where values cannot tell, graphprune's own proof counts."""
+    record = report.record
+    enough = record.removed >= LEAST
+    try:
+        verdict = judge(subject.build(), kept, pruned, subject.fresh)
+    except Ambiguous as fault:
+        record.remark, record.exact = f"judged by its own proof; {fault}", enough
+        return
+    record.error, record.exact = verdict.error, verdict.holds and enough
+    record.fault = verdict.reason or ("" if enough else f"only {record.removed:.1%} of the parameters removed")

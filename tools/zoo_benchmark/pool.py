@@ -1,0 +1,73 @@
+"""Run models in processes of their own, some at a time, each with a time limit."""
+
+import multiprocessing
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection, wait
+from multiprocessing.process import BaseProcess
+from time import monotonic
+
+from tools.zoo_benchmark.record import Record
+from tools.zoo_benchmark.work import work
+
+Task = tuple[str, str]  # tool and model
+
+
+@dataclass
+class _Job:
+    process: BaseProcess
+    pipe: Connection
+    last: Record
+    start: float = field(default_factory=monotonic)
+
+    def read(self) -> bool:
+        """Take in what the process sent; False when it will send no more."""
+        try:
+            while self.pipe.poll():
+                self.last = self.pipe.recv()
+        except EOFError:
+            return False
+        return True
+
+
+def run_all(tasks: Sequence[Task], jobs: int, limit: float, ratio: float) -> Iterator[Record]:
+    """The record of every task as it gets ready; `limit` is in seconds a task."""
+    os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the server, which imports torch
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tools.zoo_benchmark.preload"])
+    waiting, running = list(reversed(tasks)), list[_Job]()
+    try:
+        while waiting or running:
+            while waiting and len(running) < jobs:
+                running.append(_start(context, waiting.pop(), ratio))
+            soonest = min(job.start for job in running) + limit
+            wait([job.pipe for job in running], max(0.0, soonest - monotonic()))
+            for job in list(running):
+                if not job.read() or monotonic() - job.start > limit:
+                    running.remove(job)
+                    yield _finish(job, limit)
+    finally:
+        for job in running:
+            job.process.kill()
+
+
+def _start(context: multiprocessing.context.ForkServerContext, task: Task, ratio: float) -> _Job:
+    """A process for one model."""
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=work, args=(*task, ratio, sender))
+    process.start()
+    sender.close()
+    return _Job(process, receiver, Record(*task))
+
+
+def _finish(job: _Job, limit: float) -> Record:
+    """The last word of a process that ended, or that is ended now."""
+    ended = monotonic() - job.start <= limit
+    if not ended:
+        job.process.kill()
+    job.process.join()
+    if job.last.stage != "done" and not job.last.fault:
+        how = f"process died with exit code {job.process.exitcode}" if ended else f"time limit of {limit:.0f} s"
+        job.last.fault = f"{how} in stage {job.last.stage!r}"
+    return job.last

@@ -1,0 +1,40 @@
+"""One model in a process of its own."""
+
+import logging
+import os
+import traceback
+import warnings
+from multiprocessing.connection import Connection
+
+import torch
+
+from graphprune.errors import first_line
+from tools.zoo_benchmark import ours
+from tools.zoo_benchmark.record import Record, Report
+from tools.zoo_benchmark.subject import subject
+
+TOOLS = {ours.NAME: ours.run}
+TRACEBACK = 3000  # characters, the last ones
+
+
+def work(tool: str, name: str, ratio: float, pipe: Connection) -> None:
+    """Let a tool prune a model, and send the record whenever a stage begins and at the end."""
+    _be_quiet()
+    torch.set_num_threads(1)
+    report = Report(Record(tool, name), pipe.send)
+    try:
+        TOOLS[tool](subject(name), report, ratio)
+        report.record.stage = "done"
+    except Exception as fault:
+        report.record.fault = f"{type(fault).__name__}: {first_line(fault)}"
+        report.record.traceback = traceback.format_exc()[-TRACEBACK:]
+    pipe.send(report.record)
+
+
+def _be_quiet() -> None:
+    """Drop what the models and the tools print; the table is the output."""
+    warnings.filterwarnings("ignore")
+    logging.disable(logging.CRITICAL)
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, 1)
+    os.dup2(nowhere, 2)
