@@ -89,7 +89,8 @@ def _to(node: fx.Node) -> Any:
     return aten._to_copy.default, (node.args[0],), {"dtype": after.dtype}
 
 
-def _flatten(node: fx.Node) -> Any:
+def _sizes(node: fx.Node) -> Any:
+    """A reshape to the sizes of the value, one of which may be dynamic."""
     sizes = [size if isinstance(size, int) else -1 for size in node.meta["val"].shape]
     return (aten.reshape.default, (node.args[0], sizes), {}) if sizes.count(-1) <= 1 else None
 
@@ -98,6 +99,17 @@ def _chunk(node: fx.Node) -> Any:
     x, count, dim = cast(tuple[fx.Node, int, int], (*node.args, 0)[:3])
     size = _same(node).meta["val"].shape[dim]
     return (aten.split.Tensor, (x, -(-size // count), dim), {}) if isinstance(size, int) else None
+
+
+def _matrix_transpose(node: fx.Node) -> Any:
+    return aten.transpose.int, (node.args[0], -2, -1), {}
+
+
+def _narrow(node: fx.Node) -> Any:
+    x, dim, start, length = node.args
+    if not isinstance(start, int) or not isinstance(length, int) or start < 0:
+        return None
+    return aten.slice.Tensor, (x, dim, start, start + length), {}
 
 
 _ASSERTIONS = (
@@ -117,6 +129,9 @@ LOWERINGS: dict[Any, Lowering] = {
     aten.to.device: _to,
     aten.to.dtype_layout: _to,
     aten.to.other: _to,
-    aten.flatten.using_ints: _flatten,
+    aten.flatten.using_ints: _sizes,
+    aten.unflatten.int: _sizes,
+    aten.mT.default: _matrix_transpose,
+    aten.narrow.default: _narrow,
     aten.chunk.default: _chunk,
 }

@@ -27,6 +27,7 @@ class Layers(nn.Module):
         self.square, self.table, self.vector = nn.Linear(8, 8), nn.Embedding(9, 4), nn.Parameter(torch.zeros(8))
         self.latent, self.rows = nn.Parameter(torch.zeros(4, 8)), nn.Buffer(torch.arange(8))
         self.count, self.flags = nn.Buffer(torch.zeros(())), nn.Buffer(torch.ones(8, dtype=torch.int64))
+        self.times = nn.Buffer(torch.tensor([2, 1, 3]))
         self.last = nn.Linear(features, 3) if features else nn.Identity()
         for parameter in self.parameters():
             nn.init.normal_(parameter)
@@ -79,6 +80,9 @@ CASES = [
     Case("one index left to squeeze", lambda s, x: s.a(x)[:, :, None].squeeze(), 8, "8"),
     Case("no index to squeeze", lambda s, x: s.a(x).squeeze(1), 8, "8"),
     Case("a buffer that counts", counted, 8, "8"),
+    Case(
+        "a size that depends on data", lambda s, x: s.a(torch.cat((x.repeat_interleave(s.times, 0), x))), 8, "8", (3, 6)
+    ),
     Case("an even batch", lambda s, x: s.a(x).view(-1, 2, 8).flatten(1), 16, "8"),
 ]
 
