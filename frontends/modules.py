@@ -13,7 +13,7 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 
 from graphprune.errors import TraceError
 from graphprune.frontends.lowering import functional, tidy
-from graphprune.modes import evaluation
+from graphprune.modes import evaluation, named_keywords
 from graphprune.program import Program, Source
 
 
@@ -34,7 +34,7 @@ def trace(
     Raises:
         TraceError: if torch.export refuses the module; names the line of model code.
     """
-    with evaluation(module):
+    with evaluation(module), named_keywords(module, kwargs):
         exported = export(module, args, kwargs, dynamic_shapes)
     return from_exported(exported, (args, dict(kwargs)), state=state)
 

@@ -1,7 +1,9 @@
-"""Modules in evaluation mode, for a while."""
+"""Modules as they are captured and checked, for a while: in evaluation mode, every keyword in the signature."""
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from torch import nn
 
@@ -16,3 +18,31 @@ def evaluation(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
+
+
+@contextmanager
+def named_keywords(module: nn.Module, names: Iterable[str]) -> Iterator[None]:
+    """Let the signature of `module.forward` name every keyword of a call that it takes as one of ``**kwargs``.
+
+    torch.export binds dynamic sizes to arguments by that signature, and loses those that it does not name.
+    """
+    signature = inspect.signature(module.forward)
+    named = {p.name: p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD}
+    extra = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in names if name not in named]
+    if not extra or len(named) == len(signature.parameters):
+        yield
+        return
+    own = vars(module).get("forward")
+    forward = module.forward
+
+    def named_forward(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **kwargs)
+
+    named_forward.__signature__ = signature.replace(parameters=[*named.values(), *extra])  # type: ignore[attr-defined]
+    module.forward = named_forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if own is not None:
+            module.forward = own

@@ -1,0 +1,42 @@
+"""Modules are captured as they are called, and are afterwards as they were before."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import graphprune as gp
+
+
+class Swallows(nn.Module):
+    """Takes what it does not name as further keywords, as many language models do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor, scale: float = 1.0, **others: Any) -> Tensor:
+        y: Tensor = self.last(torch.relu(self.first(x)))
+        return y * scale + (others["shift"] if "shift" in others else 0)
+
+
+def test_keywords_that_a_signature_does_not_name_have_dynamic_sizes_too() -> None:
+    module = Swallows()
+    program = gp.trace(module, kwargs={"x": torch.randn(4, 6), "shift": torch.randn(4, 3)})
+    assert "forward" not in vars(module)
+    plan = gp.plan(program, ratio=0.5)
+    small = gp.apply(program, plan)
+    assert gp.verify(program, small, plan).cases == 2
+    assert small.module()(x=torch.randn(7, 6), shift=torch.randn(7, 3)).shape == (7, 3)
+
+
+def test_a_forward_of_the_instance_stays() -> None:
+    module = Swallows()
+    plain = module.forward
+
+    def doubled(x: Tensor, **others: Any) -> Tensor:
+        return plain(x, scale=2.0, **others)
+
+    module.forward = doubled  # type: ignore[method-assign]
+    gp.trace(module, kwargs={"x": torch.randn(4, 6), "shift": torch.randn(4, 3)})
+    assert module.forward is doubled
