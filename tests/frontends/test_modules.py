@@ -17,7 +17,8 @@ class Swallows(nn.Module):
 
     def forward(self, x: Tensor, scale: float = 1.0, **others: Any) -> Tensor:
         y: Tensor = self.last(torch.relu(self.first(x)))
-        return y * scale + (others["shift"] if "shift" in others else 0)
+        shift: Tensor | float = others.get("shift", 0.0)
+        return y * scale + shift
 
 
 def test_keywords_that_a_signature_does_not_name_have_dynamic_sizes_too() -> None:
@@ -37,6 +38,6 @@ def test_a_forward_of_the_instance_stays() -> None:
     def doubled(x: Tensor, **others: Any) -> Tensor:
         return plain(x, scale=2.0, **others)
 
-    module.forward = doubled  # type: ignore[method-assign]
+    module.forward = doubled  # type: ignore[assignment, method-assign]
     gp.trace(module, kwargs={"x": torch.randn(4, 6), "shift": torch.randn(4, 3)})
     assert module.forward is doubled
