@@ -1,13 +1,14 @@
 """What an operator rule or an exporter promises; scores, allocations and refits are in `methods`."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from math import isclose, prod
 from pathlib import Path
 from typing import Any, Protocol
 
+import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from graphprune.axes import Axis
@@ -28,6 +29,7 @@ class Zeros(Enum):
     """What an operator makes of indices at which a masked input is zero."""
 
     KEPT = "zero wherever all inputs are"
+    MOVED = "zero wherever all inputs are, and likewise any other number"
     PRODUCT = "zero wherever one input is"
     LOST = "no longer zero"
 
@@ -122,6 +124,24 @@ class Cut(Protocol):
         """How much greater a mean over the axis is than it would be with zeros in the place of what is cut."""
 
 
+@dataclass(frozen=True)
+class Masked:
+    """What the arguments of a call are where one axis is masked.
+
+    `known` has the number that a tensor is there, as far as it is one known number; `holds` tells the tensors that
+    have the axis at all.
+    """
+
+    known: Mapping[fx.Node, float]
+    holds: frozenset[fx.Node]
+
+    def at(self, value: object) -> float | None:
+        """The number that an argument is; None if that is not known."""
+        if isinstance(value, fx.Node):
+            return self.known.get(value)
+        return float(value) if isinstance(value, (bool, int, float)) else None
+
+
 class Rule(ABC):
     """Everything about one operator: how its axes relate, and how its literals follow a cut."""
 
@@ -132,6 +152,19 @@ class Rule(ABC):
     linear_in: tuple[int, ...] = ()
     #: ``f(c * x) = c**degree * f(x)`` for c > 0 and the first argument x; None where that does not hold.
     degree: float | None = None
+
+    def masked(self, node: fx.Node, inputs: Masked) -> float | None:
+        """The number that the output is where an axis of it is masked; None if that is not known, NaN or infinite if
+        it may be no number, so that the axis is not exact."""
+        numbers = {inputs.known.get(value) for value in inputs.holds}
+        number = numbers.pop() if len(numbers) == 1 else None
+        added = (node.args[i] for i in self.summands if i < len(node.args))
+        stays = all(value in inputs.holds or value is None or value == 0 for value in added)
+        if self.zeros is Zeros.PRODUCT and any(inputs.at(value) == 0 for value in pytree.tree_leaves(node.args)):
+            return 0.0
+        return (
+            number if stays and (self.zeros is Zeros.MOVED or (number == 0 and self.zeros is not Zeros.LOST)) else None
+        )
 
     @abstractmethod
     def axes(self, flow: Flow, node: fx.Node) -> Dims | list[Dims] | None:

@@ -7,7 +7,7 @@ from math import gcd, prod
 
 from graphprune.axes import Axis, Prime, Product, Sum, primes, resolve
 from graphprune.dependencies import Cost, Dependencies, Group, Pinned, Place
-from graphprune.passes.exactness import loud
+from graphprune.passes.exactness import inexact
 from graphprune.passes.flow import AxisFlow
 from graphprune.passes.operators import RULES
 from graphprune.program import Program
@@ -123,7 +123,7 @@ def _pinned(flow: AxisFlow) -> Iterator[Pinned]:
 def _inexact(flow: AxisFlow) -> dict[Prime, str]:
     """Primes whose cut changes more than zeroing them would, and why."""
     why = {p: reason for axis, reason in reversed(flow.inexact) for p in primes(axis)}
-    for p, reason in loud(flow, RULES):
+    for p, reason in inexact(flow, RULES):
         why.setdefault(p, reason)
     return why
 

@@ -1,57 +1,77 @@
-"""Where a masked index stops being zero: what is summed there would not be exact."""
+"""What a value is where an axis is masked: what is not zero there, and is summed, would not be exact."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 from torch import fx
 
 from graphprune.axes import Axis, Prime, Product, primes, resolve
-from graphprune.contracts import Rule, Zeros
-from graphprune.passes.flow import AxisFlow
+from graphprune.contracts import Masked, Rule, Zeros
+from graphprune.passes.flow import AxisFlow, where
 from graphprune.registry import Registry
 
 
-def loud(flow: AxisFlow, rules: Registry[Any, Rule]) -> Iterator[tuple[Prime, str]]:
-    """Primes that are summed over although no operand is zero where they are masked, and where that happens.
+def inexact(flow: AxisFlow, rules: Registry[Any, Rule]) -> Iterator[tuple[Prime, str]]:
+    """Primes whose masked indices leave a trace, and where: they are no numbers, or they are summed and not zero.
 
-    Masked parameters are zero at the masked indices; from there zeros are followed through the graph.
+    Masked parameters are zero at the masked indices; from there numbers are followed through the graph.
     """
-    found: dict[fx.Node, set[Prime]] = {}
+    zeros = _Follower(flow, rules)
     for node in flow.program.graph.nodes:
-        found[node] = _loud(flow, rules, node, found)
-    for axis, operands, where in flow.contractions:
+        yield from ((p, f"it is a divisor here, at {where(node)}") for p in zeros.visit(node))
+    for axis, operands, place in flow.contractions:
         nodes = [value for value in operands if isinstance(value, fx.Node)]
         for p in set(primes(axis)):
-            if all(p in found[node] for node in nodes):
-                yield p, f"values that are not zero are summed over it, at {where}"
+            if not p.pins and all(zeros.is_loud(node, p) for node in nodes):
+                yield p, f"values that are not zero are summed over it, at {place}"
 
 
-def _loud(flow: AxisFlow, rules: Registry[Any, Rule], node: fx.Node, found: Mapping[fx.Node, set[Prime]]) -> set[Prime]:
-    """The primes of a value at whose masked indices it may not be zero."""
-    own = _primes(flow, node)
-    if node.op in ("get_attr", "placeholder") or not own:
-        return set()
-    rule = rules.get(node.target)
-    inputs = [n for n in node.all_input_nodes if flow.values.get(n) is not None]
-    if rule is None or rule.zeros is Zeros.LOST:
-        return own
-    new = own.difference(*(_primes(flow, n) for n in inputs))  # an axis along which values were repeated
-    if rule.zeros is Zeros.PRODUCT:
-        all_loud = {p for p in own if all(p in found[n] or p not in _primes(flow, n) for n in inputs)}
-        return new | all_loud | _repeated(flow, node, rule, inputs, found)
-    spread = own.intersection(set().union(*(found[n] for n in inputs)))
-    return new | spread | {p for p in own if _lacks(flow, node, rule, p)} | _repeated(flow, node, rule, inputs, found)
+@dataclass
+class _Follower:
+    """For every value its free primes, and the number that it is where one of them is masked, as far as known."""
+
+    flow: AxisFlow
+    rules: Registry[Any, Rule]
+    primes: dict[fx.Node, frozenset[Prime]] = field(default_factory=dict)
+    known: dict[fx.Node, dict[Prime, float]] = field(default_factory=dict)
+
+    def visit(self, node: fx.Node) -> list[Prime]:
+        """Note what the value is; return the primes of which no number is left."""
+        self.primes[node] = _free(self.flow, node)
+        numbers = {p: self._number(node, p) for p in self.primes[node]}
+        self.known[node] = {p: x for p, x in numbers.items() if x is not None and isfinite(x)}
+        return [p for p, x in numbers.items() if x is not None and not isfinite(x)]
+
+    def is_loud(self, node: fx.Node, p: Prime) -> bool:
+        """May the value be another number than zero where the prime is masked?"""
+        return p in self.primes[node] and self.known[node].get(p) != 0
+
+    def _number(self, node: fx.Node, p: Prime) -> float | None:
+        if node.op in ("get_attr", "placeholder"):
+            return 0.0
+        rule = self.rules.get(node.target)
+        if rule is None:
+            return None
+        holders = [n for n in node.all_input_nodes if p in self.primes[n]]
+        inputs = Masked({n: self.known[n][p] for n in holders if p in self.known[n]}, frozenset(holders))
+        number = rule.masked(node, inputs)
+        spoilt = number is not None and isfinite(number) and self._spreads(node, rule, p, inputs)
+        return None if spoilt else number
+
+    def _spreads(self, node: fx.Node, rule: Rule, p: Prime, inputs: Masked) -> bool:
+        """Does the prime stand in more dimensions than before, so that one of them may be masked and the other not?"""
+        count = _count(self.flow, node, p)
+        if count < 2 or (rule.zeros is Zeros.PRODUCT and all(inputs.at(n) == 0 for n in inputs.holds)):
+            return False
+        return rule.zeros is Zeros.PRODUCT or any(_count(self.flow, n, p) < count for n in inputs.holds)
 
 
-def _repeated(
-    flow: AxisFlow, node: fx.Node, rule: Rule, inputs: list[fx.Node], found: Mapping[fx.Node, set[Prime]]
-) -> set[Prime]:
-    """Primes that stand in several dimensions of a value, which may be zero along one and not along the other."""
-    counts = {p: n for p in _primes(flow, node) if (n := _count(flow, node, p)) > 1}
-    quiet = {p for p in counts if not any(p in found[n] for n in inputs)}
-    if rule.zeros is Zeros.PRODUCT:
-        return counts.keys() - quiet
-    return {p for p in counts if p not in quiet or any(0 < _count(flow, n, p) < counts[p] for n in inputs)}
+def _free(flow: AxisFlow, node: fx.Node) -> frozenset[Prime]:
+    dims = flow.values.get(node) or ()
+    flat = [axis for item in dims for axis in (item if isinstance(item, tuple) else (item,))]
+    return frozenset(p for axis in flat for p in primes(axis) if not p.pins)
 
 
 def _count(flow: AxisFlow, node: fx.Node, p: Prime) -> int:
@@ -67,17 +87,3 @@ def _times(axis: Axis, p: Prime) -> int:
         return int(axis is p)
     times = [_times(part, p) for part in axis.parts]
     return sum(times) if isinstance(axis, Product) else max(times, default=0)
-
-
-def _lacks(flow: AxisFlow, node: fx.Node, rule: Rule, p: Prime) -> bool:
-    """Is something added that does not have the axis, a number or a narrower tensor?"""
-    added = (node.args[i] for i in rule.summands if i < len(node.args))
-    return any(p not in _primes(flow, value) for value in added if value is not None and value != 0)
-
-
-def _primes(flow: AxisFlow, value: object) -> set[Prime]:
-    if not isinstance(value, fx.Node):
-        return set()
-    dims = flow.values.get(value) or ()
-    flat = [axis for item in dims for axis in (item if isinstance(item, tuple) else (item,))]
-    return {p for axis in flat for p in primes(axis)}

@@ -234,9 +234,12 @@ class AxisFlow:
 
     def _where(self) -> str:
         """The current node and its line of model code."""
-        if self.node is None:
-            return ""
-        lines = (line.strip() for line in str(self.node.meta.get("stack_trace") or "").splitlines())
-        frames = [line for line in lines if line.startswith("File ")]
-        own = [line for line in frames if "/torch/nn/" not in line] or frames  # torch's layers say little
-        return f"{self.node.name} {own[-1] if own else ''}".strip()
+        return where(self.node) if self.node else ""
+
+
+def where(node: fx.Node) -> str:
+    """A node and its line of model code."""
+    lines = (line.strip() for line in str(node.meta.get("stack_trace") or "").splitlines())
+    frames = [line for line in lines if line.startswith("File ")]
+    own = [line for line in frames if "/torch/nn/" not in line] or frames  # torch's layers say little
+    return f"{node.name} {own[-1] if own else ''}".strip()

@@ -3,16 +3,17 @@
 from collections.abc import Iterator
 from dataclasses import fields, replace
 from functools import cache
+from math import isfinite
 from random import Random
 from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 import graphprune as gp
 from graphprune.budget import Budget, Knob
-from graphprune.contracts import Example, Zeros
+from graphprune.contracts import Example, Masked
 from graphprune.dependencies import Dependencies, Group
 from graphprune.frontends.modules import trace
 from graphprune.methods import Evidence
@@ -20,6 +21,7 @@ from graphprune.passes.allocation import ALLOCATIONS
 from graphprune.passes.analysis import analyze
 from graphprune.passes.calibrate import Calibrate
 from graphprune.passes.operators import RULES
+from graphprune.passes.operators.elementwise import Choice, Elementwise
 from graphprune.passes.reconstructions import RECONSTRUCTIONS
 from graphprune.passes.rewrite import rewrite
 from graphprune.passes.scores import SCORES
@@ -97,24 +99,33 @@ def test_every_rule_occurs_in_an_example() -> None:
 def simple(target: Any) -> bool:
     """Is it of the form f(x), or f(x, y), tensors only?"""
     wanted = [a for a in target._schema.arguments if not a.has_default_value() and not a.kwarg_only]
-    return all(str(argument.type) == "Tensor" for argument in wanted)
+    return bool(wanted) and all(str(argument.type) == "Tensor" for argument in wanted)
 
 
 def element_wise() -> list[Any]:
-    """The element-wise operators that promise something about zeros, and can be called with zeros alone."""
-    kinds = {type(RULES[target]) for target in (torch.ops.aten.relu.default, torch.ops.aten.div.Tensor)}
-    promised = [t for t, rule in RULES.items() if type(rule) in kinds and rule.zeros is not Zeros.LOST]
-    return [target for target in promised if simple(target) and "div" not in str(target)]
+    """The element-wise operators that can be called with tensors alone."""
+    return [
+        target for target, rule in RULES.items()
+        if isinstance(rule, Elementwise) and not isinstance(rule, Choice) and simple(target)
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("target", element_wise(), ids=str)
-def test_element_wise_operators_do_to_zeros_what_their_rule_says(target: Any) -> None:
-    wanted = [a for a in target._schema.arguments if not a.has_default_value() and not a.kwarg_only]
-    zeros = torch.zeros(3, dtype=torch.int64 if "bitwise" in str(target) else torch.float32)
-    kept = target(*[zeros] * len(wanted))
-    assert kept.shape == (3,) and not kept.any()
-    if RULES[target].zeros is Zeros.PRODUCT:
-        assert not target(zeros, torch.ones_like(zeros)).any()
+def test_element_wise_operators_make_of_masked_numbers_what_their_rule_says(target: Any) -> None:
+    names = [a.name for a in target._schema.arguments if not a.has_default_value() and not a.kwarg_only]
+    dtype = torch.int64 if any(word in str(target) for word in ("bitwise", "shift", "gcd", "lcm", "__")) else None
+    graph = fx.Graph()
+    nodes = [graph.placeholder(name) for name in names]
+    call = graph.call_function(target, tuple(nodes))
+    for node in nodes:
+        node.meta["val"] = torch.ones(3, dtype=dtype)
+    for known in [dict.fromkeys(nodes, 0.0), dict.fromkeys(nodes, 1.0), *({node: 0.0} for node in nodes)]:
+        said = RULES[target].masked(call, Masked(known, frozenset(nodes)))
+        for other in (1, 2, -3):
+            values = [torch.full((3,), known.get(node, other), dtype=dtype or torch.float32) for node in nodes]
+            if said is not None and isfinite(said):
+                got = target(*values)
+                assert got.shape == (3,) and got.double().tolist() == pytest.approx([said] * 3, rel=1e-6)
 
 
 def network() -> Program:

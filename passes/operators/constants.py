@@ -1,11 +1,12 @@
 """Values made from nothing: uniform ones follow a cut, all others stay."""
 
 from collections.abc import Iterator
+from math import isfinite
 
 import torch
 from torch import fx
 
-from graphprune.contracts import Call, Cut, Dims, Example, Flow, Rule, Zeros
+from graphprune.contracts import Call, Cut, Dims, Example, Flow, Masked, Rule, Zeros
 from graphprune.dimensions import argument, between
 from graphprune.passes.operators import RULES
 
@@ -15,10 +16,14 @@ aten = torch.ops.aten
 class Uniform(Rule):
     """One number everywhere: its sizes are literals."""
 
-    zeros = Zeros.LOST
-
     def __init__(self, sizes: int) -> None:
         self.sizes = sizes
+
+    def masked(self, node: fx.Node, inputs: Masked) -> float | None:
+        kind = str(node.target)
+        value = argument(node, self.sizes + 1, "fill_value") if "full" in kind else 1 if "ones" in kind else 0
+        number = None if "empty" in kind else inputs.at(value)
+        return number if number is not None and isfinite(number) else None
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         return flow.fresh(node)

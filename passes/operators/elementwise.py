@@ -1,80 +1,106 @@
 """Operators that work index by index: axes meet by broadcasting."""
 
-from collections.abc import Callable, Iterator
-from typing import Any
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, cast
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
-from graphprune.contracts import Dims, Example, Flow, Rule, Zeros
-from graphprune.dimensions import argument, between, broadcast, meet, tensors
+from graphprune.contracts import Dims, Example, Flow, Masked, Rule, Zeros
+from graphprune.dimensions import between, broadcast, meet, tensors
 from graphprune.passes.operators import RULES, rule
 
 aten = torch.ops.aten
 
-KEEP_ZERO = [
-    aten.relu.default, aten.relu_.default, aten.gelu.default, aten.silu.default, aten.silu_.default, aten.mish.default,
-    aten.leaky_relu.default, aten.elu.default, aten.hardswish.default, aten.hardswish_.default,
-    aten.relu6.default, aten.tanh.default, aten.sin.default, aten.neg.default, aten.abs.default,
-    aten.sqrt.default, aten.erf.default, aten.sign.default, aten.floor.default, aten.ceil.default, aten.round.default,
-    aten.trunc.default, aten.square.default, aten.expm1.default, aten.log1p.default,
-    aten.dropout.default, aten.clone.default, aten.alias.default, aten.detach.default, aten.detach_.default,
-    aten.contiguous.default, aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.to.device,
-    aten.lift_fresh_copy.default, aten.feature_dropout.default, aten.zeros_like.default,
+PRODUCTS = [aten.mul.Tensor, aten.mul.Scalar, aten.multiply.Tensor, aten.multiply.Scalar]
+CONJUNCTIONS = [aten.logical_and.default, aten.bitwise_and.Tensor, aten.__and__.Tensor]
+QUOTIENTS = [
+    aten.div.Tensor, aten.div.Scalar, aten.div.Tensor_mode, aten.div.Scalar_mode, aten.divide.Tensor,
+    aten.divide.Scalar, aten.divide.Tensor_mode, aten.true_divide.Tensor, aten.floor_divide.default,
+    aten.floor_divide.Scalar, aten.fmod.Tensor, aten.fmod.Scalar, aten.remainder.Tensor, aten.remainder.Scalar,
 ]  # fmt: skip
-LOSE_ZERO = [
-    aten.sigmoid.default, aten.hardsigmoid.default, aten.cos.default, aten.exp.default, aten.softplus.default,
-    aten.acos.default, aten.logical_not.default, aten.bitwise_not.default, aten.isnan.default,
-    aten.isinf.default, aten.clamp.default, aten.clamp_min.default, aten.clamp_max.default, aten.masked_fill.Scalar,
-    aten.masked_fill.Tensor, aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar,
-    aten.eq.Tensor, aten.eq.Scalar, aten.ne.Tensor, aten.ne.Scalar, aten.le.Tensor, aten.le.Scalar, aten.lt.Tensor,
-    aten.lt.Scalar, aten.ge.Tensor, aten.ge.Scalar, aten.gt.Tensor, aten.gt.Scalar, aten.pow.Scalar,
-    aten.maximum.default, aten.minimum.default, aten.rsub.Scalar, aten.full_like.default,
-    aten.ones_like.default, aten.__and__.Tensor, aten.__or__.Tensor, aten.logical_or.default,
-    aten.bitwise_or.Tensor, aten.nan_to_num.default,
+CHOICES = [
+    aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar,
+    aten.masked_fill.Scalar, aten.masked_fill.Tensor,
 ]  # fmt: skip
-LOGICAL = [aten.logical_and.default, aten.bitwise_and.Tensor]
-ADDITIONS = [aten.add.Tensor, aten.add.Scalar, aten.sub.Tensor, aten.sub.Scalar]
-INVERSES = [aten.rsqrt.default, aten.reciprocal.default, aten.log.default, aten.logit.default]
-DEGREES = {
+#: What works index by index though torch does not say so.
+UNTAGGED = [
+    aten.relu_.default, aten.silu_.default, aten.hardswish_.default, aten.hardtanh.default, aten.hardtanh_.default,
+    aten.mish.default, aten.log_sigmoid.default, aten.relu6.default, aten.selu.default, aten.rrelu.default,
+    aten.clone.default, aten.alias.default, aten.detach.default, aten.detach_.default, aten.contiguous.default,
+    aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.lift_fresh_copy.default,
+    aten.zeros_like.default, aten.ones_like.default, aten.full_like.default, aten.square.default, aten.absolute.default,
+    aten.negative.default, aten.subtract.Tensor, aten.subtract.Scalar, aten.isnan.default, aten.isclose.default,
+    aten.__or__.Tensor,
+    aten.greater.Tensor, aten.greater.Scalar, aten.greater_equal.Tensor, aten.greater_equal.Scalar, aten.less.Tensor,
+    aten.less.Scalar, aten.less_equal.Tensor, aten.less_equal.Scalar, aten.not_equal.Tensor, aten.not_equal.Scalar,
+]  # fmt: skip
+DEGREES: dict[Any, float] = {
     **dict.fromkeys((aten.relu.default, aten.leaky_relu.default, aten.neg.default, aten.abs.default), 1.0),
     **dict.fromkeys((aten.clone.default, aten._to_copy.default), 1.0),
     aten.sqrt.default: 0.5, aten.square.default: 2.0, aten.rsqrt.default: -0.5, aten.reciprocal.default: -1.0,
 }  # fmt: skip
+#: Numbers that stand for any number, and for any that the model computes with anyway.
+ANY = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
+USUAL = (1.0, 2.0, 3.0)
 
 
 class Elementwise(Rule):
     """Every dimension of the output is that of each input that has it."""
 
-    def __init__(self, zeros: Zeros, summands: tuple[int, ...] = ()) -> None:
-        self.zeros, self.summands = zeros, summands
+    zeros = Zeros.LOST  # what becomes of a number is computed
 
     def scale(self, node: fx.Node, factor: Callable[[object], float]) -> float | None:
         """By the degree of homogeneity of the operator."""
-        return factor(node.args[0]) ** DEGREES[node.target] if node.target in DEGREES else None
+        degree = node.args[1] if node.target is aten.pow.Tensor_Scalar else DEGREES.get(node.target)
+        return factor(node.args[0]) ** degree if isinstance(degree, int | float) else None
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
-        operands = [flow.dims(value) for value in tensors(node)]
-        return broadcast(flow, operands)
+        return broadcast(flow, [flow.dims(value) for value in tensors(node)])
+
+    def masked(self, node: fx.Node, inputs: Masked) -> float | None:
+        values = [trial(value, inputs) for value in tensors(node)]
+        literals = [x for x in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(x, float)]
+        got = compute(node, values)
+        if not isfinite(got).all():
+            return math.nan if all(map(math.isfinite, literals)) else None
+        number = complex(got.item()) if all(len(numbers) == 1 for numbers in values) else 1j
+        return None if number.imag else number.real
 
     def examples(self) -> Iterator[Example]:
         yield Example(_Gated(), (torch.randn(2, 6),))
+        yield between(lambda y: y * ((y > 0) & (y.abs() < 1)))
+        yield between(lambda y: torch.erfc(y) / (1 + torch.exp(-y)) * torch.lerp(y, y.tan(), 0.5))
+        yield between(lambda y: nn.functional.hardtanh(y, -0.5, 2.0).sum(2, keepdim=True) * y / 2)
+        yield between(lambda y: nn.functional.hardtanh(y, 0.5, 2.0).sum(2, keepdim=True) * y)
 
 
-class Multiply(Elementwise):
-    """A product is linear in both."""
+class Conjunction(Elementwise):
+    """Zero where any argument is."""
+
+    zeros = Zeros.PRODUCT
+
+    def masked(self, node: fx.Node, inputs: Masked) -> float | None:
+        if any(inputs.at(value) == 0 for value in node.args):
+            return 0.0
+        return super().masked(node, inputs) if all(inputs.at(value) is not None for value in node.args) else None
+
+
+class Product(Conjunction):
+    """Zero where any factor is, and linear in both."""
 
     linear_in = (0, 1)
     scale = Rule.scale
 
 
-class Divide(Elementwise):
-    """A quotient is no number where a masked divisor is zero, so that its axis is not exact."""
+class Quotient(Elementwise):
+    """Zero where the dividend is and the divisor is not."""
 
-    def axes(self, flow: Flow, node: fx.Node) -> Dims:
-        for axis in flow.dims(node.args[-1]):
-            flow.normalise(axis, "it is a divisor here")
-        return super().axes(flow, node)
+    def masked(self, node: fx.Node, inputs: Masked) -> float | None:
+        found = super().masked(node, inputs)
+        return 0.0 if found is None and inputs.at(node.args[0]) == 0 else found
 
     def scale(self, node: fx.Node, factor: Callable[[object], float]) -> float | None:
         """The quotient of the factors, unless it is rounded."""
@@ -83,20 +109,63 @@ class Divide(Elementwise):
         return factor(node.args[0]) / factor(node.args[1])
 
 
-class Power(Elementwise):
-    """A fixed power keeps zeros if it is positive."""
+class Dropout(Elementwise):
+    """Zeros stay, other numbers may become zeros."""
 
-    def axes(self, flow: Flow, node: fx.Node) -> Dims:
-        exponent = node.args[1]
-        if not isinstance(exponent, (int, float)) or exponent <= 0:
-            for axis in flow.dims(node.args[0]):
-                flow.normalise(axis, "it is a divisor here")
-        return super().axes(flow, node)
+    zeros = Zeros.KEPT
+    masked = Rule.masked
 
-    def scale(self, node: fx.Node, factor: Callable[[object], float]) -> float | None:
-        """A fixed power of the factor."""
-        exponent = node.args[1]
-        return factor(node.args[0]) ** exponent if isinstance(exponent, int | float) else None
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: nn.functional.dropout1d(y, training=False))
+
+
+class Choice(Elementwise):
+    """One of two values, where they are the same."""
+
+    def masked(self, node: fx.Node, inputs: Masked) -> float | None:
+        values = (node.args[0], node.args[2]) if node.target in CHOICES[4:] else node.args[1:3]
+        first, second = (inputs.at(value) for value in values)
+        return first if first == second and first is not None and math.isfinite(first) else None
+
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: torch.where(torch.arange(5)[:, None] > 2, y, 0.0).sum(2, keepdim=True) + y)
+
+
+def trial(value: fx.Node, inputs: Masked) -> tuple[float, ...]:
+    """The number that an input is, or some that stand for those that it may be."""
+    known = inputs.at(value)
+    return (known,) if known is not None else ANY if value in inputs.holds else USUAL
+
+
+def compute(node: fx.Node, values: Sequence[tuple[float, ...]]) -> Tensor:
+    """What the operator makes of all combinations of values of its inputs."""
+    new: dict[fx.Node, Any] = dict.fromkeys(node.all_input_nodes, 2)  # a dynamic size is a number, too
+    for i, (old, numbers) in enumerate(zip(tensors(node), values, strict=True)):
+        shape = [1] * i + [len(numbers)] + [1] * (len(values) - i - 1)
+        new[old] = torch.tensor(numbers).to(old.meta["val"].dtype).reshape(shape if len(numbers) > 1 else ())
+    try:
+        args, kwargs = pytree.tree_map_only(fx.Node, new.__getitem__, (node.args, dict(node.kwargs)))
+        return torch.as_tensor(
+            cast(Any, node.target)(*args, **kwargs | ({"device": "cpu"} if "device" in kwargs else {}))
+        )
+    except RuntimeError:  # an integer was divided by zero
+        return torch.tensor(math.nan)
+
+
+def isfinite(x: Tensor) -> Tensor:
+    """Is every entry a finite number?"""
+    return torch.isfinite(x) if x.is_floating_point() or x.is_complex() else torch.ones_like(x, dtype=torch.bool)
+
+
+def pointwise() -> Iterator[Any]:
+    """The operators that torch calls pointwise, but for those that write into an argument or are no tensor."""
+    for name in torch._C._dispatch_get_all_op_names():
+        base, _, overload = name.removeprefix("aten::").partition(".")
+        operator = getattr(getattr(aten, base), overload or "default") if name.startswith("aten::") else None
+        if operator is None or torch.Tag.pointwise not in operator.tags or operator._schema.is_mutable:
+            continue
+        if [str(value.type) for value in operator._schema.returns] == ["Tensor"]:
+            yield operator
 
 
 @rule(aten.prelu.default)
@@ -126,31 +195,13 @@ class TypeAs(Rule):
         yield between(lambda y: y * torch.ones(8, dtype=torch.int64).type_as(y))
 
 
-class Clip(Elementwise):
-    """Zeros stay where they lie within the bounds."""
-
-    def axes(self, flow: Flow, node: fx.Node) -> Dims:
-        low, high = argument(node, 1, "min_val", -1.0), argument(node, 2, "max_val", 1.0)
-        if not low <= 0 <= high:
-            for axis in flow.dims(node.args[0]):
-                flow.normalise(axis, "zeros become another number here")
-        return super().axes(flow, node)
-
-    def examples(self) -> Iterator[Example]:
-        yield between(lambda y: nn.functional.hardtanh(y, -0.5, 2.0))
-        yield between(lambda y: nn.functional.hardtanh(y, 0.5, 2.0))
-
-
-RULES.register(*KEEP_ZERO)(Elementwise(Zeros.KEPT))
-RULES.register(aten.hardtanh.default, aten.hardtanh_.default)(Clip(Zeros.KEPT))
-RULES.register(*LOSE_ZERO)(Elementwise(Zeros.LOST))
-RULES.register(aten.mul.Tensor, aten.mul.Scalar)(Multiply(Zeros.PRODUCT))
-RULES.register(*LOGICAL)(Elementwise(Zeros.PRODUCT))
-RULES.register(*ADDITIONS)(Elementwise(Zeros.KEPT, summands=(0, 1)))
-RULES.register(*INVERSES)(Divide(Zeros.LOST))
-RULES.register(aten.div.Tensor, aten.div.Scalar, aten.div.Tensor_mode)(Divide(Zeros.KEPT))
-RULES.register(aten.pow.Tensor_Scalar)(Power(Zeros.KEPT))
-RULES.register(aten.pow.Tensor_Tensor)(Power(Zeros.LOST))
+RULES.register(*CONJUNCTIONS)(Conjunction())
+RULES.register(*PRODUCTS)(Product())
+RULES.register(*QUOTIENTS)(Quotient())
+RULES.register(*CHOICES)(Choice())
+RULES.register(aten.dropout.default, aten.feature_dropout.default)(Dropout())
+RULES.register(*UNTAGGED)(Elementwise())
+RULES.register(*(operator for operator in pointwise() if operator not in RULES))(Elementwise())
 
 
 class _Gated(nn.Module):

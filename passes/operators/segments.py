@@ -22,6 +22,8 @@ END = 2**63 - 1
 class Concatenate(Rule):
     """A sum of axes along one dimension, equal axes along the others."""
 
+    zeros = Zeros.MOVED
+
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         every = [flow.dims(value) for value in literal(node, 0)]
         # An empty vector may be concatenated with anything: that is how empty caches begin.
@@ -45,6 +47,8 @@ RULES.register(aten.cat.default, aten.concat.default)(Concatenate())
 class Stack(Rule):
     """Equal values along a new dimension, which stays as it is."""
 
+    zeros = Zeros.MOVED
+
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         values: Any = node.args[0]
         operands = [flow.dims(value) for value in values]
@@ -62,6 +66,8 @@ class Stack(Rule):
 
 class Split(Rule):
     """Consecutive segments of one dimension."""
+
+    zeros = Zeros.MOVED
 
     def axes(self, flow: Flow, node: fx.Node) -> list[Dims]:
         dims = flow.dims(node.args[0])
@@ -102,6 +108,8 @@ RULES.register(aten.split_with_sizes.default, aten.split.Tensor, aten.split.size
 class Unbind(Rule):
     """Every index of one dimension becomes a value of its own."""
 
+    zeros = Zeros.MOVED
+
     def axes(self, flow: Flow, node: fx.Node) -> list[Dims]:
         dims = flow.dims(node.args[0])
         dim = position(argument(node, 1, "dim", 0), len(dims))
@@ -116,6 +124,8 @@ class Unbind(Rule):
 class Item(Rule):
     """One of several outputs."""
 
+    zeros = Zeros.MOVED
+
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         outputs: Any = flow.dims(node.args[0])
         dims: Dims = outputs[literal(node, 1)]
@@ -125,6 +135,8 @@ class Item(Rule):
 @rule(aten.select.int)
 class Select(Rule):
     """One index of a dimension, which stays as it is."""
+
+    zeros = Zeros.MOVED
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = flow.dims(node.args[0])
@@ -139,6 +151,8 @@ class Select(Rule):
 @rule(aten.slice.Tensor)
 class Slice(Rule):
     """A segment of one dimension, or every n-th index of it."""
+
+    zeros = Zeros.MOVED
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims, size = flow.dims(node.args[0]), flow.fresh(node)

@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 
 from graphprune.axes import UNIT, Axis, Misaligned, Product, factor, primes, resolve
-from graphprune.contracts import Call, Cut, Dims, Example, Flow, Rule
+from graphprune.contracts import Call, Cut, Dims, Example, Flow, Rule, Zeros
 from graphprune.dimensions import DYNAMIC, between, literal, position, positions
 from graphprune.passes.operators import RULES, rule
 
@@ -18,6 +18,7 @@ aten = torch.ops.aten
 class Reshape(Rule):
     """Dimensions are merged and split: stretches of equal size hold the same product of axes."""
 
+    zeros = Zeros.MOVED
     degree = 1.0
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
@@ -53,6 +54,7 @@ RULES.register(aten.reshape.default, aten.view.default, aten._unsafe_view.defaul
 class Permute(Rule):
     """The same dimensions in another order."""
 
+    zeros = Zeros.MOVED
     degree = 1.0
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
@@ -79,6 +81,7 @@ RULES.register(aten.permute.default, aten.transpose.int, aten.t.default, aten.sw
 class Unsqueeze(Rule):
     """A dimension of size 1 is put in."""
 
+    zeros = Zeros.MOVED
     degree = 1.0
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
@@ -90,6 +93,7 @@ class Unsqueeze(Rule):
 class Squeeze(Rule):
     """Dimensions of size 1 are taken out."""
 
+    zeros = Zeros.MOVED
     degree = 1.0
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
@@ -110,6 +114,7 @@ RULES.register(aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default)(Squeez
 class Expand(Rule):
     """Dimensions of size 1 are stretched, new ones put in front; the others stay."""
 
+    zeros = Zeros.MOVED
     degree = 1.0
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
@@ -129,6 +134,7 @@ RULES.register(aten.expand.default, aten.broadcast_to.default)(Expand())
 class Repeat(Rule):
     """Dimensions are tiled: the copies are an axis around the old one."""
 
+    zeros = Zeros.MOVED
     degree = 1.0
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
