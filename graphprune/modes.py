@@ -1,11 +1,13 @@
-"""Modules as they are captured and checked, for a while: in evaluation mode, every keyword in the signature."""
+"""Modules as they are captured and checked, for a while: in evaluation mode, every keyword in the signature, without
+traces of a run afterwards."""
 
 import inspect
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -46,3 +48,24 @@ def named_keywords(module: nn.Module, names: Iterable[str]) -> Iterator[None]:
         del module.forward
         if own is not None:
             module.forward = own
+
+
+@contextmanager
+def undisturbed(module: nn.Module) -> Iterator[None]:
+    """Take back what runs write into a module: its buffers and the attributes of its parts."""
+    tables = [table for part in module.modules() for table in (vars(part), part._buffers)]
+    before = [dict(table) for table in tables]
+    held = [(tensor, tensor.detach().clone()) for table in before for tensor in table.values() if _is_buffer(tensor)]
+    try:
+        yield
+    finally:
+        for table, old in zip(tables, before, strict=True):
+            table.clear()
+            table.update(old)
+        with torch.no_grad():
+            for tensor, numbers in held:
+                tensor.copy_(numbers)
+
+
+def _is_buffer(value: object) -> bool:
+    return isinstance(value, Tensor) and not isinstance(value, nn.Parameter)

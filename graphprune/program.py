@@ -28,22 +28,13 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Change:
-    """A number in a call that a cut changed."""
-
-    node: str
-    before: int | float
-    after: int | float
-
-
-@dataclass(frozen=True)
 class Rewritten:
-    """A fact: the program that this one was cut from, what was kept of it, which literals changed, which weights
-    were multiplied, and how the original module can follow."""
+    """A fact: the program that this one was cut from, what was kept of its parameters and of its groups, which
+    weights were multiplied, and how the original module can follow."""
 
     original: "Program"
     keep: KeepByName
-    changes: tuple[Change, ...]
+    groups: Mapping[str, tuple[tuple[int, ...], ...]]
     scales: Mapping[str, float]
     follow: Callable[["Program", nn.Module], Any]
 

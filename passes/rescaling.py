@@ -16,7 +16,7 @@ from torch import fx
 
 from graphprune.contracts import Cut, Rule
 from graphprune.passes.operators import RULES
-from graphprune.program import Change, Program
+from graphprune.program import Program
 
 aten = torch.ops.aten
 
@@ -30,10 +30,9 @@ class Rescaling:
     old: Mapping[fx.Node, fx.Node]
     factors: dict[fx.Node, float] = field(default_factory=dict)
     weights: dict[str, float] = field(default_factory=dict)
-    changes: list[Change] = field(default_factory=list)
 
     def run(self, graph: fx.Graph) -> "Rescaling":
-        """Follow every factor; what parameters took is in `weights`, literals that took one in `changes`."""
+        """Follow every factor; what parameters took is in `weights`."""
         users = Counter(self._name(n) for node in graph.nodes for n in node.all_input_nodes if n.op == "get_attr")
         self.lone = {name for name, count in users.items() if count == 1 and name in self.program.parameters}
         for node in list(graph.nodes):
@@ -68,7 +67,6 @@ class Rescaling:
         assert isinstance(number, int | float)
         factor = self._factor(x)
         node.args = (x, number * factor, *node.args[2:])
-        self.changes.append(Change(self.old[node].name, number, number * factor))
         return factor
 
     def _absorb(self, rule: Rule, node: fx.Node, gain: float) -> None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import torch
@@ -11,7 +11,7 @@ from torch import fx
 from torch._dispatch.python import enable_python_dispatcher
 
 from graphprune.axes import Axis, Prime, primes
-from graphprune.contracts import Call, Dims
+from graphprune.contracts import Dims
 from graphprune.dependencies import Dependencies
 from graphprune.errors import GraphpruneError, InvalidProgram, first_line
 from graphprune.kept import Keep, kept, width
@@ -20,7 +20,7 @@ from graphprune.passes.operators import RULES
 from graphprune.passes.rescaling import Rescaling
 from graphprune.pipeline import PASSES, Pass
 from graphprune.plans import Plan, bind
-from graphprune.program import Change, Program, Rewritten
+from graphprune.program import Program, Rewritten
 from graphprune.text import neighbourhood
 from graphprune.weights import Narrowed, Scaled
 from graphprune.writeback import write_back
@@ -35,8 +35,9 @@ def rewrite(program: Program, plan: Plan) -> Program:
     """
     dependencies = program.facts.get(Dependencies) or analyze(program)
     keep = bind(program, dependencies, plan)
-    graph, changes, scales = _Rewriter(program, dependencies, keep).run()
-    rewritten = Rewritten(program.with_facts(dependencies), plan.keep, tuple(changes), scales, write_back)
+    graph, scales = _Rewriter(program, dependencies, keep).run()
+    follow = partial(write_back, rewrite)
+    rewritten = Rewritten(program.with_facts(dependencies), plan.keep, plan.groups, scales, follow)
     weights = Scaled(Narrowed(program.weights, plan.keep), scales)
     small = program.with_facts(rewritten, graph=graph, weights=weights)
     return small.without(Dependencies)  # the axes of the old graph say nothing of the new one
@@ -96,18 +97,16 @@ class _Rewriter:
     dependencies: Dependencies
     keep: Keep
 
-    def run(self) -> tuple[fx.Graph, list[Change], dict[str, float]]:
-        """The new graph, which literals changed in it, and by what parameters are to be multiplied."""
+    def run(self) -> tuple[fx.Graph, dict[str, float]]:
+        """The new graph, and by what parameters are to be multiplied."""
         cut = CutAxes(self.dependencies, self.keep)
         graph, new = fx.Graph(), dict[fx.Node, fx.Node]()
-        changes: list[Change] = []
         for node in self.program.graph.nodes:
             new[node] = graph.node_copy(node, new.__getitem__)
             if node.name not in self.dependencies.values or not cut.touches(node):
                 continue  # what is no tensor, a dynamic size say, has no axis that could change
             if node.op == "call_function":
                 call = RULES[node.target].rebuild(cut, node)
-                changes += _literals(node, call)
                 new[node].target = call.target
                 new[node].args, new[node].kwargs = pytree.tree_map_only(
                     fx.Node, new.__getitem__, (call.args, call.kwargs)
@@ -116,7 +115,7 @@ class _Rewriter:
         graph._codegen = self.program.graph._codegen
         rescaling = Rescaling(self.program, cut, {made: old for old, made in new.items()}).run(graph)
         graph.lint()
-        return graph, changes + rescaling.changes, rescaling.weights
+        return graph, rescaling.weights
 
     def _retrace(self, cut: CutAxes, old: fx.Node, new: fx.Node) -> None:
         """Give the new node its fake value, and see that its shape is what the axes say."""
@@ -149,15 +148,6 @@ class _Rewriter:
                         f"after the cut, dimension {dim} of {new.name} has size {got}, the axes say {cut.width(axis)}\n"
                         f"{neighbourhood(new)}\nThe rule of {new.target} is wrong: please report it."
                     )
-
-
-def _literals(node: fx.Node, call: Call) -> list[Change]:
-    """The integers of a call that a cut changed."""
-    before, after = (pytree.tree_leaves(list(args)) for args in (node.args, call.args))
-    if len(before) != len(after):
-        return []
-    pairs = [(a, b) for a, b in zip(before, after, strict=True) if isinstance(a, int) and isinstance(b, int) and a != b]
-    return [Change(node.name, a, b) for a, b in dict.fromkeys(pairs)]
 
 
 def _mode(node: fx.Node) -> Any:
