@@ -1,9 +1,12 @@
 """The analysis: which axes of the model are free, where they stand, and what each of their indices costs."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from math import gcd, prod
+from weakref import WeakKeyDictionary
+
+from torch import fx
 
 from graphprune.axes import Axis, Prime, Product, Sum, primes, resolve
 from graphprune.dependencies import Cost, Dependencies, Group, Pinned, Place
@@ -12,9 +15,20 @@ from graphprune.passes.flow import AxisFlow
 from graphprune.passes.operators import RULES
 from graphprune.program import Program
 
+#: What was found for a graph, as long as the graph lives: planning, cutting and proving all ask for it.
+_known: WeakKeyDictionary[fx.Graph, dict[Hashable, Dependencies]] = WeakKeyDictionary()
+
 
 def analyze(program: Program) -> Dependencies:
-    """Find every group of coupled axes of `program`."""
+    """Find every group of coupled axes of `program`; asked again, the answer is the same object."""
+    known, key = _known.setdefault(program.graph, {}), (program.parameters, program.state)
+    if key not in known:
+        known[key] = analyze_afresh(program)
+    return known[key]
+
+
+def analyze_afresh(program: Program) -> Dependencies:
+    """The same, found again."""
     flow = AxisFlow(program).run()
     places = _places(flow)
     averaged = {p: why for axis, why in reversed(flow.averaged) for p in primes(axis)}
