@@ -9,7 +9,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from graphprune.errors import VerificationError
+from graphprune.errors import GraphpruneError, VerificationError, first_line
 from graphprune.program import Inputs, Program
 from graphprune.weights import KeepByName, Masked
 
@@ -58,9 +58,24 @@ def verify_cut(program: Program, small: Program, keep: KeepByName, seeds: tuple[
     found = []
     for seed in seeds:
         (args, kwargs), expected = _run(program, reference, seed)
-        with _drawing(seed), torch.no_grad():
-            found.append(compare(expected, cut(*args, **kwargs), "masked and cut program"))
+        with _running(), _drawing(seed), torch.no_grad():
+            output = cut(*args, **kwargs)
+        found.append(compare(expected, output, "masked and cut program"))
     return Verification(max(v.max_error for v in found), max(v.tolerance for v in found), len(found))
+
+
+@contextmanager
+def _running() -> Iterator[None]:
+    """A cut program must take whatever the original takes."""
+    try:
+        yield
+    except GraphpruneError:
+        raise
+    except Exception as fault:
+        raise VerificationError(
+            f"the cut program fails where the original does not: {first_line(fault)}; nothing was saved. "
+            "Please report it with the model"
+        ) from fault
 
 
 @torch.no_grad()
@@ -147,6 +162,7 @@ def verify_finite(program: Program, seeds: tuple[int, ...] = (0, 1)) -> Verifica
     """
     module = program.module()
     for seed in seeds:
-        _, output = _run(program, module, seed)
+        with _running():
+            _, output = _run(program, module, seed)
         compare(output, output, "the cut program")
     return Verification(0.0, RTOL, len(seeds))
