@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from graphprune.axes import UNIT, Axis
+from graphprune.axes import UNIT, Axis, prime
 from graphprune.contracts import Consumer, Dims, Example, Flow
 
 DYNAMIC = "its size is dynamic"  # the reason that pins an axis of symbolic size
@@ -65,6 +65,14 @@ def literal(node: fx.Node, index: int) -> Any:
 def argument(node: fx.Node, index: int, name: str, default: Any = None) -> Any:
     """An argument of a call, given by position or by name."""
     return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
+
+
+def pinned(flow: Flow, val: Tensor, why: str) -> Dims:
+    """New axes in the shape of a value, for an operator with several outputs; all pinned."""
+    dims = tuple(prime(hint(size), *([] if isinstance(size, int) else [DYNAMIC])) for size in val.shape)
+    for axis in dims:
+        flow.pin(axis, why)
+    return dims
 
 
 def consume(flow: Flow, node: fx.Node, x: Any, weight: Any, dim: int) -> None:

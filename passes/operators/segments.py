@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from graphprune.axes import Axis, Misaligned, cut, factor, resolve, total
 from graphprune.axes import prime as new_prime
-from graphprune.contracts import Call, Cut, Dims, Example, Flow, Rule, Zeros
+from graphprune.contracts import Call, Cut, Dims, Example, Flow, Masked, Rule, Zeros
 from graphprune.dimensions import DYNAMIC, argument, between, hint, literal, position
 from graphprune.passes.operators import RULES, rule
 
@@ -192,19 +192,23 @@ class Slice(Rule):
 class Pad(Rule):
     """Constants before and behind: zeros can be cut like what they meet."""
 
-    zeros = Zeros.KEPT
-
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
-        if not pads_zeros(node) or any(hint(width) < 0 for width in widths(node)):
-            raise Misaligned("padding by other values than zeros")
         dims, new = list(flow.dims(node.args[0])), flow.fresh(node)
         for i, (before, behind) in enumerate(pairs(node), start=1):
-            if isinstance(before, fx.Node) or isinstance(behind, fx.Node):
-                flow.pin(dims[-i], "it is padded by as much as the input wants")
-                dims[-i] = new[-i]
-            elif before or behind:
+            known = not isinstance(before, fx.Node) and not isinstance(behind, fx.Node)
+            if known and before == behind == 0:
+                continue
+            if known and pads_zeros(node) and min(before, behind) >= 0:
                 dims[-i] = total([new_prime(before), resolve(dims[-i]), new_prime(behind)])
+                continue
+            for axis in (dims[-i], new[-i]):
+                flow.pin(axis, "it is padded with other values than a fixed number of zeros")
+            dims[-i] = new[-i]
         return tuple(dims)
+
+    def masked(self, node: fx.Node, inputs: Masked) -> float | None:
+        mirrored = argument(node, 2, "mode", "constant") != "constant" and node.target is aten.pad.default
+        return super().masked(node, inputs) if mirrored or pads_zeros(node) else None
 
     def rebuild(self, cut: Cut, node: fx.Node) -> Call:
         old, new = cut.dims(node.args[0]), cut.dims(node)
@@ -219,6 +223,7 @@ class Pad(Rule):
     def examples(self) -> Iterator[Example]:
         yield Example(_Padded(), (torch.randn(3, 6),))
         yield between(lambda y: F.pad(y, (0, 0, 0, 0, 0, -len(y) % 4)))
+        yield between(lambda y: F.pad(F.pad(y, (0, 0, 2, 1), "reflect"), (0, 0, -1, -1)))
 
 
 def bounds(node: fx.Node, size: int) -> tuple[Any, Any, int]:

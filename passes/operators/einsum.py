@@ -1,0 +1,181 @@
+"""Contractions by letters: equal letters are one axis, and those that the output lacks are summed over."""
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from graphprune.contracts import Dims, Example, Flow, Rule, Zeros
+from graphprune.dimensions import broadcast, consume, meet, positions
+from graphprune.passes.operators import RULES
+
+aten = torch.ops.aten
+Label = str | int  # a letter, or a dimension counted from the end of those that an ellipsis stands for
+Terms = tuple[list[list[Label]], list[Label]]
+
+
+def einsum(node: fx.Node, ranks: Sequence[int]) -> Terms:
+    """The labels of an equation such as ``"...ij,jk->...ik"``; without an arrow, those that stand in it once."""
+    text: Any = node.args[0]
+    left, arrow, right = text.replace(" ", "").partition("->")
+    terms = [_labels(term, rank) for term, rank in zip(left.split(","), ranks, strict=True)]
+    every = list(chain(*terms))
+    hidden = sorted({label for label in every if isinstance(label, int)})
+    if not arrow:
+        right = "..." + "".join(sorted(c for c in set(every) if isinstance(c, str) and every.count(c) == 1))
+    before, dots, behind = right.partition("...")
+    return terms, [*before, *(hidden if dots else []), *behind]
+
+
+def _labels(term: str, rank: int) -> list[Label]:
+    before, _, behind = term.partition("...")
+    count = rank - len(before) - len(behind)
+    return [*before, *range(-count, 0), *behind]
+
+
+def bilinear(node: fx.Node, ranks: Sequence[int]) -> Terms:
+    """``x (... i), y (... j), weight (o i j) -> (... o)``"""
+    lead: list[Label] = list(range(1 - ranks[0], 0))
+    return [[*lead, "i"], [*lead, "j"], ["o", "i", "j"]], [*lead, "o"]
+
+
+def tensordot(node: fx.Node, ranks: Sequence[int]) -> Terms:
+    """Some dimensions of the first are contracted with some of the second."""
+    first: list[Label] = [f"a{i}" for i in range(ranks[0])]
+    second: list[Label] = [f"b{i}" for i in range(ranks[1])]
+    gone = positions(node.args[2], ranks[0]) if node.args[2] else []
+    for i, j in zip(gone, positions(node.args[3], ranks[1]) if gone else [], strict=True):
+        second[j] = first[i]
+    summed = {first[i] for i in gone}
+    return [first, second], [label for label in (*first, *second) if label not in summed]
+
+
+def written(equation: str) -> Callable[[fx.Node, Sequence[int]], Terms]:
+    """The labels of an operator that always does the same."""
+    left, _, right = equation.partition("->")
+    return lambda node, ranks: ([list(term) for term in left.split(",")], list(right))
+
+
+class Contraction(Rule):
+    """Products of operands, added up over the labels that the output lacks."""
+
+    zeros = Zeros.PRODUCT
+
+    def __init__(self, terms: Callable[[fx.Node, Sequence[int]], Terms], operands: slice = slice(0, 2)) -> None:
+        self.terms, self.operands = terms, operands
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        values: Any = node.args[1] if node.target is aten.einsum.default else node.args[self.operands]
+        terms, out = self.terms(node, [len(flow.dims(value)) for value in values])
+        found = {label: self.axis(flow, label, terms, values) for label in chain(*terms)}
+        for gone in (label for label in found if label not in out):
+            sharing = [set(term) for term in terms if gone in term]
+            flow.contract(found[gone], *(value for value, term in zip(values, terms, strict=True) if gone in term))
+            flow.mix([found[gone]], [found[other] for other in found if not all(other in term for term in sharing)])
+            self.report(flow, node, gone, terms, values)
+        return tuple(found[label] for label in out)
+
+    def axis(self, flow: Flow, label: Label, terms: list[list[Label]], values: Sequence[object]) -> Any:
+        """The one axis for which a label stands."""
+        places = [
+            axis
+            for term, value in zip(terms, values, strict=True)
+            for own, axis in zip(term, flow.dims(value), strict=True)
+            if own == label
+        ]
+        return meet(flow, places)
+
+    def report(self, flow: Flow, node: fx.Node, gone: Label, terms: list[list[Label]], values: Sequence[Any]) -> None:
+        """Report a consumer where a matrix is multiplied with the last dimension of the other operand."""
+        for i, (x, weight) in enumerate((values, values[::-1]) if len(values) == 2 else ()):
+            left, right = terms[i], terms[1 - i]
+            if left[-1] == gone and len(right) == 2 and right.count(gone) == 1 and not set(right) & set(left[:-1]):
+                consume(flow, node, x, weight, right.index(gone))
+
+    def examples(self) -> Iterator[Example]:
+        x = torch.randn(2, 5, 6)
+        yield Example(_Letters("bsi,oi->bso", "bsi,bti->bst", "...st,...to->...so"), (x,))
+        yield Example(_Letters("bsi,oi", "bis,bti->bst", "bst,bto->bso"), (x,))
+        yield Example(_Letters("...i,oi->...o", "bsi,bti->bst", "bst,bto->bso"), (x,))
+        yield Example(_Heads(), (x,))
+        yield Example(_Others(), (torch.randn(2, 6),))
+
+
+class Added(Contraction):
+    """A contraction that is added to the first argument."""
+
+    zeros = Zeros.KEPT
+    summands = (0,)
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        return broadcast(flow, [super().axes(flow, node), flow.dims(node.args[0])])
+
+
+class Biased(Contraction):
+    """A contraction to which the last argument is added."""
+
+    zeros = Zeros.KEPT
+    summands = (3,)
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        bias = node.args[3] if len(node.args) > 3 else None
+        return broadcast(flow, [super().axes(flow, node), flow.dims(bias)])
+
+
+RULES.register(aten.einsum.default)(Contraction(einsum))
+RULES.register(aten.bilinear.default)(Biased(bilinear, slice(0, 3)))
+RULES.register(aten.tensordot.default)(Contraction(tensordot))
+RULES.register(aten.outer.default, aten.ger.default)(Contraction(written("i,j->ij")))
+RULES.register(aten.mv.default)(Contraction(written("ij,j->i")))
+RULES.register(aten.dot.default, aten.vdot.default)(Contraction(written("i,i->")))
+RULES.register(aten.addr.default)(Added(written("i,j->ij"), slice(1, 3)))
+RULES.register(aten.addmv.default)(Added(written("ij,j->i"), slice(1, 3)))
+RULES.register(aten.addbmm.default)(Added(written("bij,bjk->ik"), slice(1, 3)))
+
+
+class _Letters(nn.Module):
+    """An example: three equations, one after the other."""
+
+    def __init__(self, *equations: str) -> None:
+        super().__init__()
+        self.equations, self.w = equations, nn.Parameter(torch.randn(8, 6))
+        self.k, self.v, self.out = nn.Linear(6, 8), nn.Linear(6, 4), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        first, second, third = self.equations
+        q = torch.einsum(first, x, self.w)
+        scores = torch.tanh(torch.einsum(second, q, self.k(x)))
+        return self.out(torch.einsum(third, scores, self.v(x)))
+
+
+class _Heads(nn.Module):
+    """An example: weights with a dimension of heads, and three operands."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k = nn.Parameter(torch.randn(6, 4, 8)), nn.Parameter(torch.randn(6, 4, 8))
+        self.scale, self.out = nn.Parameter(torch.randn(4)), nn.Parameter(torch.randn(4, 8, 3))
+
+    def forward(self, x: Tensor) -> Any:
+        q, k = torch.einsum("bsi,ihd->bhsd", x, self.q), torch.einsum("bsi,ihd->bhsd", x, self.k)
+        scores = torch.einsum("bhsd,bhtd,h->bhst", q, k, self.scale)
+        return torch.einsum("bhst,bhtd,hdo->bso", torch.tanh(scores), k, self.out)
+
+
+class _Others(nn.Module):
+    """An example: the contractions that have operators of their own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.pair, self.c = nn.Linear(6, 8), nn.Linear(6, 4), nn.Bilinear(8, 4, 5), nn.Linear(5, 3)
+        self.u, self.v, self.w = (nn.Parameter(torch.randn(n)) for n in (8, 4, 8))
+
+    def forward(self, x: Tensor) -> Any:
+        a, b = self.a(x), self.b(x)
+        low = torch.outer(self.u, self.v)
+        scale = torch.dot(self.u, self.w) + torch.tensordot(low, low, 2)
+        shift = torch.addmv(self.v, low.T, self.w) + torch.addr(low, self.w, self.v).sum(0)
+        vector = torch.mv(a, self.u)[:, None] + torch.addbmm(self.v, a[None], low[None])
+        return self.c(self.pair(a, b * scale + shift)) + vector.sum(1, keepdim=True)

@@ -1,0 +1,29 @@
+"""One half of a dimension gates the other."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import fx, nn
+
+from graphprune.axes import cut
+from graphprune.contracts import Dims, Example, Flow, Rule
+from graphprune.dimensions import argument, position
+from graphprune.passes.operators import rule
+
+
+@rule(torch.ops.aten.glu.default)
+class GatedLinearUnit(Rule):
+    """The first half of a dimension, gated by the second."""
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        dims = list(flow.dims(node.args[0]))
+        dim = position(argument(node, 1, "dim", -1), len(dims))
+        half = dims[dim].size // 2
+        first, second = cut(dims[dim], [half, half])
+        flow.unify(first, second)
+        dims[dim] = first
+        return tuple(dims)
+
+    def examples(self) -> Iterator[Example]:
+        yield Example(nn.Sequential(nn.Linear(6, 16), nn.GLU(), nn.Linear(8, 2)), (torch.randn(3, 6),))
+        yield Example(nn.Sequential(nn.Conv1d(3, 16, 1), nn.GLU(1), nn.Conv1d(8, 2, 1)), (torch.randn(2, 3, 6),))
