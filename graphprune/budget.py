@@ -23,7 +23,8 @@ class Knob:
         """Groups whose dimensions shall be multiples of `align`, at widths among `allowed` if that is given."""
         size = groups[0].size
         step = align // gcd(align, *(group.inner for group in groups))
-        narrower = (w for w in range(step, size, step) if allowed is None or w in allowed)
+        least = max(group.least for group in groups)
+        narrower = (w for w in range(step, size, step) if w >= least and (allowed is None or w in allowed))
         return cls(tuple(groups), (*narrower, size))
 
     @property

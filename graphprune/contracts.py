@@ -89,6 +89,15 @@ class Flow(Protocol):
     def mix(self, inner: Iterable[Axis], outer: Iterable[Axis]) -> None:
         """Indices of `outer` meet each other here, so they must agree on which indices of `inner` are kept."""
 
+    def least(self, axis: Axis, count: int) -> None:
+        """At least so many indices of the axis must stay."""
+
+    def point(self, value: fx.Node, axis: Axis, output: int = 0) -> None:
+        """The integers of a value, or of one of several outputs, are indices into the axis."""
+
+    def look_up(self, axis: Axis, index: object) -> None:
+        """A value picks indices of the axis: it points into the same axis, or this one is pinned."""
+
     def contract(self, axis: Axis, *operands: object) -> None:
         """The values are multiplied and summed over this axis."""
 
@@ -129,11 +138,12 @@ class Masked:
     """What the arguments of a call are where one axis is masked.
 
     `known` has the number that a tensor is there, as far as it is one known number; `holds` tells the tensors that
-    have the axis at all.
+    have the axis at all, but for those that only select; `dims` in which dimensions of the output it stands.
     """
 
     known: Mapping[fx.Node, float]
     holds: frozenset[fx.Node]
+    dims: tuple[int, ...]
 
     def at(self, value: object) -> float | None:
         """The number that an argument is; None if that is not known."""
@@ -148,6 +158,8 @@ class Rule(ABC):
     zeros: Zeros = Zeros.KEPT
     #: Positions of arguments that are added: where one lacks an axis, its indices are not zero.
     summands: tuple[int, ...] = ()
+    #: Positions of arguments that choose what the result is made of, and are no part of it: indices, conditions.
+    selects: tuple[int, ...] = ()
     #: Positions of arguments in each of which the result is linear, but for its summands.
     linear_in: tuple[int, ...] = ()
     #: ``f(c * x) = c**degree * f(x)`` for c > 0 and the first argument x; None where that does not hold.

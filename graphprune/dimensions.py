@@ -27,7 +27,7 @@ def hint(size: Any) -> int:
         return size
     if size.node.hint is not None:
         return int(size.node.hint)
-    sizes = {s: size.node.shape_env.var_to_val.get(s, UNKNOWN) for s in size.node.expr.free_symbols}
+    sizes = {s: size.node.shape_env.backed_var_to_val.get(s, UNKNOWN) for s in size.node.expr.free_symbols}
     return int(size.node.expr.xreplace(sizes))
 
 
@@ -43,6 +43,37 @@ def meet(flow: Flow, axes: Sequence[Axis]) -> Axis:
     for other in wide[1:]:
         flow.unify(wide[0], other)
     return wide[0] if wide else UNIT
+
+
+def matched(flow: Flow, a: Axis, b: Axis) -> None:
+    """Two dimensions of which one may be longer, and is used only as far as the other reaches."""
+    if a.size == b.size:
+        flow.unify(a, b)
+        return
+    for axis in (a, b):
+        flow.pin(axis, "only its first indices are used")
+
+
+def indexed(flow: Flow, dims: Dims, indices: Sequence[Any]) -> Dims:
+    """The axes of ``x[indices]`` for `dims` of x.
+
+    What tensors index is replaced by their broadcast dimensions, in place if they are neighbours, else in front.
+    """
+    rest, found, places = [], [], []
+    queue = list(dims)
+    for index in indices:
+        if index is None:
+            rest.append(queue.pop(0))
+            continue
+        places.append(len(rest))
+        mask = index.meta["val"].dtype == torch.bool
+        for own in flow.dims(index) if mask else (queue[0],):
+            flow.unify(queue[0], own)
+            flow.look_up(queue.pop(0), index)
+        found.append((prime(UNKNOWN, DYNAMIC),) if mask else flow.dims(index))
+    front = places[0] if len(set(places)) == 1 else 0
+    rest += queue
+    return *rest[:front], *broadcast(flow, found), *rest[front:]
 
 
 def position(dim: int, rank: int) -> int:

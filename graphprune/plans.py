@@ -139,10 +139,11 @@ def _check(group: Group, rows: Rows, dependencies: Dependencies) -> None:
             f"group {group.name} wants {' or '.join(map(str, sorted(allowed)))} rows of indices, got {len(rows)}"
         )
     for row in rows:
-        if not row or len(row) != len(rows[0]) or list(row) != sorted(set(row)) or row[0] < 0 or row[-1] >= group.size:
+        lawful = len(rows[0]) == len(row) >= group.least and list(row) == sorted(set(row))
+        if not lawful or row[0] < 0 or row[-1] >= group.size:
             raise PlanError(
-                f"group {group.name} of size {group.size}: kept indices must be equally many, at least one, sorted, "
-                f"unique and below {group.size}, got {list(row)[:8]}"
+                f"group {group.name} of size {group.size}: kept indices must be equally many, at least {group.least}, "
+                f"sorted, unique and below {group.size}, got {list(row)[:8]}"
             )
 
 

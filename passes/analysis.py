@@ -32,7 +32,7 @@ def analyze_afresh(program: Program) -> Dependencies:
     flow = AxisFlow(program).run()
     places = _places(flow)
     averaged = {p: why for axis, why in reversed(flow.averaged) for p in primes(axis)}
-    finder = _Finder(flow, places, _inexact(flow), averaged, _links(flow, places))
+    finder = _Finder(flow, places, _inexact(flow), averaged, _links(flow, places), _leasts(flow))
     groups = tuple(finder.groups())
     return Dependencies(
         groups=groups,
@@ -53,6 +53,7 @@ class _Finder:
     inexact: Mapping[Prime, str]
     averaged: Mapping[Prime, str]
     links: Mapping[Prime, Prime]
+    leasts: Mapping[Prime, int]
 
     def groups(self) -> Iterator[Group]:
         """A group for every free prime that stands in a parameter, in the order of the parameters."""
@@ -69,6 +70,7 @@ class _Finder:
                 linked=names.get(owner) if owner else None,
                 cost=costs.of(p, self.places[p]),
                 inner=gcd(*(_inner(self.flow.tensors[name][dim], p) for name, dim in self.places[p])),
+                least=self.leasts.get(p, 1),
                 inexact_because=self.inexact.get(p) or self.averaged.get(p, ""),
                 rescaled=p in self.averaged and p not in self.inexact,
                 prime=p,
@@ -140,6 +142,15 @@ def _inexact(flow: AxisFlow) -> dict[Prime, str]:
     for p, reason in inexact(flow, RULES):
         why.setdefault(p, reason)
     return why
+
+
+def _leasts(flow: AxisFlow) -> dict[Prime, int]:
+    """How many indices of a prime must stay; of a composite, enough stay if they do of every prime in it."""
+    found: dict[Prime, int] = {}
+    for axis, count in flow.leasts:
+        for p in primes(axis):
+            found[p] = max(found.get(p, 1), min(p.size, count))
+    return found
 
 
 def _links(flow: AxisFlow, places: Mapping[Prime, list[tuple[str, int]]]) -> dict[Prime, Prime]:

@@ -10,6 +10,7 @@ from torch import fx
 from graphprune.axes import Axis, Prime, Product, primes, resolve
 from graphprune.contracts import Masked, Rule, Zeros
 from graphprune.passes.flow import AxisFlow, where
+from graphprune.passes.pointers import parts
 from graphprune.registry import Registry
 
 
@@ -52,10 +53,11 @@ class _Follower:
         if node.op in ("get_attr", "placeholder"):
             return 0.0
         rule = self.rules.get(node.target)
-        if rule is None:
-            return None
-        holders = [n for n in node.all_input_nodes if p in self.primes[n]]
-        inputs = Masked({n: self.known[n][p] for n in holders if p in self.known[n]}, frozenset(holders))
+        if rule is None or self.flow.pointers.of(node) is not None:
+            return None  # of an index zero is a number like any other
+        holders = [n for n in parts(node, rule) if p in self.primes[n]]
+        dims = tuple(i for i, axis in enumerate(self.flow.dims(node)) if isinstance(axis, tuple) or p in primes(axis))
+        inputs = Masked({n: self.known[n][p] for n in holders if p in self.known[n]}, frozenset(holders), dims)
         number = rule.masked(node, inputs)
         spoilt = number is not None and isfinite(number) and self._spreads(node, rule, p, inputs)
         return None if spoilt else number

@@ -11,10 +11,11 @@ from torch import Tensor, fx
 
 from graphprune import axes
 from graphprune.axes import Axis, Misaligned, prime, primes
-from graphprune.contracts import Consumer, Dims
+from graphprune.contracts import Consumer, Dims, Rule
 from graphprune.dimensions import DYNAMIC, hint
 from graphprune.errors import AnalysisError
 from graphprune.passes.operators import RULES
+from graphprune.passes.pointers import Pointers
 from graphprune.program import Program
 from graphprune.text import neighbourhood
 
@@ -55,6 +56,8 @@ class AxisFlow:
     contractions: list[tuple[Axis, tuple[object, ...], str]] = field(default_factory=list)
     roles: dict[tuple[str, int], set[str]] = field(default_factory=lambda: defaultdict(set))
     keys_and_values: list[object] = field(default_factory=list)
+    leasts: list[tuple[Axis, int]] = field(default_factory=list)
+    pointers: Pointers = field(default_factory=Pointers)
     opaque: Counter[str] = field(default_factory=Counter)
     node: fx.Node | None = None
 
@@ -96,6 +99,22 @@ class AxisFlow:
     def mix(self, inner: Iterable[Axis], outer: Iterable[Axis]) -> None:
         """Note that indices of `outer` must agree on those of `inner`."""
         self.mixed.append((list(inner), list(outer)))
+
+    def least(self, axis: Axis, count: int) -> None:
+        """Note that so many indices must stay."""
+        self.leasts.append((axis, count))
+
+    def point(self, value: fx.Node, axis: Axis, output: int = 0) -> None:
+        """Note that a value holds indices into an axis."""
+        self.pointers.point(value, output, axis)
+
+    def look_up(self, axis: Axis, index: object) -> None:
+        """Unify an axis with the one that its index points into."""
+        pointed = self.pointers.of(index)
+        if pointed is None:
+            self.pin(axis, "a tensor indexes it")
+        else:
+            self.unify(axis, pointed)
 
     def contract(self, axis: Axis, *operands: object) -> None:
         """Note a sum over an axis."""
@@ -169,6 +188,7 @@ class AxisFlow:
             for axis in self._all(leaf):
                 if not self._is_state(name):
                     self.pin(axis, "it is an output")
+        self._follow(node, None)
 
     def _output_names(self, leaves: list[fx.Node]) -> list[str]:
         """Names of the outputs as a user writes them: by their position in the structure."""
@@ -185,6 +205,7 @@ class AxisFlow:
     def _call(self, node: fx.Node) -> Dims | list[Dims] | None:
         val = node.meta.get("val")
         if not isinstance(val, (Tensor, list, tuple)):
+            self._follow(node, None)
             return None
         if node.target not in RULES:
             self.opaque[str(node.target)] += 1
@@ -194,7 +215,13 @@ class AxisFlow:
         except Misaligned as fault:
             return self._opaque(node, str(fault))
         self._check(node, result)
+        self._follow(node, RULES[node.target])
         return result
+
+    def _follow(self, node: fx.Node, rule: Rule | None) -> None:
+        """Indices that are only moved stay indices; what others point into must stay as it is."""
+        for axis in self.pointers.follow(node, rule):
+            self.pin(axis, "its indices are computed with")
 
     def _check(self, node: fx.Node, result: Dims | list[Dims] | None) -> None:
         """See that a rule's axes have the sizes of the value.
@@ -217,6 +244,7 @@ class AxisFlow:
         for value in node.all_input_nodes:
             for axis in self._all(value):
                 self.pin(axis, why)
+        self._follow(node, None)
         val = node.meta["val"]
         if isinstance(val, Tensor):
             return self._fresh(val, why)

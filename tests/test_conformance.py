@@ -51,7 +51,7 @@ def captured(kind: str, i: int) -> tuple[Program, Dependencies]:
 
 def rows(found: Dependencies, group: Group, random: Random) -> Rows:
     """Random kept indices; where they are linked, mostly other ones in every row."""
-    size = random.randint(1, group.size)
+    size = random.randint(group.least, group.size)
     count = rows_of(group, found) if random.random() < 0.8 else 1
     return tuple(tuple(sorted(random.sample(range(group.size), size))) for _ in range(count))
 
@@ -120,7 +120,7 @@ def test_element_wise_operators_make_of_masked_numbers_what_their_rule_says(targ
     for node in nodes:
         node.meta["val"] = torch.ones(3, dtype=dtype)
     for known in [dict.fromkeys(nodes, 0.0), dict.fromkeys(nodes, 1.0), *({node: 0.0} for node in nodes)]:
-        said = RULES[target].masked(call, Masked(known, frozenset(nodes)))
+        said = RULES[target].masked(call, Masked(known, frozenset(nodes), ()))
         for other in (1, 2, -3):
             values = [torch.full((3,), known.get(node, other), dtype=dtype or torch.float32) for node in nodes]
             if said is not None and isfinite(said):

@@ -6,7 +6,25 @@ from typing import Any
 from graphprune.contracts import Rule
 from graphprune.registry import Registry, discover
 
-RULES: Registry[Any, Rule] = Registry("operator rule")
+
+class Rules(Registry[Any, Rule]):
+    """Rules by operator; operators of packages that may not be loaded stand in it by their names."""
+
+    def __getitem__(self, name: Any) -> Rule:
+        return super().__getitem__(self._key(name))
+
+    def get(self, name: Any, default: Any = None) -> Any:
+        """The rule of an operator, or `default`."""
+        return super().get(self._key(name), default)
+
+    def __contains__(self, name: object) -> bool:
+        return super().__contains__(self._key(name))
+
+    def _key(self, name: Any) -> Any:
+        return name if name in self._table else str(name)
+
+
+RULES = Rules("operator rule")
 
 
 def rule(*operators: Any) -> Callable[[type[Rule]], type[Rule]]:

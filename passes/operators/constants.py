@@ -7,8 +7,8 @@ import torch
 from torch import fx
 
 from graphprune.contracts import Call, Cut, Dims, Example, Flow, Masked, Rule, Zeros
-from graphprune.dimensions import argument, between
-from graphprune.passes.operators import RULES
+from graphprune.dimensions import argument, between, literal, position
+from graphprune.passes.operators import RULES, rule
 
 aten = torch.ops.aten
 
@@ -36,6 +36,7 @@ class Uniform(Rule):
     def examples(self) -> Iterator[Example]:
         yield between(lambda y: y * torch.full((5, 8), 2.0))
         yield between(lambda y: y - y.new_ones(8))
+        yield between(lambda y: torch.maximum(y + y.new_zeros(5, 8), torch.zeros(8)))
 
 
 RULES.register(aten.full.default, aten.zeros.default, aten.ones.default, aten.empty.memory_format)(Uniform(0))
@@ -54,11 +55,42 @@ class Generated(Rule):
         yield between(lambda y: y * torch.arange(8))
 
 
-RULES.register(aten.arange.default, aten.arange.start, aten.arange.start_step, aten.scalar_tensor.default)(Generated())
+RULES.register(
+    aten.arange.default, aten.arange.start, aten.arange.start_step, aten.scalar_tensor.default, aten.eye.default,
+    aten.eye.m, aten.linspace.default, aten.randn.default, aten.rand.default, aten.randint.default, aten.randint.low,
+)(Generated())  # fmt: skip
+
+
+@rule(aten.empty_like.default)
+class Unset(Rule):
+    """Any numbers, in the shape of a value."""
+
+    zeros = Zeros.LOST
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        return flow.dims(node.args[0])
+
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: torch.empty_like(y).copy_(y))
+
+
+class Drawn(Unset):
+    """Random numbers in the shape of a value: they would be others in another shape."""
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        for axis in flow.dims(node.args[0]):
+            flow.pin(axis, "its values are drawn at random")
+        return flow.dims(node.args[0])
+
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: y + torch.randn_like(y))
+
+
+RULES.register(aten.rand_like.default, aten.randn_like.default, aten.bernoulli.p)(Drawn())
 
 
 class Along(Rule):
-    """Masks and running sums: indices meet along a dimension, so that all stay."""
+    """Masks and other orders: indices meet along a dimension, so that all stay."""
 
     zeros = Zeros.LOST
 
@@ -69,7 +101,30 @@ class Along(Rule):
         return dims
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: y.cumsum(1) + y.flip(2))
+        yield between(lambda y: y.flip(2))
 
 
-RULES.register(aten.cumsum.default, aten.triu.default, aten.tril.default, aten.flip.default, aten.roll.default)(Along())
+RULES.register(aten.triu.default, aten.tril.default, aten.flip.default, aten.roll.default)(Along())
+
+
+@rule(aten.cumsum.default)
+class RunningSum(Rule):
+    """What is masked adds nothing to the sums behind it."""
+
+    degree = 1.0
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        dims = flow.dims(node.args[0])
+        axis = dims[position(literal(node, 1), len(dims))]
+        flow.contract(axis, node.args[0])
+        flow.mix(dims, [axis])
+        return dims
+
+    def masked(self, node: fx.Node, inputs: Masked) -> float | None:
+        """Along the dimension itself, the sums go on where nothing is added."""
+        running = position(literal(node, 1), node.meta["val"].dim()) in inputs.dims
+        return None if running else super().masked(node, inputs)
+
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: y.cumsum(1) * y.cumsum(2))
+        yield between(lambda y: y.view(-1, 5, 2, 4).cumsum(2).flatten(2))

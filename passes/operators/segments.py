@@ -9,14 +9,14 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from graphprune.axes import Axis, Misaligned, cut, factor, resolve, total
+from graphprune.axes import Axis, cut, resolve, total
 from graphprune.axes import prime as new_prime
 from graphprune.contracts import Call, Cut, Dims, Example, Flow, Masked, Rule, Zeros
 from graphprune.dimensions import DYNAMIC, argument, between, hint, literal, position
 from graphprune.passes.operators import RULES, rule
+from graphprune.slices import bounds, narrowed, part
 
 aten = torch.ops.aten
-END = 2**63 - 1
 
 
 class Concatenate(Rule):
@@ -157,31 +157,15 @@ class Slice(Rule):
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims, size = flow.dims(node.args[0]), flow.fresh(node)
         dim = position(argument(node, 1, "dim", 0), len(dims))
-        return *dims[:dim], self.part(flow, node, dims[dim], size[dim]), *dims[dim + 1 :]
-
-    def part(self, flow: Flow, node: fx.Node, axis: Axis, new: Axis) -> Axis:
-        """The axis of the slice; a fresh pinned one where its bounds depend on data or fit no structure."""
-        start, end, step = bounds(node, axis.size)
-        if start == 0 and new.size == axis.size and isinstance(end, int):
-            return axis
-        try:
-            if step != 1:
-                return strided(flow, axis, start, step, new.size)
-            return cut(axis, [start, new.size, axis.size - start - new.size])[1]
-        except (Misaligned, TypeError):
-            for each in (axis, new):
-                flow.pin(each, "a slice takes a part of it that fits no structure")
-            return new
+        bound = bounds(node, 2, dims[dim].size)
+        return *dims[:dim], part(flow, dims[dim], bound, size[dim]), *dims[dim + 1 :]
 
     def rebuild(self, cut: Cut, node: fx.Node) -> Call:
         x, dims = node.args[0], cut.dims(node.args[0])
         dim = position(argument(node, 1, "dim", 0), len(dims))
-        start, end, step = bounds(node, dims[dim].size)
-        if not cut.changed(dims[dim]) or not isinstance(start, int) or not isinstance(end, int):
+        if not cut.changed(dims[dim]):
             return Call(node.target, node.args, dict(node.kwargs))
-        low = cut.within(dims[dim], 0, start) if step == 1 else start
-        high = END if end >= dims[dim].size else cut.within(dims[dim], 0, end)
-        return Call(node.target, (x, dim, low, high, step), {})
+        return Call(node.target, (x, dim, *narrowed(cut, dims[dim], bounds(node, 2, dims[dim].size))), {})
 
     def examples(self) -> Iterator[Example]:
         yield Example(_Halves(), (torch.randn(3, 6),))
@@ -224,27 +208,6 @@ class Pad(Rule):
         yield Example(_Padded(), (torch.randn(3, 6),))
         yield between(lambda y: F.pad(y, (0, 0, 0, 0, 0, -len(y) % 4)))
         yield between(lambda y: F.pad(F.pad(y, (0, 0, 2, 1), "reflect"), (0, 0, -1, -1)))
-
-
-def bounds(node: fx.Node, size: int) -> tuple[Any, Any, int]:
-    """Start, end and step of a slice, counted from the front."""
-    start, end = argument(node, 2, "start", 0), argument(node, 3, "end", END)
-    start, end = 0 if start is None else start, END if end is None else end
-    if isinstance(start, int):
-        start = max(start + size, 0) if start < 0 else min(start, size)
-    end = end + size if isinstance(end, int) and end < 0 else end
-    return start, end, argument(node, 4, "step", 1)
-
-
-def strided(flow: Flow, axis: Axis, start: int, step: int, size: int) -> Axis:
-    """Every `step`-th index, `size` in all: the outer factor, if the stride is one."""
-    outer, inner = factor(axis, size) if axis.size == size * step and start < step else _no_stride(axis)
-    flow.pin(inner, f"every {step}th index is taken from it")
-    return outer
-
-
-def _no_stride(axis: Axis) -> tuple[Axis, Axis]:
-    raise Misaligned(f"a stride over {axis}")
 
 
 def pads_zeros(node: fx.Node) -> bool:

@@ -1,0 +1,119 @@
+"""Mixtures of experts: rows are sorted by the expert that they go to, and each stretch meets its own matrix."""
+
+from collections.abc import Iterator
+from importlib import import_module
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from graphprune.axes import Misaligned
+from graphprune.contracts import Call, Cut, Dims, Example, Flow, Rule, Zeros
+from graphprune.dimensions import argument, literal
+from graphprune.passes.operators import RULES, rule
+
+aten = torch.ops.aten
+
+
+class GroupedProduct(Rule):
+    """``x (s i), weight (e i o), ends (e) -> (s o)``; the rows up to the first end meet the first matrix, and so on."""
+
+    linear_in = (0, 1)
+    selects = (2,)
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        x, weight, ends = (flow.dims(value) for value in node.args[:3])
+        if (len(x), len(weight), len(ends)) != (2, 3, 1) or argument(node, 3, "bias") is not None:
+            raise Misaligned("a grouped product other than of rows with a stack of matrices")
+        (rows, inner), (experts, columns, out) = x, weight
+        flow.unify(experts, ends[0])
+        flow.normalise(experts, "rows are dealt out along it")
+        if isinstance(node.args[2], fx.Node) and node.args[2].op == "get_attr":
+            flow.pin(experts, "a constant says which rows it takes")
+        flow.unify(inner, columns)
+        flow.contract(inner, *node.args[:2])
+        flow.mix([inner], [rows, experts, out])
+        flow.produce(node.args[1], 2)
+        return rows, out
+
+    def examples(self) -> Iterator[Example]:
+        import_module("transformers.integrations.moe")  # makes the operator known; rules are found without it
+        yield Example(_Experts(), (torch.randn(7, 6),))
+
+
+RULES.register(aten._grouped_mm.default, "transformers.grouped_mm_fallback.default")(GroupedProduct())
+
+
+@rule(aten.histc.default)
+class Histogram(Rule):
+    """How many values there are of each number: the bins of indices are the axis that these point into."""
+
+    zeros = Zeros.LOST
+    selects = (0,)
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        new = flow.fresh(node)
+        if (argument(node, 2, "min"), argument(node, 3, "max")) != (0, new[0].size - 1):
+            raise Misaligned("a histogram whose bins are no whole numbers from zero on")
+        for axis in flow.dims(node.args[0]):
+            flow.normalise(axis, "its values are counted here")
+        flow.look_up(new[0], node.args[0])
+        return new
+
+    def rebuild(self, cut: Cut, node: fx.Node) -> Call:
+        bins = cut.width(cut.dims(node)[0])
+        return Call(node.target, (node.args[0], bins, 0, bins - 1), {})
+
+
+@rule(aten.one_hot.default)
+class OneHot(Rule):
+    """A one where each index is, along a new dimension: the axis that the indices point into."""
+
+    zeros = Zeros.LOST
+    selects = (0,)
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        new = flow.fresh(node)[-1]
+        flow.look_up(new, node.args[0])
+        return *flow.dims(node.args[0]), new
+
+    def rebuild(self, cut: Cut, node: fx.Node) -> Call:
+        count = cut.dims(node)[-1]
+        return Call(node.target, (node.args[0], cut.width(count) if cut.changed(count) else literal(node, 1)), {})
+
+    def examples(self) -> Iterator[Example]:
+        yield Example(_Masked(), (torch.randn(7, 6),))
+
+
+class _Experts(nn.Module):
+    """An example: four experts, of which every row goes to two."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(6, 4)
+        self.up, self.down = nn.Parameter(torch.randn(4, 6, 16)), nn.Parameter(torch.randn(4, 8, 3))
+        self.bias = nn.Parameter(torch.randn(4, 16))
+
+    def forward(self, x: Tensor) -> Any:
+        weights, chosen = self.router(x).softmax(1).topk(2)
+        expert, order = chosen.flatten().sort()
+        ends = torch.histc(expert.float(), 4, 0, 3).cumsum(0, dtype=torch.int32)
+        product = torch.ops.transformers.grouped_mm_fallback
+        a, b = (product(x[order // 2], self.up, ends) + self.bias[expert]).chunk(2, dim=1)
+        rows = product(torch.relu(a) * b, self.down, ends) * weights.flatten()[order, None]
+        return torch.zeros_like(rows).index_put((order,), rows).view(-1, 2, 3).sum(1)
+
+
+class _Masked(nn.Module):
+    """An example: every expert sees every row, and what it was not chosen for is multiplied by zero."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(6, 4)
+        self.up, self.down = nn.Parameter(torch.randn(4, 6, 8)), nn.Parameter(torch.randn(4, 8, 3))
+
+    def forward(self, x: Tensor) -> Any:
+        weights, chosen = self.router(x).topk(2)
+        gates = (nn.functional.one_hot(chosen, 4) * weights.sigmoid()[:, :, None]).sum(1)
+        rows = torch.bmm(torch.relu(torch.bmm(x.expand(4, -1, -1), self.up)), self.down)
+        return (rows * gates.T[:, :, None]).sum(0)

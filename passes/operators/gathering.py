@@ -1,0 +1,103 @@
+"""Operators that look values up by index: what is indexed stays, or is cut like the indices that point into it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from graphprune.axes import UNIT, Misaligned
+from graphprune.contracts import Dims, Example, Flow, Rule, Zeros
+from graphprune.dimensions import between, indexed, literal, matched, position
+from graphprune.passes.operators import RULES, rule
+
+aten = torch.ops.aten
+
+
+@rule(aten.index.Tensor)
+class Index(Rule):
+    """Some dimensions are indexed by tensors or masks, the others pass."""
+
+    zeros = Zeros.MOVED
+    selects = (1,)
+    summands = (0,)
+    degree = 1.0
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        return indexed(flow, flow.dims(node.args[0]), literal(node, 1))
+
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: y[:, torch.tensor([3, 1, 1])])
+        yield between(lambda y: y[:, torch.tensor([3, 1])][torch.tensor([0, 1]), :, torch.tensor([[3], [1]])], 2)
+        yield between(lambda y: y[y[..., 0].abs() < 9] * y[0, 0])
+
+
+@rule(aten.gather.default)
+class Gather(Rule):
+    """One dimension is indexed anew for every position of the others."""
+
+    zeros = Zeros.MOVED
+    selects = (2,)
+    degree = 1.0
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        dims, index = flow.dims(node.args[0]), flow.dims(node.args[2])
+        if not dims:
+            raise Misaligned("a number is gathered")
+        dim = position(literal(node, 1), len(dims))
+        flow.look_up(dims[dim], node.args[2])
+        for i in set(range(len(dims))) - {dim}:
+            matched(flow, dims[i], index[i])
+        return index
+
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: y.gather(1, torch.tensor([3, 1, 1])[:, None].expand(len(y), 3, 8)))
+        yield Example(_Sorted(), (torch.randn(3, 6),))
+
+
+@rule(aten.index_select.default)
+class IndexSelect(Rule):
+    """One dimension is indexed by a vector."""
+
+    zeros = Zeros.MOVED
+    selects = (2,)
+    degree = 1.0
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        dims = flow.dims(node.args[0])
+        dim = position(literal(node, 1), len(dims))
+        flow.look_up(dims[dim], node.args[2])
+        found = flow.dims(node.args[2]) or (UNIT,)
+        return *dims[:dim], *found, *dims[dim + 1 :]
+
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: y.index_select(1, torch.tensor([3, 1, 1])))
+
+
+class CountedByData(Rule):
+    """How many values there are depends on the data."""
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        raise Misaligned("how many values come out depends on the data")
+
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: y * y.nonzero().sum())
+
+
+RULES.register(
+    aten.nonzero.default, aten.masked_select.default, aten.bincount.default, aten._unique2.default,
+    aten.unique_consecutive.default, aten.unique_dim.default,
+)(CountedByData())  # fmt: skip
+
+
+class _Sorted(nn.Module):
+    """An example: the positions with the greatest gates, one channel beside the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.gate, self.b = nn.Linear(6, 20), nn.Linear(6, 5), nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        best = self.gate(x).topk(3).indices
+        y = self.a(x).view(-1, 5, 4).gather(1, best[:, :, None].expand(-1, -1, 4))
+        return self.b(torch.relu(y))

@@ -1,0 +1,159 @@
+"""Operators that write into a copy of a tensor: zero where both what is there and what is written are."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import fx
+
+from graphprune.axes import UNIT, Misaligned
+from graphprune.contracts import Call, Cut, Dims, Example, Flow, Rule, Zeros
+from graphprune.dimensions import argument, between, broadcast, indexed, literal, matched, position
+from graphprune.passes.operators import RULES, rule
+from graphprune.slices import bounds, narrowed, part
+
+aten = torch.ops.aten
+
+
+class Scatter(Rule):
+    """Values or a number go where an index says, along one dimension."""
+
+    selects = (2,)
+    summands = (0, 3)
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        dims, index = flow.dims(node.args[0]), flow.dims(node.args[2])
+        if not dims:
+            raise Misaligned("it is scattered into a number")
+        dim = position(literal(node, 1), len(dims))
+        flow.look_up(dims[dim], node.args[2])
+        for i, (axis, own) in enumerate(zip(dims, index, strict=True)):
+            if i != dim:
+                matched(flow, axis, own)
+        for own, new in zip(index, flow.dims(node.args[3]), strict=False):
+            matched(flow, own, new)
+        return dims
+
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: torch.zeros_like(y).scatter(1, _rows(y), y[:, :3]))
+        yield between(lambda y: y.scatter(1, _rows(y), 0.0) + y.scatter_add(1, _rows(y), torch.relu(y)[:, :3]))
+        yield between(lambda y: y.scatter(1, _rows(y), 1.0))
+
+
+RULES.register(
+    aten.scatter.value, aten.scatter.src, aten.scatter.reduce, aten.scatter.value_reduce, aten.scatter_add.default,
+    aten.scatter_reduce.two,
+)(Scatter())  # fmt: skip
+
+
+class IndexAdd(Rule):
+    """Slices are put or added where a vector says, along one dimension."""
+
+    selects = (2,)
+    summands = (0, 3)
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        dims, source = flow.dims(node.args[0]), flow.dims(node.args[3])
+        dim = position(literal(node, 1), len(dims))
+        flow.look_up(dims[dim], node.args[2])
+        for i, (axis, new) in enumerate(zip(dims, source, strict=True)):
+            flow.unify(new, (flow.dims(node.args[2]) or (UNIT,))[0] if i == dim else axis)
+        return dims
+
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: torch.zeros(len(y), 5, 8).index_add(1, torch.tensor([0, 0, 2]), y[:, :3]))
+        yield between(lambda y: y.index_copy(1, torch.tensor([1, 2]), torch.relu(y)[:, :2]))
+
+
+RULES.register(aten.index_add.default, aten.index_copy.default)(IndexAdd())
+
+
+@rule(aten.index_put.default)
+class IndexPut(Rule):
+    """Values that broadcast to what the indices take are put there."""
+
+    selects = (1,)
+    summands = (0, 2)
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        dims = flow.dims(node.args[0])
+        broadcast(flow, [indexed(flow, dims, literal(node, 1)), flow.dims(node.args[2])])
+        return dims
+
+    def examples(self) -> Iterator[Example]:
+        rows = torch.tensor([3, 1])
+        yield between(lambda y: torch.zeros_like(y).index_put((torch.arange(len(y))[:, None], rows), y[:, :2]))
+        yield between(lambda y: y.index_put((y[..., 0] > 0,), torch.zeros(())))
+
+
+@rule(aten.slice_scatter.default)
+class SliceScatter(Rule):
+    """A slice of one dimension is replaced."""
+
+    zeros = Zeros.MOVED
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        dims, source = flow.dims(node.args[0]), flow.dims(node.args[1])
+        dim = position(argument(node, 2, "dim", 0), len(dims))
+        for i, (axis, new) in enumerate(zip(dims, source, strict=True)):
+            taken = part(flow, axis, bounds(node, 3, axis.size), new) if i == dim else axis
+            flow.unify(taken, new)
+        return dims
+
+    def rebuild(self, cut: Cut, node: fx.Node) -> Call:
+        dims = cut.dims(node.args[0])
+        dim = position(argument(node, 2, "dim", 0), len(dims))
+        bound = narrowed(cut, dims[dim], bounds(node, 3, dims[dim].size))
+        return Call(node.target, (*node.args[:2], dim, *bound), {})
+
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: torch.slice_scatter(y, torch.relu(y)[..., :3], 2, 2, 5))
+        yield between(lambda y: torch.slice_scatter(torch.zeros_like(y), y[..., 1::2], 2, 0, None, 2))
+        yield between(lambda y: torch.slice_scatter(y, y[:, :2], 1, -2))
+
+
+@rule(aten.select_scatter.default)
+class SelectScatter(Rule):
+    """One index of a dimension is replaced."""
+
+    zeros = Zeros.MOVED
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        dims = flow.dims(node.args[0])
+        dim = position(argument(node, 2, "dim"), len(dims))
+        flow.pin(dims[dim], f"index {argument(node, 3, 'index')} is put into it")
+        for axis, new in zip((*dims[:dim], *dims[dim + 1 :]), flow.dims(node.args[1]), strict=True):
+            flow.unify(axis, new)
+        return dims
+
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: torch.select_scatter(y, y[:, 0].relu(), 1, 2))
+
+
+@rule(aten.copy.default)
+class Copy(Rule):
+    """The numbers of the second in the shape of the first."""
+
+    zeros = Zeros.MOVED
+    selects = (0,)
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        return broadcast(flow, [flow.dims(node.args[0]), flow.dims(node.args[1])])
+
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: aten.copy.default(torch.empty_like(y), y) * aten.copy.default(y, y[0, 0]))
+
+
+@rule(aten.masked_scatter.default)
+class MaskedScatter(Rule):
+    """Values go in order wherever a mask says."""
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        raise Misaligned("values are put into it in order, wherever a mask says")
+
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: y.masked_scatter(y > 0, y.abs()))
+
+
+def _rows(y: torch.Tensor) -> torch.Tensor:
+    """Three of five positions for every channel."""
+    return torch.tensor([0, 4, 2])[:, None].expand(len(y), 3, y.shape[2])

@@ -1,0 +1,168 @@
+"""Operators that order a dimension or pick from it by size: their results may be indices into it."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from graphprune.axes import UNIT, prime
+from graphprune.contracts import Dims, Example, Flow, Rule, Zeros
+from graphprune.dimensions import argument, between, hint, literal, position, positions
+from graphprune.passes.operators import RULES, rule
+
+aten = torch.ops.aten
+
+
+@rule(aten.topk.default)
+class TopK(Rule):
+    """The greatest values along a dimension, and their indices: a cut of it leaves fewer to pick from."""
+
+    zeros = Zeros.MOVED
+
+    def axes(self, flow: Flow, node: fx.Node) -> list[Dims]:
+        dims, count = flow.dims(node.args[0]), hint(literal(node, 1))
+        dim = position(argument(node, 2, "dim", -1), len(dims))
+        flow.normalise(dims[dim], "the greatest are picked along it")
+        flow.least(dims[dim], count)
+        flow.mix(dims, [dims[dim]])
+        flow.point(node, dims[dim], output=1)
+        picked = *dims[:dim], prime(count, "the greatest are picked along it"), *dims[dim + 1 :]
+        return [picked, picked]
+
+    def examples(self) -> Iterator[Example]:
+        yield Example(_Routed(), (torch.randn(7, 6),))
+        yield between(lambda y: y.topk(2, dim=1).values.sum(1, keepdim=True))
+
+
+class Sort(Rule):
+    """A dimension in order, and where each of its values was."""
+
+    zeros = Zeros.MOVED
+
+    def axes(self, flow: Flow, node: fx.Node) -> list[Dims] | Dims:
+        dims = flow.dims(node.args[0])
+        several = isinstance(node.meta["val"], (list, tuple))
+        dim = position(self.dim(node), len(dims)) if dims else 0
+        for axis in dims[dim : dim + 1]:
+            flow.pin(axis, "it is sorted")
+            flow.mix(dims, [axis])
+            flow.point(node, axis, output=int(several))
+        return [dims, dims] if several else dims
+
+    def dim(self, node: fx.Node) -> int:
+        """The dimension, whose place among the arguments depends on the overload."""
+        stable = node.target in (aten.sort.stable, aten.argsort.stable)
+        given: int = argument(node, 2 if stable else 1, "dim", -1)
+        return given
+
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: y.sort(1).values + y[0, :, 0].argsort()[:, None] * y.sort(dim=1, stable=True).values)
+
+
+RULES.register(aten.sort.default, aten.sort.stable, aten.argsort.default, aten.argsort.stable)(Sort())
+
+
+@rule(aten.max.dim, aten.min.dim)
+class Extreme(Rule):
+    """The greatest or least value along a dimension, and its index."""
+
+    zeros = Zeros.MOVED
+
+    def axes(self, flow: Flow, node: fx.Node) -> list[Dims]:
+        dims = flow.dims(node.args[0])
+        dim = position(literal(node, 1), len(dims))
+        flow.normalise(dims[dim], "its extreme is taken here")
+        flow.point(node, dims[dim], output=1)
+        one = (UNIT,) if argument(node, 2, "keepdim", False) else ()
+        return [(*dims[:dim], *one, *dims[dim + 1 :])] * 2
+
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: y - y.max(2, keepdim=True).values * y.min(1, keepdim=True).values)
+        yield between(lambda y: y * y.max(2).indices[:, :, None])
+
+
+@rule(aten.argmax.default, aten.argmin.default)
+class ArgExtreme(Rule):
+    """The index of the greatest or least value: in all values, or along a dimension."""
+
+    zeros = Zeros.LOST
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        dims = flow.dims(node.args[0])
+        given = argument(node, 1, "dim")
+        gone = positions(given, len(dims))
+        for i in gone:
+            flow.normalise(dims[i], "its extreme is looked for here")
+            if given is None:
+                flow.pin(dims[i], "its extreme is looked for among all values")
+        if given is not None:
+            flow.point(node, dims[gone[0]])
+        keep = bool(argument(node, 2, "keepdim", False))
+        return tuple(UNIT if i in gone else axis for i, axis in enumerate(dims) if keep or i not in gone)
+
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: y + y.gather(2, y.argmax(2, keepdim=True)) + y.argmin())
+
+
+@rule(aten.diff.default)
+class Difference(Rule):
+    """What is between neighbours along a dimension."""
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        dims, new = flow.dims(node.args[0]), flow.fresh(node, "neighbours are subtracted along it")
+        dim = position(argument(node, 2, "dim", -1), len(dims))
+        for value in (node.args[0], argument(node, 3, "prepend"), argument(node, 4, "append")):
+            for i, axis in enumerate(flow.dims(value)):
+                if i == dim:
+                    flow.pin(axis, "neighbours are subtracted along it")
+                else:
+                    flow.unify(axis, dims[i])
+        return *dims[:dim], new[dim], *dims[dim + 1 :]
+
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: y.diff(dim=1, prepend=y[:, :1]))
+
+
+class LookUp(Rule):
+    """Every value of one tensor is looked for among all of the other."""
+
+    zeros = Zeros.LOST
+
+    def __init__(self, values: int) -> None:
+        self.values = values
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        value, table = node.args[self.values], node.args[1 - self.values]
+        (*lead, last) = flow.dims(table)
+        flow.pin(last, "values are looked for in it")
+        dims = flow.dims(value)
+        if self.values == 0:
+            for axis in lead:
+                flow.pin(axis, "values are looked for in it")
+        for a, b in zip(lead, dims, strict=False) if self.values == 1 else ():
+            flow.unify(a, b)
+        return dims
+
+    def examples(self) -> Iterator[Example]:
+        table = torch.tensor([-1.0, 0.0, 1.0])
+        yield between(lambda y: y * torch.bucketize(y, table) + torch.isin(y.sign(), table))
+        yield between(lambda y: y * torch.searchsorted(table, y))
+
+
+RULES.register(aten.isin.Tensor_Tensor, aten.bucketize.Tensor)(LookUp(0))
+RULES.register(aten.searchsorted.Tensor)(LookUp(1))
+
+
+class _Routed(nn.Module):
+    """An example: of five maps, each sample takes the two that a router likes best."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.router = nn.Linear(6, 5)
+        self.up, self.down = nn.Parameter(torch.randn(5, 6, 8)), nn.Parameter(torch.randn(5, 8, 3))
+
+    def forward(self, x: Tensor) -> Any:
+        weights, chosen = self.router(x).softmax(1).topk(2)
+        hidden = torch.relu(x[:, None, None] @ self.up[chosen])
+        return ((hidden @ self.down[chosen]).squeeze(2) * weights[:, :, None]).sum(1)
