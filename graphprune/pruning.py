@@ -67,6 +67,7 @@ def prune(
     align: int = 8,
     destination: str = "stock",
     protect: tuple[str, ...] = (),
+    exact_only: bool = True,
     seed: int = 0,
     plan_only: bool = False,
     force: bool = False,
@@ -74,8 +75,9 @@ def prune(
     """Prune a model and save it, verified, with a report.
 
     `model` is a Hugging Face folder, a ``.gguf`` or ``.pt2`` file, or ``package.module:callable``; `sparsity` the share
-    of all its parameters that is to go; `calibration` names a text (see `corpus.read`). `output` appears when
-    everything in it was verified, or not at all.
+    of all its parameters that is to go; `calibration` names a text (see `corpus.read`). `exact_only` leaves out
+    groups whose cut changes what remains, such as hidden sizes under norms. `output` appears when everything in it
+    was verified, or not at all.
 
     Raises:
         GraphpruneError: one of its kinds, with what, where, got, expected and what to do.
@@ -83,7 +85,7 @@ def prune(
     chosen = recipes.RECIPES[recipe]
     check_output(output, force)
     job = Job(str(model), Path(output), recipe, destination, sparsity, seed, force, _command())
-    options = recipes.Options(sparsity, None, align, destination, protect, True, seed)
+    options = recipes.Options(sparsity, None, align, destination, protect, exact_only, seed)
     if chosen.calibrates and not calibration:
         raise CalibrationError(
             f"recipe {recipe} needs calibration data; name a text with calibration (--calibration FILE)"

@@ -77,6 +77,9 @@ def prune(
     protect: Annotated[
         list[str] | None, typer.Option(metavar="GLOB", help="Parameters that must stay as they are; repeatable.")
     ] = None,
+    inexact: Annotated[
+        bool, typer.Option("--inexact", help="Cut hidden sizes under norms too, which changes what remains.")
+    ] = False,
     seed: Seed = 0,
     plan_only: Annotated[bool, typer.Option("--plan-only", help="Save the plan and cut nothing.")] = False,
     force: Force = False,
@@ -94,6 +97,7 @@ def prune(
         align=align,
         destination=destination.value,
         protect=tuple(protect or ()),
+        exact_only=not inexact,
         seed=seed,
         plan_only=plan_only,
         force=force,

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import nn
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import graphprune as gp
 from graphprune.errors import ExportError
 from graphprune.exporters import shards
 from graphprune.exporters.huggingface import reload, save
@@ -170,3 +171,14 @@ def test_a_program_of_another_model_is_refused(narrowed: Narrow, tmp_path: Path)
     program = replace(narrowed("llama", intermediate_size=20), source=other.source)
     with pytest.raises(ExportError, match=r"OPTForCausalLM has no parameter 'model\.embed_tokens\.weight'"):
         save(program, tmp_path / "out", destination="stock")
+
+
+def test_a_hidden_size_can_be_cut_for_stock_classes(saved: Callable[..., Path], tmp_path: Path) -> None:
+    folder = saved("llama")
+    exact = gp.prune(folder, recipe="magnitude", sparsity=0.2, align=1, output=tmp_path / "exact")
+    assert not any(before == 32 for before, _ in exact.report.widths.values())
+    made = gp.prune(folder, recipe="magnitude", sparsity=0.2, align=1, exact_only=False, output=tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["hidden_size"] < 32 and config["head_dim"] == 4
+    assert made.report.errors["masked original and cut graph"] <= 1e-5
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "out").config.hidden_size == config["hidden_size"]
