@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from graphprune.errors import GraphpruneError, VerificationError, first_line
 from graphprune.program import Inputs, Program
@@ -44,8 +44,25 @@ def compare(reference: Any, got: Any, what: str, tolerance: float | None = None)
 
 
 def masked(program: Program, keep: KeepByName) -> Program:
-    """The program with zeros wherever `keep` leaves something out, in its old shapes."""
-    return replace(program, weights=Masked(program.weights, keep))
+    """The program with zeros wherever `keep` leaves something out, in its old shapes.
+
+    A direction keeps the vectors whose magnitudes are zero, for nought has no direction: 0 / 0 is no number.
+    """
+    found = [direction(node) for node in program.graph.nodes]
+    spared = {(program.name(str(v.target)), dim) for v, dim in filter(None, found)}
+    zeros = {n: {dim: i for dim, i in dims.items() if (n, dim) not in spared} for n, dims in keep.items()}
+    return replace(program, weights=Masked(program.weights, zeros))
+
+
+def direction(node: fx.Node) -> tuple[fx.Node, int] | None:
+    """The parameter that gives a weight its direction, and the dimension along which another one gives lengths."""
+    if node.target is not torch.ops.aten._weight_norm.default:
+        return None
+    v, g = node.args[:2]
+    if not isinstance(v, fx.Node) or not isinstance(g, fx.Node) or v.op != "get_attr" or g.op != "get_attr":
+        return None
+    dim: Any = node.args[2] if len(node.args) > 2 else 0
+    return (v, dim % v.meta["val"].dim()) if len(v.users) == 1 else None
 
 
 def verify_cut(program: Program, small: Program, keep: KeepByName, seeds: tuple[int, ...] = (0, 1)) -> Verification:

@@ -1,4 +1,4 @@
-"""Normalisations and reductions: the axes over which they work are not exact."""
+"""Normalisations: the axes over which they work are not exact."""
 
 from collections.abc import Iterator
 from math import prod
@@ -6,9 +6,9 @@ from math import prod
 import torch
 from torch import fx, nn
 
-from graphprune.axes import UNIT, Axis, factor
+from graphprune.axes import factor
 from graphprune.contracts import Call, Cut, Dims, Example, Flow, Rule, Zeros
-from graphprune.dimensions import argument, between, literal, position, positions
+from graphprune.dimensions import argument, between, literal, position
 from graphprune.passes.operators import RULES, rule
 
 aten = torch.ops.aten
@@ -89,6 +89,7 @@ class BatchNorm(Rule):
         dims = flow.dims(node.args[0])
         for axis in (dims[0], *dims[2:]) if argument(node, 5, "training", False) is True else ():
             flow.normalise(axis, "it is normalised here")
+            flow.mix(dims, [axis])
         for value in node.args[1:5]:
             for axis in flow.dims(value):
                 flow.unify(dims[1], axis)
@@ -111,6 +112,49 @@ class NativeBatchNorm(BatchNorm):
 
     def examples(self) -> Iterator[Example]:
         yield Example(_Normalised(), (torch.randn(3, 6),))
+
+
+class NoStatistics(Rule):
+    """Channels are normalised by the statistics of the batch itself, which are two more outputs."""
+
+    summands = (2,)
+
+    def axes(self, flow: Flow, node: fx.Node) -> list[Dims]:  # type: ignore[override]
+        dims = flow.dims(node.args[0])
+        for axis in (dims[0], *dims[2:]):
+            flow.normalise(axis, "it is normalised here")
+            flow.mix(dims, [axis])
+        for value in node.args[1:3]:
+            for axis in flow.dims(value):
+                flow.unify(dims[1], axis)
+        return [dims, (dims[1],), (dims[1],)]
+
+    def examples(self) -> Iterator[Example]:
+        yield Example(_Standardised(), (torch.randn(2, 3, 7, 7),))
+
+
+RULES.register(aten._native_batch_norm_legit.no_stats)(NoStatistics())
+
+
+@rule(aten.instance_norm.default)
+class InstanceNorm(Rule):
+    """Every channel of every sample is normalised over its pixels."""
+
+    summands = (2,)
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        dims = flow.dims(node.args[0])
+        for axis in dims[2:]:
+            flow.normalise(axis, "it is normalised here")
+            flow.mix(dims, [axis])
+        for value in node.args[1:5]:
+            for axis in flow.dims(value):
+                flow.unify(dims[1], axis)
+        return dims
+
+    def examples(self) -> Iterator[Example]:
+        layers = nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8, affine=True), nn.ReLU(), nn.Conv2d(8, 4, 1)
+        yield Example(nn.Sequential(*layers), (torch.randn(2, 3, 7, 7),))
 
 
 @rule(aten.group_norm.default)
@@ -158,80 +202,6 @@ class Softmax(Rule):
 RULES.register(aten.softmax.int, aten._softmax.default, aten.log_softmax.int)(Softmax())
 
 
-class Reduce(Rule):
-    """Some dimensions are reduced to one number, or to a dimension of size 1."""
-
-    def axes(self, flow: Flow, node: fx.Node) -> Dims:
-        dims = flow.dims(node.args[0])
-        gone = positions(argument(node, 1, "dim"), len(dims))
-        for i in gone:
-            self.reduce(flow, node, dims[i])
-        keep = bool(argument(node, 2, "keepdim", False))
-        return tuple(UNIT if i in gone else axis for i, axis in enumerate(dims) if keep or i not in gone)
-
-    def reduce(self, flow: Flow, node: fx.Node, axis: Axis) -> None:
-        """Say what becomes of a reduced axis."""
-        flow.normalise(axis, "its extreme is taken here")
-
-    def examples(self) -> Iterator[Example]:
-        yield between(lambda y: y.mean(1) + y.amax(1) * y.mean(2, keepdim=True).amin(1))
-
-
-@rule(aten.mean.dim, aten.mean.default)
-class Mean(Reduce):
-    """An average has fewer terms after a cut, but the same sum."""
-
-    degree = 1.0
-
-    def reduce(self, flow: Flow, node: fx.Node, axis: Axis) -> None:
-        flow.average(axis, node.args[0])
-
-    def gain(self, cut: Cut, node: fx.Node) -> float:
-        """The old number of terms over the new one."""
-        dims = cut.dims(node.args[0])
-        return prod(cut.excess(dims[i]) for i in positions(argument(node, 1, "dim"), len(dims)))
-
-    def examples(self) -> Iterator[Example]:
-        yield Example(_RootMeanSquare(), (torch.randn(3, 6),))
-
-
-@rule(aten.sum.dim_IntList, aten.sum.default)
-class Sum(Reduce):
-    """A sum is exact as long as what is cut would add nothing."""
-
-    degree = 1.0
-
-    def reduce(self, flow: Flow, node: fx.Node, axis: Axis) -> None:
-        flow.contract(axis, node.args[0])
-
-    def examples(self) -> Iterator[Example]:
-        yield Example(_Summed(), (torch.randn(3, 6),))
-
-
-RULES.register(aten.amax.default, aten.amin.default, aten.any.dim, aten.all.dim)(Reduce())
-
-
-@rule(aten.var.correction, aten.std.correction)
-class Spread(Reduce):
-    """The variance along some dimensions."""
-
-    def axes(self, flow: Flow, node: fx.Node) -> Dims:
-        dims = flow.dims(node.args[0])
-        gone = positions(argument(node, 1, "dim"), len(dims))
-        for i in gone:
-            flow.normalise(dims[i], "its variance is taken here")
-        keep = bool(node.kwargs.get("keepdim", False))
-        return tuple(UNIT if i in gone else axis for i, axis in enumerate(dims) if keep or i not in gone)
-
-    def examples(self) -> Iterator[Example]:
-        yield between(
-            lambda y: (
-                y / (torch.var(y, 2, correction=0, keepdim=True) + 1).sqrt()
-                + torch.std(y, 1, correction=1, keepdim=True)
-            )
-        )
-
-
 class _Normalised(nn.Module):
     """An example: the operator that traces of other tools hold."""
 
@@ -246,26 +216,14 @@ class _Normalised(nn.Module):
         return self.b(torch.relu(y))  # type: ignore[no-any-return]
 
 
-class _Summed(nn.Module):
-    """An example: a product of two branches, summed over its channels."""
+class _Standardised(nn.Module):
+    """An example: weights that are normalised before use, each output channel by itself."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.a, self.b = nn.Linear(6, 8), nn.Linear(6, 8)
+        self.a, self.b = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 4, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        product: torch.Tensor = self.a(x) * torch.relu(self.b(x))
-        return product.sum(dim=-1)
-
-
-class _RootMeanSquare(nn.Module):
-    """An example: an RMS norm written out, a weight that takes its factor, and a mean whose factor nothing takes."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.a, self.b, self.weight = nn.Linear(6, 8), nn.Linear(8, 3), nn.Parameter(torch.rand(8) + 0.5)
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.a(x)
-        normed = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 0.1)
-        return self.b(normed * self.weight) + torch.tanh(y.mean(-1, keepdim=True))  # type: ignore[no-any-return]
+        weight = self.a.weight.reshape(1, 8, -1)
+        weight = aten._native_batch_norm_legit.no_stats(weight, None, None, True, 0.0, 1e-5)[0]
+        return self.b(torch.conv2d(x, weight.reshape_as(self.a.weight), self.a.bias).relu())  # type: ignore[no-any-return]

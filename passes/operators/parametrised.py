@@ -1,0 +1,47 @@
+"""Weights that are computed from a direction and a magnitude."""
+
+from collections.abc import Iterator
+from math import nan
+
+import torch
+from torch import fx, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+from graphprune.contracts import Dims, Example, Flow, Masked, Rule
+from graphprune.dimensions import argument, meet, position
+from graphprune.passes.operators import rule
+from graphprune.proof import direction
+
+
+@rule(torch.ops.aten._weight_norm.default)
+class WeightNorm(Rule):
+    """``v * g / |v|``, the length taken over all dimensions of v but one, the only one that g has."""
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        vectors, lengths = flow.dims(node.args[0]), flow.dims(node.args[1])
+        own = position(argument(node, 2, "dim", 0), len(vectors))
+        for i, axis in enumerate(vectors):
+            if i != own:
+                flow.contract(axis, node.args[0])
+                flow.mix(vectors, [axis])
+        for i, axis in enumerate(lengths):
+            meet(flow, [vectors[i], axis])
+        return vectors
+
+    def masked(self, node: fx.Node, inputs: Masked) -> float | None:
+        """Zero with its magnitude, if the direction is left as it is there, for nought has none."""
+        if node.args[1] in inputs.holds and direction(node) is None:
+            return nan
+        return 0.0 if any(inputs.at(value) == 0 for value in node.args[:2]) else None
+
+    def examples(self) -> Iterator[Example]:
+        layers = (
+            weight_norm(nn.Conv1d(3, 8, 1)),
+            nn.ReLU(),
+            weight_norm(nn.ConvTranspose1d(8, 6, 3)),
+            nn.Conv1d(6, 2, 1),
+        )
+        yield Example(nn.Sequential(*layers), (torch.randn(2, 3, 5),))
+        yield Example(
+            nn.Sequential(nn.Linear(6, 8), weight_norm(nn.Linear(8, 6), dim=1), nn.Linear(6, 2)), (torch.randn(2, 6),)
+        )

@@ -1,0 +1,225 @@
+"""Reductions: sums and norms leave an axis exact, other reductions do not."""
+
+from collections.abc import Iterator
+from math import prod
+
+import torch
+from torch import fx, nn
+
+from graphprune.axes import UNIT, Axis
+from graphprune.contracts import Cut, Dims, Example, Flow, Rule, Zeros
+from graphprune.dimensions import argument, between, broadcast, position, positions
+from graphprune.passes.operators import RULES, rule
+
+aten = torch.ops.aten
+
+
+class Reduce(Rule):
+    """Some dimensions are reduced to one number, or to a dimension of size 1."""
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        dims = flow.dims(node.args[0])
+        gone = positions(argument(node, 1, "dim"), len(dims))
+        for i in gone:
+            self.reduce(flow, node, dims[i])
+        keep = bool(argument(node, 2, "keepdim", False))
+        return tuple(UNIT if i in gone else axis for i, axis in enumerate(dims) if keep or i not in gone)
+
+    def reduce(self, flow: Flow, node: fx.Node, axis: Axis) -> None:
+        """Say what becomes of a reduced axis."""
+        flow.normalise(axis, "its extreme is taken here")
+
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: y.mean(1) + y.amax(1) * y.mean(2, keepdim=True).amin(1))
+
+
+@rule(aten.mean.dim, aten.mean.default)
+class Mean(Reduce):
+    """An average has fewer terms after a cut, but the same sum."""
+
+    degree = 1.0
+
+    def reduce(self, flow: Flow, node: fx.Node, axis: Axis) -> None:
+        flow.average(axis, node.args[0])
+
+    def gain(self, cut: Cut, node: fx.Node) -> float:
+        """The old number of terms over the new one."""
+        dims = cut.dims(node.args[0])
+        return prod(cut.excess(dims[i]) for i in positions(argument(node, 1, "dim"), len(dims)))
+
+    def examples(self) -> Iterator[Example]:
+        yield Example(_RootMeanSquare(), (torch.randn(3, 6),))
+
+
+@rule(aten.sum.dim_IntList, aten.sum.default)
+class Sum(Reduce):
+    """A sum is exact as long as what is cut would add nothing."""
+
+    degree = 1.0
+
+    def reduce(self, flow: Flow, node: fx.Node, axis: Axis) -> None:
+        flow.contract(axis, node.args[0])
+
+    def examples(self) -> Iterator[Example]:
+        yield Example(_Summed(), (torch.randn(3, 6),))
+
+
+class Any(Reduce):
+    """Nothing is found where everything is zero."""
+
+    def reduce(self, flow: Flow, node: fx.Node, axis: Axis) -> None:
+        flow.contract(axis, node.args[0])
+
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: y * (y > 0).any(2, keepdim=True) * (y == 0).all(2, keepdim=True).logical_not())
+
+
+class All(Reduce):
+    """Everything at once: as an argument there are neither dimensions nor anything else."""
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        for axis in flow.dims(node.args[0]):
+            self.reduce(flow, node, axis)
+        return ()
+
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: y / (1 + y.abs().max()))
+
+
+RULES.register(
+    aten.amax.default, aten.amin.default, aten.all.dim, aten.all.dims, aten.prod.dim_int, aten.logsumexp.default,
+)(Reduce())  # fmt: skip
+RULES.register(aten.any.dim, aten.any.dims, aten.count_nonzero.dim_IntList)(Any())
+RULES.register(
+    aten.max.default, aten.min.default, aten.prod.default, aten.all.default, aten.any.default, aten.median.default,
+)(All())  # fmt: skip
+
+
+class Norm(Reduce):
+    """The length of vectors, to which zeros add nothing: ``(x, order, dim, keepdim)``."""
+
+    degree = 1.0
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        dims, order = flow.dims(node.args[0]), argument(node, 1, "ord")
+        gone = positions(argument(node, 2, "dim"), len(dims))
+        matrix = node.target is aten.linalg_norm.default and order is not None and len(gone) > 1
+        for i in gone:
+            if matrix or (order is not None and (isinstance(order, str) or order < 0)):
+                flow.normalise(dims[i], "its norm is taken here")
+            else:
+                flow.contract(dims[i], node.args[0])
+        keep = bool(argument(node, 3, "keepdim", False))
+        return tuple(UNIT if i in gone else axis for i, axis in enumerate(dims) if keep or i not in gone)
+
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: torch.nn.functional.normalize(y, dim=2) * y.norm(dim=1, keepdim=True))
+        yield between(lambda y: y * y.norm(p=float("-inf"), dim=2, keepdim=True))
+
+
+RULES.register(
+    aten.linalg_vector_norm.default, aten.linalg_norm.default, aten.norm.Scalar, aten.norm.ScalarOpt_dim,
+    aten.norm.ScalarOpt_dim_dtype,
+)(Norm())  # fmt: skip
+
+
+class Spread(Reduce):
+    """The variance along some dimensions, or its root."""
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        dims = flow.dims(node.args[0])
+        everything = node.target in (aten.var.default, aten.std.default)
+        gone = positions(None if everything else argument(node, 1, "dim"), len(dims))
+        for i in gone:
+            flow.normalise(dims[i], "its variance is taken here")
+        keep = bool(argument(node, 3, "keepdim", False))
+        return tuple(UNIT if i in gone else axis for i, axis in enumerate(dims) if keep or i not in gone)
+
+    def examples(self) -> Iterator[Example]:
+        yield between(
+            lambda y: (
+                y / (torch.var(y, 2, correction=0, keepdim=True) + 1).sqrt()
+                + torch.std(y, 1, correction=1, keepdim=True)
+            )
+        )
+        yield between(lambda y: y * y.std() + y.var(1, True, True))
+
+
+class SpreadAndMean(Spread):
+    """Two outputs: the variance or its root, and the mean."""
+
+    def axes(self, flow: Flow, node: fx.Node) -> list[Dims]:  # type: ignore[override]
+        return [super().axes(flow, node)] * 2
+
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: y * torch.var_mean(y, 2, keepdim=True)[1] + torch.std_mean(y, (1, 2), keepdim=True)[0])
+
+
+RULES.register(
+    aten.var.correction, aten.std.correction, aten.var.dim, aten.std.dim, aten.var.default, aten.std.default
+)(Spread())
+RULES.register(aten.var_mean.correction, aten.std_mean.correction, aten.var_mean.dim, aten.std_mean.dim)(
+    SpreadAndMean()
+)
+
+
+@rule(aten.cosine_similarity.default)
+class Cosine(Rule):
+    """Two values meet, and are multiplied and summed along one dimension; both lengths are divided out."""
+
+    zeros = Zeros.PRODUCT
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        dims = list(broadcast(flow, [flow.dims(value) for value in node.args[:2]]))
+        axis = dims.pop(position(argument(node, 2, "dim", 1), len(dims)))
+        for value in node.args[:2]:
+            flow.contract(axis, value)
+        return tuple(dims)
+
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: y * torch.cosine_similarity(y, y.sin(), 2)[:, :, None])
+
+
+class Distance(Rule):
+    """``a (... m k), b (... n k) -> (... m n)``"""
+
+    zeros = Zeros.LOST
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        (*lead_a, m, k), (*lead_b, n, other) = (flow.dims(value) for value in node.args[:2])
+        flow.unify(k, other)
+        for value in node.args[:2]:
+            flow.contract(k, value)
+        flow.mix([k], [m, n])
+        return *broadcast(flow, [tuple(lead_a), tuple(lead_b)]), m, n
+
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: torch.cdist(y, y.sin()) @ y)
+
+
+RULES.register(aten.cdist.default, aten._cdist_forward.default)(Distance())
+
+
+class _Summed(nn.Module):
+    """An example: a product of two branches, summed over its channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(6, 8)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        product: torch.Tensor = self.a(x) * torch.relu(self.b(x))
+        return product.sum(dim=-1)
+
+
+class _RootMeanSquare(nn.Module):
+    """An example: an RMS norm written out, a weight that takes its factor, and a mean whose factor nothing takes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.weight = nn.Linear(6, 8), nn.Linear(8, 3), nn.Parameter(torch.rand(8) + 0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.a(x)
+        normed = y * torch.rsqrt(y.pow(2).mean(-1, keepdim=True) + 0.1)
+        return self.b(normed * self.weight) + torch.tanh(y.mean(-1, keepdim=True))  # type: ignore[no-any-return]
