@@ -7,7 +7,7 @@ import torch
 from torch import fx
 
 from graphprune.contracts import Call, Cut, Dims, Example, Flow, Masked, Rule, Zeros
-from graphprune.dimensions import argument, between, literal, position
+from graphprune.dimensions import argument, between
 from graphprune.passes.operators import RULES, rule
 
 aten = torch.ops.aten
@@ -87,44 +87,3 @@ class Drawn(Unset):
 
 
 RULES.register(aten.rand_like.default, aten.randn_like.default, aten.bernoulli.p)(Drawn())
-
-
-class Along(Rule):
-    """Masks and other orders: indices meet along a dimension, so that all stay."""
-
-    zeros = Zeros.LOST
-
-    def axes(self, flow: Flow, node: fx.Node) -> Dims:
-        dims = flow.dims(node.args[0])
-        for axis in dims:
-            flow.pin(axis, "the order of its indices matters here")
-        return dims
-
-    def examples(self) -> Iterator[Example]:
-        yield between(lambda y: y.flip(2))
-
-
-RULES.register(aten.triu.default, aten.tril.default, aten.flip.default, aten.roll.default)(Along())
-
-
-@rule(aten.cumsum.default)
-class RunningSum(Rule):
-    """What is masked adds nothing to the sums behind it."""
-
-    degree = 1.0
-
-    def axes(self, flow: Flow, node: fx.Node) -> Dims:
-        dims = flow.dims(node.args[0])
-        axis = dims[position(literal(node, 1), len(dims))]
-        flow.contract(axis, node.args[0])
-        flow.mix(dims, [axis])
-        return dims
-
-    def masked(self, node: fx.Node, inputs: Masked) -> float | None:
-        """Along the dimension itself, the sums go on where nothing is added."""
-        running = position(literal(node, 1), node.meta["val"].dim()) in inputs.dims
-        return None if running else super().masked(node, inputs)
-
-    def examples(self) -> Iterator[Example]:
-        yield between(lambda y: y.cumsum(1) * y.cumsum(2))
-        yield between(lambda y: y.view(-1, 5, 2, 4).cumsum(2).flatten(2))

@@ -119,7 +119,7 @@ class NoStatistics(Rule):
 
     summands = (2,)
 
-    def axes(self, flow: Flow, node: fx.Node) -> list[Dims]:  # type: ignore[override]
+    def axes(self, flow: Flow, node: fx.Node) -> list[Dims]:
         dims = flow.dims(node.args[0])
         for axis in (dims[0], *dims[2:]):
             flow.normalise(axis, "it is normalised here")
