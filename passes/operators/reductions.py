@@ -87,12 +87,23 @@ class All(Reduce):
 
 
 RULES.register(
-    aten.amax.default, aten.amin.default, aten.all.dim, aten.all.dims, aten.prod.dim_int, aten.logsumexp.default,
+    aten.amax.default, aten.amin.default, aten.all.dim, aten.all.dims, aten.prod.dim_int,
 )(Reduce())  # fmt: skip
 RULES.register(aten.any.dim, aten.any.dims, aten.count_nonzero.dim_IntList)(Any())
 RULES.register(
     aten.max.default, aten.min.default, aten.prod.default, aten.all.default, aten.any.default, aten.median.default,
 )(All())  # fmt: skip
+
+
+@rule(aten.logsumexp.default)
+class LogSumExp(Reduce):
+    """The logarithm of what a softmax divides by: of zeros it is that of their number."""
+
+    zeros = Zeros.LOST
+
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: y - y.logsumexp([2], keepdim=True) * y.logsumexp(1, keepdim=True))
+        yield between(lambda y: y.logsumexp(1).sum(-1)[:, None, None] * y)
 
 
 class Norm(Reduce):

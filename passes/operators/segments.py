@@ -40,7 +40,7 @@ class Concatenate(Rule):
         yield Example(_Halves(), (torch.randn(3, 6),))
 
 
-RULES.register(aten.cat.default, aten.concat.default)(Concatenate())
+RULES.register(aten.cat.default, aten.concat.default, aten.concatenate.default)(Concatenate())
 
 
 @rule(aten.stack.default)

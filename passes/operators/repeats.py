@@ -1,0 +1,67 @@
+"""Every index repeated next to itself: the copies are an axis inside the old one."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import fx
+
+from graphprune.axes import Misaligned, Product, factor, resolve
+from graphprune.contracts import Call, Cut, Dims, Example, Flow, Rule, Zeros
+from graphprune.dimensions import argument, between, literal, position
+from graphprune.passes.operators import rule
+
+aten = torch.ops.aten
+
+
+@rule(aten.repeat_interleave.self_int)
+class RepeatEach(Rule):
+    """Every index of a dimension equally often."""
+
+    zeros = Zeros.MOVED
+    degree = 1.0
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        dims, new = flow.dims(node.args[0]), flow.fresh(node)
+        if argument(node, 2, "dim") is None and len(dims) != 1:
+            raise Misaligned("all dimensions are merged and repeated")
+        dim = position(argument(node, 2, "dim") or 0, len(dims))
+        if new[dim].size == dims[dim].size:
+            return dims
+        old, copies = factor(new[dim], dims[dim].size)
+        flow.unify(old, dims[dim])
+        if not isinstance(literal(node, 1), int):
+            flow.pin(copies, "the input says how many copies there are")
+        return *dims[:dim], resolve(Product((old, copies))), *dims[dim + 1 :]
+
+    def rebuild(self, cut: Cut, node: fx.Node) -> Call:
+        dim = position(argument(node, 2, "dim") or 0, len(cut.dims(node)))
+        old, new = cut.dims(node.args[0])[dim], cut.dims(node)[dim]
+        if not cut.changed(new) or not isinstance(literal(node, 1), int):
+            return Call(node.target, node.args[:3], {k: v for k, v in node.kwargs.items() if k != "output_size"})
+        return Call(node.target, (node.args[0], cut.width(new) // cut.width(old), dim), {})
+
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: y.repeat_interleave(2, dim=2) * 2, 16)
+        yield between(lambda y: y.repeat_interleave(len(y), dim=1) * y.repeat_interleave(1, dim=2)[:, :1])
+
+
+@rule(aten.repeat_interleave.self_Tensor)
+class RepeatSome(Rule):
+    """Every index as often as a tensor says."""
+
+    zeros = Zeros.MOVED
+    selects = (1,)
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        dims, why = flow.dims(node.args[0]), "a tensor says how often each index is repeated"
+        new = flow.fresh(node, why)
+        if argument(node, 2, "dim") is None and len(dims) != 1:
+            raise Misaligned("all dimensions are merged and repeated")
+        dim = position(argument(node, 2, "dim") or 0, len(dims))
+        for axis in (dims[dim], *flow.dims(node.args[1])):
+            flow.pin(axis, why)
+        return *dims[:dim], new[dim], *dims[dim + 1 :]
+
+    def examples(self) -> Iterator[Example]:
+        times = torch.tensor([2, 0, 1, 0, 2])
+        yield between(lambda y: y.repeat_interleave(times, dim=1, output_size=5) * y)
