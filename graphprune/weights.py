@@ -104,10 +104,10 @@ class Masked(_Cut):
 
 @dataclass(frozen=True)
 class Scaled(Mapping[str, Tensor]):
-    """The weights of `base`, some of them multiplied by a number."""
+    """The weights of `base`, some of them multiplied by a number, or by a tensor that broadcasts to their shape."""
 
     base: Weights
-    factors: Mapping[str, float]
+    factors: Mapping[str, float] | Mapping[str, Tensor]
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self.base[name]

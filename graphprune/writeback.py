@@ -9,10 +9,10 @@ import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
-from graphprune import config_widths, padding
+from graphprune import compensation, config_widths, padding
 from graphprune.attributes import Conflict, solve, wishes
 from graphprune.dependencies import Dependencies
-from graphprune.errors import WriteBackError, first_line
+from graphprune.errors import VerificationError, WriteBackError, first_line
 from graphprune.facts import Refits
 from graphprune.layers import assign, said_by_weights, set_sizes
 from graphprune.modes import evaluation, undisturbed
@@ -31,13 +31,15 @@ class WrittenBack:
     """How well the module agrees with the graph, and why its configuration could not follow ("" if it did).
 
     `padded` names the kinds of groups that stay wider in the module than in the graph, with zeros in the removed
-    places, and says why; `unremoved` is how many parameters that leaves which the graph does not have.
+    places, and says why; `unremoved` is how many parameters that leaves which the graph does not have. `multiplied`
+    names parameters that are those of the graph times a number, since the forward takes a scale from a size.
     """
 
     verification: Verification
     config_left: str
     padded: Mapping[str, str] = field(default_factory=dict)
     unremoved: int = 0
+    multiplied: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         if not self.padded:
@@ -66,7 +68,7 @@ def write_back(cut: Cut, program: Program, module: nn.Module) -> WrittenBack:
         raise
     assert isinstance(found.outcome, Verification)
     reasons = {kind: wider.why for kind, wider in found.widths.items()}
-    return WrittenBack(found.outcome, left, reasons, found.small.count() - program.count())
+    return WrittenBack(found.outcome, left, reasons, found.small.count() - program.count(), found.multiplied)
 
 
 def _check_names(program: Program, module: nn.Module) -> None:
@@ -89,6 +91,7 @@ class _Trial:
     small: Program
     outcome: Verification | Exception
     conflicts: list[Conflict]
+    multiplied: tuple[str, ...] = ()
 
     @property
     def agrees(self) -> bool:
@@ -140,20 +143,34 @@ class _Search:
     def attempt(self, widths: padding.Widths) -> _Trial:
         """Make the module as narrow as that allows; where it then does not agree, it is as it was."""
         self.undo.back()
-        small = self._wider(widths)
-        assignments, conflicts = solve(wishes(self.module, self.uses, self.rewritten.original, small))
-        self._assign(small)
+        original, small = self.rewritten.original, self._wider(widths)
+        assignments, conflicts = solve(wishes(self.module, self.uses, original, small))
+        sizes = {name: len(rows[0]) for name, rows in self._rows(widths).items()}
         faults = list[Exception]()
-        mark = len(self.undo.steps)
-        for values in assignments:
-            try:
-                self._set(values)
-                return _Trial(widths, small, self.agree(), conflicts)
-            except Exception as fault:  # a wrong size may raise whatever the module's code does not expect
-                faults.append(fault)
-                self.undo.back(mark)
-        self.undo.back()
+        for factors in compensation.options(original, self.dependencies, sizes, small.fact(Rewritten).keep):
+            self._assign(small, factors)
+            for values in assignments:
+                outcome = self._outcome(values)
+                if isinstance(outcome, Verification):
+                    return _Trial(widths, small, outcome, conflicts, tuple(factors))
+                faults.append(outcome)
+            self.undo.back()
+            if not any(isinstance(fault, VerificationError) for fault in faults):
+                break  # it does not even run
         return _Trial(widths, small, faults[0], conflicts)
+
+    def _outcome(self, values: Mapping[Slot, float]) -> Verification | Exception:
+        """How well the module agrees when its slots have these values; if it does not, they have their old ones."""
+        mark = len(self.undo.steps)
+        try:
+            for slot, value in values.items():
+                if value != slot.value:
+                    slot.put(self.undo, value)
+            set_sizes(self.undo, self.module, self.said, {(id(slot.owner), slot.key) for slot in values})
+            return self.agree()
+        except Exception as fault:  # a wrong size may raise whatever the module's code does not expect
+            self.undo.back(mark)
+            return fault
 
     def agree(self) -> Verification:
         """Compare the module with the graph on fresh inputs; its buffers are as before afterwards."""
@@ -176,16 +193,11 @@ class _Search:
         narrow = Scaled(self.program.weights, factors)
         return small.with_facts(weights=padding.Padded(narrow, *keeps, original.shapes()))
 
-    def _assign(self, small: Program) -> None:
-        for name in changed_names(self.program):
+    def _assign(self, small: Program, factors: compensation.Factors) -> None:
+        weights = Scaled(small.weights, factors)
+        for name in {*changed_names(self.program), *factors}:
             names = [name, *(alias for alias, stored in small.ties.items() if stored == name)]
-            assign(self.undo, self.module, names, small.weights[name])
-
-    def _set(self, values: Mapping[Slot, float]) -> None:
-        for slot, value in values.items():
-            if value != slot.value:
-                slot.put(self.undo, value)
-        set_sizes(self.undo, self.module, self.said, {(id(slot.owner), slot.key) for slot in values})
+            assign(self.undo, self.module, names, weights[name])
 
 
 def changed_names(program: Program) -> list[str]:
