@@ -8,6 +8,7 @@ from difflib import SequenceMatcher
 from itertools import islice, product
 from typing import Any
 
+import torch
 import torch.utils._pytree as pytree
 from torch import fx, nn
 
@@ -57,15 +58,24 @@ def _literals(module: nn.Module, original: Program, small: Program) -> dict[Plac
     for node in original.graph.nodes:
         place = _place(module, node)
         if place and node.op == "call_function" and node.name in new:
-            pairs = zip(_leaves(node), _leaves(new[node.name]), strict=False)
+            pairs = zip(_numbers(node), _numbers(new[node.name]), strict=False)
             found[place] += [
                 Literal(node.name, a, b) for a, b in pairs if type(a) in (int, float) and type(a) is type(b)
             ]
     return found
 
 
+def _numbers(node: fx.Node) -> list[Any]:
+    """The arguments of a node; for a dynamic size its value in the example, in which the module was watched, too."""
+    return [_hint(leaf.meta.get("val")) if isinstance(leaf, fx.Node) else leaf for leaf in _leaves(node)]
+
+
 def _leaves(node: fx.Node) -> list[Any]:
     return pytree.tree_leaves((list(node.args), node.kwargs))
+
+
+def _hint(val: Any) -> Any:
+    return val.node.hint if isinstance(val, torch.SymInt) else val
 
 
 def _place(module: nn.Module, node: fx.Node) -> Place | None:

@@ -6,27 +6,25 @@ widths, give the same scores.
 """
 
 from collections.abc import Iterator, Mapping
-from itertools import combinations
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from graphprune.axes import Axis, Prime, primes
+from graphprune.axes import Prime, primes
 from graphprune.dependencies import Dependencies
-from graphprune.kept import locate
-from graphprune.kept import width as narrow_width
+from graphprune.kept import locate, width
 from graphprune.program import Program
 from graphprune.weights import KeepByName
 
 Factors = Mapping[str, Tensor]
+Ratios = Mapping[Prime, float]
 
 
 def options(
     original: Program, dependencies: Dependencies, widths: Mapping[str, int], keep: KeepByName
 ) -> Iterator[Factors]:
-    """What narrow parameters may have to be multiplied by: first as they are, then all that make scores, then by kind."""
-    new = {dependencies.by_name[name].prime: width for name, width in widths.items()}
-    ratios = _ratios(original, dependencies, new)
+    """By what narrow parameters may have to be multiplied: by nothing, all that make scores, or those of one kind."""
+    ratios = _ratios(dependencies, {dependencies.by_name[name].prime: size for name, size in widths.items()})
     yield {}
     if ratios:
         yield _factors(original, dependencies, ratios, keep)
@@ -36,47 +34,31 @@ def options(
         yield _factors(original, dependencies, alike, keep)
 
 
-def _ratios(original: Program, dependencies: Dependencies, new: Mapping[Prime, int]) -> dict[Prime, float]:
+def _ratios(dependencies: Dependencies, new: Mapping[Prime, int]) -> Ratios:
     """By how much the axes become narrower over which activations are multiplied and summed, by their primes."""
-    contracted = {
-        p for group in dependencies.groups for place in group.places if "contracted" in place.role
-        for p in primes(place.axis) if p is group.prime
-    }  # fmt: skip
     found: dict[Prime, float] = {}
-    for node in original.graph.nodes:
-        for axis in _summed(node, dependencies):
-            own = set(primes(axis))
-            if own & new.keys() and not own & contracted:
-                found |= dict.fromkeys(own, narrow_width(axis, new) / axis.size)
+    for axis in dependencies.products:
+        if any(p in new for p in primes(axis)):
+            found |= dict.fromkeys(primes(axis), width(axis, new) / axis.size)
     return found
 
 
-def _summed(node: fx.Node, dependencies: Dependencies) -> Iterator[Axis]:
-    """The dimensions of one input of a node that another has, too, and its output has not."""
-    left = {p for axis in _axes(node, dependencies) for p in primes(axis)}
-    values = [n for n in node.all_input_nodes if n.op == "call_function"]
-    for a, b in combinations(values, 2):
-        other = {p for axis in _axes(b, dependencies) for p in primes(axis)}
-        for axis in _axes(a, dependencies):
-            own = set(primes(axis))
-            if own and own <= other and not own & left:
-                yield axis
-
-
-def _axes(node: fx.Node, dependencies: Dependencies) -> Iterator[Axis]:
-    for item in dependencies.values.get(node.name, ()):
-        yield from item if isinstance(item, tuple) else (item,)
-
-
-def _factors(original: Program, dependencies: Dependencies, ratios: Mapping[Prime, float], keep: KeepByName) -> Factors:
-    """The fourth root of the ratio for every row of a parameter that makes one of these axes, else 1."""
+def _factors(original: Program, dependencies: Dependencies, ratios: Ratios, keep: KeepByName) -> Factors:
+    """The fourth root of the ratio for what makes one of these axes, its inverse for what consumes it, else 1."""
     found: dict[str, Tensor] = {}
     for name in original.parameters & dependencies.tensors.keys():
         dims = dependencies.tensors[name]
         for dim, axis in enumerate(dims):
             for p in dict.fromkeys(q for q in primes(axis) if q in ratios):
                 here = torch.tensor([column >= 0 for _, column in locate(axis, p)])
-                factors = torch.where(here, ratios[p] ** 0.25, 1.0)
+                power = -0.25 if _consumes(dependencies, p, name, dim) else 0.25
+                factors = torch.where(here, ratios[p] ** power, 1.0)
                 factors = factors[keep.get(name, {}).get(dim, torch.arange(axis.size))]
                 found[name] = found.get(name, torch.ones(())) * factors.view(-1, *[1] * (len(dims) - dim - 1))
     return found
+
+
+def _consumes(dependencies: Dependencies, p: Prime, name: str, dim: int) -> bool:
+    """Does this dimension of the parameter contract the axis, as that of the values where they share it with keys?"""
+    places = dependencies.by_prime[p].places if p in dependencies.by_prime else ()
+    return any(place.parameter == name and place.dim == dim and "contracted" in place.role for place in places)

@@ -84,7 +84,7 @@ class Dependencies:
     """The result of the analysis.
 
     `values` holds the axes of every node; `tensors` those of every parameter and buffer; `opaque` the operators
-    without a rule, with how often they occur.
+    without a rule, with how often they occur; `products` the axes over which two activations are multiplied and summed.
     """
 
     groups: Sequence[Group]
@@ -93,6 +93,7 @@ class Dependencies:
     consumers: Sequence[Consumer]
     values: Mapping[str, Dims | list[Dims]] = field(repr=False)
     tensors: Mapping[str, Dims] = field(repr=False)
+    products: Sequence[Axis] = field(repr=False)
 
     @cached_property
     def by_name(self) -> Mapping[str, Group]:

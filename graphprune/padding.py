@@ -35,6 +35,16 @@ def everything(dependencies: Dependencies, groups: Mapping[str, Rows]) -> dict[s
     return {kind: Wider(found[kind]) for kind in sorted(found, key=lambda kind: -saved[kind])}
 
 
+def bundles(widths: Widths) -> list[list[str]]:
+    """Kinds of groups to narrow again: all in one module, all but one in one module, and each alone."""
+    modules: dict[str, list[str]] = {}
+    for kind in widths:
+        modules.setdefault(kind.rpartition(":")[0].rpartition(".")[0].rpartition(".")[0], []).append(kind)
+    several = [kinds for kinds in modules.values() if len(kinds) > 1]
+    but_one = [[kind for kind in kinds if kind != one] for kinds in several for one in kinds if len(kinds) > 2]
+    return [*several, *but_one, *([kind] for kind in widths)]
+
+
 def widened(dependencies: Dependencies, groups: Mapping[str, Rows], widths: Widths) -> dict[str, Rows]:
     """What is kept when groups of these kinds stay wider: their own indices and the first others."""
     found = {}

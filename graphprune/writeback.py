@@ -113,32 +113,41 @@ class _Search:
             self.expected = program.module()(*self.inputs[0], **self.inputs[1])
 
     def narrowest(self) -> _Trial:
-        """Leave the module as narrow as it can be; first what its own sizes contradict is widened, then anything."""
-        trial = self.attempt({})
+        """Leave the module as narrow as it can be."""
+        trial = self.settle({})
+        if not trial.agrees:
+            trial = self.attempt(padding.everything(self.dependencies, self.rewritten.groups))
+        if isinstance(trial.outcome, Exception):
+            raise WriteBackError(
+                f"{type(self.module).__name__} disagrees with the rewritten graph, even with zeros in all the removed "
+                f"places: {first_line(trial.outcome)}; use the rewritten graph, program.module(), instead"
+            ) from trial.outcome
+        least = self._least(trial)
+        return least if least is trial else self.attempt(least.widths)
+
+    def settle(self, widths: padding.Widths) -> _Trial:
+        """Try that, and as long as the module disagrees, widen what its own sizes contradict."""
+        trial = self.attempt(widths)
         while not trial.agrees:
             wider = padding.settled(trial.conflicts, self.dependencies, self._rows(trial.widths), trial.widths)
             if wider == trial.widths:
                 break
             trial = self.attempt(wider)
-        if not trial.agrees:
-            trial = self.attempt(padding.everything(self.dependencies, self.rewritten.groups))
-        if isinstance(trial.outcome, Exception):
-            raise WriteBackError(
-                f"{type(self.module).__name__} disagrees with the rewritten graph, even with zeros in all the "
-                f"removed places: {first_line(trial.outcome)}; use the rewritten graph, program.module(), instead"
-            ) from trial.outcome
-        return self._least(trial)
+        return trial
 
     def _least(self, trial: _Trial) -> _Trial:
-        """Take back every widening that is not needed."""
-        reasons = dict[str, padding.Wider]()
-        for kind, wider in list(trial.widths.items()):
-            other = self.attempt({k: w for k, w in trial.widths.items() if k != kind})
-            if isinstance(other.outcome, Exception):
-                reasons[kind] = replace(wider, why=wider.why or first_line(other.outcome))
-            else:
+        """Take back every widening that is not needed, alone or together with others in the same module."""
+        for kinds in padding.bundles(trial.widths):
+            less = {kind: wider for kind, wider in trial.widths.items() if kind not in kinds}
+            if less == trial.widths:
+                continue
+            other = self.settle(less)
+            if other.agrees and other.small.count() < trial.small.count():
                 trial = other
-        return self.attempt(reasons) if reasons else trial
+            elif isinstance(other.outcome, Exception) and len(kinds) == 1 and not trial.widths[kinds[0]].why:
+                because = replace(trial.widths[kinds[0]], why=first_line(other.outcome))
+                trial = replace(trial, widths={**trial.widths, kinds[0]: because})
+        return trial
 
     def attempt(self, widths: padding.Widths) -> _Trial:
         """Make the module as narrow as that allows; where it then does not agree, it is as it was."""

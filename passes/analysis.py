@@ -41,6 +41,7 @@ def analyze_afresh(program: Program) -> Dependencies:
         consumers=tuple(flow.consumers),
         values={node.name: value for node, value in flow.values.items() if value is not None},
         tensors=flow.tensors,
+        products=tuple(_products(flow)),
     )
 
 
@@ -123,6 +124,13 @@ def _places(flow: AxisFlow) -> dict[Prime, list[tuple[str, int]]]:
             for p in dict.fromkeys(primes(axis)):
                 places[p].append((name, dim))
     return places
+
+
+def _products(flow: AxisFlow) -> Iterator[Axis]:
+    """The axes that are contracted without a parameter, as those of queries and keys."""
+    for axis, operands, _ in flow.contractions:
+        if len(operands) > 1 and not any(flow.origin(value) for value in operands):
+            yield axis
 
 
 def _pinned(flow: AxisFlow) -> Iterator[Pinned]:
