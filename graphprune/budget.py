@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import gcd, prod
 
+from graphprune.axes import primes
 from graphprune.dependencies import Dependencies, Group
 from graphprune.errors import PlanError
 from graphprune.kept import width
@@ -64,9 +65,19 @@ class Budget:
 
     def removed(self, widths: Mapping[str, float]) -> float:
         """How many parameters are gone when the named groups have these widths, fractions allowed."""
-        by_prime = {self.dependencies.by_name[name].prime: size for name, size in widths.items()}
-        left = (prod(width(axis, by_prime) for axis in self.dependencies.tensors[name]) for name in self.touched)
-        return sum(map(prod, self.touched.values())) - sum(left)
+        return sum(map(prod, self.touched.values())) - self._left(self.touched, widths)
+
+    def difference(self, knob: Knob, old: Mapping[str, float], new: Mapping[str, float]) -> float:
+        """How many more parameters are gone at the widths `new` than at `old`, where both differ in `knob` alone."""
+        names = {place.parameter for group in knob.groups for place in group.places} & self.parameters
+        return self._left(names, old) - self._left(names, new)
+
+    def _left(self, names: Collection[str], widths: Mapping[str, float]) -> float:
+        """How many parameters the named tensors have at these widths."""
+        tensors = [self.dependencies.tensors[name] for name in names]
+        found = {p: self.dependencies.by_prime.get(p) for dims in tensors for axis in dims for p in primes(axis)}
+        by_prime = {p: widths[group.name] for p, group in found.items() if group and group.name in widths}
+        return sum(prod(width(axis, by_prime) for axis in dims) for dims in tensors)
 
     def widths(self, shares: Mapping[str, float]) -> dict[str, float]:
         """Fractional widths at these shares, not below the smallest ones."""

@@ -107,7 +107,15 @@ class Dependencies:
 
     def consumers_of(self, group: Group) -> list[Consumer]:
         """Where a parameter contracts the group."""
-        return [consumer for consumer in self.consumers if group.prime in primes(consumer.axis)]
+        return self._consumers.get(group.prime, [])
+
+    @cached_property
+    def _consumers(self) -> Mapping[Prime, list[Consumer]]:
+        found: dict[Prime, list[Consumer]] = {}
+        for consumer in self.consumers:
+            for p in dict.fromkeys(primes(consumer.axis)):
+                found.setdefault(p, []).append(consumer)
+        return found
 
     def to_networkx(self) -> "nx.DiGraph[str]":
         """Parameters and groups as nodes, coupling as edges.

@@ -1,8 +1,9 @@
 """The analysis: which axes of the model are free, where they stand, and what each of their indices costs."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import gcd, prod
 from weakref import WeakKeyDictionary
 
@@ -100,19 +101,24 @@ class Costs:
 
     def of(self, p: Prime, where: Iterable[tuple[str, int]]) -> Cost:
         """The cost of one index of `p`."""
-        shapes = self.flow.program.shapes()
         own = {name for name, _ in where if name in self.flow.program.parameters}
-        parameters = sum(prod(shapes[name]) // p.size for name in own)
-        return Cost(parameters, self._macs(p, own), self._cache(p))
+        parameters = sum(self.flow.numel(name) // p.size for name in own)
+        macs = sum(self.flow.numel(name) // p.size * self._uses[name] for name in own)
+        return Cost(parameters, macs, self._bytes[p])
 
-    def _macs(self, p: Prime, own: set[str]) -> int:
-        """Multiply-accumulates of the linear maps whose weights hold the axis, for one row of their inputs."""
-        return sum(self.flow.numel(c.weight) // p.size for c in self.flow.consumers if c.weight in own)
+    @cached_property
+    def _uses(self) -> Counter[str]:
+        """How many linear maps there are with each weight."""
+        return Counter(consumer.weight for consumer in self.flow.consumers)
 
-    def _cache(self, p: Prime) -> int:
-        """Bytes a token of the keys and values that hold the axis, before they are repeated for their queries."""
-        found = (value for value in self.flow.cached() if p in {q for axis in value.axes for q in primes(axis)})
-        return sum(value.bytes_per_token // p.size for value in found)
+    @cached_property
+    def _bytes(self) -> Counter[Prime]:
+        """Bytes a token of one index, in keys and values as they are before they are repeated for their queries."""
+        found: Counter[Prime] = Counter()
+        for value in self.flow.cached():
+            for p in {p for axis in value.axes for p in primes(axis)}:
+                found[p] += value.bytes_per_token // p.size
+        return found
 
 
 def _places(flow: AxisFlow) -> dict[Prime, list[tuple[str, int]]]:

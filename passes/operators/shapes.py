@@ -98,14 +98,19 @@ class Squeeze(Rule):
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = flow.dims(node.args[0])
-        named = positions(node.args[1] if len(node.args) > 1 else None, len(dims))
+        named = self.named(node, len(dims))
         return tuple(axis for i, axis in enumerate(dims) if i not in named or axis.size != 1)
 
     def rebuild(self, cut: Cut, node: fx.Node) -> Call:
         dims = cut.dims(node.args[0])
-        named = positions(node.args[1] if len(node.args) > 1 else None, len(dims))
+        named = self.named(node, len(dims))
         # An axis that is cut to size 1 must not be taken out.
         return Call(aten.squeeze.dims, (node.args[0], [i for i in named if dims[i].size == 1]), {})
+
+    def named(self, node: fx.Node, rank: int) -> list[int]:
+        """The dimensions that may go: an empty list, unlike none at all, names none."""
+        dims: Any = node.args[1] if len(node.args) > 1 else None
+        return [] if dims == [] else positions(dims, rank)
 
 
 RULES.register(aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default)(Squeeze())

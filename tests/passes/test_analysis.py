@@ -1,5 +1,6 @@
 """The analysis: what it finds in two small models, word for word, and freedoms that it must not invent."""
 
+import cProfile
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+import graphprune as gp
 from graphprune.dependencies import Dependencies
 from graphprune.frontends.modules import trace
-from graphprune.passes.analysis import analyze
+from graphprune.passes.analysis import analyze, analyze_afresh
 from graphprune.passes.rewrite import rewrite
 from graphprune.plans import make
 from graphprune.program import Program
@@ -173,3 +175,48 @@ def test_the_graph_of_dependencies() -> None:
     }  # fmt: skip
     assert graph.has_edge("wide.weight", "wide.weight:0") and graph.has_edge("wide.weight:0", "narrow.weight")
     assert graph.nodes["stem.weight"] == {"kind": "parameter"}
+
+
+class Deep(nn.Module):
+    """Feed-forward layers and attention written out, on a residual path, `layers` times."""
+
+    def __init__(self, layers: int) -> None:
+        super().__init__()
+        sizes = {"qkv": (6, 12), "out": (4, 6), "up": (6, 8), "down": (8, 6)}
+        self.blocks = nn.ModuleList(
+            nn.ModuleDict({name: nn.Linear(*size) for name, size in sizes.items()}) for _ in range(layers)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            layers: Any = block
+            q, k, v = layers["qkv"](F.rms_norm(x, (6,))).split(4, -1)
+            x = x + layers["out"](F.scaled_dot_product_attention(q, k, v) + (q @ k.mT).softmax(-1) @ v)
+            x = x + layers["down"](F.gelu(layers["up"](F.layer_norm(x, (6,)))))
+        return x.mean(1)
+
+
+def calls(layers: int) -> dict[str, int]:
+    """How many calls of functions each step takes, on a model of so many layers."""
+    program = trace(Deep(layers), (torch.randn(2, 5, 6),))
+    plan = gp.plan(program, ratio=0.5)
+    steps: dict[str, Callable[[], object]] = {
+        "analysis": lambda: analyze_afresh(program),
+        "plan": lambda: gp.plan(program, ratio=0.5),
+        "plan of a budget": lambda: gp.plan(program, sparsity=0.2),
+        "cut": lambda: rewrite(program, plan),
+    }
+    return {name: counted(step) for name, step in steps.items()}
+
+
+def counted(step: Callable[[], object]) -> int:
+    """The calls of functions that a step makes."""
+    profile = cProfile.Profile()
+    profile.runcall(step)
+    return sum(entry.callcount for entry in profile.getstats())
+
+
+def test_a_deep_model_takes_no_more_work_a_layer() -> None:
+    few, many = calls(4), calls(12)
+    ratios = {name: many[name] / 12 / (few[name] / 4) for name in few}
+    assert max(ratios.values()) <= 1.2, ratios
