@@ -59,7 +59,7 @@ class _Finder:
 
     def groups(self) -> Iterator[Group]:
         """A group for every free prime that stands in a parameter, in the order of the parameters."""
-        free = [p for p, where in self.places.items() if not p.pins and self._is_in_parameter(where)]
+        free = [p for p, where in self.places.items() if p.size and not p.pins and self._is_in_parameter(where)]
         costs = Costs(self.flow)
         names = {p: self._name(p) for p in free}
         for p in free:

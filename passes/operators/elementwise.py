@@ -27,13 +27,14 @@ CHOICES = [
 ]  # fmt: skip
 #: What works index by index though torch does not say so.
 UNTAGGED = [
-    aten.relu_.default, aten.silu_.default, aten.hardswish_.default, aten.hardtanh.default, aten.hardtanh_.default,
+    aten.relu_.default, aten.silu_.default, aten.hardswish.default, aten.hardswish_.default,
+    aten.hardtanh.default, aten.hardtanh_.default,
     aten.mish.default, aten.log_sigmoid.default, aten.relu6.default, aten.selu.default, aten.rrelu.default,
     aten.clone.default, aten.alias.default, aten.detach.default, aten.detach_.default, aten.contiguous.default,
     aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.lift_fresh_copy.default,
     aten.zeros_like.default, aten.ones_like.default, aten.full_like.default, aten.square.default, aten.absolute.default,
     aten.negative.default, aten.subtract.Tensor, aten.subtract.Scalar, aten.isnan.default, aten.isclose.default,
-    aten.__or__.Tensor,
+    aten.__or__.Tensor, aten.fill.Tensor, aten.fill.Scalar,
     aten.greater.Tensor, aten.greater.Scalar, aten.greater_equal.Tensor, aten.greater_equal.Scalar, aten.less.Tensor,
     aten.less.Scalar, aten.less_equal.Tensor, aten.less_equal.Scalar, aten.not_equal.Tensor, aten.not_equal.Scalar,
 ]  # fmt: skip

@@ -135,7 +135,7 @@ class Expand(Rule):
 RULES.register(aten.expand.default, aten.broadcast_to.default)(Expand())
 
 
-@rule(aten.repeat.default)
+@rule(aten.repeat.default, aten.tile.default)
 class Repeat(Rule):
     """Dimensions are tiled: the copies are an axis around the old one."""
 
@@ -149,21 +149,40 @@ class Repeat(Rule):
 
     def tile(self, flow: Flow, old: Axis, new: Axis) -> Axis:
         """The tiled axis: itself where there is one copy."""
-        if old.size == new.size:
-            return old
+        if old.size in (0, new.size):
+            return old if old.size else new
         copies, inner = factor(new, new.size // old.size)
         flow.unify(inner, old)
         return resolve(Product((copies, inner)))
 
     def rebuild(self, cut: Cut, node: fx.Node) -> Call:
-        source = cut.dims(node.args[0])
-        source = (UNIT,) * (len(cut.dims(node)) - len(source)) + source
-        pairs = zip(source, cut.dims(node), literal(node, 1), strict=True)
+        rank, given = len(cut.dims(node)), literal(node, 1)
+        source = (UNIT,) * (rank - len(cut.dims(node.args[0]))) + cut.dims(node.args[0])
+        pairs = zip(source, cut.dims(node), [1] * (rank - len(given)) + list(given), strict=True)
         times = [cut.width(new) // cut.width(old) if cut.changed(new) else count for old, new, count in pairs]
         return Call(node.target, (node.args[0], times), dict(node.kwargs))
 
     def examples(self) -> Iterator[Example]:
         yield between(lambda y: y.repeat(1, 1, 2), 16)
+        yield between(lambda y: y.tile(2), 16)
+
+
+@rule(aten.meshgrid.indexing, aten.meshgrid.default)
+class Meshgrid(Rule):
+    """Every vector, repeated along the dimensions of all the others."""
+
+    zeros = Zeros.LOST
+
+    def axes(self, flow: Flow, node: fx.Node) -> list[Dims]:
+        values: Any = node.args[0]
+        dims = [flow.dims(value)[0] if flow.dims(value) else UNIT for value in values]
+        if node.kwargs.get("indexing") == "xy":
+            dims[:2] = dims[1::-1]
+        return [tuple(dims)] * len(dims)
+
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: y * torch.meshgrid(torch.arange(8.0), y[0, :, 0], indexing="xy")[1])
+        yield between(lambda y: y * sum(torch.meshgrid(y[0, :, 0], y[0, 0], indexing="ij")))
 
 
 def stretches(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
