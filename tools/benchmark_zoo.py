@@ -1,9 +1,18 @@
 """Prune every model of the zoo in tests/zoo, each in a process of its own, and print tables in Markdown.
 
 Usage: .venv/bin/python tools/benchmark_zoo.py [--kinds hf] [--match clm/llama] [--jobs 2] [--json zoo.json]
+                                               [--peer torch-pruning] [--peer torch-kirigami]
 
 What is in the JSON file already is not run again: delete the file to start anew, or pass --retry to run again what was
-not exact. Models of timm and torchvision need the extra `zoo`, and are skipped without it.
+not exact. Models of timm and torchvision need the extra `zoo`, and are skipped without it; other tools need the extra
+`peers`. The package index has torchvision for CUDA only, and beside a torch for processors it breaks `import
+transformers` everywhere but here, so keep it out of the environment then::
+
+    .venv/bin/pip install --no-deps --target vision timm torchvision pillow -c constraints.txt
+    PYTHONPATH=vision .venv/bin/python tools/benchmark_zoo.py
+
+A model counts as exact if at least 1 % of its parameters are gone, its outputs have their shapes, and on fresh inputs
+their values are those of the original with zeros in place of what was removed, to 1e-4 of the largest.
 """
 
 import argparse
@@ -11,6 +20,7 @@ import json
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
+from importlib.util import find_spec
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # tests and tools are folders of the checkout
@@ -23,7 +33,8 @@ from graphprune.progress import progress
 from tools.zoo_benchmark import ours
 from tools.zoo_benchmark.pool import Task, run_all
 from tools.zoo_benchmark.record import Record
-from tools.zoo_benchmark.table import failures, table
+from tools.zoo_benchmark.table import OUR_COLUMNS, PEER_COLUMNS, failures, table
+from tools.zoo_benchmark.work import PEERS
 
 Records = dict[Task, Record]
 
@@ -33,14 +44,14 @@ def main() -> None:
     options = _parser().parse_args()
     records = _read(options.json)
     names = _names(options)
-    wanted = [(tool, name) for tool in (ours.NAME,) for name in names]
+    wanted = [(tool, name) for tool in _tools(options) for name in names]
     tasks = [task for task in wanted if task not in records or (options.retry and not records[task].exact)]
     with progress("zoo", len(tasks)) as step:
         for record in run_all(tasks, options.jobs, options.limit, options.ratio):
             records[record.tool, record.name] = record
             _write(options.json, records)
             step()
-    for tool in dict.fromkeys(tool for tool, _ in wanted):
+    for tool in _tools(options):
         _print(tool, [records[tool, name] for name in names])
 
 
@@ -53,7 +64,17 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--ratio", type=float, default=0.5, help="the share of every group that is kept")
     parser.add_argument("--json", type=Path, help="the file that keeps the records")
     parser.add_argument("--retry", action="store_true", help="run again what was not exact")
+    parser.add_argument("--peer", action="append", default=[], choices=tuple(PEERS), help="another tool to run too")
+    parser.add_argument("--peers-only", action="store_true", help="leave graphprune out")
     return parser
+
+
+def _tools(options: argparse.Namespace) -> list[str]:
+    """The tools to run; all of them are installed."""
+    for name in options.peer:
+        if find_spec(PEERS[name].PACKAGE) is None:
+            sys.exit(f"{name} is not installed: pip install -e '.[peers]' -c constraints.txt")
+    return [*([] if options.peers_only else [ours.NAME]), *options.peer]
 
 
 def _names(options: argparse.Namespace) -> list[str]:
@@ -82,7 +103,9 @@ def _write(path: Path | None, records: Mapping[Task, Record]) -> None:
 def _print(tool: str, records: list[Record]) -> None:
     """The table of one tool, and what did not go well."""
     print(f"\n### {tool}\n")
-    for line in (*table(records), "", *failures(records)):
+    if tool in PEERS:
+        print("Each model was pruned in several documented ways; the best result counts.\n")
+    for line in (*table(records, PEER_COLUMNS if tool in PEERS else OUR_COLUMNS), "", *failures(records)):
         print(line)
 
 

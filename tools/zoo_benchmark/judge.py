@@ -107,13 +107,17 @@ def kept_entries(name: str, original: Tensor, kept: Tensor) -> Tensor:
     """
     if original.shape == kept.shape and torch.equal(original, kept.to(original)):
         return torch.ones_like(original)
-    values = kept.detach().to(original).flatten()
-    found = torch.isin(original, values)
-    if not bool(torch.isin(values, original).all()):
+    values = kept.detach().to(original).flatten().sort().values
+    ambiguous = Ambiguous(f"{name}: its values are not distinct, so which were kept cannot be told")
+    if bool((values.diff() == 0).any()):
+        raise ambiguous
+    places = torch.searchsorted(values, original).clamp(max=len(values) - 1)
+    found = values[places] == original
+    times = torch.bincount(places[found], minlength=len(values))
+    if bool((times == 0).any()):
         raise NotComparable(f"{name}: the pruned model has values that the original has not")
-    twice = values.sort().values.diff() == 0
-    if int(found.sum()) != values.numel() or bool(twice.any()):
-        raise Ambiguous(f"{name}: its values are not distinct, so which were kept cannot be told")
+    if bool((times > 1).any()):
+        raise ambiguous
     return found.to(original)
 
 

@@ -67,7 +67,7 @@ def _finish(job: _Job, limit: float) -> Record:
     if not ended:
         job.process.kill()
     job.process.join()
-    if job.last.stage != "done" and not job.last.fault:
+    if job.last.stage != "done" and not job.last.fault and not job.last.exact:
         how = f"process died with exit code {job.process.exitcode}" if ended else f"time limit of {limit:.0f} s"
         job.last.fault = f"{how} in stage {job.last.stage!r}"
     return job.last

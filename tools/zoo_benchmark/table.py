@@ -1,63 +1,88 @@
 """Records as Markdown: a row a family, and below it what did not go well, with the reason."""
 
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from statistics import median
 
 from tests import zoo
-from tools.zoo_benchmark.record import Record
+from tools.zoo_benchmark.record import LEAST, Record
 
 FAMILIES = ("hf/clm", "hf/enc", "hf/s2s", "hf/img", "hf/aud", "hf/seg", "hf/depth", "hf/dual", "hf/base", "timm", "tv")
 ANALYSIS = "analyze"
-HEAD = (
-    "family", "models", "captured", "analysed", "cut", "exact", "written back", "parameters removed", "capture",
-    "analysis", "of capture",
-)  # fmt: skip
 REASON = 160  # characters
+Column = tuple[str, Callable[[Sequence[Record]], object]]
 
 
-def table(records: Sequence[Record]) -> Iterator[str]:
-    """The lines of the table of one tool: counts, and medians over the models that got that far."""
-    yield from _lines(HEAD)
+def table(records: Sequence[Record], columns: Sequence[Column]) -> Iterator[str]:
+    """The lines of the table of one tool."""
+    yield _line(["family", *(head for head, _ in columns)])
+    yield _line(["---"] * (1 + len(columns)))
     for family in FAMILIES:
         if own := [record for record in records if zoo.family(record.name) == family]:
-            yield _row(family, own)
-    yield _row("total", records)
+            yield _line([family, *(cell(own) for _, cell in columns)])
+    yield _line(["total", *(cell(records) for _, cell in columns)])
 
 
 def failures(records: Sequence[Record]) -> Iterator[str]:
     """The lines that name every model which is not exact or not written back, and why."""
     for record in records:
-        if record.exact and (record.written_back or not record.remark):
+        reason = record.fault or record.remark
+        if not reason or (record.exact and record.written_back):
             continue
         stage = "" if record.stage == "done" else f" ({record.stage})"
-        yield f"- `{record.name}`{stage}: {' '.join((record.fault or record.remark).split())[:REASON]}"
+        mode = f" [{record.mode}]" if record.mode else ""
+        yield f"- `{record.name}`{mode}{stage}: {' '.join(reason.split())[:REASON]}"
 
 
-def _lines(head: Sequence[str]) -> Iterator[str]:
-    yield "| " + " | ".join(head) + " |"
-    yield "|" + "|".join(["---"] * len(head)) + "|"
+def _line(cells: Sequence[object]) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
 
 
-def _row(family: str, records: Sequence[Record]) -> str:
-    def passed(stage: str) -> int:
-        return sum(stage in record.passed for record in records)
-
-    exact = [record for record in records if record.exact]
-    cells = (
-        family, len(records), passed("trace"), passed(ANALYSIS), passed("apply"), len(exact),
-        sum(record.written_back for record in records), _median(exact, lambda r: r.removed, "{:.0%}"),
-        _median(records, lambda r: r.seconds.get("trace"), "{:.2f} s"),
-        _median(records, lambda r: 1000 * r.seconds[ANALYSIS] if ANALYSIS in r.seconds else None, "{:.0f} ms"),
-        _median(records, _share, "{:.1%}"),
-    )  # fmt: skip
-    return "| " + " | ".join(map(str, cells)) + " |"
+def _passed(stage: str, records: Sequence[Record]) -> int:
+    return sum(stage in record.passed for record in records)
 
 
-def _share(record: Record) -> float | None:
+def _pruned(records: Sequence[Record]) -> int:
+    return sum(record.removed >= LEAST for record in records)
+
+
+def _exact(records: Sequence[Record]) -> int:
+    return sum(record.exact for record in records)
+
+
+def _written_back(records: Sequence[Record]) -> int:
+    return sum(record.written_back for record in records)
+
+
+def _removed(records: Sequence[Record]) -> str:
+    return _median([record.removed for record in records if record.exact], "{:.0%}")
+
+
+def _seconds(stage: str, records: Sequence[Record]) -> str:
+    return _median([record.seconds[stage] for record in records if stage in record.seconds], "{:.2f} s")
+
+
+def _analysis(records: Sequence[Record]) -> str:
+    return _median([1000 * record.seconds[ANALYSIS] for record in records if ANALYSIS in record.seconds], "{:.0f} ms")
+
+
+def _share(records: Sequence[Record]) -> str:
     """The time of the analysis as a share of that of the capture."""
-    return record.seconds[ANALYSIS] / record.seconds["trace"] if ANALYSIS in record.seconds else None
+    seconds = [record.seconds for record in records if ANALYSIS in record.seconds]
+    return _median([times[ANALYSIS] / times["trace"] for times in seconds], "{:.1%}")
 
 
-def _median(records: Sequence[Record], of: Callable[[Record], float | None], text: str) -> str:
-    found = [value for record in records if (value := of(record)) is not None]
-    return text.format(median(found)) if found else "-"
+def _median(values: Sequence[float], text: str) -> str:
+    return text.format(median(values)) if values else "-"
+
+
+OUR_COLUMNS: tuple[Column, ...] = (
+    ("models", len), ("captured", partial(_passed, "trace")), ("analysed", partial(_passed, ANALYSIS)),
+    ("cut", _pruned), ("exact", _exact), ("written back", _written_back), ("parameters removed", _removed),
+    ("capture", partial(_seconds, "trace")), ("analysis", _analysis), ("of capture", _share),
+)  # fmt: skip
+PEER_COLUMNS: tuple[Column, ...] = (
+    ("models", len), ("pruned", _pruned), ("still runs", partial(_passed, "run")),
+    ("same output shapes", partial(_passed, "shapes")), ("exact", _exact), ("parameters removed", _removed),
+    ("time", partial(_seconds, "prune")),
+)  # fmt: skip

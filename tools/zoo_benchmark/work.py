@@ -9,11 +9,12 @@ from multiprocessing.connection import Connection
 import torch
 
 from graphprune.errors import first_line
-from tools.zoo_benchmark import ours
+from tools.zoo_benchmark import ours, torch_kirigami, torch_pruning
 from tools.zoo_benchmark.record import Record, Report
 from tools.zoo_benchmark.subject import subject
 
-TOOLS = {ours.NAME: ours.run}
+PEERS = {tool.NAME: tool for tool in (torch_pruning, torch_kirigami)}
+TOOLS = {ours.NAME: ours.run, **{name: tool.run for name, tool in PEERS.items()}}
 TRACEBACK = 3000  # characters, the last ones
 
 
@@ -24,7 +25,8 @@ def work(tool: str, name: str, ratio: float, pipe: Connection) -> None:
     report = Report(Record(tool, name), pipe.send)
     try:
         TOOLS[tool](subject(name), report, ratio)
-        report.record.stage = "done"
+        if not report.record.fault:
+            report.record.stage = "done"
     except Exception as fault:
         report.record.fault = f"{type(fault).__name__}: {first_line(fault)}"
         report.record.traceback = traceback.format_exc()[-TRACEBACK:]
