@@ -104,7 +104,7 @@ def _print(tool: str, records: list[Record]) -> None:
     """The table of one tool, and what did not go well."""
     print(f"\n### {tool}\n")
     if tool in PEERS:
-        print("Each model was pruned in several documented ways; the best result counts.\n")
+        print("Each model was pruned in several documented ways; the first exact result counts, else the nearest.\n")
     for line in (*table(records, PEER_COLUMNS if tool in PEERS else OUR_COLUMNS), "", *failures(records)):
         print(line)
 

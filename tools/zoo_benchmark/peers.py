@@ -2,7 +2,7 @@
 
 A tool that prunes what a norm normalises cannot equal the masked original, because the zeros count in the norm's
 statistics and what is removed does not. So that nobody fails for having been asked too much, each tool also runs in
-a way that leaves those dimensions out, and the best of its results counts.
+a way that leaves those dimensions out. The first exact result counts, or else the one that came nearest.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,12 +20,14 @@ Prune = Callable[[nn.Module, judge.Inputs, float], None]  # a model in place, wi
 
 
 def run_all(modes: Mapping[str, Prune], subject: Subject, report: Report, ratio: float) -> None:
-    """Try every mode; the record is that of the best."""
+    """Try mode after mode until one is exact; the record is that of the best."""
     best = report.record
     for mode, prune in modes.items():
         trial = replace(report.record, mode=mode, stage="", fault="", removed=0.0, passed=[], seconds={})
-        _try(prune, subject, Report(trial, partial(_send_better, report, replace(best))), best, ratio)
+        _try(prune, subject, Report(trial, partial(_send_better, report, replace(best))), ratio)
         best = max(trial, best, key=_rank)
+        if best.exact:
+            break
     vars(report.record).update(vars(best))
 
 
@@ -39,24 +41,22 @@ def _send_better(report: Report, best: Record, trial: Record) -> None:
     report.send(max(trial, best, key=_rank))
 
 
-def _try(prune: Prune, subject: Subject, report: Report, best: Record, ratio: float) -> None:
+def _try(prune: Prune, subject: Subject, report: Report, ratio: float) -> None:
     """Let a tool prune a fresh model in one mode, and judge it; whatever it raises is its fault."""
     try:
-        _prune_and_judge(prune, subject, report, best, ratio)
+        _prune_and_judge(prune, subject, report, ratio)
     except Exception as fault:
         report.record.fault = f"{type(fault).__name__}: {first_line(fault)}"
 
 
-def _prune_and_judge(prune: Prune, subject: Subject, report: Report, best: Record, ratio: float) -> None:
-    """The stages of one mode; what cannot be better than `best` is not judged."""
+def _prune_and_judge(prune: Prune, subject: Subject, report: Report, ratio: float) -> None:
+    """The stages of one mode."""
     record, original, model = report.record, subject.build(), subject.build()
     record.parameters = count(original)
     expected = [tensor.shape for tensor in judge.run(original, subject.fresh)]
     with report.stage("prune"):
         prune(model, subject.example, ratio)
     record.removed = 1 - count(model) / record.parameters
-    if best.exact and record.removed <= best.removed:
-        return
     with report.stage("run"):
         shapes = [tensor.shape for tensor in judge.run(model, subject.fresh)]
     if shapes != expected:
