@@ -59,6 +59,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--kinds", nargs="+", default=["hf", "timm", "tv"], choices=("hf", "timm", "tv"))
     parser.add_argument("--match", default="", help="only models whose name holds this text")
+    parser.add_argument("--every", type=int, default=1, help="only every so many-th model of those, from the first")
     parser.add_argument("--jobs", type=int, default=1, help="models at a time")
     parser.add_argument("--limit", type=float, default=180.0, help="seconds a model may take")
     parser.add_argument("--ratio", type=float, default=0.5, help="the share of every group that is kept")
@@ -83,7 +84,7 @@ def _names(options: argparse.Namespace) -> list[str]:
     absent = {package for name in names for package in zoo.missing(name)}
     if absent:
         print(f"left out are the models that need {' and '.join(sorted(absent))}", file=sys.stderr)
-    return [name for name in names if not zoo.missing(name)]
+    return [name for name in names if not zoo.missing(name)][:: options.every]
 
 
 def _read(path: Path | None) -> Records:
