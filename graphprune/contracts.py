@@ -98,6 +98,12 @@ class Flow(Protocol):
     def look_up(self, axis: Axis, index: object) -> None:
         """A value picks indices of the axis: it points into the same axis, or this one is pinned."""
 
+    def deal(self, value: fx.Node, axis: Axis, ends: object) -> None:
+        """The rows of a value belong to indices of an axis; `ends` says where those of each index end."""
+
+    def dealt(self, value: object, ends: object) -> bool:
+        """Were the rows of a value dealt out by the same ends?"""
+
     def contract(self, axis: Axis, *operands: object) -> None:
         """The values are multiplied and summed over this axis."""
 
@@ -160,6 +166,8 @@ class Rule(ABC):
     summands: tuple[int, ...] = ()
     #: Positions of arguments that choose what the result is made of, and are no part of it: indices, conditions.
     selects: tuple[int, ...] = ()
+    #: Is every row, an index of the first dimension, made of the same row of each input alone?
+    rowwise: bool = False
     #: Positions of arguments in each of which the result is linear, but for its summands.
     linear_in: tuple[int, ...] = ()
     #: ``f(c * x) = c**degree * f(x)`` for c > 0 and the first argument x; None where that does not hold.

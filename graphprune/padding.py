@@ -3,14 +3,13 @@
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from graphprune.attributes import Conflict, Literal
 from graphprune.axes import Axis, Prime, primes
 from graphprune.dependencies import Dependencies, Group
 from graphprune.plans import Rows
-from graphprune.weights import KeepByName, Weights
+from graphprune.weights import KeepByName, Weights, narrow, widen
 
 
 @dataclass(frozen=True)
@@ -75,11 +74,10 @@ class Padded(Mapping[str, Tensor]):
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self.narrow[name]
-        for dim, indices in self.keep.get(name, {}).items():
-            stay = self.wide.get(name, {}).get(dim, torch.arange(self.shapes[name][dim]))
-            shape = [*tensor.shape[:dim], len(stay), *tensor.shape[dim + 1 :]]
-            places = torch.searchsorted(stay, indices).to(tensor.device)
-            tensor = tensor.new_zeros(shape).index_copy(dim, places, tensor)
+        for dim, indices in sorted(self.keep.get(name, {}).items()):
+            tensor = widen(tensor, dim, indices, self.shapes[name][dim])
+        for dim, indices in sorted(self.wide.get(name, {}).items(), reverse=True):
+            tensor = narrow(tensor, dim, indices)
         return tensor
 
     def __iter__(self) -> Iterator[str]:

@@ -2,16 +2,17 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from graphprune.axes import Prime
+from graphprune.axes import Axis, Prime, primes, resolve
 from graphprune.dependencies import Dependencies, Group
 from graphprune.errors import LoadError, PlanError
 from graphprune.kept import Keep, Kept, kept
@@ -27,7 +28,8 @@ class Plan:
 
     `groups` holds, for every group that is cut, the kept indices of its axis: one row, or a row for each index of
     the group that it is linked to. `keep` says the same of every dimension of every parameter and buffer that
-    changes, as sorted 1-D LongTensors. `fingerprint` names the program for which the plan was made.
+    changes, as LongTensors: 1-D, or with a dimension for each of the parameter's where one of them, the experts of a
+    stack say, chooses the indices of another. `fingerprint` names the program for which the plan was made.
     """
 
     fingerprint: str
@@ -150,7 +152,33 @@ def _check(group: Group, rows: Rows, dependencies: Dependencies) -> None:
 def by_parameter(dependencies: Dependencies, keep: Keep) -> dict[str, dict[int, Tensor]]:
     """The kept indices of every dimension that changes."""
     found: dict[str, dict[int, Tensor]] = {}
-    places = {(place.parameter, place.dim): place.axis for p in keep for place in dependencies.by_prime[p].places}
-    for (name, dim), axis in sorted(places.items(), key=lambda item: item[0]):
-        found.setdefault(name, {})[dim] = torch.tensor(kept(axis, keep), dtype=torch.long)
+    for name, dim in sorted({(place.parameter, place.dim) for p in keep for place in dependencies.by_prime[p].places}):
+        found.setdefault(name, {})[dim] = _kept_beside(dependencies.tensors[name], dim, keep)
     return found
+
+
+def _kept_beside(dims: Sequence[Axis], dim: int, keep: Keep) -> Tensor:
+    """The indices that stay of dimension `dim` of a tensor, a LongTensor.
+
+    It has one dimension, or, where another dimension of the tensor chooses them, as many as the tensor: those that
+    choose nothing have size 1, as `torch.take_along_dim` takes it.
+    """
+    owners = _owners(dims, dim, keep)
+    if not owners:
+        return torch.tensor(kept(dims[dim], keep), dtype=torch.long)
+    choices = product(*(range(p.size) for p in owners))
+    rows = [kept(dims[dim], keep, dict(zip(owners, at, strict=True))) for at in choices]
+    shape = [len(rows[0]) if i == dim else 1 for i in range(len(dims))]
+    for p, i in owners.items():
+        shape[i] = p.size
+    last = [i for i in range(len(dims)) if i != dim] + [dim]
+    stacked = torch.tensor(rows, dtype=torch.long).reshape([shape[i] for i in last])
+    return stacked.movedim(-1, dim)
+
+
+def _owners(dims: Sequence[Axis], dim: int, keep: Keep) -> dict[Prime, int]:
+    """The axes that choose rows for primes of a dimension, and are a dimension of their own, in order."""
+    inside = set(primes(dims[dim]))
+    wanted = {keep[p].owner for p in inside if p in keep} - inside
+    places = {axis: i for i, axis in reversed(list(enumerate(map(resolve, dims)))) if axis in wanted}
+    return {p: places[p] for p in sorted(places, key=places.__getitem__) if isinstance(p, Prime)}

@@ -30,6 +30,7 @@ from graphprune.proof import Verification
 from graphprune.report import Calibration as CalibrationReport
 from graphprune.report import Report
 from graphprune.version import __version__
+from graphprune.weights import beside
 
 
 @dataclass(frozen=True)
@@ -172,7 +173,8 @@ def _planned(program: Program, plan: Plan) -> int:
     shapes = program.shapes()
     left = 0
     for name in plan.keep.keys() & program.parameters:
-        shape = [len(plan.keep[name][d]) if d in plan.keep[name] else n for d, n in enumerate(shapes[name])]
+        kept = {d: beside(indices, d, len(shapes[name])).shape[d] for d, indices in plan.keep[name].items()}
+        shape = [kept.get(d, n) for d, n in enumerate(shapes[name])]
         left += prod(shapes[name]) - prod(shape)
     return left
 

@@ -61,6 +61,24 @@ class Layered(Mapping[str, Tensor]):
         return sum(1 for _ in self)
 
 
+def beside(indices: Tensor, dim: int, rank: int) -> Tensor:
+    """The kept indices of dimension `dim`, with as many dimensions as the tensor."""
+    return indices.view([-1 if i == dim else 1 for i in range(rank)]) if indices.dim() == 1 else indices
+
+
+def narrow(tensor: Tensor, dim: int, indices: Tensor) -> Tensor:
+    """The tensor without the indices that are not kept, which other dimensions may choose."""
+    indices = indices.to(tensor.device)
+    return tensor.index_select(dim, indices) if indices.dim() == 1 else tensor.take_along_dim(indices, dim)
+
+
+def widen(tensor: Tensor, dim: int, indices: Tensor, size: int) -> Tensor:
+    """The opposite: the tensor with zeros at the indices that were not kept."""
+    shape = [size if i == dim else n for i, n in enumerate(tensor.shape)]
+    places = beside(indices, dim, tensor.dim()).to(tensor.device).expand(tensor.shape)
+    return tensor.new_zeros(shape).scatter(dim, places, tensor)
+
+
 @dataclass(frozen=True)
 class _Cut(Mapping[str, Tensor]):
     """The weights of `base` without what `keep` leaves out, one way or the other."""
@@ -75,7 +93,8 @@ class _Cut(Mapping[str, Tensor]):
         return len(self.base)
 
     def _kept(self, name: str) -> Iterator[tuple[int, Tensor]]:
-        return iter(self.keep.get(name, MappingProxyType({})).items())
+        """The last dimension first: what an earlier one chooses goes by its old indices."""
+        return iter(sorted(self.keep.get(name, MappingProxyType({})).items(), reverse=True))
 
 
 @dataclass(frozen=True)
@@ -85,7 +104,7 @@ class Narrowed(_Cut):
     def __getitem__(self, name: str) -> Tensor:
         tensor = self.base[name]
         for dim, indices in self._kept(name):
-            tensor = tensor.index_select(dim, indices.to(tensor.device))
+            tensor = narrow(tensor, dim, indices)
         return tensor
 
 
@@ -96,9 +115,9 @@ class Masked(_Cut):
     def __getitem__(self, name: str) -> Tensor:
         tensor = self.base[name]
         for dim, indices in self._kept(name):
-            mask = torch.zeros(tensor.shape[dim], dtype=tensor.dtype, device=tensor.device)
-            mask[indices] = 1
-            tensor = tensor * mask.view(-1, *[1] * (tensor.dim() - dim - 1))
+            every = beside(indices, dim, tensor.dim()).to(tensor.device)
+            mask = tensor.new_zeros([tensor.shape[i] if i == dim else n for i, n in enumerate(every.shape)])
+            tensor = tensor * mask.scatter(dim, every, 1)
         return tensor
 
 

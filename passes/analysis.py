@@ -13,6 +13,7 @@ from graphprune.axes import Axis, Prime, Product, Sum, primes, resolve
 from graphprune.dependencies import Cost, Dependencies, Group, Pinned, Place
 from graphprune.passes.exactness import inexact
 from graphprune.passes.flow import AxisFlow
+from graphprune.passes.links import links
 from graphprune.passes.operators import RULES
 from graphprune.program import Program
 
@@ -33,7 +34,7 @@ def analyze_afresh(program: Program) -> Dependencies:
     flow = AxisFlow(program).run()
     places = _places(flow)
     averaged = {p: why for axis, why in reversed(flow.averaged) for p in primes(axis)}
-    finder = _Finder(flow, places, _inexact(flow), averaged, _links(flow, places), _leasts(flow))
+    finder = _Finder(flow, places, _inexact(flow), averaged, links(flow, places), _leasts(flow))
     groups = tuple(finder.groups())
     return Dependencies(
         groups=groups,
@@ -165,49 +166,6 @@ def _leasts(flow: AxisFlow) -> dict[Prime, int]:
         for p in primes(axis):
             found[p] = max(found.get(p, 1), min(p.size, count))
     return found
-
-
-def _links(flow: AxisFlow, places: Mapping[Prime, list[tuple[str, int]]]) -> dict[Prime, Prime]:
-    """For every prime the one around it, in every value and at every place, that may choose its indices."""
-    around: dict[Prime, set[Prime]] = {}
-    for dims in _values(flow):
-        _narrow(around, dims)
-    for p in list(around):
-        for name, dim in places.get(p, ()):
-            around[p] &= set(_outside(flow.tensors[name][dim], p))
-    for inner, outer in flow.mixed:
-        rivals = {q for axis in outer for q in primes(axis)}
-        for p in {p for axis in inner for p in primes(axis)} & around.keys():
-            around[p] -= rivals
-    free = {p: [q for q in owners if not q.pins and q.size > 1] for p, owners in around.items() if not p.pins}
-    return {p: max(owners, key=lambda q: q.size) for p, owners in free.items() if owners}
-
-
-def _values(flow: AxisFlow) -> Iterator[tuple[Axis, ...]]:
-    """The dimensions of every value, those of several outputs one after another."""
-    for value in flow.values.values():
-        if isinstance(value, list):
-            yield from value
-        elif value is not None:
-            yield value
-
-
-def _narrow(around: dict[Prime, set[Prime]], dims: tuple[Axis, ...]) -> None:
-    """Leave to every prime of a value only the neighbours that stand in it too, once each."""
-    found = [p for axis in dims for p in primes(axis)]
-    once = {p for p in found if found.count(p) == 1}
-    for p in set(found):
-        beside = once - {p} if p in once else set()
-        around[p] = around[p] & beside if p in around else beside
-
-
-def _outside(axis: Axis, p: Prime) -> list[Prime]:
-    """The primes directly around `p` in a product, outermost first."""
-    axis = resolve(axis)
-    if isinstance(axis, Product):
-        parts = list(axis.parts)
-        return [q for q in parts[: parts.index(p)] if isinstance(q, Prime)] if p in parts else []
-    return []
 
 
 def _inner(axis: Axis, p: Prime) -> int:

@@ -14,6 +14,7 @@ from graphprune.axes import Axis, Misaligned, prime, primes
 from graphprune.contracts import Consumer, Dims, Rule
 from graphprune.dimensions import DYNAMIC, hint
 from graphprune.errors import AnalysisError
+from graphprune.passes.dealing import Deals
 from graphprune.passes.operators import RULES
 from graphprune.passes.pointers import Pointers
 from graphprune.program import Program
@@ -56,8 +57,10 @@ class AxisFlow:
     contractions: list[tuple[Axis, tuple[object, ...], str]] = field(default_factory=list)
     roles: dict[tuple[str, int], set[str]] = field(default_factory=lambda: defaultdict(set))
     keys_and_values: list[object] = field(default_factory=list)
+    summed: list[tuple[fx.Node | None, Axis]] = field(default_factory=list)
     leasts: list[tuple[Axis, int]] = field(default_factory=list)
     pointers: Pointers = field(default_factory=Pointers)
+    deals: Deals = field(default_factory=Deals)
     opaque: Counter[str] = field(default_factory=Counter)
     node: fx.Node | None = None
 
@@ -66,12 +69,18 @@ class AxisFlow:
         for node in self.program.graph.nodes:
             self.node = node
             self.values[node] = self._visit(node)
+            self.deals.follow(node, RULES.get(node.target), self.outputs)
         return self
 
     def dims(self, value: object) -> Dims:
         """The axes of a value; none of a literal."""
         found = self.values.get(value) if isinstance(value, fx.Node) else None
         return found if found is not None else ()  # type: ignore[return-value]
+
+    def outputs(self, node: fx.Node) -> list[Dims]:
+        """The axes of every output of a node."""
+        found = self.values.get(node)
+        return found if isinstance(found, list) else [found] if found is not None else []
 
     def fresh(self, node: fx.Node, pins: str = "") -> Dims:
         """New axes in the shape of a node's value; symbolic sizes are pinned."""
@@ -116,8 +125,17 @@ class AxisFlow:
         else:
             self.unify(axis, pointed)
 
+    def deal(self, value: fx.Node, axis: Axis, ends: object) -> None:
+        """Note that rows belong to indices of an axis."""
+        self.deals.deal(value, axis, ends)
+
+    def dealt(self, value: object, ends: object) -> bool:
+        """Do the rows of a value belong to indices of an axis, by these ends?"""
+        return self.deals.holds(value, ends)
+
     def contract(self, axis: Axis, *operands: object) -> None:
         """Note a sum over an axis."""
+        self.summed.append((self.node, axis))
         self.contractions.append((axis, operands, self._where()))
 
     def consume(self, consumer: Consumer) -> None:

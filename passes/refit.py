@@ -21,7 +21,7 @@ from graphprune.progress import progress
 from graphprune.segments import Segment, split
 from graphprune.statistics import Moments, Statistics
 from graphprune.sweep import Stream
-from graphprune.weights import Layered
+from graphprune.weights import Layered, narrow
 
 
 @PASSES.register("refit")
@@ -142,7 +142,7 @@ class _Walk:
         """The consumer's old matrix, all its columns, but only the rows that are left."""
         weight = rewritten.original.weights[consumer.weight]
         for dim, indices in rewritten.keep[consumer.weight].items():
-            weight = weight if dim == consumer.dim else weight.index_select(dim, indices)
+            weight = weight if dim == consumer.dim else narrow(weight, dim, indices)
         return consumer.matrix(weight)
 
 

@@ -51,6 +51,7 @@ USUAL = (1.0, 2.0, 3.0)
 class Elementwise(Rule):
     """Every dimension of the output is that of each input that has it."""
 
+    rowwise = True
     zeros = Zeros.LOST  # what becomes of a number is computed
 
     def scale(self, node: fx.Node, factor: Callable[[object], float]) -> float | None:
@@ -188,6 +189,8 @@ class PReLU(Rule):
 @rule(aten.type_as.default)
 class TypeAs(Rule):
     """The numbers of the first, in the type of the second."""
+
+    rowwise = True
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         return flow.dims(node.args[0])

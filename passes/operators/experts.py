@@ -32,13 +32,15 @@ class GroupedProduct(Rule):
             flow.pin(experts, "a constant says which rows it takes")
         flow.unify(inner, columns)
         flow.contract(inner, *node.args[:2])
-        flow.mix([inner], [rows, experts, out])
+        flow.mix([inner], [rows, out] if flow.dealt(node.args[0], node.args[2]) else [rows, experts, out])
+        flow.deal(node, experts, node.args[2])
         flow.produce(node.args[1], 2)
         return rows, out
 
     def examples(self) -> Iterator[Example]:
         import_module("transformers.integrations.moe")  # makes the operator known; rules are found without it
-        yield Example(_Experts(), (torch.randn(7, 6),))
+        yield Example(_Experts(biased=True), (torch.randn(7, 6),))
+        yield Example(_Experts(biased=False), (torch.randn(7, 6),))
 
 
 RULES.register(aten._grouped_mm.default, "transformers.grouped_mm_fallback.default")(GroupedProduct())
@@ -88,18 +90,19 @@ class OneHot(Rule):
 class _Experts(nn.Module):
     """An example: four experts, of which every row goes to two."""
 
-    def __init__(self) -> None:
+    def __init__(self, biased: bool) -> None:
         super().__init__()
         self.router = nn.Linear(6, 4)
         self.up, self.down = nn.Parameter(torch.randn(4, 6, 16)), nn.Parameter(torch.randn(4, 8, 3))
-        self.bias = nn.Parameter(torch.randn(4, 16))
+        self.bias = nn.Parameter(torch.randn(4, 16)) if biased else None
 
     def forward(self, x: Tensor) -> Any:
         weights, chosen = self.router(x).softmax(1).topk(2)
         expert, order = chosen.flatten().sort()
         ends = torch.histc(expert.float(), 4, 0, 3).cumsum(0, dtype=torch.int32)
         product = torch.ops.transformers.grouped_mm_fallback
-        a, b = (product(x[order // 2], self.up, ends) + self.bias[expert]).chunk(2, dim=1)
+        y = product(x[order // 2], self.up, ends)
+        a, b = (y if self.bias is None else y + self.bias[expert]).chunk(2, dim=1)
         rows = product(torch.relu(a) * b, self.down, ends) * weights.flatten()[order, None]
         return torch.zeros_like(rows).index_put((order,), rows).view(-1, 2, 3).sum(1)
 

@@ -15,6 +15,8 @@ from graphprune.passes.operators import rule
 class GatedLinearUnit(Rule):
     """The first half of a dimension, gated by the second."""
 
+    rowwise = True
+
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = list(flow.dims(node.args[0]))
         dim = position(argument(node, 1, "dim", -1), len(dims))

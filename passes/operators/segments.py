@@ -67,6 +67,7 @@ class Stack(Rule):
 class Split(Rule):
     """Consecutive segments of one dimension."""
 
+    rowwise = True
     zeros = Zeros.MOVED
 
     def axes(self, flow: Flow, node: fx.Node) -> list[Dims]:
@@ -124,6 +125,7 @@ class Unbind(Rule):
 class Item(Rule):
     """One of several outputs."""
 
+    rowwise = True
     zeros = Zeros.MOVED
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
@@ -152,6 +154,7 @@ class Select(Rule):
 class Slice(Rule):
     """A segment of one dimension, or every n-th index of it."""
 
+    rowwise = True
     zeros = Zeros.MOVED
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:

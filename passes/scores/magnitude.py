@@ -8,7 +8,7 @@ from torch import Tensor
 from graphprune.dependencies import Group
 from graphprune.methods import Evidence, Score
 from graphprune.passes.scores import SCORES
-from graphprune.spread import by_index, rows_of
+from graphprune.spread import by_index, chooser, rows_of
 
 
 class Magnitude(Score):
@@ -22,7 +22,8 @@ class Magnitude(Score):
         for place in group.places:
             if place.parameter in evidence.program.parameters:
                 weight = evidence.program.weights[place.parameter].double()
-                other = [dim for dim in range(weight.dim()) if dim != place.dim]
+                stay = (place.dim, chooser(place, group, evidence.dependencies))
+                other = [dim for dim in range(weight.dim()) if dim not in stay]
                 per_index = weight.square().sum(other) if other else weight.square()
                 squares += by_index(per_index, place.axis, group, evidence.dependencies)
         return squares.sqrt()
