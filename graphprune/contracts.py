@@ -144,12 +144,14 @@ class Masked:
     """What the arguments of a call are where one axis is masked.
 
     `known` has the number that a tensor is there, as far as it is one known number; `holds` tells the tensors that
-    have the axis at all, but for those that only select; `dims` in which dimensions of the output it stands.
+    have the axis at all, but for those that only select; `dims` in which dimensions of the output it stands;
+    `repeated` the tensors that hold the same numbers at every index of it.
     """
 
     known: Mapping[fx.Node, float]
     holds: frozenset[fx.Node]
     dims: tuple[int, ...]
+    repeated: frozenset[fx.Node] = frozenset()
 
     def at(self, value: object) -> float | None:
         """The number that an argument is; None if that is not known."""
@@ -164,6 +166,8 @@ class Rule(ABC):
     zeros: Zeros = Zeros.KEPT
     #: Positions of arguments that are added: where one lacks an axis, its indices are not zero.
     summands: tuple[int, ...] = ()
+    #: Whether an axis that no input has holds the same numbers at every index.
+    repeats: bool = False
     #: Positions of arguments that choose what the result is made of, and are no part of it: indices, conditions.
     selects: tuple[int, ...] = ()
     #: Is every row, an index of the first dimension, made of the same row of each input alone?

@@ -57,10 +57,17 @@ class _Follower:
             return None  # of an index zero is a number like any other
         holders = [n for n in parts(node, rule) if p in self.primes[n]]
         dims = tuple(i for i, axis in enumerate(self.flow.dims(node)) if isinstance(axis, tuple) or p in primes(axis))
-        inputs = Masked({n: self.known[n][p] for n in holders if p in self.known[n]}, frozenset(holders), dims)
+        known = {n: self.known[n][p] for n in holders if p in self.known[n]}
+        repeated = frozenset(n for n in holders if self._is_repeated(n, p))
+        inputs = Masked(known, frozenset(holders), dims, repeated)
         number = rule.masked(node, inputs)
         spoilt = number is not None and isfinite(number) and self._spreads(node, rule, p, inputs)
         return None if spoilt else number
+
+    def _is_repeated(self, node: fx.Node, p: Prime) -> bool:
+        """Does the value hold the same numbers at every index of the prime?"""
+        rule = self.rules.get(node.target)
+        return rule is not None and rule.repeats and not any(p in self.primes[n] for n in node.all_input_nodes)
 
     def _spreads(self, node: fx.Node, rule: Rule, p: Prime, inputs: Masked) -> bool:
         """Does the prime stand in more dimensions than before, so that one of them may be masked and the other not?"""

@@ -25,6 +25,9 @@ CHOICES = [
     aten.where.self, aten.where.ScalarOther, aten.where.ScalarSelf, aten.where.Scalar,
     aten.masked_fill.Scalar, aten.masked_fill.Tensor,
 ]  # fmt: skip
+FILLED = [
+    aten.zeros_like.default, aten.ones_like.default, aten.full_like.default, aten.zero.default, aten.fill.Scalar,
+]  # fmt: skip
 #: What works index by index though torch does not say so.
 UNTAGGED = [
     aten.relu_.default, aten.silu_.default, aten.hardswish.default, aten.hardswish_.default,
@@ -32,9 +35,9 @@ UNTAGGED = [
     aten.mish.default, aten.log_sigmoid.default, aten.relu6.default, aten.selu.default, aten.rrelu.default,
     aten.clone.default, aten.alias.default, aten.detach.default, aten.detach_.default, aten.contiguous.default,
     aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.lift_fresh_copy.default,
-    aten.zeros_like.default, aten.ones_like.default, aten.full_like.default, aten.square.default, aten.absolute.default,
+    aten.square.default, aten.absolute.default,
     aten.negative.default, aten.subtract.Tensor, aten.subtract.Scalar, aten.isnan.default, aten.isclose.default,
-    aten.__or__.Tensor, aten.fill.Tensor, aten.fill.Scalar,
+    aten.__or__.Tensor, aten.fill.Tensor,
     aten.greater.Tensor, aten.greater.Scalar, aten.greater_equal.Tensor, aten.greater_equal.Scalar, aten.less.Tensor,
     aten.less.Scalar, aten.less_equal.Tensor, aten.less_equal.Scalar, aten.not_equal.Tensor, aten.not_equal.Scalar,
 ]  # fmt: skip
@@ -133,10 +136,22 @@ class Choice(Elementwise):
         yield between(lambda y: torch.where(torch.arange(5)[:, None] > 2, y, 0.0).sum(2, keepdim=True) + y)
 
 
+class Filled(Elementwise):
+    """One number everywhere, whatever was there."""
+
+    def masked(self, node: fx.Node, inputs: Masked) -> float | None:
+        number = compute(node, [(0.0,)]).item()
+        return float(number) if math.isfinite(number) else None
+
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: (torch.zeros_like(y).sum(2, keepdim=True) + 1) * y)
+        yield between(_partly_zeroed)
+
+
 def trial(value: fx.Node, inputs: Masked) -> tuple[float, ...]:
     """The number that an input is, or some that stand for those that it may be."""
     known = inputs.at(value)
-    return (known,) if known is not None else ANY if value in inputs.holds else USUAL
+    return (known,) if known is not None else ANY if value in inputs.holds - inputs.repeated else USUAL
 
 
 def compute(node: fx.Node, values: Sequence[tuple[float, ...]]) -> Tensor:
@@ -202,6 +217,7 @@ class TypeAs(Rule):
 RULES.register(*CONJUNCTIONS)(Conjunction())
 RULES.register(*PRODUCTS)(Product())
 RULES.register(*QUOTIENTS)(Quotient())
+RULES.register(*FILLED)(Filled())
 RULES.register(*CHOICES)(Choice())
 RULES.register(aten.dropout.default, aten.feature_dropout.default)(Dropout())
 RULES.register(*UNTAGGED)(Elementwise())
@@ -218,3 +234,10 @@ class _Gated(nn.Module):
     def forward(self, x: Tensor) -> Any:
         a, b = self.a(x), self.b(x)
         return self.out(torch.sigmoid(a) * b + torch.relu(a) / 2 - b**2)
+
+
+def _partly_zeroed(y: Tensor) -> Tensor:
+    """The first half of the channels, and zeros in the place of the others."""
+    y = y.clone()
+    y[..., 4:].zero_()
+    return y

@@ -120,6 +120,7 @@ class Expand(Rule):
     """Dimensions of size 1 are stretched, new ones put in front; the others stay."""
 
     zeros = Zeros.MOVED
+    repeats = True
     degree = 1.0
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:

@@ -128,6 +128,8 @@ CASES = [
     Case("a number added and multiplied", lambda s, x: ((s.a(x) + 1) * s.b(x)).sum(1), None, "8"),
     Case("a divisor", lambda s, x: s.a(x) / s.b(x), 8, "8!"),
     Case("a divisor that is never zero", lambda s, x: s.a(x) / (s.b(x).abs() + 1), 8, "8"),
+    Case("a length as divisor", lambda s, x: F.normalize(s.a(x)), 8, "8"),
+    Case("the length of what is never zero", lambda s, x: F.normalize(s.a(x).sigmoid()), 8, "8!"),
     Case("a divisor that may be zero", lambda s, x: s.a(x) / (s.square(s.b(x)).relu() + x[:, :1]), 8, "8! 8"),
     Case("the power zero", lambda s, x: (s.a(x) ** 0).sum(1), None, "8!"),
     Case("padding by ones", lambda s, x: (F.pad(s.a(x)[:, 2:6], (2, 2), value=1.0) * s.b(x).cos()).sum(1), None, "2 2"),
