@@ -229,6 +229,8 @@ class AxisFlow:
         if node.target not in RULES:
             self.opaque[str(node.target)] += 1
             return self._opaque(node, f"{node.target} has no rule")
+        if _is_of_scalars(node):  # which have a dimension 0 for torch, and none here
+            return self._opaque(node, "")
         try:
             result = RULES[node.target].axes(self, node)
         except Misaligned as fault:
@@ -290,3 +292,9 @@ def where(node: fx.Node) -> str:
     frames = [line for line in lines if line.startswith("File ")]
     own = [line for line in frames if "/torch/nn/" not in line] or frames  # torch's layers say little
     return f"{node.name} {own[-1] if own else ''}".strip()
+
+
+def _is_of_scalars(node: fx.Node) -> bool:
+    """Has nothing that a node reads or makes a dimension?"""
+    values = torch.utils._pytree.tree_leaves([n.meta.get("val") for n in (node, *node.all_input_nodes)])
+    return not any(value.dim() for value in values if isinstance(value, Tensor))

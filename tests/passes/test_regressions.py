@@ -14,7 +14,7 @@ from graphprune.frontends.modules import trace
 from graphprune.passes.analysis import analyze
 from graphprune.passes.rewrite import rewrite
 from graphprune.plans import make
-from graphprune.proof import verify_cut
+from graphprune.proof import fresh_inputs, verify_cut
 from graphprune.spread import rows_of
 
 
@@ -83,6 +83,9 @@ CASES = [
     Case(
         "a size that depends on data", lambda s, x: s.a(torch.cat((x.repeat_interleave(s.times, 0), x))), 8, "8", (3, 6)
     ),
+    Case(
+        "dimensions of a number", lambda s, x: s.a(x) * s.a(x).sum().sum(-1).softmax(0).cumsum(0).max(0).values, 8, "8"
+    ),
     Case("an even batch", lambda s, x: s.a(x).view(-1, 2, 8).flatten(1), 16, "8"),
 ]
 
@@ -132,3 +135,29 @@ def test_a_module_in_training_mode_is_captured_for_evaluation() -> None:
     verify_cut(program, small, plan.keep)
     small.write_back(module)
     assert [part.training for part in module] == [True, True, False, True]
+
+
+class Silent(nn.Module):
+    """Turns halves of a size that it cannot be told, among features that are silent below a level."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.level = nn.Linear(6, 4, bias=False), nn.Linear(4, 3), nn.Buffer(torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = torch.relu(self.a(x) - self.level)
+        return self.b(torch.cat((-y[:, 2:], y[:, :2]), 1) + y * 3)  # type: ignore[no-any-return]
+
+
+def test_write_back_is_not_content_with_inputs_on_which_nothing_happens() -> None:
+    torch.manual_seed(0)
+    module = Silent().eval()
+    program = trace(module, (torch.randn(4, 6),))
+    (x,), _ = fresh_inputs(program, seed=0)
+    with torch.no_grad():
+        module.level.copy_(module.a(x).max() + 1e-3)
+    found = analyze(program)
+    small = rewrite(program, make(program, found, {group.name: ((0,),) for group in found.groups}))
+    small.write_back(module)
+    x = 3 * torch.randn(50, 6)
+    torch.testing.assert_close(module(x), small.module()(x))
