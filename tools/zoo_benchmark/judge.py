@@ -108,6 +108,9 @@ def kept_entries(name: str, original: Tensor, kept: Tensor) -> Tensor:
     if original.shape == kept.shape and torch.equal(original, kept.to(original)):
         return torch.ones_like(original)
     values = kept.detach().to(original).flatten().sort().values
+    values = values[values != 0]  # a zero adds as little as what was removed
+    if not len(values):
+        return torch.zeros_like(original)
     ambiguous = Ambiguous(f"{name}: its values are not distinct, so which were kept cannot be told")
     if bool((values.diff() == 0).any()):
         raise ambiguous

@@ -48,14 +48,16 @@ def _free(program: gp.Program, found: gp.Dependencies) -> float:
 
 def _written_back(report: Report, small: gp.Program, model: nn.Module) -> tuple[Call, Mapping[str, Tensor]]:
     """The narrowed module and its parameters; the rewritten graph and its weights where the module cannot follow."""
+    record = report.record
     try:
-        small.write_back(model)
+        done = small.write_back(model)
     except WriteBackError as fault:
-        report.record.remark = f"not written back: {first_line(fault)}"
+        record.remark = f"not written back: {first_line(fault)}"
         own = parameters(model)  # a parameter that the graph does not use is as it was
         stored = {name: small.name(name) for name in own}
         return small.module(), {n: small.weights[s] if s in small.weights else own[n] for n, s in stored.items()}
-    report.record.written_back = True
+    record.written_back, record.padded = True, done.unremoved / record.parameters
+    record.remark = " ".join(str(done).split()) if done.padded else ""
     return model, parameters(model)
 
 

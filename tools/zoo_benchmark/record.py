@@ -16,7 +16,8 @@ class Record:
 
     `stage` is the last one that was begun; "done" if all were. `fault` says in one line why it is not done, and
     `remark` what is worth knowing where it is. `removed` and `free` are shares of the parameters; `free` counts those
-    in tensors in which an exact group stands. `error` is the greatest difference between the pruned and the masked
+    in tensors in which an exact group stands; `padded` those that are gone from the graph but stay in the module that
+    was written back, as zeros. `error` is the greatest difference between the pruned and the masked
     original, relative to the greatest reference value; `proven` the same as graphprune's own verification found it.
     """
 
@@ -30,6 +31,7 @@ class Record:
     parameters: int = 0
     removed: float = 0.0
     free: float = 0.0
+    padded: float = 0.0
     nodes: int = 0
     groups: int = 0
     exact_groups: int = 0

@@ -27,7 +27,7 @@ def failures(records: Sequence[Record]) -> Iterator[str]:
     """The lines that name every model which is not exact or not written back, and why."""
     for record in records:
         reason = record.fault or record.remark
-        if not reason or (record.exact and record.written_back):
+        if not reason or (record.exact and record.written_back and not record.padded):
             continue
         stage = "" if record.stage == "done" else f" ({record.stage})"
         mode = f" [{record.mode}]" if record.mode else ""
@@ -54,6 +54,10 @@ def _written_back(records: Sequence[Record]) -> int:
     return sum(record.written_back for record in records)
 
 
+def _padded(records: Sequence[Record]) -> int:
+    return sum(record.padded > 0 for record in records)
+
+
 def _removed(records: Sequence[Record]) -> str:
     return _median([record.removed for record in records if record.exact], "{:.0%}")
 
@@ -78,7 +82,7 @@ def _median(values: Sequence[float], text: str) -> str:
 
 OUR_COLUMNS: tuple[Column, ...] = (
     ("models", len), ("captured", partial(_passed, "trace")), ("analysed", partial(_passed, ANALYSIS)),
-    ("cut", _pruned), ("exact", _exact), ("written back", _written_back), ("parameters removed", _removed),
+    ("cut", _pruned), ("exact", _exact), ("written back", _written_back), ("of these padded", _padded), ("parameters removed", _removed),
     ("capture", partial(_seconds, "trace")), ("analysis", _analysis), ("of capture", _share),
 )  # fmt: skip
 PEER_COLUMNS: tuple[Column, ...] = (
