@@ -82,7 +82,8 @@ def _median(values: Sequence[float], text: str) -> str:
 
 OUR_COLUMNS: tuple[Column, ...] = (
     ("models", len), ("captured", partial(_passed, "trace")), ("analysed", partial(_passed, ANALYSIS)),
-    ("cut", _pruned), ("exact", _exact), ("written back", _written_back), ("of these padded", _padded), ("parameters removed", _removed),
+    ("cut", _pruned), ("exact", _exact), ("written back", _written_back), ("of these padded", _padded),
+    ("parameters removed", _removed),
     ("capture", partial(_seconds, "trace")), ("analysis", _analysis), ("of capture", _share),
 )  # fmt: skip
 PEER_COLUMNS: tuple[Column, ...] = (
