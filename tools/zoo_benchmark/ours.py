@@ -47,18 +47,21 @@ def _free(program: gp.Program, found: gp.Dependencies) -> float:
 
 
 def _written_back(report: Report, small: gp.Program, model: nn.Module) -> tuple[Call, Mapping[str, Tensor]]:
-    """The narrowed module and its parameters; the rewritten graph and its weights where the module cannot follow."""
-    record = report.record
+    """The narrowed module, or the rewritten graph where it cannot follow; and the weights of the graph.
+
+    A module may hold zeros, or weights that take a factor for what its forward computes of a size.
+    """
+    record, own = report.record, parameters(model)  # a parameter that the graph does not use is as it was
+    stored = {name: small.name(name) for name in own}
+    kept = {name: small.weights[s] if s in small.weights else own[name] for name, s in stored.items()}
     try:
         done = small.write_back(model)
     except WriteBackError as fault:
         record.remark = f"not written back: {first_line(fault)}"
-        own = parameters(model)  # a parameter that the graph does not use is as it was
-        stored = {name: small.name(name) for name in own}
-        return small.module(), {n: small.weights[s] if s in small.weights else own[n] for n, s in stored.items()}
+        return small.module(), kept
     record.written_back, record.padded = True, done.unremoved / record.parameters
     record.remark = " ".join(str(done).split()) if done.padded else ""
-    return model, parameters(model)
+    return model, kept
 
 
 def _judge(subject: Subject, report: Report, pruned: Call, kept: Mapping[str, Tensor]) -> None:
