@@ -67,5 +67,13 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
                 tensor.copy_(numbers)
 
 
+@contextmanager
+def drawing(seed: int) -> Iterator[None]:
+    """Some models draw random numbers, to hash or to mask: what is compared must draw the same."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        yield
+
+
 def _is_buffer(value: object) -> bool:
     return isinstance(value, Tensor) and not isinstance(value, nn.Parameter)

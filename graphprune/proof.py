@@ -10,6 +10,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from graphprune.errors import GraphpruneError, VerificationError, first_line
+from graphprune.modes import drawing
 from graphprune.program import Inputs, Program
 from graphprune.weights import KeepByName, Masked
 
@@ -75,7 +76,7 @@ def verify_cut(program: Program, small: Program, keep: KeepByName, seeds: tuple[
     found = []
     for seed in seeds:
         (args, kwargs), expected = _run(program, reference, seed)
-        with _running(), _drawing(seed), torch.no_grad():
+        with _running(), drawing(seed), torch.no_grad():
             output = cut(*args, **kwargs)
         found.append(compare(expected, output, "masked and cut program"))
     return Verification(max(v.max_error for v in found), max(v.tolerance for v in found), len(found))
@@ -101,21 +102,13 @@ def _run(program: Program, module: nn.Module, seed: int) -> tuple[Inputs, Any]:
     if seed % 2:
         args, kwargs = fresh_inputs(program, seed, grow=1)
         try:
-            with _drawing(seed):
+            with drawing(seed):
                 return (args, kwargs), module(*args, **kwargs)
         except RuntimeError:
             pass  # some sizes must be even, or stay as they are, and no symbol says so
     args, kwargs = fresh_inputs(program, seed)
-    with _drawing(seed):
+    with drawing(seed):
         return (args, kwargs), module(*args, **kwargs)
-
-
-@contextmanager
-def _drawing(seed: int) -> Iterator[None]:
-    """Some models draw random numbers, to hash or to mask: both programs must draw the same."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
 
 
 def fresh_inputs(program: Program, seed: int, grow: int = 0) -> tuple[tuple[Any, ...], Mapping[str, Any]]:

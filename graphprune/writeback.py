@@ -15,7 +15,7 @@ from graphprune.dependencies import Dependencies
 from graphprune.errors import VerificationError, WriteBackError, first_line
 from graphprune.facts import Refits
 from graphprune.layers import assign, said_by_weights, set_sizes
-from graphprune.modes import evaluation, undisturbed
+from graphprune.modes import drawing, evaluation, undisturbed
 from graphprune.plans import Plan, make
 from graphprune.program import Inputs, Program, Rewritten
 from graphprune.proof import Verification, compare, fresh_inputs
@@ -184,13 +184,14 @@ class _Search:
     def _case(self, program: Program, seed: int) -> tuple[Inputs, Any]:
         """Fresh inputs, and what the graph makes of them."""
         args, kwargs = fresh_inputs(program, seed)
-        return (args, kwargs), program.module()(*args, **kwargs)
+        with drawing(seed):
+            return (args, kwargs), program.module()(*args, **kwargs)
 
     def agree(self) -> Verification:
         """Compare the module with the graph on fresh inputs; its buffers are as before afterwards."""
         found = []
-        for (args, kwargs), expected in self.cases:
-            with evaluation(self.module), undisturbed(self.module), torch.no_grad():
+        for seed, ((args, kwargs), expected) in enumerate(self.cases):
+            with evaluation(self.module), undisturbed(self.module), drawing(seed), torch.no_grad():
                 got = self.module(*args, **kwargs)
             found.append(compare(expected, got, "rewritten graph and written-back module"))
         return max(found, key=lambda verification: verification.max_error)

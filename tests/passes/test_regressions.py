@@ -161,3 +161,27 @@ def test_write_back_is_not_content_with_inputs_on_which_nothing_happens() -> Non
     small.write_back(module)
     x = 3 * torch.randn(50, 6)
     torch.testing.assert_close(module(x), small.module()(x))
+
+
+class Hashed(nn.Module):
+    """Samples are turned at random before they are compared, anew in every run."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bucket = (x @ torch.randn(6, 2)).argmax(1, keepdim=True)
+        return self.b(torch.relu(self.a(x))) * (1 + bucket)  # type: ignore[no-any-return]
+
+
+def test_a_module_that_draws_random_numbers_is_proved_and_written_back() -> None:
+    torch.manual_seed(0)
+    module = Hashed().eval()
+    program = trace(module, (torch.randn(9, 6),))
+    found = analyze(program)
+    plan = make(program, found, {group.name: ((0, 3, 5),) for group in found.groups})
+    small = rewrite(program, plan)
+    verify_cut(program, small, plan.keep)
+    small.write_back(module)
+    assert module.a.out_features == 3
