@@ -5,6 +5,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
+from math import inf
 from typing import Any
 
 from transformers import PreTrainedConfig
@@ -31,16 +32,16 @@ class _Try:
     made: Built
 
 
-def fit(config: PreTrainedConfig, shapes: Shapes) -> PreTrainedConfig:
+def fit(config: PreTrainedConfig, shapes: Shapes, trials: float = inf) -> PreTrainedConfig:
     """A copy of `config` whose stock class has exactly these parameter shapes.
 
     `shapes` may leave out names (of tied weights); buffers may be among them, and names that the class does not
-    have, such as those of constants in a graph, are passed over.
+    have, such as those of constants in a graph, are passed over. No more than `trials` configs are tried.
 
     Raises:
         ExportError: if no field makes some of these shapes; names the first.
     """
-    found = _search(config, shapes)
+    found = _search(config, shapes, trials)
     if isinstance(found, str):
         raise ExportError(found)
     return from_table(type(config), found.table)
@@ -53,13 +54,13 @@ def expressible(config: PreTrainedConfig, before: Shapes, after: Shapes) -> str 
     return found if isinstance(found, str) else None
 
 
-def _search(config: PreTrainedConfig, shapes: Shapes) -> _Try | str:
+def _search(config: PreTrainedConfig, shapes: Shapes, trials: float = inf) -> _Try | str:
     """Change fields, one kind of width at a time, until every shape is right."""
     start = _start(config)
     shapes = {name: shape for name, shape in shapes.items() if name in start.made.shapes}
     if fault := _misfit(config, start.made, shapes):
         return fault
-    search = _Search(type(config), start, shapes)
+    search = _Search(type(config), start, shapes, trials)
     now, explicit = start, False
     while bad := search.wrong(now.made):
         better = search.better(now, bad)
@@ -97,6 +98,7 @@ class _Search:
     kind: type[PreTrainedConfig]
     start: _Try
     shapes: Shapes
+    trials: float
     refused: str = ""
 
     def wrong(self, made: Built) -> dict[Place, tuple[int, int]]:
@@ -190,6 +192,9 @@ class _Search:
         return _Try(table, made)
 
     def _built(self, table: Mapping[str, Any]) -> Built | str:
+        self.trials -= 1
+        if self.trials < 0:
+            return "too many combinations of fields to try them all"
         return built(self.kind, json.dumps(table, sort_keys=True))
 
 

@@ -25,6 +25,7 @@ from graphprune.weights import Scaled
 
 Cut = Callable[[Program, Plan], Program]
 CASES = 3  # times that inputs are drawn: one draw alone may leave all units silent that a wrong size would change
+CONFIGS = 300  # how many are tried to find one that says the new widths
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class _Search:
 
     def narrowest(self) -> _Trial:
         """Leave the module as narrow as it can be."""
-        trial = self.settle({})
+        trial = self.settle(self.attempt({}))
         if not trial.agrees:
             trial = self.attempt(padding.everything(self.dependencies, self.rewritten.groups))
         if isinstance(trial.outcome, Exception):
@@ -121,12 +122,10 @@ class _Search:
                 f"{type(self.module).__name__} disagrees with the rewritten graph, even with zeros in all the removed "
                 f"places: {first_line(trial.outcome)}; use the rewritten graph, program.module(), instead"
             ) from trial.outcome
-        least = self._least(trial)
-        return least if least is trial else self.attempt(least.widths)
+        return self.attempt(self._least(trial).widths) if trial.widths else trial
 
-    def settle(self, widths: padding.Widths) -> _Trial:
-        """Try that, and as long as the module disagrees, widen what its own sizes contradict."""
-        trial = self.attempt(widths)
+    def settle(self, trial: _Trial) -> _Trial:
+        """As long as the module disagrees, widen what its own sizes contradict."""
         while not trial.agrees:
             wider = padding.settled(trial.conflicts, self.dependencies, self._rows(trial.widths), trial.widths)
             if wider == trial.widths:
@@ -136,17 +135,20 @@ class _Search:
 
     def _least(self, trial: _Trial) -> _Trial:
         """Take back every widening that is not needed, alone or together with others in the same module."""
+        reasons = dict[str, str]()
         for kinds in padding.bundles(trial.widths):
             less = {kind: wider for kind, wider in trial.widths.items() if kind not in kinds}
             if less == trial.widths:
                 continue
-            other = self.settle(less)
+            plain = self.attempt(less)
+            other = self.settle(plain)
             if other.agrees and other.small.count() < trial.small.count():
                 trial = other
-            elif isinstance(other.outcome, Exception) and len(kinds) == 1 and not trial.widths[kinds[0]].why:
-                because = replace(trial.widths[kinds[0]], why=first_line(other.outcome))
-                trial = replace(trial, widths={**trial.widths, kinds[0]: because})
-        return trial
+            if isinstance(plain.outcome, Exception):
+                why = dict.fromkeys(kinds, first_line(plain.outcome).removesuffix("; nothing was saved"))
+                reasons = {**why, **reasons} if plain.conflicts else {**reasons, **why}  # contradictions say less
+        whys = {kind: replace(wider, why=wider.why or reasons[kind]) for kind, wider in trial.widths.items()}
+        return replace(trial, widths=whys)
 
     def attempt(self, widths: padding.Widths) -> _Trial:
         """Make the module as narrow as that allows; where it then does not agree, it is as it was."""
@@ -232,7 +234,7 @@ def _follow_config(search: _Search, found: _Trial) -> str:
     named = copy.deepcopy(config)
     named.architectures = [type(search.module).__name__]
     try:
-        new = config_widths.fit(named, found.small.shapes())
+        new = config_widths.fit(named, found.small.shapes(), trials=CONFIGS)
     except Exception as fault:  # a configuration may refuse to be built with whatever it likes
         return first_line(fault)
     mark = len(search.undo.steps)

@@ -1,0 +1,497 @@
+"""Write-back: modules follow a cut by their own sizes, by factors in their weights, or by zeros, or are left alone."""
+
+from collections.abc import Callable
+from math import sqrt
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
+
+import graphprune as gp
+from graphprune.errors import WriteBackError
+from graphprune.facts import Refits
+from graphprune.modes import undisturbed
+from graphprune.sizes import watch
+from graphprune.slots import Slot, slots
+from graphprune.weights import Layered
+from graphprune.writeback import WrittenBack
+
+X = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
+
+
+def written(module: nn.Module, *args: Any, protect: tuple[str, ...] = ()) -> tuple[gp.Program, WrittenBack]:
+    """Cut half of every exact group, write the module back, and compare the two."""
+    program = gp.trace(module.eval(), args or (X,))
+    small = gp.apply(program, gp.plan(program, ratio=0.5, protect=protect))
+    assert small.count() < program.count()
+    result: WrittenBack = small.write_back(module)
+    with torch.no_grad():
+        expected, got = small.module()(*(args or (X,))), module(*(args or (X,)))
+    assert (expected - got).abs().max() <= 1e-4 * expected.abs().max()
+    assert sum(p.numel() for p in module.parameters()) == small.count() + result.unremoved
+    assert bool(result.padded) == bool(result.unremoved)
+    return small, result
+
+
+def narrow(module: nn.Module, *args: Any) -> WrittenBack:
+    """The same where nothing may stay wide."""
+    _, result = written(module, *args)
+    assert not result.padded, result
+    return result
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+class Attention(nn.Module):
+    """Four heads for queries, two for keys and values; subclasses say where sizes and the scale come from."""
+
+    heads, groups, size = 4, 2, 8
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k = nn.Linear(32, self.heads * self.size), nn.Linear(32, self.groups * self.size)
+        self.v, self.out = nn.Linear(32, self.groups * self.size), nn.Linear(self.heads * self.size, 32)
+        nn.init.normal_(self.q.weight, 0, 0.5)
+        nn.init.normal_(self.k.weight, 0, 0.5)  # scores so large that their scale shows
+        self.head_dim = self.size
+        self.scale = self.size**-0.5
+
+    def split(self, x: Tensor) -> Any:
+        return x.view(*x.shape[:2], -1, self.head_dim).transpose(1, 2)
+
+    def scores(self, q: Tensor, k: Tensor) -> Any:
+        return q @ k.mT * self.scale
+
+    def forward(self, x: Tensor) -> Any:
+        q, k, v = self.split(self.q(x)), self.split(self.k(x)), self.split(self.v(x))
+        k, v = (y.repeat_interleave(q.shape[1] // y.shape[1], 1) for y in (k, v))
+        y = (self.scores(q, k).softmax(-1) @ v).transpose(1, 2)
+        return self.out(y.reshape(*x.shape[:2], -1))
+
+
+class FromConfig(Attention):
+    """Sizes lie in an object, in lists and in tables inside it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.head_dim
+        self.config = SimpleNamespace(text=SimpleNamespace(sizes=[self.heads, self.size]), table={"size": self.size})
+
+    def split(self, x: Tensor) -> Any:
+        return x.view(*x.shape[:2], -1, self.config.text.sizes[1]).transpose(1, 2)
+
+
+class Odd:
+    """A configuration that does not like to be asked, nor to be told."""
+
+    def __init__(self) -> None:
+        vars(self)["size"] = 8
+
+    def __getattribute__(self, name: str) -> Any:
+        if name == "width":
+            raise LookupError("width differs between layers")
+        return super().__getattribute__(name)
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise TypeError("it is frozen")
+
+
+class FromOddConfig(Attention):
+    """The size lies in an object with ideas of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.config = Odd()
+        vars(self.config)["width"] = 8
+
+    def split(self, x: Tensor) -> Any:
+        return x.view(*x.shape[:2], -1, self.config.size).transpose(1, 2)
+
+
+class Computed(Attention):
+    """Sizes are products, quotients and sums of others."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.part, self.ratio = self.size // 2, self.heads // self.groups
+
+    def split(self, x: Tensor) -> Any:
+        return x.view(*x.shape[:2], -1, 2 * self.part).transpose(1, 2)
+
+    def forward(self, x: Tensor) -> Any:
+        q, k, v = self.split(self.q(x)), self.split(self.k(x)), self.split(self.v(x))
+        heads = q.shape[1]
+        k, v = (y[:, :, None].expand(-1, -1, self.ratio, -1, -1).flatten(1, 2) for y in (k, v))
+        y = (self.scores(q, k).softmax(-1) @ v).transpose(1, 2)
+        return self.out(y.reshape(*x.shape[:2], heads * 2 * self.part))
+
+
+class Fused(nn.Module):
+    """One projection for queries, keys and values, split by a multiple of an attribute that says the whole width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.all_width, self.heads = 32, 4
+        self.qkv, self.out = nn.Linear(32, 96), nn.Linear(32, 32)
+        self.scale = 8**-0.5
+
+    def forward(self, x: Tensor) -> Any:
+        parts = self.qkv(x).split(self.all_width, -1)
+        q, k, v = (y.unflatten(2, (self.heads, self.all_width // self.heads)).transpose(1, 2) for y in parts)
+        return self.out(((q @ k.mT * self.scale).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("kind", [Attention, FromConfig, FromOddConfig, Computed, Fused])
+def test_sizes_are_found_wherever_they_lie(kind: Callable[[], nn.Module]) -> None:
+    module = kind()
+    assert not narrow(module).multiplied
+
+
+def test_a_size_of_the_configuration_of_all_layers_is_one() -> None:
+    layers = nn.Sequential(FromConfig(), FromConfig())
+    first: Any = layers[0]
+    second: Any = layers[1]
+    second.config = first.config
+    narrow(layers)
+    assert first.config.text.sizes == [4, 4] and first.config.table == {"size": 8}
+
+
+class Normed(Attention):
+    """Queries and keys are normalised over their size, so that only that of the values is free; all share one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(self.size)
+
+    def scores(self, q: Tensor, k: Tensor) -> Any:
+        return super().scores(self.norm(q), self.norm(k))
+
+
+def test_what_shares_a_size_with_something_wider_keeps_zeros() -> None:
+    module = nn.Sequential(Normed(), nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, 32))
+    small, result = written(module)
+    assert list(result.padded) == ["*.v.weight:0.1"]
+    assert "one size, Normed.head_dim, for it and for what stays 8 wide" in result.padded["*.v.weight:0.1"]
+    attention: Any = module[0]
+    touched = (attention.v.weight, attention.v.bias, attention.out.weight)
+    assert result.unremoved == sum(tensor.numel() // 2 for tensor in touched)
+    assert (attention.v.weight == 0).all(1).sum() == attention.v.out_features // 2
+    assert module[1].out_features == 24
+    assert "kept wider in the module (zeros): *.v.weight:0.1 - its forward has one size" in str(result)
+    assert f"{result.unremoved:,} parameters" in str(result)
+    assert small.count() < sum(p.numel() for p in module.parameters())
+
+
+def test_two_widths_under_one_size_meet_at_the_wider_one() -> None:
+    module = Attention().eval()
+    program = gp.trace(module, (X,))
+    found = gp.analyze(program)
+    names = {g.places[0].parameter: g.name for g in found.groups if g.size == 8}
+    score, value = (next(n for n in names.values() if n.startswith(p)) for p in ("q", "v"))
+    rows = {score: ((0, 1, 2, 3, 4, 6),), value: ((1, 2, 3),)}
+    small = gp.apply(program, gp.plans.make(program, found, rows))
+    result = small.write_back(module)
+    assert list(result.padded) == [value] and module.head_dim == 6
+    assert module.v.weight.shape == (12, 32)
+    with torch.no_grad():
+        assert torch.allclose(module(X), small.module()(X), atol=1e-5)
+
+
+class RunTime(Attention):
+    """The scale is computed anew, from the attribute that the views use."""
+
+    def scores(self, q: Tensor, k: Tensor) -> Any:
+        return q @ k.mT / sqrt(self.head_dim)
+
+
+class FromShape(Attention):
+    """The scale is computed anew, from a shape."""
+
+    def scores(self, q: Tensor, k: Tensor) -> Any:
+        return q @ k.mT * q.shape[-1] ** -0.5
+
+
+class Default(Attention):
+    """The scale is left to fused attention."""
+
+    def forward(self, x: Tensor) -> Any:
+        q, k, v = self.split(self.q(x)), self.split(self.k(x)), self.split(self.v(x))
+        k, v = (y.repeat_interleave(q.shape[1] // y.shape[1], 1) for y in (k, v))
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class OneAxis(RunTime):
+    """Queries, keys and values come of one view, so that they share their inner axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = self.heads
+        self.qkv = nn.Linear(32, (self.heads + 2) * self.size)
+        nn.init.normal_(self.qkv.weight, 0, 0.5)
+        del self.q, self.k, self.v
+
+    def forward(self, x: Tensor) -> Any:
+        parts = self.qkv(x).unflatten(2, (self.count + 2, self.head_dim)).transpose(1, 2)
+        q, k, v = parts[:, :-2], parts[:, -2:-1], parts[:, -1:]
+        return self.out((self.scores(q, k).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("kind", [RunTime, FromShape, Default, OneAxis])
+def test_weights_take_the_factor_of_a_scale_that_follows_a_size(kind: Callable[[], nn.Module]) -> None:
+    result = narrow(kind())
+    assert set(result.multiplied) >= ({"qkv.weight", "qkv.bias"} if kind is OneAxis else {"q.weight", "k.bias"})
+
+
+class Counting(Attention):
+    """The size itself goes into the numbers, where no factor in a weight can undo it."""
+
+    def scores(self, q: Tensor, k: Tensor) -> Any:
+        return super().scores(q, k) + (q @ k.mT - sqrt(self.head_dim)).abs() * self.scale
+
+
+def test_a_size_that_goes_into_the_numbers_stays() -> None:
+    _, result = written(Counting())
+    assert {why for why in result.padded.values() if "they differ by" in why}
+
+
+class Recomputed(nn.Module):
+    """The forward takes the merged size from its input, so that heads times their size must stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.gate, self.down = nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 32)
+        self.wide, self.narrow = nn.Linear(32, 64), nn.Linear(64, 32)
+
+    def forward(self, x: Tensor) -> Any:
+        y = (self.up(x).tanh() * self.gate(x)).reshape(x.shape)
+        return self.down(y) + self.narrow(self.wide(x).relu())
+
+
+def test_only_what_must_stay_wide_does() -> None:
+    module = Recomputed()
+    _, result = written(module)
+    assert list(result.padded) == ["up.weight:0"] and "is invalid for input of size" in result.padded["up.weight:0"]
+    assert module.wide.out_features == module.narrow.in_features == 32
+    assert module.up.out_features == 32 and (module.up.weight == 0).all(1).sum() == 16
+
+
+class OwnLinear(nn.Module):
+    """A layer of the model's own, which says its sizes and checks them."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.inputs, self.outputs = inputs, outputs
+        self.weight, self.gain = nn.Parameter(torch.randn(inputs, outputs)), nn.Parameter(torch.randn(outputs))
+
+    def forward(self, x: Tensor) -> Any:
+        if x.shape[-1] != self.inputs:
+            raise TypeError("wrong width")
+        return ((x.reshape(-1, self.inputs) @ self.weight) * self.gain).view(*x.shape[:-1], self.outputs)
+
+
+class Turned(nn.Module):
+    """Recurrent layers want time before channels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.lstm, self.down = nn.Linear(32, 24), nn.LSTM(24, 16, batch_first=True), nn.Linear(16, 32)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.down(self.lstm(self.up(x).tanh())[0])
+
+
+def test_layers_say_their_new_sizes() -> None:
+    own = nn.Sequential(OwnLinear(32, 12), nn.ReLU(), OwnLinear(12, 32))
+    narrow(own)
+    assert [(layer.inputs, layer.outputs) for layer in own if isinstance(layer, OwnLinear)] == [(32, 6), (6, 32)]
+    image = torch.randn(2, 3, 8, 8)
+    grouped = nn.Sequential(
+        nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.BatchNorm2d(8), nn.Conv2d(8, 16, 1, groups=4),
+        nn.GroupNorm(4, 16), nn.ConvTranspose2d(16, 12, 2), nn.PReLU(12), nn.Conv2d(12, 4, 1),
+    )  # fmt: skip
+    narrow(grouped, image)
+    for layer in grouped:
+        if isinstance(layer, nn.ConvTranspose2d):
+            assert layer.weight.shape[:2] == (layer.in_channels, layer.out_channels // layer.groups)
+        elif isinstance(layer, nn.Conv2d):
+            assert layer.weight.shape[:2] == (layer.out_channels, layer.in_channels // layer.groups)
+    table = nn.Sequential(nn.Embedding(20, 24), nn.Linear(24, 8))
+    narrow(table, torch.randint(0, 20, (2, 5)))
+    assert getattr(table[0], "embedding_dim") == 12 and "Embedding(20, 12)" in repr(table)  # noqa: B009
+    turned = Turned()
+    narrow(turned)
+    assert (turned.lstm.input_size, turned.lstm.hidden_size) == (turned.up.out_features, turned.down.in_features)
+
+
+class Multihead(nn.Module):
+    """Torch's own attention checks that its width is that of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.up, self.down = nn.MultiheadAttention(32, 4), nn.Linear(32, 64), nn.Linear(64, 32)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.down(self.up(self.attention(x, x, x)[0]).relu())
+
+
+def test_torchs_own_attention_stays_wide() -> None:
+    module = Multihead()
+    _, result = written(module)
+    assert all(kind.startswith("attention.") for kind in result.padded) and module.up.out_features == 32
+
+
+def test_refitted_weights_are_padded_as_they_are() -> None:
+    module = nn.Sequential(Normed(), nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, 32)).eval()
+    program = gp.trace(module, (X,))
+    small = gp.apply(program, gp.plan(program, ratio=0.5))
+    new = {"0.out.weight": torch.randn_like(small.weights["0.out.weight"])}
+    refitted = small.with_facts(Refits({}, {}, small.weights), weights=Layered((new, small.weights)))
+    result = refitted.write_back(module)
+    assert result.padded
+    with torch.no_grad():
+        assert torch.allclose(module(X), refitted.module()(X), atol=1e-5)
+    assert new["0.out.weight"].flatten()[0] in module.get_parameter("0.out.weight")
+
+
+def state(module: nn.Module) -> list[Any]:
+    """Everything that a failure must leave as it was: which tensors, their numbers, and all attributes."""
+    tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers()]
+    return [
+        [(name, id(tensor), tensor.detach().clone().flatten().tolist()) for name, tensor in tensors],
+        [{k: v for k, v in vars(part).items() if not isinstance(v, dict)} for part in module.modules()],
+        [(id(slot.owner), slot.key, slot.index, slot.value) for slot in slots(module)],
+    ]
+
+
+class Moody(Attention):
+    """Each call gives something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls, self.config = 0, SimpleNamespace(sizes=(8, 4))
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Any:
+        self.calls += 1
+        return super().forward(x) + self.calls
+
+
+class Picky(Attention):
+    """Refuses whatever is not as it was, with an error that nobody expects."""
+
+    def forward(self, x: Tensor) -> Any:
+        if self.q.weight.sum() != self.total:
+            raise LookupError("not my weights")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(("kind", "match"), [(Moody, "they differ by"), (Picky, "not my weights")])
+def test_a_module_that_cannot_follow_is_left_as_it_was(kind: Callable[[], nn.Module], match: str) -> None:
+    module: Any = kind().eval()
+    program = gp.trace(Attention().eval(), (X,)) if kind is Picky else gp.trace(module, (X,))
+    module.total = module.q.weight.sum().item()
+    small = gp.apply(program, gp.plan(program, ratio=0.5))
+    if kind is Moody:
+        module.calls = 100
+    before = state(module)
+    with pytest.raises(WriteBackError, match=rf"even with zeros in all the removed places: .*{match}.*program.module"):
+        small.write_back(module)
+    assert state(module) == before
+
+
+class Counter(nn.Module):
+    """Counts its forwards in a buffer, and remembers the last width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(32, 48), nn.Linear(48, 32)
+        self.register_buffer("count", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Any:
+        assert isinstance(self.count, Tensor)
+        self.count += 1
+        self.last = x.shape[-1]
+        return self.down(self.up(x).relu())
+
+
+def test_checks_leave_no_trace() -> None:
+    module = Counter()
+    program = gp.trace(module.eval(), (X,))
+    small = gp.apply(program, gp.plan(program, ratio=0.5))
+    module.count.fill_(7)  # type: ignore[operator]
+    vars(module).pop("last", None)
+    small.write_back(module)
+    assert module.count == 7 and not hasattr(module, "last") and module.up.out_features == 24
+    with undisturbed(module):
+        module(X)
+        assert module.count == 8 and module.last == 32
+    assert module.count == 7 and not hasattr(module, "last")
+
+
+def test_hooks_go_on_working() -> None:
+    module = Attention()
+    shapes = list[Any]()
+    module.v.register_forward_hook(lambda _, args, out: shapes.append(out.shape[-1]))
+    module.q.register_forward_pre_hook(lambda _, args: (args[0] * 2,))
+    narrow(module)
+    assert shapes[-1] == module.v.out_features
+
+
+def test_parametrised_weights_are_narrowed_where_they_are_stored() -> None:
+    module = nn.Sequential(weight_norm(nn.Linear(32, 24)), nn.ReLU(), weight_norm(nn.Linear(24, 32)))
+    narrow(module)
+    first: Any = module[0]
+    stored = first.parametrizations.weight
+    assert (stored.original0.shape, stored.original1.shape) == ((12, 1), (12, 32))
+    assert (first.weight.shape, first.out_features) == ((12, 32), 12)
+
+
+class Tied(nn.Module):
+    """One matrix looks words up, another one, used twice, leads to them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.up, self.head = nn.Embedding(20, 32), nn.Linear(32, 24), nn.Linear(32, 20, bias=False)
+        self.down, self.again = nn.Linear(24, 32), nn.Linear(24, 32)
+        self.head.weight, self.again.weight = self.words.weight, self.down.weight
+
+    def forward(self, x: Tensor) -> Any:
+        y = self.up(self.words(x)).relu()
+        return self.head(self.down(y) + self.again(y.tanh()))
+
+
+def test_tied_parameters_stay_tied() -> None:
+    module = Tied()
+    narrow(module, torch.randint(0, 20, (2, 5)))
+    assert module.down.weight is module.again.weight and module.head.weight is module.words.weight
+    assert module.again.in_features == module.up.out_features == 12
+
+
+def test_half_precision_stays_half_precision() -> None:
+    module = nn.Sequential(Normed(), nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, 32)).to(torch.bfloat16).eval()
+    x = X.to(torch.bfloat16)
+    program = gp.trace(module, (x,))
+    result = gp.apply(program, gp.plan(program, ratio=0.5)).write_back(module)
+    assert list(result.padded) == ["*.v.weight:0.1"]
+    assert {p.dtype for p in module.parameters()} == {torch.bfloat16} and module[1].out_features == 24
+
+
+def test_a_watched_run_tells_which_slot_made_which_number() -> None:
+    module = Computed().eval()
+    uses = watch(module, slots(module), (X,), {})
+    made = [(use.value, sorted(map(str, use.made.slots))) for use in uses if use.made and use.made.slots]
+    assert (8, ["Computed.part"]) in made and (2, ["Computed.ratio"]) in made
+    assert type(module.part) is int and module.part == 4
+
+
+def test_slots_lie_in_attributes_lists_and_objects() -> None:
+    found = {str(slot): slot.value for slot in slots(FromConfig())}
+    assert found.items() >= {"SimpleNamespace.sizes[1]": 8, "SimpleNamespace.size": 8, "Linear.in_features": 32}.items()
+    assert isinstance(next(iter(slots(FromConfig()))), Slot)
