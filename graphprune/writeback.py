@@ -55,7 +55,7 @@ def write_back(cut: Cut, program: Program, module: nn.Module) -> WrittenBack:
 
     Parameters are replaced, sizes of standard layers set, and the integers from which a forward computes its sizes
     found by watching it run. Groups for which it has no size of their own stay wider in the module, with zeros; the
-    result names them. On failure the module is as it was.
+    result names them. On failure the module is as it was. Saved folders are not made by this, and never padded.
 
     Raises:
         WriteBackError: if the module is another one, or does not agree with the graph however wide it stays.
@@ -142,7 +142,7 @@ class _Search:
                 continue
             plain = self.attempt(less)
             other = self.settle(plain)
-            if other.agrees and other.small.count() < trial.small.count():
+            if other.agrees and (other.small.count(), len(other.widths)) < (trial.small.count(), len(trial.widths)):
                 trial = other
             if isinstance(plain.outcome, Exception):
                 why = dict.fromkeys(kinds, first_line(plain.outcome).removesuffix("; nothing was saved"))
