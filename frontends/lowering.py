@@ -5,10 +5,12 @@ Most models need from it only that a handful of convenience operators disappear,
 """
 
 from collections.abc import Callable
+from operator import getitem
 from typing import Any, cast
 
 import torch
-from torch import fx
+import torch.utils._pytree as pytree
+from torch import Tensor, fx
 from torch._ops import OpOverload
 from torch.export import ExportedProgram
 
@@ -36,6 +38,8 @@ def tidy(graph: fx.Graph) -> None:
             graph.erase_node(node)
         elif node.target in LOWERINGS:
             _replace(graph, node)
+        elif node.target is aten.copy_.default:  # into a buffer or an input: put in after the trace, without a value
+            node.meta["val"] = _same(node).meta["val"]
     graph.eliminate_dead_code()
 
 
@@ -43,8 +47,10 @@ def _is_plain(node: fx.Node) -> bool:
     """Is there nothing in this node that only another trace can remove?"""
     if node.op == "get_attr":
         return False  # a subgraph
-    if node.op != "call_function" or not isinstance(node.target, OpOverload):
-        return node.op != "call_function" or not isinstance(node.target, torch._ops.HigherOrderOperator)
+    if node.op != "call_function" or node.target is getitem:
+        return True
+    if not isinstance(node.target, OpOverload):  # a subgraph, or a level of vmap; arithmetic with sizes is no tensor
+        return not any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(node.meta.get("val")))
     if node.target in LOWERINGS:
         return LOWERINGS[node.target](node) is not None
     return not node.target._schema.is_mutable and not _is_aliasing_composite(node.target)

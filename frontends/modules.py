@@ -1,7 +1,5 @@
 """Any `nn.Module` becomes a program by way of torch.export."""
 
-import traceback
-import warnings
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
 from typing import Any
@@ -12,9 +10,12 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
 from graphprune.errors import TraceError
+from graphprune.frontends.calls import apart, require_plain
 from graphprune.frontends.lowering import functional, tidy
-from graphprune.modes import evaluation, named_keywords
+from graphprune.frontends.refusals import explain, quiet
+from graphprune.modes import evaluation, named_keywords, undisturbed
 from graphprune.program import Program, Source
+from graphprune.weights import Present
 
 
 def trace(
@@ -34,9 +35,12 @@ def trace(
     Raises:
         TraceError: if torch.export refuses the module; names the line of model code.
     """
-    with evaluation(module), named_keywords(module, kwargs):
+    leaves = ((f"input {i}", leaf) for i, leaf in enumerate(pytree.tree_leaves((args, dict(kwargs)))))
+    require_plain(module, (*_named(module), *leaves))
+    args, kwargs = apart(module, args, kwargs)
+    with evaluation(module), undisturbed(module), named_keywords(module, kwargs):
         exported = export(module, args, kwargs, dynamic_shapes)
-    return from_exported(exported, (args, dict(kwargs)), state=state)
+    return from_exported(exported, (args, kwargs), state=state)
 
 
 def export(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], shapes: Any = None) -> ExportedProgram:
@@ -46,13 +50,12 @@ def export(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], 
         TraceError: if torch.export refuses.
     """
     try:
-        with torch.no_grad(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with torch.no_grad(), quiet():
             dynamic: Any = shapes if shapes is not None else _dynamic(args, kwargs)
             exported = torch.export.export(module, args, dict(kwargs), strict=False, dynamic_shapes=dynamic)
             return functional(exported)
     except Exception as fault:
-        raise TraceError(_explain(module, fault)) from fault
+        raise TraceError(explain(module, fault)) from fault
 
 
 def from_exported(
@@ -70,7 +73,7 @@ def from_exported(
     tidy(module.graph)
     return Program(
         graph=module.graph,
-        weights=MappingProxyType(stored),
+        weights=Present(stored),
         parameters=frozenset(name for name, _ in module.named_parameters()),
         ties=MappingProxyType(ties),
         inputs=inputs,
@@ -118,15 +121,3 @@ def _named(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
         for name, value in vars(child).items():
             if isinstance(value, Tensor):
                 yield f"{prefix}.{name}".lstrip("."), value
-
-
-def _explain(module: nn.Module, fault: Exception) -> str:
-    """One message: which model, which line of it, what torch.export said, and what to do."""
-    calls = traceback.extract_tb(fault.__traceback__)
-    frames = [call for call in calls if call.name == "forward" and "/torch/" not in call.filename]
-    where = f" at {frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
-    said = str(fault).strip().splitlines()[0] if str(fault).strip() else type(fault).__name__
-    return (
-        f"torch.export cannot capture {type(module).__name__}{where}: {said}\n"
-        "Make the forward free of data-dependent control flow, or trace a part of the model that is."
-    )

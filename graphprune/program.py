@@ -125,7 +125,8 @@ class Program:
 
     def _attribute(self, name: str) -> Tensor:
         tensor = self.weights[name]
-        return nn.Parameter(tensor) if name in self.parameters else tensor
+        trainable = tensor.is_floating_point() or tensor.is_complex()
+        return nn.Parameter(tensor, trainable) if name in self.parameters else tensor
 
 
 def _writes(node: fx.Node) -> bool:

@@ -9,6 +9,8 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from graphprune.errors import LoadError
+
 Weights = Mapping[str, Tensor]
 KeepByName = Mapping[str, Mapping[int, Tensor]]
 
@@ -77,6 +79,28 @@ def widen(tensor: Tensor, dim: int, indices: Tensor, size: int) -> Tensor:
     shape = [size if i == dim else n for i, n in enumerate(tensor.shape)]
     places = beside(indices, dim, tensor.dim()).to(tensor.device).expand(tensor.shape)
     return tensor.new_zeros(shape).scatter(dim, places, tensor)
+
+
+@dataclass(frozen=True)
+class Present(Mapping[str, Tensor]):
+    """Weights of which some may be on the meta device, where they have shapes and no numbers."""
+
+    base: Weights
+
+    def __getitem__(self, name: str) -> Tensor:
+        tensor = self.base[name]
+        if tensor.is_meta:
+            raise LoadError(
+                f"{name} is on the meta device and holds no numbers; the model can be analysed so, but give its "
+                "parameters numbers (module.to_empty, load_state_dict) to score, run or save it"
+            )
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.base)
+
+    def __len__(self) -> int:
+        return len(self.base)
 
 
 @dataclass(frozen=True)

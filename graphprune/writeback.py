@@ -5,7 +5,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import nn
 from transformers import PreTrainedConfig
 
@@ -15,10 +14,10 @@ from graphprune.dependencies import Dependencies
 from graphprune.errors import VerificationError, WriteBackError, first_line
 from graphprune.facts import Refits
 from graphprune.layers import assign, said_by_weights, set_sizes
-from graphprune.modes import drawing, evaluation, undisturbed
+from graphprune.modes import evaluation, undisturbed
 from graphprune.plans import Plan, make
 from graphprune.program import Inputs, Program, Rewritten
-from graphprune.proof import Verification, compare, fresh_inputs
+from graphprune.proof import Verification, compare, fresh_inputs, run
 from graphprune.sizes import watch
 from graphprune.slots import Slot, Undo, slots
 from graphprune.weights import Scaled
@@ -63,8 +62,9 @@ def write_back(cut: Cut, program: Program, module: nn.Module) -> WrittenBack:
     _check_names(program, module)
     search = _Search(cut, program, module)
     try:
-        found = search.narrowest()
-        left = _follow_config(search, found)
+        with evaluation(module):  # a parametrised weight that is read in training may change its buffers
+            found = search.narrowest()
+            left = _follow_config(search, found)
     except BaseException:
         search.undo.back()
         raise
@@ -182,19 +182,17 @@ class _Search:
             self.undo.back(mark)
             return fault
 
-    @torch.no_grad()
     def _case(self, program: Program, seed: int) -> tuple[Inputs, Any]:
         """Fresh inputs, and what the graph makes of them."""
         args, kwargs = fresh_inputs(program, seed)
-        with drawing(seed):
-            return (args, kwargs), program.module()(*args, **kwargs)
+        return (args, kwargs), run(program.module(), args, kwargs, seed)
 
     def agree(self) -> Verification:
         """Compare the module with the graph on fresh inputs; its buffers are as before afterwards."""
         found = []
         for seed, ((args, kwargs), expected) in enumerate(self.cases):
-            with evaluation(self.module), undisturbed(self.module), drawing(seed), torch.no_grad():
-                got = self.module(*args, **kwargs)
+            with evaluation(self.module), undisturbed(self.module):
+                got = run(self.module, args, kwargs, seed)
             found.append(compare(expected, got, "rewritten graph and written-back module"))
         return max(found, key=lambda verification: verification.max_error)
 

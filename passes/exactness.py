@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from math import isfinite
 from typing import Any
 
+import torch
 from torch import fx
 
 from graphprune.axes import Axis, Prime, Product, primes, resolve
@@ -20,8 +21,11 @@ def inexact(flow: AxisFlow, rules: Registry[Any, Rule]) -> Iterator[tuple[Prime,
     Masked parameters are zero at the masked indices; from there numbers are followed through the graph.
     """
     zeros = _Follower(flow, rules)
-    for node in flow.program.graph.nodes:
-        yield from ((p, f"it is a divisor here, at {where(node)}") for p in zeros.visit(node))
+    lost = zeros.run()
+    while zeros.overwrite():  # the next call reads what this one wrote
+        lost = zeros.run()
+    for node, p in lost:
+        yield p, f"it is a divisor here, at {where(node)}"
     for axis, operands, place in flow.contractions:
         nodes = [value for value in operands if isinstance(value, fx.Node)]
         for p in set(primes(axis)):
@@ -37,6 +41,20 @@ class _Follower:
     rules: Registry[Any, Rule]
     primes: dict[fx.Node, frozenset[Prime]] = field(default_factory=dict)
     known: dict[fx.Node, dict[Prime, float]] = field(default_factory=dict)
+    unknown: set[tuple[str, Prime]] = field(default_factory=set)
+
+    def run(self) -> list[tuple[fx.Node, Prime]]:
+        """Visit every node; return the primes of which no number is left, and where."""
+        return [(node, p) for node in self.flow.program.graph.nodes for p in self.visit(node)]
+
+    def overwrite(self) -> bool:
+        """Forget the numbers of tensors into which others were written; is one forgotten that was known before?"""
+        before = len(self.unknown)
+        for node in self.flow.program.graph.nodes:
+            if node.target is torch.ops.aten.copy_.default:
+                target, source = node.args
+                self.unknown |= {(str(target.target), p) for p in self.primes[node] if self.is_loud(source, p)}
+        return len(self.unknown) > before
 
     def visit(self, node: fx.Node) -> list[Prime]:
         """Note what the value is; return the primes of which no number is left."""
@@ -51,7 +69,7 @@ class _Follower:
 
     def _number(self, node: fx.Node, p: Prime) -> float | None:
         if node.op in ("get_attr", "placeholder"):
-            return 0.0
+            return None if (str(node.target), p) in self.unknown else 0.0
         rule = self.rules.get(node.target)
         if rule is None or self.flow.pointers.of(node) is not None:
             return None  # of an index zero is a number like any other

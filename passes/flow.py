@@ -13,7 +13,7 @@ from graphprune import axes
 from graphprune.axes import Axis, Misaligned, prime, primes
 from graphprune.contracts import Consumer, Dims, Rule
 from graphprune.dimensions import DYNAMIC, hint
-from graphprune.errors import AnalysisError
+from graphprune.errors import AnalysisError, first_line
 from graphprune.passes.dealing import Deals
 from graphprune.passes.operators import RULES
 from graphprune.passes.pointers import Pointers
@@ -235,6 +235,10 @@ class AxisFlow:
             result = RULES[node.target].axes(self, node)
         except Misaligned as fault:
             return self._opaque(node, str(fault))
+        except Exception as fault:  # a call that the rule did not foresee: named like an operator without one
+            why = f"{node.target} is called in a way that its rule does not know ({first_line(fault)})"
+            self.opaque[why] += 1
+            return self._opaque(node, why)
         self._check(node, result)
         self._follow(node, RULES[node.target])
         return result

@@ -74,6 +74,17 @@ class Unset(Rule):
         yield between(lambda y: torch.empty_like(y).copy_(y))
 
 
+@rule(aten.fill.Tensor)
+class Fill(Unset):
+    """One number that a tensor holds, in the shape of a value."""
+
+    def masked(self, node: fx.Node, inputs: Masked) -> float | None:
+        return inputs.at(node.args[1])
+
+    def examples(self) -> Iterator[Example]:
+        yield between(lambda y: aten.fill(y, torch.tensor(0.5)) * y)
+
+
 class Drawn(Unset):
     """Random numbers in the shape of a value: they would be others in another shape."""
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from graphprune.axes import Axis, Product, factor, resolve
+from graphprune.axes import Axis, Misaligned, Product, factor, resolve
 from graphprune.contracts import Call, Consumer, Cut, Dims, Example, Flow, Rule
 from graphprune.dimensions import argument, literal
 from graphprune.passes.operators import RULES
@@ -38,6 +38,8 @@ class Convolution(Rule):
     def channels(self, flow: Flow, node: fx.Node, channels: Axis, weight: Dims) -> Axis:
         """The output channels; input channels meet the weight's group by group."""
         groups = argument(node, GROUPS, "groups", 1)
+        if not isinstance(groups, int):
+            raise Misaligned("the input tells how many groups there are")
         outer, inner = factor(channels, groups)
         out_groups, per_group = factor(weight[0], groups)
         flow.unify(outer, out_groups)

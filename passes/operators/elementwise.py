@@ -37,7 +37,7 @@ UNTAGGED = [
     aten._to_copy.default, aten.to.dtype, aten.to.dtype_layout, aten.to.device, aten.lift_fresh_copy.default,
     aten.square.default, aten.absolute.default,
     aten.negative.default, aten.subtract.Tensor, aten.subtract.Scalar, aten.isnan.default, aten.isclose.default,
-    aten.__or__.Tensor, aten.fill.Tensor,
+    aten.__or__.Tensor,
     aten.greater.Tensor, aten.greater.Scalar, aten.greater_equal.Tensor, aten.greater_equal.Scalar, aten.less.Tensor,
     aten.less.Scalar, aten.less_equal.Tensor, aten.less_equal.Scalar, aten.not_equal.Tensor, aten.not_equal.Scalar,
 ]  # fmt: skip

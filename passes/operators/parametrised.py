@@ -8,7 +8,7 @@ from torch import fx, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from graphprune.contracts import Dims, Example, Flow, Masked, Rule
-from graphprune.dimensions import argument, meet, position
+from graphprune.dimensions import argument, meet
 from graphprune.passes.operators import rule
 from graphprune.proof import direction
 
@@ -19,7 +19,7 @@ class WeightNorm(Rule):
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         vectors, lengths = flow.dims(node.args[0]), flow.dims(node.args[1])
-        own = position(argument(node, 2, "dim", 0), len(vectors))
+        own = argument(node, 2, "dim", 0)  # -1 stands for one length of all
         for i, axis in enumerate(vectors):
             if i != own:
                 flow.contract(axis, node.args[0])
@@ -44,4 +44,7 @@ class WeightNorm(Rule):
         yield Example(nn.Sequential(*layers), (torch.randn(2, 3, 5),))
         yield Example(
             nn.Sequential(nn.Linear(6, 8), weight_norm(nn.Linear(8, 6), dim=1), nn.Linear(6, 2)), (torch.randn(2, 6),)
+        )
+        yield Example(
+            nn.Sequential(nn.Linear(6, 8), weight_norm(nn.Linear(8, 6), dim=-1), nn.Linear(6, 2)), (torch.randn(2, 6),)
         )

@@ -129,7 +129,7 @@ class SelectScatter(Rule):
         yield between(lambda y: torch.select_scatter(y, y[:, 0].relu(), 1, 2))
 
 
-@rule(aten.copy.default)
+@rule(aten.copy.default, aten.copy_.default)
 class Copy(Rule):
     """The numbers of the second in the shape of the first."""
 

@@ -21,7 +21,7 @@ class Magnitude(Score):
         squares = torch.zeros(rows_of(group, evidence.dependencies), group.size, dtype=torch.float64)
         for place in group.places:
             if place.parameter in evidence.program.parameters:
-                weight = evidence.program.weights[place.parameter].double()
+                weight = evidence.program.weights[place.parameter].abs().double()
                 stay = (place.dim, chooser(place, group, evidence.dependencies))
                 other = [dim for dim in range(weight.dim()) if dim not in stay]
                 per_index = weight.square().sum(other) if other else weight.square()
