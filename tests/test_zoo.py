@@ -155,11 +155,21 @@ def test_the_judge_does_not_compare_changed_values() -> None:
 
 def test_the_judge_does_not_guess_which_of_equal_values_were_kept() -> None:
     original, pruned = pair(), pair()
-    nn.init.zeros_(original.a.bias)
-    nn.init.zeros_(pruned.a.bias)
+    nn.init.ones_(original.a.bias)
+    nn.init.ones_(pruned.a.bias)
     cut(pruned, [0, 2, 5], [0, 2, 5])
     with pytest.raises(Ambiguous, match=r"a\.bias: its values are not distinct"):
         judge(original, parameters(pruned), pruned, ((torch.randn(5, 6),), {}))
+
+
+def test_the_judge_takes_zeros_for_what_was_removed() -> None:
+    def pad(model: Pair) -> Pair:
+        gone = [1, 3, 4, 6, 7]
+        for tensor in (model.a.weight, model.a.bias, model.c.bias, model.b.weight.T):
+            tensor.data[gone] = 0
+        return model
+
+    assert verdict_on(pad) == (True, "")
 
 
 def test_the_judge_misses_a_parameter() -> None:
