@@ -64,15 +64,16 @@ def test_a_peer_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) 
 def test_a_table_counts_by_family() -> None:
     passed = ["trace", "analyze"]
     times = {"trace": 2.0, "analyze": 0.01}
+    written = {"written_back": True, "padded": 0.1}
     records = [
-        record(stage="done", passed=passed, seconds=times, removed=0.4, exact=True, written_back=True),
+        record(stage="done", passed=passed, seconds=times, removed=0.4, exact=True, **written),
         record("hf/clm/gpt2", stage="done", passed=passed, seconds=times, removed=0.2, exact=True, remark="why"),
         record("hf/enc/bert", stage="trace", fault="TraceError: a\nbranch"),
     ]
     assert list(table(records, OUR_COLUMNS))[2:] == [
-        "| hf/clm | 2 | 2 | 2 | 2 | 2 | 1 | 30% | 2.00 s | 10 ms | 0.5% |",
-        "| hf/enc | 1 | 0 | 0 | 0 | 0 | 0 | - | - | - | - |",
-        "| total | 3 | 2 | 2 | 2 | 2 | 1 | 30% | 2.00 s | 10 ms | 0.5% |",
+        "| hf/clm | 2 | 2 | 2 | 2 | 2 | 1 | 1 | 30% | 2.00 s | 10 ms | 0.5% |",
+        "| hf/enc | 1 | 0 | 0 | 0 | 0 | 0 | 0 | - | - | - | - |",
+        "| total | 3 | 2 | 2 | 2 | 2 | 1 | 1 | 30% | 2.00 s | 10 ms | 0.5% |",
     ]
     assert list(failures(records)) == [
         "- `hf/clm/gpt2`: why",
