@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -64,7 +65,7 @@ def test_a_peer_that_is_not_installed_is_named(monkeypatch: pytest.MonkeyPatch) 
 def test_a_table_counts_by_family() -> None:
     passed = ["trace", "analyze"]
     times = {"trace": 2.0, "analyze": 0.01}
-    written = {"written_back": True, "padded": 0.1}
+    written: dict[str, Any] = {"written_back": True, "padded": 0.1}
     records = [
         record(stage="done", passed=passed, seconds=times, removed=0.4, exact=True, **written),
         record("hf/clm/gpt2", stage="done", passed=passed, seconds=times, removed=0.2, exact=True, remark="why"),
