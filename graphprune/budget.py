@@ -4,7 +4,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import gcd, prod
+from math import gcd, lcm, prod
 
 from graphprune.axes import primes
 from graphprune.dependencies import Dependencies, Group
@@ -23,7 +23,7 @@ class Knob:
     def of(cls, groups: Sequence[Group], align: int = 1, allowed: Collection[int] | None = None) -> "Knob":
         """Groups whose dimensions shall be multiples of `align`, at widths among `allowed` if that is given."""
         size = groups[0].size
-        step = align // gcd(align, *(group.inner for group in groups))
+        step = lcm(align // gcd(align, *(group.inner for group in groups)), *(group.unit for group in groups))
         least = max(group.least for group in groups)
         narrower = (w for w in range(step, size, step) if w >= least and (allowed is None or w in allowed))
         return cls(tuple(groups), (*narrower, size))

@@ -89,8 +89,8 @@ class Flow(Protocol):
     def mix(self, inner: Iterable[Axis], outer: Iterable[Axis]) -> None:
         """Indices of `outer` meet each other here, so they must agree on which indices of `inner` are kept."""
 
-    def least(self, axis: Axis, count: int) -> None:
-        """At least so many indices of the axis must stay."""
+    def least(self, axis: Axis, count: int, unit: int = 1) -> None:
+        """At least so many indices of the axis must stay, and a multiple of `unit`."""
 
     def point(self, value: fx.Node, axis: Axis, output: int = 0) -> None:
         """The integers of a value, or of one of several outputs, are indices into the axis."""

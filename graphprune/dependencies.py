@@ -42,7 +42,8 @@ class Group:
     terms, are scaled back; the rewrite does that, and an RMS norm's weights take the factor. `linked`: the name of
     the group around it each of whose indices may keep other indices of this one. `inexact_because` says what
     normalises or mixes over it. `inner` is how many elements lie inside one index in every dimension in which the
-    group stands (the greatest common divisor), and `least` how many indices must stay.
+    group stands (the greatest common divisor), `least` how many indices must stay, a multiple of
+    `unit`.
     """
 
     name: str
@@ -53,6 +54,7 @@ class Group:
     cost: Cost
     inner: int
     least: int
+    unit: int
     inexact_because: str
     rescaled: bool
     prime: Prime = field(repr=False)

@@ -142,6 +142,8 @@ def _check(group: Group, rows: Rows, dependencies: Dependencies) -> None:
         )
     for row in rows:
         lawful = len(rows[0]) == len(row) >= group.least and list(row) == sorted(set(row))
+        if lawful and len(row) % group.unit and len(row) < group.size:
+            raise PlanError(f"group {group.name} can have multiples of {group.unit} as its width, got {len(row)}")
         if not lawful or row[0] < 0 or row[-1] >= group.size:
             raise PlanError(
                 f"group {group.name} of size {group.size}: kept indices must be equally many, at least {group.least}, "

@@ -4,7 +4,7 @@ from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from math import gcd, prod
+from math import gcd, lcm, prod
 from weakref import WeakKeyDictionary
 
 from torch import fx
@@ -56,7 +56,7 @@ class _Finder:
     inexact: Mapping[Prime, str]
     averaged: Mapping[Prime, str]
     links: Mapping[Prime, Prime]
-    leasts: Mapping[Prime, int]
+    leasts: Mapping[Prime, tuple[int, int]]
 
     def groups(self) -> Iterator[Group]:
         """A group for every free prime that stands in a parameter, in the order of the parameters."""
@@ -73,7 +73,8 @@ class _Finder:
                 linked=names.get(owner) if owner else None,
                 cost=costs.of(p, self.places[p]),
                 inner=gcd(*(_inner(self.flow.tensors[name][dim], p) for name, dim in self.places[p])),
-                least=self.leasts.get(p, 1),
+                least=self.leasts.get(p, (1, 1))[0],
+                unit=self.leasts.get(p, (1, 1))[1],
                 inexact_because=self.inexact.get(p) or self.averaged.get(p, ""),
                 rescaled=p in self.averaged and p not in self.inexact,
                 prime=p,
@@ -159,12 +160,17 @@ def _inexact(flow: AxisFlow) -> dict[Prime, str]:
     return why
 
 
-def _leasts(flow: AxisFlow) -> dict[Prime, int]:
-    """How many indices of a prime must stay; of a composite, enough stay if they do of every prime in it."""
-    found: dict[Prime, int] = {}
-    for axis, count in flow.leasts:
+def _leasts(flow: AxisFlow) -> dict[Prime, tuple[int, int]]:
+    """How many indices of a prime must stay, and of what they are a multiple.
+
+    Of a composite enough stay if they do of every prime in it.
+    """
+    found: dict[Prime, tuple[int, int]] = {}
+    for axis, count, unit in flow.leasts:
         for p in primes(axis):
-            found[p] = max(found.get(p, 1), min(p.size, count))
+            old, multiple = found.get(p, (1, 1))
+            multiple = lcm(multiple, unit)
+            found[p] = max(old, min(p.size, max(count, multiple))), multiple
     return found
 
 

@@ -58,7 +58,7 @@ class AxisFlow:
     roles: dict[tuple[str, int], set[str]] = field(default_factory=lambda: defaultdict(set))
     keys_and_values: list[object] = field(default_factory=list)
     summed: list[tuple[fx.Node | None, Axis]] = field(default_factory=list)
-    leasts: list[tuple[Axis, int]] = field(default_factory=list)
+    leasts: list[tuple[Axis, int, int]] = field(default_factory=list)
     pointers: Pointers = field(default_factory=Pointers)
     deals: Deals = field(default_factory=Deals)
     opaque: Counter[str] = field(default_factory=Counter)
@@ -109,9 +109,9 @@ class AxisFlow:
         """Note that indices of `outer` must agree on those of `inner`."""
         self.mixed.append((list(inner), list(outer)))
 
-    def least(self, axis: Axis, count: int) -> None:
-        """Note that so many indices must stay."""
-        self.leasts.append((axis, count))
+    def least(self, axis: Axis, count: int, unit: int = 1) -> None:
+        """Note that so many indices must stay, and a multiple of `unit`."""
+        self.leasts.append((axis, count, unit))
 
     def point(self, value: fx.Node, axis: Axis, output: int = 0) -> None:
         """Note that a value holds indices into an axis."""

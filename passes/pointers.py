@@ -61,6 +61,9 @@ class Pointers:
 def parts(node: fx.Node, rule: Rule | None) -> Iterator[fx.Node]:
     """The values of which the result is made: all inputs but those that only select."""
     selects = rule.selects if rule else ()
+    if not selects:
+        yield from node.all_input_nodes
+        return
     chosen = [[argument for i, argument in enumerate(node.args) if i not in selects], list(node.kwargs.values())]
     for leaf in pytree.tree_leaves(chosen):
         if isinstance(leaf, fx.Node):

@@ -51,7 +51,7 @@ def captured(kind: str, i: int) -> tuple[Program, Dependencies]:
 
 def rows(found: Dependencies, group: Group, random: Random) -> Rows:
     """Random kept indices; where they are linked, mostly other ones in every row."""
-    size = random.randint(group.least, group.size)
+    size = random.choice([n for n in range(group.least, group.size + 1) if n % group.unit == 0 or n == group.size])
     count = rows_of(group, found) if random.random() < 0.8 else 1
     return tuple(tuple(sorted(random.sample(range(group.size), size))) for _ in range(count))
 

@@ -35,6 +35,9 @@ class GroupedProduct(Rule):
         flow.mix([inner], [rows, out] if flow.dealt(node.args[0], node.args[2]) else [rows, experts, out])
         flow.deal(node, experts, node.args[2])
         flow.produce(node.args[1], 2)
+        if node.target is aten._grouped_mm.default:
+            for axis in (inner, out):  # its kernels read sixteen bytes at once
+                flow.least(axis, 1, 16 // node.meta["val"].element_size())
         return rows, out
 
     def examples(self) -> Iterator[Example]:

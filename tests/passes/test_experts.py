@@ -28,16 +28,21 @@ KINDS: dict[str, tuple[str, dict[str, Any]]] = {
 Captured = tuple[nn.Module, dict[str, Any], gp.Program, Dependencies]
 
 
-@pytest.fixture(scope="module", params=KINDS)
-def routed(request: pytest.FixtureRequest) -> Captured:
+def tiny(kind: str) -> nn.Module:
     """A routed language model of six experts, of which each token takes two."""
     torch.manual_seed(0)
-    architecture, fields = KINDS[request.param]
-    config = getattr(transformers, f"{request.param}Config")(**SIZES, **fields)
+    architecture, fields = KINDS[kind]
+    config = getattr(transformers, f"{kind}Config")(**SIZES, **fields)
     model: nn.Module = getattr(transformers, architecture)(config).eval()
     for parameter in model.parameters():
         nn.init.normal_(parameter, 1.0 if parameter.dim() == 1 else 0.0, 0.2)
-    kwargs = {"input_ids": torch.randint(3, 60, (2, 7)), "use_cache": False}
+    return model
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def routed(request: pytest.FixtureRequest) -> Captured:
+    """A model, its inputs, its program, and its axes."""
+    model, kwargs = tiny(request.param), {"input_ids": torch.randint(3, 60, (2, 7)), "use_cache": False}
     program = gp.Pipeline((gp.Analyze(exact_only=False),))(gp.trace(model, (), kwargs))
     return model, kwargs, program, program.fact(Dependencies)
 
@@ -119,6 +124,19 @@ def test_as_many_experts_stay_as_a_token_takes(routed: Captured) -> None:
         make(program, found, {experts.name: ((1,),)})
     plan = gp.plan(program, ratio=0.9, recipe="random", exact_only=False)
     assert plan.widths[experts.name] == 2
+    gp.verify(program, gp.apply(program, plan), plan)
+
+
+def test_half_precision_wants_whole_kernels() -> None:
+    kwargs = {"input_ids": torch.randint(3, 60, (2, 7)), "use_cache": False}
+    program = gp.trace(tiny("Qwen3Moe").bfloat16(), (), kwargs)
+    found = gp.analyze(program)
+    neurons = standing(found, "gate_up_proj", 1)
+    assert (neurons.size, neurons.unit) == (24, 8)
+    with pytest.raises(PlanError, match="multiples of 8 as its width, got 20"):
+        make(program, found, {neurons.name: (tuple(range(20)),)})
+    plan = gp.plan(program, ratio=0.4, recipe="magnitude")
+    assert plan.widths[neurons.name] in (8, 16)
     gp.verify(program, gp.apply(program, plan), plan)
 
 
