@@ -15,7 +15,6 @@ from graphprune.frontends.modules import trace as trace
 from graphprune.passes.analysis import analyze as _analyze
 from graphprune.passes.calibrate import Calibrate
 from graphprune.passes.rewrite import rewrite
-from graphprune.passes.scores import SCORES
 from graphprune.passes.verify import prove
 from graphprune.pipeline import Pipeline
 from graphprune.plans import Plan
@@ -56,8 +55,8 @@ def plan(
     """
     chosen = recipes.RECIPES[recipe]
     options = recipes.Options(sparsity, ratio, align, destination, tuple(protect), exact_only, seed)
-    score_needs = SCORES[chosen.score].needs_calibration
-    calibrate = Calibrate(calibration, samples, length, seed, batches=tuple(batches)) if score_needs else None
+    data = Calibrate(calibration, samples, length, seed, batches=tuple(batches))
+    calibrate = data if chosen.plans_with_data else None
     return Pipeline(recipes.planning(chosen, options, calibrate))(program).fact(Plan)
 
 

@@ -42,11 +42,19 @@ class Score(ABC):
 
 
 class Allocation(ABC):
-    """Says which share of its indices every group keeps."""
+    """Says which share of its indices every group keeps.
+
+    One that `needs_calibration` looks at the statistics, or tries plans on calibration data (see `Objective`).
+    """
+
+    needs_calibration: ClassVar[bool] = False
 
     @abstractmethod
-    def shares(self, budget: Budget, scores: Mapping[str, Tensor]) -> Mapping[str, float]:
-        """The share that each group keeps, by name, such that the budget is met before rounding."""
+    def shares(self, budget: Budget, scores: Mapping[str, Tensor], evidence: Evidence) -> Mapping[str, float]:
+        """The share that each group keeps, by name, such that the budget is met before rounding.
+
+        `scores` holds those of every index of every group of the budget, shape (rows, group.size).
+        """
 
 
 @dataclass(frozen=True)

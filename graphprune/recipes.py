@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from graphprune.passes.allocate import Allocate
+from graphprune.passes.allocation import ALLOCATIONS
 from graphprune.passes.analyze import Analyze
 from graphprune.passes.calibrate import Calibrate
 from graphprune.passes.reach import Reach
@@ -31,7 +32,12 @@ class Recipe:
     @property
     def calibrates(self) -> bool:
         """Does it need calibration data?"""
-        return SCORES[self.score].needs_calibration or self.refit != "none"
+        return self.plans_with_data or self.refit != "none"
+
+    @property
+    def plans_with_data(self) -> bool:
+        """Does it need calibration data for its plan?"""
+        return SCORES[self.score].needs_calibration or ALLOCATIONS[self.allocation].needs_calibration
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ def planning(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> t
         *([Reach(recipe.score, options.sparsity, options.align)] if options.sparsity is not None else []),
         *([calibrate] if calibrate else []),
         Score(recipe.score, options.seed),
-        Allocate(recipe.allocation, options.sparsity, options.ratio),
+        Allocate(recipe.allocation, options.sparsity, options.ratio, options.seed),
         Select(options.align),
     )
 

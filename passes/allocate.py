@@ -3,13 +3,16 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from graphprune.budget import Budget, Knob
+from graphprune.budget import Budget
 from graphprune.dependencies import Dependencies
 from graphprune.errors import PlanError
 from graphprune.facts import Eligible, Scores, Shares
+from graphprune.methods import Evidence
 from graphprune.passes.allocation import ALLOCATIONS
+from graphprune.passes.select import knobs
 from graphprune.pipeline import PASSES, Pass
 from graphprune.program import Program
+from graphprune.statistics import Statistics
 
 
 @PASSES.register("allocate")
@@ -24,6 +27,7 @@ class Allocate(Pass):
     by: str = "uniform"
     sparsity: float | None = None
     ratio: float | None = None
+    seed: int = 0
 
     def check(self) -> None:
         """Refuse shares that are none.
@@ -44,9 +48,10 @@ class Allocate(Pass):
         if self.sparsity is None:
             return program.with_facts(Shares({g.name: 1 - asked for g in eligible.groups}, None))
         target = round(asked * program.count())
-        knobs = [Knob.of([group]) for group in eligible.groups]
-        budget = Budget(program.fact(Dependencies), knobs, target, program.parameters)
-        shares = ALLOCATIONS[self.by].shares(budget, program.fact(Scores).by_group)
+        dependencies = program.fact(Dependencies)
+        budget = Budget(dependencies, knobs(eligible, 1), target, program.parameters)
+        evidence = Evidence(program, dependencies, program.facts.get(Statistics), self.seed)
+        shares = ALLOCATIONS[self.by].shares(budget, program.fact(Scores).by_group, evidence)
         return program.with_facts(Shares(shares, target))
 
     def _asked(self) -> float:

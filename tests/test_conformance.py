@@ -184,7 +184,7 @@ def test_allocations_meet_their_budget(name: str, target: int, calibrated: Progr
     groups = [group for group in found.groups if group.exact]
     scores = {group.name: torch.rand(rows_of(group, found), group.size, dtype=torch.float64) for group in groups}
     budget = Budget(found, [Knob.of([group]) for group in groups], target, calibrated.parameters)
-    shares = ALLOCATIONS[name].shares(budget, scores)
+    shares = ALLOCATIONS[name].shares(budget, scores, evidence(calibrated, seed=3))
     assert shares.keys() == scores.keys()
     assert all(0 <= share <= 1 for share in shares.values())
     assert budget.removed(budget.widths(shares)) == pytest.approx(target, abs=0.5)

@@ -77,7 +77,7 @@ def test_the_example_of_an_allocation_meets_the_budget(small: tuple[Program, Dep
     program, found = small
     run_example("passes/README.md", "Write an allocation")
     budget = Budget(found, [Knob.of([group]) for group in found.groups], 40, program.parameters)
-    shares = ALLOCATIONS["rising"].shares(budget, {})
+    shares = ALLOCATIONS["rising"].shares(budget, {}, Evidence(program, found, None))
     first, second = (shares[group.name] for group in found.groups)
     assert second < first < 1
     assert budget.removed(budget.widths(shares)) == pytest.approx(40, abs=0.1)
