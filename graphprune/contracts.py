@@ -48,7 +48,9 @@ class Consumer:
 
     `features` turns that value into a matrix of shape (tokens, columns * taps); `matrix` the weight into one of
     shape (outputs, columns * taps); `restore` turns such a matrix back.
-    `dim` is the dimension of the weight that is contracted; `taps` is 1 but for convolutions.
+    `dim` is the dimension of the weight that is contracted; `taps` is 1 but for convolutions. `bias` is the parameter
+    that is added to the outputs, None if there is none; `bias_at` the argument of the node at which it stands or a
+    new one may be put, None where the operator takes none, or one that is no parameter.
     """
 
     node: str
@@ -60,6 +62,8 @@ class Consumer:
     matrix: Callable[[Tensor], Tensor]
     restore: Callable[[Tensor], Tensor]
     taps: int = 1
+    bias: str | None = None
+    bias_at: int | None = None
 
 
 class Flow(Protocol):

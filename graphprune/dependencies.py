@@ -111,6 +111,11 @@ class Dependencies:
         """Where a parameter contracts the group."""
         return self._consumers.get(group.prime, [])
 
+    def producers_of(self, group: Group) -> list[Consumer]:
+        """The linear maps that make the group; it stands in another dimension of their weight than the contracted."""
+        rows = {(place.parameter, place.dim) for place in group.places if "produced" in place.role}
+        return [c for c in self.consumers if any(name == c.weight and dim != c.dim for name, dim in rows)]
+
     @cached_property
     def _consumers(self) -> Mapping[Prime, list[Consumer]]:
         found: dict[Prime, list[Consumer]] = {}

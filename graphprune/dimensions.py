@@ -106,13 +106,23 @@ def pinned(flow: Flow, val: Tensor, why: str) -> Dims:
     return dims
 
 
-def consume(flow: Flow, node: fx.Node, x: Any, weight: Any, dim: int) -> None:
+def bias(flow: Flow, node: fx.Node, at: int) -> tuple[str | None, int | None]:
+    """The parameter that is the bias at argument `at`, and that argument if a bias can be put there."""
+    given = argument(node, at, "bias")
+    found = flow.origin(given)
+    if given is None or (found and len(found[1]) == 1):
+        return (found[0] if found else None), at
+    return None, None
+
+
+def consume(flow: Flow, node: fx.Node, x: Any, weight: Any, dim: int, bias_at: int | None = None) -> None:
     """Report a consumer if the weight is a parameter of two dimensions, possibly seen transposed."""
     found = flow.origin(weight)
     if found is None or len(found[1]) != 2:
         return
     name, order = found
     contracted = order[dim]
+    added, place = (None, None) if bias_at is None else bias(flow, node, bias_at)
 
     def matrix(w: Tensor) -> Tensor:
         return w if contracted == 1 else w.T
@@ -123,6 +133,8 @@ def consume(flow: Flow, node: fx.Node, x: Any, weight: Any, dim: int) -> None:
             features=lambda value: value.reshape(-1, value.shape[-1]),
             matrix=matrix,
             restore=matrix,
+            bias=added,
+            bias_at=place,
         )
     )  # fmt: skip
 

@@ -10,24 +10,57 @@ from torch import Tensor
 from graphprune.budget import Budget
 from graphprune.contracts import Consumer
 from graphprune.dependencies import Dependencies, Group
+from graphprune.errors import CalibrationError
 from graphprune.program import Program
-from graphprune.statistics import Moments, Statistics
+from graphprune.statistics import Gradients, Moments, Statistics
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a score may look at: the program, its axes, and the statistics (None without calibration)."""
+    """What a score may look at: the program, its axes, and what calibration gathered (None without it).
+
+    `statistics` are the moments of the inputs of linear maps, `gradients` those of a loss; see what `Score` asks for.
+    """
 
     program: Program
     dependencies: Dependencies
     statistics: Statistics | None
     seed: int = 0
+    gradients: Gradients | None = None
+
+    def moments(self, consumer: Consumer) -> Moments:
+        """What a linear map saw.
+
+        Raises:
+            CalibrationError: if nothing was gathered there.
+        """
+        if self.statistics is None or consumer.node not in self.statistics.moments:
+            raise CalibrationError(
+                f"there are no statistics at {consumer.node}; put calibrate before score, with the moments it asks for"
+            )
+        return self.statistics.moments[consumer.node]
+
+    def matrix(self, consumer: Consumer) -> Tensor:
+        """The weight of a linear map in double precision, shape (outputs, columns * taps)."""
+        return consumer.matrix(self.program.weights[consumer.weight]).double()
 
 
 class Score(ABC):
-    """Says how much every index of a group matters."""
+    """Says how much every index of a group matters.
 
-    needs_calibration: ClassVar[bool]
+    `moments` says which sums over calibration inputs it reads: ``none``, their ``diagonal`` (squares and means), or
+    the ``full`` second moments; at the maps that contract a group and, with `producers`, also at those that make it.
+    `gradients`: it reads gradients of a loss.
+    """
+
+    moments: ClassVar[str] = "none"
+    producers: ClassVar[bool] = False
+    gradients: ClassVar[bool] = False
+
+    @property
+    def needs_calibration(self) -> bool:
+        """Does it need calibration data?"""
+        return self.moments != "none" or self.gradients
 
     def applies(self, group: Group, consumers: Sequence[Consumer]) -> bool:
         """Does the method cut this group? By default every one."""
@@ -61,17 +94,24 @@ class Allocation(ABC):
 class Refitted:
     """A refitted matrix, shape (m, kept columns), the relative damping used, and the squared output errors.
 
-    `error_before` is that of dropping the columns, `error_after` that of the refit, relative to the output.
+    `error_before` is that of dropping the columns, `error_after` that of the refit, relative to the output. `bias`,
+    shape (m,), is what the refit adds to every output, if it does.
     """
 
     weight: Tensor
     damping: float
     error_before: float
     error_after: float
+    bias: Tensor | None = None
 
 
 class Reconstruction(ABC):
-    """Refits a consumer's weight after some of its columns are gone."""
+    """Refits a consumer's weight after some of its columns are gone.
+
+    `adds_bias`: it also adds a number to every output, so that the layer needs a bias, and somewhere to save it.
+    """
+
+    adds_bias: ClassVar[bool] = False
 
     @abstractmethod
     def refit(

@@ -1,7 +1,7 @@
 """Recipes: named pipelines, each a published method or a baseline."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from graphprune.passes.allocate import Allocate
 from graphprune.passes.allocation import ALLOCATIONS
@@ -77,7 +77,10 @@ add(
 
 
 def planning(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> tuple[Pass, ...]:
-    """The passes of a recipe up to the plan."""
+    """The passes of a recipe up to the plan; calibration gathers what the score asks for."""
+    score = SCORES[recipe.score]
+    if calibrate is not None:
+        calibrate = replace(calibrate, moments=score.moments, producers=score.producers)
     return (
         Analyze(options.destination, tuple(options.protect), options.exact_only),
         *([Reach(recipe.score, options.sparsity, options.align)] if options.sparsity is not None else []),

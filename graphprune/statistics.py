@@ -1,5 +1,6 @@
 """Sums over calibration inputs, from which every score and refit is made."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -50,3 +51,17 @@ class Statistics:
     """A fact: the moments at every watched consumer, by the name of its node."""
 
     moments: dict[str, Moments]
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """A fact: sums over calibration batches of the gradients of a loss; `batches` is how many there were.
+
+    For every parameter of an eligible group, by name: `first` the sum of gradients, `squares` that of their squares.
+    `masks` has, for every group, the sum of the squared derivatives by a factor on each index, shape (rows, size).
+    """
+
+    first: Mapping[str, Tensor]
+    squares: Mapping[str, Tensor]
+    masks: Mapping[str, Tensor]
+    batches: int

@@ -24,8 +24,9 @@ class Calibrate(Pass):
     """Gather statistics of the dense model at every consumer of an eligible group.
 
     `text` names a calibration text (see `corpus`), of which `samples` windows of `length` tokens are drawn by `seed`;
-    or `batches` holds calls ``(args, kwargs)`` of the model. `moments`: ``diagonal`` keeps what scores need,
-    ``full`` also what a refit on dense statistics needs.
+    or `batches` holds calls ``(args, kwargs)`` of the model. `moments`: ``diagonal`` keeps what most scores need,
+    ``full`` the whole matrices, ``none`` nothing, for those who want the inputs only. With `producers`, also
+    the maps that make the groups are watched.
     """
 
     name: ClassVar[str] = "calibrate"
@@ -36,6 +37,7 @@ class Calibrate(Pass):
     length: int = 512
     seed: int = 0
     moments: str = "diagonal"
+    producers: bool = False
     batches: tuple[Any, ...] = field(default=(), repr=False)
 
     def run(self, program: Program) -> Program:
@@ -44,10 +46,12 @@ class Calibrate(Pass):
         Raises:
             CalibrationError: if there is no usable calibration data, or activations are not finite.
         """
-        if self.moments not in ("diagonal", "full"):
-            raise CalibrationError(f"moments are diagonal or full, not {self.moments!r}")
+        if self.moments not in ("none", "diagonal", "full"):
+            raise CalibrationError(f"moments are none, diagonal or full, not {self.moments!r}")
         calibration = self._calibration(program)
-        consumers = consumers_of(program)
+        if self.moments == "none":
+            return program.with_facts(calibration, Statistics({}))
+        consumers = consumers_of(program, self.producers)
         collector = Collector(consumers, self.moments == "diagonal")
         sweep(program, calibration, collector)
         return program.with_facts(calibration, Statistics(collector.moments))
@@ -66,10 +70,13 @@ class Calibrate(Pass):
         return Calibration(token_batches(program, ids), self.text, self.samples, self.length, self.seed, sha256)
 
 
-def consumers_of(program: Program) -> list[Consumer]:
-    """The consumers of all eligible groups."""
+def consumers_of(program: Program, producers: bool) -> list[Consumer]:
+    """The linear maps that contract an eligible group, and with `producers` also those that make one."""
     dependencies = program.fact(Dependencies)
-    found = {c.node: c for group in program.fact(Eligible).groups for c in dependencies.consumers_of(group)}
+    found = set()
+    for group in program.fact(Eligible).groups:
+        found |= {c.node for c in dependencies.consumers_of(group)}
+        found |= {c.node for c in dependencies.producers_of(group)} if producers else set()
     return [c for c in dependencies.consumers if c.node in found]
 
 

@@ -10,7 +10,7 @@ from graphprune.methods import Evidence
 from graphprune.passes.scores import SCORES
 from graphprune.pipeline import PASSES, Pass
 from graphprune.program import Program
-from graphprune.statistics import Statistics
+from graphprune.statistics import Gradients, Statistics
 
 
 @PASSES.register("score")
@@ -32,7 +32,8 @@ class Score(Pass):
         """
         method, dependencies = SCORES[self.by], program.fact(Dependencies)
         groups = in_play(program, self.by)
-        evidence = Evidence(program, dependencies, program.facts.get(Statistics), self.seed)
+        statistics, gradients = program.facts.get(Statistics), program.facts.get(Gradients)
+        evidence = Evidence(program, dependencies, statistics, self.seed, gradients)
         scores = {group.name: method.score(group, evidence) for group in groups}
         return program.with_facts(Scores(scores, self.by), replace(program.fact(Eligible), groups=groups))
 

@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from graphprune.axes import Axis, Misaligned, Product, factor, resolve
 from graphprune.contracts import Call, Consumer, Cut, Dims, Example, Flow, Rule
-from graphprune.dimensions import argument, literal
+from graphprune.dimensions import argument, bias, literal
 from graphprune.passes.operators import RULES
 
 aten = torch.ops.aten
@@ -31,8 +31,8 @@ class Convolution(Rule):
             flow.pin(axis, "it is a kernel size")
         for axis in x[-spatial:]:
             flow.pin(axis, "a kernel slides along it")
-        if bias := argument(node, 2, "bias"):
-            flow.unify(out, flow.dims(bias)[0])
+        if (added := argument(node, 2, "bias")) is not None:
+            flow.unify(out, flow.dims(added)[0])
         return *batch, out, *flow.fresh(node, "it is a spatial dimension")[-spatial:]
 
     def channels(self, flow: Flow, node: fx.Node, channels: Axis, weight: Dims) -> Axis:
@@ -91,6 +91,7 @@ def consume(flow: Flow, node: fx.Node) -> None:
     if unfold is None or not isinstance(x, fx.Node) or (found := flow.origin(weight)) is None:
         return
     kernel = tuple(axis.size for axis in flow.dims(weight)[2:])
+    added, bias_at = bias(flow, node, 2)
     flow.consume(
         Consumer(
             node=node.name, x=x.name, weight=found[0], dim=1, axis=flow.dims(weight)[1],
@@ -98,6 +99,7 @@ def consume(flow: Flow, node: fx.Node) -> None:
             matrix=lambda w: w.flatten(1),
             restore=lambda m: m.reshape(m.shape[0], -1, *kernel),
             taps=torch.Size(kernel).numel(),
+            bias=added, bias_at=bias_at,
         )
     )  # fmt: skip
 

@@ -29,7 +29,7 @@ class Linear(Rule):
         flow.unify(inner, columns)
         flow.contract(columns, x, weight)
         flow.mix([columns], [*batch, out])
-        consume(flow, node, x, weight, 1)
+        consume(flow, node, x, weight, 1, bias_at=2)
         if len(node.args) > 2 and node.args[2] is not None:
             flow.unify(out, flow.dims(node.args[2])[0])
         return *batch, out
@@ -59,7 +59,7 @@ class AddMM(Rule):
     summands = (0,)
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
-        product = multiply(flow, node, node.args[1], node.args[2])
+        product = multiply(flow, node, node.args[1], node.args[2], bias_at=None if node.kwargs else 0)
         return broadcast(flow, [product, flow.dims(node.args[0])])
 
     def examples(self) -> Iterator[Example]:
@@ -72,7 +72,7 @@ RULES.register(aten.mm.default, aten.bmm.default, aten.matmul.default)(MatMul())
 RULES.register(aten.addmm.default, aten.baddbmm.default)(AddMM())
 
 
-def multiply(flow: Flow, node: fx.Node, a: Any, b: Any) -> Dims:
+def multiply(flow: Flow, node: fx.Node, a: Any, b: Any, bias_at: int | None = None) -> Dims:
     """The axes of ``a @ b``; vectors are left to the caller's pins."""
     left, right = flow.dims(a), flow.dims(b)
     if min(len(left), len(right)) < 2:
@@ -83,7 +83,7 @@ def multiply(flow: Flow, node: fx.Node, a: Any, b: Any) -> Dims:
     flow.mix([inner], [rows, out])
     if len(right) == 2:
         flow.mix([inner], lead_a)
-        consume(flow, node, a, b, 0)
+        consume(flow, node, a, b, 0, bias_at)
     return *broadcast(flow, [tuple(lead_a), tuple(lead_b)]), rows, out
 
 

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from graphprune.contracts import Consumer
 from graphprune.dependencies import Group
-from graphprune.errors import CalibrationError
 from graphprune.methods import Evidence, Score
 from graphprune.passes.scores import SCORES
 from graphprune.spread import by_index, rows_of
@@ -24,7 +23,7 @@ class Fasp(Score):
     the value dimensions of a head. Query and key dimensions have no such consumer and are left alone.
     """
 
-    needs_calibration = True
+    moments = "diagonal"
 
     def applies(self, group: Group, consumers: Sequence[Consumer]) -> bool:
         """Only innermost groups with consumers."""
@@ -32,13 +31,10 @@ class Fasp(Score):
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:
         """The score of every index, shape (rows, group.size)."""
-        if evidence.statistics is None:
-            raise CalibrationError("the FASP score needs statistics; put calibrate before score")
         total = torch.zeros(rows_of(group, evidence.dependencies), group.size, dtype=torch.float64)
         for consumer in evidence.dependencies.consumers_of(group):
-            weight = consumer.matrix(evidence.program.weights[consumer.weight]).double()
-            norms = evidence.statistics.moments[consumer.node].squares.sqrt()
-            columns = (weight.abs().sum(0) * norms).reshape(-1, consumer.taps).sum(1)
+            norms = evidence.moments(consumer).squares.sqrt()
+            columns = (evidence.matrix(consumer).abs().sum(0) * norms).reshape(-1, consumer.taps).sum(1)
             axis = evidence.dependencies.tensors[consumer.weight][consumer.dim]
             total += by_index(columns, axis, group, evidence.dependencies)
         return total

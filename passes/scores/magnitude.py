@@ -14,8 +14,6 @@ from graphprune.spread import by_index, chooser, rows_of
 class Magnitude(Score):
     """The L2 norm of all weights at an index, over every parameter in which the group stands."""
 
-    needs_calibration = False
-
     def score(self, group: Group, evidence: Evidence) -> Tensor:
         """The score of every index, shape (rows, group.size)."""
         squares = torch.zeros(rows_of(group, evidence.dependencies), group.size, dtype=torch.float64)
@@ -31,8 +29,6 @@ class Magnitude(Score):
 
 class Random(Score):
     """Uniform noise, the same for the same seed and group."""
-
-    needs_calibration = False
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:
         """The score of every index, shape (rows, group.size)."""
