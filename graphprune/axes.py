@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate, count, pairwise
 from math import prod
 
+REASONS = 4  # so many are kept for an axis that cannot be cut
 _serial = count()
 
 
@@ -109,17 +110,28 @@ def primes(axis: Axis) -> Iterator[Prime]:
 def pin(axis: Axis, reason: str) -> None:
     """Forbid narrowing any prime of `axis`; the first reasons are kept."""
     for p in primes(axis):
-        if reason not in p.pins and len(p.pins) < 4:
+        if reason not in p.pins and len(p.pins) < REASONS:
             p.pins.append(reason)
 
 
 def unify(a: Axis, b: Axis, reason: str = "shapes that cannot be aligned") -> None:
     """Make `a` and `b` the same axis; where they cannot be aligned, pin both for `reason`."""
     try:
-        _unify(a, b)
+        align(a, b)
     except Misaligned as fault:
         for axis in (a, b):
             pin(axis, f"{reason} ({fault})")
+
+
+def align(a: Axis, b: Axis) -> None:
+    """Make `a` and `b` the same axis.
+
+    Raises:
+        Misaligned: if they have no common refinement; they must both be pinned then, for some of it may be unified.
+    """
+    a, b = resolve(a), resolve(b)
+    if a is not b:
+        _unify(a, b)
 
 
 def factor(axis: Axis, outer: int) -> tuple[Axis, Axis]:

@@ -2,12 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
 from functools import cached_property
+from math import prod
 
 import networkx as nx
 
 from graphprune.axes import Axis, Prime, primes
 from graphprune.contracts import Consumer, Dims
+from graphprune.errors import RegistryError
+from graphprune.explanations import Dimension, Explanation, Freedom, Part, Reason, Shares
+from graphprune.kept import width
 
 
 @dataclass(frozen=True)
@@ -65,10 +71,20 @@ class Group:
         return self.exact or self.rescaled
 
     @property
+    def freedom(self) -> Freedom:
+        """How it can be cut."""
+        return Freedom.EXACT if self.exact else Freedom.RESCALED if self.rescaled else Freedom.INEXACT
+
+    @property
     def kind(self) -> str:
         """The name without layer numbers: groups of one kind do the same job in different layers."""
         path, _, place = self.name.rpartition(":")
-        return ".".join("*" if part.isdigit() else part for part in path.split(".")) + f":{place}"
+        return f"{kind(path)}:{place}"
+
+
+def kind(name: str) -> str:
+    """The name of a parameter without layer numbers."""
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
 
 
 @dataclass(frozen=True)
@@ -87,6 +103,7 @@ class Dependencies:
 
     `values` holds the axes of every node; `tensors` those of every parameter and buffer; `opaque` the operators
     without a rule, with how often they occur; `products` the axes over which two activations are multiplied and summed.
+    `parameters` are the tensors that are no buffers; `because` maps the texts that say why to what they are made of.
     """
 
     groups: Sequence[Group]
@@ -96,6 +113,8 @@ class Dependencies:
     values: Mapping[str, Dims | list[Dims]] = field(repr=False)
     tensors: Mapping[str, Dims] = field(repr=False)
     products: Sequence[Axis] = field(repr=False)
+    parameters: frozenset[str] = field(repr=False)
+    because: Mapping[str, Reason] = field(repr=False)
 
     @cached_property
     def by_name(self) -> Mapping[str, Group]:
@@ -106,6 +125,48 @@ class Dependencies:
     def by_prime(self) -> Mapping[Prime, Group]:
         """The groups by their axes."""
         return {group.prime: group for group in self.groups}
+
+    def explain(self, pattern: str = "*") -> tuple[Explanation, ...]:
+        """Every parameter with this name, or whose name matches this glob: how it can be cut, and why not better.
+
+        Raises:
+            RegistryError: if there is none.
+        """
+        names = [name for name in self.tensors if name in self.parameters]
+        found = [name for name in names if name == pattern or fnmatchcase(name, pattern)]
+        if not found and (names or pattern != "*"):
+            near = ", ".join(get_close_matches(pattern, names))
+            hint = f"did you mean {near}?" if near else "`graphprune inspect` lists them"
+            raise RegistryError(f"no parameter {pattern!r}; {hint}")
+        dims = {name: tuple(Dimension.of(axis, self._part) for axis in self.tensors[name]) for name in found}
+        return tuple(Explanation(name, dimensions) for name, dimensions in dims.items())
+
+    @cached_property
+    def freedom(self) -> Shares:
+        """How many of the parameters can be cut, and how many could go at most."""
+        counts = dict.fromkeys(Freedom, 0)
+        sizes = {name: prod(axis.size for axis in dims) for name, dims in self.tensors.items()}
+        for explanation in self.explain():
+            counts[explanation.freedom] += sizes[explanation.parameter]
+        free = [freedom for freedom in Freedom if freedom is not Freedom.PINNED]
+        total = sum(counts.values())
+        return Shares(total, counts, {f: total - self._least({*free[: i + 1]}) for i, f in enumerate(free)})
+
+    def _least(self, freedoms: set[Freedom]) -> int:
+        """How many parameters are left when all groups of these freedoms are as narrow as they may be."""
+        widths = {group.prime: group.least for group in self.groups if group.freedom in freedoms}
+        return sum(prod(width(axis, widths) for axis in self.tensors[name]) for name in self.parameters)
+
+    def _part(self, p: Prime) -> Part:
+        group = self.by_prime.get(p)
+        if group is None:
+            reasons = tuple(map(self._reason, p.pins)) or (Reason("nothing reads it"),)
+            return Part(p.size, Freedom.PINNED, "", reasons)
+        reasons = (self._reason(group.inexact_because),) if group.inexact_because else ()
+        return Part(p.size, group.freedom, group.name, reasons)
+
+    def _reason(self, text: str) -> Reason:
+        return self.because.get(text) or Reason(text)
 
     def consumers_of(self, group: Group) -> list[Consumer]:
         """Where a parameter contracts the group."""

@@ -44,6 +44,8 @@ def analyze_afresh(program: Program) -> Dependencies:
         values={node.name: value for node, value in flow.values.items() if value is not None},
         tensors=flow.tensors,
         products=tuple(_products(flow)),
+        parameters=frozenset(flow.tensors) & program.parameters,
+        because=flow.because,
     )
 
 

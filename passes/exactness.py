@@ -10,7 +10,7 @@ from torch import fx
 
 from graphprune.axes import Axis, Prime, Product, primes, resolve
 from graphprune.contracts import Masked, Rule, Zeros
-from graphprune.passes.flow import AxisFlow, where
+from graphprune.passes.flow import AxisFlow
 from graphprune.passes.pointers import parts
 from graphprune.registry import Registry
 
@@ -25,12 +25,12 @@ def inexact(flow: AxisFlow, rules: Registry[Any, Rule]) -> Iterator[tuple[Prime,
     while zeros.overwrite():  # the next call reads what this one wrote
         lost = zeros.run()
     for node, p in lost:
-        yield p, f"it is a divisor here, at {where(node)}"
+        yield p, flow.say("it is a divisor here", node)
     for axis, operands, place in flow.contractions:
         nodes = [value for value in operands if isinstance(value, fx.Node)]
         for p in set(primes(axis)):
             if not p.pins and all(zeros.is_loud(node, p) for node in nodes):
-                yield p, f"values that are not zero are summed over it, at {place}"
+                yield p, flow.say("values that are not zero are summed over it", place)
 
 
 @dataclass

@@ -14,6 +14,7 @@ from graphprune.axes import Axis, Misaligned, prime, primes
 from graphprune.contracts import Consumer, Dims, Rule
 from graphprune.dimensions import DYNAMIC, hint
 from graphprune.errors import AnalysisError, first_line
+from graphprune.explanations import Reason
 from graphprune.passes.dealing import Deals
 from graphprune.passes.operators import RULES
 from graphprune.passes.pointers import Pointers
@@ -54,7 +55,7 @@ class AxisFlow:
     inexact: list[tuple[Axis, str]] = field(default_factory=list)
     averaged: list[tuple[Axis, str]] = field(default_factory=list)
     mixed: list[tuple[list[Axis], list[Axis]]] = field(default_factory=list)
-    contractions: list[tuple[Axis, tuple[object, ...], str]] = field(default_factory=list)
+    contractions: list[tuple[Axis, tuple[object, ...], fx.Node]] = field(default_factory=list)
     roles: dict[tuple[str, int], set[str]] = field(default_factory=lambda: defaultdict(set))
     keys_and_values: list[object] = field(default_factory=list)
     summed: list[tuple[fx.Node | None, Axis]] = field(default_factory=list)
@@ -62,6 +63,7 @@ class AxisFlow:
     pointers: Pointers = field(default_factory=Pointers)
     deals: Deals = field(default_factory=Deals)
     opaque: Counter[str] = field(default_factory=Counter)
+    because: dict[str, Reason] = field(default_factory=dict)
     node: fx.Node | None = None
 
     def run(self) -> "AxisFlow":
@@ -88,21 +90,24 @@ class AxisFlow:
 
     def unify(self, a: Axis, b: Axis) -> None:
         """Make two axes one."""
-        if a is not b:
-            axes.unify(a, b, f"shapes cannot be aligned at {self._where()}")
+        try:
+            axes.align(a, b)
+        except Misaligned as fault:
+            for axis in (a, b):
+                self.pin(axis, f"shapes cannot be aligned: {fault}")
 
     def pin(self, axis: Axis, why: str) -> None:
         """Forbid a cut."""
-        if any(len(p.pins) < 2 for p in primes(axis)):
-            axes.pin(axis, f"{why}, at {self._where()}")
+        if any(len(p.pins) < axes.REASONS for p in primes(axis)):
+            axes.pin(axis, self._say(why))
 
     def normalise(self, axis: Axis, why: str) -> None:
         """Note that a cut of the axis changes what remains."""
-        self.inexact.append((axis, f"{why}, at {self._where()}"))
+        self.inexact.append((axis, self._say(why)))
 
     def average(self, axis: Axis, operand: object) -> None:
         """Note that a cut of the axis makes the result greater by a constant factor."""
-        self.averaged.append((axis, f"it is averaged here, at {self._where()}"))
+        self.averaged.append((axis, self._say("it is averaged here")))
         self.contract(axis, operand)
 
     def mix(self, inner: Iterable[Axis], outer: Iterable[Axis]) -> None:
@@ -136,7 +141,8 @@ class AxisFlow:
     def contract(self, axis: Axis, *operands: object) -> None:
         """Note a sum over an axis."""
         self.summed.append((self.node, axis))
-        self.contractions.append((axis, operands, self._where()))
+        assert self.node is not None  # rules are asked while a node is visited
+        self.contractions.append((axis, operands, self.node))
 
     def consume(self, consumer: Consumer) -> None:
         """Note that a parameter contracts an axis, and produces its other ones."""
@@ -281,9 +287,19 @@ class AxisFlow:
             yield from (item if isinstance(item, tuple) else (item,))
 
     def _fresh(self, val: Tensor, pins: str) -> Dims:
-        reasons = [f"{pins}, at {self._where()}"] if pins else []
+        reasons = [self._say(pins)] if pins else []
         dynamic = [DYNAMIC]
         return tuple(prime(hint(n), *reasons, *([] if isinstance(n, int) else dynamic)) for n in val.shape)
+
+    def say(self, why: str, node: fx.Node) -> str:
+        """The text of a reason that lies in a node; what it is made of is noted."""
+        text = f"{why}, at {where(node)}"
+        if text not in self.because:
+            self.because[text] = Reason.at(why, node)
+        return text
+
+    def _say(self, why: str) -> str:
+        return self.say(why, self.node) if self.node else why
 
     def _where(self) -> str:
         """The current node and its line of model code."""

@@ -20,7 +20,7 @@ from graphprune.version import __version__
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = {
-    "inspect": ("--dot", "--graphml", "--json"),
+    "inspect": ("--dot", "--graphml", "--parameter", "--json"),
     "prune": (
         "--recipe", "--sparsity", "--calibration", "--samples", "--length", "--align", "--destination", "--protect",
         "--inexact", "--seed", "--plan-only", "--output", "--force", "--json",

@@ -46,6 +46,9 @@ def inspect(
     model: Model,
     dot: Annotated[Path | None, typer.Option(help="Write the dependency graph for Graphviz.")] = None,
     graphml: Annotated[Path | None, typer.Option(help="Write the dependency graph as GraphML.")] = None,
+    parameter: Annotated[
+        str | None, typer.Option(metavar="GLOB", help="Explain these parameters in full, and nothing else.")
+    ] = None,
     json: Json = False,
 ) -> Show:
     """Show what can be cut out of a model, what cannot, and why."""
@@ -56,8 +59,10 @@ def inspect(
     if graphml:
         draw.write_graphml(found.to_networkx(), graphml)
     if json:
-        return partial(print_json, {"model": model, **dependencies.table(program, found)})
-    return partial(dependencies.print_tables, model, program, found)
+        return partial(print_json, {"model": model, **dependencies.table(program, found, parameter)})
+    if parameter:
+        return partial(dependencies.print_explanations, found.explain(parameter))
+    return partial(dependencies.print_tables, model, found)
 
 
 @app.command()

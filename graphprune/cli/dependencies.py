@@ -1,22 +1,30 @@
 """What the analysis found, for people and for machines."""
 
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, replace
 from typing import Any
 
 from graphprune.cli import show
-from graphprune.dependencies import Dependencies, Group
+from graphprune.dependencies import Dependencies, Group, kind
+from graphprune.explanations import Dimension, Explanation, Freedom, Reason
 from graphprune.program import Program
 
+MARKS = {Freedom.EXACT: "", Freedom.RESCALED: "~", Freedom.INEXACT: "~", Freedom.PINNED: "!"}
 
-def table(program: Program, found: Dependencies) -> dict[str, Any]:
-    """The groups, pinned axes and operators without a rule, as plain values."""
+
+def table(program: Program, found: Dependencies, parameters: str | None = None) -> dict[str, Any]:
+    """The groups, the parameters (those that match a glob, if one is given) and operators without a rule, as values."""
+    shares = found.freedom
     return {
         "parameters": program.count(),
         "fingerprint": program.fingerprint(),
+        "freedom": {"total": shares.total, "counts": dict(shares.counts), "removable": dict(shares.removable)},
         "groups": [_group(group) for group in found.groups],
         "pinned": [
             {"parameter": p.parameter, "dim": p.dim, "size": p.size, "reasons": list(p.reasons)} for p in found.pinned
         ],
+        "explanations": [_explanation(explanation) for explanation in found.explain(parameters or "*")],
         "without_rule": dict(found.opaque),
     }
 
@@ -39,14 +47,57 @@ def _group(group: Group) -> dict[str, Any]:
     }
 
 
-def print_tables(model: str, program: Program, found: Dependencies) -> None:
-    """Groups of one kind and size in a row, then why the rest is pinned."""
-    alike = Counter((g.kind, g.size, g.exact, g.linked is not None, g.cost.parameters) for g in found.groups)
-    rows = [[kind, n, size, exact, linked, cost] for (kind, size, exact, linked, cost), n in alike.items()]
-    columns = ("group", "times", "size", "exact", "linked", "parameters an index")
-    show.rows(f"{model}: {program.count():,} parameters, {len(found.groups)} groups that can be cut", columns, rows)
-    reasons = Counter("; ".join(pinned.reasons) for pinned in found.pinned)
-    if reasons:
-        show.rows("pinned axes", ("why", "times"), [list(row) for row in reasons.most_common()])
+def _explanation(explanation: Explanation) -> dict[str, Any]:
+    return {
+        "parameter": explanation.parameter,
+        "freedom": explanation.freedom,
+        "dimensions": [
+            {"size": d.size, "structure": d.structure, "parts": [asdict(part) for part in d.parts]}
+            for d in explanation.dimensions
+        ],
+    }
+
+
+def print_tables(model: str, found: Dependencies) -> None:
+    """How much is free; groups and parameters that are alike in a row; and why the rest stays."""
+    show.text(f"{model}: {found.freedom}")
+    alike = Counter((g.kind, g.size, g.freedom, g.linked is not None, g.cost.parameters) for g in found.groups)
+    rows = [[kind, n, size, freedom, linked, cost] for (kind, size, freedom, linked, cost), n in alike.items()]
+    columns = ("group", "times", "size", "can be cut", "linked", "parameters an index")
+    show.rows(f"{len(found.groups)} groups that can be cut", columns, rows)
+    _print_parameters(found)
     if found.opaque:
-        show.rows("operators without a rule, whose axes are pinned", ("operator", "times"), list(found.opaque.items()))
+        show.rows("operators without a rule, whose axes stay", ("operator", "times"), list(found.opaque.items()))
+
+
+def print_explanations(explanations: Sequence[Explanation]) -> None:
+    """Single parameters in full."""
+    show.text("\n\n".join(map(str, explanations)))
+
+
+def _print_parameters(found: Dependencies) -> None:
+    """Parameters of like layers in a row; what stays, or is not cut exactly, has a mark and the numbers of reasons."""
+    numbers: dict[Reason, int] = {}
+    alike: Counter[tuple[str, str, str]] = Counter()
+    for explanation in found.explain():
+        dims = "; ".join(_marked(dimension, numbers) for dimension in explanation.dimensions)
+        alike[kind(explanation.parameter), dims or "a number", explanation.freedom] += 1
+    rows = [[name, n, dims, freedom] for (name, dims, freedom), n in alike.items()]
+    show.rows(
+        "parameters (! stays, ~ is cut approximately or rescaled, numbers tell why)",
+        ("parameter", "times", "dimensions", "can be cut"),
+        rows,
+    )
+    whys = [[n, reason.why, reason.operator, reason.place, reason.code] for reason, n in numbers.items()]
+    if whys:
+        show.rows("why", ("", "reason", "operator", "where", "line"), whys)
+
+
+def _marked(dimension: Dimension, numbers: dict[Reason, int]) -> str:
+    """A dimension with marks, such as ``576 = 9 x 64![2]``."""
+    marks = []
+    for part in dimension.parts:
+        alike = dict.fromkeys(replace(reason, node="") for reason in part.reasons)
+        told = sorted(numbers.setdefault(reason, len(numbers) + 1) for reason in alike)
+        marks.append(MARKS[part.freedom] + (f"[{','.join(map(str, told))}]" if told else ""))
+    return dimension.marked(marks)

@@ -20,7 +20,12 @@ def facts(title: str, table: Mapping[str, Any]) -> None:
     for name, value in table.items():
         if value not in (None, "", (), [], {}):
             shown.add_row(escape(name.replace("_", " ")), escape(_text(value)))
-    Console().print(shown)
+    Console(emoji=False).print(shown)
+
+
+def text(told: str) -> None:
+    """Lines as they are."""
+    Console(emoji=False).print(escape(told), highlight=False, soft_wrap=True)
 
 
 def report(title: str, made: Report) -> None:
@@ -62,7 +67,7 @@ def rows(title: str, columns: Sequence[str], table: Sequence[Sequence[object]]) 
         shown.add_column(escape(column), justify="right" if numbers else "left", overflow="fold")
     for row in table:
         shown.add_row(*(escape(_text(cell)) for cell in row))
-    Console().print(shown)
+    Console(emoji=False).print(shown)
 
 
 def _text(value: object) -> str:

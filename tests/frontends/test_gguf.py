@@ -7,6 +7,7 @@ import numpy
 import pytest
 import torch
 
+import graphprune as gp
 from graphprune import hf
 from graphprune.errors import LoadError
 from graphprune.frontends import gguf
@@ -99,3 +100,16 @@ def test_an_unknown_architecture(tmp_path: Path) -> None:
     write(tmp_path / "model.gguf", "nonsense")
     with pytest.raises(LoadError, match=r"of an architecture that transformers cannot convert: .*nonsense"):
         load(tmp_path / "model.gguf")
+
+
+def test_a_file_is_explained_like_any_model(tmp_path: Path) -> None:
+    write(tmp_path / "model.gguf")
+    found = gp.analyze(load(tmp_path / "model.gguf"))
+    assert "can be cut exactly; at most" in str(found.freedom)
+    (head,) = found.explain("lm_head.weight")
+    assert [part.freedom for dimension in head.dimensions for part in dimension.parts] == [
+        "not at all",
+        "once averages are rescaled",
+    ]
+    (table,) = found.explain("model.embed_tokens.weight")
+    assert "a tensor indexes it (embedding, " in str(table) and "modeling_llama.py:" in str(table)
