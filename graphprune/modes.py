@@ -52,9 +52,11 @@ def named_keywords(module: nn.Module, names: Iterable[str]) -> Iterator[None]:
 
 @contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Take back what runs write into a module: its buffers and the attributes of its parts."""
-    tables = [table for part in module.modules() for table in (vars(part), part._buffers)]
-    before = [dict(table) for table in tables]
+    """Take back what runs write into a module: its buffers, the attributes of its parts, and the tables and lists
+    among these, in which some keep what they computed once."""
+    tables = [table for part in module.modules() for table in (vars(part), part._buffers, *_tables(vars(part)))]
+    lists = [found for part in module.modules() for found in vars(part).values() if isinstance(found, list)]
+    before, items = [dict(table) for table in tables], [list(found) for found in lists]
     held = [(tensor, tensor.detach().clone()) for table in before for tensor in table.values() if _is_buffer(tensor)]
     try:
         yield
@@ -62,6 +64,8 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
         for table, old in zip(tables, before, strict=True):
             table.clear()
             table.update(old)
+        for found, own in zip(lists, items, strict=True):
+            found[:] = own
         with torch.no_grad():
             for tensor, numbers in held:
                 tensor.copy_(numbers)
@@ -73,6 +77,12 @@ def drawing(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
+
+
+def _tables(attributes: dict[str, Any]) -> Iterator[dict[Any, Any]]:
+    """The tables among the attributes of a module, but for those that are torch's own."""
+    own = vars(nn.Module()).keys()
+    yield from (value for name, value in attributes.items() if isinstance(value, dict) and name not in own)
 
 
 def _is_buffer(value: object) -> bool:

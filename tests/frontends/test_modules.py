@@ -41,3 +41,30 @@ def test_a_forward_of_the_instance_stays() -> None:
     module.forward = doubled  # type: ignore[assignment, method-assign]
     gp.trace(module, kwargs={"x": torch.randn(4, 6), "shift": torch.randn(4, 3)})
     assert module.forward is doubled
+
+
+class Remembers(nn.Module):
+    """Keeps what it computed once, in a table and in a list, as some do in evaluation mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+        self.bias = nn.Parameter(torch.randn(2, 8))
+        self.known: dict[str, Tensor] = {}
+        self.calls: list[Tensor] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.append(x)
+        if "bias" not in self.known:
+            self.known["bias"] = self.bias.sum(0)
+        y: Tensor = self.last(torch.relu(self.first(x) * self.known["bias"]))
+        return y
+
+
+def test_what_a_module_remembers_is_not_that_of_the_capture() -> None:
+    module = Remembers()
+    program = gp.trace(module, (torch.randn(4, 6),))
+    assert not module.known and not module.calls
+    small = gp.apply(program, gp.plan(program, ratio=0.5))
+    small.write_back(module)
+    assert not module.known and module(torch.randn(2, 6)).shape == (2, 3)
