@@ -52,10 +52,12 @@ def named_keywords(module: nn.Module, names: Iterable[str]) -> Iterator[None]:
 
 @contextmanager
 def undisturbed(module: nn.Module) -> Iterator[None]:
-    """Take back what runs write into a module: its buffers, the attributes of its parts, and the tables and lists
-    among these, in which some keep what they computed once."""
-    tables = [table for part in module.modules() for table in (vars(part), part._buffers, *_tables(vars(part)))]
-    lists = [found for part in module.modules() for found in vars(part).values() if isinstance(found, list)]
+    """Take back what runs write into a module: its buffers, the attributes of its parts, and what lies in the tables
+    and lists among these, where some keep what they computed once, and torch keeps hooks."""
+    parts = [vars(part) for part in module.modules()]
+    inside = [value for part in parts for value in part.values()]
+    tables = [*parts, *(value for value in inside if isinstance(value, dict))]
+    lists = [value for value in inside if isinstance(value, list)]
     before, items = [dict(table) for table in tables], [list(found) for found in lists]
     held = [(tensor, tensor.detach().clone()) for table in before for tensor in table.values() if _is_buffer(tensor)]
     try:
@@ -77,12 +79,6 @@ def drawing(seed: int) -> Iterator[None]:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield
-
-
-def _tables(attributes: dict[str, Any]) -> Iterator[dict[Any, Any]]:
-    """The tables among the attributes of a module, but for those that are torch's own."""
-    own = vars(nn.Module()).keys()
-    yield from (value for name, value in attributes.items() if isinstance(value, dict) and name not in own)
 
 
 def _is_buffer(value: object) -> bool:

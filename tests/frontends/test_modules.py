@@ -68,3 +68,27 @@ def test_what_a_module_remembers_is_not_that_of_the_capture() -> None:
     small = gp.apply(program, gp.plan(program, ratio=0.5))
     small.write_back(module)
     assert not module.known and module(torch.randn(2, 6)).shape == (2, 3)
+
+
+class Listens(Remembers):
+    """Hangs a hook into a part of itself when it runs first, as some do to hand out what is computed inside."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heard: list[int] = []
+        self.listening = False
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.listening:
+            self.listening = True
+            self.first.register_forward_hook(lambda *_: self.heard.append(1))
+        self.heard.clear()
+        return super().forward(x) * len(self.heard)
+
+
+def test_hooks_that_a_run_sets_are_taken_back() -> None:
+    module = Listens()
+    program = gp.trace(module, (torch.randn(4, 6),))
+    assert not module.first._forward_hooks and not module.listening
+    gp.apply(program, gp.plan(program, ratio=0.5)).write_back(module)
+    assert not module.first._forward_hooks and not module.listening
