@@ -26,11 +26,11 @@ def table(records: Sequence[Record], columns: Sequence[Column]) -> Iterator[str]
 def failures(records: Sequence[Record]) -> Iterator[str]:
     """The lines that name every model which is not exact or not written back, and why."""
     for record in records:
-        reason = record.fault or record.remark
+        reason = record.fault or record.remark or record.mode
         if not reason or (record.exact and record.written_back and not record.padded):
             continue
         stage = "" if record.stage == "done" else f" ({record.stage})"
-        mode = f" [{record.mode}]" if record.mode else ""
+        mode = f" [{record.mode}]" if record.mode not in ("", reason) else ""
         yield f"- `{record.name}`{mode}{stage}: {' '.join(reason.split())[:REASON]}"
 
 
