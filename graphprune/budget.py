@@ -72,6 +72,11 @@ class Budget:
         names = {place.parameter for group in knob.groups for place in group.places} & self.parameters
         return self._left(names, old) - self._left(names, new)
 
+    def price(self, knob: Knob) -> float:
+        """How many parameters go with one index of a knob, all others at their full widths."""
+        full, none = ({g.name: size for g in knob.groups} for size in (knob.size, 0))
+        return self.difference(knob, full, none) / knob.size
+
     def _left(self, names: Collection[str], widths: Mapping[str, float]) -> float:
         """How many parameters the named tensors have at these widths."""
         tensors = [self.dependencies.tensors[name] for name in names]

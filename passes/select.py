@@ -4,8 +4,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-from torch import Tensor
-
 from graphprune.budget import Budget, Knob
 from graphprune.dependencies import Dependencies, Group
 from graphprune.errors import PlanError
@@ -13,6 +11,7 @@ from graphprune.facts import Eligible, Scores, Shares
 from graphprune.pipeline import PASSES, Pass
 from graphprune.plans import Plan, make
 from graphprune.program import Program
+from graphprune.ranking import top
 
 
 @PASSES.register("select")
@@ -55,12 +54,6 @@ class Select(Pass):
         rows = {group.name: top(scores.by_group[group.name], width) for group, width in cut.items()}
         made_by = {"score": scores.method, "align": self.align, "destination": eligible.destination.name}
         return program.with_facts(make(program, dependencies, rows, **made_by))
-
-
-def top(scores: Tensor, width: int) -> tuple[tuple[int, ...], ...]:
-    """The indices of the `width` highest scores of every row, in order; of equal scores the first."""
-    order = scores.sort(dim=1, descending=True, stable=True).indices[:, :width]
-    return tuple(tuple(row) for row in order.sort(dim=1).values.tolist())
 
 
 def knobs(eligible: Eligible, align: int) -> list[Knob]:

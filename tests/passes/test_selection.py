@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import graphprune as gp
 from graphprune.errors import PlanError
-from graphprune.passes.select import top
 from graphprune.program import Source
+from graphprune.ranking import top
 
 
 @pytest.fixture(scope="module")

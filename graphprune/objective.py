@@ -1,0 +1,185 @@
+"""The loss of a model whose groups are cut, without cutting: zeros at the removed indices say the same."""
+
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx
+from torch.nn.functional import cross_entropy
+
+from graphprune.calibration import Calibration
+from graphprune.dependencies import Dependencies
+from graphprune.errors import CalibrationError
+from graphprune.plans import Rows, by_parameter, primes_to_keep
+from graphprune.program import Program
+from graphprune.segments import Segment, constants, run, split
+from graphprune.weights import Masked
+
+BATCHES = 4  # on which a loss is measured, at most
+REMEMBERED = 16  # places in the dense model from which a run may start, about
+_ROWS = 512  # of logits whose likelihood is computed at once
+
+Outputs = dict[int, Tensor]  # by their place among all outputs
+
+
+@dataclass(frozen=True)
+class Objective:
+    """How bad a model gets, on calibration inputs that no refit is fitted to.
+
+    Of a causal language model the loss is the mean negative log likelihood of the next token, in nats; of any other
+    model the squared error of its outputs, relative to those of the dense model. A plan is judged with zeros in the
+    place of what it removes: the same as a cut of groups that are exact or rescaled, and near it for others.
+    """
+
+    program: Program
+    batches: Sequence[Sequence[Any]]
+
+    @classmethod
+    def of(cls, program: Program) -> "Objective":
+        """The objective on held-out batches of the program's calibration.
+
+        Raises:
+            CalibrationError: if there is no calibration.
+        """
+        calibration = program.facts.get(Calibration)
+        if calibration is None:
+            raise CalibrationError("plans can only be tried on calibration data; put calibrate before this pass")
+        held = [leaves for i, leaves in enumerate(calibration.batches) if calibration.held_out(i)]
+        return cls(program, (held or list(calibration.batches))[:BATCHES])
+
+    @cached_property
+    def dense(self) -> float:
+        """The loss of the model as it is."""
+        return self._mean(dense.loss for dense in self._dense)
+
+    def loss(self, groups: Mapping[str, Rows]) -> float:
+        """The loss when groups keep these rows of indices, and others everything."""
+        dependencies = self.program.fact(Dependencies)
+        keep = by_parameter(dependencies, primes_to_keep(dependencies, groups))
+        read = ({self.program.name(str(n.target)) for n in segment.reads} for segment in self._segments)
+        first = next((i for i, names in enumerate(read) if names & keep.keys()), len(self._segments))
+        if first == len(self._segments):
+            return self.dense
+        masked = replace(self.program, weights=Masked(self.program.weights, keep))
+        found = (_run(masked, self._segments, self._known[i], *self._start(i, first)) for i in range(len(self.batches)))
+        return self._mean(self._judge(i, outputs) for i, (outputs, _) in enumerate(found))
+
+    def loss_of(self, program: Program) -> float:
+        """The loss of another program with the same inputs and outputs."""
+        whole = split(program, frozenset())
+        found = (_run(program, whole, constants(program, leaves)) for leaves in self.batches)
+        return self._mean(self._judge(i, outputs) for i, (outputs, _) in enumerate(found))
+
+    @cached_property
+    def predicts(self) -> bool:
+        """Is it a causal language model: does it say for every token, from those up to it, which one is next?"""
+        if "input_ids" not in self.program.inputs[1]:
+            return False
+        logits, ids = _first(_run(self.program, self._segments, self._known[0])[0]), self._leaf(0, "input_ids")
+        if ids is None or ids.dim() != 2 or logits.dim() != 3 or logits.shape[:2] != ids.shape:
+            return False
+        other = torch.cat([ids[:, :-1], (ids[:, -1:] == 0).to(ids)], 1)
+        leaves = [other if leaf is ids else leaf for leaf in self.batches[0]]
+        changed = _first(_run(self.program, self._segments, constants(self.program, leaves))[0])
+        causal = torch.allclose(changed[:, :-1], logits[:, :-1], rtol=1e-4, atol=1e-4)
+        return causal and logits.shape[2] > int(ids.max())
+
+    @staticmethod
+    def _mean(parts: Iterable[tuple[float, int]]) -> float:
+        found = list(parts)
+        return sum(total for total, _ in found) / max(sum(count for _, count in found), 1)
+
+    def _judge(self, i: int, outputs: Outputs) -> tuple[float, int]:
+        """The loss of batch `i`, and the count of what it sums up."""
+        if self.predicts:
+            ids = self._leaf(i, "input_ids")
+            assert ids is not None
+            return _likelihood(_first(outputs), ids, self._leaf(i, "attention_mask"))
+        old = self._dense[i].outputs
+        return sum(_error(new, old[at]) for at, new in outputs.items()), len(old)
+
+    def _leaf(self, i: int, name: str) -> Tensor | None:
+        """The input of that name in batch `i`."""
+        args, kwargs = self.program.inputs
+        wanted = kwargs.get(name)
+        leaves = zip(self.program.flat(args, kwargs), self.batches[i], strict=True)
+        return next((mine for theirs, mine in leaves if theirs is wanted), None) if wanted is not None else None
+
+    @cached_property
+    def _segments(self) -> list[Segment]:
+        """The segments of the dense graph."""
+        return split(self.program, {consumer.node for consumer in self.program.fact(Dependencies).consumers})
+
+    @cached_property
+    def _known(self) -> list[dict[str, Any]]:
+        return [constants(self.program, leaves) for leaves in self.batches]
+
+    @cached_property
+    def _dense(self) -> list["_Dense"]:
+        """What the dense model makes of every batch."""
+        step = len(self._segments) // REMEMBERED + 1
+        places, found = range(step, len(self._segments), step), list[_Dense]()
+        for i, known in enumerate(self._known):
+            outputs, entries = _run(self.program, self._segments, known, places=places)
+            # Logits of a large vocabulary would fill the memory, and nothing is compared with them.
+            found.append(_Dense({}, entries, self._judge(i, outputs)) if self.predicts
+                         else _Dense(outputs, entries, (0.0, len(outputs))))  # fmt: skip
+        return found
+
+    def _start(self, i: int, first: int) -> tuple[int, Any]:
+        """The last remembered place before segment `first`, and what enters there in batch `i`."""
+        entries = self._dense[i].entries
+        at = max((place for place in entries if place <= first), default=0)
+        return at, entries.get(at)
+
+
+@dataclass(frozen=True)
+class _Dense:
+    """What the dense model makes of a batch: outputs, if they are to be compared with; what enters some segments, by
+    their places; and the loss, with the count by which it is to be divided."""
+
+    outputs: Outputs
+    entries: Mapping[int, Any]
+    loss: tuple[float, int]
+
+
+@torch.no_grad()
+def _run(
+    program: Program, segments: Sequence[Segment], known: Mapping[str, Any], start: int = 0, entry: Any = None,
+    places: Collection[int] = (),
+) -> tuple[Outputs, dict[int, Any]]:  # fmt: skip
+    """A batch through the segments from `start` on: the outputs made there, and what enters segments at `places`."""
+    (output,) = (node for node in program.graph.nodes if node.op == "output")
+    leaves = [leaf.name if isinstance(leaf, fx.Node) else "" for leaf in pytree.tree_leaves(output.args)]
+    outputs, entries = Outputs(), dict[int, Any]()
+    for i, segment in enumerate(segments[start:], start):
+        if i in places:
+            entries[i] = entry
+        names = {program.name(str(n.target)) for n in segment.reads}
+        loaded = {name: program.weights[name] for name in names if name in program.weights}
+        entry, seen = run(segment, program, loaded, known, entry, leaves)
+        found = {at: seen[name] for at, name in enumerate(leaves) if name in segment.names}
+        outputs |= {at: v for at, v in found.items() if isinstance(v, Tensor) and v.is_floating_point()}
+    return outputs, entries
+
+
+def _first(outputs: Outputs) -> Tensor:
+    """The first output: of a language model its logits."""
+    return outputs[min(outputs)] if outputs else torch.zeros(())
+
+
+def _likelihood(logits: Tensor, ids: Tensor, mask: Tensor | None) -> tuple[float, int]:
+    """The negative log likelihoods of all tokens but the first, in nats, summed; and how many there are."""
+    seen = torch.ones_like(ids) if mask is None or mask.shape != ids.shape else mask
+    wanted = (seen[:, 1:] != 0).flatten()
+    rows, targets = logits[:, :-1].flatten(0, 1)[wanted], ids[:, 1:].flatten()[wanted]
+    parts = zip(torch.split(rows, _ROWS), torch.split(targets, _ROWS), strict=True)
+    return sum(float(cross_entropy(row.float(), t, reduction="sum")) for row, t in parts), len(targets)
+
+
+def _error(new: Tensor, old: Tensor) -> float:
+    """The squared error, relative to the squares of the dense output."""
+    return float((new - old).double().square().sum() / old.double().square().sum().clamp(min=1e-30))
