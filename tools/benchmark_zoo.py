@@ -13,7 +13,7 @@ transformers` everywhere but here, so keep it out of the environment then::
 
 A model counts as exact if at least 1 % of its parameters are gone, its outputs have their shapes, and on fresh inputs
 their values are those of the original with zeros in place of what was removed, to 1e-4 of the largest. graphprune
-cuts nothing that is not exact where something is; where nothing is, it cuts all, and proves what it claims of that.
+cuts only what is exact; in a model where nothing is, it cuts the rest, and proves what it claims of that.
 """
 
 import argparse

@@ -18,7 +18,7 @@ APPROXIMATE = "no group is exact; shapes and finite numbers were checked"
 def run(subject: Subject, report: Report, ratio: float) -> None:
     """Take the model through every stage; what happens is in the record.
 
-    Where no group can be cut exactly, all are cut; graphprune then proves what it claims, and no more.
+    Where no group can be cut exactly, others are; graphprune then proves what it claims, and no more.
     """
     record = report.record
     with report.stage("build"):
@@ -31,8 +31,9 @@ def run(subject: Subject, report: Report, ratio: float) -> None:
         record.groups, record.exact_groups = len(found.groups), sum(group.exact for group in found.groups)
         record.opaque, record.free = dict(found.opaque), _free(program, found)
     with report.stage("plan"):
-        plan = gp.plan(program, ratio=ratio, recipe="magnitude", exact_only=record.exact_groups > 0)
-        record.mode = _mode([found.by_name[name] for name in plan.groups])
+        cut, record.mode = _groups(found)
+        left = tuple(group.name for group in found.groups if group not in cut)
+        plan = gp.plan(program, ratio=ratio, recipe="magnitude", exact_only=not record.mode, protect=left)
     with report.stage("apply"):
         small = gp.apply(program, plan)
         record.removed = 1 - small.count() / record.parameters
@@ -47,11 +48,14 @@ def run(subject: Subject, report: Report, ratio: float) -> None:
         _judge(subject, report, pruned, kept)
 
 
-def _mode(cut: Sequence[gp.Group]) -> str:
-    """What can be said of the cut of these groups, where the law of the judge is not it."""
-    if all(group.exact for group in cut):
-        return ""
-    return RESCALED if all(group.lawful for group in cut) else APPROXIMATE
+def _groups(found: gp.Dependencies) -> tuple[Sequence[gp.Group], str]:
+    """What is cut: the groups of the strictest kind of which there are any; and what can be said of such cuts, where
+    the law of the judge is not theirs."""
+    if exact := [group for group in found.groups if group.exact]:
+        return exact, ""
+    if lawful := [group for group in found.groups if group.lawful]:
+        return lawful, RESCALED
+    return found.groups, APPROXIMATE
 
 
 def _free(program: gp.Program, found: gp.Dependencies) -> float:
