@@ -78,3 +78,15 @@ def shares_of(budget: Budget, gone: Tensor) -> dict[str, float]:
     """The share that each group keeps, by name, where knobs have lost the shares `gone`, shape (knobs,)."""
     left = (1 - gone).clamp(0, 1).tolist()
     return {group.name: left[at] for at, knob in enumerate(budget.knobs) for group in knob.groups}
+
+
+def projected(budget: Budget, gone: Tensor) -> Tensor:
+    """The shares gone from each knob, shape (knobs,), all moved alike until the budget is met, between 0 and 1.
+
+    Raises:
+        PlanError: if the target lies beyond what the groups can give.
+    """
+    names = [knob.groups[0].name for knob in budget.knobs]
+    low, high = float(gone.min()), float(gone.max())
+    found = budget.solve(lambda p: shares_of(budget, (gone - high + p * (1 + high - low)).clamp(0, 1)))
+    return 1 - torch.tensor([found[name] for name in names], dtype=torch.float64)

@@ -1,6 +1,7 @@
 """Allocations against what can be counted by hand on a small network."""
 
 from collections.abc import Callable
+from itertools import pairwise
 
 import pytest
 import torch
@@ -8,13 +9,16 @@ from torch import Tensor, nn
 
 from graphprune.budget import Budget, Knob
 from graphprune.calibration import Calibration
-from graphprune.dependencies import Dependencies
+from graphprune.dependencies import Dependencies, Group
 from graphprune.frontends.modules import trace
 from graphprune.methods import Evidence
+from graphprune.objective import Objective
 from graphprune.passes.allocation import ALLOCATIONS
+from graphprune.passes.allocation.sensitivity import Sensitivity, hull
+from graphprune.passes.allocation.split import best_split
 from graphprune.passes.analysis import analyze
 from graphprune.program import Program
-from graphprune.ranking import Pool, ranked
+from graphprune.ranking import Pool, chosen, projected, ranked, top
 
 
 class Net(nn.Module):
@@ -92,3 +96,74 @@ def test_the_budget_is_met_whatever_the_scores(
         scores = {g.name: torch.full((1, g.size), value) for g in found.groups}
         budget, got = shares(program, name, target, scores)
         assert budget.removed(budget.widths(got)) == pytest.approx(target, abs=0.5)
+
+
+def test_groups_end_at_equal_marginal_harm(program: Program) -> None:
+    """By brute force over all pairs of widths none with the same budget does less harm, if harms add up."""
+    assert hull([(0, 0), (1, 3), (2, 4), (3, 9)]) == [(0, 0), (2, 4), (3, 9)]
+    wide, narrow = program.fact(Dependencies).groups
+    judge = Objective.of(program)
+    scores = {g.name: torch.arange(1.0, g.size + 1)[None] for g in (wide, narrow)}
+    every = tuple((i + 1) / 30 for i in range(30))
+    target = 5 * 9
+    found = program.fact(Dependencies)
+    budget = Budget(found, [Knob.of([g]) for g in (wide, narrow)], target, program.parameters)
+    got = Sensitivity(every).shares(budget, scores, Evidence(program, found, None))
+
+    def harm(group: Group, gone: int) -> float:
+        return judge.loss({group.name: top(scores[group.name], group.size - gone)}) if gone else 0.0
+
+    curves = {g.name: dict(hull([(n, harm(g, n)) for n in range(g.size)])) for g in (wide, narrow)}
+
+    def convex(group: Group, gone: float) -> float:
+        points = sorted(curves[group.name].items())
+        return next(ya + (yb - ya) * (gone - a) / (b - a) for (a, ya), (b, yb) in pairwise(points) if gone <= b)
+
+    gone = {g.name: (1 - got[g.name]) * g.size for g in (wide, narrow)}
+    reached = sum(convex(g, gone[g.name]) for g in (wide, narrow))
+    least = min(convex(wide, n) + convex(narrow, 5 - n) for n in range(6))
+    assert reached <= least + 1e-6
+
+
+def test_the_split_between_kinds_keeps_the_highest_sum() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        worths = [torch.rand(n, generator=generator, dtype=torch.float64).sort().values for n in (6, 20)]
+        pools = [
+            Pool(torch.full_like(w, at).long(), torch.ones_like(w) / len(w), torch.full_like(w, cost), w)
+            for at, (w, cost) in enumerate(zip(worths, (8.0, 2.0), strict=True))
+        ]
+        target = 40.0
+        heads = min(range(6), key=lambda h: float(worths[0][:h].sum() + worths[1][: (40 - 8 * h) // 2].sum()))
+        parts = best_split(pools, target, levels=5)  # every number of heads
+        assert parts == pytest.approx([heads / 6, (40 - 8 * heads) / 40])
+
+
+def test_a_wish_is_brought_to_the_budget_by_moving_all_alike(program: Program) -> None:
+    groups = program.fact(Dependencies).groups
+    budget = Budget(program.fact(Dependencies), [Knob.of([g]) for g in groups], 6 * 9, program.parameters)
+    for wish in ([0.2, 0.6], [0.0, 0.0], [3.0, -1.0], [-0.5, 0.1]):
+        gone = projected(budget, torch.tensor(wish, dtype=torch.float64))
+        assert 10 * gone[0] + 6 * gone[1] == pytest.approx(6.0)
+        inside = bool(((gone > 1e-9) & (gone < 1 - 1e-9)).all())
+        assert not inside or gone[1] - gone[0] == pytest.approx(wish[1] - wish[0])
+
+
+@pytest.mark.parametrize("name", ["evolutionary", "policy", "sensitivity"])
+def test_a_search_spares_the_group_that_matters(name: str) -> None:
+    """One layer adds noise of no size, the other makes the output: the first gives nearly everything."""
+    torch.manual_seed(0)
+    net, x = Net(), torch.randn(64, 4)
+    with torch.no_grad():
+        net.layers[0]["down"].weight *= 1e-3  # type: ignore[index]
+        net.layers[0]["down"].bias *= 1e-3  # type: ignore[index]
+    traced = trace(net, (x,))
+    program = traced.with_facts(analyze(traced), Calibration([[x]], "given", 1, 0, 0))
+    wide, narrow = program.fact(Dependencies).groups
+    budget, found = shares(program, name, 5 * 9)
+    judge = Objective.of(program)
+    scores = {g.name: torch.arange(1.0, g.size + 1)[None] for g in (wide, narrow)}
+    uniform = judge.loss(chosen(budget.knobs, scores, shares(program, "uniform", 5 * 9)[1]))
+    assert found[narrow.name] > found[wide.name]
+    assert judge.loss(chosen(budget.knobs, scores, found)) < 0.5 * uniform
+    assert found == shares(program, name, 5 * 9)[1]

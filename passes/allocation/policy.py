@@ -1,0 +1,71 @@
+"""Bypass-BP (arXiv:2406.10576): keep-probabilities learned from forward passes alone, by policy gradient.
+
+A mask is drawn with Bernoulli probabilities s; the gradient of the expected loss is that of log p(mask | s) times the
+loss, less a moving average of losses as a baseline; after every step s is projected on what the budget allows,
+and clipped to [0, 1]. The structured port is a reconstruction: indices of a group share one probability, and so
+many of them as were drawn are kept by their scores, which choose the indices in the end as well. The gradient is then
+in few dimensions, and some hundred forward passes do. As in the authors' code s starts from the uniform plan.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from graphprune.budget import Budget
+from graphprune.methods import Allocation, Evidence
+from graphprune.objective import Objective
+from graphprune.passes.allocation import ALLOCATIONS
+from graphprune.progress import progress
+from graphprune.ranking import chosen, projected, shares_of
+
+EDGE = 0.02  # probabilities keep away from 0 and 1, where nothing else would ever be tried
+
+
+@dataclass(frozen=True)
+class Policy(Allocation):
+    """`steps` natural policy gradient steps, each with two masks that differ from s in opposite ways.
+
+    A step is `rate` times the deviation from s of what was drawn, weighted with its loss less the baseline, in units of
+    the usual deviation of losses; the rate falls to a tenth.
+
+    A group has `draws` Bernoulli trials, each for an equal part of its indices: more of them make masks less varied.
+    `memory` is the part of the old baseline that stays in the moving average.
+    """
+
+    steps: int = 48
+    rate: float = 1.0
+    draws: int = 16
+    memory: float = 0.8
+    needs_calibration = True
+
+    def shares(self, budget: Budget, scores: Mapping[str, Tensor], evidence: Evidence) -> Mapping[str, float]:
+        """The share that each group keeps, by name."""
+        objective, generator = Objective.of(evidence.program), torch.Generator().manual_seed(evidence.seed)
+        keep = 1 - projected(budget, torch.zeros(len(budget.knobs), dtype=torch.float64))
+        baseline, scale = None, None
+        with progress("learning widths", self.steps) as step:
+            for i in range(self.steps):
+                s = keep.clamp(EDGE, 1 - EDGE)
+                drawn = self._drawn(s, generator)
+                losses = [objective.loss(chosen(budget.knobs, scores, shares_of(budget, 1 - d))) for d in drawn]
+                mean = sum(losses) / len(losses)
+                baseline = mean if baseline is None else self.memory * baseline + (1 - self.memory) * mean
+                off = max(abs(loss - baseline) for loss in losses)
+                scale = off if scale is None else self.memory * scale + (1 - self.memory) * off
+                # The gradient of log p times the inverse of its Fisher information: that is d - s.
+                pairs = zip(losses, drawn, strict=True)
+                slope = torch.stack([(loss - baseline) * (d - s) for loss, d in pairs]).mean(0)
+                rate = self.rate * 10 ** (-i / self.steps) / max(scale, 1e-12)
+                keep = 1 - projected(budget, 1 - keep + rate * slope)
+                step()
+        return shares_of(budget, 1 - keep)
+
+    def _drawn(self, s: Tensor, generator: torch.Generator) -> list[Tensor]:
+        """Two shares of ones among Bernoulli trials, shape (knobs,), made of the same uniform numbers."""
+        u = torch.rand(self.draws, len(s), generator=generator, dtype=torch.float64)
+        return [(v < s).double().mean(0) for v in (u, 1 - u)]
+
+
+ALLOCATIONS.register("policy")(Policy())
