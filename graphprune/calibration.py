@@ -61,10 +61,14 @@ def token_inputs(program: Program, ids: Tensor) -> dict[str, Any]:
 
 @dataclass
 class Collector:
-    """Gathers the moments of consumers; those that read the same value share theirs."""
+    """Gathers the moments of consumers; those that read the same value share theirs.
+
+    With `mix`, refits aim at inputs so far on the way from those seen to others.
+    """
 
     consumers: Sequence[Consumer]
     diagonal: bool = False
+    mix: float = 0.0
     moments: dict[str, Moments] = field(default_factory=dict)
 
     @property
@@ -75,10 +79,10 @@ class Collector:
     def within(self, nodes: Collection[str]) -> "Collector":
         """The same, for the consumers among `nodes` only."""
         here = [consumer for consumer in self.consumers if consumer.node in nodes]
-        return Collector(here, self.diagonal, self.moments)
+        return Collector(here, self.diagonal, self.mix, self.moments)
 
-    def add(self, seen: Mapping[str, Tensor]) -> None:
-        """See the values of one batch.
+    def add(self, seen: Mapping[str, Tensor], others: Mapping[str, Tensor] | None = None) -> None:
+        """See the values of one batch, and those `others` at which refits aim.
 
         Raises:
             CalibrationError: if one of them is not finite.
@@ -93,7 +97,10 @@ class Collector:
                 raise CalibrationError(
                     f"the activations at {consumer.x} hold NaN or infinity; check the model and the calibration data"
                 )
-            self._moments(consumer.node, features.shape[1]).add(features)
+            moments = self._moments(consumer.node, features.shape[1])
+            moments.add(features)
+            if others is not None:
+                moments.aim(features, self.mix * (consumer.features(others[consumer.x]) - features))
             if consumer.taps == 1:
                 first[consumer.x] = consumer.node
 

@@ -66,6 +66,12 @@ class Destination:
             return str(fault)
         return None
 
+    def bias_fault(self, name: str) -> str | None:
+        """Why there can be no new bias of this name there; None if there can."""
+        if self.name == "free":
+            return None
+        return f"destination {self.name} holds what the class of transformers has, and that has no {name}"
+
     def survey(self, groups: Sequence[Group]) -> Iterator[tuple[str, Collection[int], str]]:
         """For every kind of groups that is restricted: the widths that it may have, and why not others."""
         for kind in dict.fromkeys(group.kind for group in groups if self.name != "free"):

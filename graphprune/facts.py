@@ -1,7 +1,7 @@
 """What passes leave on a program for later ones."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
@@ -42,8 +42,12 @@ class Shares:
 
 @dataclass(frozen=True)
 class Refits:
-    """What the refit did to every consumer's weight, and the weights as they were before."""
+    """What the refit did to every consumer's weight, and the weights as they were before.
+
+    `biases` names, by weight, the biases that changed or are new; before, new ones are zero.
+    """
 
     by_weight: Mapping[str, Refitted]
     skipped: Mapping[str, str]
     before: Weights
+    biases: Mapping[str, str] = field(default_factory=dict)

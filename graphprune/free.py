@@ -6,9 +6,10 @@ from pathlib import Path
 
 import torch
 
-from graphprune import hf
+from graphprune import biases, hf
 from graphprune.atomic import new_folder
 from graphprune.contracts import ExportReport
+from graphprune.dependencies import Dependencies
 from graphprune.errors import ExportError, VerificationError
 from graphprune.exporters import onnx, pt2
 from graphprune.exporters.decoders import cached_decoder, is_decoder
@@ -19,7 +20,7 @@ from graphprune.frontends.loading import load
 from graphprune.frontends.modules import trace
 from graphprune.passes.rewrite import rewrite
 from graphprune.plans import Plan
-from graphprune.program import Program
+from graphprune.program import Program, Rewritten
 from graphprune.proof import compare, verify_finite
 from graphprune.report import FILE as REPORT
 from graphprune.report import Report
@@ -63,7 +64,10 @@ def with_cache(program: Program, model: torch.nn.Module) -> Program:
     module, args, kwargs, free = cached_decoder(model)
     cached = rewrite(trace(module, args, kwargs, dynamic_shapes=free, state=STATE), program.fact(Plan))
     refits = program.facts.get(Refits)
-    new = {name: program.weights[name] for name in refits.by_weight} if refits else {}
+    if refits is not None:
+        consumers = cached.fact(Rewritten).original.fact(Dependencies).consumers
+        cached, _ = biases.add(cached, [c for c in consumers if c.weight in refits.biases])
+    new = {name: program.weights[name] for name in (*refits.by_weight, *refits.biases.values())} if refits else {}
     return cached.with_facts(weights=Layered((new, cached.weights)), source=program.source)
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from graphprune.errors import WriteBackError
 from graphprune.slots import Undo
 
 #: Which integer attributes of a class equal one dimension of one parameter, in all layers of that class.
@@ -18,13 +19,17 @@ def assign(undo: Undo, module: nn.Module, names: Sequence[str], data: Tensor) ->
         path, _, leaf = name.rpartition(".")
         owner = module.get_submodule(path)
         tables = (owner._parameters, owner._buffers, vars(owner))
-        table: dict[str, Any] = next(table for table in tables if leaf in table)
+        table: dict[str, Any] | None = next((table for table in tables if leaf in table), None)
+        if table is None:
+            raise WriteBackError(f"{type(owner).__name__} has no place for {name}; use program.module() instead")
         old = table[leaf]
+        like = next(owner.parameters(recurse=False)) if old is None else old  # a layer without a bias gets one
         if new is None:
-            data = data.to(old)
-            new = nn.Parameter(data, old.requires_grad) if isinstance(old, nn.Parameter) else data
+            data = data.to(like)
+            new = nn.Parameter(data, like.requires_grad) if isinstance(like, nn.Parameter) else data
         undo.item(table, leaf, new)
-        _replace_in_lists(undo, owner, old, new)
+        if old is not None:
+            _replace_in_lists(undo, owner, old, new)
 
 
 def _replace_in_lists(undo: Undo, owner: nn.Module, old: Tensor, new: Tensor) -> None:

@@ -10,6 +10,7 @@ from graphprune.passes.calibrate import Calibrate
 from graphprune.passes.reach import Reach
 from graphprune.passes.refit import Refit
 from graphprune.passes.rewrite import Rewrite
+from graphprune.passes.room import Room
 from graphprune.passes.score import Score
 from graphprune.passes.scores import SCORES
 from graphprune.passes.select import Select
@@ -84,6 +85,7 @@ def planning(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> t
     return (
         Analyze(options.destination, tuple(options.protect), options.exact_only),
         *([Reach(recipe.score, options.sparsity, options.align)] if options.sparsity is not None else []),
+        *([Room(recipe.refit, recipe.score)] if recipe.refit != "none" else []),
         *([calibrate] if calibrate else []),
         Score(recipe.score, options.seed),
         Allocate(recipe.allocation, options.sparsity, options.ratio, options.seed),

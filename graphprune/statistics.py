@@ -9,16 +9,33 @@ from torch import Tensor
 
 
 @dataclass
+class Drift:
+    """Sums over tokens of D, shape (tokens, n): by how much other inputs, which a refit aims at, differ from X.
+
+    `cross` is D^T X and `second` D^T D, both of shape (n, n); `first` the sum of rows, shape (n,).
+    """
+
+    cross: Tensor
+    second: Tensor
+    first: Tensor
+
+    def __add__(self, other: "Drift") -> "Drift":
+        return Drift(self.cross + other.cross, self.second + other.second, self.first + other.first)
+
+
+@dataclass
 class Moments:
     """Sums over the tokens seen by one consumer, features X of shape (tokens, n).
 
     `second` is X^T X, shape (n, n), or its diagonal alone, shape (n,); `first` the sum of rows, shape (n,).
-    All are float64; products are made in the precision of the features, one batch at a time.
+    All are float64; products are made in the precision of the features, one batch at a time. `drift` says how
+    other inputs differ, which a refit is to aim at; None where it aims at the same.
     """
 
     second: Tensor
     first: Tensor
     tokens: int = 0
+    drift: Drift | None = None
 
     @classmethod
     def empty(cls, features: int, diagonal: bool = False) -> "Moments":
@@ -32,6 +49,11 @@ class Moments:
         self.first += x.sum(0, dtype=torch.float64)
         self.tokens += x.shape[0]
 
+    def aim(self, x: Tensor, shift: Tensor) -> None:
+        """Aim at ``x + shift`` instead of the features `x`, both of shape (tokens, n)."""
+        drift = Drift((shift.T @ x).double(), (shift.T @ shift).double(), shift.sum(0, dtype=torch.float64))
+        self.drift = self.drift + drift if self.drift else drift
+
     @property
     def squares(self) -> Tensor:
         """The sum of squares of every feature, shape (n,)."""
@@ -43,7 +65,8 @@ class Moments:
         return self.first / self.tokens
 
     def __add__(self, other: "Moments") -> "Moments":
-        return Moments(self.second + other.second, self.first + other.first, self.tokens + other.tokens)
+        drift = self.drift + other.drift if self.drift and other.drift else None
+        return Moments(self.second + other.second, self.first + other.first, self.tokens + other.tokens, drift)
 
 
 @dataclass(frozen=True)

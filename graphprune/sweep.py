@@ -1,6 +1,6 @@
 """All calibration batches, carried through the graph one segment at a time."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,19 +32,24 @@ class Stream:
         self, segment: Segment, weights: Weights, step: Callable[[], None], collectors: Sequence[Collector] = ()
     ) -> list[Any]:
         """The exit values of all batches; each batch's collector sees it, and `step` is called after each."""
-        loaded = self._load(segment, weights)
+        loaded = self.load(segment, weights)
         exits = []
-        for i, (known, entry) in enumerate(zip(self.known, self.entries, strict=True)):
-            watch = collectors[i].watched if collectors else set()
-            with torch.no_grad():
-                left, seen = run(segment, self.program, loaded, known, entry, watch)
-                if collectors:
-                    collectors[i].add(seen)
+        for i in range(len(self.known)):
+            left, seen = self.one(i, segment, loaded, collectors[i].watched if collectors else ())
+            if collectors:
+                collectors[i].add(seen)
             exits.append(left)
             step()
         return exits
 
-    def _load(self, segment: Segment, weights: Weights) -> dict[str, Tensor]:
+    @torch.no_grad()
+    def one(
+        self, batch: int, segment: Segment, loaded: Weights, watch: Collection[str]
+    ) -> tuple[Any, dict[str, Tensor]]:
+        """The exit value of one batch, and the values of the nodes in `watch`."""
+        return run(segment, self.program, loaded, self.known[batch], self.entries[batch], watch)
+
+    def load(self, segment: Segment, weights: Weights) -> dict[str, Tensor]:
         """The weights of one segment, read once for all batches."""
         names = {self.program.name(str(n.target)) for n in segment.reads}
         return {name: weights[name] for name in names if name in weights}

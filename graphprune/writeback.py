@@ -221,7 +221,8 @@ class _Search:
 def changed_names(program: Program) -> list[str]:
     """Parameters and buffers with new shapes or values."""
     rewritten, refits = program.fact(Rewritten), program.facts.get(Refits)
-    return sorted({*rewritten.keep, *rewritten.scales, *(refits.by_weight if refits else ())})
+    refitted = {*refits.by_weight, *refits.biases.values()} if refits else set()
+    return sorted({*rewritten.keep, *rewritten.scales, *refitted})
 
 
 def _follow_config(search: _Search, found: _Trial) -> str:

@@ -1,13 +1,14 @@
 """The pass that refits consumers after a cut, one segment at a time."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import ClassVar
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
+from graphprune import biases
 from graphprune.calibration import Calibration, Collector
 from graphprune.contracts import Consumer
 from graphprune.dependencies import Dependencies
@@ -23,6 +24,8 @@ from graphprune.statistics import Moments, Statistics
 from graphprune.sweep import Stream
 from graphprune.weights import Layered, narrow
 
+STATISTICS = ("sequential", "dense", "mixed")
+
 
 @PASSES.register("refit")
 @dataclass(frozen=True)
@@ -30,8 +33,9 @@ class Refit(Pass):
     """Give the weights that contract a cut axis new values, `by` a registered method.
 
     `statistics`: ``sequential`` takes the inputs that the already pruned and refitted segments before make, ``dense``
-    those of the dense model. `damping` is relative to the mean second moment; without it, it is chosen on held-out
-    calibration tokens.
+    those of the dense model. ``mixed`` takes the former and aims at the outputs for a mixture of both, with the share
+    `mix` of the latter (MPIFA, arXiv:2501.19090): so it makes up for errors of earlier segments, too. `damping` is
+    relative to the mean second moment; without it, it is chosen on held-out calibration tokens.
     """
 
     name: ClassVar[str] = "refit"
@@ -40,6 +44,7 @@ class Refit(Pass):
     by: str = "least-squares"
     statistics: str = "sequential"
     damping: float | None = None
+    mix: float = 0.25
 
     def run(self, program: Program) -> Program:
         """The program with refitted weights.
@@ -47,49 +52,77 @@ class Refit(Pass):
         Raises:
             CalibrationError: if activations are not finite, or there is no such choice of statistics.
         """
-        if self.statistics not in ("sequential", "dense"):
-            raise CalibrationError(f"statistics are sequential or dense, not {self.statistics!r}")
-        walk = _Walk(program, RECONSTRUCTIONS[self.by], self.damping, self.statistics == "dense")
+        if self.statistics not in STATISTICS:
+            raise CalibrationError(f"statistics are {' or '.join(STATISTICS)}, not {self.statistics!r}")
+        method = RECONSTRUCTIONS[self.by]
+        consumers, skipped = refittable(program, method)
+        named: dict[str, str] = {}
+        if method.adds_bias:
+            program, _ = biases.add(program, consumers)
+            named = {c.weight: biases.name_of(c) for c in consumers}
+        walk = _Walk(program, method, consumers, self.damping, self.statistics, self.mix)
         walk.run()
-        refits = Refits(walk.done, walk.skipped, program.weights)
+        refits = Refits(walk.done, skipped, program.weights, named)
         return program.with_facts(refits, weights=Layered((walk.changed, program.weights)))
+
+
+def refittable(program: Program, method: Reconstruction) -> tuple[list[Consumer], dict[str, str]]:
+    """The consumers whose columns were cut; and the weights that are left as they are, with the reason."""
+    rewritten = program.fact(Rewritten)
+    found = rewritten.original.fact(Dependencies).consumers
+    readers = biases.readers(rewritten.original)
+    cut = [c for c in found if c.dim in rewritten.keep.get(c.weight, {})]
+    skipped: dict[str, str] = {}
+    for consumer in cut:
+        obstacle = biases.obstacle(program, consumer) if method.adds_bias else None
+        if readers[consumer.weight] > 1:
+            skipped[consumer.weight] = "several layers share it"
+        elif obstacle:
+            skipped[consumer.weight] = obstacle
+    return [c for c in cut if c.weight not in skipped], skipped
 
 
 @dataclass
 class _Walk:
-    """One walk over all segments: the dense one shows what a consumer made, the pruned one feeds the next segment."""
+    """One walk over all segments: those of the original show what a consumer made, the pruned ones feed the next.
+
+    There are streams of the `dense` model, of the original segments on pruned inputs (`shadow`), and of the pruned
+    model; the first two are one, but for mixed statistics.
+    """
 
     program: Program
     method: Reconstruction
+    consumers: Sequence[Consumer]
     damping: float | None
-    dense: bool
+    statistics: str
+    mix: float
     changed: dict[str, Tensor] = field(default_factory=dict)
     done: dict[str, Refitted] = field(default_factory=dict)
-    skipped: dict[str, str] = field(default_factory=dict)
 
     def run(self) -> None:
-        """Refit every consumer of a cut axis."""
-        rewritten = self.program.fact(Rewritten)
-        consumers = self._consumers(rewritten)
-        if not consumers:
+        """Refit every consumer."""
+        if not self.consumers:
             return
-        wanted = {consumer.node for consumer in consumers}
-        big = split(rewritten.original, {c.node for c in rewritten.original.fact(Dependencies).consumers})
+        original, calibration = self.program.fact(Rewritten).original, self.program.fact(Calibration)
+        wanted = {consumer.node for consumer in self.consumers}
+        big = split(original, {c.node for c in original.fact(Dependencies).consumers})
         last = max(i for i, segment in enumerate(big) if wanted & segment.names)
-        calibration = self.program.fact(Calibration)
-        streams = Stream.start(rewritten.original, calibration), Stream.start(self.program, calibration)
-        with progress("refitting", (2 * last + 1) * len(calibration.batches)) as step:
+        self.shadow, self.pruned = Stream.start(original, calibration), Stream.start(self.program, calibration)
+        mixed = self.statistics == "mixed"
+        self.dense = replace(self.shadow) if mixed else self.shadow
+        runs = 3 if mixed else 2
+        with progress("refitting", (runs * last + runs - 1) * len(calibration.batches)) as step:
             for i, segment in enumerate(big[: last + 1]):
-                here = [consumer for consumer in consumers if consumer.node in segment.names]
-                if not here and self._is_alike(segment, streams):
-                    exits = streams[0].through(segment, rewritten.original.weights, lambda: step(2))
-                    streams[0].entries = streams[1].entries = exits
+                here = [consumer for consumer in self.consumers if consumer.node in segment.names]
+                if not here and self._is_alike(segment):
+                    exits = self.shadow.through(segment, original.weights, lambda: step(runs))
+                    self.dense.entries = self.shadow.entries = self.pruned.entries = exits
                 else:
-                    self._segment(segment, here, streams, step, final=i == last)
+                    self._segment(segment, here, step, final=i == last)
 
-    def _is_alike(self, segment: Segment, streams: tuple[Stream, Stream]) -> bool:
+    def _is_alike(self, segment: Segment) -> bool:
         """Does the segment compute the same before and after the cut, on the same values?"""
-        if segment.entry is not None and streams[0].entries is not streams[1].entries:
+        if segment.entry is not None and not self.dense.entries is self.shadow.entries is self.pruned.entries:
             return False
         keep = self.program.fact(Rewritten).keep
         if any(self.program.name(str(n.target)) in keep for n in segment.reads):
@@ -97,37 +130,49 @@ class _Walk:
         pairs = zip(segment.nodes, counterpart(segment, self.program).nodes, strict=True)
         return all(_shape(old) == _shape(new) for old, new in pairs)
 
-    def _segment(
-        self,
-        segment: Segment,
-        here: list[Consumer],
-        streams: tuple[Stream, Stream],
-        step: Callable[..., None],
-        final: bool,
-    ) -> None:
-        """Look at the dense segment, refit, and run the pruned one."""
-        dense, pruned = streams
-        seen, held = Collector(here), Collector(here)
+    def _segment(self, segment: Segment, here: list[Consumer], step: Callable[..., None], final: bool) -> None:
+        """Look at the original segment, refit, and run the pruned one."""
+        seen, held = Collector(here, mix=self.mix), Collector(here, mix=self.mix)
         calibration = self.program.fact(Calibration)
         collectors = [held if calibration.held_out(i) else seen for i in range(len(calibration.batches))]
-        exits = dense.through(segment, dense.program.weights, step, collectors)
+        weights = self.shadow.program.weights
+        if self.dense is self.shadow:
+            exits = self.shadow.through(segment, weights, step, collectors)
+        else:
+            exits = self._pairs(segment, collectors, step)
         self._refit(here, seen.moments, held.moments)
         if final:
             return
-        weights = Layered((self.changed, self.program.weights))
-        pruned.entries = pruned.through(counterpart(segment, self.program), weights, step)
-        # Where the stream itself became narrower, the dense side goes on with its own values.
-        alike = not self.dense and pruned.entries[0].shape == exits[0].shape
-        dense.entries = pruned.entries if alike else exits
+        refitted = Layered((self.changed, self.program.weights))
+        self.pruned.entries = self.pruned.through(counterpart(segment, self.program), refitted, step)
+        self._advance(exits)
 
-    def _consumers(self, rewritten: Rewritten) -> list[Consumer]:
-        """The consumers whose columns were cut; those that share a weight are left as they are."""
-        found = rewritten.original.fact(Dependencies).consumers
-        cut = [c for c in found if c.dim in rewritten.keep.get(c.weight, {})]
-        for consumer in cut:
-            if sum(c.weight == consumer.weight for c in cut) > 1:
-                self.skipped[consumer.weight] = "several layers share it"
-        return [c for c in cut if c.weight not in self.skipped]
+    def _pairs(self, segment: Segment, collectors: Sequence[Collector], step: Callable[..., None]) -> list[Any]:
+        """The dense exits; refits see the inputs on the pruned side, and aim at those of the dense one."""
+        loaded = self.shadow.load(segment, self.shadow.program.weights)
+        exits = []
+        for i, collector in enumerate(collectors):
+            left, aims = self.dense.one(i, segment, loaded, collector.watched)
+            _, seen = self.shadow.one(i, segment, loaded, collector.watched)
+            collector.add(seen, aims)
+            exits.append(left)
+            step(2)
+        return exits
+
+    def _advance(self, exits: list[Any]) -> None:
+        """Let the original side go on; `exits` is what its segment made of its own values.
+
+        Raises:
+            CalibrationError: if mixed statistics are to compare streams of different widths.
+        """
+        alike = self.pruned.entries[0].shape == exits[0].shape
+        if self.statistics == "mixed":
+            if not alike:
+                raise CalibrationError("mixed statistics need a stream that keeps its width; use sequential or dense")
+            self.dense.entries, self.shadow.entries = exits, self.pruned.entries
+            return
+        # Where the stream itself became narrower, the dense side goes on with its own values.
+        self.shadow.entries = self.pruned.entries if alike and self.statistics == "sequential" else exits
 
     def _refit(self, here: list[Consumer], seen: dict[str, Moments], held: dict[str, Moments]) -> None:
         rewritten = self.program.fact(Rewritten)
@@ -137,6 +182,9 @@ class _Walk:
             result = self.method.refit(weight, kept, seen[consumer.node], held.get(consumer.node), self.damping)
             self.done[consumer.weight] = result
             self.changed[consumer.weight] = consumer.restore(result.weight).contiguous()
+            if result.bias is not None:
+                name = biases.name_of(consumer)
+                self.changed[name] = self.program.weights[name] + result.bias
 
     def _produced(self, rewritten: Rewritten, consumer: Consumer) -> Tensor:
         """The consumer's old matrix, all its columns, but only the rows that are left."""

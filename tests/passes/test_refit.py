@@ -9,9 +9,10 @@ from torch import Tensor, nn
 import graphprune as gp
 from graphprune.calibration import Calibration
 from graphprune.dependencies import Dependencies
+from graphprune.equations import GRID, Equations
 from graphprune.facts import Refits
 from graphprune.passes.calibrate import Calibrate
-from graphprune.passes.reconstructions.least_squares import GRID, LeastSquares, error, solve
+from graphprune.passes.reconstructions.least_squares import LeastSquares
 from graphprune.passes.refit import Refit
 from graphprune.program import Program, Rewritten
 from graphprune.segments import constants, run, split
@@ -35,6 +36,21 @@ def moments(x: Tensor) -> Moments:
     found = Moments.empty(x.shape[1])
     found.add(x)
     return found
+
+
+def system(w: Tensor, kept: Tensor, s: Tensor) -> Equations:
+    return Equations.of(w, kept, Moments(s, torch.zeros(len(s)).double()))
+
+
+def solve(w: Tensor, kept: Tensor, s: Tensor, damping: float) -> Tensor:
+    """The kept columns after least squares, from the second moments alone."""
+    return w[:, kept] + system(w, kept, s).correction(damping)
+
+
+def error(w: Tensor, new: Tensor, kept: Tensor, s: Tensor) -> float:
+    """The squared error of the output, relative to the output."""
+    found = system(w, kept, s)
+    return found.error(new - w[:, kept]) / found.whole
 
 
 def test_least_squares_solves_the_normal_equations(problem: tuple[Tensor, Tensor]) -> None:

@@ -1,0 +1,117 @@
+"""The equations behind every refit: how the outputs of a linear map change when columns go and others take over.
+
+W (m, n) reads inputs X (n, T); columns K stay, M go. The refitted map makes ``(W_K + C) X_K + b``, and should make
+``W (X + D)``, where the drift D is zero but for a refit that aims at other inputs than it gets. All errors are
+quadratic in C and b, so that the sums over tokens say everything.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from graphprune.methods import Refitted
+from graphprune.statistics import Moments
+
+GRID = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0)  # dampings, of the mean of the diagonal
+DEFAULT = 1e-2
+
+
+@dataclass(frozen=True)
+class Equations:
+    """The normal equations of a correction C to the kept columns, shape (m, kept).
+
+    R = W (X + D) - W_K X_K is what is missing: `inner` is X_K X_K^T, `cross` R X_K^T, `removed` ||R||^2, the error
+    without correction, and `whole` ||W X||^2. `missing`, shape (m,), and `inputs`, shape (kept,), are the sums of R
+    and X_K over the `tokens`. `left` is W_K, and `unit` the mean of the diagonal of X X^T.
+    """
+
+    left: Tensor
+    inner: Tensor
+    cross: Tensor
+    removed: float
+    whole: float
+    missing: Tensor
+    inputs: Tensor
+    tokens: int
+    unit: float
+
+    @classmethod
+    def of(cls, weight: Tensor, kept: Tensor, moments: Moments) -> "Equations":
+        """The equations for a matrix of shape (m, n), in double precision, and the moments of its n inputs."""
+        second, drift = moments.second, moments.drift
+        gone = torch.ones(second.shape[0], dtype=torch.bool)
+        gone[kept] = False
+        rest = weight[:, gone]
+        rows = rest @ second[gone]
+        removed, cross, missing = (rows[:, gone] * rest).sum(), rows[:, kept], rest @ moments.first[gone]
+        if drift is not None:
+            moved = weight @ drift.cross
+            removed = removed + 2 * (moved[:, gone] * rest).sum() + ((weight @ drift.second) * weight).sum()
+            cross, missing = cross + moved[:, kept], missing + weight @ drift.first
+        whole = max(float(((weight @ second) * weight).sum()), torch.finfo(second.dtype).tiny)
+        unit = float(second.diagonal().mean())
+        return cls(
+            weight[:, kept], second[kept][:, kept], cross, float(removed), whole,
+            missing, moments.first[kept], moments.tokens, unit,
+        )  # fmt: skip
+
+    @cached_property
+    def centred(self) -> "Equations":
+        """The same after the best bias has been taken out of everything."""
+        count = max(self.tokens, 1)
+        inner = self.inner - self.inputs.outer(self.inputs) / count
+        cross = self.cross - self.missing.outer(self.inputs) / count
+        removed = self.removed - float(self.missing.square().sum()) / count
+        nothing = torch.zeros_like(self.missing), torch.zeros_like(self.inputs)
+        return replace(self, inner=inner, cross=cross, removed=max(removed, 0.0), missing=nothing[0], inputs=nothing[1])
+
+    def correction(self, damping: float) -> Tensor:
+        """``R X_K^T (X_K X_K^T + damping unit I)^-1``"""
+        return ridge(self.inner, self.cross.T, damping * self.unit).T
+
+    def bias(self, correction: Tensor) -> Tensor:
+        """The mean of what is missing after a correction, shape (m,)."""
+        return (self.missing - correction @ self.inputs) / max(self.tokens, 1)
+
+    def error(self, correction: Tensor, bias: Tensor | None = None) -> float:
+        """``||R - C X_K - b||^2``"""
+        found = self.removed + float((correction * (correction @ self.inner - 2 * self.cross)).sum())
+        if bias is None:
+            return found
+        left = self.missing - correction @ self.inputs
+        return found + float((bias * (self.tokens * bias - 2 * left)).sum())
+
+
+def ridge(matrix: Tensor, right: Tensor, amount: float) -> Tensor:
+    """``(matrix + amount I)^-1 right``, for a matrix without negative eigenvalues."""
+    # A floor keeps the factorisation possible where no token ever reached a feature.
+    amount = max(amount, torch.finfo(matrix.dtype).tiny ** 0.5)
+    factor = torch.linalg.cholesky(matrix + amount * torch.eye(len(matrix), dtype=matrix.dtype))
+    return torch.cholesky_solve(right, factor)
+
+
+#: From the equations and a damping to a correction, and a bias if there is one.
+Fit = Callable[[Equations, float], tuple[Tensor, Tensor | None]]
+
+
+def refit(
+    weight: Tensor, kept: Tensor, seen: Moments, held_out: Moments | None, damping: float | None, fit: Fit
+) -> Refitted:
+    """Fit with the damping that is best on held-out tokens, to all tokens; errors are those on held-out ones.
+
+    With no `damping` given and none held out it is `DEFAULT`.
+    """
+    w = weight.double()
+    everything = Equations.of(w, kept, seen if held_out is None else seen + held_out)
+    judge = everything if held_out is None else Equations.of(w, kept, held_out)
+    if damping is None and held_out is not None:
+        tried = Equations.of(w, kept, seen)
+        damping = min(GRID, key=lambda d: judge.error(*fit(tried, d)))
+    chosen = DEFAULT if damping is None else damping
+    correction, bias = fit(everything, chosen)
+    errors = judge.removed / judge.whole, judge.error(correction, bias) / judge.whole
+    new = (w[:, kept] + correction).to(weight.dtype)
+    return Refitted(new, chosen, *errors, bias if bias is None else bias.to(weight.dtype))

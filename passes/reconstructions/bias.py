@@ -1,0 +1,32 @@
+"""FLAP's compensation (arXiv:2312.11983): a bias makes the mean of what was removed.
+
+``b' = b + W_M mu_M``; the authors take the means of the dense model, which ``refit{statistics=dense}`` does.
+"""
+
+import torch
+from torch import Tensor
+
+from graphprune.equations import Equations, refit
+from graphprune.methods import Reconstruction, Refitted
+from graphprune.passes.reconstructions import RECONSTRUCTIONS
+from graphprune.statistics import Moments
+
+
+class Bias(Reconstruction):
+    """What is left keeps its weights, and every output gets the mean of what it misses."""
+
+    adds_bias = True
+
+    def refit(
+        self, weight: Tensor, kept: Tensor, seen: Moments, held_out: Moments | None, damping: float | None
+    ) -> Refitted:
+        """The columns as they are, and a bias of shape (m,); there is nothing to damp."""
+        return refit(weight, kept, seen, held_out, 0.0, _mean)
+
+
+def _mean(system: Equations, damping: float) -> tuple[Tensor, Tensor]:
+    nothing = torch.zeros_like(system.cross)
+    return nothing, system.bias(nothing)
+
+
+RECONSTRUCTIONS.register("bias")(Bias())

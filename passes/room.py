@@ -1,0 +1,46 @@
+"""The pass that refuses a refit whose biases nothing can hold, before any time is spent on calibration."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from graphprune import biases
+from graphprune.dependencies import Dependencies
+from graphprune.errors import PlanError
+from graphprune.facts import Eligible
+from graphprune.passes.reconstructions import RECONSTRUCTIONS
+from graphprune.passes.score import in_play
+from graphprune.pipeline import PASSES, Pass
+from graphprune.program import Program
+
+
+@PASSES.register("room")
+@dataclass(frozen=True)
+class Room(Pass):
+    """See that there is room for the biases that the refit `by` adds where groups are cut that `score` judges."""
+
+    name: ClassVar[str] = "room"
+    needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible)
+    makes: ClassVar[tuple[type, ...]] = ()
+    by: str = "none"
+    score: str = "magnitude"
+
+    def run(self, program: Program) -> Program:
+        """The program as it is.
+
+        Raises:
+            PlanError: if a layer takes no bias, or the destination cannot say that it has one.
+        """
+        if not RECONSTRUCTIONS[self.by].adds_bias:
+            return program
+        dependencies, destination = program.fact(Dependencies), program.fact(Eligible).destination
+        consumers = {c.node: c for group in in_play(program, self.score) for c in dependencies.consumers_of(group)}
+        for consumer in consumers.values():
+            fault = biases.obstacle(program, consumer)
+            if not fault and consumer.bias is None:
+                fault = destination.bias_fault(biases.name_of(consumer))
+            if fault:
+                raise PlanError(
+                    f"refit {self.by} adds a bias to every layer behind a cut, and {consumer.weight} can have none: "
+                    f"{fault}; use refit least-squares or mask, or another destination"
+                )
+        return program
