@@ -17,7 +17,7 @@ from tools.zoo_benchmark.judge import Inputs
 from tools.zoo_benchmark.peers import Prune, normalises, run_all
 from tools.zoo_benchmark.record import Record, Report
 from tools.zoo_benchmark.subject import Subject
-from tools.zoo_benchmark.table import OUR_COLUMNS, PEER_COLUMNS, failures, table
+from tools.zoo_benchmark.table import OUR_COLUMNS, PEER_COLUMNS, comparison, failures, table
 from tools.zoo_benchmark.work import PEERS
 
 NAME = "hf/clm/qwen2"
@@ -85,6 +85,16 @@ def test_a_table_counts_by_family() -> None:
 def test_a_peer_has_a_table_of_its_own() -> None:
     done = record(passed=["prune", "run", "shapes"], seconds={"prune": 1.0}, removed=0.3, exact=True)
     assert list(table([done], PEER_COLUMNS))[-1] == "| total | 1 | 1 | 1 | 1 | 1 | 30% | 1.00 s |"
+
+
+def test_tools_stand_side_by_side() -> None:
+    mine = [record(exact=True, removed=0.5), record("hf/enc/bert", exact=True, removed=0.3)]
+    others = [record(), record("hf/enc/bert", exact=True, removed=0.2)]
+    assert list(comparison({"a": mine, "b": others}))[2:] == [
+        "| hf/clm | 1 | 1 (50%) | 0 (-) |",
+        "| hf/enc | 1 | 1 (30%) | 1 (20%) |",
+        "| total | 2 | 2 (40%) | 1 (20%) |",
+    ]
 
 
 class Model(nn.Module):

