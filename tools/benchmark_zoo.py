@@ -66,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--match", default="", help="only models whose name holds this text")
     parser.add_argument("--every", type=int, default=1, help="only every so many-th model of those, from the first")
     parser.add_argument("--jobs", type=int, default=1, help="models at a time")
-    parser.add_argument("--limit", type=float, default=180.0, help="seconds a model may take")
+    parser.add_argument("--limit", type=float, default=180.0, help="seconds of processor time a model may take")
     parser.add_argument("--ratio", type=float, default=0.5, help="the share of every group that is kept")
     parser.add_argument("--json", type=Path, help="the file that keeps the records")
     parser.add_argument("--readme", type=Path, help="a file with marker comments to write a summary between")

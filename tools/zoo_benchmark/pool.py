@@ -8,10 +8,14 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from time import monotonic
 
+import psutil
+
 from tools.zoo_benchmark.record import Record
 from tools.zoo_benchmark.work import work
 
 Task = tuple[str, str]  # tool and model
+LOOK = 0.5  # seconds between looks at the time
+IDLE = 10  # so much slower than its processor time a process may be
 
 
 @dataclass
@@ -20,6 +24,14 @@ class _Job:
     pipe: Connection
     last: Record
     start: float = field(default_factory=monotonic)
+
+    def seconds(self) -> float:
+        """The processor time it took so far, whatever else runs on the machine; a tenth of the time it only waited."""
+        try:
+            times = psutil.Process(self.process.pid).cpu_times()
+        except psutil.NoSuchProcess:
+            return 0.0  # it ended
+        return max(times.user + times.system, (monotonic() - self.start) / IDLE)
 
     def read(self) -> bool:
         """Take in what the process sent; False when it will send no more."""
@@ -32,7 +44,7 @@ class _Job:
 
 
 def run_all(tasks: Sequence[Task], jobs: int, limit: float, ratio: float) -> Iterator[Record]:
-    """The record of every task as it gets ready; `limit` is in seconds a task."""
+    """The record of every task as it gets ready; `limit` is in seconds of processor time a task."""
     os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the server, which imports torch
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tools.zoo_benchmark.preload"])
@@ -41,12 +53,12 @@ def run_all(tasks: Sequence[Task], jobs: int, limit: float, ratio: float) -> Ite
         while waiting or running:
             while waiting and len(running) < jobs:
                 running.append(_start(context, waiting.pop(), ratio))
-            soonest = min(job.start for job in running) + limit
-            wait([job.pipe for job in running], max(0.0, soonest - monotonic()))
+            wait([job.pipe for job in running], LOOK)
             for job in list(running):
-                if not job.read() or monotonic() - job.start > limit:
+                late = job.seconds() > limit
+                if not job.read() or late:
                     running.remove(job)
-                    yield _finish(job, limit)
+                    yield _finish(job, limit if late else None)
     finally:
         for job in running:
             job.process.kill()
@@ -61,13 +73,12 @@ def _start(context: multiprocessing.context.ForkServerContext, task: Task, ratio
     return _Job(process, receiver, Record(*task))
 
 
-def _finish(job: _Job, limit: float) -> Record:
-    """The last word of a process that ended, or that is ended now."""
-    ended = monotonic() - job.start <= limit
-    if not ended:
+def _finish(job: _Job, limit: float | None) -> Record:
+    """The last word of a process that ended, or that is ended now because of its limit."""
+    if limit is not None:
         job.process.kill()
     job.process.join()
     if job.last.stage != "done" and not job.last.fault and not job.last.exact:
-        how = f"process died with exit code {job.process.exitcode}" if ended else f"time limit of {limit:.0f} s"
-        job.last.fault = f"{how} in stage {job.last.stage!r}"
+        died = f"process died with exit code {job.process.exitcode}"
+        job.last.fault = f"{died if limit is None else f'time limit of {limit:.0f} s'} in stage {job.last.stage!r}"
     return job.last
