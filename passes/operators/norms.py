@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from math import prod
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -79,21 +80,32 @@ class RMSNorm(Rule):
         yield Example(nn.Sequential(nn.Linear(6, 8), nn.RMSNorm(8, elementwise_affine=False)), (torch.randn(3, 6),))
 
 
-@rule(aten.batch_norm.default)
-class BatchNorm(Rule):
-    """Channels are scaled and shifted one by one, by statistics that are weights."""
+class ChannelNorm(Rule):
+    """Channels are scaled and shifted one by one, and normalised `over` some other axes."""
 
-    summands = (2, 3)
+    summands: tuple[int, ...] = (2, 3)
 
-    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+    def over(self, node: fx.Node, dims: Dims) -> Dims:
+        """The axes from which the statistics of a channel are made; none where they are weights."""
+        return dims[2:]
+
+    def axes(self, flow: Flow, node: fx.Node) -> Any:
         dims = flow.dims(node.args[0])
-        for axis in (dims[0], *dims[2:]) if argument(node, 5, "training", False) is True else ():
+        for axis in self.over(node, dims):
             flow.normalise(axis, "it is normalised here")
             flow.mix(dims, [axis])
         for value in node.args[1:5]:
             for axis in flow.dims(value):
                 flow.unify(dims[1], axis)
         return dims
+
+
+@rule(aten.batch_norm.default)
+class BatchNorm(ChannelNorm):
+    """The statistics are weights, or those of the batch itself."""
+
+    def over(self, node: fx.Node, dims: Dims) -> Dims:
+        return (dims[0], *dims[2:]) if argument(node, 5, "training", False) is True else ()
 
     def examples(self) -> Iterator[Example]:
         norm = nn.BatchNorm2d(8)
@@ -107,26 +119,23 @@ class BatchNorm(Rule):
 class NativeBatchNorm(BatchNorm):
     """The same with two more outputs, which are empty."""
 
-    def axes(self, flow: Flow, node: fx.Node) -> list[Dims]:  # type: ignore[override]
+    def axes(self, flow: Flow, node: fx.Node) -> list[Dims]:
         return [super().axes(flow, node), (), ()]
 
     def examples(self) -> Iterator[Example]:
         yield Example(_Normalised(), (torch.randn(3, 6),))
 
 
-class NoStatistics(Rule):
-    """Channels are normalised by the statistics of the batch itself, which are two more outputs."""
+class NoStatistics(ChannelNorm):
+    """The statistics are those of the batch itself, and two more outputs."""
 
     summands = (2,)
 
+    def over(self, node: fx.Node, dims: Dims) -> Dims:
+        return dims[0], *dims[2:]
+
     def axes(self, flow: Flow, node: fx.Node) -> list[Dims]:
-        dims = flow.dims(node.args[0])
-        for axis in (dims[0], *dims[2:]):
-            flow.normalise(axis, "it is normalised here")
-            flow.mix(dims, [axis])
-        for value in node.args[1:3]:
-            for axis in flow.dims(value):
-                flow.unify(dims[1], axis)
+        dims = super().axes(flow, node)
         return [dims, (dims[1],), (dims[1],)]
 
     def examples(self) -> Iterator[Example]:
@@ -137,20 +146,10 @@ RULES.register(aten._native_batch_norm_legit.no_stats)(NoStatistics())
 
 
 @rule(aten.instance_norm.default)
-class InstanceNorm(Rule):
+class InstanceNorm(ChannelNorm):
     """Every channel of every sample is normalised over its pixels."""
 
     summands = (2,)
-
-    def axes(self, flow: Flow, node: fx.Node) -> Dims:
-        dims = flow.dims(node.args[0])
-        for axis in dims[2:]:
-            flow.normalise(axis, "it is normalised here")
-            flow.mix(dims, [axis])
-        for value in node.args[1:5]:
-            for axis in flow.dims(value):
-                flow.unify(dims[1], axis)
-        return dims
 
     def examples(self) -> Iterator[Example]:
         layers = nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8, affine=True), nn.ReLU(), nn.Conv2d(8, 4, 1)
@@ -158,21 +157,14 @@ class InstanceNorm(Rule):
 
 
 @rule(aten.group_norm.default)
-class GroupNorm(Rule):
+class GroupNorm(ChannelNorm):
     """Channels are normalised within groups; whole groups can be cut exactly."""
 
     summands = (3,)
 
-    def axes(self, flow: Flow, node: fx.Node) -> Dims:
-        dims = flow.dims(node.args[0])
+    def over(self, node: fx.Node, dims: Dims) -> Dims:
         _, inner = factor(dims[1], literal(node, 1))
-        for axis in (inner, *dims[2:]):
-            flow.normalise(axis, "it is normalised here")
-            flow.mix(dims, [axis])
-        for value in node.args[2:4]:
-            for axis in flow.dims(value):
-                flow.unify(dims[1], axis)
-        return dims
+        return inner, *dims[2:]
 
     def rebuild(self, cut: Cut, node: fx.Node) -> Call:
         groups, _ = factor(cut.dims(node.args[0])[1], literal(node, 1))
