@@ -1,4 +1,7 @@
-"""Architectures that nobody wrote for us are captured, analysed, cut and proven; and the judge is just."""
+"""Architectures that nobody wrote for us are captured, analysed, cut and proven; and the judge is just.
+
+This is a sample; tools/benchmark_zoo.py takes all of them.
+"""
 
 from collections.abc import Callable
 
@@ -6,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from graphprune.errors import PlanError, TraceError
+from graphprune.errors import TraceError
 from tests import zoo
 from tests.zoo.refill import refill
 from tools.zoo_benchmark import ours
@@ -16,10 +19,8 @@ from tools.zoo_benchmark.subject import subject
 
 EVERY = 24
 LONG = {"hf/clm/jamba", "hf/depth/dpt", "hf/dual/align", "hf/img/pvt", "hf/seg/mobilevit"}  # take over 20 s
-REFUSED = {  # what cannot be done is said in one clear error
-    "hf/img/bit": (PlanError, r"no group is left that magnitude may cut"),  # all channels and kernels are normalised
-    "hf/s2s/switch_transformers": (TraceError, r"torch\.export cannot capture .*modeling_switch_transformers\.py:\d+"),
-}
+INEXACT = "hf/img/bit"  # all its channels are normalised, and its kernels over theirs
+REFUSED = "hf/s2s/switch_transformers"  # what cannot be done is said in one clear error
 
 
 def sample() -> list[str]:
@@ -40,24 +41,21 @@ def examine(name: str) -> Record:
     return record
 
 
-@pytest.mark.parametrize("name", [name for name in sample() if name not in REFUSED])
+@pytest.mark.parametrize("name", [name for name in sample() if name not in {INEXACT, REFUSED}])
 def test_a_cut_architecture_gives_the_numbers_of_the_masked_one(name: str) -> None:
     record = examine(name)
     assert record.exact, record.fault
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in zoo.NAMES if name not in {*sample(), *REFUSED}])
-def test_every_architecture(name: str) -> None:
-    record = examine(name)
-    assert record.exact, record.fault
+def test_an_architecture_without_exact_groups_is_cut_and_not_called_exact() -> None:
+    record = examine(INEXACT)
+    assert (record.mode, record.exact, record.written_back) == (ours.APPROXIMATE, False, True)
+    assert record.removed > 0.5
 
 
-@pytest.mark.parametrize("name", REFUSED)
-def test_an_architecture_is_refused_with_a_reason(name: str) -> None:
-    kind, message = REFUSED[name]
-    with pytest.raises(kind, match=message):
-        examine(name)
+def test_an_architecture_is_refused_with_a_reason() -> None:
+    with pytest.raises(TraceError, match=r"torch\.export cannot capture .*modeling_switch_transformers\.py:\d+"):
+        examine(REFUSED)
 
 
 def test_an_unknown_name_is_refused() -> None:
