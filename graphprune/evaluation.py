@@ -108,12 +108,12 @@ def tokens_per_second(model: Model, windows: Tensor, *, repeats: int = 5) -> Spe
 def _caller(model: Model) -> Callable[[Tensor], Tensor]:
     """From token ids to logits of shape ``(batch, length, vocabulary)``."""
     if not isinstance(model, Program):
-        return lambda ids: _logits(model(input_ids=ids))
+        return lambda ids: logits(model(input_ids=ids))
     module, program = model.module(), model
-    return lambda ids: _logits(module(**token_inputs(program, ids)))
+    return lambda ids: logits(module(**token_inputs(program, ids)))
 
 
-def _logits(output: Any) -> Tensor:
+def logits(output: Any) -> Tensor:
     found = output["logits"] if isinstance(output, dict) else getattr(output, "logits", output)
     found = found[0] if isinstance(found, tuple | list) else found
     if not isinstance(found, Tensor) or found.dim() != 3:

@@ -40,6 +40,25 @@ class Evidence:
             )
         return self.statistics.moments[consumer.node]
 
+    @property
+    def known_gradients(self) -> Gradients:
+        """The gradients of a loss.
+
+        Raises:
+            CalibrationError: if there are none.
+        """
+        if self.gradients is None:
+            raise CalibrationError("there are no gradients; put gradients before score")
+        return self.gradients
+
+    def gradient(self, name: str) -> Tensor:
+        """The mean gradient of a parameter, in its shape."""
+        return self.known_gradients.first[name] / self.known_gradients.batches
+
+    def curvature(self, name: str) -> Tensor:
+        """The mean of the squared gradients of a parameter, in its shape."""
+        return self.known_gradients.squares[name] / self.known_gradients.batches
+
     def matrix(self, consumer: Consumer) -> Tensor:
         """The weight of a linear map in double precision, shape (outputs, columns * taps)."""
         return consumer.matrix(self.program.weights[consumer.weight]).double()

@@ -7,6 +7,7 @@ from graphprune.passes.allocate import Allocate
 from graphprune.passes.allocation import ALLOCATIONS
 from graphprune.passes.analyze import Analyze
 from graphprune.passes.calibrate import Calibrate
+from graphprune.passes.gradients import Gradients, Loss
 from graphprune.passes.reach import Reach
 from graphprune.passes.refit import Refit
 from graphprune.passes.rewrite import Rewrite
@@ -21,7 +22,7 @@ from graphprune.registry import Registry
 
 @dataclass(frozen=True)
 class Recipe:
-    """A score, an allocation and a refit under one name."""
+    """A score, an allocation and a refit under one name; `statistics` are those that the refit takes."""
 
     name: str
     description: str
@@ -29,6 +30,7 @@ class Recipe:
     score: str
     allocation: str = "uniform"
     refit: str = "none"
+    statistics: str = "sequential"
 
     @property
     def calibrates(self) -> bool:
@@ -40,10 +42,16 @@ class Recipe:
         """Does it need calibration data for its plan?"""
         return SCORES[self.score].needs_calibration or ALLOCATIONS[self.allocation].needs_calibration
 
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What it wants besides the model: calibration data, gradients of a loss on them."""
+        gradients = ["gradients"] if SCORES[self.score].gradients else []
+        return (*(["calibration"] if self.calibrates else []), *gradients)
+
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may ask of any recipe."""
+    """What a user may ask of any recipe; `loss` is for those that need gradients of other than language models."""
 
     sparsity: float | None = None
     ratio: float | None = None
@@ -52,6 +60,7 @@ class Options:
     protect: Sequence[str] = ()
     exact_only: bool = True
     seed: int = 0
+    loss: Loss | None = None
 
 
 RECIPES: Registry[str, Recipe] = Registry("recipe")
@@ -72,6 +81,73 @@ add(
         refit="least-squares",
     ),
     Recipe("fasp-no-refit", "the same selection, nothing refitted", "arXiv:2501.09412", "fasp"),
+    Recipe("wanda-sp", "column means of |W| ||x||, whole heads and neurons, no refit", "arXiv:2312.11983", "wanda-sp"),
+    Recipe(
+        "flap",
+        "fluctuation of the output, one threshold for all layers, biases for what was removed",
+        "arXiv:2312.11983",
+        "flap",
+        "global",
+        "bias",
+        "dense",
+    ),
+    Recipe(
+        "comp",
+        "condition of the input matrix, mask tuning; without the paper's coarse stage of whole layers",
+        "arXiv:2501.15255, formula reconstructed",
+        "comp",
+        refit="mask",
+    ),
+    Recipe(
+        "transact",
+        "norms of activations inside modules; least squares in one shot in the place of their training between shots",
+        "arXiv:2407.05690",
+        "transact",
+        refit="least-squares",
+    ),
+    Recipe(
+        "liar",
+        "FASP's selection, removed inputs interpolated from kept ones with an intercept",
+        "arXiv:2407.13331, estimator reconstructed",
+        "fasp",
+        refit="affine",
+    ),
+    Recipe(
+        "osscar",
+        "greedy order by the error after the best refit, without swaps, least squares",
+        "arXiv:2403.12983",
+        "osscar",
+        refit="least-squares",
+    ),
+    Recipe(
+        "goa",
+        "second moment of producer and consumer, heads too; the consumers alone are refitted",
+        "arXiv:2407.19126",
+        "goa",
+        refit="least-squares",
+    ),
+    Recipe(
+        "prunenet",
+        "neurons that hold least of the spectrum of singular values, without data or a trained policy",
+        "arXiv:2501.15296, score reconstructed",
+        "prunenet",
+    ),
+    Recipe(
+        "spa",
+        "relative magnitudes summed over coupled places, OBS updates, which are least squares",
+        "arXiv:2403.18955, after the abstract",
+        "spa",
+        refit="least-squares",
+    ),
+    Recipe("llm-pruner", "first-order Taylor terms of the loss, in all layers", "arXiv:2305.11627", "taylor"),
+    Recipe(
+        "kwon",
+        "Fisher information of masks, the best split between heads and neurons, mask tuning",
+        "arXiv:2204.09656",
+        "fisher",
+        "kwon",
+        "mask",
+    ),
     Recipe("magnitude", "the norm of all coupled weights", "baseline", "magnitude"),
     Recipe("random", "chance", "baseline", "random"),
 )
@@ -81,12 +157,15 @@ def planning(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> t
     """The passes of a recipe up to the plan; calibration gathers what the score asks for."""
     score = SCORES[recipe.score]
     if calibrate is not None:
-        calibrate = replace(calibrate, moments=score.moments, producers=score.producers)
+        searches = score.moments == "none" and ALLOCATIONS[recipe.allocation].needs_calibration
+        moments = calibrate.moments if searches else score.moments
+        calibrate = replace(calibrate, moments=moments, producers=score.producers)
     return (
         Analyze(options.destination, tuple(options.protect), options.exact_only),
         *([Reach(recipe.score, options.sparsity, options.align)] if options.sparsity is not None else []),
         *([Room(recipe.refit, recipe.score)] if recipe.refit != "none" else []),
         *([calibrate] if calibrate else []),
+        *([Gradients(options.loss)] if score.gradients else []),
         Score(recipe.score, options.seed),
         Allocate(recipe.allocation, options.sparsity, options.ratio, options.seed),
         Select(options.align),
@@ -95,7 +174,7 @@ def planning(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> t
 
 def cutting(recipe: Recipe) -> tuple[Pass, ...]:
     """The passes of a recipe after the plan."""
-    refit = [] if recipe.refit == "none" else [Refit(recipe.refit)]
+    refit = [] if recipe.refit == "none" else [Refit(recipe.refit, recipe.statistics)]
     return Rewrite(), *refit, Verify()
 
 

@@ -20,6 +20,7 @@ from graphprune.methods import Evidence
 from graphprune.passes.allocation import ALLOCATIONS
 from graphprune.passes.analysis import analyze
 from graphprune.passes.calibrate import Calibrate
+from graphprune.passes.gradients import Gradients
 from graphprune.passes.operators import RULES
 from graphprune.passes.operators.elementwise import Choice, Elementwise
 from graphprune.passes.reconstructions import RECONSTRUCTIONS
@@ -31,6 +32,7 @@ from graphprune.program import Program, Rewritten
 from graphprune.proof import Verification, verify_cut, verify_finite
 from graphprune.recipes import RECIPES, Options, pipeline
 from graphprune.spread import rows_of
+from graphprune.statistics import Gradients as Found
 from graphprune.statistics import Moments, Statistics
 
 KINDS = {type(rule).__name__: rule for rule in RULES.values()}
@@ -158,11 +160,17 @@ def batches(count: int = 9) -> tuple[tuple[tuple[Tensor], dict[str, Any]], ...]:
 
 @pytest.fixture(scope="module")
 def calibrated() -> Program:
-    return Pipeline((gp.Analyze(), Calibrate(batches=batches(), moments="full")))(network())
+    calibrate = Calibrate(batches=batches(), moments="full", producers=True)
+    return Pipeline((gp.Analyze(), calibrate, Gradients(energy)))(network())
+
+
+def energy(output: Tensor, batch: int) -> Tensor:
+    """A loss."""
+    return (output - batch).square().mean()
 
 
 def evidence(program: Program, seed: int) -> Evidence:
-    return Evidence(program, program.fact(Dependencies), program.fact(Statistics), seed)
+    return Evidence(program, program.fact(Dependencies), program.fact(Statistics), seed, program.fact(Found))
 
 
 @pytest.mark.parametrize("name", SCORES)
@@ -225,9 +233,9 @@ def test_a_recipe_runs(name: str) -> None:
     recipe = RECIPES[name]
     calibrate = Calibrate(batches=batches()) if recipe.calibrates else None
     program = network()
-    small = pipeline(recipe, Options(sparsity=0.3), calibrate)(program)
+    small = pipeline(recipe, Options(sparsity=0.3, loss=energy), calibrate)(program)
     assert small.count() == pytest.approx(0.7 * program.count(), rel=0.02)
     assert small.fact(Verification).max_error <= 1e-4
-    again = pipeline(recipe, Options(sparsity=0.3), calibrate)(network())
+    again = pipeline(recipe, Options(sparsity=0.3, loss=energy), calibrate)(network())
     assert again.fact(Plan).digest == small.fact(Plan).digest
     assert all(torch.equal(again.weights[n], small.weights[n]) for n in small.fact(Rewritten).keep)

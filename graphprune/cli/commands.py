@@ -164,8 +164,12 @@ def recipes(json: Json = False) -> Show:
     """List the pruning methods and what each is made of."""
     if json:
         return partial(print_json, RECIPES)
-    rows = [[r.name, r.description, r.score, r.allocation, r.refit, r.source] for r in RECIPES.values()]
-    return partial(show.rows, "recipes", ("name", "what it does", "score", "allocation", "refit", "source"), rows)
+    rows = [
+        [r.name, r.description, r.score, r.allocation, r.refit, ", ".join(r.needs) or "-", r.source]
+        for r in RECIPES.values()
+    ]
+    columns = ("name", "what it does", "score", "allocation", "refit", "needs", "source")
+    return partial(show.rows, "recipes", columns, rows)
 
 
 def _answer(title: str, found: object, json: bool) -> Show:

@@ -6,14 +6,13 @@ the score is ||W_j||_1 ||x_j||_2. A group with several consumers adds up theirs.
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from graphprune.contracts import Consumer
 from graphprune.dependencies import Group
 from graphprune.methods import Evidence, Score
 from graphprune.passes.scores import SCORES
-from graphprune.spread import by_index, rows_of
+from graphprune.spread import at_consumers
 
 
 class Fasp(Score):
@@ -31,13 +30,11 @@ class Fasp(Score):
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:
         """The score of every index, shape (rows, group.size)."""
-        total = torch.zeros(rows_of(group, evidence.dependencies), group.size, dtype=torch.float64)
-        for consumer in evidence.dependencies.consumers_of(group):
-            norms = evidence.moments(consumer).squares.sqrt()
-            columns = (evidence.matrix(consumer).abs().sum(0) * norms).reshape(-1, consumer.taps).sum(1)
-            axis = evidence.dependencies.tensors[consumer.weight][consumer.dim]
-            total += by_index(columns, axis, group, evidence.dependencies)
-        return total
+
+        def columns(consumer: Consumer) -> Tensor:
+            return evidence.matrix(consumer).abs().sum(0) * evidence.moments(consumer).squares.sqrt()
+
+        return at_consumers(group, evidence, columns)
 
 
 SCORES.register("fasp")(Fasp())

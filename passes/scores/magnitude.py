@@ -8,7 +8,7 @@ from torch import Tensor
 from graphprune.dependencies import Group
 from graphprune.methods import Evidence, Score
 from graphprune.passes.scores import SCORES
-from graphprune.spread import by_index, chooser, rows_of
+from graphprune.spread import at_places, rows_of
 
 
 class Magnitude(Score):
@@ -16,15 +16,9 @@ class Magnitude(Score):
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:
         """The score of every index, shape (rows, group.size)."""
-        squares = torch.zeros(rows_of(group, evidence.dependencies), group.size, dtype=torch.float64)
-        for place in group.places:
-            if place.parameter in evidence.program.parameters:
-                weight = evidence.program.weights[place.parameter].abs().double()
-                stay = (place.dim, chooser(place, group, evidence.dependencies))
-                other = [dim for dim in range(weight.dim()) if dim not in stay]
-                per_index = weight.square().sum(other) if other else weight.square()
-                squares += by_index(per_index, place.axis, group, evidence.dependencies)
-        return squares.sqrt()
+        weights = evidence.program.weights
+        places = at_places(group, evidence, lambda name: weights[name].abs().double().square())
+        return torch.stack(places).sum(0).sqrt()
 
 
 class Random(Score):

@@ -1,0 +1,135 @@
+"""The pass that runs calibration inputs forward and backward, and keeps the gradients of a loss."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx
+from torch.nn.functional import cross_entropy
+
+from graphprune.calibration import Calibration
+from graphprune.dependencies import Dependencies, Group
+from graphprune.errors import CalibrationError
+from graphprune.evaluation import logits
+from graphprune.facts import Eligible
+from graphprune.methods import Evidence
+from graphprune.objective import Objective
+from graphprune.pipeline import PASSES, Pass
+from graphprune.program import Program
+from graphprune.progress import progress
+from graphprune.spread import at_consumers, rows_of
+from graphprune.statistics import Gradients as Found
+
+#: The loss of an output, and the number of the calibration batch that it belongs to.
+Loss = Callable[[Any, int], Tensor]
+
+
+@PASSES.register("gradients")
+@dataclass(frozen=True)
+class Gradients(Pass):
+    """Gather gradients of a loss at all parameters of eligible groups, by full backward passes over the dense model.
+
+    The loss of a causal language model is that of the next token; for any other model `loss` is given from Python.
+    """
+
+    name: ClassVar[str] = "gradients"
+    needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible, Calibration)
+    makes: ClassVar[tuple[type, ...]] = (Found,)
+    loss: Loss | None = field(default=None, repr=False)
+
+    def run(self, program: Program) -> Program:
+        """The program with gradients.
+
+        Raises:
+            CalibrationError: if no loss is given or known, or a gradient is not finite.
+        """
+        loss, calibration = self.loss or _likelihood(program), program.fact(Calibration)
+        groups = program.fact(Eligible).groups
+        names = {place.parameter for group in groups for place in group.places} & program.parameters
+        module = program.module()
+        weights = _watched(module, program, names)
+        sums = _Sums(program, groups)
+        spec = pytree.tree_flatten((program.inputs[0], dict(program.inputs[1])))[1]
+        with progress("differentiating", len(calibration.batches)) as step, torch.enable_grad():
+            for i, leaves in enumerate(calibration.batches):
+                args, kwargs = pytree.tree_unflatten(list(leaves), spec)
+                module.zero_grad()
+                loss(module(*args, **kwargs), i).backward()  # type: ignore[no-untyped-call]
+                sums.add({name: _gradient(name, weight) for name, weight in weights.items()})
+                step()
+        return program.with_facts(sums.found())
+
+
+def _watched(module: fx.GraphModule, program: Program, names: set[str]) -> dict[str, Tensor]:
+    """The parameters of these names, which alone want gradients."""
+    found = {program.name(alias): weight for alias, weight in module.named_parameters(remove_duplicate=False)}
+    for name, weight in found.items():
+        weight.requires_grad_(name in names and weight.is_floating_point())
+    return {name: found[name] for name in sorted(names) if found[name].requires_grad}
+
+
+def _gradient(name: str, weight: Tensor) -> Tensor:
+    grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+    if not torch.isfinite(grad).all():
+        raise CalibrationError(f"the gradient of {name} holds NaN or infinity; check the loss and the calibration data")
+    return grad
+
+
+@dataclass
+class _Sums:
+    """What is added up over batches."""
+
+    program: Program
+    groups: Sequence[Group]
+    first: dict[str, Tensor] = field(default_factory=dict)
+    squares: dict[str, Tensor] = field(default_factory=dict)
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    batches: int = 0
+
+    def add(self, gradients: Mapping[str, Tensor]) -> None:
+        """See the gradients of one batch."""
+        self.batches += 1
+        for name, grad in gradients.items():
+            self.first[name] = self.first.get(name, torch.zeros(())) + grad
+            self.squares[name] = self.squares.get(name, torch.zeros(())) + grad.square()
+        evidence = Evidence(self.program, self.program.fact(Dependencies), None)
+        for group in self.groups:
+            slope = _slope(group, evidence, gradients)
+            self.masks[group.name] = self.masks.get(group.name, torch.zeros(())) + slope.square()
+
+    def found(self) -> Found:
+        """The fact."""
+        return Found(self.first, self.squares, self.masks, self.batches)
+
+
+def _slope(group: Group, evidence: Evidence, gradients: Mapping[str, Tensor]) -> Tensor:
+    """The derivative of the loss by a factor on the inputs of all maps that contract the group, (rows, group.size)."""
+    if not evidence.dependencies.consumers_of(group):
+        return torch.zeros(rows_of(group, evidence.dependencies), group.size, dtype=torch.float64)
+    return at_consumers(
+        group, evidence, lambda c: (evidence.matrix(c) * c.matrix(gradients[c.weight])).sum(0, dtype=torch.float64)
+    )
+
+
+def _likelihood(program: Program) -> Loss:
+    """The mean negative log likelihood of the next token.
+
+    Raises:
+        CalibrationError: if the program is no causal language model.
+    """
+    if not Objective.of(program).predicts:
+        raise CalibrationError(
+            "the model is no causal language model, whose loss would be known; pass loss, a function of the output and "
+            "the number of the calibration batch, from Python"
+        )
+    batches = program.fact(Calibration).batches
+    args, kwargs = program.inputs
+    place = next(i for i, leaf in enumerate(program.flat(args, kwargs)) if leaf is kwargs["input_ids"])
+
+    def loss(output: Any, i: int) -> Tensor:
+        ids = batches[i][place]
+        return cross_entropy(logits(output)[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
+
+    return loss

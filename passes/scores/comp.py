@@ -1,0 +1,82 @@
+"""COMP (arXiv:2501.15255): the condition of the matrix of inputs; what others can say as well goes first.
+
+After COMP; its formula is not public, and the abstract speaks of a matrix condition only. Two reconstructions: ``comp``
+is the logarithm of the condition number of S without input j, for what leaves the rest well conditioned may go;
+``comp-inflation`` the inverse of the variance inflation factor ``C_jj [C^-1]_jj``, which is the share of the
+variance of input j that the others do not explain. Neither looks at the weights.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from graphprune.contracts import Consumer
+from graphprune.dependencies import Group
+from graphprune.equations import DEFAULT
+from graphprune.methods import Evidence, Score
+from graphprune.passes.scores import SCORES
+from graphprune.spread import at_consumers
+from graphprune.statistics import Moments
+
+STEPS = 100  # of bisection: no number in double precision needs more
+
+
+def condition(seen: Moments) -> Tensor:
+    """The logarithm of the condition number of the damped S without each of its inputs, shape (n,).
+
+    The eigenvalues of S without row and column j are the roots of ``sum_i q_ji^2 / (e_i - x)`` for the eigenvalues e
+    and eigenvectors q of S; they lie between those of S.
+    """
+    if len(seen.second) < 3:
+        return torch.zeros(len(seen.second), dtype=torch.float64)
+    values, vectors = torch.linalg.eigh(_damped(seen.second))
+    shares = vectors.square()
+    lowest, highest = (_root(values, shares, *values[i : i + 2]) for i in (0, len(values) - 2))
+    return highest.log() - lowest.log()
+
+
+def unexplained(seen: Moments) -> Tensor:
+    """The share of the variance of every input that the others do not explain, shape (n,)."""
+    covariance = _damped(seen.second / seen.tokens - seen.mean.outer(seen.mean))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
+    found: Tensor = 1 / (covariance.diagonal() * inverse.diagonal())
+    return found
+
+
+def _root(values: Tensor, shares: Tensor, low: Tensor, high: Tensor) -> Tensor:
+    """The root between two neighbouring eigenvalues for every input, shape (n,); the sum rises between them."""
+    bounds = low.expand(len(values)).clone(), high.expand(len(values)).clone()
+    for _ in range(STEPS):
+        middle = (bounds[0] + bounds[1]) / 2
+        above = (shares / (values - middle[:, None])).sum(1) > 0
+        bounds = torch.where(above, bounds[0], middle), torch.where(above, middle, bounds[1])
+    return (bounds[0] + bounds[1]) / 2
+
+
+def _damped(matrix: Tensor) -> Tensor:
+    ridge = max(DEFAULT * float(matrix.diagonal().mean()), torch.finfo(matrix.dtype).tiny ** 0.5)
+    found: Tensor = matrix + ridge * torch.eye(len(matrix), dtype=matrix.dtype)
+    return found
+
+
+@dataclass(frozen=True)
+class Comp(Score):
+    """What `measure` says of the inputs of a linear map, averaged over the columns of an index."""
+
+    measure: Callable[[Moments], Tensor]
+
+    moments = "full"
+
+    def applies(self, group: Group, consumers: Sequence[Consumer]) -> bool:
+        """Innermost groups that linear maps contract."""
+        return bool(consumers) and group.inner == 1
+
+    def score(self, group: Group, evidence: Evidence) -> Tensor:
+        """The score of every index, shape (rows, group.size)."""
+        return at_consumers(group, evidence, lambda c: self.measure(evidence.moments(c)), mean=True)
+
+
+SCORES.register("comp")(Comp(condition))
+SCORES.register("comp-inflation")(Comp(unexplained))

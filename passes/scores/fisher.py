@@ -1,0 +1,32 @@
+"""Kwon et al. (arXiv:2204.09656): the diagonal Fisher information of masks, from the authors' code.
+
+A mask multiplies the inputs of the maps that contract a group; the score is the sum over calibration batches of
+the squared derivative of the loss by each of its entries, at one.
+"""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from graphprune.contracts import Consumer
+from graphprune.dependencies import Group
+from graphprune.methods import Evidence, Score
+from graphprune.passes.scores import SCORES
+from graphprune.spread import outermost
+
+
+class Fisher(Score):
+    """``sum over batches of (dL / dmask_j)^2``"""
+
+    gradients = True
+
+    def applies(self, group: Group, consumers: Sequence[Consumer]) -> bool:
+        """Neurons, channels and whole heads."""
+        return outermost(group, consumers)
+
+    def score(self, group: Group, evidence: Evidence) -> Tensor:
+        """The score of every index, shape (rows, group.size)."""
+        return evidence.known_gradients.masks[group.name]
+
+
+SCORES.register("fisher")(Fisher())

@@ -1,0 +1,59 @@
+"""FLAP (arXiv:2312.11983, section 3.2): how much the output fluctuates without an input; from the authors' code.
+
+What a removed input makes on average, a bias can replace; what is left is its variance. The three metrics of the paper
+are weighted input feature variance (``flap``), the variance alone (``flap-ifv``), and the weighted input feature norm
+(``flap-wifn``).
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from graphprune.contracts import Consumer
+from graphprune.dependencies import Group
+from graphprune.methods import Evidence, Score
+from graphprune.passes.scores import SCORES
+from graphprune.spread import at_consumers, outermost
+from graphprune.statistics import Moments
+
+
+def weighted_variance(weight: Tensor, seen: Moments) -> Tensor:
+    """``Var(x_j) ||W_j||^2``, shape (n,)"""
+    return variance(weight, seen) * weight.square().sum(0)
+
+
+def variance(weight: Tensor, seen: Moments) -> Tensor:
+    """``Var(x_j)``, shape (n,)"""
+    return (seen.squares / seen.tokens - seen.mean.square()).clamp(min=0)
+
+
+def weighted_norm(weight: Tensor, seen: Moments) -> Tensor:
+    """The mean of ``|W_ij|`` times the root mean square of x_j, shape (n,)."""
+    return weight.abs().mean(0) * (seen.squares / seen.tokens).sqrt()
+
+
+@dataclass(frozen=True)
+class Flap(Score):
+    """One metric of a column; whole heads average their columns."""
+
+    metric: Callable[[Tensor, Moments], Tensor]
+
+    moments = "diagonal"
+
+    def applies(self, group: Group, consumers: Sequence[Consumer]) -> bool:
+        """Neurons, channels and whole heads."""
+        return outermost(group, consumers)
+
+    def score(self, group: Group, evidence: Evidence) -> Tensor:
+        """The score of every index, shape (rows, group.size)."""
+
+        def columns(consumer: Consumer) -> Tensor:
+            return self.metric(evidence.matrix(consumer), evidence.moments(consumer))
+
+        return at_consumers(group, evidence, columns, mean=True)
+
+
+SCORES.register("flap")(Flap(weighted_variance))
+SCORES.register("flap-ifv")(Flap(variance))
+SCORES.register("flap-wifn")(Flap(weighted_norm))

@@ -1,0 +1,109 @@
+"""Optimal Brain Surgeon on columns (OSSCAR, arXiv:2403.12983): the error that is left after the best refit.
+
+Of one column it is ``||W_j||^2 / [S^-1]_jj``, of several that go together ``tr(W_g [(S^-1)_gg]^-1 W_g^T)``. ``obs``
+takes every index alone; ``osscar`` removes one after the other, refits the rest, and judges it again. Its local
+search by swaps is left out.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from graphprune.contracts import Consumer
+from graphprune.dependencies import Group
+from graphprune.equations import DEFAULT
+from graphprune.methods import Evidence, Score
+from graphprune.passes.scores import SCORES
+from graphprune.spread import outermost, positions, rows_of
+
+ROUNDS = 64  # between which everything is judged again
+
+
+@dataclass
+class Problem:
+    """One linear map: its matrix (m, n), the inverse of the damped S of its inputs (n, n), and the columns that belong
+    to each index of a group, shape (rows, size, count). Columns that are gone are zero, with ones in the diagonal."""
+
+    weight: Tensor
+    inverse: Tensor
+    columns: Tensor
+
+    @classmethod
+    def of(cls, consumer: Consumer, group: Group, evidence: Evidence) -> "Problem":
+        """The problem of a map, nothing removed."""
+        axis = evidence.dependencies.tensors[consumer.weight][consumer.dim]
+        places = positions(axis, group, evidence.dependencies)
+        columns = places[..., None] * consumer.taps + torch.arange(consumer.taps)
+        second = evidence.moments(consumer).second
+        ridge = max(DEFAULT * float(second.diagonal().mean()), torch.finfo(second.dtype).tiny ** 0.5)
+        damped = second + ridge * torch.eye(len(second), dtype=second.dtype)
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+        return cls(evidence.matrix(consumer), inverse, columns.flatten(2))
+
+    def errors(self) -> Tensor:
+        """``tr(W_g [(S^-1)_gg]^-1 W_g^T)`` of every index, shape (rows, size)."""
+        sets = self.columns.flatten(0, 1)
+        inner = self.inverse[sets[:, :, None], sets[:, None, :]]
+        weight = self.weight.T[sets]
+        found: Tensor = (weight * torch.linalg.solve(inner, weight)).sum((1, 2))
+        return found.view(self.columns.shape[:2])
+
+    def remove(self, chosen: Tensor) -> None:
+        """Remove the columns of the indices `chosen` of every row, shape (rows, how many), and refit the rest."""
+        gone = self.columns.gather(1, chosen[..., None].expand(-1, -1, self.columns.shape[2])).flatten()
+        cross = self.inverse[gone]
+        step = torch.linalg.solve(cross[:, gone], cross)
+        self.weight = self.weight - self.weight[:, gone] @ step
+        self.inverse = self.inverse - cross.T @ step
+        self.weight[:, gone] = 0
+        self.inverse[gone] = 0
+        self.inverse[:, gone] = 0
+        self.inverse[gone, gone] = 1
+
+
+class Obs(Score):
+    """The error after the best refit, of each index alone."""
+
+    moments = "full"
+
+    def applies(self, group: Group, consumers: Sequence[Consumer]) -> bool:
+        """Innermost groups that linear maps contract."""
+        return bool(consumers) and group.inner == 1
+
+    def score(self, group: Group, evidence: Evidence) -> Tensor:
+        """The score of every index, shape (rows, group.size)."""
+        consumers = evidence.dependencies.consumers_of(group)
+        return torch.stack([Problem.of(consumer, group, evidence).errors() for consumer in consumers]).sum(0)
+
+
+class Osscar(Score):
+    """The place of every index in the order in which the greedy search removes them; the last is kept longest."""
+
+    moments = "full"
+
+    def applies(self, group: Group, consumers: Sequence[Consumer]) -> bool:
+        """Neurons, channels and whole heads."""
+        return outermost(group, consumers)
+
+    def score(self, group: Group, evidence: Evidence) -> Tensor:
+        """The score of every index, shape (rows, group.size)."""
+        consumers = evidence.dependencies.consumers_of(group)
+        problems = [Problem.of(consumer, group, evidence) for consumer in consumers]
+        order = torch.full((rows_of(group, evidence.dependencies), group.size), torch.inf, dtype=torch.float64)
+        batch = -(-group.size // ROUNDS)
+        for start in range(0, group.size, batch):
+            errors = torch.stack([problem.errors() for problem in problems]).sum(0)
+            errors[order.isfinite()] = torch.inf
+            chosen = errors.argsort(dim=1, stable=True)[:, : min(batch, group.size - start)]
+            places = torch.arange(start, start + chosen.shape[1], dtype=torch.float64).expand(chosen.shape)
+            order = order.scatter(1, chosen, places)
+            if start + batch < group.size:
+                for problem in problems:
+                    problem.remove(chosen)
+        return order
+
+
+SCORES.register("obs")(Obs())
+SCORES.register("osscar")(Osscar())

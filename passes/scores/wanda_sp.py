@@ -1,0 +1,32 @@
+"""Wanda-sp, the structured form of Wanda that FLAP (arXiv:2312.11983) compares with; from its authors' code."""
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from graphprune.contracts import Consumer
+from graphprune.dependencies import Group
+from graphprune.methods import Evidence, Score
+from graphprune.passes.scores import SCORES
+from graphprune.spread import at_consumers, outermost
+
+
+class WandaSp(Score):
+    """The mean of |W_ij| ||x_j|| over a column; whole heads average their columns."""
+
+    moments = "diagonal"
+
+    def applies(self, group: Group, consumers: Sequence[Consumer]) -> bool:
+        """Neurons, channels and whole heads."""
+        return outermost(group, consumers)
+
+    def score(self, group: Group, evidence: Evidence) -> Tensor:
+        """The score of every index, shape (rows, group.size)."""
+
+        def columns(consumer: Consumer) -> Tensor:
+            return evidence.matrix(consumer).abs().mean(0) * evidence.moments(consumer).squares.sqrt()
+
+        return at_consumers(group, evidence, columns, mean=True)
+
+
+SCORES.register("wanda-sp")(WandaSp())
