@@ -16,7 +16,7 @@ from graphprune.axes import Axis, Prime, primes, resolve
 from graphprune.dependencies import Dependencies, Group
 from graphprune.errors import LoadError, PlanError
 from graphprune.kept import Keep, Kept, kept
-from graphprune.program import Program
+from graphprune.program import Dropped, Program
 
 FORMAT = 1
 Rows = tuple[tuple[int, ...], ...]
@@ -29,13 +29,15 @@ class Plan:
     `groups` holds, for every group that is cut, the kept indices of its axis: one row, or a row for each index of
     the group that it is linked to. `keep` says the same of every dimension of every parameter and buffer that
     changes, as LongTensors: 1-D, or with a dimension for each of the parameter's where one of them, the experts of a
-    stack say, chooses the indices of another. `fingerprint` names the program for which the plan was made.
+    stack say, chooses the indices of another. `blocks` names what is dropped as a whole, before anything else is
+    cut. `fingerprint` names the program for which the plan was made, without those blocks.
     """
 
     fingerprint: str
     groups: Mapping[str, Rows]
     keep: Mapping[str, Mapping[int, Tensor]]
     made_by: Mapping[str, Any] = field(default_factory=dict)
+    blocks: tuple[str, ...] = ()
 
     @cached_property
     def widths(self) -> Mapping[str, int]:
@@ -45,7 +47,8 @@ class Plan:
     @cached_property
     def digest(self) -> str:
         """A hash of everything that decides what is cut."""
-        text = json.dumps({"program": self.fingerprint, "groups": self.groups}, sort_keys=True)
+        known = {"program": self.fingerprint, "groups": self.groups}
+        text = json.dumps(known | ({"blocks": self.blocks} if self.blocks else {}), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def save(self, path: str | Path) -> None:
@@ -53,7 +56,7 @@ class Plan:
         keep = {name: {dim: index.tolist() for dim, index in dims.items()} for name, dims in self.keep.items()}
         text = json.dumps(
             {"format": FORMAT, "fingerprint": self.fingerprint, "made_by": dict(self.made_by),
-             "groups": dict(self.groups), "keep": keep}
+             "groups": dict(self.groups), "keep": keep, "blocks": self.blocks}
         )  # fmt: skip
         beside = Path(f"{path}.partial")
         beside.write_text(text)
@@ -77,7 +80,7 @@ class Plan:
                 name: {int(dim): torch.tensor(index, dtype=torch.long) for dim, index in dims.items()}
                 for name, dims in data["keep"].items()
             }
-            return cls(data["fingerprint"], groups, keep, data["made_by"])
+            return cls(data["fingerprint"], groups, keep, data["made_by"], tuple(data.get("blocks", ())))
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
             raise LoadError(
                 f"{path} is no plan that graphprune saved: {fault!r}; make one with `graphprune prune --plan-only`"
@@ -91,7 +94,8 @@ def make(program: Program, dependencies: Dependencies, groups: Mapping[str, Rows
         PlanError: if a group is unknown, or its rows do not fit it.
     """
     keep = primes_to_keep(dependencies, groups)
-    return Plan(program.fingerprint(), dict(groups), by_parameter(dependencies, keep), made_by)
+    blocks = program.fact(Dropped).blocks if Dropped in program.facts else ()
+    return Plan(program.fingerprint(), dict(groups), by_parameter(dependencies, keep), made_by, blocks)
 
 
 def bind(program: Program, dependencies: Dependencies, plan: Plan) -> Keep:

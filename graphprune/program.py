@@ -25,6 +25,7 @@ class Source:
     path: Path
     kind: str  # "huggingface", "pt2" or "python"
     dtype: torch.dtype = torch.float32  # in which the weights are stored
+    dropped: tuple[str, ...] = ()  # entries of its lists of modules that the program does not have
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,19 @@ class Rewritten:
     groups: Mapping[str, tuple[tuple[int, ...], ...]]
     scales: Mapping[str, float]
     follow: Callable[["Program", nn.Module], Any]
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A fact: the program from which blocks were dropped, their names there, and how the original module can follow.
+
+    `follow` takes blocks out of a module and returns what it found and how to undo it; it is None if the module cannot
+    follow, since parts of blocks were dropped.
+    """
+
+    original: "Program"
+    blocks: tuple[str, ...]
+    follow: Callable[["Program", nn.Module], tuple[Any, Callable[[], None]]] | None
 
 
 @dataclass(frozen=True)
@@ -119,9 +133,25 @@ class Program:
         Raises:
             WriteBackError: if nothing was cut, or the module cannot follow; it is left as it was.
         """
-        if Rewritten not in self.facts:
+        rewritten, dropped = self.facts.get(Rewritten), self.facts.get(Dropped)
+        if rewritten is None and dropped is None:
             raise WriteBackError("nothing was cut from this program; apply a plan first")
-        return self.fact(Rewritten).follow(self, module)
+        if rewritten is not None and dropped is None:
+            return rewritten.follow(self, module)
+        assert dropped is not None
+        if dropped.follow is None:
+            raise WriteBackError(
+                f"parts of blocks, such as {dropped.blocks[0]}, cannot be taken out of a module; use the rewritten "
+                "graph, program.module(), instead"
+            )
+        found, undo = dropped.follow(rewritten.original if rewritten else self, module)
+        if rewritten is None:
+            return found
+        try:
+            return rewritten.follow(self, module)
+        except BaseException:
+            undo()
+            raise
 
     def _attribute(self, name: str) -> Tensor:
         tensor = self.weights[name]

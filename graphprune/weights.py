@@ -146,6 +146,26 @@ class Masked(_Cut):
 
 
 @dataclass(frozen=True)
+class Renamed(Mapping[str, Tensor]):
+    """The weights of `base` under new names: `names` says for each of them the old one."""
+
+    base: Weights
+    names: Mapping[str, str]
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self.base[self.names[name]]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.names
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+@dataclass(frozen=True)
 class Scaled(Mapping[str, Tensor]):
     """The weights of `base`, some of them multiplied by a number, or by a tensor that broadcasts to their shape."""
 

@@ -1,7 +1,7 @@
 """Write-back: the original module, made as narrow as the rewritten graph."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,6 +18,7 @@ from graphprune.modes import evaluation, undisturbed
 from graphprune.plans import Plan, make
 from graphprune.program import Inputs, Program, Rewritten
 from graphprune.proof import Verification, compare, fresh_inputs, run
+from graphprune.shorter import shorten_module
 from graphprune.sizes import watch
 from graphprune.slots import Slot, Undo, slots
 from graphprune.weights import Scaled
@@ -73,6 +74,40 @@ def write_back(cut: Cut, program: Program, module: nn.Module) -> WrittenBack:
     return WrittenBack(found.outcome, left, reasons, found.small.count() - program.count(), found.multiplied)
 
 
+def drop_back(program: Program, module: nn.Module, entries: Sequence[str]) -> tuple[WrittenBack, Callable[[], None]]:
+    """Take entries out of the lists of `module`, in place, as they are gone from the program; and how to undo it.
+
+    Raises:
+        WriteBackError: if the module does not agree with the graph then; it is left as it was.
+    """
+    undo = Undo()
+    try:
+        with evaluation(module):
+            left = shorten_module(undo, module, entries)
+            found = [_agreement(module, _case(program, seed), seed) for seed in range(CASES)]
+    except Exception as fault:  # a forward may count on its layers in any way
+        undo.back()
+        raise WriteBackError(
+            f"{type(module).__name__} cannot go without {', '.join(entries)}: {first_line(fault)}; use the rewritten "
+            "graph, program.module(), instead"
+        ) from fault
+    return WrittenBack(max(found, key=lambda verification: verification.max_error), left), undo.back
+
+
+def _case(program: Program, seed: int) -> tuple[Inputs, Any]:
+    """Fresh inputs, and what the graph makes of them."""
+    args, kwargs = fresh_inputs(program, seed)
+    return (args, kwargs), run(program.module(), args, kwargs, seed)
+
+
+def _agreement(module: nn.Module, case: tuple[Inputs, Any], seed: int) -> Verification:
+    """Compare the module with the graph on one case."""
+    (args, kwargs), expected = case
+    with undisturbed(module):
+        got = run(module, args, kwargs, seed)
+    return compare(expected, got, "rewritten graph and written-back module")
+
+
 def _check_names(program: Program, module: nn.Module) -> None:
     """Refuse a module whose parameters are not those of the original program."""
     rewritten = program.fact(Rewritten)
@@ -110,7 +145,7 @@ class _Search:
         self.dependencies = self.rewritten.original.fact(Dependencies)
         self.said = said_by_weights(module)
         self.uses = watch(module, slots(module), *self.rewritten.original.inputs)
-        self.cases = [self._case(program, seed) for seed in range(CASES)]
+        self.cases = [_case(program, seed) for seed in range(CASES)]
 
     def narrowest(self) -> _Trial:
         """Leave the module as narrow as it can be."""
@@ -182,18 +217,10 @@ class _Search:
             self.undo.back(mark)
             return fault
 
-    def _case(self, program: Program, seed: int) -> tuple[Inputs, Any]:
-        """Fresh inputs, and what the graph makes of them."""
-        args, kwargs = fresh_inputs(program, seed)
-        return (args, kwargs), run(program.module(), args, kwargs, seed)
-
     def agree(self) -> Verification:
         """Compare the module with the graph on fresh inputs; its buffers are as before afterwards."""
-        found = []
-        for seed, ((args, kwargs), expected) in enumerate(self.cases):
-            with evaluation(self.module), undisturbed(self.module):
-                got = run(self.module, args, kwargs, seed)
-            found.append(compare(expected, got, "rewritten graph and written-back module"))
+        with evaluation(self.module):
+            found = [_agreement(self.module, case, seed) for seed, case in enumerate(self.cases)]
         return max(found, key=lambda verification: verification.max_error)
 
     def _rows(self, widths: padding.Widths) -> Any:

@@ -1,0 +1,8 @@
+"""Importances of blocks: which of them can be dropped; one method a file."""
+
+from graphprune.depth import Importance
+from graphprune.registry import Registry, discover
+
+IMPORTANCES: Registry[str, Importance] = Registry("importance of blocks")
+
+discover(__name__, __path__)

@@ -1,0 +1,23 @@
+"""SLEB (arXiv:2402.09025, section 3.2): the loss of the current model without a block, asked again after each."""
+
+from collections.abc import Callable, Sequence
+
+from graphprune.depth import Importance, Unit
+from graphprune.objective import Objective
+from graphprune.passes.depth import IMPORTANCES
+from graphprune.program import Program
+
+
+class Sleb(Importance):
+    """The loss on calibration data without the block: of a language model the likelihood of the next token, of others
+    the error of the outputs."""
+
+    stepwise = True
+
+    def importance(self, program: Program, units: Sequence[Unit], without: Callable[[Unit], Program]) -> list[float]:
+        """The importance of every unit."""
+        objective = Objective.of(program)
+        return [objective.loss_of(without(unit)) for unit in units]
+
+
+IMPORTANCES.register("sleb")(Sleb())
