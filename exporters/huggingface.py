@@ -121,7 +121,7 @@ def _source(program: Program) -> Source:
 
 
 def _fitted(program: Program, source: Source, destination: Destination) -> PreTrainedConfig:
-    config = hf.config(source.path)
+    config = hf.settings(source)
     names = describe(on_meta(flat(config))).shapes
     if unknown := sorted(program.parameters - names.keys()):
         kind = stock_class(config).__name__

@@ -17,6 +17,7 @@ from graphprune.errors import GraphpruneError as GraphpruneError
 from graphprune.passes.allocate import Allocate as Allocate
 from graphprune.passes.analyze import Analyze as Analyze
 from graphprune.passes.calibrate import Calibrate as Calibrate
+from graphprune.passes.drop import Drop as Drop
 from graphprune.passes.refit import Refit as Refit
 from graphprune.passes.rewrite import Rewrite as Rewrite
 from graphprune.passes.score import Score as Score

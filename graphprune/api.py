@@ -14,12 +14,13 @@ from graphprune.frontends.loading import load as load
 from graphprune.frontends.modules import trace as trace
 from graphprune.passes.analysis import analyze as _analyze
 from graphprune.passes.calibrate import Calibrate
+from graphprune.passes.drop import drop
 from graphprune.passes.rewrite import rewrite
 from graphprune.passes.verify import prove
 from graphprune.pipeline import Pipeline
 from graphprune.plans import Plan
-from graphprune.program import Program
-from graphprune.proof import Verification
+from graphprune.program import Dropped, Program
+from graphprune.proof import Verification, verify_cut
 from graphprune.pruning import apply_plan as apply_plan
 from graphprune.pruning import prune as prune
 
@@ -66,7 +67,9 @@ def apply(program: Program, plan: Plan) -> Program:
     Raises:
         PlanError: if the plan was made for another model.
     """
-    return rewrite(program, plan)
+    if plan.blocks and Dropped not in program.facts:
+        program = drop(program, plan.blocks)
+    return rewrite(program, plan) if plan.groups or not plan.blocks else program
 
 
 def verify(program: Program, small: Program, plan: Plan) -> Verification:
@@ -75,6 +78,10 @@ def verify(program: Program, small: Program, plan: Plan) -> Verification:
     Raises:
         VerificationError: if it does not.
     """
+    if plan.blocks and Dropped not in program.facts:
+        program = drop(program, plan.blocks)
+    if plan.blocks and not plan.groups:
+        return verify_cut(program, small, {})
     return prove(program if Dependencies in program.facts else program.with_facts(_analyze(program)), small, plan)
 
 

@@ -46,7 +46,7 @@ class Destination:
             return cls(name, None, dependencies, {})
         if program.source is None or program.source.kind != "huggingface":
             raise PlanError(f"destination {name} needs a Hugging Face folder, with its configuration; use free")
-        return cls(name, hf.config(program.source.path), dependencies, program.shapes())
+        return cls(name, hf.settings(program.source), dependencies, program.shapes())
 
     @property
     def uniform(self) -> bool:

@@ -20,10 +20,12 @@ from graphprune.frontends.loading import load
 from graphprune.frontends.modules import trace
 from graphprune.passes.rewrite import rewrite
 from graphprune.plans import Plan
-from graphprune.program import Program, Rewritten
+from graphprune.program import Dropped, Program, Rewritten
 from graphprune.proof import compare, verify_finite
 from graphprune.report import FILE as REPORT
 from graphprune.report import Report
+from graphprune.shorter import shorten_module
+from graphprune.slots import Undo
 from graphprune.weights import Layered
 
 ONNX = "onnx"
@@ -46,8 +48,10 @@ def write(program: Program, folder: Path) -> list[tuple[str, float]]:
             return found
     copy_beside(program.source.path, folder)
     model = hf.module(program.source.path)
-    if not is_decoder(model):
-        return [*found, _export(program, folder)]
+    dropped = program.facts.get(Dropped)
+    if not is_decoder(model) or (dropped is not None and dropped.follow is None):
+        return [*found, _export(program, folder)]  # a decoder that lacks parts of blocks has no cache of its own
+    shorten_module(Undo(), model, program.source.dropped)
     cached = with_cache(program, model)
     found.append(("graph with cache and rewritten graph", _agree(program, cached)))
     return [*found, _export(cached, folder)]

@@ -12,6 +12,8 @@ from torch import nn
 
 from graphprune import per_layer
 from graphprune.errors import LoadError, first_line
+from graphprune.program import Source
+from graphprune.shorter import shorten_config
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -57,6 +59,17 @@ def config(folder: Path) -> Any:
         raise LoadError(
             f"{folder / CONFIG} is no valid configuration of a {kind} model: {first_line(fault)}"
         ) from fault
+
+
+def settings(source: Source) -> Any:
+    """The configuration of the model that a program came from, without the blocks that it dropped.
+
+    Raises:
+        LoadError: if there is none.
+        ExportError: if it has no field that can say so.
+    """
+    found = config(source.path)
+    return shorten_config(found, source.dropped) if source.dropped else found
 
 
 def model_class(folder: Path, settings: Any) -> Any:

@@ -21,11 +21,12 @@ from graphprune.facts import Refits
 from graphprune.frontends.loading import load
 from graphprune.passes.analyze import Analyze
 from graphprune.passes.calibrate import Calibrate
+from graphprune.passes.drop import drop
 from graphprune.passes.rewrite import Rewrite
 from graphprune.passes.verify import Verify
 from graphprune.pipeline import Pipeline, Timings
 from graphprune.plans import Plan
-from graphprune.program import Program, Rewritten
+from graphprune.program import Dropped, Program, Rewritten
 from graphprune.proof import Verification
 from graphprune.report import Calibration as CalibrationReport
 from graphprune.report import Report
@@ -54,6 +55,7 @@ class Job:
     seed: int = 0
     force: bool = False
     command: str = ""
+    plan_only: bool = False
 
 
 def prune(
@@ -85,7 +87,7 @@ def prune(
     """
     chosen = recipes.RECIPES[recipe]
     check_output(output, force)
-    job = Job(str(model), Path(output), recipe, destination, sparsity, seed, force, _command())
+    job = Job(str(model), Path(output), recipe, destination, sparsity, seed, force, _command(), plan_only)
     options = recipes.Options(sparsity, None, align, destination, protect, exact_only, seed)
     if chosen.calibrates and not calibration:
         raise CalibrationError(
@@ -110,8 +112,11 @@ def apply_plan(model: str | Path, plan: str | Path, *, output: str | Path, force
     check_output(output, force)
     destination = str(chosen.made_by.get("destination", "free"))
     job = Job(str(model), Path(output), f"plan {plan}", destination, force=force, command=_command())
-    start = Analyze(destination if destination in NAMES else "free")(load(model)).with_facts(chosen)
-    program = Pipeline((Rewrite(), Verify()), given=(Plan, Dependencies))(start)
+    whole = load(model)
+    program = (drop(whole, chosen.blocks) if chosen.blocks else whole).with_facts(chosen)
+    if chosen.groups or not chosen.blocks:
+        start = Analyze(destination if destination in NAMES else "free")(program)
+        program = Pipeline((Rewrite(), Verify()), given=(Plan, Dependencies))(start)
     return _save(job, program, lambda folder: write(program, folder, destination))
 
 
@@ -137,34 +142,34 @@ def _save(job: Job, program: Program, fill: Callable[[Path], list[tuple[str, flo
         plan.save(folder / "plan.json")
         report = _report(job, program, plan, dict(errors))
         report.save(folder)
-    return Result(report, plan, program if Rewritten in program.facts else None)
+    return Result(report, plan, None if job.plan_only else program)
 
 
 def _report(job: Job, program: Program, plan: Plan, errors: dict[str, float]) -> Report:
     rewritten = program.facts.get(Rewritten)
     original = rewritten.original if rewritten else program
     proof = program.facts.get(Verification)
-    groups = original.fact(Dependencies).by_name
+    dropped = program.facts.get(Dropped)
     return Report(
         model=job.model,
         recipe=job.recipe,
         destination=job.destination,
-        parameters_before=original.count(),
+        parameters_before=(dropped.original if dropped else original).count(),
         parameters_after=program.count() if rewritten else original.count() - _planned(original, plan),
         sparsity_asked=job.sparsity,
         plan=plan.digest,
         program=plan.fingerprint,
         seed=job.seed,
         calibration=_calibration(program),
-        widths={name: (groups[name].size, width) for name, width in plan.widths.items()},
+        widths=_widths(original, plan),
         seconds=_seconds(program),
         peak_memory=peak_memory(),
         errors={**({"masked original and cut graph": proof.max_error} if proof else {}), **errors},
-        loads_with=_loads_with(job, rewritten is not None),
+        loads_with=_loads_with(job),
         command=job.command,
         version=__version__,
         notes=_notes(program),
-        cut=rewritten is not None,
+        cut=not job.plan_only,
     )
 
 
@@ -188,8 +193,14 @@ def _seconds(program: Program) -> dict[str, float]:
     return {name: round(seconds, 3) for name, seconds in program.facts.get(Timings, Timings()).seconds}
 
 
-def _loads_with(job: Job, cut: bool) -> tuple[str, ...]:
-    if not cut:
+def _widths(program: Program, plan: Plan) -> dict[str, tuple[int, int]]:
+    """The size of every group before and after, if the plan cuts any."""
+    groups = program.fact(Dependencies).by_name if plan.groups else {}
+    return {name: (groups[name].size, width) for name, width in plan.widths.items()}
+
+
+def _loads_with(job: Job) -> tuple[str, ...]:
+    if job.plan_only:
         return ("nothing: it holds a plan, for `graphprune apply`",)
     return {
         "stock": ("transformers from_pretrained, without graphprune installed",),
@@ -199,15 +210,17 @@ def _loads_with(job: Job, cut: bool) -> tuple[str, ...]:
 
 
 def _notes(program: Program) -> tuple[str, ...]:
-    """What the refit chose, and what it left alone."""
+    """What was dropped; what the refit chose, and what it left alone."""
     refits = program.facts.get(Refits)
+    dropped = (f"dropped {', '.join(program.fact(Dropped).blocks)}",) if Dropped in program.facts else ()
     if refits is None:
-        return ()
+        return dropped
     done = refits.by_weight.values()
     before, after = (sum(getattr(r, f) for r in done) / max(len(done), 1) for f in ("error_before", "error_after"))
     chosen = sorted({r.damping for r in done})
     skipped = tuple(f"{name} was not refitted: {why}" for name, why in refits.skipped.items())
     return (
+        *dropped,
         f"refitted {len(done)} weights with damping {chosen}: mean relative output error {before:.4f} -> {after:.4f}",
         *skipped,
     )

@@ -7,6 +7,7 @@ from graphprune.passes.allocate import Allocate
 from graphprune.passes.allocation import ALLOCATIONS
 from graphprune.passes.analyze import Analyze
 from graphprune.passes.calibrate import Calibrate
+from graphprune.passes.drop import Drop
 from graphprune.passes.gradients import Gradients, Loss
 from graphprune.passes.reach import Reach
 from graphprune.passes.refit import Refit
@@ -22,15 +23,19 @@ from graphprune.registry import Registry
 
 @dataclass(frozen=True)
 class Recipe:
-    """A score, an allocation and a refit under one name; `statistics` are those that the refit takes."""
+    """A score, an allocation and a refit under one name; `statistics` are those that the refit takes.
+
+    Or `drops` alone, an importance of blocks.
+    """
 
     name: str
     description: str
     source: str
-    score: str
+    score: str = ""
     allocation: str = "uniform"
     refit: str = "none"
     statistics: str = "sequential"
+    drops: str = ""
 
     @property
     def calibrates(self) -> bool:
@@ -40,12 +45,14 @@ class Recipe:
     @property
     def plans_with_data(self) -> bool:
         """Does it need calibration data for its plan?"""
+        if self.drops:
+            return True
         return SCORES[self.score].needs_calibration or ALLOCATIONS[self.allocation].needs_calibration
 
     @property
     def needs(self) -> tuple[str, ...]:
         """What it wants besides the model: calibration data, gradients of a loss on them."""
-        gradients = ["gradients"] if SCORES[self.score].gradients else []
+        gradients = ["gradients"] if not self.drops and SCORES[self.score].gradients else []
         return (*(["calibration"] if self.calibrates else []), *gradients)
 
 
@@ -148,6 +155,8 @@ add(
         "kwon",
         "mask",
     ),
+    Recipe("sleb", "whole blocks without which the loss is lowest, step by step", "arXiv:2402.09025", drops="sleb"),
+    Recipe("shortgpt", "whole blocks that turn the stream least", "arXiv:2403.03853", drops="shortgpt"),
     Recipe("magnitude", "the norm of all coupled weights", "baseline", "magnitude"),
     Recipe("random", "chance", "baseline", "random"),
 )
@@ -155,13 +164,17 @@ add(
 
 def planning(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> tuple[Pass, ...]:
     """The passes of a recipe up to the plan; calibration gathers what the score asks for."""
+    analyze = Analyze(options.destination, tuple(options.protect), options.exact_only)
+    if recipe.drops:
+        data = replace(calibrate or Calibrate(), moments="none")
+        return analyze, data, Drop(recipe.drops, options.sparsity if options.sparsity is not None else options.ratio)
     score = SCORES[recipe.score]
     if calibrate is not None:
         searches = score.moments == "none" and ALLOCATIONS[recipe.allocation].needs_calibration
         moments = calibrate.moments if searches else score.moments
         calibrate = replace(calibrate, moments=moments, producers=score.producers)
     return (
-        Analyze(options.destination, tuple(options.protect), options.exact_only),
+        analyze,
         *([Reach(recipe.score, options.sparsity, options.align)] if options.sparsity is not None else []),
         *([Room(recipe.refit, recipe.score)] if recipe.refit != "none" else []),
         *([calibrate] if calibrate else []),
@@ -174,6 +187,8 @@ def planning(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> t
 
 def cutting(recipe: Recipe) -> tuple[Pass, ...]:
     """The passes of a recipe after the plan."""
+    if recipe.drops:
+        return ()
     refit = [] if recipe.refit == "none" else [Refit(recipe.refit, recipe.statistics)]
     return Rewrite(), *refit, Verify()
 

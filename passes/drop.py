@@ -61,7 +61,8 @@ class Drop(Pass):
         chosen = self._chosen(program, found)
         small = drop(program, [unit.name for unit in chosen])
         kept = {kind: program.facts[kind] for kind in (Calibration, Timings) if kind in program.facts}
-        return small.with_facts(*kept.values(), small.fact(Dropped))
+        made_by = {"importance": self.by, "destination": program.fact(Eligible).destination.name}
+        return small.with_facts(*kept.values(), replace(small.fact(Plan), made_by=made_by))
 
     def _candidates(self, program: Program) -> list[Unit]:
         """What may be dropped for the destination."""

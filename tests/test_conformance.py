@@ -228,7 +228,33 @@ def test_a_pass_is_its_text(name: str) -> None:
     assert kind.name == name and (kind.__doc__ or "").strip()
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [name for name in RECIPES if RECIPES[name].drops])
+def test_a_recipe_that_drops_blocks_runs(name: str) -> None:
+    def stack() -> Program:
+        torch.manual_seed(0)
+        return trace(Stack(), (torch.randn(2, 5, 6),))
+
+    calibrate = Calibrate(batches=batches())
+    smalls = [pipeline(RECIPES[name], Options(sparsity=0.3), calibrate)(stack()) for _ in range(2)]
+    assert smalls[0].count() == pytest.approx(0.7 * stack().count(), rel=0.2)
+    assert smalls[0].fact(Verification).max_error <= 1e-4
+    assert smalls[0].fact(Plan).blocks and smalls[0].fact(Plan).digest == smalls[1].fact(Plan).digest
+
+
+class Stack(nn.Module):
+    """Residual blocks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6)) for _ in range(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if not RECIPES[name].drops])
 def test_a_recipe_runs(name: str) -> None:
     recipe = RECIPES[name]
     calibrate = Calibrate(batches=batches()) if recipe.calibrates else None

@@ -3,6 +3,9 @@
 import gzip
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 import graphprune as gp
 
@@ -29,3 +32,23 @@ def test_a_trained_model_is_pruned_and_the_refit_helps(shared_data: Callable[[st
 
 def _perplexity(folder: Path, texts: Path) -> float:
     return gp.evaluate(folder, texts / "second.txt", length=256, windows=32).perplexity
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("destination", ["stock", "free"])
+@pytest.mark.parametrize("recipe", ["shortgpt", "sleb"])
+def test_a_layer_less_is_a_model_still(
+    shared_data: Callable[[str], Path], tmp_path: Path, recipe: str, destination: str
+) -> None:
+    folder, out = shared_data("stories260k"), tmp_path / "out"
+    text = tmp_path / "text.txt"
+    whole = gzip.decompress(shared_data("text/tinystories.2MiB.txt.gz").read_bytes()).decode()
+    text.write_text(whole[: len(whole) // 4], encoding="utf-8")
+    options: Any = {"calibration": text, "samples": 16, "length": 128, "destination": destination}
+    found = gp.prune(folder, output=out, recipe=recipe, sparsity=0.17, **options)
+    assert len(found.plan.blocks) == 1 and found.report.parameters_after < 0.85 * found.report.parameters_before
+    gp.verify_folder(out)
+    again = gp.apply_plan(folder, out / "plan.json", output=tmp_path / "again")
+    assert again.report.parameters_after == found.report.parameters_after
+    planned = gp.prune(folder, output=tmp_path / "plan", recipe=recipe, sparsity=0.17, plan_only=True, **options)
+    assert planned.plan.digest == found.plan.digest and planned.program is None and not planned.report.cut

@@ -165,7 +165,7 @@ def recipes(json: Json = False) -> Show:
     if json:
         return partial(print_json, RECIPES)
     rows = [
-        [r.name, r.description, r.score, r.allocation, r.refit, ", ".join(r.needs) or "-", r.source]
+        [r.name, r.description, r.score or r.drops, r.allocation, r.refit, ", ".join(r.needs) or "-", r.source]
         for r in RECIPES.values()
     ]
     columns = ("name", "what it does", "score", "allocation", "refit", "needs", "source")
