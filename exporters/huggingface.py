@@ -12,6 +12,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from graphprune import hf, per_layer
 from graphprune.atomic import new_folder
+from graphprune.config_biases import with_parameters
 from graphprune.config_widths import fit
 from graphprune.contracts import ExportReport
 from graphprune.errors import ExportError
@@ -123,9 +124,11 @@ def _source(program: Program) -> Source:
 def _fitted(program: Program, source: Source, destination: Destination) -> PreTrainedConfig:
     config = hf.settings(source)
     names = describe(on_meta(flat(config))).shapes
-    if unknown := sorted(program.parameters - names.keys()):
-        kind = stock_class(config).__name__
-        raise ExportError(f"{kind} has no parameter {unknown[0]!r}; the program is not of the model in {source.path}")
+    if unknown := program.parameters - names.keys():
+        try:
+            config = with_parameters(flat(config), unknown)
+        except ExportError as fault:
+            raise ExportError(f"{fault}; the program is not of the model in {source.path}") from fault
     shapes = program.shapes()
     return fit(config, shapes) if destination == "stock" else per_layer.fit_layers(config, shapes)
 

@@ -4,10 +4,11 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from graphprune import config_widths, hf, per_layer
+from graphprune import config_biases, config_widths, hf, per_layer
 from graphprune.dependencies import Dependencies, Group
 from graphprune.errors import ExportError, PlanError
 from graphprune.kept import width
+from graphprune.meta_models import flat
 from graphprune.program import Program
 
 NAMES = ("stock", "per-layer", "free")
@@ -68,9 +69,23 @@ class Destination:
 
     def bias_fault(self, name: str) -> str | None:
         """Why there can be no new bias of this name there; None if there can."""
+        try:
+            self.biases([name])
+        except ExportError as fault:
+            return str(fault)
+        return None
+
+    def biases(self, names: Collection[str]) -> set[str]:
+        """New parameters of these names, and those that come with them, since one field speaks for several layers.
+
+        Raises:
+            ExportError: if there can be no such parameters there.
+        """
         if self.name == "free":
-            return None
-        return f"destination {self.name} holds what the class of transformers has, and that has no {name}"
+            return set(names)
+        before = config_biases.with_parameters(flat(self.settings), ())
+        after = config_biases.with_parameters(before, names)
+        return config_biases.parameters(after) - config_biases.parameters(before)
 
     def survey(self, groups: Sequence[Group]) -> Iterator[tuple[str, Collection[int], str]]:
         """For every kind of groups that is restricted: the widths that it may have, and why not others."""

@@ -13,7 +13,7 @@ from graphprune.calibration import Calibration, Collector
 from graphprune.contracts import Consumer
 from graphprune.dependencies import Dependencies
 from graphprune.errors import CalibrationError
-from graphprune.facts import Refits
+from graphprune.facts import Eligible, Refits
 from graphprune.methods import Reconstruction, Refitted
 from graphprune.passes.reconstructions import RECONSTRUCTIONS
 from graphprune.pipeline import PASSES, Pass
@@ -51,6 +51,7 @@ class Refit(Pass):
 
         Raises:
             CalibrationError: if activations are not finite, or there is no such choice of statistics.
+            ExportError: if the destination cannot hold the biases; the pass ``room`` says so earlier.
         """
         if self.statistics not in STATISTICS:
             raise CalibrationError(f"statistics are {' or '.join(STATISTICS)}, not {self.statistics!r}")
@@ -58,7 +59,7 @@ class Refit(Pass):
         consumers, skipped = refittable(program, method)
         named: dict[str, str] = {}
         if method.adds_bias:
-            program, _ = biases.add(program, consumers)
+            program, _ = biases.add(program, [*consumers, *_companions(program, consumers)])
             named = {c.weight: biases.name_of(c) for c in consumers}
         walk = _Walk(program, method, consumers, self.damping, self.statistics, self.mix)
         walk.run()
@@ -80,6 +81,15 @@ def refittable(program: Program, method: Reconstruction) -> tuple[list[Consumer]
         elif obstacle:
             skipped[consumer.weight] = obstacle
     return [c for c in cut if c.weight not in skipped], skipped
+
+
+def _companions(program: Program, consumers: Sequence[Consumer]) -> list[Consumer]:
+    """The linear maps that get a bias only because the destination cannot give one to the others alone."""
+    new = {biases.name_of(c) for c in consumers if c.bias is None}
+    eligible = program.facts.get(Eligible)
+    names = eligible.destination.biases(new) - new if eligible and new else set()
+    found = program.fact(Rewritten).original.fact(Dependencies).consumers
+    return [c for c in found if c.bias is None and biases.name_of(c) in names]
 
 
 @dataclass
