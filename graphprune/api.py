@@ -15,6 +15,7 @@ from graphprune.frontends.modules import trace as trace
 from graphprune.passes.analysis import analyze as _analyze
 from graphprune.passes.calibrate import Calibrate
 from graphprune.passes.drop import drop
+from graphprune.passes.gradients import Loss
 from graphprune.passes.rewrite import rewrite
 from graphprune.passes.verify import prove
 from graphprune.pipeline import Pipeline
@@ -45,17 +46,20 @@ def plan(
     samples: int = 128,
     length: int = 512,
     batches: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]] = (),
+    loss: Loss | None = None,
 ) -> Plan:
     """Choose what to keep: `sparsity` is a share of all parameters, `ratio` one of every group that may be cut.
 
-    Recipes that need calibration read it from the text `calibration` names, or from `batches` of ``(args, kwargs)``.
+    Recipes that need calibration read it from the text `calibration` names, or from `batches` of ``(args, kwargs)``;
+    those that need gradients know the loss of causal language models, of others it is `loss`, a function of the output
+    and the number of the calibration batch.
 
     Raises:
         PlanError: if the target cannot be met.
         CalibrationError: if the recipe needs calibration data and there is none.
     """
     chosen = recipes.RECIPES[recipe]
-    options = recipes.Options(sparsity, ratio, align, destination, tuple(protect), exact_only, seed)
+    options = recipes.Options(sparsity, ratio, align, destination, tuple(protect), exact_only, seed, loss)
     data = Calibrate(calibration, samples, length, seed, batches=tuple(batches))
     calibrate = data if chosen.plans_with_data else None
     return Pipeline(recipes.planning(chosen, options, calibrate))(program).fact(Plan)

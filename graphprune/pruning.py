@@ -22,6 +22,7 @@ from graphprune.frontends.loading import load
 from graphprune.passes.analyze import Analyze
 from graphprune.passes.calibrate import Calibrate
 from graphprune.passes.drop import drop
+from graphprune.passes.gradients import Loss
 from graphprune.passes.rewrite import Rewrite
 from graphprune.passes.verify import Verify
 from graphprune.pipeline import Pipeline, Timings
@@ -74,13 +75,15 @@ def prune(
     seed: int = 0,
     plan_only: bool = False,
     force: bool = False,
+    loss: Loss | None = None,
 ) -> Result:
     """Prune a model and save it, verified, with a report.
 
     `model` is a Hugging Face folder, a ``.gguf`` or ``.pt2`` file, or ``package.module:callable``; `sparsity` the share
     of all its parameters that is to go; `calibration` names a text (see `corpus.read`). `exact_only` leaves out
-    groups whose cut changes what remains, such as hidden sizes under norms. `output` appears when everything in it
-    was verified, or not at all.
+    groups whose cut changes what remains, such as hidden sizes under norms. `loss` is for recipes that need gradients
+    of other than causal language models: a function of the output and the number of the calibration batch. `output`
+    appears when everything in it was verified, or not at all.
 
     Raises:
         GraphpruneError: one of its kinds, with what, where, got, expected and what to do.
@@ -88,7 +91,7 @@ def prune(
     chosen = recipes.RECIPES[recipe]
     check_output(output, force)
     job = Job(str(model), Path(output), recipe, destination, sparsity, seed, force, _command(), plan_only)
-    options = recipes.Options(sparsity, None, align, destination, protect, exact_only, seed)
+    options = recipes.Options(sparsity, None, align, destination, protect, exact_only, seed, loss)
     if chosen.calibrates and not calibration:
         raise CalibrationError(
             f"recipe {recipe} needs calibration data; name a text with calibration (--calibration FILE)"

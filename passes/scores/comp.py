@@ -14,12 +14,12 @@ from torch import Tensor
 
 from graphprune.contracts import Consumer
 from graphprune.dependencies import Group
-from graphprune.equations import DEFAULT
 from graphprune.methods import Evidence, Score
 from graphprune.passes.scores import SCORES
 from graphprune.spread import at_consumers
 from graphprune.statistics import Moments
 
+RIDGE = 1e-8  # of the mean of the diagonal: as much as makes every matrix invertible; more would hide what is redundant
 STEPS = 100  # of bisection: no number in double precision needs more
 
 
@@ -56,7 +56,7 @@ def _root(values: Tensor, shares: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 
 def _damped(matrix: Tensor) -> Tensor:
-    ridge = max(DEFAULT * float(matrix.diagonal().mean()), torch.finfo(matrix.dtype).tiny ** 0.5)
+    ridge = max(RIDGE * float(matrix.diagonal().mean()), torch.finfo(matrix.dtype).tiny ** 0.5)
     found: Tensor = matrix + ridge * torch.eye(len(matrix), dtype=matrix.dtype)
     return found
 
