@@ -3,6 +3,7 @@
 from graphprune.api import analyze as analyze
 from graphprune.api import apply as apply
 from graphprune.api import apply_plan as apply_plan
+from graphprune.api import ask as ask
 from graphprune.api import evaluate as evaluate
 from graphprune.api import export as export
 from graphprune.api import load as load

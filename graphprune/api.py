@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from graphprune import evaluation, free, hf, recipes
+from graphprune import choices, evaluation, free, hf, recipes
 from graphprune.contracts import ExportReport
 from graphprune.dependencies import Dependencies
 from graphprune.exporters import EXPORTERS
@@ -101,6 +101,18 @@ def evaluate(
     if not isinstance(model, Program) and not hf.is_folder(Path(model)):
         model = load(model)
     return evaluation.evaluate(model, text, length=length, windows=windows)
+
+
+def ask(model: Program | str | Path, questions: str | Path, *, first: int | None = None) -> choices.Accuracy:
+    """Measure how many questions of a file a language model, whatever `load` takes, answers rightly (see `choices`).
+
+    Raises:
+        LoadError: if the model, its tokenizer or the questions cannot be read.
+        CalibrationError: if there is no question, or the model predicts no finite numbers.
+    """
+    if not isinstance(model, Program) and not hf.is_folder(Path(model)):
+        model = load(model)
+    return choices.ask(model, questions, first)
 
 
 def export(folder: str | Path, *, target: str, output: str | Path, force: bool = False) -> ExportReport:

@@ -50,7 +50,7 @@ def add(program: Program, consumers: Iterable[Consumer]) -> tuple[Program, Mappi
     if not new:
         return program, new
     weights = Layered((new, program.weights))
-    return program.with_facts(graph=graph, weights=weights, parameters=program.parameters | new.keys()), new
+    return program.with_facts(graph=graph, weights=weights, parameters=program.parameters | frozenset(new)), new
 
 
 def readers(program: Program) -> Counter[str]:

@@ -104,6 +104,7 @@ class Dependencies:
     `values` holds the axes of every node; `tensors` those of every parameter and buffer; `opaque` the operators
     without a rule, with how often they occur; `products` the axes over which two activations are multiplied and summed.
     `parameters` are the tensors that are no buffers; `because` maps the texts that say why to what they are made of.
+    `kv_cache_bytes` are those of the keys and values that a token adds to a cache.
     """
 
     groups: Sequence[Group]
@@ -115,6 +116,7 @@ class Dependencies:
     products: Sequence[Axis] = field(repr=False)
     parameters: frozenset[str] = field(repr=False)
     because: Mapping[str, Reason] = field(repr=False)
+    kv_cache_bytes: int = 0
 
     @cached_property
     def by_name(self) -> Mapping[str, Group]:

@@ -57,13 +57,22 @@ def evaluate(
         LoadError: if the model, its tokenizer or the text cannot be read.
         CalibrationError: if the text is too short, or the model predicts no finite numbers.
     """
-    if isinstance(model, Program) and model.source is None:
-        raise CalibrationError("the program came from no folder, so it has no tokenizer; use perplexity with token ids")
-    source = model.source.path if isinstance(model, Program) and model.source else Path(str(model))
+    source = folder(model)
     ids = corpus.windows(hf.tokenizer(source), corpus.read(text), length)
     if windows is not None and len(ids) < windows:
         raise CalibrationError(f"the text {text} has {len(ids)} windows of {length} tokens, {windows} were asked for")
     return perplexity(model if isinstance(model, Program) else hf.module(source), ids[:windows], batch=batch)
+
+
+def folder(model: Program | Path | str) -> Path:
+    """Where the tokenizer of a model lies.
+
+    Raises:
+        CalibrationError: if it came from no folder.
+    """
+    if isinstance(model, Program) and model.source is None:
+        raise CalibrationError("the program came from no folder, so it has no tokenizer; use perplexity with token ids")
+    return model.source.path if isinstance(model, Program) and model.source else Path(str(model))
 
 
 def perplexity(model: Model, windows: Tensor, *, batch: int = 4) -> Evaluation:
@@ -76,7 +85,7 @@ def perplexity(model: Model, windows: Tensor, *, batch: int = 4) -> Evaluation:
         CalibrationError: if the likelihoods are not finite.
     """
     count, length = windows.shape
-    call = _caller(model)
+    call = caller(model)
     start, total = time.perf_counter(), 0.0
     with torch.inference_mode(), progress("measuring perplexity", count) as step:
         for first in range(0, count, batch):
@@ -93,7 +102,7 @@ def perplexity(model: Model, windows: Tensor, *, batch: int = 4) -> Evaluation:
 
 def tokens_per_second(model: Model, windows: Tensor, *, repeats: int = 5) -> Speed:
     """Time forward passes over token ids of shape ``(batch, length)``, after one that is not timed."""
-    call = _caller(model)
+    call = caller(model)
     times = []
     with torch.inference_mode(), progress("measuring speed", repeats + 1) as step:
         for _ in range(repeats + 1):
@@ -105,7 +114,7 @@ def tokens_per_second(model: Model, windows: Tensor, *, repeats: int = 5) -> Spe
     return Speed(windows.numel() / seconds, seconds, windows.numel())
 
 
-def _caller(model: Model) -> Callable[[Tensor], Tensor]:
+def caller(model: Model) -> Callable[[Tensor], Tensor]:
     """From token ids to logits of shape ``(batch, length, vocabulary)``."""
     if not isinstance(model, Program):
         return lambda ids: logits(model(input_ids=ids))

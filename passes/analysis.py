@@ -46,6 +46,7 @@ def analyze_afresh(program: Program) -> Dependencies:
         products=tuple(_products(flow)),
         parameters=frozenset(flow.tensors) & program.parameters,
         because=flow.because,
+        kv_cache_bytes=sum(value.bytes_per_token for value in flow.cached()),
     )
 
 

@@ -39,9 +39,8 @@ class Cached:
         while node.target in VIEWS and isinstance(node.args[0], fx.Node):
             node = node.args[0]
             best = node if flow.size(node) < flow.size(best) else best
-        dims = flow.dims(best)
-        static = prod(axis.size for axis in dims if not all(p.pins for p in primes(axis)))
-        return cls(dims, static * best.meta["val"].element_size())
+        val = best.meta["val"]
+        return cls(flow.dims(best), prod(n for n in val.shape if isinstance(n, int)) * val.element_size())
 
 
 @dataclass

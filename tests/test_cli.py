@@ -27,6 +27,7 @@ COMMANDS = {
     ),
     "apply": ("--output", "--force", "--json"),
     "eval": ("--text", "--length", "--windows", "--json"),
+    "ask": ("--questions", "--first", "--json"),
     "verify": ("--json",),
     "export": ("--target", "--output", "--force", "--json"),
     "recipes": ("--json",),
@@ -275,3 +276,12 @@ def test_a_request_to_stop_is_heard(name: str, tmp_path: Path) -> None:
     assert (done.returncode, done.stdout) == (130, "")
     assert done.stderr.endswith("interrupted: nothing was written\n")
     assert not (tmp_path / "out").exists()
+
+
+def test_questions_are_asked(folder: Path, tmp_path: Path) -> None:
+    lines = [{"context": "w3 w4", "choices": ["w5", "w6 w7"], "label": i % 2} for i in range(3)]
+    (tmp_path / "q.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    status, out, _ = run("ask", str(folder), "--questions", str(tmp_path / "q.jsonl"), "--first", "2", "--json")
+    found = json.loads(out)
+    assert (status, found["questions"], found["acc"], sum(found["right"])) == (0, 2, 0.5, 1)
+    assert "acc norm" in run("ask", str(folder), "--questions", str(tmp_path / "q.jsonl"))[1]

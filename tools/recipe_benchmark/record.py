@@ -1,0 +1,56 @@
+"""One line of the file that keeps what was measured."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+DENSE = "dense"
+
+
+@dataclass(frozen=True)
+class Run:
+    """A recipe at a sparsity; of the dense model the sparsity is 0. `samples` windows of `length` tokens calibrate."""
+
+    recipe: str
+    sparsity: float
+    samples: int
+    length: int
+    seed: int = 0
+
+
+@dataclass
+class Record:
+    """What came of a run; `fault` says in one line why nothing did.
+
+    `perplexity` by text, `right` tells by questions which were answered rightly (length-normalised). `macs` are
+    those of a token in a window of `length`, `cache` the bytes of keys and values a token in half precision, `seconds`
+    those of the whole pipeline, and `memory` the most that its process held, in bytes.
+    """
+
+    run: Run
+    fault: str = ""
+    parameters: int = 0
+    removed: float = 0.0
+    macs: int = 0
+    cache: int = 0
+    seconds: float = 0.0
+    memory: int = 0
+    perplexity: dict[str, float] = field(default_factory=dict)
+    right: dict[str, list[bool]] = field(default_factory=dict)
+
+
+def read(path: Path) -> Iterator[Record]:
+    """The records of a file; a line that an interruption cut short is passed over."""
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            table = json.loads(line)
+        except ValueError:
+            continue
+        yield Record(**{**table, "run": Run(**table["run"])})
+
+
+def append(path: Path, record: Record) -> None:
+    """Keep a record."""
+    with path.open("a") as file:
+        file.write(json.dumps(asdict(record)) + "\n")
