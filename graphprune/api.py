@@ -47,9 +47,12 @@ def plan(
     length: int = 512,
     batches: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]] = (),
     loss: Loss | None = None,
+    budget: str = "parameters",
 ) -> Plan:
     """Choose what to keep: `sparsity` is a share of all parameters, `ratio` one of every group that may be cut.
 
+    With another `budget`, ``macs`` or ``kv_cache``, `sparsity` is a share of all multiply-accumulates of weights, or of
+    the bytes that a decoder keeps for a token.
     Recipes that need calibration read it from the text `calibration` names, or from `batches` of ``(args, kwargs)``;
     those that need gradients know the loss of causal language models, of others it is `loss`, a function of the output
     and the number of the calibration batch.
@@ -59,7 +62,7 @@ def plan(
         CalibrationError: if the recipe needs calibration data and there is none.
     """
     chosen = recipes.RECIPES[recipe]
-    options = recipes.Options(sparsity, ratio, align, destination, tuple(protect), exact_only, seed, loss)
+    options = recipes.Options(sparsity, ratio, align, destination, tuple(protect), exact_only, seed, loss, budget)
     data = Calibrate(calibration, samples, length, seed, batches=tuple(batches))
     calibrate = data if chosen.plans_with_data else None
     return Pipeline(recipes.planning(chosen, options, calibrate))(program).fact(Plan)

@@ -1,15 +1,32 @@
-"""How many parameters are to go, and how many go at given widths."""
+"""How much is to go, and how much goes at given widths."""
 
 from bisect import bisect_right
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import gcd, lcm, prod
 
-from graphprune.axes import primes
-from graphprune.dependencies import Dependencies, Group
+from graphprune.axes import Prime, primes
+from graphprune.dependencies import Dependencies, Group, Term
 from graphprune.errors import PlanError
 from graphprune.kept import width
+
+#: What a budget may be in, and how that is called.
+UNITS = {
+    "parameters": "parameters",
+    "macs": "multiply-accumulates of an example input",
+    "kv_cache": "bytes of key/value cache a token",
+}
+
+
+def require_unit(name: str) -> None:
+    """Refuse a unit that is none.
+
+    Raises:
+        PlanError: if there is no such unit.
+    """
+    if name not in UNITS:
+        raise PlanError(f"no budget in {name!r}; choose one of {', '.join(UNITS)}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,39 +67,55 @@ class Knob:
 
 @dataclass(frozen=True)
 class Budget:
-    """`target` parameters are to go from the groups of `knobs`."""
+    """So much is to go from the groups of `knobs`: `target` parameters, or another `unit` (see `UNITS`)."""
 
     dependencies: Dependencies
     knobs: Sequence[Knob]
     target: int
     parameters: frozenset[str]
+    unit: str = "parameters"
 
     @cached_property
-    def touched(self) -> Mapping[str, tuple[int, ...]]:
-        """The parameters in which any of the groups stands."""
-        names = {p.parameter for knob in self.knobs for g in knob.groups for p in g.places}
-        return {n: tuple(a.size for a in self.dependencies.tensors[n]) for n in sorted(names & self.parameters)}
+    def terms(self) -> Sequence[Term]:
+        """All that is summed up."""
+        if self.unit == "parameters":
+            return [Term(self.dependencies.tensors[name]) for name in sorted(self.parameters)]
+        return self.dependencies.terms[self.unit]
 
     def removed(self, widths: Mapping[str, float]) -> float:
-        """How many parameters are gone when the named groups have these widths, fractions allowed."""
-        return sum(map(prod, self.touched.values())) - self._left(self.touched, widths)
+        """How much is gone when the named groups have these widths, fractions allowed."""
+        touched = sorted({i for knob in self.knobs for i in self._terms_of(knob)})
+        return self._left(touched, {}) - self._left(touched, widths)
 
     def difference(self, knob: Knob, old: Mapping[str, float], new: Mapping[str, float]) -> float:
-        """How many more parameters are gone at the widths `new` than at `old`, where both differ in `knob` alone."""
-        names = {place.parameter for group in knob.groups for place in group.places} & self.parameters
-        return self._left(names, old) - self._left(names, new)
+        """How much more is gone at the widths `new` than at `old`, where both differ in `knob` alone."""
+        touched = self._terms_of(knob)
+        return self._left(touched, old) - self._left(touched, new)
 
     def price(self, knob: Knob) -> float:
-        """How many parameters go with one index of a knob, all others at their full widths."""
+        """How much goes with one index of a knob, all others at their full widths."""
         full, none = ({g.name: size for g in knob.groups} for size in (knob.size, 0))
         return self.difference(knob, full, none) / knob.size
 
-    def _left(self, names: Collection[str], widths: Mapping[str, float]) -> float:
-        """How many parameters the named tensors have at these widths."""
-        tensors = [self.dependencies.tensors[name] for name in names]
-        found = {p: self.dependencies.by_prime.get(p) for dims in tensors for axis in dims for p in primes(axis)}
+    def _terms_of(self, knob: Knob) -> list[int]:
+        """The places of the terms in which a group of the knob stands."""
+        return sorted({i for group in knob.groups for i in self._where.get(group.prime, ())})
+
+    @cached_property
+    def _where(self) -> Mapping[Prime, list[int]]:
+        """For every axis the places of the terms in which it stands."""
+        found: dict[Prime, list[int]] = {}
+        for i, term in enumerate(self.terms):
+            for p in {p for axis in term.dims for p in primes(axis)}:
+                found.setdefault(p, []).append(i)
+        return found
+
+    def _left(self, touched: Iterable[int], widths: Mapping[str, float]) -> float:
+        """How much terms are at these widths."""
+        terms = [self.terms[i] for i in touched]
+        found = {p: self.dependencies.by_prime.get(p) for term in terms for axis in term.dims for p in primes(axis)}
         by_prime = {p: widths[group.name] for p, group in found.items() if group and group.name in widths}
-        return sum(prod(width(axis, by_prime) for axis in dims) for dims in tensors)
+        return sum(term.factor * prod(width(axis, by_prime) for axis in term.dims) for term in terms)
 
     def widths(self, shares: Mapping[str, float]) -> dict[str, float]:
         """Fractional widths at these shares, not below the smallest ones."""
@@ -91,7 +124,7 @@ class Budget:
 
     @cached_property
     def most(self) -> int:
-        """The most parameters that can go."""
+        """The most that can go."""
         return int(self.removed({g.name: knob.least for knob in self.knobs for g in knob.groups}))
 
     def require(self) -> None:
@@ -101,11 +134,11 @@ class Budget:
             PlanError: if the target lies beyond what the groups can give.
         """
         if self.target > self.most:
-            total = self.total
+            total = max(self.total, 1)
             raise PlanError(
-                f"the target is to remove {self.target:,} parameters ({self.target / total:.1%}), but the free groups "
-                f"hold at most {self.most:,} ({self.most / total:.1%}) that can go; ask for less, protect less, lower "
-                "the alignment, or choose a destination that allows more"
+                f"the target is to remove {self.target:,} {UNITS[self.unit]} ({self.target / total:.1%}), but the free "
+                f"groups hold at most {self.most:,} ({self.most / total:.1%}) that can go; ask for less, protect less, "
+                "lower the alignment, or choose a destination that allows more"
             )
 
     def solve(self, shares_at: Callable[[float], Mapping[str, float]]) -> Mapping[str, float]:
@@ -124,5 +157,5 @@ class Budget:
 
     @cached_property
     def total(self) -> int:
-        """All parameters of the model."""
-        return sum(prod(a.size for a in self.dependencies.tensors[name]) for name in self.parameters)
+        """All that the model has."""
+        return round(self._left(range(len(self.terms)), {}))

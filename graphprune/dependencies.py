@@ -98,11 +98,22 @@ class Pinned:
 
 
 @dataclass(frozen=True)
+class Term:
+    """What a budget sums up: `factor` for every element of a tensor with these axes."""
+
+    dims: Dims
+    factor: float = 1.0
+
+
+@dataclass(frozen=True)
 class Dependencies:
     """The result of the analysis.
 
     `values` holds the axes of every node; `tensors` those of every parameter and buffer; `opaque` the operators
     without a rule, with how often they occur; `products` the axes over which two activations are multiplied and summed.
+    `terms` say what a budget may be in besides parameters: of ``macs`` those of all weights, an element counting as
+    often as it is multiplied for the example inputs (products of two activations are left out); of ``kv_cache`` keys
+    and values, in bytes a token.
     `parameters` are the tensors that are no buffers; `because` maps the texts that say why to what they are made of.
     `kv_cache_bytes` are those of the keys and values that a token adds to a cache.
     """
@@ -117,6 +128,7 @@ class Dependencies:
     parameters: frozenset[str] = field(repr=False)
     because: Mapping[str, Reason] = field(repr=False)
     kv_cache_bytes: int = 0
+    terms: Mapping[str, Sequence[Term]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def by_name(self) -> Mapping[str, Group]:

@@ -34,10 +34,11 @@ class Scores:
 
 @dataclass(frozen=True)
 class Shares:
-    """The share of its indices that each group keeps; and how many parameters are to go, if that is the aim."""
+    """The share of its indices that each group keeps; and how much is to go of a unit, if that is the aim."""
 
     by_group: Mapping[str, float]
     target: int | None
+    unit: str = "parameters"
 
 
 @dataclass(frozen=True)

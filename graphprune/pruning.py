@@ -11,6 +11,7 @@ import psutil
 
 from graphprune import free, recipes
 from graphprune.atomic import check_output, new_folder
+from graphprune.budget import UNITS
 from graphprune.calibration import Calibration
 from graphprune.dependencies import Dependencies
 from graphprune.destinations import NAMES
@@ -57,6 +58,7 @@ class Job:
     force: bool = False
     command: str = ""
     plan_only: bool = False
+    budget: str = "parameters"
 
 
 def prune(
@@ -73,6 +75,7 @@ def prune(
     protect: tuple[str, ...] = (),
     exact_only: bool = True,
     seed: int = 0,
+    budget: str = "parameters",
     plan_only: bool = False,
     force: bool = False,
     loss: Loss | None = None,
@@ -80,18 +83,19 @@ def prune(
     """Prune a model and save it, verified, with a report.
 
     `model` is a Hugging Face folder, a ``.gguf`` or ``.pt2`` file, or ``package.module:callable``; `sparsity` the share
-    of all its parameters that is to go; `calibration` names a text (see `corpus.read`). `exact_only` leaves out
-    groups whose cut changes what remains, such as hidden sizes under norms. `loss` is for recipes that need gradients
-    of other than causal language models: a function of the output and the number of the calibration batch. `output`
-    appears when everything in it was verified, or not at all.
+    of all its parameters that is to go, or of another `budget` (``macs``, ``kv_cache``, see `Allocate`); `calibration`
+    names a text (see `corpus.read`). `exact_only` leaves out groups whose cut changes what remains, such as hidden
+    sizes under norms. `loss` is for recipes that need gradients of other than causal language models: a function of
+    the output and the number of the calibration batch. `output` appears when everything in it was verified, or not at
+    all.
 
     Raises:
         GraphpruneError: one of its kinds, with what, where, got, expected and what to do.
     """
     chosen = recipes.RECIPES[recipe]
     check_output(output, force)
-    job = Job(str(model), Path(output), recipe, destination, sparsity, seed, force, _command(), plan_only)
-    options = recipes.Options(sparsity, None, align, destination, protect, exact_only, seed, loss)
+    job = Job(str(model), Path(output), recipe, destination, sparsity, seed, force, _command(), plan_only, budget)
+    options = recipes.Options(sparsity, None, align, destination, protect, exact_only, seed, loss, budget)
     if chosen.calibrates and not calibration:
         raise CalibrationError(
             f"recipe {recipe} needs calibration data; name a text with calibration (--calibration FILE)"
@@ -171,7 +175,7 @@ def _report(job: Job, program: Program, plan: Plan, errors: dict[str, float]) ->
         loads_with=_loads_with(job),
         command=job.command,
         version=__version__,
-        notes=_notes(program),
+        notes=(*_asked(job), *_notes(program)),
         cut=not job.plan_only,
     )
 
@@ -210,6 +214,10 @@ def _loads_with(job: Job) -> tuple[str, ...]:
         "per-layer": ("graphprune.load", "transformers from_pretrained with trust_remote_code=True"),
         "free": ("graphprune.load", "torch.export.load(model.pt2)", "ONNX Runtime, if there is a folder onnx"),
     }[job.destination]
+
+
+def _asked(job: Job) -> tuple[str, ...]:
+    return () if job.budget == "parameters" else (f"the sparsity that was asked for is one of {UNITS[job.budget]}",)
 
 
 def _notes(program: Program) -> tuple[str, ...]:

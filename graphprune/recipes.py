@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from graphprune.errors import PlanError
 from graphprune.passes.allocate import Allocate
 from graphprune.passes.allocation import ALLOCATIONS
 from graphprune.passes.analyze import Analyze
@@ -68,6 +69,7 @@ class Options:
     exact_only: bool = True
     seed: int = 0
     loss: Loss | None = None
+    budget: str = "parameters"
 
 
 RECIPES: Registry[str, Recipe] = Registry("recipe")
@@ -163,9 +165,15 @@ add(
 
 
 def planning(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> tuple[Pass, ...]:
-    """The passes of a recipe up to the plan; calibration gathers what the score asks for."""
+    """The passes of a recipe up to the plan; calibration gathers what the score asks for.
+
+    Raises:
+        PlanError: if the recipe has no such budget.
+    """
     analyze = Analyze(options.destination, tuple(options.protect), options.exact_only)
     if recipe.drops:
+        if options.budget != "parameters":
+            raise PlanError(f"recipe {recipe.name} drops blocks until enough parameters are gone, not {options.budget}")
         data = replace(calibrate or Calibrate(), moments="none")
         return analyze, data, Drop(recipe.drops, options.sparsity if options.sparsity is not None else options.ratio)
     score = SCORES[recipe.score]
@@ -175,12 +183,16 @@ def planning(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> t
         calibrate = replace(calibrate, moments=moments, producers=score.producers)
     return (
         analyze,
-        *([Reach(recipe.score, options.sparsity, options.align)] if options.sparsity is not None else []),
+        *(
+            [Reach(recipe.score, options.sparsity, options.align, options.budget)]
+            if options.sparsity is not None
+            else []
+        ),
         *([Room(recipe.refit, recipe.score)] if recipe.refit != "none" else []),
         *([calibrate] if calibrate else []),
         *([Gradients(options.loss)] if score.gradients else []),
         Score(recipe.score, options.seed),
-        Allocate(recipe.allocation, options.sparsity, options.ratio, options.seed),
+        Allocate(recipe.allocation, options.sparsity, options.ratio, options.seed, options.budget),
         Select(options.align),
     )
 

@@ -1,9 +1,9 @@
 """The pass that says which share of every group is kept."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from graphprune.budget import Budget
+from graphprune.budget import Budget, require_unit
 from graphprune.dependencies import Dependencies
 from graphprune.errors import PlanError
 from graphprune.facts import Eligible, Scores, Shares
@@ -19,7 +19,8 @@ from graphprune.statistics import Statistics
 @dataclass(frozen=True)
 class Allocate(Pass):
     """Divide what is to go: `sparsity` of all parameters of the model, `by` a registered method; or simply `ratio` of
-    every group. Both lie strictly between 0 and 1."""
+    every group. Both lie strictly between 0 and 1. A `budget` may be in ``macs``, the multiply-accumulates of weights,
+    or ``kv_cache``, the bytes that a decoder keeps a token, instead of ``parameters``."""
 
     name: ClassVar[str] = "allocate"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible, Scores)
@@ -28,6 +29,7 @@ class Allocate(Pass):
     sparsity: float | None = None
     ratio: float | None = None
     seed: int = 0
+    budget: str = "parameters"
 
     def check(self) -> None:
         """Refuse shares that are none.
@@ -36,6 +38,7 @@ class Allocate(Pass):
             PlanError: if the share asked for is not between 0 and 1.
         """
         self._asked()
+        require_unit(self.budget)
 
     def run(self, program: Program) -> Program:
         """The program with shares.
@@ -47,12 +50,12 @@ class Allocate(Pass):
         eligible = program.fact(Eligible)
         if self.sparsity is None:
             return program.with_facts(Shares({g.name: 1 - asked for g in eligible.groups}, None))
-        target = round(asked * program.count())
         dependencies = program.fact(Dependencies)
-        budget = Budget(dependencies, knobs(eligible, 1), target, program.parameters)
+        whole = Budget(dependencies, knobs(eligible, 1), 0, program.parameters, self.budget)
+        budget = replace(whole, target=round(asked * whole.total))
         evidence = Evidence(program, dependencies, program.facts.get(Statistics), self.seed)
         shares = ALLOCATIONS[self.by].shares(budget, program.fact(Scores).by_group, evidence)
-        return program.with_facts(Shares(shares, target))
+        return program.with_facts(Shares(shares, budget.target, self.budget))
 
     def _asked(self) -> float:
         given = [value for value in (self.sparsity, self.ratio) if value is not None]

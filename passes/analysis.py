@@ -7,10 +7,12 @@ from functools import cached_property
 from math import gcd, lcm, prod
 from weakref import WeakKeyDictionary
 
+import torch.utils._pytree as pytree
 from torch import fx
 
 from graphprune.axes import Axis, Prime, Product, Sum, primes, resolve
-from graphprune.dependencies import Cost, Dependencies, Group, Pinned, Place
+from graphprune.dependencies import Cost, Dependencies, Group, Pinned, Place, Term
+from graphprune.dimensions import hint
 from graphprune.passes.exactness import inexact
 from graphprune.passes.flow import AxisFlow
 from graphprune.passes.links import links
@@ -44,6 +46,7 @@ def analyze_afresh(program: Program) -> Dependencies:
         values={node.name: value for node, value in flow.values.items() if value is not None},
         tensors=flow.tensors,
         products=tuple(_products(flow)),
+        terms={"macs": tuple(_macs(flow)), "kv_cache": tuple(_kept_for_tokens(flow))},
         parameters=frozenset(flow.tensors) & program.parameters,
         because=flow.because,
         kv_cache_bytes=sum(value.bytes_per_token for value in flow.cached()),
@@ -142,6 +145,22 @@ def _products(flow: AxisFlow) -> Iterator[Axis]:
     for axis, operands, _ in flow.contractions:
         if len(operands) > 1 and not any(flow.origin(value) for value in operands):
             yield axis
+
+
+def _macs(flow: AxisFlow) -> Iterator[Term]:
+    """Every weight of a linear map, and how often an element of it is multiplied for the example inputs."""
+    nodes = {node.name: node for node in flow.program.graph.nodes}
+    for consumer in flow.consumers:
+        made = pytree.tree_leaves(nodes[consumer.node].meta["val"])[0]
+        rows = flow.numel(consumer.weight) / (flow.tensors[consumer.weight][consumer.dim].size * consumer.taps)
+        yield Term(flow.tensors[consumer.weight], prod(hint(size) for size in made.shape) / rows)
+
+
+def _kept_for_tokens(flow: AxisFlow) -> Iterator[Term]:
+    """Keys and values as they are kept for every token: the axes that are not sizes of the input."""
+    for value in flow.cached():
+        static = tuple(axis for axis in value.axes if not all(p.pins for p in primes(axis)))
+        yield Term(static, value.bytes_per_token / prod(axis.size for axis in static))
 
 
 def _pinned(flow: AxisFlow) -> Iterator[Pinned]:

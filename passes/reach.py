@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
-from graphprune.budget import Budget
+from graphprune.budget import Budget, require_unit
 from graphprune.dependencies import Dependencies
 from graphprune.facts import Eligible
 from graphprune.passes.score import in_play
@@ -15,7 +15,8 @@ from graphprune.program import Program
 @PASSES.register("reach")
 @dataclass(frozen=True)
 class Reach(Pass):
-    """See that the groups which the score `by` cuts can give `sparsity` of all parameters at the alignment `align`."""
+    """See that the groups which the score `by` cuts can give `sparsity` of all parameters, or of another
+    `budget`, at the alignment `align`."""
 
     name: ClassVar[str] = "reach"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible)
@@ -23,6 +24,15 @@ class Reach(Pass):
     by: str = "magnitude"
     sparsity: float = 0.5
     align: int = 1
+    budget: str = "parameters"
+
+    def check(self) -> None:
+        """Refuse budgets that are none.
+
+        Raises:
+            PlanError: if there is no such unit.
+        """
+        require_unit(self.budget)
 
     def run(self, program: Program) -> Program:
         """The program as it is.
@@ -31,6 +41,7 @@ class Reach(Pass):
             PlanError: if the target is out of reach; it says what is the most.
         """
         eligible = replace(program.fact(Eligible), groups=in_play(program, self.by))
-        target = round(self.sparsity * program.count())
-        Budget(program.fact(Dependencies), knobs(eligible, self.align), target, program.parameters).require()
+        movable = knobs(eligible, self.align)
+        whole = Budget(program.fact(Dependencies), movable, 0, program.parameters, self.budget)
+        replace(whole, target=round(self.sparsity * whole.total)).require()
         return program

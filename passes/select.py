@@ -44,7 +44,8 @@ class Select(Pass):
         movable = knobs(eligible, self.align)
         widths = _rounded(movable, shares.by_group)
         if shares.target is not None:
-            widths = _fill(Budget(dependencies, movable, shares.target, program.parameters), widths, shares.by_group)
+            budget = Budget(dependencies, movable, shares.target, program.parameters, shares.unit)
+            widths = _fill(budget, widths, shares.by_group)
         cut = {group: widths[group.name] for group in eligible.groups if widths[group.name] < group.size}
         if fault := eligible.destination.fault({group.name: width for group, width in cut.items()}):
             raise PlanError(

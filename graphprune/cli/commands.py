@@ -87,6 +87,9 @@ def prune(
         bool, typer.Option("--inexact", help="Cut hidden sizes under norms too, which changes what remains.")
     ] = False,
     seed: Seed = 0,
+    budget: Annotated[
+        str, typer.Option(help="What the sparsity is a share of: parameters, macs or kv_cache.")
+    ] = "parameters",
     plan_only: Annotated[bool, typer.Option("--plan-only", help="Save the plan and cut nothing.")] = False,
     force: Force = False,
     json: Json = False,
@@ -105,6 +108,7 @@ def prune(
         protect=tuple(protect or ()),
         exact_only=not inexact,
         seed=seed,
+        budget=budget,
         plan_only=plan_only,
         force=force,
     )
