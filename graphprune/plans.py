@@ -159,11 +159,11 @@ def by_parameter(dependencies: Dependencies, keep: Keep) -> dict[str, dict[int, 
     """The kept indices of every dimension that changes."""
     found: dict[str, dict[int, Tensor]] = {}
     for name, dim in sorted({(place.parameter, place.dim) for p in keep for place in dependencies.by_prime[p].places}):
-        found.setdefault(name, {})[dim] = _kept_beside(dependencies.tensors[name], dim, keep)
+        found.setdefault(name, {})[dim] = kept_beside(dependencies.tensors[name], dim, keep)
     return found
 
 
-def _kept_beside(dims: Sequence[Axis], dim: int, keep: Keep) -> Tensor:
+def kept_beside(dims: Sequence[Axis], dim: int, keep: Keep) -> Tensor:
     """The indices that stay of dimension `dim` of a tensor, a LongTensor.
 
     It has one dimension, or, where another dimension of the tensor chooses them, as many as the tensor: those that

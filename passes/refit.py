@@ -1,6 +1,6 @@
 """The pass that refits consumers after a cut, one segment at a time."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -9,6 +9,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
 from graphprune import biases
+from graphprune.axes import primes
 from graphprune.calibration import Calibration, Collector
 from graphprune.contracts import Consumer
 from graphprune.dependencies import Dependencies
@@ -17,6 +18,7 @@ from graphprune.facts import Eligible, Refits
 from graphprune.methods import Reconstruction, Refitted
 from graphprune.passes.reconstructions import RECONSTRUCTIONS
 from graphprune.pipeline import PASSES, Pass
+from graphprune.plans import kept_beside, primes_to_keep
 from graphprune.program import Program, Rewritten
 from graphprune.progress import progress
 from graphprune.segments import Segment, split
@@ -147,42 +149,46 @@ class _Walk:
         collectors = [held if calibration.held_out(i) else seen for i in range(len(calibration.batches))]
         weights = self.shadow.program.weights
         if self.dense is self.shadow:
-            exits = self.shadow.through(segment, weights, step, collectors)
+            exits = dense_exits = self.shadow.through(segment, weights, step, collectors)
         else:
-            exits = self._pairs(segment, collectors, step)
+            exits, dense_exits = self._pairs(segment, collectors, step)
         self._refit(here, seen.moments, held.moments)
         if final:
             return
         refitted = Layered((self.changed, self.program.weights))
         self.pruned.entries = self.pruned.through(counterpart(segment, self.program), refitted, step)
-        self._advance(exits)
+        self.shadow.entries = exits
+        if self.statistics != "dense":
+            self.shadow.entries = self._filled(segment, exits)
+        if self.dense is not self.shadow:
+            self.dense.entries = dense_exits
 
-    def _pairs(self, segment: Segment, collectors: Sequence[Collector], step: Callable[..., None]) -> list[Any]:
-        """The dense exits; refits see the inputs on the pruned side, and aim at those of the dense one."""
+    def _pairs(
+        self, segment: Segment, collectors: Sequence[Collector], step: Callable[..., None]
+    ) -> tuple[list[Any], list[Any]]:
+        """The exits on pruned inputs and the dense ones; refits see the former, and aim at the latter."""
         loaded = self.shadow.load(segment, self.shadow.program.weights)
-        exits = []
+        exits, dense_exits = [], []
         for i, collector in enumerate(collectors):
             left, aims = self.dense.one(i, segment, loaded, collector.watched)
-            _, seen = self.shadow.one(i, segment, loaded, collector.watched)
-            collector.add(seen, aims)
+            dense_exits.append(left)
+            left, seen = self.shadow.one(i, segment, loaded, collector.watched)
             exits.append(left)
+            collector.add(seen, aims)
             step(2)
-        return exits
+        return exits, dense_exits
 
-    def _advance(self, exits: list[Any]) -> None:
-        """Let the original side go on; `exits` is what its segment made of its own values.
-
-        Raises:
-            CalibrationError: if mixed statistics are to compare streams of different widths.
-        """
-        alike = self.pruned.entries[0].shape == exits[0].shape
-        if self.statistics == "mixed":
-            if not alike:
-                raise CalibrationError("mixed statistics need a stream that keeps its width; use sequential or dense")
-            self.dense.entries, self.shadow.entries = exits, self.pruned.entries
-            return
-        # Where the stream itself became narrower, the dense side goes on with its own values.
-        self.shadow.entries = self.pruned.entries if alike and self.statistics == "sequential" else exits
+    def _filled(self, segment: Segment, exits: list[Any]) -> list[Any]:
+        """The pruned entries of the next segment; where they are narrower, in the places of those that are left."""
+        rewritten, pruned = self.program.fact(Rewritten), self.pruned.entries
+        if segment.exit is None or not isinstance(exits[0], Tensor) or pruned[0].shape == exits[0].shape:
+            return pruned
+        dependencies = rewritten.original.fact(Dependencies)
+        keep = primes_to_keep(dependencies, rewritten.groups)
+        dims: Any = dependencies.values[segment.exit.name]
+        cut = [dim for dim, axis in enumerate(dims) if any(p in keep for p in primes(axis))]
+        indices = {dim: kept_beside(dims, dim, keep) for dim in reversed(cut)}
+        return [fill(wide, narrow, indices) for wide, narrow in zip(exits, pruned, strict=True)]
 
     def _refit(self, here: list[Consumer], seen: dict[str, Moments], held: dict[str, Moments]) -> None:
         rewritten = self.program.fact(Rewritten)
@@ -202,6 +208,14 @@ class _Walk:
         for dim, indices in rewritten.keep[consumer.weight].items():
             weight = weight if dim == consumer.dim else narrow(weight, dim, indices)
         return consumer.matrix(weight)
+
+
+def fill(wide: Tensor, small: Tensor, indices: Mapping[int, Tensor]) -> Tensor:
+    """The wide value with the numbers of the small one at what is kept of some dimensions, the last one first."""
+    places = torch.arange(wide.numel()).view(wide.shape)
+    for dim, kept in indices.items():
+        places = narrow(places, dim, kept)
+    return wide.flatten().index_put((places.flatten(),), small.flatten()).view(wide.shape)
 
 
 def counterpart(segment: Segment, program: Program) -> Segment:

@@ -7,13 +7,13 @@ import torch
 from torch import Tensor, nn
 
 import graphprune as gp
-from graphprune.equations import Equations
-from graphprune.errors import CalibrationError, PlanError, WriteBackError
+from graphprune.equations import Equations, ridge
+from graphprune.errors import PlanError, WriteBackError
 from graphprune.facts import Refits
 from graphprune.methods import Refitted
 from graphprune.passes.calibrate import Calibrate
 from graphprune.passes.reconstructions import RECONSTRUCTIONS
-from graphprune.passes.refit import Refit
+from graphprune.passes.refit import Refit, fill
 from graphprune.passes.rewrite import rewrite
 from graphprune.passes.room import Room
 from graphprune.passes.verify import Verify
@@ -154,13 +154,18 @@ def bare() -> Bare:
     return Bare()
 
 
-def calls(count: int = 9) -> tuple[Any, ...]:
+def calls(dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
     generator = torch.Generator().manual_seed(1)
-    return tuple(((torch.randn(4, 5, 6, generator=generator),), {}) for _ in range(count))
+    return tuple(((torch.randn(4, 5, 6, generator=generator).to(dtype),), {}) for _ in range(9))
 
 
 def cut(module: nn.Module, x: Tensor) -> Program:
-    steps = gp.Analyze(protect=("stem*",)), Calibrate(batches=calls()), gp.Score("magnitude"), gp.Allocate(ratio=0.5)
+    steps = (
+        gp.Analyze(protect=("stem*",)),
+        Calibrate(batches=calls(x.dtype)),
+        gp.Score("magnitude"),
+        gp.Allocate(ratio=0.5),
+    )
     return gp.Pipeline((*steps, gp.Select(), gp.Rewrite()))(gp.trace(module, (x,)))
 
 
@@ -251,9 +256,32 @@ def test_mixed_statistics_aim_at_what_the_layer_makes_in_the_dense_model() -> No
     torch.testing.assert_close(every.double(), direct.detach(), rtol=1e-3, atol=1e-3)
 
 
-def test_mixed_statistics_want_a_stream_that_keeps_its_width() -> None:
-    with pytest.raises(CalibrationError, match="keeps its width; use sequential"):
-        Refit(statistics="mixed")(cut(bare(), torch.randn(2, 5, 6)))
+def test_a_stream_that_became_narrower_shows_what_the_pruned_model_sees() -> None:
+    module, x = bare().double(), torch.randn(2, 5, 6).double()
+    small = cut(module, x)
+    refitted = Refit(statistics="mixed", mix=1.0, damping=0.0)(small).weights
+    inputs, targets = [], []
+    for (x,), _ in calls(torch.float64):
+        y = torch.relu(torch.sigmoid(x @ refitted["a.weight"].T) @ refitted["b.weight"].T)
+        inputs.append(torch.sigmoid(y @ refitted["c.weight"][:, :, 0].T).flatten(0, 1))
+        targets.append(module(x).transpose(1, 2).flatten(0, 1))
+    seen, target = torch.cat(inputs), torch.cat(targets).detach()
+    best = seen @ torch.linalg.lstsq(seen, target).solution  # the weights themselves are less certain
+    torch.testing.assert_close(seen @ refitted["d.weight"][:, :, 0].T, best, rtol=0, atol=1e-6)
+
+
+def test_rounding_that_makes_eigenvalues_negative_stops_no_refit() -> None:
+    flat = torch.ones(4, 4).double() - 1e-9 * torch.eye(4).double()
+    assert torch.isfinite(ridge(flat, torch.ones(4, 1).double(), 0.0)).all()
+
+
+def test_a_value_is_filled_where_indices_stay() -> None:
+    wide, small = torch.arange(24.0).view(2, 3, 4), -torch.ones(2, 2, 2)
+    each = torch.tensor([[0, 1], [2, 3], [1, 3]])[None]  # other indices of the last dimension in each of the second
+    found = fill(wide, small, {2: each, 1: torch.tensor([0, 2])})
+    expected = wide.clone()
+    expected[:, 0, :2] = expected[:, 2, 1] = expected[:, 2, 3] = -1
+    same(found, expected)
 
 
 def test_a_cut_that_is_made_anew_has_no_biases() -> None:
