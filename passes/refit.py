@@ -24,7 +24,7 @@ from graphprune.progress import progress
 from graphprune.segments import Segment, split
 from graphprune.statistics import Moments, Statistics
 from graphprune.sweep import Stream
-from graphprune.weights import Layered, narrow
+from graphprune.weights import Layered, Narrowed, narrow
 
 STATISTICS = ("sequential", "dense", "mixed")
 
@@ -36,7 +36,9 @@ class Refit(Pass):
 
     `statistics`: ``sequential`` takes the inputs that the already pruned and refitted segments before make, ``dense``
     those of the dense model. ``mixed`` takes the former and aims at the outputs for a mixture of both, with the share
-    `mix` of the latter (MPIFA, arXiv:2501.19090): so it makes up for errors of earlier segments, too. `damping` is
+    `mix` of the latter (MPIFA, arXiv:2501.19090): so it makes up for errors of earlier segments, too. With
+    `producers`, which wants mixed statistics, the maps that make a cut axis come first: least squares bring their
+    outputs, on pruned inputs, back to those of the dense model (the two steps of GOA, arXiv:2407.19126). `damping` is
     relative to the mean second moment; without it, it is chosen on held-out calibration tokens.
     """
 
@@ -47,6 +49,16 @@ class Refit(Pass):
     statistics: str = "sequential"
     damping: float | None = None
     mix: float = 0.25
+    producers: bool = False
+
+    def check(self) -> None:
+        """Refuse statistics that do not show what producers are to make.
+
+        Raises:
+            CalibrationError: if producers are to be refitted with others than mixed statistics.
+        """
+        if self.producers and self.statistics != "mixed":
+            raise CalibrationError("producers are refitted to what the dense model makes; that wants statistics=mixed")
 
     def run(self, program: Program) -> Program:
         """The program with refitted weights.
@@ -63,7 +75,8 @@ class Refit(Pass):
         if method.adds_bias:
             program, _ = biases.add(program, [*consumers, *_companions(program, consumers)])
             named = {c.weight: biases.name_of(c) for c in consumers}
-        walk = _Walk(program, method, consumers, self.damping, self.statistics, self.mix)
+        makers = _makers(program) if self.producers else []
+        walk = _Walk(program, method, consumers, makers, self.damping, self.statistics, self.mix)
         walk.run()
         refits = Refits(walk.done, skipped, program.weights, named)
         return program.with_facts(refits, weights=Layered((walk.changed, program.weights)))
@@ -83,6 +96,15 @@ def refittable(program: Program, method: Reconstruction) -> tuple[list[Consumer]
         elif obstacle:
             skipped[consumer.weight] = obstacle
     return [c for c in cut if c.weight not in skipped], skipped
+
+
+def _makers(program: Program) -> list[Consumer]:
+    """The linear maps that make a cut axis and have all their columns, each with a weight of its own."""
+    rewritten = program.fact(Rewritten)
+    readers = biases.readers(rewritten.original)
+    cut = {name: dims.keys() for name, dims in rewritten.keep.items() if name not in rewritten.scales}
+    found = [c for c in rewritten.original.fact(Dependencies).consumers if readers[c.weight] == 1]
+    return [c for c in found if cut.get(c.weight) and c.dim not in cut[c.weight]]
 
 
 def _companions(program: Program, consumers: Sequence[Consumer]) -> list[Consumer]:
@@ -105,10 +127,12 @@ class _Walk:
     program: Program
     method: Reconstruction
     consumers: Sequence[Consumer]
+    makers: Sequence[Consumer]
     damping: float | None
     statistics: str
     mix: float
     changed: dict[str, Tensor] = field(default_factory=dict)
+    wide: dict[str, Tensor] = field(default_factory=dict)  # what makers became, before they are narrowed
     done: dict[str, Refitted] = field(default_factory=dict)
 
     def run(self) -> None:
@@ -144,12 +168,14 @@ class _Walk:
 
     def _segment(self, segment: Segment, here: list[Consumer], step: Callable[..., None], final: bool) -> None:
         """Look at the original segment, refit, and run the pruned one."""
-        seen, held = Collector(here, mix=self.mix), Collector(here, mix=self.mix)
-        calibration = self.program.fact(Calibration)
-        collectors = [held if calibration.held_out(i) else seen for i in range(len(calibration.batches))]
-        weights = self.shadow.program.weights
+        first = [maker for maker in self.makers if maker.node in segment.names]
+        if first:
+            seen, held, collectors = self._collectors(first, 1.0)
+            self._pairs(segment, collectors, lambda count: None)
+            self._remake(first, seen.moments, held.moments)
+        seen, held, collectors = self._collectors(here, self.mix)
         if self.dense is self.shadow:
-            exits = dense_exits = self.shadow.through(segment, weights, step, collectors)
+            exits = dense_exits = self.shadow.through(segment, self.shadow.program.weights, step, collectors)
         else:
             exits, dense_exits = self._pairs(segment, collectors, step)
         self._refit(here, seen.moments, held.moments)
@@ -163,16 +189,34 @@ class _Walk:
         if self.dense is not self.shadow:
             self.dense.entries = dense_exits
 
+    def _collectors(self, here: list[Consumer], mix: float) -> tuple[Collector, Collector, list[Collector]]:
+        """One for what is fitted, one for what is held out, and which of them each batch goes to."""
+        seen, held = Collector(here, mix=mix), Collector(here, mix=mix)
+        calibration = self.program.fact(Calibration)
+        return seen, held, [held if calibration.held_out(i) else seen for i in range(len(calibration.batches))]
+
+    def _remake(self, makers: list[Consumer], seen: dict[str, Moments], held: dict[str, Moments]) -> None:
+        """Refit maps to the outputs of the dense model: all rows, of which the pruned model has some."""
+        rewritten = self.program.fact(Rewritten)
+        for maker in makers:
+            name, weight = maker.weight, maker.matrix(rewritten.original.weights[maker.weight])
+            every = torch.arange(weight.shape[1])
+            method = RECONSTRUCTIONS["least-squares"]
+            self.done[name] = method.refit(weight, every, seen[maker.node], held.get(maker.node), self.damping)
+            self.wide[name] = maker.restore(self.done[name].weight).contiguous()
+            self.changed[name] = Narrowed(self.wide, rewritten.keep)[name]
+
     def _pairs(
         self, segment: Segment, collectors: Sequence[Collector], step: Callable[..., None]
     ) -> tuple[list[Any], list[Any]]:
         """The exits on pruned inputs and the dense ones; refits see the former, and aim at the latter."""
-        loaded = self.shadow.load(segment, self.shadow.program.weights)
+        loaded = self.dense.load(segment, self.dense.program.weights)
+        refitted = self.shadow.load(segment, Layered((self.wide, self.shadow.program.weights)))
         exits, dense_exits = [], []
         for i, collector in enumerate(collectors):
             left, aims = self.dense.one(i, segment, loaded, collector.watched)
             dense_exits.append(left)
-            left, seen = self.shadow.one(i, segment, loaded, collector.watched)
+            left, seen = self.shadow.one(i, segment, refitted, collector.watched)
             exits.append(left)
             collector.add(seen, aims)
             step(2)

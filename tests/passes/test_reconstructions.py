@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import graphprune as gp
 from graphprune.equations import Equations, ridge
-from graphprune.errors import PlanError, WriteBackError
+from graphprune.errors import CalibrationError, PlanError, WriteBackError
 from graphprune.facts import Refits
 from graphprune.methods import Refitted
 from graphprune.passes.calibrate import Calibrate
@@ -254,6 +254,32 @@ def test_mixed_statistics_aim_at_what_the_layer_makes_in_the_dense_model() -> No
         targets.append((torch.sigmoid(module.c(dense)) @ module.d.weight.T).flatten(0, 1))
     direct = torch.linalg.lstsq(torch.cat(inputs).double(), torch.cat(targets).double()).solution.T
     torch.testing.assert_close(every.double(), direct.detach(), rtol=1e-3, atol=1e-3)
+
+
+def test_producers_are_brought_back_to_what_they_made() -> None:
+    torch.manual_seed(0)
+    module = Residual()
+    small = cut(module, torch.randn(2, 5, 6))
+    one, two = (Refit(statistics="mixed", mix=0.25, producers=step) for step in (False, True))
+    refitted = two(small)
+    weights, kept = refitted.weights, refitted.fact(Rewritten).keep["c.weight"][0]
+    inputs, targets = [], []
+    for (x,), _ in calls():
+        y = module.stem(x)
+        hidden = torch.sigmoid(y @ weights["a.weight"].T + weights["a.bias"])
+        inputs.append((y + hidden @ weights["b.weight"].T + module.b.bias).flatten(0, 1))
+        targets.append(((y + module.b(torch.sigmoid(module.a(y)))) @ module.c.weight.T).flatten(0, 1))
+    seen, target = (torch.cat(parts).double().detach() for parts in (inputs, targets))
+    both = weights["c.weight"], small.weights["c.weight"]
+    errors = [(seen @ w.double().T - target[:, kept]).square().mean() for w in both]
+    assert errors[0] < 0.7 * errors[1]
+    assert {"a.weight", "c.weight"} <= refitted.fact(Refits).by_weight.keys()
+    assert torch.equal(weights["a.weight"], small.weights["a.weight"])  # its inputs are as they were
+    x = torch.randn(64, 5, 6, generator=torch.Generator().manual_seed(5))
+    lost = [(step(small).module()(x) - module(x)).square().mean() for step in (one, two)]
+    assert lost[1] < 1.1 * lost[0]
+    with pytest.raises(CalibrationError, match="wants statistics=mixed"):
+        Refit(producers=True)(small)
 
 
 def test_a_stream_that_became_narrower_shows_what_the_pruned_model_sees() -> None:
