@@ -213,7 +213,7 @@ UNKNOWN = [
     (
         "analyze,score,allocate{by=fair,sparsity=0.5},select",
         RegistryError,
-        "no allocation 'fair'; did you mean uniform",
+        "no allocation 'fair'; did you mean .*uniform",
     ),
     (
         "analyze,score{bye=fasp}",
@@ -228,7 +228,7 @@ UNKNOWN = [
         PipelineError,
         "pass 2, select, needs Scores, Shares, which no earlier pass makes; put one",
     ),
-    ("rewrite", PipelineError, "pass 1, rewrite, needs Plan, .* put one of these before it: select"),
+    ("rewrite", PipelineError, "pass 1, rewrite, needs Plan, .* put one of these before it: drop, select"),
 ]
 
 
