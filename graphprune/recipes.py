@@ -24,7 +24,8 @@ from graphprune.registry import Registry
 
 @dataclass(frozen=True)
 class Recipe:
-    """A score, an allocation and a refit under one name; `statistics` are those that the refit takes.
+    """A score, an allocation and a refit under one name; `statistics` are those that the refit takes, and with
+    `producers` it begins with the maps that make what is cut.
 
     Or `drops` alone, an importance of blocks.
     """
@@ -36,6 +37,7 @@ class Recipe:
     allocation: str = "uniform"
     refit: str = "none"
     statistics: str = "sequential"
+    producers: bool = False
     drops: str = ""
 
     @property
@@ -130,10 +132,12 @@ add(
     ),
     Recipe(
         "goa",
-        "second moment of producer and consumer, heads too; the consumers alone are refitted",
+        "second moment of producer and consumer, heads too; both are refitted, one after the other",
         "arXiv:2407.19126",
         "goa",
         refit="least-squares",
+        statistics="mixed",
+        producers=True,
     ),
     Recipe(
         "prunenet",
@@ -201,7 +205,7 @@ def cutting(recipe: Recipe) -> tuple[Pass, ...]:
     """The passes of a recipe after the plan."""
     if recipe.drops:
         return ()
-    refit = [] if recipe.refit == "none" else [Refit(recipe.refit, recipe.statistics)]
+    refit = [] if recipe.refit == "none" else [Refit(recipe.refit, recipe.statistics, producers=recipe.producers)]
     return Rewrite(), *refit, Verify()
 
 
