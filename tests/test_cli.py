@@ -206,7 +206,8 @@ def test_recipes_are_listed() -> None:
     status, out, _ = run("recipes", "--json")
     assert status == 0
     assert {"fasp", "magnitude", "random"} <= set(json.loads(out))
-    assert "fasp" in run("recipes")[1]
+    shown = run("recipes")[1]
+    assert "fasp" in shown and "gradients" in shown and "2312.11983" in shown
 
 
 def test_a_callable_is_inspected_and_drawn(mine: Path) -> None:

@@ -183,15 +183,11 @@ def export(
 @app.command()
 @command
 def recipes(json: Json = False) -> Show:
-    """List the pruning methods and what each is made of."""
+    """List the pruning methods; --json tells the score, allocation and refit of each."""
     if json:
         return partial(print_json, RECIPES)
-    rows = [
-        [r.name, r.description, r.score or r.drops, r.allocation, r.refit, ", ".join(r.needs) or "-", r.source]
-        for r in RECIPES.values()
-    ]
-    columns = ("name", "what it does", "score", "allocation", "refit", "needs", "source")
-    return partial(show.rows, "recipes", columns, rows)
+    rows = [[r.name, f"{r.description} ({r.source})", " ".join(r.needs) or "-"] for r in RECIPES.values()]
+    return partial(show.rows, "recipes", ("name", "what it does", "needs"), rows)
 
 
 def _answer(title: str, found: object, json: bool) -> Show:
