@@ -45,10 +45,17 @@ class Shares:
 class Refits:
     """What the refit did to every consumer's weight, and the weights as they were before.
 
-    `biases` names, by weight, the biases that changed or are new; before, new ones are zero.
+    `biases` names, by weight, the biases that changed or are new; before, new ones are zero. `tuned` names what was
+    trained.
     """
 
     by_weight: Mapping[str, Refitted]
     skipped: Mapping[str, str]
     before: Weights
     biases: Mapping[str, str] = field(default_factory=dict)
+    tuned: tuple[str, ...] = ()
+
+    @property
+    def changed(self) -> set[str]:
+        """The names of all parameters with new values."""
+        return {*self.by_weight, *self.biases.values(), *self.tuned}

@@ -71,7 +71,7 @@ def with_cache(program: Program, model: torch.nn.Module) -> Program:
     if refits is not None:
         consumers = cached.fact(Rewritten).original.fact(Dependencies).consumers
         cached, _ = biases.add(cached, [c for c in consumers if c.weight in refits.biases])
-    new = {name: program.weights[name] for name in (*refits.by_weight, *refits.biases.values())} if refits else {}
+    new = {name: program.weights[name] for name in refits.changed} if refits else {}
     return cached.with_facts(weights=Layered((new, cached.weights)), source=program.source)
 
 

@@ -248,7 +248,7 @@ class _Search:
 def changed_names(program: Program) -> list[str]:
     """Parameters and buffers with new shapes or values."""
     rewritten, refits = program.fact(Rewritten), program.facts.get(Refits)
-    refitted = {*refits.by_weight, *refits.biases.values()} if refits else set()
+    refitted = refits.changed if refits else set()
     return sorted({*rewritten.keep, *rewritten.scales, *refitted})
 
 

@@ -45,7 +45,7 @@ class Gradients(Pass):
         Raises:
             CalibrationError: if no loss is given or known, or a gradient is not finite.
         """
-        loss, calibration = self.loss or _likelihood(program), program.fact(Calibration)
+        loss, calibration = self.loss or likelihood(program), program.fact(Calibration)
         groups = program.fact(Eligible).groups
         names = {place.parameter for group in groups for place in group.places} & program.parameters
         module = program.module()
@@ -113,7 +113,7 @@ def _slope(group: Group, evidence: Evidence, gradients: Mapping[str, Tensor]) ->
     )
 
 
-def _likelihood(program: Program) -> Loss:
+def likelihood(program: Program) -> Loss:
     """The mean negative log likelihood of the next token.
 
     Raises:
