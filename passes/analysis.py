@@ -150,7 +150,7 @@ def _products(flow: AxisFlow) -> Iterator[Axis]:
 def _macs(flow: AxisFlow) -> Iterator[Term]:
     """Every weight of a linear map, and how often an element of it is multiplied for the example inputs."""
     nodes = {node.name: node for node in flow.program.graph.nodes}
-    for consumer in flow.consumers:
+    for consumer in (c for c in flow.consumers if flow.numel(c.weight)):
         made = pytree.tree_leaves(nodes[consumer.node].meta["val"])[0]
         rows = flow.numel(consumer.weight) / (flow.tensors[consumer.weight][consumer.dim].size * consumer.taps)
         yield Term(flow.tensors[consumer.weight], prod(hint(size) for size in made.shape) / rows)
