@@ -81,6 +81,11 @@ class Group:
         path, _, place = self.name.rpartition(":")
         return f"{kind(path)}:{place}"
 
+    @property
+    def layer(self) -> str:
+        """The layer numbers in the name: groups of one layer have the same."""
+        return ".".join(part for part in self.name.rpartition(":")[0].split(".") if part.isdigit())
+
 
 def kind(name: str) -> str:
     """The name of a parameter without layer numbers."""

@@ -6,7 +6,6 @@ much as it costs. In the names of the paper: ``global`` has adaptive ratios acro
 the kinds of each layer, every layer giving the same share (UL-AM). Uniform in both (UL-UM) is ``uniform``.
 """
 
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -42,11 +41,6 @@ def standardised(knob: Knob, scores: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(spread).mean(0)
 
 
-def layer(knob: Knob) -> str:
-    """The numbers in a name: groups of one layer have the same."""
-    return ".".join(re.findall(r"(?<![^.])\d+(?=\.)", knob.groups[0].name))
-
-
 ALLOCATIONS.register("global")(Threshold(lambda knob: ""))
 ALLOCATIONS.register("global-layers")(Threshold(lambda knob: knob.groups[0].kind))
-ALLOCATIONS.register("global-kinds")(Threshold(layer))
+ALLOCATIONS.register("global-kinds")(Threshold(lambda knob: knob.groups[0].layer))

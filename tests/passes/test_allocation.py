@@ -11,14 +11,18 @@ from graphprune.budget import Budget, Knob
 from graphprune.calibration import Calibration
 from graphprune.dependencies import Dependencies, Group
 from graphprune.frontends.modules import trace
+from graphprune.masks import Gated
 from graphprune.methods import Evidence
 from graphprune.objective import Objective
 from graphprune.passes.allocation import ALLOCATIONS
 from graphprune.passes.allocation.sensitivity import Sensitivity, hull
 from graphprune.passes.allocation.split import best_split
 from graphprune.passes.analysis import analyze
+from graphprune.plans import make
 from graphprune.program import Program
 from graphprune.ranking import Pool, chosen, projected, ranked, top
+from graphprune.spread import rows_of
+from graphprune.weights import Masked
 
 
 class Net(nn.Module):
@@ -167,3 +171,57 @@ def test_a_search_spares_the_group_that_matters(name: str) -> None:
     assert found[narrow.name] > found[wide.name]
     assert judge.loss(chosen(budget.knobs, scores, found)) < 0.5 * uniform
     assert found == shares(program, name, 5 * 9)[1]
+
+
+def test_masks_are_laid_over_parameters_as_plans_are(tiny: Callable[..., nn.Module]) -> None:
+    """Of every parameter what a plan leaves out is zero under the mask, and the rest as it was; linked rows too."""
+    ids = torch.randint(3, 60, (2, 8))
+    program = trace(tiny("llama", use_cache=False), (), {"input_ids": ids})
+    found = analyze(program)
+    generator = torch.Generator().manual_seed(0)
+    for group in found.groups:
+        scores = torch.rand(rows_of(group, found), group.size, generator=generator)
+        rows = top(scores, max(group.size // 2, group.least))
+        mask = torch.zeros_like(scores).scatter(1, torch.tensor(rows), 1.0)
+        gated, plan = Gated(program.weights, found, {group.name: mask}), make(program, found, {group.name: rows})
+        masked = Masked(program.weights, plan.keep)
+        assert all(torch.equal(gated[place.parameter], masked[place.parameter]) for place in group.places)
+
+
+def test_rates_are_learned_within_a_layer() -> None:
+    """Of two groups of a layer the one that does nothing gives more; the layers give equally much."""
+    torch.manual_seed(0)
+
+    class Pair(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.ModuleList(nn.ModuleDict({"a": Feed(), "b": Feed()}) for _ in range(2))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for layer in self.layers:
+                x = x + layer["a"](x)  # type: ignore[index]
+                x = x + layer["b"](x)  # type: ignore[index]
+            return x
+
+    net, x = Pair(), torch.randn(64, 4)
+    nn.init.zeros_(net.get_parameter("layers.0.a.down.weight"))
+    nn.init.zeros_(net.get_parameter("layers.1.b.down.weight"))
+    traced = trace(net, (x,))
+    program = traced.with_facts(analyze(traced), Calibration([[x], [x.flip(0)]], "given", 2, 0, 0))
+    groups = program.fact(Dependencies).groups
+    assert [(g.layer, g.size) for g in groups] == [("0", 12), ("0", 12), ("1", 12), ("1", 12)]
+    for name in ("besa", "besa-global"):
+        got = [shares(program, name, 16 * 9)[1][g.name] for g in groups]
+        assert got[0] < got[1] - 0.2 and got[3] < got[2] - 0.2
+        assert name == "besa-global" or got[0] + got[1] == pytest.approx(got[2] + got[3], abs=0.1)
+
+
+class Feed(nn.Module):
+    """A feed-forward layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(4, 12), nn.Linear(12, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(torch.relu(self.up(x)))  # type: ignore[no-any-return]
