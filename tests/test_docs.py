@@ -3,11 +3,12 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
+from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from graphprune.budget import Budget, Knob
@@ -17,10 +18,15 @@ from graphprune.frontends.modules import trace
 from graphprune.methods import Evidence
 from graphprune.passes.allocation import ALLOCATIONS
 from graphprune.passes.analysis import analyze
+from graphprune.passes.analyze import Analyze
+from graphprune.passes.calibrate import Calibrate
+from graphprune.passes.depth import IMPORTANCES
+from graphprune.passes.drop import Drop
 from graphprune.passes.operators import RULES
 from graphprune.passes.reconstructions import RECONSTRUCTIONS
 from graphprune.passes.scores import SCORES
-from graphprune.program import Program
+from graphprune.pipeline import Pipeline
+from graphprune.program import Dropped, Program
 from graphprune.statistics import Moments, Statistics
 
 ROOT = Path(__file__).parent.parent
@@ -29,7 +35,7 @@ LINK = re.compile(r"\]\((?!https?:)([^)#]+)?(?:#([^)]+))?\)")
 
 @pytest.fixture(autouse=True)
 def registries_as_before() -> Iterator[None]:
-    tables = [registry._table for registry in (RULES, SCORES, ALLOCATIONS, RECONSTRUCTIONS, EXPORTERS)]
+    tables = [registry._table for registry in (RULES, SCORES, ALLOCATIONS, RECONSTRUCTIONS, IMPORTANCES, EXPORTERS)]
     before = [dict(table) for table in tables]
     RULES._table.pop(torch.ops.aten.glu.default, None)
     yield
@@ -81,6 +87,26 @@ def test_the_example_of_an_allocation_meets_the_budget(small: tuple[Program, Dep
     first, second = (shares[group.name] for group in found.groups)
     assert second < first < 1
     assert budget.removed(budget.widths(shares)) == pytest.approx(40, abs=0.1)
+
+
+def test_the_example_of_an_importance_ranks_blocks() -> None:
+    run_example("passes/README.md", "Write an importance of blocks")
+
+    class Residual(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.blocks = nn.ModuleList(nn.Linear(4, 4) for _ in range(3))
+            nn.init.ones_(self.get_parameter("blocks.1.weight"))
+            nn.init.zeros_(self.get_parameter("blocks.2.weight"))
+
+        def forward(self, x: Tensor) -> Tensor:
+            for block in self.blocks:
+                x = x + torch.tanh(block(x))
+            return x
+
+    calls: tuple[Any, ...] = (((torch.randn(3, 4),), {}),)
+    program = Pipeline((Analyze(), Calibrate(batches=calls)))(trace(Residual(), calls[0][0]))
+    assert Drop("weight", count=2)(program).fact(Dropped).blocks == ("blocks.0", "blocks.2")
 
 
 def test_the_example_of_a_refit_keeps_the_energy() -> None:
