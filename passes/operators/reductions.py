@@ -134,17 +134,27 @@ RULES.register(
 )(Norm())  # fmt: skip
 
 
+EVERYTHING = (aten.var.default, aten.std.default)
+
+
 class Spread(Reduce):
     """The variance along some dimensions, or its root."""
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = flow.dims(node.args[0])
-        everything = node.target in (aten.var.default, aten.std.default)
-        gone = positions(None if everything else argument(node, 1, "dim"), len(dims))
+        gone = positions(None if node.target in EVERYTHING else argument(node, 1, "dim"), len(dims))
         for i in gone:
             flow.normalise(dims[i], "its variance is taken here")
+            flow.least(dims[i], self.freed(node) + 1)  # of fewer the variance is no number
         keep = bool(argument(node, 3, "keepdim", False))
         return tuple(UNIT if i in gone else axis for i, axis in enumerate(dims) if keep or i not in gone)
+
+    def freed(self, node: fx.Node) -> int:
+        """By how much the divisor is less than the count of what is summed, rounded down."""
+        if "correction" in str(node.target):
+            given = node.kwargs.get("correction")
+            return 1 if given is None else int(given) if isinstance(given, int | float) else 1
+        return int(bool(argument(node, 1 if node.target in EVERYTHING else 2, "unbiased", True)))
 
     def examples(self) -> Iterator[Example]:
         yield between(

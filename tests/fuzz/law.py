@@ -82,7 +82,7 @@ def check(graph: Graph, thorough: bool = True) -> Outcome:
 
 def rows(found: Dependencies, group: Group, random: Random) -> Rows:
     """Random kept indices; where they are linked, mostly other ones in every row."""
-    size = random.choice((1, group.size - 1, random.randint(1, group.size)))
+    size = max(group.least, random.choice((1, group.size - 1, random.randint(1, group.size))))
     count = rows_of(group, found) if random.random() < 0.8 else 1
     return tuple(tuple(sorted(random.sample(range(group.size), size))) for _ in range(count))
 

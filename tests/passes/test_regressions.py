@@ -185,3 +185,27 @@ def test_a_module_that_draws_random_numbers_is_proved_and_written_back() -> None
     verify_cut(program, small, plan.keep)
     small.write_back(module)
     assert module.a.out_features == 3
+
+
+@pytest.mark.parametrize(
+    "spread",
+    [
+        lambda y: y.var(1, keepdim=True), lambda y: y.std(1, False, True), lambda y: y.std(1, correction=2, keepdim=True),
+        lambda y: torch.var_mean(y, 1, keepdim=True)[0], lambda y: y.std(),
+    ],
+)  # fmt: skip
+def test_of_what_has_a_variance_enough_stays(spread: Callable[[Tensor], Tensor]) -> None:
+    class Spread(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.a(x)
+            return self.b(y + spread(y))  # type: ignore[no-any-return]
+
+    program = trace(Spread(), (torch.randn(4, 6),))
+    (group,) = analyze(program).groups
+    plan = make(program, analyze(program), {group.name: (tuple(range(group.least)),)})
+    (args, kwargs) = fresh_inputs(program, seed=0)
+    assert group.least in (1, 2, 3) and torch.isfinite(rewrite(program, plan).module()(*args, **kwargs)).all()
