@@ -190,7 +190,8 @@ def test_a_module_that_draws_random_numbers_is_proved_and_written_back() -> None
 @pytest.mark.parametrize(
     "spread",
     [
-        lambda y: y.var(1, keepdim=True), lambda y: y.std(1, False, True), lambda y: y.std(1, correction=2, keepdim=True),
+        lambda y: y.var(1, keepdim=True), lambda y: y.std(1, False, True),
+        lambda y: y.std(1, correction=2, keepdim=True),
         lambda y: torch.var_mean(y, 1, keepdim=True)[0], lambda y: y.std(),
     ],
 )  # fmt: skip
