@@ -89,11 +89,11 @@ def test_a_peer_has_a_table_of_its_own() -> None:
 
 def test_tools_stand_side_by_side() -> None:
     mine = [record(exact=True, removed=0.5), record("hf/enc/bert", exact=True, removed=0.3)]
-    others = [record(), record("hf/enc/bert", exact=True, removed=0.2)]
+    others = [record(fault="time limit of 9 s"), record("hf/enc/bert", exact=True, removed=0.2)]
     assert list(comparison({"a": mine, "b": others}))[2:] == [
-        "| hf/clm | 1 | 1 (50%) | 0 (-) |",
+        "| hf/clm | 1 | 1 (50%) | 0 (-), 1 out of time |",
         "| hf/enc | 1 | 1 (30%) | 1 (20%) |",
-        "| total | 2 | 2 (40%) | 1 (20%) |",
+        "| total | 2 | 2 (40%) | 1 (20%), 1 out of time |",
     ]
 
 

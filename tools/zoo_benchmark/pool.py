@@ -10,7 +10,7 @@ from time import monotonic
 
 import psutil
 
-from tools.zoo_benchmark.record import Record
+from tools.zoo_benchmark.record import LATE, Record
 from tools.zoo_benchmark.work import work
 
 Task = tuple[str, str]  # tool and model
@@ -80,5 +80,5 @@ def _finish(job: _Job, limit: float | None) -> Record:
     job.process.join()
     if job.last.stage != "done" and not job.last.fault and not job.last.exact:
         died = f"process died with exit code {job.process.exitcode}"
-        job.last.fault = f"{died if limit is None else f'time limit of {limit:.0f} s'} in stage {job.last.stage!r}"
+        job.last.fault = f"{died if limit is None else f'{LATE} of {limit:.0f} s'} in stage {job.last.stage!r}"
     return job.last

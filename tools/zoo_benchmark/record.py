@@ -7,6 +7,7 @@ from time import perf_counter
 
 from torch import nn
 
+LATE = "time limit"  # begins the fault of what was not done in time
 LEAST = 0.01  # of the parameters: who removed less has not pruned
 
 

@@ -6,7 +6,7 @@ from functools import partial
 from statistics import median
 
 from tests import zoo
-from tools.zoo_benchmark.record import LEAST, Record
+from tools.zoo_benchmark.record import LATE, LEAST, Record
 
 FAMILIES = ("hf/clm", "hf/enc", "hf/s2s", "hf/img", "hf/aud", "hf/seg", "hf/depth", "hf/dual", "hf/base", "timm", "tv")
 ANALYSIS = "analyze"
@@ -26,13 +26,19 @@ def table(records: Sequence[Record], columns: Sequence[Column]) -> Iterator[str]
 
 
 def comparison(records: Mapping[str, Sequence[Record]]) -> Iterator[str]:
-    """The lines of one table for several tools, by name: exact models, and the median of what is gone from these."""
+    """The lines of one table for several tools, by name: exact models, the median of what is gone from these, and for
+    how many more there was no time."""
     families = [(name, partial(_of, name)) for name in FAMILIES] + [("total", list)]
     yield _line(["exact (parameters removed)", "models", *records])
     yield _line(["---"] * (2 + len(records)))
     for name, own in families:
         if models := max(len(own(found)) for found in records.values()):
-            yield _line([name, models, *(f"{_exact(own(f))} ({_removed(own(f))})" for f in records.values())])
+            yield _line([name, models, *(_compared(own(found)) for found in records.values())])
+
+
+def _compared(records: Sequence[Record]) -> str:
+    late = sum(record.fault.startswith(LATE) for record in records)
+    return f"{_exact(records)} ({_removed(records)}){f', {late} out of time' if late else ''}"
 
 
 def _of(family: str, records: Sequence[Record]) -> list[Record]:
