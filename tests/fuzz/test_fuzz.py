@@ -61,7 +61,7 @@ def test_cuts_of_thousands_of_random_graphs_equal_zeroing(part: int) -> None:
     found = outcomes(24, LONG, number)
     assert_that_it_bites(found)
     touched = set().union(*(one.touched for one in found))
-    assert len(touched & {str(target) for target in RULES}) >= 60, sorted(touched)
+    assert len(touched & {str(target) for target in RULES}) >= 50, sorted(touched)
 
 
 @dataclass(frozen=True)
