@@ -97,7 +97,8 @@ def accuracy(model: Model, tokenizer: Any, questions: Sequence[Question], *, bat
     with torch.inference_mode(), progress("asking questions", len(asked)) as step:
         for first in range(0, len(order), batch):
             some = order[first : first + batch]
-            found[some] = _likelihoods(call(_padded([asked[i][0] for i in some])), [asked[i] for i in some])
+            sums = _likelihoods(call(_padded([asked[i][0] for i in some])), [asked[i] for i in some])
+            found[some] = torch.tensor(list(sums), dtype=torch.float64)
             step(len(some))
     if not torch.isfinite(found).all():
         raise CalibrationError("the model predicts numbers that are not finite")
@@ -133,12 +134,8 @@ def _padded(rows: Sequence[list[int]]) -> Tensor:
     return torch.tensor([row + [0] * (longest - len(row)) for row in rows])
 
 
-def _likelihoods(logits: Tensor, rows: Sequence[tuple[list[int], int]]) -> Tensor:
-    """The summed log likelihoods of what follows the context in each row, shape (rows,)."""
-    return torch.tensor(list(_sums(logits, rows)), dtype=torch.float64)
-
-
-def _sums(logits: Tensor, rows: Sequence[tuple[list[int], int]]) -> Iterator[float]:
+def _likelihoods(logits: Tensor, rows: Sequence[tuple[list[int], int]]) -> Iterator[float]:
+    """The summed log likelihood of what follows the context in each row."""
     for line, (ids, before) in zip(logits, rows, strict=True):
         guessed = line[before - 1 : len(ids) - 1].float().log_softmax(-1)
         yield float(guessed.gather(1, torch.tensor(ids[before:])[:, None]).double().sum())

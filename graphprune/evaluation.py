@@ -70,9 +70,11 @@ def folder(model: Program | Path | str) -> Path:
     Raises:
         CalibrationError: if it came from no folder.
     """
-    if isinstance(model, Program) and model.source is None:
+    if not isinstance(model, Program):
+        return Path(model)
+    if model.source is None:
         raise CalibrationError("the program came from no folder, so it has no tokenizer; use perplexity with token ids")
-    return model.source.path if isinstance(model, Program) and model.source else Path(str(model))
+    return model.source.path
 
 
 def perplexity(model: Model, windows: Tensor, *, batch: int = 4) -> Evaluation:
@@ -90,7 +92,7 @@ def perplexity(model: Model, windows: Tensor, *, batch: int = 4) -> Evaluation:
     with torch.inference_mode(), progress("measuring perplexity", count) as step:
         for first in range(0, count, batch):
             part = windows[first : first + batch]
-            total += _nll(call(part), part)
+            total += negative_log_likelihood(call(part)[:, :-1].flatten(0, 1), part[:, 1:].flatten())
             if not math.isfinite(total):
                 last = first + len(part) - 1
                 raise CalibrationError(f"the model predicts numbers that are not finite in windows {first} to {last}")
@@ -131,9 +133,9 @@ def logits(output: Any) -> Tensor:
     return found
 
 
-def _nll(logits: Tensor, ids: Tensor) -> float:
-    """The negative log likelihoods of all tokens but the first of each row, summed in double precision."""
-    rows, targets = logits[:, :-1].flatten(0, 1), ids[:, 1:].flatten()
+def negative_log_likelihood(rows: Tensor, targets: Tensor) -> float:
+    """The negative log likelihoods of tokens, shape (n,), by logits of shape (n, vocabulary), summed in double
+    precision; some rows at a time, since a large vocabulary makes them large."""
     parts = zip(torch.split(rows, _ROWS), torch.split(targets, _ROWS), strict=True)
     return sum(cross_entropy(row.float(), target, reduction="none").double().sum().item() for row, target in parts)
 

@@ -8,11 +8,11 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
-from torch.nn.functional import cross_entropy
 
 from graphprune.calibration import Calibration
 from graphprune.dependencies import Dependencies
 from graphprune.errors import CalibrationError
+from graphprune.evaluation import negative_log_likelihood
 from graphprune.plans import Rows, by_parameter, primes_to_keep
 from graphprune.program import Program
 from graphprune.segments import Segment, constants, run, split
@@ -20,7 +20,6 @@ from graphprune.weights import Masked
 
 BATCHES = 4  # on which a loss is measured, at most
 REMEMBERED = 16  # places in the dense model from which a run may start, about
-_ROWS = 512  # of logits whose likelihood is computed at once
 
 Outputs = dict[int, Tensor]  # by their place among all outputs
 
@@ -176,8 +175,7 @@ def _likelihood(logits: Tensor, ids: Tensor, mask: Tensor | None) -> tuple[float
     seen = torch.ones_like(ids) if mask is None or mask.shape != ids.shape else mask
     wanted = (seen[:, 1:] != 0).flatten()
     rows, targets = logits[:, :-1].flatten(0, 1)[wanted], ids[:, 1:].flatten()[wanted]
-    parts = zip(torch.split(rows, _ROWS), torch.split(targets, _ROWS), strict=True)
-    return sum(float(cross_entropy(row.float(), t, reduction="sum")) for row, t in parts), len(targets)
+    return negative_log_likelihood(rows, targets), len(targets)
 
 
 def _error(new: Tensor, old: Tensor) -> float:

