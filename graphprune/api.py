@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from graphprune import choices, evaluation, free, hf, recipes
+from graphprune import assembly, choices, evaluation, free, hf
 from graphprune.contracts import ExportReport
 from graphprune.dependencies import Dependencies
 from graphprune.exporters import EXPORTERS
@@ -24,6 +24,7 @@ from graphprune.program import Dropped, Program
 from graphprune.proof import Verification, verify_cut
 from graphprune.pruning import apply_plan as apply_plan
 from graphprune.pruning import prune as prune
+from graphprune.recipes import RECIPES
 
 
 def analyze(program: Program) -> Dependencies:
@@ -61,11 +62,11 @@ def plan(
         PlanError: if the target cannot be met.
         CalibrationError: if the recipe needs calibration data and there is none.
     """
-    chosen = recipes.RECIPES[recipe]
-    options = recipes.Options(sparsity, ratio, align, destination, tuple(protect), exact_only, seed, loss, budget)
+    chosen = RECIPES[recipe]
+    options = assembly.Options(sparsity, ratio, align, destination, tuple(protect), exact_only, seed, loss, budget)
     data = Calibrate(calibration, samples, length, seed, batches=tuple(batches))
     calibrate = data if chosen.plans_with_data else None
-    return Pipeline(recipes.planning(chosen, options, calibrate))(program).fact(Plan)
+    return Pipeline(assembly.planning(chosen, options, calibrate))(program).fact(Plan)
 
 
 def apply(program: Program, plan: Plan) -> Program:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-from graphprune import free, recipes
+from graphprune import assembly, free
 from graphprune.atomic import check_output, new_folder
 from graphprune.budget import UNITS
 from graphprune.calibration import Calibration
@@ -30,6 +30,7 @@ from graphprune.pipeline import Pipeline, Timings
 from graphprune.plans import Plan
 from graphprune.program import Dropped, Program, Rewritten
 from graphprune.proof import Verification
+from graphprune.recipes import RECIPES
 from graphprune.report import Calibration as CalibrationReport
 from graphprune.report import Report
 from graphprune.version import __version__
@@ -92,17 +93,17 @@ def prune(
     Raises:
         GraphpruneError: one of its kinds, with what, where, got, expected and what to do.
     """
-    chosen = recipes.RECIPES[recipe]
+    chosen = RECIPES[recipe]
     check_output(output, force)
     job = Job(str(model), Path(output), recipe, destination, sparsity, seed, force, _command(), plan_only, budget)
-    options = recipes.Options(sparsity, None, align, destination, protect, exact_only, seed, loss, budget)
+    options = assembly.Options(sparsity, None, align, destination, protect, exact_only, seed, loss, budget)
     if chosen.calibrates and not calibration:
         raise CalibrationError(
             f"recipe {recipe} needs calibration data; name a text with calibration (--calibration FILE)"
         )
     calibrate = Calibrate(str(calibration), samples, length, seed) if chosen.calibrates else None
-    passes = recipes.planning(chosen, options, calibrate)
-    pipeline = Pipeline(passes if plan_only else (*passes, *recipes.cutting(chosen)))
+    passes = assembly.planning(chosen, options, calibrate)
+    pipeline = Pipeline(passes if plan_only else (*passes, *assembly.cutting(chosen)))
     program = pipeline(load(model))
     if plan_only:
         return _save(job, program, lambda folder: [])

@@ -1,78 +1,7 @@
-"""Recipes: named pipelines, each a published method or a baseline."""
+"""The recipes: named pipelines, each a published method or a baseline."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-
-from graphprune.errors import PlanError
-from graphprune.passes.allocate import Allocate
-from graphprune.passes.allocation import ALLOCATIONS
-from graphprune.passes.analyze import Analyze
-from graphprune.passes.calibrate import Calibrate
-from graphprune.passes.drop import Drop
-from graphprune.passes.gradients import Gradients, Loss
-from graphprune.passes.reach import Reach
-from graphprune.passes.refit import Refit
-from graphprune.passes.rewrite import Rewrite
-from graphprune.passes.room import Room
-from graphprune.passes.score import Score
-from graphprune.passes.scores import SCORES
-from graphprune.passes.select import Select
-from graphprune.passes.verify import Verify
-from graphprune.pipeline import Pass, Pipeline
+from graphprune.assembly import Recipe
 from graphprune.registry import Registry
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A score, an allocation and a refit under one name; `statistics` are those that the refit takes, and with
-    `producers` it begins with the maps that make what is cut.
-
-    Or `drops` alone, an importance of blocks.
-    """
-
-    name: str
-    description: str
-    source: str
-    score: str = ""
-    allocation: str = "uniform"
-    refit: str = "none"
-    statistics: str = "sequential"
-    producers: bool = False
-    drops: str = ""
-
-    @property
-    def calibrates(self) -> bool:
-        """Does it need calibration data?"""
-        return self.plans_with_data or self.refit != "none"
-
-    @property
-    def plans_with_data(self) -> bool:
-        """Does it need calibration data for its plan?"""
-        if self.drops:
-            return True
-        return SCORES[self.score].needs_calibration or ALLOCATIONS[self.allocation].needs_calibration
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """What it wants besides the model: calibration data, gradients of a loss on them."""
-        gradients = ["gradients"] if not self.drops and SCORES[self.score].gradients else []
-        return (*(["calibration"] if self.calibrates else []), *gradients)
-
-
-@dataclass(frozen=True)
-class Options:
-    """What a user may ask of any recipe; `loss` is for those that need gradients of other than language models."""
-
-    sparsity: float | None = None
-    ratio: float | None = None
-    align: int = 1
-    destination: str = "free"
-    protect: Sequence[str] = ()
-    exact_only: bool = True
-    seed: int = 0
-    loss: Loss | None = None
-    budget: str = "parameters"
-
 
 RECIPES: Registry[str, Recipe] = Registry("recipe")
 
@@ -161,54 +90,22 @@ add(
         "kwon",
         "mask",
     ),
+    Recipe(
+        "besa",
+        "how much of each group goes is learned by gradients, a layer at a time; Wanda's scores rank, as in the paper",
+        "arXiv:2402.16880, structured port reconstructed",
+        "wanda-sp",
+        "besa",
+    ),
+    Recipe(
+        "bypass",
+        "how much of each group goes is learned from forward passes alone, by policy gradient; Wanda's scores rank",
+        "arXiv:2406.10576, structured port reconstructed",
+        "wanda-sp",
+        "policy",
+    ),
     Recipe("sleb", "whole blocks without which the loss is lowest, step by step", "arXiv:2402.09025", drops="sleb"),
     Recipe("shortgpt", "whole blocks that turn the stream least", "arXiv:2403.03853", drops="shortgpt"),
     Recipe("magnitude", "the norm of all coupled weights", "baseline", "magnitude"),
     Recipe("random", "chance", "baseline", "random"),
 )
-
-
-def planning(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> tuple[Pass, ...]:
-    """The passes of a recipe up to the plan; calibration gathers what the score asks for.
-
-    Raises:
-        PlanError: if the recipe has no such budget.
-    """
-    analyze = Analyze(options.destination, tuple(options.protect), options.exact_only)
-    if recipe.drops:
-        if options.budget != "parameters":
-            raise PlanError(f"recipe {recipe.name} drops blocks until enough parameters are gone, not {options.budget}")
-        data = replace(calibrate or Calibrate(), moments="none")
-        return analyze, data, Drop(recipe.drops, options.sparsity if options.sparsity is not None else options.ratio)
-    score = SCORES[recipe.score]
-    if calibrate is not None:
-        searches = score.moments == "none" and ALLOCATIONS[recipe.allocation].needs_calibration
-        moments = calibrate.moments if searches else score.moments
-        calibrate = replace(calibrate, moments=moments, producers=score.producers)
-    return (
-        analyze,
-        *(
-            [Reach(recipe.score, options.sparsity, options.align, options.budget)]
-            if options.sparsity is not None
-            else []
-        ),
-        *([Room(recipe.refit, recipe.score)] if recipe.refit != "none" else []),
-        *([calibrate] if calibrate else []),
-        *([Gradients(options.loss)] if score.gradients else []),
-        Score(recipe.score, options.seed),
-        Allocate(recipe.allocation, options.sparsity, options.ratio, options.seed, options.budget),
-        Select(options.align),
-    )
-
-
-def cutting(recipe: Recipe) -> tuple[Pass, ...]:
-    """The passes of a recipe after the plan."""
-    if recipe.drops:
-        return ()
-    refit = [] if recipe.refit == "none" else [Refit(recipe.refit, recipe.statistics, producers=recipe.producers)]
-    return Rewrite(), *refit, Verify()
-
-
-def pipeline(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> Pipeline:
-    """The whole pipeline of a recipe."""
-    return Pipeline((*planning(recipe, options, calibrate), *cutting(recipe)))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx, nn
 
 import graphprune as gp
+from graphprune.assembly import Options, pipeline
 from graphprune.budget import Budget, Knob
 from graphprune.contracts import Example, Masked
 from graphprune.dependencies import Dependencies, Group
@@ -30,7 +31,7 @@ from graphprune.pipeline import PASSES, Pipeline
 from graphprune.plans import Plan, Rows, make
 from graphprune.program import Program, Rewritten
 from graphprune.proof import Verification, verify_cut, verify_finite
-from graphprune.recipes import RECIPES, Options, pipeline
+from graphprune.recipes import RECIPES
 from graphprune.spread import rows_of
 from graphprune.statistics import Gradients as Found
 from graphprune.statistics import Moments, Statistics

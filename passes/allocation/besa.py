@@ -53,6 +53,7 @@ class Besa(Allocation):
     candidates: int = 25
     batches: int = 4
     needs_calibration = True
+    gradients = True
 
     def shares(self, budget: Budget, scores: Mapping[str, Tensor], evidence: Evidence) -> Mapping[str, float]:
         """The share that each group keeps, by name."""

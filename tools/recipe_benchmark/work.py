@@ -11,11 +11,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import graphprune as gp
-from graphprune import choices, corpus, evaluation, hf, recipes
+from graphprune import assembly, choices, corpus, evaluation, hf
 from graphprune.calibration import token_inputs
 from graphprune.errors import GraphpruneError, first_line
 from graphprune.passes.calibrate import Calibrate
 from graphprune.pruning import peak_memory
+from graphprune.recipes import RECIPES
 from tools.recipe_benchmark.record import DENSE, Record, Run
 
 LENGTH = 512  # tokens of a window of the texts
@@ -38,10 +39,10 @@ def work(run: Run, options: argparse.Namespace, pipe: Connection) -> None:
 def _pruned(program: gp.Program, run: Run, options: argparse.Namespace) -> gp.Program:
     if run.recipe == DENSE:
         return program
-    recipe = recipes.RECIPES[run.recipe]
-    asked = recipes.Options(run.sparsity, align=options.align, destination=options.destination, seed=run.seed)
+    recipe = RECIPES[run.recipe]
+    asked = assembly.Options(run.sparsity, align=options.align, destination=options.destination, seed=run.seed)
     calibrate = Calibrate(options.calibration, run.samples, run.length, run.seed) if recipe.calibrates else None
-    return recipes.pipeline(recipe, asked, calibrate)(program)
+    return assembly.pipeline(recipe, asked, calibrate)(program)
 
 
 def _measure(record: Record, program: gp.Program, small: gp.Program, options: argparse.Namespace) -> None:
