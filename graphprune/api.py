@@ -17,6 +17,7 @@ from graphprune.passes.calibrate import Calibrate
 from graphprune.passes.drop import drop
 from graphprune.passes.gradients import Loss
 from graphprune.passes.rewrite import rewrite
+from graphprune.passes.search import Search
 from graphprune.passes.verify import prove
 from graphprune.pipeline import Pipeline
 from graphprune.plans import Plan
@@ -49,6 +50,7 @@ def plan(
     batches: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]] = (),
     loss: Loss | None = None,
     budget: str = "parameters",
+    trials: int = Search.trials,
 ) -> Plan:
     """Choose what to keep: `sparsity` is a share of all parameters, `ratio` one of every group that may be cut.
 
@@ -56,14 +58,16 @@ def plan(
     the bytes that a decoder keeps for a token.
     Recipes that need calibration read it from the text `calibration` names, or from `batches` of ``(args, kwargs)``;
     those that need gradients know the loss of causal language models, of others it is `loss`, a function of the output
-    and the number of the calibration batch.
+    and the number of the calibration batch. `trials` are those of recipes that search.
 
     Raises:
         PlanError: if the target cannot be met.
         CalibrationError: if the recipe needs calibration data and there is none.
     """
     chosen = RECIPES[recipe]
-    options = assembly.Options(sparsity, ratio, align, destination, tuple(protect), exact_only, seed, loss, budget)
+    options = assembly.Options(
+        sparsity, ratio, align, destination, tuple(protect), exact_only, seed, loss, budget, trials
+    )
     data = Calibrate(calibration, samples, length, seed, batches=tuple(batches))
     calibrate = data if chosen.plans_with_data else None
     return Pipeline(assembly.planning(chosen, options, calibrate))(program).fact(Plan)

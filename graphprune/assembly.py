@@ -16,6 +16,7 @@ from graphprune.passes.rewrite import Rewrite
 from graphprune.passes.room import Room
 from graphprune.passes.score import Score
 from graphprune.passes.scores import SCORES
+from graphprune.passes.search import Search
 from graphprune.passes.select import Select
 from graphprune.passes.verify import Verify
 from graphprune.pipeline import Pass, Pipeline
@@ -24,7 +25,8 @@ from graphprune.pipeline import Pass, Pipeline
 @dataclass(frozen=True)
 class Recipe:
     """A score, an allocation and a refit under one name; `statistics` are those that the refit takes, and with
-    `producers` it begins with the maps that make what is cut.
+    `producers` it begins with the maps that make what is cut. With `metrics` it searches among these scores, and for
+    the calibration data.
 
     Or `drops` alone, an importance of blocks.
     """
@@ -38,6 +40,7 @@ class Recipe:
     statistics: str = "sequential"
     producers: bool = False
     drops: str = ""
+    metrics: tuple[str, ...] = ()
 
     @property
     def calibrates(self) -> bool:
@@ -53,14 +56,18 @@ class Recipe:
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What it wants besides the model: calibration data, gradients of a loss on them."""
+        """What it wants besides the model: calibration data, gradients of a loss on them, a package."""
         learns = not self.drops and (SCORES[self.score].gradients or ALLOCATIONS[self.allocation].gradients)
-        return (*(["calibration"] if self.calibrates else []), *(["gradients"] if learns else []))
+        wanted = {"calibration": self.calibrates, "gradients": learns, "optuna": bool(self.metrics)}
+        return tuple(name for name, needed in wanted.items() if needed)
 
 
 @dataclass(frozen=True)
 class Options:
-    """What a user may ask of any recipe; `loss` is for those that need gradients of other than language models."""
+    """What a user may ask of any recipe.
+
+    `loss` is for those that need gradients of other than language models, `trials` for those that search.
+    """
 
     sparsity: float | None = None
     ratio: float | None = None
@@ -71,6 +78,7 @@ class Options:
     seed: int = 0
     loss: Loss | None = None
     budget: str = "parameters"
+    trials: int = Search.trials
 
 
 def planning(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> tuple[Pass, ...]:
@@ -90,20 +98,29 @@ def planning(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> t
         searches = score.moments == "none" and ALLOCATIONS[recipe.allocation].needs_calibration
         moments = calibrate.moments if searches else score.moments
         calibrate = replace(calibrate, moments=moments, producers=score.producers)
+    reach = [] if options.sparsity is None else [Reach(recipe.score, options.sparsity, options.align, options.budget)]
     return (
         analyze,
-        *(
-            [Reach(recipe.score, options.sparsity, options.align, options.budget)]
-            if options.sparsity is not None
-            else []
-        ),
+        *reach,
         *([Room(recipe.refit, recipe.score)] if recipe.refit != "none" else []),
         *([calibrate] if calibrate else []),
-        *([Gradients(options.loss)] if score.gradients else []),
-        Score(recipe.score, options.seed),
+        *scoring(recipe, options),
         Allocate(recipe.allocation, options.sparsity, options.ratio, options.seed, options.budget),
         Select(options.align),
     )
+
+
+def scoring(recipe: Recipe, options: Options) -> tuple[Pass, ...]:
+    """The passes between calibration and allocation."""
+    if recipe.metrics:
+        return (
+            Search(
+                recipe.metrics, recipe.allocation, options.sparsity, options.ratio, options.budget, options.align,
+                trials=options.trials, seed=options.seed, loss=options.loss,
+            ),
+        )  # fmt: skip
+    gradients = [Gradients(options.loss)] if SCORES[recipe.score].gradients else []
+    return *gradients, Score(recipe.score, options.seed)
 
 
 def cutting(recipe: Recipe) -> tuple[Pass, ...]:

@@ -25,6 +25,7 @@ from graphprune.passes.calibrate import Calibrate
 from graphprune.passes.drop import drop
 from graphprune.passes.gradients import Loss
 from graphprune.passes.rewrite import Rewrite
+from graphprune.passes.search import Search
 from graphprune.passes.verify import Verify
 from graphprune.pipeline import Pipeline, Timings
 from graphprune.plans import Plan
@@ -80,6 +81,7 @@ def prune(
     plan_only: bool = False,
     force: bool = False,
     loss: Loss | None = None,
+    trials: int = Search.trials,
 ) -> Result:
     """Prune a model and save it, verified, with a report.
 
@@ -87,8 +89,8 @@ def prune(
     of all its parameters that is to go, or of another `budget` (``macs``, ``kv_cache``, see `Allocate`); `calibration`
     names a text (see `corpus.read`). `exact_only` leaves out groups whose cut changes what remains, such as hidden
     sizes under norms. `loss` is for recipes that need gradients of other than causal language models: a function of
-    the output and the number of the calibration batch. `output` appears when everything in it was verified, or not at
-    all.
+    the output and the number of the calibration batch; `trials` are those of recipes that search. `output` appears
+    when everything in it was verified, or not at all.
 
     Raises:
         GraphpruneError: one of its kinds, with what, where, got, expected and what to do.
@@ -96,7 +98,7 @@ def prune(
     chosen = RECIPES[recipe]
     check_output(output, force)
     job = Job(str(model), Path(output), recipe, destination, sparsity, seed, force, _command(), plan_only, budget)
-    options = assembly.Options(sparsity, None, align, destination, protect, exact_only, seed, loss, budget)
+    options = assembly.Options(sparsity, None, align, destination, protect, exact_only, seed, loss, budget, trials)
     if chosen.calibrates and not calibration:
         raise CalibrationError(
             f"recipe {recipe} needs calibration data; name a text with calibration (--calibration FILE)"

@@ -1,6 +1,7 @@
 """The recipes: named pipelines, each a published method or a baseline."""
 
 from graphprune.assembly import Recipe
+from graphprune.passes.search import TAYLOR
 from graphprune.registry import Registry
 
 RECIPES: Registry[str, Recipe] = Registry("recipe")
@@ -82,6 +83,13 @@ add(
         refit="least-squares",
     ),
     Recipe("llm-pruner", "first-order Taylor terms of the loss, in all layers", "arXiv:2305.11627", "taylor"),
+    Recipe(
+        "adapruner",
+        "searches calibration data and Taylor terms together, by what the plans do to held-out data",
+        "arXiv:2503.06184, formula reconstructed",
+        "taylor",
+        metrics=TAYLOR,
+    ),
     Recipe(
         "kwon",
         "Fisher information of masks, the best split between heads and neurons, mask tuning",

@@ -261,9 +261,9 @@ def test_a_recipe_runs(name: str) -> None:
     recipe = RECIPES[name]
     calibrate = Calibrate(batches=batches()) if recipe.calibrates else None
     program = network()
-    small = pipeline(recipe, Options(sparsity=0.3, loss=energy), calibrate)(program)
+    small = pipeline(recipe, Options(sparsity=0.3, loss=energy, trials=3), calibrate)(program)
     assert small.count() == pytest.approx(0.7 * program.count(), rel=0.02)
     assert small.fact(Verification).max_error <= 1e-4
-    again = pipeline(recipe, Options(sparsity=0.3, loss=energy), calibrate)(network())
+    again = pipeline(recipe, Options(sparsity=0.3, loss=energy, trials=3), calibrate)(network())
     assert again.fact(Plan).digest == small.fact(Plan).digest
     assert all(torch.equal(again.weights[n], small.weights[n]) for n in small.fact(Rewritten).keep)

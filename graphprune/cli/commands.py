@@ -12,6 +12,7 @@ from graphprune.choices import KINDS
 from graphprune.cli import dependencies, draw, show
 from graphprune.cli.edge import command, print_json
 from graphprune.cli.options import Calibration, Destination, Folder, Force, Json, Length, Model, Output, Seed, Text
+from graphprune.passes.search import Search
 from graphprune.recipes import RECIPES
 from graphprune.report import Report, plain
 from graphprune.version import __version__
@@ -90,6 +91,7 @@ def prune(
     budget: Annotated[
         str, typer.Option(help="What the sparsity is a share of: parameters, macs or kv_cache.")
     ] = "parameters",
+    trials: Annotated[int, typer.Option(help="Trials of a recipe that searches.", min=1)] = Search.trials,
     plan_only: Annotated[bool, typer.Option("--plan-only", help="Save the plan and cut nothing.")] = False,
     force: Force = False,
     json: Json = False,
@@ -109,6 +111,7 @@ def prune(
         exact_only=not inexact,
         seed=seed,
         budget=budget,
+        trials=trials,
         plan_only=plan_only,
         force=force,
     )
