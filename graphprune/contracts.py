@@ -222,6 +222,11 @@ class Rule(ABC):
         """Where each output dimension comes from, for an operator that only permutes them; None for all others."""
         return None
 
+    def running(self, node: fx.Node) -> tuple[object, object] | None:
+        """The stored mean and variance by which the channels, dimension 1 of the first argument, are normalised; None
+        where there are none."""
+        return None
+
     def examples(self) -> Iterator[Example]:
         """Small modules for the conformance suite."""
         return iter(())

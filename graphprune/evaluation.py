@@ -1,9 +1,9 @@
-"""How well a language model predicts a text, and how fast."""
+"""How well a language model predicts a text, and how fast; how many inputs a classifier gets right."""
 
 import math
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 from graphprune import corpus, hf
 from graphprune.calibration import token_inputs
 from graphprune.errors import CalibrationError
-from graphprune.program import Program
+from graphprune.program import Inputs, Program
 from graphprune.progress import progress
 
 Model = Program | Callable[..., Any]
@@ -46,6 +46,19 @@ class Speed:
     tokens_per_second: float
     seconds: float
     tokens: int
+
+
+@dataclass(frozen=True)
+class Classified:
+    """Which inputs a classifier got right, in their order."""
+
+    right: tuple[bool, ...]
+    seconds: float
+
+    @property
+    def accuracy(self) -> float:
+        """The share that is right."""
+        return sum(self.right) / len(self.right)
 
 
 def evaluate(
@@ -102,6 +115,29 @@ def perplexity(model: Model, windows: Tensor, *, batch: int = 4) -> Evaluation:
     return Evaluation(_exponential(nll), nll, count, length, tokens, time.perf_counter() - start)
 
 
+def classify(model: Model, batches: Iterable[tuple[Inputs, Tensor]]) -> Classified:
+    """Count how often the highest score is that of the right class.
+
+    Every batch is a call ``(args, kwargs)`` of the model, and the numbers of the right classes, shape ``(n,)``. The
+    model returns their scores, shape ``(n, classes)``: alone, first in a tuple, or as `logits`.
+
+    Raises:
+        CalibrationError: if there is no batch, or the model returns other things, or numbers that are not finite.
+    """
+    run = model.module() if isinstance(model, Program) else model
+    start, right = time.perf_counter(), list[bool]()
+    with torch.inference_mode():
+        for (args, kwargs), labels in batches:
+            scores = logits(run(*args, **kwargs), 2)
+            if scores.shape[0] != len(labels) or not scores.isfinite().all():
+                shape = tuple(scores.shape)
+                raise CalibrationError(f"for {len(labels)} labels there are scores {shape}, or some are not finite")
+            right += (scores.argmax(1) == labels).tolist()
+    if not right:
+        raise CalibrationError("there is nothing to classify; expected at least one batch of inputs and labels")
+    return Classified(tuple(right), time.perf_counter() - start)
+
+
 def tokens_per_second(model: Model, windows: Tensor, *, repeats: int = 5) -> Speed:
     """Time forward passes over token ids of shape ``(batch, length)``, after one that is not timed."""
     call = caller(model)
@@ -124,12 +160,18 @@ def caller(model: Model) -> Callable[[Tensor], Tensor]:
     return lambda ids: logits(module(**token_inputs(program, ids)))
 
 
-def logits(output: Any) -> Tensor:
+def logits(output: Any, rank: int = 3) -> Tensor:
+    """The scores in what a model returns: of every token (rank 3), or of the whole input (rank 2).
+
+    Raises:
+        CalibrationError: if there are none of this rank.
+    """
     found = output["logits"] if isinstance(output, dict) else getattr(output, "logits", output)
     found = found[0] if isinstance(found, tuple | list) else found
-    if not isinstance(found, Tensor) or found.dim() != 3:
-        kind = type(output).__name__
-        raise CalibrationError(f"the model returns a {kind} without logits for every token: it is no language model")
+    if not isinstance(found, Tensor) or found.dim() != rank:
+        kind, what = type(output).__name__, "language model" if rank == 3 else "classifier"
+        where = "for every token" if rank == 3 else "of shape (inputs, classes)"
+        raise CalibrationError(f"the model returns a {kind} without logits {where}: it is no {what}")
     return found
 
 

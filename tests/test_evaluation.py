@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from graphprune.errors import CalibrationError
-from graphprune.evaluation import evaluate, perplexity, tokens_per_second
+from graphprune.evaluation import classify, evaluate, perplexity, tokens_per_second
 from graphprune.frontends.modules import trace
 from graphprune.progress import progress
 
@@ -103,3 +103,28 @@ def test_progress_is_silent_where_nobody_watches(capsys: pytest.CaptureFixture[s
         step(2)
     captured = capsys.readouterr()
     assert (captured.out, captured.err) == ("", "")
+
+
+def test_a_classifier_is_right_where_its_highest_score_is() -> None:
+    torch.manual_seed(0)
+    module, x = nn.Linear(5, 3), torch.randn(10, 5)
+    labels = module(x).argmax(1)
+    labels[[2, 7]] = (labels[[2, 7]] + 1) % 3
+    batches: Any = [
+        (((part,), {}), truth) for part, truth in zip(torch.split(x, 4), torch.split(labels, 4), strict=True)
+    ]
+    found = classify(module, batches)
+    assert found.right == tuple(i not in (2, 7) for i in range(10)) and found.accuracy == 0.8
+    assert classify(trace(module, (x[:2],)), batches).right == found.right
+
+
+@pytest.mark.parametrize(("output", "message"), [
+    (torch.zeros(2, 3, 4), r"without logits of shape \(inputs, classes\): it is no classifier"),
+    (torch.zeros(3, 4), r"for 2 labels there are scores \(3, 4\)"),
+    (torch.full((2, 4), math.nan), "some are not finite"),
+])  # fmt: skip
+def test_what_is_no_classification(output: Tensor, message: str) -> None:
+    with pytest.raises(CalibrationError, match=message):
+        classify(lambda: output, [(((), {}), torch.zeros(2))])
+    with pytest.raises(CalibrationError, match="nothing to classify"):
+        classify(lambda: output, [])

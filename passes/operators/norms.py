@@ -105,7 +105,13 @@ class BatchNorm(ChannelNorm):
     """The statistics are weights, or those of the batch itself."""
 
     def over(self, node: fx.Node, dims: Dims) -> Dims:
-        return (dims[0], *dims[2:]) if argument(node, 5, "training", False) is True else ()
+        return (dims[0], *dims[2:]) if self._by_batch(node) else ()
+
+    def running(self, node: fx.Node) -> tuple[object, object] | None:
+        return None if self._by_batch(node) else (node.args[3], node.args[4])
+
+    def _by_batch(self, node: fx.Node) -> bool:
+        return argument(node, 5, "training", False) is True
 
     def examples(self) -> Iterator[Example]:
         norm = nn.BatchNorm2d(8)
