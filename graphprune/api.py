@@ -54,8 +54,8 @@ def plan(
 ) -> Plan:
     """Choose what to keep: `sparsity` is a share of all parameters, `ratio` one of every group that may be cut.
 
-    With another `budget`, ``macs`` or ``kv_cache``, `sparsity` is a share of all multiply-accumulates of weights, or of
-    the bytes that a decoder keeps for a token.
+    With another `budget`, ``macs`` or ``kv_cache``, `sparsity` is a share of all multiply-accumulates, or of the bytes
+    that a decoder keeps for a token.
     Recipes that need calibration read it from the text `calibration` names, or from `batches` of ``(args, kwargs)``;
     those that need gradients know the loss of causal language models, of others it is `loss`, a function of the output
     and the number of the calibration batch. `trials` are those of recipes that search.

@@ -111,6 +111,9 @@ class Flow(Protocol):
     def contract(self, axis: Axis, *operands: object) -> None:
         """The values are multiplied and summed over this axis."""
 
+    def multiply(self, *axes: Axis) -> None:
+        """Two values are multiplied once for every element of these axes; of a parameter `consume` says it already."""
+
     def consume(self, consumer: Consumer) -> None:
         """A parameter contracts the axis: it can be scored and refitted there."""
 

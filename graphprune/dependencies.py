@@ -117,7 +117,7 @@ class Dependencies:
     `values` holds the axes of every node; `tensors` those of every parameter and buffer; `opaque` the operators
     without a rule, with how often they occur; `products` the axes over which two activations are multiplied and summed.
     `terms` say what a budget may be in besides parameters: of ``macs`` those of all weights, an element counting as
-    often as it is multiplied for the example inputs (products of two activations are left out); of ``kv_cache`` keys
+    often as it is multiplied for the example inputs, and those of products of two activations; of ``kv_cache`` keys
     and values, in bytes a token.
     `parameters` are the tensors that are no buffers; `because` maps the texts that say why to what they are made of.
     `kv_cache_bytes` are those of the keys and values that a token adds to a cache.

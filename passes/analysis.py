@@ -148,12 +148,15 @@ def _products(flow: AxisFlow) -> Iterator[Axis]:
 
 
 def _macs(flow: AxisFlow) -> Iterator[Term]:
-    """Every weight of a linear map, and how often an element of it is multiplied for the example inputs."""
+    """Every weight of a linear map, and how often an element of it is multiplied for the example inputs; and products
+    of activations, such as those of attention."""
     nodes = {node.name: node for node in flow.program.graph.nodes}
     for consumer in (c for c in flow.consumers if flow.numel(c.weight)):
         made = pytree.tree_leaves(nodes[consumer.node].meta["val"])[0]
         rows = flow.numel(consumer.weight) / (flow.tensors[consumer.weight][consumer.dim].size * consumer.taps)
         yield Term(flow.tensors[consumer.weight], prod(hint(size) for size in made.shape) / rows)
+    mapped = {consumer.node for consumer in flow.consumers}
+    yield from (Term(axes) for node, axes in flow.multiplied if node.name not in mapped)
 
 
 def _kept_for_tokens(flow: AxisFlow) -> Iterator[Term]:

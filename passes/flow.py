@@ -55,6 +55,7 @@ class AxisFlow:
     averaged: list[tuple[Axis, str]] = field(default_factory=list)
     mixed: list[tuple[list[Axis], list[Axis]]] = field(default_factory=list)
     contractions: list[tuple[Axis, tuple[object, ...], fx.Node]] = field(default_factory=list)
+    multiplied: list[tuple[fx.Node, Dims]] = field(default_factory=list)
     roles: dict[tuple[str, int], set[str]] = field(default_factory=lambda: defaultdict(set))
     keys_and_values: list[object] = field(default_factory=list)
     summed: list[tuple[fx.Node | None, Axis]] = field(default_factory=list)
@@ -142,6 +143,11 @@ class AxisFlow:
         self.summed.append((self.node, axis))
         assert self.node is not None  # rules are asked while a node is visited
         self.contractions.append((axis, operands, self.node))
+
+    def multiply(self, *axes: Axis) -> None:
+        """Note a product of two values."""
+        assert self.node is not None
+        self.multiplied.append((self.node, axes))
 
     def consume(self, consumer: Consumer) -> None:
         """Note that a parameter contracts an axis, and produces its other ones."""

@@ -37,6 +37,8 @@ class Attention(Rule):
         for axis in (s, t) if argument(node, 5, "is_causal", False) else ():
             flow.pin(axis, "the order of its indices matters here")
         lead[-1:] = heads or lead[-1:]
+        flow.multiply(*lead, s, t, d)
+        flow.multiply(*lead, s, t, e)
         if (mask := argument(node, 3, "attn_mask")) is not None:
             _masked(flow, [*lead, s, t], flow.dims(mask))
         return *lead, s, e

@@ -70,6 +70,8 @@ class Contraction(Rule):
         values: Any = node.args[1] if node.target is aten.einsum.default else node.args[self.operands]
         terms, out = self.terms(node, [len(flow.dims(value)) for value in values])
         found = {label: self.axis(flow, label, terms, values) for label in chain(*terms)}
+        if len(terms) == 2:
+            flow.multiply(*found.values())
         for gone in (label for label in found if label not in out):
             sharing = [set(term) for term in terms if gone in term]
             flow.contract(found[gone], *(value for value, term in zip(values, terms, strict=True) if gone in term))

@@ -29,6 +29,7 @@ class Linear(Rule):
         flow.unify(inner, columns)
         flow.contract(columns, x, weight)
         flow.mix([columns], [*batch, out])
+        flow.multiply(*batch, inner, out)
         consume(flow, node, x, weight, 1, bias_at=2)
         if len(node.args) > 2 and node.args[2] is not None:
             flow.unify(out, flow.dims(node.args[2])[0])
@@ -84,7 +85,9 @@ def multiply(flow: Flow, node: fx.Node, a: Any, b: Any, bias_at: int | None = No
     if len(right) == 2:
         flow.mix([inner], lead_a)
         consume(flow, node, a, b, 0, bias_at)
-    return *broadcast(flow, [tuple(lead_a), tuple(lead_b)]), rows, out
+    lead = broadcast(flow, [tuple(lead_a), tuple(lead_b)])
+    flow.multiply(*lead, rows, inner, out)
+    return *lead, rows, out
 
 
 def _with_vector(flow: Flow, a: Any, b: Any, left: Dims, right: Dims) -> Dims:
