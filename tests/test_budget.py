@@ -30,7 +30,7 @@ def macs(program: Program) -> float:
     """Multiply-accumulates of linear maps, convolutions and attention, counted by torch."""
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter, torch.no_grad():
         program.module()(*program.inputs[0], **program.inputs[1])
-    return counter.get_total_flops() / 2
+    return float(counter.get_total_flops() / 2)
 
 
 def cache(model: Program) -> int:
