@@ -53,7 +53,7 @@ def test_macs_are_those_of_the_layers(folder: Path) -> None:
 def test_what_is_known_is_not_run_again(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ran = []
 
-    def one(run: Run, _: object) -> Record:
+    def one(_: object, run: Run, options: object) -> Record:
         ran.append(run.recipe)
         return Record(run)
 

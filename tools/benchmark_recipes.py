@@ -8,9 +8,9 @@ Every run is a process of its own. What is in the file of JSON lines already is 
 """
 
 import argparse
-import multiprocessing
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # tools is a folder of the checkout
@@ -18,7 +18,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # tools is a folder of th
 from graphprune.recipes import RECIPES
 from tools.packaged import packaged
 from tools.readme import fill
-from tools.recipe_benchmark.record import DENSE, Record, Run, append, read
+from tools.recipe_benchmark.alone import alone, records
+from tools.recipe_benchmark.record import DENSE, Run
 from tools.recipe_benchmark.table import plot, table
 from tools.recipe_benchmark.work import work
 
@@ -26,17 +27,11 @@ from tools.recipe_benchmark.work import work
 def main() -> None:
     """Run what is not known yet, keep it, and print the table."""
     options = arguments()
-    wanted = list(runs(options))
-    known = {record.run: record for record in read(options.lines)}
-    for run in wanted:
-        if run not in known:
-            known[run] = alone(run, options)
-            append(options.lines, known[run])
-    records = [known[run] for run in wanted]
-    lines = "\n".join(table(records))
+    found = records(runs(options), options.lines, partial(alone, work, options=options))
+    lines = "\n".join(table(found))
     print(lines)
     if options.plots:
-        plot(records, options.plots)
+        plot(found, options.plots)
     if options.readme:
         fill(options.readme, "benchmark_recipes", lines)
 
@@ -68,23 +63,6 @@ def runs(options: argparse.Namespace) -> Iterator[Run]:
     yield Run(DENSE, 0.0, 0, 0)
     for sparsity in options.sparsity:
         yield from (Run(recipe, sparsity, options.samples, options.length) for recipe in options.recipes)
-
-
-def alone(run: Run, options: argparse.Namespace) -> Record:
-    """The record of a run in a process of its own."""
-    print(f"{run.recipe} at {run.sparsity:.0%}", file=sys.stderr)
-    context = multiprocessing.get_context("spawn")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=work, args=(run, options, sender))
-    process.start()
-    sender.close()
-    try:
-        record: Record = receiver.recv()
-    except EOFError:
-        process.join()
-        record = Record(run, f"the process ended with exit code {process.exitcode}")
-    process.join()
-    return record
 
 
 if __name__ == "__main__":

@@ -1,0 +1,94 @@
+"""One run on a classifier, in a process of its own, and the table of all."""
+
+import argparse
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from fnmatch import fnmatch
+from multiprocessing.connection import Connection
+from time import perf_counter
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+import graphprune as gp
+from graphprune.assembly import Options, Recipe, pipeline, planning
+from graphprune.calibration import Calibration
+from graphprune.errors import GraphpruneError, first_line
+from graphprune.evaluation import classify, logits
+from graphprune.program import Rewritten
+from graphprune.pruning import peak_memory
+from graphprune.recipes import RECIPES
+from graphprune.statistics import Statistics
+from tools.recipe_benchmark.record import DENSE, Record, Run
+from tools.recipe_benchmark.subjects import SUBJECTS, Batch
+
+TEST = "test"  # the name of the one set of questions
+
+
+def work(run: Run, options: argparse.Namespace, pipe: Connection) -> None:
+    """Prune and measure, and send the record."""
+    record = Record(run)
+    try:
+        subject = SUBJECTS[options.subject](options)
+        program = gp.trace(subject.module, *subject.example)
+        start, small = perf_counter(), program
+        if run.recipe != DENSE:
+            whole, counted = program.count(), count(program, subject.counted)
+            others = tuple(name for name in program.parameters if not fnmatch(name, subject.counted))
+            asked = Options(run.sparsity * counted / whole, seed=run.seed, protect=others)
+            small = passes(run.recipe, asked, subject.draw(run.samples, run.seed))(program)
+            record.removed = 1 - count(small, subject.counted) / counted
+        record.seconds, record.memory, record.parameters = perf_counter() - start, peak_memory(), small.count()
+        record.right[TEST] = list(classify(small, subject.test).right)
+    except GraphpruneError as fault:
+        record.fault = f"{type(fault).__name__}: {first_line(fault)}"
+    pipe.send(record)
+
+
+def count(program: gp.Program, glob: str) -> int:
+    """How many parameters have names that match."""
+    shapes = program.shapes()
+    return sum(torch.Size(shapes[name]).numel() for name in program.parameters & shapes.keys() if fnmatch(name, glob))
+
+
+def passes(method: str, asked: Options, drawn: Sequence[Batch]) -> gp.Pipeline:
+    """The pipeline of a recipe's name, or of ``score/allocation`` or ``score/allocation/passes after the cut``."""
+    calls: Any = tuple(call for call, _ in drawn)
+
+    def loss(output: Any, i: int) -> Tensor:
+        return cross_entropy(logits(output, 2), drawn[i][1])
+
+    calibrate, asked = gp.Calibrate(batches=calls, seed=asked.seed), replace(asked, loss=loss)
+    if method in RECIPES:
+        return pipeline(RECIPES[method], asked, calibrate)
+    score, allocation, *after = method.split("/")
+    given = Rewritten, Calibration, Statistics
+    repairs = gp.Pipeline.parse("/".join(after), given).passes if after else ()
+    plan = planning(Recipe(method, "", "", score, allocation), asked, calibrate)
+    return gp.Pipeline((*plan, gp.Rewrite(), *repairs, gp.Verify()))
+
+
+def table(records: Sequence[Record]) -> Iterator[str]:
+    """A row a method and sparsity: the median over seeds, in brackets the range, and what is kept of the dense."""
+    done = [record for record in records if not record.fault]
+    dense = next((_accuracy(record) for record in done if record.run.recipe == DENSE), None)
+    yield "| method | gone | accuracy | of dense | seeds | time |"
+    yield "| --- | --- | --- | --- | --- | --- |"
+    for run in dict.fromkeys((record.run.recipe, record.run.sparsity) for record in done):
+        rows = [record for record in done if (record.run.recipe, record.run.sparsity) == run]
+        found = [_accuracy(record) for record in rows]
+        middle = statistics.median(found)
+        spread = f" ({min(found):.2%} to {max(found):.2%})" if len(found) > 1 else ""
+        kept = f"{middle / dense:.1%}" if dense else ""
+        gone, seconds = (statistics.median(getattr(r, name) for r in rows) for name in ("removed", "seconds"))
+        yield f"| `{run[0]}` | {gone:.1%} | {middle:.2%}{spread} | {kept} | {len(rows)} | {seconds:.0f} s |"
+    for record in (record for record in records if record.fault):
+        yield f"\n`{record.run.recipe}` at {record.run.sparsity:.0%}, seed {record.run.seed}: {record.fault}"
+
+
+def _accuracy(record: Record) -> float:
+    right = record.right[TEST]
+    return sum(right) / len(right)
