@@ -9,7 +9,9 @@ from graphprune.passes.allocation import ALLOCATIONS
 from graphprune.passes.analyze import Analyze
 from graphprune.passes.calibrate import Calibrate
 from graphprune.passes.drop import Drop
+from graphprune.passes.factorise import Factorise
 from graphprune.passes.gradients import Gradients, Loss
+from graphprune.passes.ranks import Ranks
 from graphprune.passes.reach import Reach
 from graphprune.passes.refit import Refit
 from graphprune.passes.rewrite import Rewrite
@@ -28,7 +30,7 @@ class Recipe:
     `producers` it begins with the maps that make what is cut. With `metrics` it searches among these scores, and for
     the calibration data.
 
-    Or `drops` alone, an importance of blocks.
+    Or `drops` alone, an importance of blocks. Or `factors`: linear maps become factors of a low rank.
     """
 
     name: str
@@ -41,23 +43,24 @@ class Recipe:
     producers: bool = False
     drops: str = ""
     metrics: tuple[str, ...] = ()
+    factors: bool = False
 
     @property
     def calibrates(self) -> bool:
         """Does it need calibration data?"""
-        return self.plans_with_data or self.refit != "none"
+        return self.plans_with_data or self.factors or self.refit != "none"
 
     @property
     def plans_with_data(self) -> bool:
         """Does it need calibration data for its plan?"""
-        if self.drops:
-            return True
+        if not self.score:
+            return bool(self.drops)
         return SCORES[self.score].needs_calibration or ALLOCATIONS[self.allocation].needs_calibration
 
     @property
     def needs(self) -> tuple[str, ...]:
         """What it wants besides the model: calibration data, gradients of a loss on them, a package."""
-        learns = not self.drops and (SCORES[self.score].gradients or ALLOCATIONS[self.allocation].gradients)
+        learns = bool(self.score) and (SCORES[self.score].gradients or ALLOCATIONS[self.allocation].gradients)
         wanted = {"calibration": self.calibrates, "gradients": learns, "optuna": bool(self.metrics)}
         return tuple(name for name, needed in wanted.items() if needed)
 
@@ -93,6 +96,9 @@ def planning(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> t
             raise PlanError(f"recipe {recipe.name} drops blocks until enough parameters are gone, not {options.budget}")
         data = replace(calibrate or Calibrate(), moments="none")
         return analyze, data, Drop(recipe.drops, options.sparsity if options.sparsity is not None else options.ratio)
+    if recipe.factors:
+        ranks = Ranks(options.sparsity, options.ratio, options.align, options.budget, tuple(options.protect))
+        return analyze, ranks, replace(calibrate or Calibrate(), moments="none")
     score = SCORES[recipe.score]
     if calibrate is not None:
         searches = score.moments == "none" and ALLOCATIONS[recipe.allocation].needs_calibration
@@ -127,6 +133,8 @@ def cutting(recipe: Recipe) -> tuple[Pass, ...]:
     """The passes of a recipe after the plan."""
     if recipe.drops:
         return ()
+    if recipe.factors:
+        return (Factorise(),)
     refit = [] if recipe.refit == "none" else [Refit(recipe.refit, recipe.statistics, producers=recipe.producers)]
     return Rewrite(), *refit, Verify()
 

@@ -87,15 +87,21 @@ class Equations:
 
 def ridge(matrix: Tensor, right: Tensor, amount: float) -> Tensor:
     """``(matrix + amount I)^-1 right``, for a matrix without negative eigenvalues."""
+    return torch.cholesky_solve(right, root(matrix, amount))
+
+
+def root(matrix: Tensor, amount: float) -> Tensor:
+    """The lower triangular square root of ``matrix + amount I``, for a matrix without negative eigenvalues."""
     # A floor keeps the factorisation possible where no token ever reached a feature, more of it where rounding
     # of products in single precision made eigenvalues negative.
     precision = torch.finfo(matrix.dtype)
     amount, least = max(amount, precision.tiny**0.5), precision.eps * float(matrix.diagonal().mean())
+    factor: Tensor
     factor, failed = torch.linalg.cholesky_ex(matrix + amount * torch.eye(len(matrix), dtype=matrix.dtype))
     while failed and amount < float(matrix.diagonal().sum()):
         amount = max(10 * amount, least)
         factor, failed = torch.linalg.cholesky_ex(matrix + amount * torch.eye(len(matrix), dtype=matrix.dtype))
-    return torch.cholesky_solve(right, factor)
+    return factor
 
 
 #: From the equations and a damping to a correction, and a bias if there is one.

@@ -18,9 +18,11 @@ from graphprune.exporters.verify import Verification, verify_folder
 from graphprune.facts import Refits
 from graphprune.frontends.loading import load
 from graphprune.frontends.modules import trace
+from graphprune.passes.factorise import factored
+from graphprune.passes.ranks import factorable
 from graphprune.passes.rewrite import rewrite
 from graphprune.plans import Plan
-from graphprune.program import Dropped, Program, Rewritten
+from graphprune.program import Dropped, Factored, Program, Rewritten
 from graphprune.proof import compare, verify_finite
 from graphprune.report import FILE as REPORT
 from graphprune.report import Report
@@ -72,7 +74,9 @@ def with_cache(program: Program, model: torch.nn.Module) -> Program:
         consumers = cached.fact(Rewritten).original.fact(Dependencies).consumers
         cached, _ = biases.add(cached, [c for c in consumers if c.weight in refits.biases])
     new = {name: program.weights[name] for name in refits.changed} if refits else {}
-    return cached.with_facts(weights=Layered((new, cached.weights)), source=program.source)
+    cached = cached.with_facts(weights=Layered((new, cached.weights)), source=program.source)
+    ranks = program.facts[Factored].ranks if Factored in program.facts else {}
+    return factored(cached, [c for c in factorable(cached)[0] if c.weight in ranks], program.weights)
 
 
 def _agree(program: Program, cached: Program) -> float:

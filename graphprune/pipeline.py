@@ -120,7 +120,8 @@ def _option(kind: type[Pass], text: str) -> tuple[str, Any]:
     known = [f.name for f in fields(kind)]
     if not separator or key not in known:
         raise PipelineError(f"{kind.name} has no option {key!r}; its options are {', '.join(known)}, written key=value")
-    return key, _value(value, isinstance(next(f.default for f in fields(kind) if f.name == key), tuple))
+    default = next(f.default for f in fields(kind) if f.name == key)
+    return key, value if isinstance(default, str) else _value(value, isinstance(default, tuple))
 
 
 def _value(text: str, several: bool) -> Any:

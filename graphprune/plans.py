@@ -30,7 +30,8 @@ class Plan:
     the group that it is linked to. `keep` says the same of every dimension of every parameter and buffer that
     changes, as LongTensors: 1-D, or with a dimension for each of the parameter's where one of them, the experts of a
     stack say, chooses the indices of another. `blocks` names what is dropped as a whole, before anything else is
-    cut. `fingerprint` names the program for which the plan was made, without those blocks.
+    cut. `ranks` holds those of the weights that become factors of a low rank, after everything else. `fingerprint`
+    names the program for which the plan was made, without those blocks.
     """
 
     fingerprint: str
@@ -38,17 +39,31 @@ class Plan:
     keep: Mapping[str, Mapping[int, Tensor]]
     made_by: Mapping[str, Any] = field(default_factory=dict)
     blocks: tuple[str, ...] = ()
+    ranks: Mapping[str, int] = field(default_factory=dict)
 
     @cached_property
     def widths(self) -> Mapping[str, int]:
         """The width of every group that is cut."""
         return {name: len(rows[0]) for name, rows in self.groups.items()}
 
+    def require_no_ranks(self) -> None:
+        """Refuse a plan that says ranks, where there is no calibration.
+
+        Raises:
+            PlanError: if it does.
+        """
+        if self.ranks:
+            raise PlanError(
+                f"the plan makes factors of a low rank of {len(self.ranks)} weights; their numbers come from "
+                "calibration and are in no plan: prune the model anew, with the recipe that made it"
+            )
+
     @cached_property
     def digest(self) -> str:
         """A hash of everything that decides what is cut."""
         known = {"program": self.fingerprint, "groups": self.groups}
-        text = json.dumps(known | ({"blocks": self.blocks} if self.blocks else {}), sort_keys=True)
+        more = {"blocks": self.blocks, "ranks": dict(self.ranks)}
+        text = json.dumps(known | {key: value for key, value in more.items() if value}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def save(self, path: str | Path) -> None:
@@ -56,7 +71,8 @@ class Plan:
         keep = {name: {dim: index.tolist() for dim, index in dims.items()} for name, dims in self.keep.items()}
         text = json.dumps(
             {"format": FORMAT, "fingerprint": self.fingerprint, "made_by": dict(self.made_by),
-             "groups": dict(self.groups), "keep": keep, "blocks": self.blocks}
+             "groups": dict(self.groups), "keep": keep, "blocks": self.blocks,
+             "ranks": dict(self.ranks)}
         )  # fmt: skip
         beside = Path(f"{path}.partial")
         beside.write_text(text)
@@ -80,7 +96,8 @@ class Plan:
                 name: {int(dim): torch.tensor(index, dtype=torch.long) for dim, index in dims.items()}
                 for name, dims in data["keep"].items()
             }
-            return cls(data["fingerprint"], groups, keep, data["made_by"], tuple(data.get("blocks", ())))
+            blocks, ranks = tuple(data.get("blocks", ())), dict(data.get("ranks", {}))
+            return cls(data["fingerprint"], groups, keep, data["made_by"], blocks, ranks)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
             raise LoadError(
                 f"{path} is no plan that graphprune saved: {fault!r}; make one with `graphprune prune --plan-only`"

@@ -54,6 +54,20 @@ class Dropped:
 
 
 @dataclass(frozen=True)
+class Factored:
+    """A fact: the program of which weights became factors of a low rank, and the rank of each.
+
+    `errors` holds the relative squared error of the outputs of each map before and after the fit to calibration
+    inputs, `left` what was left as it is, and why.
+    """
+
+    original: "Program"
+    ranks: Mapping[str, int]
+    errors: Mapping[str, tuple[float, float]]
+    left: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Program:
     """An immutable graph with its weights; every pass returns a new one.
 
@@ -134,6 +148,11 @@ class Program:
             WriteBackError: if nothing was cut, or the module cannot follow; it is left as it was.
         """
         rewritten, dropped = self.facts.get(Rewritten), self.facts.get(Dropped)
+        if Factored in self.facts:
+            raise WriteBackError(
+                "a module has no layers that hold factors of a low rank; use the rewritten graph, program.module(), "
+                "instead"
+            )
         if rewritten is None and dropped is None:
             raise WriteBackError("nothing was cut from this program; apply a plan first")
         if rewritten is not None and dropped is None:

@@ -20,6 +20,7 @@ from graphprune.exporters import huggingface
 from graphprune.exporters.folders import require_apart
 from graphprune.facts import Refits
 from graphprune.frontends.loading import load
+from graphprune.low_rank import size
 from graphprune.passes.analyze import Analyze
 from graphprune.passes.calibrate import Calibrate
 from graphprune.passes.drop import drop
@@ -29,7 +30,7 @@ from graphprune.passes.search import Search
 from graphprune.passes.verify import Verify
 from graphprune.pipeline import Pipeline, Timings
 from graphprune.plans import Plan
-from graphprune.program import Dropped, Program, Rewritten
+from graphprune.program import Dropped, Factored, Program, Rewritten
 from graphprune.proof import Verification
 from graphprune.recipes import RECIPES
 from graphprune.report import Calibration as CalibrationReport
@@ -119,6 +120,7 @@ def apply_plan(model: str | Path, plan: str | Path, *, output: str | Path, force
         GraphpruneError: one of its kinds.
     """
     chosen = Plan.load(plan)
+    chosen.require_no_ranks()
     check_output(output, force)
     destination = str(chosen.made_by.get("destination", "free"))
     job = Job(str(model), Path(output), f"plan {plan}", destination, force=force, command=_command())
@@ -159,13 +161,12 @@ def _report(job: Job, program: Program, plan: Plan, errors: dict[str, float]) ->
     rewritten = program.facts.get(Rewritten)
     original = rewritten.original if rewritten else program
     proof = program.facts.get(Verification)
-    dropped = program.facts.get(Dropped)
     return Report(
         model=job.model,
         recipe=job.recipe,
         destination=job.destination,
-        parameters_before=(dropped.original if dropped else original).count(),
-        parameters_after=program.count() if rewritten else original.count() - _planned(original, plan),
+        parameters_before=_first(program).count(),
+        parameters_after=program.count() - _planned(program, plan) if job.plan_only else program.count(),
         sparsity_asked=job.sparsity,
         plan=plan.digest,
         program=plan.fingerprint,
@@ -174,13 +175,25 @@ def _report(job: Job, program: Program, plan: Plan, errors: dict[str, float]) ->
         widths=_widths(original, plan),
         seconds=_seconds(program),
         peak_memory=peak_memory(),
-        errors={**({"masked original and cut graph": proof.max_error} if proof else {}), **errors},
+        errors={**({_proved(program): proof.max_error} if proof else {}), **errors},
         loads_with=_loads_with(job),
         command=job.command,
         version=__version__,
-        notes=(*_asked(job), *_notes(program)),
+        notes=(*_asked(job), *_notes(program), *_factors(program)),
         cut=not job.plan_only,
     )
+
+
+def _proved(program: Program) -> str:
+    """What was compared with what."""
+    return "products and their factors" if Factored in program.facts else "masked original and cut graph"
+
+
+def _first(program: Program) -> Program:
+    """The program from which this one came, by however many steps."""
+    steps = (program.facts[kind] for kind in (Factored, Rewritten, Dropped) if kind in program.facts)
+    latest = next(steps, None)
+    return program if latest is None else _first(latest.original)
 
 
 def _planned(program: Program, plan: Plan) -> int:
@@ -191,6 +204,9 @@ def _planned(program: Program, plan: Plan) -> int:
         kept = {d: beside(indices, d, len(shapes[name])).shape[d] for d, indices in plan.keep[name].items()}
         shape = [kept.get(d, n) for d, n in enumerate(shapes[name])]
         left += prod(shapes[name]) - prod(shape)
+    for name, rank in plan.ranks.items():
+        m, n = shapes[name]
+        left += m * n - size(m, n, rank)
     return left
 
 
@@ -237,6 +253,19 @@ def _notes(program: Program) -> tuple[str, ...]:
         *dropped,
         f"refitted {len(done)} weights with damping {chosen}: mean relative output error {before:.4f} -> {after:.4f}",
         *skipped,
+    )
+
+
+def _factors(program: Program) -> tuple[str, ...]:
+    """Which ranks there are, and what was left as it is."""
+    found = program.facts.get(Factored)
+    if found is None:
+        return ()
+    before, after = (sum(errors) / len(found.errors) for errors in zip(*found.errors.values(), strict=True))
+    return (
+        f"{len(found.ranks)} weights became factors of ranks {min(found.ranks.values())} to "
+        f"{max(found.ranks.values())}: mean relative output error {after:.4f}, of which {before:.4f} to begin with",
+        *(f"{name} was left as it is: {why}" for name, why in found.left.items()),
     )
 
 

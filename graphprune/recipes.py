@@ -114,6 +114,12 @@ add(
     ),
     Recipe("sleb", "whole blocks without which the loss is lowest, step by step", "arXiv:2402.09025", drops="sleb"),
     Recipe("shortgpt", "whole blocks that turn the stream least", "arXiv:2403.03853", drops="shortgpt"),
+    Recipe(
+        "mpifa",
+        "factors of a low rank as rows and coefficients, fitted map by map to a mixture of dense and factored inputs",
+        "arXiv:2501.19090",
+        factors=True,
+    ),
     Recipe("magnitude", "the norm of all coupled weights", "baseline", "magnitude"),
     Recipe("random", "chance", "baseline", "random"),
 )

@@ -256,7 +256,17 @@ class Stack(nn.Module):
         return x
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if not RECIPES[name].drops])
+@pytest.mark.parametrize("name", [name for name in RECIPES if RECIPES[name].factors])
+def test_a_recipe_that_makes_factors_runs(name: str) -> None:
+    calibrate = Calibrate(batches=batches())
+    smalls = [pipeline(RECIPES[name], Options(sparsity=0.3), calibrate)(network()) for _ in range(2)]
+    assert smalls[0].count() == pytest.approx(0.7 * network().count(), rel=0.02)
+    assert smalls[0].fact(Verification).max_error <= 1e-4
+    assert smalls[0].fact(Plan).ranks and smalls[0].fact(Plan).digest == smalls[1].fact(Plan).digest
+    assert all(torch.equal(smalls[0].weights[n], smalls[1].weights[n]) for n in smalls[0].parameters)
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if RECIPES[name].score])
 def test_a_recipe_runs(name: str) -> None:
     recipe = RECIPES[name]
     calibrate = Calibrate(batches=batches()) if recipe.calibrates else None

@@ -1,0 +1,187 @@
+"""The pass that says at which rank every linear map becomes a product of two, such that a budget is met."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from fnmatch import fnmatch
+from math import prod
+from typing import ClassVar
+
+import torch
+from torch import fx
+
+from graphprune import biases
+from graphprune.budget import UNITS, Budget
+from graphprune.contracts import Consumer
+from graphprune.dependencies import Dependencies
+from graphprune.dimensions import hint
+from graphprune.errors import PlanError
+from graphprune.facts import Eligible
+from graphprune.low_rank import rank_at, size
+from graphprune.passes.analysis import analyze
+from graphprune.pipeline import PASSES, Pass
+from graphprune.plans import Plan
+from graphprune.program import Program
+
+aten = torch.ops.aten
+PRODUCTS = (aten.linear.default, aten.mm.default, aten.matmul.default, aten.addmm.default)
+BUDGETS = ("parameters", "macs")
+
+
+@PASSES.register("ranks")
+@dataclass(frozen=True)
+class Ranks(Pass):
+    """Give all linear maps ranks at which they hold equal shares of their weights' numbers, such that `sparsity` of all
+    parameters of the program goes, or of a `budget` in ``macs``; or simply `ratio` of every such weight.
+
+    Ranks are multiples of `align`. `protect` holds globs of parameters that stay as they are; weights that several
+    maps share, or whose outputs are those of the model, stay too.
+    """
+
+    name: ClassVar[str] = "ranks"
+    needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible)
+    makes: ClassVar[tuple[type, ...]] = (Plan,)
+    sparsity: float | None = None
+    ratio: float | None = None
+    align: int = 1
+    budget: str = "parameters"
+    protect: tuple[str, ...] = ()
+
+    def check(self) -> None:
+        """Refuse what cannot be asked for.
+
+        Raises:
+            PlanError: if not one share is given, one that cannot be, or a budget that ranks do not change.
+        """
+        given = [share for share in (self.sparsity, self.ratio) if share is not None]
+        if len(given) != 1 or not isinstance(given[0], (int, float)) or not 0 < given[0] < 1:
+            raise PlanError("give either sparsity (a share of the whole) or ratio (one of every map), between 0 and 1")
+        if self.budget not in BUDGETS:
+            raise PlanError(f"low rank saves {' or '.join(BUDGETS)}, not {self.budget!r}")
+        if not isinstance(self.align, int) or self.align < 1:
+            raise PlanError(f"align must be a positive whole number, got {self.align}")
+
+    def run(self, program: Program) -> Program:
+        """The program with a plan, which holds what an earlier one says of widths, too.
+
+        Raises:
+            PlanError: if the destination cannot hold factors, or the target is out of reach.
+        """
+        destination = program.fact(Eligible).destination.name
+        if destination != "free":
+            raise PlanError(
+                f"destination {destination} cannot hold factors of a low rank: no class of transformers has such "
+                "layers; use destination free"
+            )
+        found, _ = factorable(program, self.protect)
+        if not found:
+            raise PlanError("no linear map of the model can become factors of a low rank; nothing could be saved")
+        maps = _Maps.of(program, found, self.budget, self.align)
+        ranks = maps.at(1 - self.ratio) if self.ratio is not None else self._met(program, maps)
+        earlier = program.facts.get(Plan)
+        plan = earlier or Plan(program.fingerprint(), {}, {}, {"destination": destination})
+        return program.with_facts(replace(plan, ranks=maps.lower(ranks)))
+
+    def _met(self, program: Program, maps: "_Maps") -> dict[str, int]:
+        assert self.sparsity is not None
+        total = Budget(program.fact(Dependencies), [], 0, program.parameters, self.budget).total
+        target, most = round(self.sparsity * total), round(maps.saved(maps.at(0.0)))
+        if target > most:
+            raise PlanError(
+                f"the target is to remove {target:,} {UNITS[self.budget]} ({self.sparsity:.1%}), but at rank "
+                f"{self.align} the linear maps save no more than {most:,} ({most / total:.1%}); ask for less, protect "
+                "less, or lower the alignment"
+            )
+        return maps.meeting(target)
+
+
+@dataclass(frozen=True)
+class _Maps:
+    """The shapes of weights, what each of their numbers costs in some unit, and the step of ranks."""
+
+    shapes: Mapping[str, tuple[int, int]]
+    prices: Mapping[str, float]
+    step: int
+
+    @classmethod
+    def of(cls, program: Program, found: Collection[Consumer], unit: str, step: int) -> "_Maps":
+        nodes = {node.name: node for node in program.graph.nodes}
+        shapes, prices = {}, {}
+        for consumer in found:
+            shapes[consumer.weight] = shape_of(program, consumer)
+            made = prod(hint(length) for length in nodes[consumer.node].meta["val"].shape)
+            prices[consumer.weight] = 1.0 if unit == "parameters" else made / shapes[consumer.weight][0]
+        return cls(shapes, prices, step)
+
+    def at(self, density: float) -> dict[str, int]:
+        """The ranks at which every map holds at most that share of its numbers."""
+        return {name: rank_at(*shape, density, self.step) for name, shape in self.shapes.items()}
+
+    def saved(self, ranks: Mapping[str, int]) -> float:
+        """What these ranks save."""
+        return sum(self._saved(name, rank) for name, rank in ranks.items())
+
+    def lower(self, ranks: Mapping[str, int]) -> dict[str, int]:
+        """The ranks of those maps whose rank is not the full one."""
+        return {name: rank for name, rank in ranks.items() if rank < min(self.shapes[name])}
+
+    def meeting(self, target: int) -> dict[str, int]:
+        """The ranks at the greatest density that saves enough; then some are raised as long as that comes nearer."""
+        low, high = 0.0, 1.0
+        for _ in range(50):
+            middle = (low + high) / 2
+            low, high = (middle, high) if self.saved(self.at(middle)) >= target else (low, middle)
+        ranks = self.at(low)
+        saved, above = self.saved(ranks), self.at(high + 1e-9)
+        for name in ranks:
+            less = saved - self._saved(name, ranks[name]) + self._saved(name, above[name])
+            if abs(less - target) < abs(saved - target):
+                ranks[name], saved = above[name], less
+        return ranks
+
+    def _saved(self, name: str, rank: int) -> float:
+        m, n = self.shapes[name]
+        return self.prices[name] * (m * n - size(m, n, rank))
+
+
+def shape_of(program: Program, consumer: Consumer) -> tuple[int, int]:
+    """The outputs and inputs of a linear map."""
+    first, second = program.shapes()[consumer.weight]
+    return (first, second) if consumer.dim == 1 else (second, first)
+
+
+def factorable(program: Program, protect: Collection[str] = ()) -> tuple[list[Consumer], dict[str, str]]:
+    """The linear maps that can become factors of a low rank, in order; and the weights that cannot, with reasons."""
+    found, left = [], {}
+    consumers = (program.facts.get(Dependencies) or analyze(program)).consumers
+    nodes = {node.name: node for node in program.graph.nodes}
+    leads, readers = _leading(program, {c.node for c in consumers}), biases.readers(program)
+    for consumer in consumers:
+        node, name = nodes[consumer.node], consumer.weight
+        if any(fnmatch(name, glob) for glob in protect):
+            left[name] = "it is protected"
+        elif len(program.shapes()[name]) != 2 or node.target not in PRODUCTS or node.kwargs:
+            left[name] = "its operator is no plain matrix product"
+        elif readers[name] > 1 or not _alone(node, name, program):
+            left[name] = "it is shared"
+        elif not any(user in leads for user in node.users):
+            left[name] = "no linear map follows, it makes outputs of the model"
+        elif min(program.shapes()[name]) > 1:
+            found.append(consumer)
+    return [consumer for consumer in found if consumer.weight not in left], left
+
+
+def _leading(program: Program, maps: Collection[str]) -> set[fx.Node]:
+    """The nodes from which a linear map is reached, these included."""
+    found: set[fx.Node] = set()
+    for node in reversed(program.graph.nodes):
+        if node.name in maps or any(user in found for user in node.users):
+            found.add(node)
+    return found
+
+
+def _alone(node: fx.Node, name: str, program: Program) -> bool:
+    """Is a weight, or a transposed view of it, read by this node only?"""
+    reads = next(n for n in program.tensors() if program.name(str(n.target)) == name and n.users)
+    while node not in reads.users and len(reads.users) == 1:
+        reads = next(iter(reads.users))
+    return len(reads.users) == 1
