@@ -59,11 +59,24 @@ def token_inputs(program: Program, ids: Tensor) -> dict[str, Any]:
     return {name: makers[name] for name in names}
 
 
+def attended(program: Program, leaves: Sequence[Any]) -> Tensor | None:
+    """Which tokens of a batch of input leaves are no padding, shape (batch, length).
+
+    None if all are, or the program takes no `attention_mask` that says so.
+    """
+    wanted = program.inputs[1].get("attention_mask")
+    pairs = zip(program.flat(*program.inputs), leaves, strict=True)
+    mask = next((leaf for example, leaf in pairs if example is wanted), None)
+    if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.is_floating_point() or bool((mask != 0).all()):
+        return None
+    return mask != 0
+
+
 @dataclass
 class Collector:
     """Gathers the moments of consumers; those that read the same value share theirs.
 
-    With `mix`, refits aim at inputs so far on the way from those seen to others.
+    Padding is not counted. With `mix`, refits aim at inputs so far on the way from those seen to others.
     """
 
     consumers: Sequence[Consumer]
@@ -81,8 +94,10 @@ class Collector:
         here = [consumer for consumer in self.consumers if consumer.node in nodes]
         return Collector(here, self.diagonal, self.mix, self.moments)
 
-    def add(self, seen: Mapping[str, Tensor], others: Mapping[str, Tensor] | None = None) -> None:
-        """See the values of one batch, and those `others` at which refits aim.
+    def add(
+        self, seen: Mapping[str, Tensor], others: Mapping[str, Tensor] | None = None, real: Tensor | None = None
+    ) -> None:
+        """See the values of one batch, and those `others` at which refits aim; `real` is what `attended` says of it.
 
         Raises:
             CalibrationError: if one of them is not finite.
@@ -92,7 +107,7 @@ class Collector:
             if consumer.taps == 1 and consumer.x in first:
                 self.moments[consumer.node] = self.moments[first[consumer.x]]
                 continue
-            features = consumer.features(seen[consumer.x])
+            features = _features(consumer, seen[consumer.x], real)
             if not torch.isfinite(features).all():
                 raise CalibrationError(
                     f"the activations at {consumer.x} hold NaN or infinity; check the model and the calibration data"
@@ -100,7 +115,7 @@ class Collector:
             moments = self._moments(consumer.node, features.shape[1])
             moments.add(features)
             if others is not None:
-                moments.aim(features, self.mix * (consumer.features(others[consumer.x]) - features))
+                moments.aim(features, self.mix * (_features(consumer, others[consumer.x], real) - features))
             if consumer.taps == 1:
                 first[consumer.x] = consumer.node
 
@@ -108,3 +123,11 @@ class Collector:
         if node not in self.moments:
             self.moments[node] = Moments.empty(features, self.diagonal)
         return self.moments[node]
+
+
+def _features(consumer: Consumer, value: Tensor, real: Tensor | None) -> Tensor:
+    """The features of a value, shape (tokens, columns), without those of padding where its rows are tokens."""
+    found = consumer.features(value)
+    if real is None or len(found) != real.numel() or (value.dim() > 2 and value.shape[:2] != real.shape):
+        return found
+    return found[real.flatten()]

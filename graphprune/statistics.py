@@ -45,7 +45,7 @@ class Moments:
 
     def add(self, x: Tensor) -> None:
         """See a batch of features, shape (tokens, n)."""
-        self.second += x.double().square().sum(0) if self.second.dim() == 1 else (x.T @ x).double()
+        self.second += x.double().square().sum(0) if self.second.dim() == 1 else x.T @ x
         self.first += x.sum(0, dtype=torch.float64)
         self.tokens += x.shape[0]
 

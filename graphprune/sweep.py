@@ -1,13 +1,13 @@
 """All calibration batches, carried through the graph one segment at a time."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from graphprune.calibration import Calibration, Collector
+from graphprune.calibration import Calibration, Collector, attended
 from graphprune.program import Program
 from graphprune.segments import Segment, constants, run
 from graphprune.weights import Weights
@@ -15,18 +15,23 @@ from graphprune.weights import Weights
 
 @dataclass
 class Stream:
-    """Where every batch stands: its constants, and the activation that enters the next segment."""
+    """Where every batch stands: its constants, and the activation that enters the next segment.
+
+    `real` says for every batch which tokens are no padding (see `attended`).
+    """
 
     program: Program
     known: Sequence[Mapping[str, Any]]
-    entries: list[Any] = field(default_factory=list)
+    real: Sequence[Tensor | None]
+    entries: list[Any]
 
     @classmethod
     def start(cls, program: Program, calibration: Calibration) -> "Stream":
         """All batches at the inputs of the graph."""
         with torch.no_grad():
             known = [constants(program, leaves) for leaves in calibration.batches]
-        return cls(program, known, [None] * len(known))
+        real = [attended(program, leaves) for leaves in calibration.batches]
+        return cls(program, known, real, [None] * len(known))
 
     def through(
         self, segment: Segment, weights: Weights, step: Callable[[], None], collectors: Sequence[Collector] = ()
@@ -37,7 +42,7 @@ class Stream:
         for i in range(len(self.known)):
             left, seen = self.one(i, segment, loaded, collectors[i].watched if collectors else ())
             if collectors:
-                collectors[i].add(seen)
+                collectors[i].add(seen, real=self.real[i])
             exits.append(left)
             step()
         return exits

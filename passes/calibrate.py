@@ -24,9 +24,9 @@ class Calibrate(Pass):
     """Gather statistics of the dense model at every consumer of an eligible group.
 
     `text` names a calibration text (see `corpus`), of which `samples` windows of `length` tokens are drawn by `seed`;
-    or `batches` holds calls ``(args, kwargs)`` of the model. `moments`: ``diagonal`` keeps what most scores need,
-    ``full`` the whole matrices, ``none`` nothing, for those who want the inputs only. With `producers`, also
-    the maps that make the groups are watched.
+    or `batches` holds calls ``(args, kwargs)`` of the model; tokens that their `attention_mask` leaves out are not
+    counted. `moments`: ``diagonal`` keeps what most scores need, ``full`` the whole matrices, ``none`` nothing, for
+    those who want the inputs only. With `producers`, also the maps that make the groups are watched.
     """
 
     name: ClassVar[str] = "calibrate"

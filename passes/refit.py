@@ -218,7 +218,7 @@ class _Walk:
             dense_exits.append(left)
             left, seen = self.shadow.one(i, segment, refitted, collector.watched)
             exits.append(left)
-            collector.add(seen, aims)
+            collector.add(seen, aims, self.dense.real[i])
             step(2)
         return exits, dense_exits
 
