@@ -16,6 +16,7 @@ from graphprune.passes.analysis import analyze as _analyze
 from graphprune.passes.calibrate import Calibrate
 from graphprune.passes.drop import drop
 from graphprune.passes.gradients import Loss
+from graphprune.passes.measure import Measure
 from graphprune.passes.rewrite import rewrite
 from graphprune.passes.search import Search
 from graphprune.passes.verify import prove
@@ -51,14 +52,17 @@ def plan(
     loss: Loss | None = None,
     budget: str = "parameters",
     trials: int = Search.trials,
+    latency: str | Path = Measure.table,
+    runtime: str = Measure.runtime,
 ) -> Plan:
     """Choose what to keep: `sparsity` is a share of all parameters, `ratio` one of every group that may be cut.
 
-    With another `budget`, ``macs`` or ``kv_cache``, `sparsity` is a share of all multiply-accumulates, or of the bytes
-    that a decoder keeps for a token.
+    With another `budget`, ``macs``, ``kv_cache`` or ``latency``, `sparsity` is a share of all multiply-accumulates, of
+    the bytes that a decoder keeps for a token, or of the seconds of a run.
     Recipes that need calibration read it from the text `calibration` names, or from `batches` of ``(args, kwargs)``;
     those that need gradients know the loss of causal language models, of others it is `loss`, a function of the output
     and the number of the calibration batch. `trials` are those of recipes that search.
+    A budget in ``latency`` is one on a `runtime`, whose table is kept in the file `latency` (see `Measure`).
 
     Raises:
         PlanError: if the target cannot be met.
@@ -66,7 +70,18 @@ def plan(
     """
     chosen = RECIPES[recipe]
     options = assembly.Options(
-        sparsity, ratio, align, destination, tuple(protect), exact_only, seed, loss, budget, trials
+        sparsity,
+        ratio,
+        align,
+        destination,
+        tuple(protect),
+        exact_only,
+        seed,
+        loss,
+        budget,
+        trials,
+        str(latency),
+        runtime,
     )
     data = Calibrate(calibration, samples, length, seed, batches=tuple(batches))
     calibrate = data if chosen.plans_with_data else None

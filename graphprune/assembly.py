@@ -11,6 +11,7 @@ from graphprune.passes.calibrate import Calibrate
 from graphprune.passes.drop import Drop
 from graphprune.passes.factorise import Factorise
 from graphprune.passes.gradients import Gradients, Loss
+from graphprune.passes.measure import Measure
 from graphprune.passes.ranks import Ranks
 from graphprune.passes.reach import Reach
 from graphprune.passes.refit import Refit
@@ -70,6 +71,7 @@ class Options:
     """What a user may ask of any recipe.
 
     `loss` is for those that need gradients of other than language models, `trials` for those that search.
+    A budget in ``latency`` is one on `runtime`, whose table is kept in the file `latency` (see `Measure`).
     """
 
     sparsity: float | None = None
@@ -82,6 +84,8 @@ class Options:
     loss: Loss | None = None
     budget: str = "parameters"
     trials: int = Search.trials
+    latency: str = Measure.table
+    runtime: str = Measure.runtime
 
 
 def planning(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> tuple[Pass, ...]:
@@ -105,8 +109,10 @@ def planning(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> t
         moments = calibrate.moments if searches else score.moments
         calibrate = replace(calibrate, moments=moments, producers=score.producers)
     reach = [] if options.sparsity is None else [Reach(recipe.score, options.sparsity, options.align, options.budget)]
+    measure = [Measure(recipe.score, options.runtime, options.latency)] if options.budget == "latency" else []
     return (
         analyze,
+        *measure,
         *reach,
         *([Room(recipe.refit, recipe.score)] if recipe.refit != "none" else []),
         *([calibrate] if calibrate else []),

@@ -4,18 +4,18 @@ from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import gcd, lcm, prod
+from math import gcd, lcm
 
 from graphprune.axes import Prime, primes
 from graphprune.dependencies import Dependencies, Group, Term
 from graphprune.errors import PlanError
-from graphprune.kept import width
 
 #: What a budget may be in, and how that is called.
 UNITS = {
     "parameters": "parameters",
     "macs": "multiply-accumulates of an example input",
     "kv_cache": "bytes of key/value cache a token",
+    "latency": "nanoseconds of a run",
 }
 
 
@@ -80,6 +80,8 @@ class Budget:
         """All that is summed up."""
         if self.unit == "parameters":
             return [Term(self.dependencies.tensors[name]) for name in sorted(self.parameters)]
+        if self.unit not in self.dependencies.terms:
+            raise PlanError("nothing is known of latencies; put measure before whatever has a budget in them")
         return self.dependencies.terms[self.unit]
 
     def removed(self, widths: Mapping[str, float]) -> float:
@@ -115,7 +117,7 @@ class Budget:
         terms = [self.terms[i] for i in touched]
         found = {p: self.dependencies.by_prime.get(p) for term in terms for axis in term.dims for p in primes(axis)}
         by_prime = {p: widths[group.name] for p, group in found.items() if group and group.name in widths}
-        return sum(term.factor * prod(width(axis, by_prime) for axis in term.dims) for term in terms)
+        return sum(term.at(by_prime) for term in terms)
 
     def widths(self, shares: Mapping[str, float]) -> dict[str, float]:
         """Fractional widths at these shares, not below the smallest ones."""

@@ -1,5 +1,6 @@
 """What the analysis found: groups of coupled axes, pinned axes, and the axes of every value."""
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -108,6 +109,31 @@ class Term:
 
     dims: Dims
     factor: float = 1.0
+
+    def at(self, widths: Mapping[Prime, float]) -> float:
+        """What it comes to at these widths of primes, fractions allowed."""
+        return self.factor * prod(width(axis, widths) for axis in self.dims)
+
+
+@dataclass(frozen=True)
+class Curve(Term):
+    """`factor`, times a measured share for every axis: `points` of its widths and shares, rising, to interpolate."""
+
+    points: Sequence[Sequence[tuple[int, float]]] = ()
+
+    def at(self, widths: Mapping[Prime, float]) -> float:
+        """What it comes to at these widths of primes, fractions allowed."""
+        pairs = zip(self.dims, self.points, strict=True)
+        return self.factor * prod(_between(points, width(axis, widths)) for axis, points in pairs)
+
+
+def _between(points: Sequence[tuple[int, float]], at: float) -> float:
+    """The value on straight lines through points; outside of them that of the nearest."""
+    i = bisect_right([x for x, _ in points], at)
+    if not 0 < i < len(points):
+        return points[min(i, len(points) - 1)][1]
+    (a, low), (b, high) = points[i - 1 : i + 1]
+    return low + (high - low) * (at - a) / (b - a)
 
 
 @dataclass(frozen=True)

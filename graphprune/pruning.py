@@ -25,6 +25,7 @@ from graphprune.passes.analyze import Analyze
 from graphprune.passes.calibrate import Calibrate
 from graphprune.passes.drop import drop
 from graphprune.passes.gradients import Loss
+from graphprune.passes.measure import Measure
 from graphprune.passes.rewrite import Rewrite
 from graphprune.passes.search import Search
 from graphprune.passes.verify import Verify
@@ -83,14 +84,17 @@ def prune(
     force: bool = False,
     loss: Loss | None = None,
     trials: int = Search.trials,
+    latency: str | Path = Measure.table,
+    runtime: str = Measure.runtime,
 ) -> Result:
     """Prune a model and save it, verified, with a report.
 
     `model` is a Hugging Face folder, a ``.gguf`` or ``.pt2`` file, or ``package.module:callable``; `sparsity` the share
-    of all its parameters that is to go, or of another `budget` (``macs``, ``kv_cache``, see `Allocate`); `calibration`
-    names a text (see `corpus.read`). `exact_only` leaves out groups whose cut changes what remains, such as hidden
-    sizes under norms. `loss` is for recipes that need gradients of other than causal language models: a function of
-    the output and the number of the calibration batch; `trials` are those of recipes that search. `output` appears
+    of all its parameters that is to go, or of another `budget` (``macs``, ``kv_cache``, ``latency``, see `Allocate`;
+    the last on `runtime`, with a table in the file `latency`); `calibration` names a text (see `corpus.read`).
+    `exact_only` leaves out groups whose cut changes what remains, such as hidden sizes under norms. `loss` is for
+    recipes that need gradients of other than causal language models: a function of the output and the number of the
+    calibration batch; `trials` are those of recipes that search. `output` appears
     when everything in it was verified, or not at all.
 
     Raises:
@@ -99,7 +103,9 @@ def prune(
     chosen = RECIPES[recipe]
     check_output(output, force)
     job = Job(str(model), Path(output), recipe, destination, sparsity, seed, force, _command(), plan_only, budget)
-    options = assembly.Options(sparsity, None, align, destination, protect, exact_only, seed, loss, budget, trials)
+    options = assembly.Options(
+        sparsity, None, align, destination, protect, exact_only, seed, loss, budget, trials, str(latency), runtime
+    )
     if chosen.calibrates and not calibration:
         raise CalibrationError(
             f"recipe {recipe} needs calibration data; name a text with calibration (--calibration FILE)"

@@ -20,7 +20,8 @@ from graphprune.statistics import Statistics
 class Allocate(Pass):
     """Divide what is to go: `sparsity` of all parameters of the model, `by` a registered method; or simply `ratio` of
     every group. Both lie strictly between 0 and 1. A `budget` may be in ``macs``, the multiply-accumulates for the
-    example inputs, or ``kv_cache``, the bytes that a decoder keeps a token, instead of ``parameters``."""
+    example inputs, ``kv_cache``, the bytes that a decoder keeps a token, or ``latency`` (see `Measure`), instead of
+    ``parameters``."""
 
     name: ClassVar[str] = "allocate"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible, Scores)

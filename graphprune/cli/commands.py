@@ -12,6 +12,7 @@ from graphprune.choices import KINDS
 from graphprune.cli import dependencies, draw, show
 from graphprune.cli.edge import command, print_json
 from graphprune.cli.options import Calibration, Destination, Folder, Force, Json, Length, Model, Output, Seed, Text
+from graphprune.passes.measure import Measure
 from graphprune.passes.search import Search
 from graphprune.recipes import RECIPES
 from graphprune.report import Report, plain
@@ -89,8 +90,14 @@ def prune(
     ] = False,
     seed: Seed = 0,
     budget: Annotated[
-        str, typer.Option(help="What the sparsity is a share of: parameters, macs or kv_cache.")
+        str, typer.Option(help="What the sparsity is a share of: parameters, macs, kv_cache or latency.")
     ] = "parameters",
+    latency: Annotated[
+        str, typer.Option(metavar="FILE", help="Keep the measurements for a budget in latency in this table.")
+    ] = Measure.table,
+    runtime: Annotated[
+        str, typer.Option(help="Where latency is measured: onnxruntime, onnxruntime-cuda or torch.")
+    ] = Measure.runtime,
     trials: Annotated[int, typer.Option(help="Trials of a recipe that searches.", min=1)] = Search.trials,
     plan_only: Annotated[bool, typer.Option("--plan-only", help="Save the plan and cut nothing.")] = False,
     force: Force = False,
@@ -111,6 +118,8 @@ def prune(
         exact_only=not inexact,
         seed=seed,
         budget=budget,
+        latency=latency,
+        runtime=runtime,
         trials=trials,
         plan_only=plan_only,
         force=force,
