@@ -1,11 +1,6 @@
 """Modules as ONNX files of standard operators."""
 
-import contextlib
-import io
-import logging
-import warnings
 from collections import Counter
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +10,7 @@ from onnx import TensorProto
 
 from graphprune.errors import ExportError
 from graphprune.exporters.subjects import Subject
+from graphprune.modes import quiet
 
 OPSET = 23  # attention, RMS norm and rotary embedding are standard operators there, and every runtime reads it
 MODEL = "model.onnx"
@@ -28,7 +24,7 @@ def to_onnx(subject: Subject) -> Any:
         ExportError: if torch.onnx refuses it.
     """
     try:
-        with torch.no_grad(), _quiet():
+        with torch.no_grad(), quiet():
             program = torch.onnx.export(
                 subject.module, subject.args, dynamo=True, opset_version=OPSET, verbose=False,
                 input_names=list(subject.inputs), output_names=list(subject.outputs), dynamic_shapes=subject.dynamic,
@@ -123,19 +119,3 @@ def _said(fault: BaseException) -> str:
         fault = fault.__cause__
     lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
     return lines[0] if lines else type(fault).__name__
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Exporters write progress to standard output, which belongs to the caller."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
-    levels = [logger.level for logger in loggers]
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        for logger in loggers:
-            logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            for logger, level in zip(loggers, levels, strict=True):
-                logger.setLevel(level)

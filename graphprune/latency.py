@@ -6,7 +6,6 @@ import json
 import platform
 import time
 from collections.abc import Callable, Mapping
-from contextlib import redirect_stdout
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -17,6 +16,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
 from graphprune.errors import LoadError, PlanError, first_line
+from graphprune.modes import quiet
 
 FORMAT = 1
 LEAST = 0.03  # seconds for which a piece is run again and again; the fastest run counts
@@ -159,7 +159,7 @@ def _in_onnxruntime(module: fx.GraphModule, inputs: list[Tensor], provider: str)
     import onnxruntime  # some who prune never measure
 
     file = io.BytesIO()
-    with redirect_stdout(io.StringIO()):
+    with quiet():
         program = torch.onnx.export(module, tuple(inputs), dynamo=True, verbose=False)
     assert program is not None
     program.save(file)  # type: ignore[arg-type]

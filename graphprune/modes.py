@@ -1,9 +1,12 @@
 """Modules as they are captured and checked, for a while: in evaluation mode, every keyword in the signature, without
-traces of a run afterwards."""
+traces of a run afterwards, and quietly."""
 
 import inspect
+import io
+import logging
+import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
 import torch
@@ -71,6 +74,22 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
         with torch.no_grad():
             for tensor, numbers in held:
                 tensor.copy_(numbers)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Exporters write progress to standard output, which belongs to the caller."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
 
 
 @contextmanager
