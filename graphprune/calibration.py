@@ -1,7 +1,7 @@
 """Calibration inputs, and the sums that are gathered while they run through the graph."""
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -10,7 +10,7 @@ from torch import Tensor
 from graphprune.contracts import Consumer
 from graphprune.errors import CalibrationError
 from graphprune.program import Program
-from graphprune.statistics import Moments
+from graphprune.statistics import Drift, Moments
 
 BATCH_TOKENS = 4096
 HELD_OUT = 8  # every eighth batch is held out when something is chosen by error
@@ -76,23 +76,33 @@ def attended(program: Program, leaves: Sequence[Any]) -> Tensor | None:
 class Collector:
     """Gathers the moments of consumers; those that read the same value share theirs.
 
-    Padding is not counted. With `mix`, refits aim at inputs so far on the way from those seen to others.
+    Padding is not counted. With `mix`, refits aim at outputs so far on the way from those of the inputs seen to those
+    of others; `weights` are those of the maps. `beside` names, by consumer, a value that is added to its outputs: the
+    aim is the other sum.
     """
 
     consumers: Sequence[Consumer]
     diagonal: bool = False
-    mix: float = 0.0
     moments: dict[str, Moments] = field(default_factory=dict)
+    mix: float = 0.0
+    weights: Mapping[str, Tensor] = field(default_factory=dict)
+    beside: Mapping[str, str] = field(default_factory=dict)
+    drifts: dict[str, Drift] = field(default_factory=dict)
 
     @property
     def watched(self) -> set[str]:
         """The nodes whose values it wants to see."""
-        return {consumer.x for consumer in self.consumers}
+        return {consumer.x for consumer in self.consumers} | set(self.beside.values())
+
+    @property
+    def found(self) -> dict[str, Moments]:
+        """The moments of every consumer, with its own drift."""
+        return {node: replace(moments, drift=self.drifts.get(node)) for node, moments in self.moments.items()}
 
     def within(self, nodes: Collection[str]) -> "Collector":
         """The same, for the consumers among `nodes` only."""
         here = [consumer for consumer in self.consumers if consumer.node in nodes]
-        return Collector(here, self.diagonal, self.mix, self.moments)
+        return replace(self, consumers=here)
 
     def add(
         self, seen: Mapping[str, Tensor], others: Mapping[str, Tensor] | None = None, real: Tensor | None = None
@@ -104,30 +114,39 @@ class Collector:
         """
         first: dict[str, str] = {}
         for consumer in (c for c in self.consumers if c.x in seen):
-            if consumer.taps == 1 and consumer.x in first:
-                self.moments[consumer.node] = self.moments[first[consumer.x]]
+            if others is not None:
+                self._aim(consumer, seen, others, real)
+            same = first.setdefault(consumer.x, consumer.node) if consumer.taps == 1 else consumer.node
+            if same != consumer.node:
+                self.moments[consumer.node] = self.moments[same]
                 continue
             features = _features(consumer, seen[consumer.x], real)
             if not torch.isfinite(features).all():
                 raise CalibrationError(
                     f"the activations at {consumer.x} hold NaN or infinity; check the model and the calibration data"
                 )
-            moments = self._moments(consumer.node, features.shape[1])
-            moments.add(features)
-            if others is not None:
-                moments.aim(features, self.mix * (_features(consumer, others[consumer.x], real) - features))
-            if consumer.taps == 1:
-                first[consumer.x] = consumer.node
+            self.moments.setdefault(same, Moments.empty(features.shape[1], self.diagonal)).add(features)
 
-    def _moments(self, node: str, features: int) -> Moments:
-        if node not in self.moments:
-            self.moments[node] = Moments.empty(features, self.diagonal)
-        return self.moments[node]
+    def _aim(
+        self, consumer: Consumer, seen: Mapping[str, Tensor], others: Mapping[str, Tensor], real: Tensor | None
+    ) -> None:
+        """Add up by how much the outputs that a refit aims at differ from those of the inputs seen."""
+        x, beside = _features(consumer, seen[consumer.x], real), self.beside.get(consumer.node)
+        moved = self.mix * (_features(consumer, others[consumer.x], real) - x)
+        shift = moved @ consumer.matrix(self.weights[consumer.weight]).T
+        if beside is not None and consumer.outputs is not None:
+            shift += _real(consumer.outputs(others[beside] - seen[beside]), others[consumer.x], real)
+        drift = Drift.of(x, shift)
+        self.drifts[consumer.node] = self.drifts[consumer.node] + drift if consumer.node in self.drifts else drift
 
 
 def _features(consumer: Consumer, value: Tensor, real: Tensor | None) -> Tensor:
     """The features of a value, shape (tokens, columns), without those of padding where its rows are tokens."""
-    found = consumer.features(value)
-    if real is None or len(found) != real.numel() or (value.dim() > 2 and value.shape[:2] != real.shape):
-        return found
-    return found[real.flatten()]
+    return _real(consumer.features(value), value, real)
+
+
+def _real(rows: Tensor, value: Tensor, real: Tensor | None) -> Tensor:
+    """Rows made of a value, those of padding left out where they are tokens."""
+    if real is None or len(rows) != real.numel() or (value.dim() > 2 and value.shape[:2] != real.shape):
+        return rows
+    return rows[real.flatten()]

@@ -48,9 +48,10 @@ class Consumer:
 
     `features` turns that value into a matrix of shape (tokens, columns * taps); `matrix` the weight into one of
     shape (outputs, columns * taps); `restore` turns such a matrix back.
-    `dim` is the dimension of the weight that is contracted; `taps` is 1 but for convolutions. `bias` is the parameter
-    that is added to the outputs, None if there is none; `bias_at` the argument of the node at which it stands or a
-    new one may be put, None where the operator takes none, or one that is no parameter.
+    `outputs` lays out values in the shape of the node's as (tokens, outputs), in the order of the features; None where
+    there is no such layout. `dim` is the dimension of the weight that is contracted; `taps` is 1 but for convolutions.
+    `bias` is the parameter that is added to the outputs, None if there is none; `bias_at` the argument of the node at
+    which it stands or a new one may be put, None where the operator takes none, or one that is no parameter.
     """
 
     node: str
@@ -62,6 +63,7 @@ class Consumer:
     matrix: Callable[[Tensor], Tensor]
     restore: Callable[[Tensor], Tensor]
     taps: int = 1
+    outputs: Callable[[Tensor], Tensor] | None = None
     bias: str | None = None
     bias_at: int | None = None
 

@@ -115,8 +115,13 @@ def bias(flow: Flow, node: fx.Node, at: int) -> tuple[str | None, int | None]:
     return None, None
 
 
-def consume(flow: Flow, node: fx.Node, x: Any, weight: Any, dim: int, bias_at: int | None = None) -> None:
-    """Report a consumer if the weight is a parameter of two dimensions, possibly seen transposed."""
+def consume(
+    flow: Flow, node: fx.Node, x: Any, weight: Any, dim: int, bias_at: int | None = None, last: bool = True
+) -> None:
+    """Report a consumer if the weight is a parameter of two dimensions, possibly seen transposed.
+
+    `last`: the outputs are the last dimension, and those before it are as they were.
+    """
     found = flow.origin(weight)
     if found is None or len(found[1]) != 2:
         return
@@ -130,13 +135,19 @@ def consume(flow: Flow, node: fx.Node, x: Any, weight: Any, dim: int, bias_at: i
     flow.consume(
         Consumer(
             node=node.name, x=x.name, weight=name, dim=contracted, axis=flow.dims(x)[-1],
-            features=lambda value: value.reshape(-1, value.shape[-1]),
+            features=rows,
             matrix=matrix,
             restore=matrix,
+            outputs=rows if last else None,
             bias=added,
             bias_at=place,
         )
     )  # fmt: skip
+
+
+def rows(value: Tensor) -> Tensor:
+    """A matrix whose columns are the last dimension."""
+    return value.reshape(-1, value.shape[-1])
 
 
 def between(f: Callable[[Tensor], Tensor], features: int = 8) -> Example:

@@ -1,8 +1,8 @@
 """The equations behind every refit: how the outputs of a linear map change when columns go and others take over.
 
 W (m, n) reads inputs X (n, T); columns K stay, M go. The refitted map makes ``(W_K + C) X_K + b``, and should make
-``W (X + D)``, where the drift D is zero but for a refit that aims at other inputs than it gets. All errors are
-quadratic in C and b, so that the sums over tokens say everything.
+``W X + D``, where the drift D is zero but for a refit that aims at other outputs than those of its inputs. All errors
+are quadratic in C and b, so that the sums over tokens say everything.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ DEFAULT = 1e-2
 class Equations:
     """The normal equations of a correction C to the kept columns, shape (m, kept).
 
-    R = W (X + D) - W_K X_K is what is missing: `inner` is X_K X_K^T, `cross` R X_K^T, `removed` ||R||^2, the error
+    R = W X + D - W_K X_K is what is missing: `inner` is X_K X_K^T, `cross` R X_K^T, `removed` ||R||^2, the error
     without correction, and `whole` ||W X||^2. `missing`, shape (m,), and `inputs`, shape (kept,), are the sums of R
     and X_K over the `tokens`. `left` is W_K, and `unit` the mean of the diagonal of X X^T.
     """
@@ -48,9 +48,8 @@ class Equations:
         rows = rest @ second[gone]
         removed, cross, missing = (rows[:, gone] * rest).sum(), rows[:, kept], rest @ moments.first[gone]
         if drift is not None:
-            moved = weight @ drift.cross
-            removed = removed + 2 * (moved[:, gone] * rest).sum() + ((weight @ drift.second) * weight).sum()
-            cross, missing = cross + moved[:, kept], missing + weight @ drift.first
+            removed = removed + 2 * (drift.cross[:, gone] * rest).sum() + drift.second.sum()
+            cross, missing = cross + drift.cross[:, kept], missing + drift.first
         whole = max(float(((weight @ second) * weight).sum()), torch.finfo(second.dtype).tiny)
         unit = float(second.diagonal().mean())
         return cls(

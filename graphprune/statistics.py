@@ -10,9 +10,9 @@ from torch import Tensor
 
 @dataclass
 class Drift:
-    """Sums over tokens of D, shape (tokens, n): by how much other inputs, which a refit aims at, differ from X.
+    """Sums over tokens of D, shape (tokens, m): by how much outputs at which a refit aims differ from those of X.
 
-    `cross` is D^T X and `second` D^T D, both of shape (n, n); `first` the sum of rows, shape (n,).
+    `cross` is D^T X, shape (m, n); `second` the sum of squares, and `first` the sum, of each output, shape (m,).
     """
 
     cross: Tensor
@@ -22,6 +22,15 @@ class Drift:
     def __add__(self, other: "Drift") -> "Drift":
         return Drift(self.cross + other.cross, self.second + other.second, self.first + other.first)
 
+    @classmethod
+    def of(cls, x: Tensor, shift: Tensor) -> "Drift":
+        """From a batch of features, shape (tokens, n), and the shift of the outputs, shape (tokens, m)."""
+        return cls((shift.T @ x).double(), shift.double().square().sum(0), shift.sum(0, dtype=torch.float64))
+
+    def rows(self, kept: Tensor) -> "Drift":
+        """The same for some of the outputs only."""
+        return Drift(self.cross[kept], self.second[kept], self.first[kept])
+
 
 @dataclass
 class Moments:
@@ -29,7 +38,7 @@ class Moments:
 
     `second` is X^T X, shape (n, n), or its diagonal alone, shape (n,); `first` the sum of rows, shape (n,).
     All are float64; products are made in the precision of the features, one batch at a time. `drift` says how
-    other inputs differ, which a refit is to aim at; None where it aims at the same.
+    the outputs differ at which a refit is to aim; None where it aims at those of the same inputs.
     """
 
     second: Tensor
@@ -48,11 +57,6 @@ class Moments:
         self.second += x.double().square().sum(0) if self.second.dim() == 1 else x.T @ x
         self.first += x.sum(0, dtype=torch.float64)
         self.tokens += x.shape[0]
-
-    def aim(self, x: Tensor, shift: Tensor) -> None:
-        """Aim at ``x + shift`` instead of the features `x`, both of shape (tokens, n)."""
-        drift = Drift((shift.T @ x).double(), (shift.T @ shift).double(), shift.sum(0, dtype=torch.float64))
-        self.drift = self.drift + drift if self.drift else drift
 
     @property
     def squares(self) -> Tensor:

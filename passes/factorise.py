@@ -128,7 +128,8 @@ class _Walk:
     def _fit(self, before: Segment, stage: Sequence[Consumer]) -> None:
         """Look at what enters some maps, and find their factors."""
         calibration, mix = self.program.fact(Calibration), self.options.mix
-        seen, held = Collector(stage, mix=mix), Collector(stage, mix=mix)
+        weights = {c.weight: self.program.weights[c.weight] for c in stage}
+        seen, held = (Collector(stage, mix=mix, weights=weights) for _ in range(2))
         dense, pruned = self.dense.load(before, self.program.weights), self.pruned.load(before, self._weights)
         for i in range(len(calibration.batches)):
             collector = held if calibration.held_out(i) else seen
@@ -138,7 +139,7 @@ class _Walk:
         fit = reduced if self.options.rounds is None else alternating(self.options.rounds)
         for consumer in stage:
             name, weight = consumer.weight, consumer.matrix(self.program.weights[consumer.weight])
-            moments = seen.moments[consumer.node], held.moments.get(consumer.node)
+            moments = seen.found[consumer.node], held.found.get(consumer.node)
             found, result = refit(weight, self.ranks[name], *moments, self.options.damping, fit)
             self.parts[name] = found
             self.changed[name] = consumer.restore(result.weight).contiguous()

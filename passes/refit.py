@@ -13,6 +13,7 @@ from graphprune.axes import primes
 from graphprune.calibration import Calibration, Collector
 from graphprune.contracts import Consumer
 from graphprune.dependencies import Dependencies
+from graphprune.dimensions import rows
 from graphprune.errors import CalibrationError
 from graphprune.facts import Eligible, Refits
 from graphprune.methods import Reconstruction, Refitted
@@ -26,6 +27,7 @@ from graphprune.statistics import Moments, Statistics
 from graphprune.sweep import Stream
 from graphprune.weights import Layered, Narrowed, narrow
 
+VIEWS = (torch.ops.aten.view.default, torch.ops.aten.reshape.default, torch.ops.aten._unsafe_view.default)
 STATISTICS = ("sequential", "dense", "mixed")
 
 
@@ -36,10 +38,14 @@ class Refit(Pass):
 
     `statistics`: ``sequential`` takes the inputs that the already pruned and refitted segments before make, ``dense``
     those of the dense model. ``mixed`` takes the former and aims at the outputs for a mixture of both, with the share
-    `mix` of the latter (MPIFA, arXiv:2501.19090): so it makes up for errors of earlier segments, too. With
-    `producers`, which wants mixed statistics, the maps that make a cut axis come first: least squares bring their
-    outputs, on pruned inputs, back to those of the dense model (the two steps of GOA, arXiv:2407.19126). `damping` is
+    `mix` of the latter (MPIFA, arXiv:2501.19090): so it makes up for errors of earlier segments, too. `damping` is
     relative to the mean second moment; without it, it is chosen on held-out calibration tokens.
+
+    Three options want mixed statistics. With `producers`, the maps that make a cut axis come first: least squares
+    bring their outputs, on pruned inputs, back to those of the dense model (the two steps of GOA, arXiv:2407.19126);
+    with `others`, so do all maps after the first cut that lost nothing. With `residual`, a map whose outputs are added
+    to something aims at the sum in the dense model: so every block makes up for what the stream of a residual network
+    has lost before it.
     """
 
     name: ClassVar[str] = "refit"
@@ -50,15 +56,19 @@ class Refit(Pass):
     damping: float | None = None
     mix: float = 0.25
     producers: bool = False
+    others: bool = False
+    residual: bool = False
 
     def check(self) -> None:
-        """Refuse statistics that do not show what producers are to make.
+        """Refuse statistics that do not show what is aimed at.
 
         Raises:
-            CalibrationError: if producers are to be refitted with others than mixed statistics.
+            CalibrationError: if an option wants mixed statistics, and others are chosen.
         """
-        if self.producers and self.statistics != "mixed":
-            raise CalibrationError("producers are refitted to what the dense model makes; that wants statistics=mixed")
+        if (self.producers or self.others or self.residual) and self.statistics != "mixed":
+            raise CalibrationError(
+                "producers, others and residual aim at what the dense model makes; they want statistics=mixed"
+            )
 
     def run(self, program: Program) -> Program:
         """The program with refitted weights.
@@ -75,8 +85,9 @@ class Refit(Pass):
         if method.adds_bias:
             program, _ = biases.add(program, [*consumers, *_companions(program, consumers)])
             named = {c.weight: biases.name_of(c) for c in consumers}
-        makers = _makers(program) if self.producers else []
-        walk = _Walk(program, method, consumers, makers, self.damping, self.statistics, self.mix)
+        makers = _makers(program, self.producers, self.others)
+        beside = _beside(program.fact(Rewritten).original, consumers) if self.residual else {}
+        walk = _Walk(program, method, consumers, makers, beside, self.damping, self.statistics, self.mix)
         walk.run()
         refits = Refits(walk.done, skipped, program.weights, named)
         return program.with_facts(refits, weights=Layered((walk.changed, program.weights)))
@@ -98,13 +109,40 @@ def refittable(program: Program, method: Reconstruction) -> tuple[list[Consumer]
     return [c for c in cut if c.weight not in skipped], skipped
 
 
-def _makers(program: Program) -> list[Consumer]:
-    """The linear maps that make a cut axis and have all their columns, each with a weight of its own."""
+def _makers(program: Program, producers: bool, others: bool) -> list[Consumer]:
+    """The linear maps that have all their columns, each with a weight of its own: those that make a cut axis, and the
+    others."""
     rewritten = program.fact(Rewritten)
     readers = biases.readers(rewritten.original)
     cut = {name: dims.keys() for name, dims in rewritten.keep.items() if name not in rewritten.scales}
     found = [c for c in rewritten.original.fact(Dependencies).consumers if readers[c.weight] == 1]
-    return [c for c in found if cut.get(c.weight) and c.dim not in cut[c.weight]]
+    whole = [c for c in found if c.dim not in cut.get(c.weight, ()) and c.weight not in rewritten.scales]
+    return [c for c in whole if (producers if cut.get(c.weight) else others)]
+
+
+def _beside(program: Program, consumers: Sequence[Consumer]) -> dict[str, str]:
+    """By the node of a linear map, the value of the same shape that is added to its outputs, and nothing else done."""
+    nodes = {node.name: node for node in program.graph.nodes}
+    found = {}
+    for consumer in (c for c in consumers if c.outputs is not None):
+        node = nodes[consumer.node]
+        while consumer.outputs is rows and (user := _only_user(node)).target in VIEWS and _columns_of(user, node):
+            node = user
+        user = _only_user(node)
+        operands = [n for n in user.all_input_nodes if n is not node and _shape(n) == _shape(node)]
+        if user.target is torch.ops.aten.add.Tensor and not user.kwargs and len(operands) == 1:
+            found[consumer.node] = operands[0].name
+    return found
+
+
+def _only_user(node: fx.Node) -> fx.Node:
+    """What alone reads a node; the node itself if several or none do."""
+    return next(iter(node.users)) if len(node.users) == 1 else node
+
+
+def _columns_of(user: fx.Node, node: fx.Node) -> bool:
+    """Has a view the same columns: does it only arrange the rows otherwise?"""
+    return bool(user is not node and user.meta["val"].shape[-1] == node.meta["val"].shape[-1])
 
 
 def _companions(program: Program, consumers: Sequence[Consumer]) -> list[Consumer]:
@@ -128,6 +166,7 @@ class _Walk:
     method: Reconstruction
     consumers: Sequence[Consumer]
     makers: Sequence[Consumer]
+    beside: Mapping[str, str]
     damping: float | None
     statistics: str
     mix: float
@@ -170,15 +209,15 @@ class _Walk:
         """Look at the original segment, refit, and run the pruned one."""
         first = [maker for maker in self.makers if maker.node in segment.names]
         if first:
-            seen, held, collectors = self._collectors(first, 1.0)
+            seen, held, collectors = self._collectors(first, 1.0, {})
             self._pairs(segment, collectors, lambda count: None)
-            self._remake(first, seen.moments, held.moments)
-        seen, held, collectors = self._collectors(here, self.mix)
+            self._remake(first, seen.found, held.found)
+        seen, held, collectors = self._collectors(here, self.mix, self.beside)
         if self.dense is self.shadow:
             exits = dense_exits = self.shadow.through(segment, self.shadow.program.weights, step, collectors)
         else:
             exits, dense_exits = self._pairs(segment, collectors, step)
-        self._refit(here, seen.moments, held.moments)
+        self._refit(here, seen.found, held.found)
         if final:
             return
         refitted = Layered((self.changed, self.program.weights))
@@ -189,9 +228,14 @@ class _Walk:
         if self.dense is not self.shadow:
             self.dense.entries = dense_exits
 
-    def _collectors(self, here: list[Consumer], mix: float) -> tuple[Collector, Collector, list[Collector]]:
+    def _collectors(
+        self, here: list[Consumer], mix: float, beside: Mapping[str, str]
+    ) -> tuple[Collector, Collector, list[Collector]]:
         """One for what is fitted, one for what is held out, and which of them each batch goes to."""
-        seen, held = Collector(here, mix=mix), Collector(here, mix=mix)
+        original, apart = self.program.fact(Rewritten).original, self.dense is not self.shadow
+        weights = {c.weight: original.weights[c.weight] for c in here} if apart else {}
+        added = {c.node: beside[c.node] for c in here if c.node in beside}
+        seen, held = (Collector(here, mix=mix, weights=weights, beside=added) for _ in range(2))
         calibration = self.program.fact(Calibration)
         return seen, held, [held if calibration.held_out(i) else seen for i in range(len(calibration.batches))]
 
@@ -238,17 +282,26 @@ class _Walk:
         rewritten = self.program.fact(Rewritten)
         for consumer in here:
             kept = _columns(rewritten.keep[consumer.weight][consumer.dim], consumer.taps)
-            weight = self._produced(rewritten, consumer)
-            result = self.method.refit(weight, kept, seen[consumer.node], held.get(consumer.node), self.damping)
+            weight = self._produced(rewritten, consumer, rewritten.original.weights[consumer.weight])
+            moments = [self._made(rewritten, consumer, found.get(consumer.node)) for found in (seen, held)]
+            assert moments[0] is not None
+            result = self.method.refit(weight, kept, moments[0], moments[1], self.damping)
             self.done[consumer.weight] = result
             self.changed[consumer.weight] = consumer.restore(result.weight).contiguous()
             if result.bias is not None:
                 name = biases.name_of(consumer)
                 self.changed[name] = self.program.weights[name] + result.bias
 
-    def _produced(self, rewritten: Rewritten, consumer: Consumer) -> Tensor:
-        """The consumer's old matrix, all its columns, but only the rows that are left."""
-        weight = rewritten.original.weights[consumer.weight]
+    def _made(self, rewritten: Rewritten, consumer: Consumer, moments: Moments | None) -> Moments | None:
+        """Moments with the drift of those outputs only that are left."""
+        if moments is None or moments.drift is None:
+            return moments
+        count, columns = moments.drift.cross.shape
+        numbers = consumer.restore(torch.arange(count)[:, None].expand(count, columns).contiguous())
+        return replace(moments, drift=moments.drift.rows(self._produced(rewritten, consumer, numbers)[:, 0]))
+
+    def _produced(self, rewritten: Rewritten, consumer: Consumer, weight: Tensor) -> Tensor:
+        """The consumer's matrix, all its columns, but only the rows that are left."""
         for dim, indices in rewritten.keep[consumer.weight].items():
             weight = weight if dim == consumer.dim else narrow(weight, dim, indices)
         return consumer.matrix(weight)

@@ -99,6 +99,7 @@ def consume(flow: Flow, node: fx.Node) -> None:
             matrix=lambda w: w.flatten(1),
             restore=lambda m: m.reshape(m.shape[0], -1, *kernel),
             taps=torch.Size(kernel).numel(),
+            outputs=lambda y: y.flatten(2).transpose(1, 2).flatten(0, 1),
             bias=added, bias_at=bias_at,
         )
     )  # fmt: skip

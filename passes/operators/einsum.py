@@ -76,7 +76,7 @@ class Contraction(Rule):
             sharing = [set(term) for term in terms if gone in term]
             flow.contract(found[gone], *(value for value, term in zip(values, terms, strict=True) if gone in term))
             flow.mix([found[gone]], [found[other] for other in found if not all(other in term for term in sharing)])
-            self.report(flow, node, gone, terms, values)
+            self.report(flow, node, gone, terms, out, values)
         return tuple(found[label] for label in out)
 
     def axis(self, flow: Flow, label: Label, terms: list[list[Label]], values: Sequence[object]) -> Any:
@@ -89,12 +89,15 @@ class Contraction(Rule):
         ]
         return meet(flow, places)
 
-    def report(self, flow: Flow, node: fx.Node, gone: Label, terms: list[list[Label]], values: Sequence[Any]) -> None:
+    def report(
+        self, flow: Flow, node: fx.Node, gone: Label, terms: list[list[Label]], out: list[Label], values: Sequence[Any]
+    ) -> None:
         """Report a consumer where a matrix is multiplied with the last dimension of the other operand."""
         for i, (x, weight) in enumerate((values, values[::-1]) if len(values) == 2 else ()):
             left, right = terms[i], terms[1 - i]
             if left[-1] == gone and len(right) == 2 and right.count(gone) == 1 and not set(right) & set(left[:-1]):
-                consume(flow, node, x, weight, right.index(gone))
+                made = [label for label in right if label != gone]
+                consume(flow, node, x, weight, right.index(gone), last=out == [*left[:-1], *made])
 
     def examples(self) -> Iterator[Example]:
         x = torch.randn(2, 5, 6)

@@ -19,7 +19,7 @@ from graphprune.passes.room import Room
 from graphprune.passes.verify import Verify
 from graphprune.program import Program, Rewritten
 from graphprune.proof import Verification
-from graphprune.statistics import Moments
+from graphprune.statistics import Drift, Moments
 
 KEPT = torch.tensor([0, 2, 3, 5, 7])
 GONE = torch.tensor([1, 4, 6])
@@ -115,11 +115,10 @@ def test_more_freedom_never_leaves_more_error(problem: tuple[Tensor, Tensor], se
 
 def test_a_drift_moves_the_aim(problem: tuple[Tensor, Tensor]) -> None:
     w, x = problem
-    shift = 0.1 * torch.randn(200, 8, generator=torch.Generator().manual_seed(3)).double() + 0.05
+    shift = 0.1 * torch.randn(200, 5, generator=torch.Generator().manual_seed(3)).double() + 0.05
     seen = moments(x)
-    seen.aim(x[:120], shift[:120])
-    seen.aim(x[120:], shift[120:])
-    target = (x + shift) @ w.T
+    seen.drift = Drift.of(x[:120], shift[:120]) + Drift.of(x[120:], shift[120:])
+    target = x @ w.T + shift
     found = RECONSTRUCTIONS["least-squares"].refit(w, KEPT, seen, None, 0.0)
     same(found.weight, torch.linalg.lstsq(x[:, KEPT], target).solution.T)
     whole = (x @ w.T).square().sum()
@@ -256,6 +255,42 @@ def test_mixed_statistics_aim_at_what_the_layer_makes_in_the_dense_model() -> No
     torch.testing.assert_close(every.double(), direct.detach(), rtol=1e-3, atol=1e-3)
 
 
+class Twice(Residual):
+    """A map between the branches that keeps all its indices."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem_two = nn.Linear(6, 6, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        x = self.stem_two(x + self.b(torch.sigmoid(self.a(x))))
+        return x + self.d(torch.sigmoid(self.c(x)).view(-1, 12)).view(x.shape)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("mix", [0.0, 0.25])
+def test_a_branch_makes_up_for_what_the_stream_has_lost(mix: float) -> None:
+    torch.manual_seed(0)
+    module = Twice().double()
+    small = cut(module, torch.randn(2, 5, 6).double())
+    found = Refit(statistics="mixed", mix=mix, residual=True, others=True, damping=0.0)(small).weights
+    kept = small.fact(Rewritten).keep["d.weight"][1]
+    rows: dict[str, list[Tensor]] = {"before": [], "between": [], "inside": [], "aim": []}
+    for (x,), _ in calls(torch.float64):
+        x = module.stem(x)
+        branch = torch.sigmoid(x @ small.weights["a.weight"].T + small.weights["a.bias"])
+        sums = x + module.b(torch.sigmoid(module.a(x))), x + branch @ found["b.weight"].T + module.b.bias
+        dense, seen = module.stem_two(sums[0]), sums[1] @ found["stem_two.weight"].T
+        rows["before"].append(sums[1])
+        rows["between"].append(dense)
+        inside = [torch.sigmoid(module.c(y)) for y in (dense, seen)]
+        rows["inside"].append(inside[1][..., kept])
+        rows["aim"].append(dense - seen + (mix * inside[0] + (1 - mix) * inside[1]) @ module.d.weight.T)
+    before, between, inside_kept, aim = (torch.cat(parts).flatten(0, 1).detach() for parts in rows.values())
+    same(found["stem_two.weight"], torch.linalg.lstsq(before, between).solution.T)
+    same(found["d.weight"], torch.linalg.lstsq(inside_kept, aim).solution.T)
+
+
 def test_producers_are_brought_back_to_what_they_made() -> None:
     torch.manual_seed(0)
     module = Residual()
@@ -278,7 +313,7 @@ def test_producers_are_brought_back_to_what_they_made() -> None:
     x = torch.randn(64, 5, 6, generator=torch.Generator().manual_seed(5))
     lost = [(step(small).module()(x) - module(x)).square().mean() for step in (one, two)]
     assert lost[1] < 1.1 * lost[0]
-    with pytest.raises(CalibrationError, match="wants statistics=mixed"):
+    with pytest.raises(CalibrationError, match="want statistics=mixed"):
         Refit(producers=True)(small)
 
 
