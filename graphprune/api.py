@@ -54,6 +54,7 @@ def plan(
     trials: int = Search.trials,
     latency: str | Path = Measure.table,
     runtime: str = Measure.runtime,
+    shots: int | None = None,
 ) -> Plan:
     """Choose what to keep: `sparsity` is a share of all parameters, `ratio` one of every group that may be cut.
 
@@ -61,7 +62,8 @@ def plan(
     the bytes that a decoder keeps for a token, or of the seconds of a run.
     Recipes that need calibration read it from the text `calibration` names, or from `batches` of ``(args, kwargs)``;
     those that need gradients know the loss of causal language models, of others it is `loss`, a function of the output
-    and the number of the calibration batch. `trials` are those of recipes that search.
+    and the number of the calibration batch. `trials` are those of recipes that search, `shots` say in how
+    many steps a plan is made (by default the recipe's).
     A budget in ``latency`` is one on a `runtime`, whose table is kept in the file `latency` (see `Measure`).
 
     Raises:
@@ -82,6 +84,7 @@ def plan(
         trials,
         str(latency),
         runtime,
+        shots,
     )
     data = Calibrate(calibration, samples, length, seed, batches=tuple(batches))
     calibrate = data if chosen.plans_with_data else None

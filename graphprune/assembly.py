@@ -21,6 +21,7 @@ from graphprune.passes.score import Score
 from graphprune.passes.scores import SCORES
 from graphprune.passes.search import Search
 from graphprune.passes.select import Select
+from graphprune.passes.shots import Shots
 from graphprune.passes.verify import Verify
 from graphprune.pipeline import Pass, Pipeline
 
@@ -30,6 +31,8 @@ class Recipe:
     """A score, an allocation and a refit under one name; `statistics` are those that the refit takes, and with
     `producers` it begins with the maps that make what is cut. With `metrics` it searches among these scores, and for
     the calibration data.
+
+    It plans in so many `shots`.
 
     Or `drops` alone, an importance of blocks. Or `factors`: linear maps become factors of a low rank.
     """
@@ -45,6 +48,7 @@ class Recipe:
     drops: str = ""
     metrics: tuple[str, ...] = ()
     factors: bool = False
+    shots: int = 1
 
     @property
     def calibrates(self) -> bool:
@@ -70,7 +74,8 @@ class Recipe:
 class Options:
     """What a user may ask of any recipe.
 
-    `loss` is for those that need gradients of other than language models, `trials` for those that search.
+    `loss` is for those that need gradients of other than language models, `trials` for those that search. `shots`
+    is for those that cut groups, each of which has a number of its own (see `Shots`).
     A budget in ``latency`` is one on `runtime`, whose table is kept in the file `latency` (see `Measure`).
     """
 
@@ -86,14 +91,17 @@ class Options:
     trials: int = Search.trials
     latency: str = Measure.table
     runtime: str = Measure.runtime
+    shots: int | None = None
 
 
 def planning(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> tuple[Pass, ...]:
     """The passes of a recipe up to the plan; calibration gathers what the score asks for.
 
     Raises:
-        PlanError: if the recipe has no such budget.
+        PlanError: if the recipe has no such budget, or knows no shots.
     """
+    if options.shots not in (None, 1) and (recipe.metrics or not recipe.score):
+        raise PlanError(f"recipe {recipe.name} takes a single shot; shots are for recipes that score and cut groups")
     analyze = Analyze(options.destination, tuple(options.protect), options.exact_only)
     if recipe.drops:
         if options.budget != "parameters":
@@ -116,10 +124,19 @@ def planning(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> t
         *reach,
         *([Room(recipe.refit, recipe.score)] if recipe.refit != "none" else []),
         *([calibrate] if calibrate else []),
-        *scoring(recipe, options),
-        Allocate(recipe.allocation, options.sparsity, options.ratio, options.seed, options.budget),
-        Select(options.align),
+        *choosing(recipe, options, calibrate),
     )
+
+
+def choosing(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> tuple[Pass, ...]:
+    """The passes between calibration and plan."""
+    allocate = Allocate(recipe.allocation, options.sparsity, options.ratio, options.seed, options.budget)
+    steps, select = scoring(recipe, options), Select(options.align)
+    count = recipe.shots if options.shots is None else options.shots
+    if count == 1:
+        return *steps, allocate, select
+    again = (calibrate,) if calibrate else ()
+    return (Shots(count, again, steps, allocate, select, refitting(recipe)),)
 
 
 def scoring(recipe: Recipe, options: Options) -> tuple[Pass, ...]:
@@ -141,8 +158,12 @@ def cutting(recipe: Recipe) -> tuple[Pass, ...]:
         return ()
     if recipe.factors:
         return (Factorise(),)
-    refit = [] if recipe.refit == "none" else [Refit(recipe.refit, recipe.statistics, producers=recipe.producers)]
-    return Rewrite(), *refit, Verify()
+    return Rewrite(), *refitting(recipe), Verify()
+
+
+def refitting(recipe: Recipe) -> tuple[Pass, ...]:
+    """The passes that refit what is left."""
+    return () if recipe.refit == "none" else (Refit(recipe.refit, recipe.statistics, producers=recipe.producers),)
 
 
 def pipeline(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> Pipeline:

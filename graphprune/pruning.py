@@ -86,6 +86,7 @@ def prune(
     trials: int = Search.trials,
     latency: str | Path = Measure.table,
     runtime: str = Measure.runtime,
+    shots: int | None = None,
 ) -> Result:
     """Prune a model and save it, verified, with a report.
 
@@ -94,8 +95,8 @@ def prune(
     the last on `runtime`, with a table in the file `latency`); `calibration` names a text (see `corpus.read`).
     `exact_only` leaves out groups whose cut changes what remains, such as hidden sizes under norms. `loss` is for
     recipes that need gradients of other than causal language models: a function of the output and the number of the
-    calibration batch; `trials` are those of recipes that search. `output` appears
-    when everything in it was verified, or not at all.
+    calibration batch; `trials` are those of recipes that search, `shots` say in how many steps a plan is made
+    (by default the recipe's). `output` appears when everything in it was verified, or not at all.
 
     Raises:
         GraphpruneError: one of its kinds, with what, where, got, expected and what to do.
@@ -104,8 +105,9 @@ def prune(
     check_output(output, force)
     job = Job(str(model), Path(output), recipe, destination, sparsity, seed, force, _command(), plan_only, budget)
     options = assembly.Options(
-        sparsity, None, align, destination, protect, exact_only, seed, loss, budget, trials, str(latency), runtime
-    )
+        sparsity, None, align, destination, protect, exact_only, seed, loss, budget, trials, str(latency), runtime,
+        shots,
+    )  # fmt: skip
     if chosen.calibrates and not calibration:
         raise CalibrationError(
             f"recipe {recipe} needs calibration data; name a text with calibration (--calibration FILE)"

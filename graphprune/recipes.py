@@ -41,10 +41,11 @@ add(
     ),
     Recipe(
         "transact",
-        "norms of activations inside modules; least squares in one shot in the place of their training between shots",
+        "norms of activations inside modules, in three shots; least squares in the place of the training between",
         "arXiv:2407.05690",
         "transact",
         refit="least-squares",
+        shots=3,
     ),
     Recipe(
         "liar",

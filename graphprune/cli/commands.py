@@ -99,6 +99,9 @@ def prune(
         str, typer.Option(help="Where latency is measured: onnxruntime, onnxruntime-cuda or torch.")
     ] = Measure.runtime,
     trials: Annotated[int, typer.Option(help="Trials of a recipe that searches.", min=1)] = Search.trials,
+    shots: Annotated[
+        int | None, typer.Option(help="Plan in so many steps, each on the refitted outcome of the last.", min=1)
+    ] = None,
     plan_only: Annotated[bool, typer.Option("--plan-only", help="Save the plan and cut nothing.")] = False,
     force: Force = False,
     json: Json = False,
@@ -121,6 +124,7 @@ def prune(
         latency=latency,
         runtime=runtime,
         trials=trials,
+        shots=shots,
         plan_only=plan_only,
         force=force,
     )
