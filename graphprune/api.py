@@ -95,9 +95,9 @@ def apply(program: Program, plan: Plan) -> Program:
     """A new, narrower program; the given one is untouched.
 
     Raises:
-        PlanError: if the plan was made for another model, or calls for factors, which a plan does not hold.
+        PlanError: if the plan was made for another model, or calls for factors or rotations, which no plan holds.
     """
-    plan.require_no_ranks()
+    plan.require_cuts()
     if plan.blocks and Dropped not in program.facts:
         program = drop(program, plan.blocks)
     return rewrite(program, plan) if plan.groups or not plan.blocks else program

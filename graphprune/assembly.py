@@ -17,11 +17,13 @@ from graphprune.passes.reach import Reach
 from graphprune.passes.refit import Refit
 from graphprune.passes.rewrite import Rewrite
 from graphprune.passes.room import Room
+from graphprune.passes.rotate import Rotate
 from graphprune.passes.score import Score
 from graphprune.passes.scores import SCORES
 from graphprune.passes.search import Search
 from graphprune.passes.select import Select
 from graphprune.passes.shots import Shots
+from graphprune.passes.streams import Streams
 from graphprune.passes.verify import Verify
 from graphprune.pipeline import Pass, Pipeline
 
@@ -34,7 +36,9 @@ class Recipe:
 
     It plans in so many `shots`.
 
-    Or `drops` alone, an importance of blocks. Or `factors`: linear maps become factors of a low rank.
+    Or `drops` alone, an importance of blocks. Or `factors`: linear maps become factors of a low rank. Or
+    `turns`: residual streams are rotated and cut, the ``stretches`` between branches each in its own way, or the
+    ``whole`` in one.
     """
 
     name: str
@@ -49,6 +53,7 @@ class Recipe:
     metrics: tuple[str, ...] = ()
     factors: bool = False
     shots: int = 1
+    turns: str = ""
 
     @property
     def calibrates(self) -> bool:
@@ -59,7 +64,7 @@ class Recipe:
     def plans_with_data(self) -> bool:
         """Does it need calibration data for its plan?"""
         if not self.score:
-            return bool(self.drops)
+            return bool(self.drops or self.turns)
         return SCORES[self.score].needs_calibration or ALLOCATIONS[self.allocation].needs_calibration
 
     @property
@@ -103,14 +108,11 @@ def planning(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> t
     if options.shots not in (None, 1) and (recipe.metrics or not recipe.score):
         raise PlanError(f"recipe {recipe.name} takes a single shot; shots are for recipes that score and cut groups")
     analyze = Analyze(options.destination, tuple(options.protect), options.exact_only)
-    if recipe.drops:
-        if options.budget != "parameters":
-            raise PlanError(f"recipe {recipe.name} drops blocks until enough parameters are gone, not {options.budget}")
+    if recipe.turns:
+        return replace(analyze, exact_only=False), *_turning(recipe, options, calibrate or Calibrate())
+    if not recipe.score:
         data = replace(calibrate or Calibrate(), moments="none")
-        return analyze, data, Drop(recipe.drops, options.sparsity if options.sparsity is not None else options.ratio)
-    if recipe.factors:
-        ranks = Ranks(options.sparsity, options.ratio, options.align, options.budget, tuple(options.protect))
-        return analyze, ranks, replace(calibrate or Calibrate(), moments="none")
+        return analyze, *(_factoring(options, data) if recipe.factors else _dropping(recipe, options, data))
     score = SCORES[recipe.score]
     if calibrate is not None:
         searches = score.moments == "none" and ALLOCATIONS[recipe.allocation].needs_calibration
@@ -150,6 +152,29 @@ def scoring(recipe: Recipe, options: Options) -> tuple[Pass, ...]:
         )  # fmt: skip
     gradients = [Gradients(options.loss)] if SCORES[recipe.score].gradients else []
     return *gradients, Score(recipe.score, options.seed)
+
+
+def _dropping(recipe: Recipe, options: Options, data: Calibrate) -> tuple[Pass, ...]:
+    """What drops whole blocks."""
+    if options.budget != "parameters":
+        raise PlanError(f"recipe {recipe.name} drops blocks until enough parameters are gone, not {options.budget}")
+    return data, Drop(recipe.drops, options.sparsity if options.sparsity is not None else options.ratio)
+
+
+def _factoring(options: Options, data: Calibrate) -> tuple[Pass, ...]:
+    """What says ranks; they need no data."""
+    return Ranks(options.sparsity, options.ratio, options.align, options.budget, tuple(options.protect)), data
+
+
+def _turning(recipe: Recipe, options: Options, data: Calibrate) -> tuple[Pass, ...]:
+    """What rotates streams, and says how much of them goes."""
+    return (
+        Streams(recipe.turns == "stretches"),
+        replace(data, moments="full"),
+        Rotate(),
+        Allocate("uniform", options.sparsity, options.ratio, options.seed, options.budget),
+        Select(options.align),
+    )
 
 
 def cutting(recipe: Recipe) -> tuple[Pass, ...]:

@@ -61,6 +61,11 @@ def units(program: Program) -> list[Unit]:
     return list(_Finder(program).units())
 
 
+def sums(program: Program) -> list[tuple[fx.Node, fx.Node]]:
+    """The stream and the sum of every residual branch, in the order of the graph."""
+    return [(branch.stream, branch.sum) for branch in _Finder(program).branches]
+
+
 def without(program: Program, dropped: Sequence[Unit]) -> Program:
     """The program without these units, under its old names; the given one is untouched."""
     entries = {unit.exit: unit.entry for unit in dropped}

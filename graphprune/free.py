@@ -18,11 +18,13 @@ from graphprune.exporters.verify import Verification, verify_folder
 from graphprune.facts import Refits
 from graphprune.frontends.loading import load
 from graphprune.frontends.modules import trace
+from graphprune.passes.analysis import analyze
 from graphprune.passes.factorise import factored
 from graphprune.passes.ranks import factorable
 from graphprune.passes.rewrite import rewrite
+from graphprune.passes.streams import prepare
 from graphprune.plans import Plan
-from graphprune.program import Dropped, Factored, Program, Rewritten
+from graphprune.program import Dropped, Factored, Program, Rewritten, Rotatable
 from graphprune.proof import compare, verify_finite
 from graphprune.report import FILE as REPORT
 from graphprune.report import Report
@@ -68,12 +70,18 @@ def _export(program: Program, folder: Path) -> tuple[str, float]:
 def with_cache(program: Program, model: torch.nn.Module) -> Program:
     """The same cut of the same model, captured with its cache of keys and values as inputs and outputs."""
     module, args, kwargs, free = cached_decoder(model)
-    cached = rewrite(trace(module, args, kwargs, dynamic_shapes=free, state=STATE), program.fact(Plan))
+    whole = trace(module, args, kwargs, dynamic_shapes=free, state=STATE)
+    rotatable = program.facts.get(Rotatable)
+    if rotatable is not None:
+        streams = [group for group in analyze(whole).groups if group.name in rotatable.groups]
+        whole = prepare(whole, streams, bool(rotatable.shortcuts)).program
+    cached = rewrite(whole, program.fact(Plan))
     refits = program.facts.get(Refits)
     if refits is not None:
         consumers = cached.fact(Rewritten).original.fact(Dependencies).consumers
         cached, _ = biases.add(cached, [c for c in consumers if c.weight in refits.biases])
-    new = {name: program.weights[name] for name in refits.changed} if refits else {}
+    changed = (refits.changed if refits else set()) | (rotatable.changed if rotatable else set())
+    new = {name: program.weights[name] for name in changed}
     cached = cached.with_facts(weights=Layered((new, cached.weights)), source=program.source)
     ranks = program.facts[Factored].ranks if Factored in program.facts else {}
     return factored(cached, [c for c in factorable(cached)[0] if c.weight in ranks], program.weights)

@@ -19,6 +19,7 @@ from graphprune.kept import Keep, Kept, kept
 from graphprune.program import Dropped, Program
 
 FORMAT = 1
+ROTATION = "rotation"  # what scored the indices of a plan for streams that were rotated before
 Rows = tuple[tuple[int, ...], ...]
 
 
@@ -46,12 +47,17 @@ class Plan:
         """The width of every group that is cut."""
         return {name: len(rows[0]) for name, rows in self.groups.items()}
 
-    def require_no_ranks(self) -> None:
-        """Refuse a plan that says ranks, where there is no calibration.
+    def require_cuts(self) -> None:
+        """Refuse a plan that does not say everything, where there is no calibration.
 
         Raises:
-            PlanError: if it does.
+            PlanError: if it says ranks, or what is left of rotated streams.
         """
+        if self.made_by.get("score") == ROTATION:
+            raise PlanError(
+                "the plan is one for rotated streams; the rotations come from calibration and are in no plan: prune "
+                "the model anew, with the recipe that made it"
+            )
         if self.ranks:
             raise PlanError(
                 f"the plan makes factors of a low rank of {len(self.ranks)} weights; their numbers come from "

@@ -68,6 +68,22 @@ class Factored:
 
 
 @dataclass(frozen=True)
+class Rotatable:
+    """A fact: the program of which residual streams were freed of the weights of norms, so that they can be rotated.
+
+    `groups` are the streams' names in that program. `ones` names weights of norms that are all one now, `added` new
+    parameters, `shortcuts` those of them that lead from one stream to the next, and `changed` all with new values.
+    """
+
+    original: "Program"
+    groups: frozenset[str]
+    ones: frozenset[str]
+    added: frozenset[str]
+    shortcuts: frozenset[str]
+    changed: frozenset[str]
+
+
+@dataclass(frozen=True)
 class Program:
     """An immutable graph with its weights; every pass returns a new one.
 
@@ -152,6 +168,10 @@ class Program:
             raise WriteBackError(
                 "a module has no layers that hold factors of a low rank; use the rewritten graph, program.module(), "
                 "instead"
+            )
+        if Rotatable in self.facts and self.fact(Rotatable).added:
+            raise WriteBackError(
+                "a module has no maps between residual streams; use the rewritten graph, program.module(), instead"
             )
         if rewritten is None and dropped is None:
             raise WriteBackError("nothing was cut from this program; apply a plan first")

@@ -31,7 +31,7 @@ from graphprune.passes.search import Search
 from graphprune.passes.verify import Verify
 from graphprune.pipeline import Pipeline, Timings
 from graphprune.plans import Plan
-from graphprune.program import Dropped, Factored, Program, Rewritten
+from graphprune.program import Dropped, Factored, Program, Rewritten, Rotatable
 from graphprune.proof import Verification
 from graphprune.recipes import RECIPES
 from graphprune.report import Calibration as CalibrationReport
@@ -128,7 +128,7 @@ def apply_plan(model: str | Path, plan: str | Path, *, output: str | Path, force
         GraphpruneError: one of its kinds.
     """
     chosen = Plan.load(plan)
-    chosen.require_no_ranks()
+    chosen.require_cuts()
     check_output(output, force)
     destination = str(chosen.made_by.get("destination", "free"))
     job = Job(str(model), Path(output), f"plan {plan}", destination, force=force, command=_command())
@@ -187,7 +187,7 @@ def _report(job: Job, program: Program, plan: Plan, errors: dict[str, float]) ->
         loads_with=_loads_with(job),
         command=job.command,
         version=__version__,
-        notes=(*_asked(job), *_notes(program), *_factors(program)),
+        notes=(*_asked(job), *_notes(program), *_maps(program)),
         cut=not job.plan_only,
     )
 
@@ -199,7 +199,7 @@ def _proved(program: Program) -> str:
 
 def _first(program: Program) -> Program:
     """The program from which this one came, by however many steps."""
-    steps = (program.facts[kind] for kind in (Factored, Rewritten, Dropped) if kind in program.facts)
+    steps = (program.facts[kind] for kind in (Factored, Rewritten, Rotatable, Dropped) if kind in program.facts)
     latest = next(steps, None)
     return program if latest is None else _first(latest.original)
 
@@ -264,13 +264,17 @@ def _notes(program: Program) -> tuple[str, ...]:
     )
 
 
-def _factors(program: Program) -> tuple[str, ...]:
-    """Which ranks there are, and what was left as it is."""
-    found = program.facts.get(Factored)
+def _maps(program: Program) -> tuple[str, ...]:
+    """What became of linear maps: rotations, ranks, and what was left as it is."""
+    found, rotated = program.facts.get(Factored), program.facts.get(Rotatable)
+    turned = (
+        (f"rotated {len(rotated.groups)} streams, for which {len(rotated.added)} maps were added",) if rotated else ()
+    )
     if found is None:
-        return ()
+        return turned
     before, after = (sum(errors) / len(found.errors) for errors in zip(*found.errors.values(), strict=True))
     return (
+        *turned,
         f"{len(found.ranks)} weights became factors of ranks {min(found.ranks.values())} to "
         f"{max(found.ranks.values())}: mean relative output error {after:.4f}, of which {before:.4f} to begin with",
         *(f"{name} was left as it is: {why}" for name, why in found.left.items()),

@@ -121,6 +121,18 @@ add(
         "arXiv:2501.19090",
         factors=True,
     ),
+    Recipe(
+        "slicegpt",
+        "residual streams turned to their principal axes, with maps from one to the next, and cut",
+        "arXiv:2401.15024",
+        turns="stretches",
+    ),
+    Recipe(
+        "slicegpt-whole",
+        "the same with one rotation for all blocks, which takes no maps between them",
+        "after arXiv:2401.15024",
+        turns="whole",
+    ),
     Recipe("magnitude", "the norm of all coupled weights", "baseline", "magnitude"),
     Recipe("random", "chance", "baseline", "random"),
 )

@@ -16,7 +16,7 @@ from graphprune.facts import Refits
 from graphprune.layers import assign, said_by_weights, set_sizes
 from graphprune.modes import evaluation, undisturbed
 from graphprune.plans import Plan, make
-from graphprune.program import Inputs, Program, Rewritten
+from graphprune.program import Inputs, Program, Rewritten, Rotatable
 from graphprune.proof import Verification, compare, fresh_inputs, run
 from graphprune.shorter import shorten_module
 from graphprune.sizes import watch
@@ -249,7 +249,8 @@ def changed_names(program: Program) -> list[str]:
     """Parameters and buffers with new shapes or values."""
     rewritten, refits = program.fact(Rewritten), program.facts.get(Refits)
     refitted = refits.changed if refits else set()
-    return sorted({*rewritten.keep, *rewritten.scales, *refitted})
+    rotated = program.fact(Rotatable).changed if Rotatable in program.facts else frozenset()
+    return sorted({*rewritten.keep, *rewritten.scales, *refitted, *rotated})
 
 
 def _follow_config(search: _Search, found: _Trial) -> str:

@@ -9,9 +9,10 @@ from graphprune.errors import PlanError
 from graphprune.facts import Eligible, Scores, Shares
 from graphprune.methods import Evidence
 from graphprune.passes.allocation import ALLOCATIONS
+from graphprune.passes.analysis import analyze
 from graphprune.passes.select import knobs
 from graphprune.pipeline import PASSES, Pass
-from graphprune.program import Program
+from graphprune.program import Program, Rotatable
 from graphprune.statistics import Statistics
 
 
@@ -53,10 +54,17 @@ class Allocate(Pass):
             return program.with_facts(Shares({g.name: 1 - asked for g in eligible.groups}, None))
         dependencies = program.fact(Dependencies)
         whole = Budget(dependencies, knobs(eligible, 1), 0, program.parameters, self.budget)
-        budget = replace(whole, target=round(asked * whole.total))
+        budget = replace(whole, target=whole.total - round((1 - asked) * self._total(program, whole)))
         evidence = Evidence(program, dependencies, program.facts.get(Statistics), self.seed)
         shares = ALLOCATIONS[self.by].shares(budget, program.fact(Scores).by_group, evidence)
         return program.with_facts(Shares(shares, budget.target, self.budget))
+
+    def _total(self, program: Program, whole: Budget) -> int:
+        """What there was before maps were added for rotations; they are to go, too."""
+        if Rotatable not in program.facts:
+            return whole.total
+        before = program.fact(Rotatable).original
+        return replace(whole, dependencies=analyze(before), parameters=before.parameters).total
 
     def _asked(self) -> float:
         given = [value for value in (self.sparsity, self.ratio) if value is not None]
