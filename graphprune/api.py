@@ -55,6 +55,7 @@ def plan(
     latency: str | Path = Measure.table,
     runtime: str = Measure.runtime,
     shots: int | None = None,
+    coarse: float | None = None,
 ) -> Plan:
     """Choose what to keep: `sparsity` is a share of all parameters, `ratio` one of every group that may be cut.
 
@@ -63,7 +64,8 @@ def plan(
     Recipes that need calibration read it from the text `calibration` names, or from `batches` of ``(args, kwargs)``;
     those that need gradients know the loss of causal language models, of others it is `loss`, a function of the output
     and the number of the calibration batch. `trials` are those of recipes that search, `shots` say in how
-    many steps a plan is made (by default the recipe's).
+    many steps a plan is made (by default the recipe's). `coarse` is
+    the share of what is to go that whole blocks give first, in recipes that drop blocks and cut groups.
     A budget in ``latency`` is one on a `runtime`, whose table is kept in the file `latency` (see `Measure`).
 
     Raises:
@@ -85,6 +87,7 @@ def plan(
         str(latency),
         runtime,
         shots,
+        coarse,
     )
     data = Calibrate(calibration, samples, length, seed, batches=tuple(batches))
     calibrate = data if chosen.plans_with_data else None

@@ -34,7 +34,8 @@ class Recipe:
     `producers` it begins with the maps that make what is cut. With `metrics` it searches among these scores, and for
     the calibration data.
 
-    It plans in so many `shots`.
+    It plans in so many `shots`. With `drops`, an importance of blocks, whole blocks give the share `coarse` of what is
+    to go before groups are cut.
 
     Or `drops` alone, an importance of blocks. Or `factors`: linear maps become factors of a low rank. Or
     `turns`: residual streams are rotated and cut, the ``stretches`` between branches each in its own way, or the
@@ -50,6 +51,7 @@ class Recipe:
     statistics: str = "sequential"
     producers: bool = False
     drops: str = ""
+    coarse: float = 0.0
     metrics: tuple[str, ...] = ()
     factors: bool = False
     shots: int = 1
@@ -80,7 +82,8 @@ class Options:
     """What a user may ask of any recipe.
 
     `loss` is for those that need gradients of other than language models, `trials` for those that search. `shots`
-    is for those that cut groups, each of which has a number of its own (see `Shots`).
+    is for those that cut groups, each of which has a number of its own (see `Shots`); so is `coarse`, the share of
+    what is to go that whole blocks give first, for those that do both.
     A budget in ``latency`` is one on `runtime`, whose table is kept in the file `latency` (see `Measure`).
     """
 
@@ -97,6 +100,7 @@ class Options:
     latency: str = Measure.table
     runtime: str = Measure.runtime
     shots: int | None = None
+    coarse: float | None = None
 
 
 def planning(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> tuple[Pass, ...]:
@@ -108,6 +112,7 @@ def planning(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> t
     if options.shots not in (None, 1) and (recipe.metrics or not recipe.score):
         raise PlanError(f"recipe {recipe.name} takes a single shot; shots are for recipes that score and cut groups")
     analyze = Analyze(options.destination, tuple(options.protect), options.exact_only)
+    first = _coarse(recipe, options, calibrate)
     if recipe.turns:
         return replace(analyze, exact_only=False), *_turning(recipe, options, calibrate or Calibrate())
     if not recipe.score:
@@ -122,6 +127,7 @@ def planning(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> t
     measure = [Measure(recipe.score, options.runtime, options.latency)] if options.budget == "latency" else []
     return (
         analyze,
+        *((*first, analyze) if first else ()),
         *measure,
         *reach,
         *([Room(recipe.refit, recipe.score)] if recipe.refit != "none" else []),
@@ -154,7 +160,21 @@ def scoring(recipe: Recipe, options: Options) -> tuple[Pass, ...]:
     return *gradients, Score(recipe.score, options.seed)
 
 
-def _dropping(recipe: Recipe, options: Options, data: Calibrate) -> tuple[Pass, ...]:
+def _coarse(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> tuple[Pass, ...]:
+    """What drops whole blocks before groups are cut; a plan with a `ratio` for every group leaves them alone."""
+    coarse, both = recipe.coarse if options.coarse is None else options.coarse, recipe.score and recipe.drops
+    if options.coarse is not None and not both:
+        raise PlanError(f"recipe {recipe.name} has no share for blocks to set; comp has one")
+    if not 0 <= coarse < 1:
+        raise PlanError(f"the share of blocks in what is to go must be at least 0 and below 1, got {coarse}")
+    if not both or coarse == 0 or options.sparsity is None:
+        return ()
+    part = replace(options, sparsity=coarse * options.sparsity)
+    data, drop = _dropping(recipe, part, replace(calibrate or Calibrate(), moments="none"))
+    return data, replace(drop, least=0)
+
+
+def _dropping(recipe: Recipe, options: Options, data: Calibrate) -> tuple[Calibrate, Drop]:
     """What drops whole blocks."""
     if options.budget != "parameters":
         raise PlanError(f"recipe {recipe.name} drops blocks until enough parameters are gone, not {options.budget}")
@@ -179,7 +199,7 @@ def _turning(recipe: Recipe, options: Options, data: Calibrate) -> tuple[Pass, .
 
 def cutting(recipe: Recipe) -> tuple[Pass, ...]:
     """The passes of a recipe after the plan."""
-    if recipe.drops:
+    if not recipe.score and recipe.drops:
         return ()
     if recipe.factors:
         return (Factorise(),)

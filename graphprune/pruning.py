@@ -87,6 +87,7 @@ def prune(
     latency: str | Path = Measure.table,
     runtime: str = Measure.runtime,
     shots: int | None = None,
+    coarse: float | None = None,
 ) -> Result:
     """Prune a model and save it, verified, with a report.
 
@@ -96,7 +97,8 @@ def prune(
     `exact_only` leaves out groups whose cut changes what remains, such as hidden sizes under norms. `loss` is for
     recipes that need gradients of other than causal language models: a function of the output and the number of the
     calibration batch; `trials` are those of recipes that search, `shots` say in how many steps a plan is made
-    (by default the recipe's). `output` appears when everything in it was verified, or not at all.
+    (by default the recipe's), and `coarse` which share of what is to go whole blocks give first, in recipes that drop
+    blocks and cut groups. `output` appears when everything in it was verified, or not at all.
 
     Raises:
         GraphpruneError: one of its kinds, with what, where, got, expected and what to do.
@@ -106,7 +108,7 @@ def prune(
     job = Job(str(model), Path(output), recipe, destination, sparsity, seed, force, _command(), plan_only, budget)
     options = assembly.Options(
         sparsity, None, align, destination, protect, exact_only, seed, loss, budget, trials, str(latency), runtime,
-        shots,
+        shots, coarse,
     )  # fmt: skip
     if chosen.calibrates and not calibration:
         raise CalibrationError(

@@ -34,10 +34,12 @@ add(
     ),
     Recipe(
         "comp",
-        "condition of the input matrix, mask tuning; without the paper's coarse stage of whole layers",
+        "whole layers for half of what is to go, then condition of the input matrix, mask tuning",
         "arXiv:2501.15255, formula reconstructed",
         "comp",
         refit="mask",
+        drops="comp",
+        coarse=0.5,
     ),
     Recipe(
         "transact",

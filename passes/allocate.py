@@ -12,7 +12,7 @@ from graphprune.passes.allocation import ALLOCATIONS
 from graphprune.passes.analysis import analyze
 from graphprune.passes.select import knobs
 from graphprune.pipeline import PASSES, Pass
-from graphprune.program import Program, Rotatable
+from graphprune.program import Dropped, Program, Rotatable
 from graphprune.statistics import Statistics
 
 
@@ -20,9 +20,9 @@ from graphprune.statistics import Statistics
 @dataclass(frozen=True)
 class Allocate(Pass):
     """Divide what is to go: `sparsity` of all parameters of the model, `by` a registered method; or simply `ratio` of
-    every group. Both lie strictly between 0 and 1. A `budget` may be in ``macs``, the multiply-accumulates for the
-    example inputs, ``kv_cache``, the bytes that a decoder keeps a token, or ``latency`` (see `Measure`), instead of
-    ``parameters``."""
+    every group. What went with whole blocks before counts as gone. Both lie strictly between 0 and 1. A `budget` may be
+    in ``macs``, the multiply-accumulates for the example inputs, ``kv_cache``, the bytes that a decoder keeps a token,
+    or ``latency`` (see `Measure`), instead of ``parameters``."""
 
     name: ClassVar[str] = "allocate"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible, Scores)
@@ -53,18 +53,10 @@ class Allocate(Pass):
         if self.sparsity is None:
             return program.with_facts(Shares({g.name: 1 - asked for g in eligible.groups}, None))
         dependencies = program.fact(Dependencies)
-        whole = Budget(dependencies, knobs(eligible, 1), 0, program.parameters, self.budget)
-        budget = replace(whole, target=whole.total - round((1 - asked) * self._total(program, whole)))
+        budget = aimed(Budget(dependencies, knobs(eligible, 1), 0, program.parameters, self.budget), asked, program)
         evidence = Evidence(program, dependencies, program.facts.get(Statistics), self.seed)
         shares = ALLOCATIONS[self.by].shares(budget, program.fact(Scores).by_group, evidence)
         return program.with_facts(Shares(shares, budget.target, self.budget))
-
-    def _total(self, program: Program, whole: Budget) -> int:
-        """What there was before maps were added for rotations; they are to go, too."""
-        if Rotatable not in program.facts:
-            return whole.total
-        before = program.fact(Rotatable).original
-        return replace(whole, dependencies=analyze(before), parameters=before.parameters).total
 
     def _asked(self) -> float:
         given = [value for value in (self.sparsity, self.ratio) if value is not None]
@@ -74,3 +66,11 @@ class Allocate(Pass):
             name = "sparsity" if self.sparsity is not None else "ratio"
             raise PlanError(f"{name} must lie between 0 and 1 (0.2 removes 20 %), got {given[0]}")
         return given[0]
+
+
+def aimed(budget: Budget, share: float, program: Program) -> Budget:
+    """The budget with a target: a share of the model before blocks were dropped, or maps added for rotations."""
+    total = budget.total
+    for before in (program.facts[kind].original for kind in (Dropped, Rotatable) if kind in program.facts):
+        total = replace(budget, dependencies=analyze(before), parameters=before.parameters).total
+    return replace(budget, target=max(budget.total - round((1 - share) * total), 0))

@@ -27,7 +27,7 @@ from graphprune.writeback import drop_back
 class Drop(Pass):
     """Drop what matters least, `by` a registered importance: `count` blocks, or blocks of together about `sparsity` of
     all parameters. Blocks are entries of lists of modules; or their `branches`, such as attention alone, which only
-    destination free can hold."""
+    destination free can hold. With `least` 0 it may be that none goes, where that is nearer to the sparsity."""
 
     name: ClassVar[str] = "drop"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible, Calibration)
@@ -36,6 +36,7 @@ class Drop(Pass):
     sparsity: float | None = None
     count: int | None = None
     branches: bool = False
+    least: int = 1
 
     def check(self) -> None:
         """Refuse options that cannot be.
@@ -59,6 +60,8 @@ class Drop(Pass):
         """
         found = self._candidates(program)
         chosen = self._chosen(program, found)
+        if not chosen:
+            return program
         small = drop(program, [unit.name for unit in chosen])
         kept = {kind: program.facts[kind] for kind in (Calibration, Timings) if kind in program.facts}
         made_by = {"importance": self.by, "destination": program.fact(Eligible).destination.name}
@@ -86,7 +89,7 @@ class Drop(Pass):
         """The units with the lowest importance, as many as are asked for; one at least stays."""
         method, wanted, parts = IMPORTANCES[self.by], self.count or 1, "branches" if self.branches else "blocks"
         most = len(found) - 1
-        if most < wanted:
+        if most < wanted and self.least:
             raise PlanError(
                 f"{wanted} of {len(found)} {parts} cannot be dropped: one at least must stay, and only those "
                 "count that are residual branches"
@@ -101,7 +104,7 @@ class Drop(Pass):
             if self.count is None and abs(_lost(program, following) - target) > abs(_lost(program, chosen) - target):
                 break
             chosen = following
-        if not chosen:
+        if not chosen and self.least:
             raise PlanError(f"none of the {parts} is as small as {target:,} parameters; ask for more, or give count")
         return chosen
 

@@ -6,6 +6,7 @@ from typing import ClassVar
 from graphprune.budget import Budget, require_unit
 from graphprune.dependencies import Dependencies
 from graphprune.facts import Eligible
+from graphprune.passes.allocate import aimed
 from graphprune.passes.score import in_play
 from graphprune.passes.select import knobs
 from graphprune.pipeline import PASSES, Pass
@@ -43,5 +44,5 @@ class Reach(Pass):
         eligible = replace(program.fact(Eligible), groups=in_play(program, self.by))
         movable = knobs(eligible, self.align)
         whole = Budget(program.fact(Dependencies), movable, 0, program.parameters, self.budget)
-        replace(whole, target=round(self.sparsity * whole.total)).require()
+        aimed(whole, self.sparsity, program).require()
         return program

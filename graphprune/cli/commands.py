@@ -102,6 +102,9 @@ def prune(
     shots: Annotated[
         int | None, typer.Option(help="Plan in so many steps, each on the refitted outcome of the last.", min=1)
     ] = None,
+    coarse: Annotated[
+        float | None, typer.Option(help="The share of what is to go that whole blocks give first (recipe comp).")
+    ] = None,
     plan_only: Annotated[bool, typer.Option("--plan-only", help="Save the plan and cut nothing.")] = False,
     force: Force = False,
     json: Json = False,
@@ -125,6 +128,7 @@ def prune(
         runtime=runtime,
         trials=trials,
         shots=shots,
+        coarse=coarse,
         plan_only=plan_only,
         force=force,
     )

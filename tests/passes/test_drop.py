@@ -9,12 +9,15 @@ import torch
 from torch import Tensor, nn
 
 import graphprune as gp
+from graphprune.assembly import Options, pipeline, planning
+from graphprune.budget import Budget
 from graphprune.calibration import Calibration
 from graphprune.dependencies import Dependencies
 from graphprune.depth import silenced, units, without
 from graphprune.errors import PipelineError, PlanError, WriteBackError
 from graphprune.frontends.modules import trace
 from graphprune.objective import Objective
+from graphprune.passes.allocate import aimed
 from graphprune.passes.calibrate import Calibrate
 from graphprune.passes.depth import IMPORTANCES
 from graphprune.passes.drop import Drop, drop
@@ -23,6 +26,7 @@ from graphprune.pipeline import Pipeline
 from graphprune.plans import Plan
 from graphprune.program import Dropped, Program
 from graphprune.proof import Verification
+from graphprune.recipes import RECIPES
 
 Tiny = Callable[..., nn.Module]
 Inputs = Callable[[str], dict[str, Any]]
@@ -237,3 +241,41 @@ def test_what_cannot_be_dropped_is_said() -> None:
     with pytest.raises(PipelineError, match="Calibration"):
         Pipeline((gp.Analyze(), Drop(count=1)))
     assert Dependencies not in drop(program, ["blocks.0"]).facts
+
+
+def test_blocks_give_a_share_of_what_is_to_go_and_groups_the_rest() -> None:
+    """Of four equal blocks the least important goes where that is nearer to the share; the whole target is met."""
+    model, _ = stack(1, 0.5, 0.01, 0.8)
+    generator = torch.Generator().manual_seed(1)
+    calls: Any = tuple(((torch.randn(5, 4, generator=generator),), {}) for _ in range(9))
+    block = sum(p.numel() for p in Block(0, 1).parameters())
+    gone = ("blocks.2",)
+    for sparsity, coarse, dropped in ((0.5, None, gone), (0.3, 0.25, ()), (0.3, None, gone), (0.3, 0, ())):
+        program = trace(model, calls[0][0])
+        options = Options(sparsity=sparsity, coarse=coarse)
+        small = pipeline(RECIPES["comp"], options, Calibrate(batches=calls))(program)
+        assert small.fact(Plan).blocks == dropped and small.fact(Plan).groups
+        assert small.count() == pytest.approx((1 - sparsity) * program.count(), abs=block / 8)
+        assert small.fact(Verification).max_error <= 1e-4
+        gp.apply(program, small.fact(Plan))
+
+
+def test_a_budget_counts_blocks_that_are_gone() -> None:
+    _, program = stack(1, 0.5, 0.01, 0.8)
+    short = gp.Analyze()(Drop(count=1)(program))
+    found = short.fact(Dependencies)
+    for unit in ("parameters", "macs"):
+        budget = Budget(found, (), 0, short.parameters, unit)
+        before = Budget(program.fact(Dependencies), (), 0, program.parameters, unit)
+        assert aimed(budget, 0.5, short).target == budget.total - round(0.5 * before.total)
+        assert aimed(budget, 0.01, short).target == 0
+
+
+def test_a_share_for_blocks_that_cannot_be_is_said() -> None:
+    for name in ("fasp", "sleb"):
+        with pytest.raises(PlanError, match=f"recipe {name} has no share for blocks"):
+            planning(RECIPES[name], Options(sparsity=0.3, coarse=0.5), None)
+    with pytest.raises(PlanError, match="at least 0 and below 1, got 1"):
+        planning(RECIPES["comp"], Options(sparsity=0.3, coarse=1), None)
+    with pytest.raises(PlanError, match="recipe comp drops blocks until enough parameters are gone, not macs"):
+        planning(RECIPES["comp"], Options(sparsity=0.3, budget="macs"), None)
