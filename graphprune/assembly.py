@@ -31,8 +31,8 @@ from graphprune.pipeline import Pass, Pipeline
 @dataclass(frozen=True)
 class Recipe:
     """A score, an allocation and a refit under one name; `statistics` are those that the refit takes, and with
-    `producers` it begins with the maps that make what is cut. With `metrics` it searches among these scores, and for
-    the calibration data.
+    `producers` it begins with the maps that make what is cut; what it `propagates` are errors, to all later maps and
+    the residual stream. With `metrics` it searches among these scores, and for the calibration data.
 
     It plans in so many `shots`. With `drops`, an importance of blocks, whole blocks give the share `coarse` of what is
     to go before groups are cut.
@@ -50,6 +50,7 @@ class Recipe:
     refit: str = "none"
     statistics: str = "sequential"
     producers: bool = False
+    propagates: bool = False
     drops: str = ""
     coarse: float = 0.0
     metrics: tuple[str, ...] = ()
@@ -156,7 +157,7 @@ def scoring(recipe: Recipe, options: Options) -> tuple[Pass, ...]:
                 trials=options.trials, seed=options.seed, loss=options.loss,
             ),
         )  # fmt: skip
-    gradients = [Gradients(options.loss)] if SCORES[recipe.score].gradients else []
+    gradients = [Gradients(options.loss, SCORES[recipe.score].gradients_of)] if SCORES[recipe.score].gradients else []
     return *gradients, Score(recipe.score, options.seed)
 
 
@@ -208,7 +209,9 @@ def cutting(recipe: Recipe) -> tuple[Pass, ...]:
 
 def refitting(recipe: Recipe) -> tuple[Pass, ...]:
     """The passes that refit what is left."""
-    return () if recipe.refit == "none" else (Refit(recipe.refit, recipe.statistics, producers=recipe.producers),)
+    more, makers = recipe.propagates, recipe.producers or recipe.propagates
+    refit = Refit(recipe.refit, recipe.statistics, producers=makers, others=more, residual=more)
+    return () if recipe.refit == "none" else (refit,)
 
 
 def pipeline(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> Pipeline:

@@ -59,6 +59,18 @@ class Evidence:
         """The mean of the squared gradients of a parameter, in its shape."""
         return self.known_gradients.squares[name] / self.known_gradients.batches
 
+    def sensitivity(self, consumer: Consumer) -> Tensor:
+        """The second moments of the gradients at the outputs of a linear map, shape (m, m).
+
+        Raises:
+            CalibrationError: if nothing was gathered there.
+        """
+        if consumer.node not in self.known_gradients.outputs:
+            raise CalibrationError(
+                f"there are no gradients at the outputs of {consumer.node}; gather them with of=outputs"
+            )
+        return self.known_gradients.outputs[consumer.node]
+
     def matrix(self, consumer: Consumer) -> Tensor:
         """The weight of a linear map in double precision, shape (outputs, columns * taps)."""
         return consumer.matrix(self.program.weights[consumer.weight]).double()
@@ -69,12 +81,14 @@ class Score(ABC):
 
     `moments` says which sums over calibration inputs it reads: ``none``, their ``diagonal`` (squares and means), or
     the ``full`` second moments; at the maps that contract a group and, with `producers`, also at those that make it.
-    `gradients`: it reads gradients of a loss.
+    `gradients`: it reads gradients of a loss; `gradients_of` says whether at the ``parameters``, or at the ``outputs``
+    of the maps that contract a group.
     """
 
     moments: ClassVar[str] = "none"
     producers: ClassVar[bool] = False
     gradients: ClassVar[bool] = False
+    gradients_of: ClassVar[str] = "parameters"
 
     @property
     def needs_calibration(self) -> bool:

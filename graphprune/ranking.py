@@ -10,6 +10,7 @@ from graphprune.budget import Budget, Knob
 from graphprune.plans import Rows
 
 Worth = Callable[[Knob], Tensor]
+Point = tuple[float, float]
 
 
 def top(scores: Tensor, width: int) -> Rows:
@@ -90,3 +91,17 @@ def projected(budget: Budget, gone: Tensor) -> Tensor:
     low, high = float(gone.min()), float(gone.max())
     found = budget.solve(lambda p: shares_of(budget, (gone - high + p * (1 + high - low)).clamp(0, 1)))
     return 1 - torch.tensor([found[name] for name in names], dtype=torch.float64)
+
+
+def hull(points: Sequence[Point]) -> list[Point]:
+    """The lower convex hull of points sorted by their first number."""
+    found: list[Point] = []
+    for x, y in points:
+        while len(found) > 1 and _slope(found[-2], found[-1]) >= _slope(found[-1], (x, y)):
+            found.pop()
+        found.append((x, y))
+    return found
+
+
+def _slope(a: Point, b: Point) -> float:
+    return (b[1] - a[1]) / (b[0] - a[0])

@@ -115,6 +115,16 @@ add(
         "wanda-sp",
         "policy",
     ),
+    Recipe(
+        "best",
+        "growth of the loss, equal at the margin everywhere; all maps refitted, blocks to the dense residual stream",
+        "this project",
+        "k-obs",
+        "marginal",
+        "least-squares",
+        "mixed",
+        propagates=True,
+    ),
     Recipe("sleb", "whole blocks without which the loss is lowest, step by step", "arXiv:2402.09025", drops="sleb"),
     Recipe("shortgpt", "whole blocks that turn the stream least", "arXiv:2403.03853", drops="shortgpt"),
     Recipe(

@@ -1,7 +1,7 @@
 """Sums over calibration inputs, from which every score and refit is made."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import torch
@@ -86,9 +86,12 @@ class Gradients:
 
     For every parameter of an eligible group, by name: `first` the sum of gradients, `squares` that of their squares.
     `masks` has, for every group, the sum of the squared derivatives by a factor on each index, shape (rows, size).
+    `outputs` has, by the node of a linear map that contracts such a group, the mean over tokens of G G^T, where G are
+    the gradients at its outputs, shape (m, m); they are known up to a factor that is the same for all maps.
     """
 
     first: Mapping[str, Tensor]
     squares: Mapping[str, Tensor]
     masks: Mapping[str, Tensor]
     batches: int
+    outputs: Mapping[str, Tensor] = field(default_factory=dict)

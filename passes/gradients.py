@@ -1,21 +1,23 @@
 """The pass that runs calibration inputs forward and backward, and keeps the gradients of a loss."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor, fx
+from torch import Tensor, fx, nn
 from torch.nn.functional import cross_entropy
 
 from graphprune.calibration import Calibration
+from graphprune.contracts import Consumer
 from graphprune.dependencies import Dependencies, Group
 from graphprune.errors import CalibrationError
 from graphprune.evaluation import logits
 from graphprune.facts import Eligible
 from graphprune.methods import Evidence
 from graphprune.objective import Objective
+from graphprune.passes.calibrate import consumers_of
 from graphprune.pipeline import PASSES, Pass
 from graphprune.program import Program
 from graphprune.progress import progress
@@ -29,37 +31,93 @@ Loss = Callable[[Any, int], Tensor]
 @PASSES.register("gradients")
 @dataclass(frozen=True)
 class Gradients(Pass):
-    """Gather gradients of a loss at all parameters of eligible groups, by full backward passes over the dense model.
+    """Gather gradients of a loss by full backward passes over the dense model.
 
-    The loss of a causal language model is that of the next token; for any other model `loss` is given from Python.
+    `of` says where: at all ``parameters`` of eligible groups, or at the ``outputs`` of the linear maps that contract
+    such groups, where it is their second moments that are kept. The loss of a causal language model is that of the
+    next token; for any other model `loss` is given from Python.
     """
 
     name: ClassVar[str] = "gradients"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible, Calibration)
     makes: ClassVar[tuple[type, ...]] = (Found,)
     loss: Loss | None = field(default=None, repr=False)
+    of: str = "parameters"
 
     def run(self, program: Program) -> Program:
         """The program with gradients.
 
         Raises:
-            CalibrationError: if no loss is given or known, or a gradient is not finite.
+            CalibrationError: if no loss is given or known, a gradient is not finite, or there is no such place.
         """
-        loss, calibration = self.loss or likelihood(program), program.fact(Calibration)
-        groups = program.fact(Eligible).groups
+        if self.of not in ("parameters", "outputs"):
+            raise CalibrationError(f"there are gradients of parameters or outputs, not {self.of!r}")
+        groups, module = program.fact(Eligible).groups, program.module()
+        if self.of == "outputs":
+            _watched(module, program, set())
+            taps = _tapped(module, consumers_of(program, producers=False))
+            batches = sum(1 for _ in self._backward(program, module))
+            known = program.facts.get(Found) or Found({}, {}, {}, batches)
+            return program.with_facts(replace(known, outputs={node: tap.mean(node) for node, tap in taps.items()}))
         names = {place.parameter for group in groups for place in group.places} & program.parameters
-        module = program.module()
-        weights = _watched(module, program, names)
-        sums = _Sums(program, groups)
+        weights, sums = _watched(module, program, names), _Sums(program, groups)
+        for _ in self._backward(program, module):
+            sums.add({name: _gradient(name, weight) for name, weight in weights.items()})
+        known = program.facts.get(Found)
+        return program.with_facts(replace(sums.found(), outputs=known.outputs if known else {}))
+
+    def _backward(self, program: Program, module: fx.GraphModule) -> Iterator[int]:
+        """Every calibration batch, after its backward pass."""
+        loss, calibration = self.loss or likelihood(program), program.fact(Calibration)
         spec = pytree.tree_flatten((program.inputs[0], dict(program.inputs[1])))[1]
         with progress("differentiating", len(calibration.batches)) as step, torch.enable_grad():
             for i, leaves in enumerate(calibration.batches):
                 args, kwargs = pytree.tree_unflatten(list(leaves), spec)
                 module.zero_grad()
                 loss(module(*args, **kwargs), i).backward()  # type: ignore[no-untyped-call]
-                sums.add({name: _gradient(name, weight) for name, weight in weights.items()})
+                yield i
                 step()
-        return program.with_facts(sums.found())
+
+
+class _Tap(nn.Module):
+    """Hands a value on, and adds up the second moments of its gradients."""
+
+    def __init__(self, layout: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layout, self.total, self.count = layout, torch.zeros((), dtype=torch.float64), 0
+
+    def forward(self, value: Tensor) -> Tensor:
+        value = value if value.requires_grad else value.detach().requires_grad_()
+        value.register_hook(self._add)  # type: ignore[no-untyped-call]
+        return value
+
+    @torch.no_grad()
+    def _add(self, gradient: Tensor) -> None:
+        rows = self.layout(gradient)
+        self.total = self.total + (rows.T @ rows).double()
+        self.count += len(rows)
+
+    def mean(self, node: str) -> Tensor:
+        """The second moments, shape (m, m), a row each."""
+        if not torch.isfinite(self.total).all():
+            raise CalibrationError(f"the gradient at {node} holds NaN or infinity; check the loss and the data")
+        return self.total / max(self.count, 1)
+
+
+def _tapped(module: fx.GraphModule, consumers: Sequence[Consumer]) -> dict[str, _Tap]:
+    """Taps at the outputs of linear maps, put into the graph; those without a layout of tokens have none."""
+    nodes, found = {node.name: node for node in module.graph.nodes}, dict[str, _Tap]()
+    for consumer in consumers:
+        if consumer.outputs is None:
+            continue
+        node, name = nodes[consumer.node], f"tap_{len(found)}"
+        found[consumer.node] = _Tap(consumer.outputs)
+        module.add_submodule(name, found[consumer.node])
+        with module.graph.inserting_after(node):
+            tap = module.graph.call_module(name, (node,))
+        node.replace_all_uses_with(tap, delete_user_cb=lambda user, tap=tap: user is not tap)
+    module.recompile()
+    return found
 
 
 def _watched(module: fx.GraphModule, program: Program, names: set[str]) -> dict[str, Tensor]:

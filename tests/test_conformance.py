@@ -162,7 +162,7 @@ def batches(count: int = 9) -> tuple[tuple[tuple[Tensor], dict[str, Any]], ...]:
 @pytest.fixture(scope="module")
 def calibrated() -> Program:
     calibrate = Calibrate(batches=batches(), moments="full", producers=True)
-    return Pipeline((gp.Analyze(), calibrate, Gradients(energy)))(network())
+    return Pipeline((gp.Analyze(), calibrate, Gradients(energy), Gradients(energy, "outputs")))(network())
 
 
 def energy(output: Tensor, batch: int) -> Tensor:

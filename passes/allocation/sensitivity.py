@@ -18,9 +18,7 @@ from graphprune.methods import Allocation, Evidence
 from graphprune.objective import Objective
 from graphprune.passes.allocation import ALLOCATIONS
 from graphprune.progress import progress
-from graphprune.ranking import Pool, chosen, shares_of
-
-Point = tuple[float, float]
+from graphprune.ranking import Point, Pool, chosen, hull, shares_of
 
 
 @dataclass(frozen=True)
@@ -52,20 +50,6 @@ class Sensitivity(Allocation):
                 points.append((gone, objective.loss(rows)))
         last, loss = points[-1]
         return points if last == 1 else [*points, (1.0, loss + abs(loss - points[0][1]))]  # nobody goes that far
-
-
-def hull(points: Sequence[Point]) -> list[Point]:
-    """The lower convex hull of points sorted by their first number."""
-    found: list[Point] = []
-    for x, y in points:
-        while len(found) > 1 and _slope(found[-2], found[-1]) >= _slope(found[-1], (x, y)):
-            found.pop()
-        found.append((x, y))
-    return found
-
-
-def _slope(a: Point, b: Point) -> float:
-    return (b[1] - a[1]) / (b[0] - a[0])
 
 
 def _pieces(budget: Budget, curves: Sequence[Sequence[Point]]) -> Pool:

@@ -50,10 +50,12 @@ class Problem:
         found: Tensor = (weight * torch.linalg.solve(inner, weight)).sum((1, 2))
         return found.view(self.columns.shape[:2])
 
-    def remove(self, chosen: Tensor) -> None:
-        """Remove the columns of the indices `chosen` of every row, shape (rows, how many), and refit the rest."""
+    def remove(self, chosen: Tensor) -> float:
+        """Remove the columns of the indices `chosen` of every row, shape (rows, how many), and refit the rest: the
+        error that this adds."""
         gone = self.columns.gather(1, chosen[..., None].expand(-1, -1, self.columns.shape[2])).flatten()
-        cross = self.inverse[gone]
+        cross, weight = self.inverse[gone], self.weight[:, gone].T
+        added = float((weight * torch.linalg.solve(cross[:, gone], weight)).sum())
         step = torch.linalg.solve(cross[:, gone], cross)
         self.weight = self.weight - self.weight[:, gone] @ step
         self.inverse = self.inverse - cross.T @ step
@@ -61,6 +63,7 @@ class Problem:
         self.inverse[gone] = 0
         self.inverse[:, gone] = 0
         self.inverse[gone, gone] = 1
+        return added
 
 
 class Obs(Score):

@@ -15,12 +15,12 @@ from graphprune.masks import Gated
 from graphprune.methods import Evidence
 from graphprune.objective import Objective
 from graphprune.passes.allocation import ALLOCATIONS
-from graphprune.passes.allocation.sensitivity import Sensitivity, hull
+from graphprune.passes.allocation.sensitivity import Sensitivity
 from graphprune.passes.allocation.split import best_split
 from graphprune.passes.analysis import analyze
 from graphprune.plans import make
 from graphprune.program import Program
-from graphprune.ranking import Pool, chosen, projected, ranked, top
+from graphprune.ranking import Pool, chosen, hull, projected, ranked, top
 from graphprune.spread import rows_of
 from graphprune.weights import Masked
 
@@ -79,6 +79,13 @@ def test_a_global_threshold_cuts_where_standardised_scores_are_low(program: Prog
     assert found[narrow.name] == pytest.approx(0.5) and found[wide.name] == pytest.approx(1)
     _, found = shares(program, "global", 8 * 9, scores)
     assert found[narrow.name] == pytest.approx(0.5) and found[wide.name] == pytest.approx(0.5)
+
+
+def test_the_marginal_loss_is_equal_everywhere(program: Program) -> None:
+    wide, narrow = program.fact(Dependencies).groups
+    costs = {wide.name: torch.arange(1.0, 11)[None], narrow.name: torch.tensor([[2.5, 2.5, 2.5, 20, 20, 20]])}
+    _, found = shares(program, "marginal", 5 * 9, costs)
+    assert found[wide.name] == pytest.approx(0.8) and found[narrow.name] == pytest.approx(0.5)
 
 
 def test_variants_of_the_threshold_give_the_same_share_of_every_pool(program: Program) -> None:

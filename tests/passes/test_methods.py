@@ -39,7 +39,9 @@ def programs(tiny: Callable[..., nn.Module], inputs: Callable[[str], dict[str, A
             calls: Any = tuple(((), {name: _other(value, generator) for name, value in shape}) for _ in range(9))
             steps = gp.Analyze(), Calibrate(batches=calls, moments="full", producers=True)
             loss = None if kind == "llama" else first
-            made[kind] = gp.Pipeline((*steps, Gradients(loss)))(gp.trace(tiny(kind), (), inputs(kind)))
+            made[kind] = gp.Pipeline((*steps, Gradients(loss), Gradients(loss, "outputs")))(
+                gp.trace(tiny(kind), (), inputs(kind))
+            )
         return made[kind]
 
     return make

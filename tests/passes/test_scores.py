@@ -1,6 +1,7 @@
 """Every score against a direct computation, in double precision, on a small network."""
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -20,6 +21,7 @@ from graphprune.passes.scores.comp import RIDGE
 from graphprune.passes.scores.obs import Problem
 from graphprune.passes.scores.prunenet import held
 from graphprune.program import Program
+from graphprune.ranking import hull
 from graphprune.statistics import Gradients as Found
 from graphprune.statistics import Statistics
 
@@ -63,7 +65,8 @@ def loss(output: Tensor, batch: int) -> Tensor:
 def program() -> Program:
     calls: Any = tuple(((x,), {}) for x in batches())
     calibrate = Calibrate(batches=calls, moments="full", producers=True)
-    return gp.Pipeline((gp.Analyze(), calibrate, Gradients(loss)))(gp.trace(net(), (batches()[0],)))
+    steps = gp.Analyze(), calibrate, Gradients(loss), Gradients(loss, "outputs")
+    return gp.Pipeline(steps)(gp.trace(net(), (batches()[0],)))
 
 
 def group(program: Program, parameter: str, size: int) -> Group:
@@ -171,6 +174,34 @@ def test_osscar_removes_greedily_and_refits_in_between(program: Program, seen: d
     same(problem.weight, left(original, x, order[:5])[1])
 
 
+def test_k_obs_is_the_growth_of_the_loss_after_the_best_refit(program: Program, seen: dict[str, Tensor]) -> None:
+    module, x = net(), damped(seen["down"])
+    gradients = []
+    for i, batch in enumerate(batches()):
+        output = module(batch)
+        (gradient,) = torch.autograd.grad(loss(output, i), output)
+        gradients.append(gradient.flatten(0, 1))
+    g = torch.cat(gradients)
+    (consumer,) = program.fact(Dependencies).consumers_of(group(program, "down.weight", 10))
+    moments = g.T @ g / len(g)
+    same(evidence(program).sensitivity(consumer), moments)
+    w = module.down.weight.detach()
+
+    def lost(gone: list[int]) -> float:
+        change = left(w, x, gone)[1] - w  # the best refit does not depend on what the outputs are worth
+        return float(((moments @ change) * (change @ (x.T @ x))).sum()) / 2
+
+    order: list[int] = []
+    for _ in range(10):
+        order.append(min((j for j in range(10) if j not in order), key=lambda j: lost([*order, j])))
+    found = score(program, "k-obs", "down.weight", 10)[0]
+    assert found.argsort().tolist() == order
+    growth = [(float(n), lost(order[:n])) for n in range(11)]
+    whole = sum((y - v for (_, v), (_, y) in pairwise(hull(growth))), 0.0)
+    assert float(found.sum()) == pytest.approx(whole, rel=1e-7)
+    assert float(found[order[0]]) == pytest.approx(hull(growth)[1][1] / hull(growth)[1][0], rel=1e-7)
+
+
 def test_comp_is_the_condition_of_what_remains(program: Program, seen: dict[str, Tensor]) -> None:
     x = damped(seen["down"], RIDGE)
     conditions = []
@@ -263,7 +294,7 @@ def test_heads_are_judged_whole_or_in_their_dimensions(program: Program) -> None
     sizes = {name: {g.size for g in gp.Score(name)(program).fact(Eligible).groups} for name in SCORES}
     for name in ("wanda-sp", "flap", "osscar", "goa", "fisher", "taylor", "transact-heads"):
         assert HEADS in sizes[name] and SIZE not in sizes[name]
-    for name in ("fasp", "obs", "comp", "transact"):
+    for name in ("fasp", "obs", "k-obs", "comp", "transact"):
         assert SIZE in sizes[name] and HEADS not in sizes[name]
 
 
@@ -279,3 +310,9 @@ def test_what_is_missing_is_said() -> None:
         Gradients()(calibrated)
     with pytest.raises(CalibrationError, match=r"the gradient of .* holds NaN"):
         Gradients(lambda output, batch: output.sum() * float("nan"))(calibrated)
+    with pytest.raises(CalibrationError, match=r"the gradient at .* holds NaN"):
+        Gradients(lambda output, batch: output.sum() * float("nan"), "outputs")(calibrated)
+    with pytest.raises(CalibrationError, match="no gradients at the outputs of .*of=outputs"):
+        gp.Score("k-obs")(Gradients(loss)(Calibrate(batches=(((x,), {}),), moments="full")(analysed)))
+    with pytest.raises(CalibrationError, match="gradients of parameters or outputs, not 'inputs'"):
+        Gradients(loss, "inputs")(calibrated)
