@@ -3,21 +3,24 @@
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
-from math import prod
+from math import exp, prod
 from typing import ClassVar
 
 import torch
-from torch import fx
+from torch import Tensor, fx
 
 from graphprune import biases
 from graphprune.budget import UNITS, Budget
+from graphprune.calibration import Calibration, Collector
 from graphprune.contracts import Consumer
 from graphprune.dependencies import Dependencies
 from graphprune.dimensions import hint
-from graphprune.errors import PlanError
+from graphprune.equations import root
+from graphprune.errors import CalibrationError, PlanError
 from graphprune.facts import Eligible
 from graphprune.low_rank import rank_at, size
 from graphprune.passes.analysis import analyze
+from graphprune.passes.calibrate import sweep
 from graphprune.pipeline import PASSES, Pass
 from graphprune.plans import Plan
 from graphprune.program import Program
@@ -25,16 +28,19 @@ from graphprune.program import Program
 aten = torch.ops.aten
 PRODUCTS = (aten.linear.default, aten.mm.default, aten.matmul.default, aten.addmm.default)
 BUDGETS = ("parameters", "macs")
+WAYS = ("density", "error")
 
 
 @PASSES.register("ranks")
 @dataclass(frozen=True)
 class Ranks(Pass):
-    """Give all linear maps ranks at which they hold equal shares of their weights' numbers, such that `sparsity` of all
-    parameters of the program goes, or of a `budget` in ``macs``; or simply `ratio` of every such weight.
+    """Give linear maps ranks at which they hold fewer numbers, such that `sparsity` of all parameters of the program
+    goes, or of a `budget` in ``macs``; or `ratio` of what the maps hold.
 
-    Ranks are multiples of `align`. `protect` holds globs of parameters that stay as they are; weights that several
-    maps share, or whose outputs are those of the model, stay too.
+    `by` ``density`` all maps hold equal shares of their numbers. By ``error``, which wants calibration inputs, the sum
+    of their errors is lowest: that of a map is what its whitened singular values leave out (see `low_rank.reduced`),
+    relative to what it makes of the inputs. Ranks are multiples of `align`. `protect` holds globs of parameters that
+    stay as they are; weights that several maps share, or whose outputs are those of the model, stay too.
     """
 
     name: ClassVar[str] = "ranks"
@@ -45,6 +51,7 @@ class Ranks(Pass):
     align: int = 1
     budget: str = "parameters"
     protect: tuple[str, ...] = ()
+    by: str = "density"
 
     def check(self) -> None:
         """Refuse what cannot be asked for.
@@ -64,8 +71,12 @@ class Ranks(Pass):
         """The program with a plan, which holds what an earlier one says of widths, too.
 
         Raises:
-            PlanError: if the destination cannot hold factors, or the target is out of reach.
+            PlanError: if the destination cannot hold factors, or the target is out of reach,
+                or ranks cannot be chosen so.
+            CalibrationError: if there is no calibration data for the errors.
         """
+        if self.by not in WAYS:
+            raise PlanError(f"ranks are chosen by {' or '.join(WAYS)}, not {self.by!r}")
         destination = program.fact(Eligible).destination.name
         if destination != "free":
             raise PlanError(
@@ -76,12 +87,19 @@ class Ranks(Pass):
         if not found:
             raise PlanError("no linear map of the model can become factors of a low rank; nothing could be saved")
         maps = _Maps.of(program, found, self.budget, self.align)
-        ranks = maps.at(1 - self.ratio) if self.ratio is not None else self._met(program, maps)
+        if self.by == "density" and self.ratio is not None:
+            ranks = maps.at(1 - self.ratio)
+        else:
+            target = self._target(program, maps)
+            ranks = maps.meeting(target) if self.by == "density" else maps.erring(target, ranked_errors(program, found))
         earlier = program.facts.get(Plan)
         plan = earlier or Plan(program.fingerprint(), {}, {}, {"destination": destination})
         return program.with_facts(replace(plan, ranks=maps.lower(ranks)))
 
-    def _met(self, program: Program, maps: "_Maps") -> dict[str, int]:
+    def _target(self, program: Program, maps: "_Maps") -> int:
+        """How much is to go."""
+        if self.ratio is not None:
+            return round(self.ratio * maps.total)
         assert self.sparsity is not None
         total = Budget(program.fact(Dependencies), [], 0, program.parameters, self.budget).total
         target, most = round(self.sparsity * total), round(maps.saved(maps.at(0.0)))
@@ -91,7 +109,7 @@ class Ranks(Pass):
                 f"{self.align} the linear maps save no more than {most:,} ({most / total:.1%}); ask for less, protect "
                 "less, or lower the alignment"
             )
-        return maps.meeting(target)
+        return target
 
 
 @dataclass(frozen=True)
@@ -116,6 +134,11 @@ class _Maps:
         """The ranks at which every map holds at most that share of its numbers."""
         return {name: rank_at(*shape, density, self.step) for name, shape in self.shapes.items()}
 
+    @property
+    def total(self) -> float:
+        """What the maps hold at full ranks."""
+        return sum(self.prices[name] * m * n for name, (m, n) in self.shapes.items())
+
     def saved(self, ranks: Mapping[str, int]) -> float:
         """What these ranks save."""
         return sum(self._saved(name, rank) for name, rank in ranks.items())
@@ -138,9 +161,49 @@ class _Maps:
                 ranks[name], saved = above[name], less
         return ranks
 
+    def erring(self, target: int, errors: Mapping[str, Tensor]) -> dict[str, int]:
+        """The ranks that save enough at the lowest sum of errors; `errors` has for every map those of all ranks.
+
+        They are the best for some price of a parameter, which is searched for.
+        """
+        choices = {name: self._choices(name) for name in self.shapes}
+        low, high = -40.0, 5.0
+        for _ in range(60):
+            middle = (low + high) / 2
+            ranks = {name: self._best(name, choices[name], errors[name], exp(middle)) for name in choices}
+            low, high = (low, middle) if self.saved(ranks) >= target else (middle, high)
+        return {name: self._best(name, choices[name], errors[name], exp(high)) for name in choices}
+
+    def _choices(self, name: str) -> Tensor:
+        """The ranks that a map may have, the full one last."""
+        most = min(self.shapes[name])
+        return torch.tensor([*range(self.step, most, self.step), most])
+
+    def _best(self, name: str, choices: Tensor, errors: Tensor, price: float) -> int:
+        """The rank with the lowest error, where what it holds has a price."""
+        m, n = self.shapes[name]
+        held = self.prices[name] * choices * (m + n - choices)
+        return int(choices[(errors[choices] + price * held / self.total).argmin()])
+
     def _saved(self, name: str, rank: int) -> float:
         m, n = self.shapes[name]
         return self.prices[name] * (m * n - size(m, n, rank))
+
+
+def ranked_errors(program: Program, found: Collection[Consumer]) -> dict[str, Tensor]:
+    """For every map the squared error at all ranks, relative to what it makes of calibration inputs."""
+    calibration = program.facts.get(Calibration)
+    if calibration is None:
+        raise CalibrationError("there are no calibration inputs for the errors of ranks; put calibrate before ranks")
+    collector = Collector(list(found))
+    sweep(program, calibration, collector)
+    errors = {}
+    for consumer in found:
+        weight = consumer.matrix(program.weights[consumer.weight]).double()
+        energy = torch.linalg.svdvals(weight @ root(collector.moments[consumer.node].second, 0.0)).square()
+        tail = energy.flip(0).cumsum(0).flip(0)
+        errors[consumer.weight] = torch.cat([tail, tail.new_zeros(1)]) / tail[0].clamp(min=tail.new_tensor(1e-300))
+    return errors
 
 
 def shape_of(program: Program, consumer: Consumer) -> tuple[int, int]:

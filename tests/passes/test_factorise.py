@@ -2,6 +2,7 @@
 
 import gzip
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ import graphprune as gp
 from graphprune.errors import CalibrationError, ExportError, PlanError, WriteBackError
 from graphprune.exporters import huggingface
 from graphprune.frontends.modules import trace
+from graphprune.low_rank import size
 from graphprune.passes.calibrate import Calibrate
 from graphprune.passes.factorise import Factorise
-from graphprune.passes.ranks import Ranks, factorable
+from graphprune.passes.ranks import Ranks, factorable, ranked_errors, shape_of
 from graphprune.pipeline import Pass, Pipeline
 from graphprune.plans import Plan
 from graphprune.program import Factored, Program
@@ -116,6 +118,33 @@ def test_macs_are_counted_where_weights_are_multiplied_most() -> None:
     whole = 20 * 256 + 2 * 256 + 2 * 32
     assert list(ranks) == ["all.weight", "mean.weight"]
     assert sum(macs.values()) + 2 * 32 == pytest.approx(0.7 * whole, rel=0.02)
+
+
+def test_ranks_by_error_are_the_best_of_all_that_save_as_much() -> None:
+    calls: Any = tuple(((images(n),), {}) for n in range(40, 48))
+    start = Pipeline((gp.Analyze(), Calibrate(batches=calls, moments="none")))(mixed())
+    ranks = Ranks(sparsity=0.2, by="error", protect=("matmul", "bare*"))(start).fact(Plan).ranks
+    found, _ = factorable(start, ("matmul", "bare*"))
+    shapes = {c.weight: shape_of(start, c) for c in found}
+    errors = ranked_errors(start, found)
+    full = {name: min(shape) for name, shape in shapes.items()}
+
+    def held(chosen: dict[str, int]) -> int:
+        return sum(size(*shapes[name], rank) for name, rank in chosen.items())
+
+    def lost(chosen: dict[str, int]) -> float:
+        return sum(float(errors[name][rank]) for name, rank in chosen.items())
+
+    every = [dict(zip(full, pair, strict=True)) for pair in product(*(range(1, most + 1) for most in full.values()))]
+    chosen = full | dict(ranks)
+    assert start.count() - (held(full) - held(chosen)) <= 0.8 * start.count() + 1
+    assert lost(chosen) == min(lost(other) for other in every if held(other) <= held(chosen))
+    for name, tail in errors.items():
+        assert tail[0] == pytest.approx(1.0) and tail[-1] == 0.0 and len(tail) == full[name] + 1
+    with pytest.raises(CalibrationError, match="no calibration inputs for the errors of ranks; put calibrate before"):
+        Ranks(sparsity=0.2, by="error")(gp.Analyze()(mixed()))
+    with pytest.raises(PlanError, match="ranks are chosen by density or error, not 'chance'"):
+        Ranks(sparsity=0.2, by="chance")(start)
 
 
 def test_inputs_are_those_that_factored_maps_before_make() -> None:
