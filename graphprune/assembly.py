@@ -24,6 +24,7 @@ from graphprune.passes.search import Search
 from graphprune.passes.select import Select
 from graphprune.passes.shots import Shots
 from graphprune.passes.streams import Streams
+from graphprune.passes.swap import Swap
 from graphprune.passes.verify import Verify
 from graphprune.pipeline import Pass, Pipeline
 
@@ -34,8 +35,8 @@ class Recipe:
     `producers` it begins with the maps that make what is cut; what it `propagates` are errors, to all later maps and
     the residual stream. With `metrics` it searches among these scores, and for the calibration data.
 
-    It plans in so many `shots`. With `drops`, an importance of blocks, whole blocks give the share `coarse` of what is
-    to go before groups are cut.
+    It plans in so many `shots`, and improves the plan by so many `swaps`. With `drops`, an importance of blocks, whole
+    blocks give the share `coarse` of what is to go before groups are cut.
 
     Or `drops` alone, an importance of blocks. Or `factors`: linear maps become factors of a low rank. Or
     `turns`: residual streams are rotated and cut, the ``stretches`` between branches each in its own way, or the
@@ -56,6 +57,7 @@ class Recipe:
     metrics: tuple[str, ...] = ()
     factors: bool = False
     shots: int = 1
+    swaps: int = 0
     turns: str = ""
 
     @property
@@ -141,11 +143,12 @@ def choosing(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> t
     """The passes between calibration and plan."""
     allocate = Allocate(recipe.allocation, options.sparsity, options.ratio, options.seed, options.budget)
     steps, select = scoring(recipe, options), Select(options.align)
+    swaps = [Swap(recipe.swaps)] if recipe.swaps else []
     count = recipe.shots if options.shots is None else options.shots
     if count == 1:
-        return *steps, allocate, select
+        return *steps, allocate, select, *swaps
     again = (calibrate,) if calibrate else ()
-    return (Shots(count, again, steps, allocate, select, refitting(recipe)),)
+    return Shots(count, again, steps, allocate, select, refitting(recipe)), *swaps
 
 
 def scoring(recipe: Recipe, options: Options) -> tuple[Pass, ...]:

@@ -58,10 +58,11 @@ add(
     ),
     Recipe(
         "osscar",
-        "greedy order by the error after the best refit, without swaps, least squares",
+        "greedy order by the error after the best refit, swaps that lower it further, least squares",
         "arXiv:2403.12983",
         "osscar",
         refit="least-squares",
+        swaps=16,
     ),
     Recipe(
         "goa",

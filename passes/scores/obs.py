@@ -1,8 +1,8 @@
 """Optimal Brain Surgeon on columns (OSSCAR, arXiv:2403.12983): the error that is left after the best refit.
 
 Of one column it is ``||W_j||^2 / [S^-1]_jj``, of several that go together ``tr(W_g [(S^-1)_gg]^-1 W_g^T)``. ``obs``
-takes every index alone; ``osscar`` removes one after the other, refits the rest, and judges it again. Its local
-search by swaps is left out.
+takes every index alone; ``osscar`` removes one after the other, refits the rest, and judges it again. The pass
+``swap`` is its local search.
 """
 
 from collections.abc import Sequence
