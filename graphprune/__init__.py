@@ -19,10 +19,12 @@ from graphprune.passes.allocate import Allocate as Allocate
 from graphprune.passes.analyze import Analyze as Analyze
 from graphprune.passes.calibrate import Calibrate as Calibrate
 from graphprune.passes.drop import Drop as Drop
+from graphprune.passes.norms import Norms as Norms
 from graphprune.passes.refit import Refit as Refit
 from graphprune.passes.rewrite import Rewrite as Rewrite
 from graphprune.passes.score import Score as Score
 from graphprune.passes.select import Select as Select
+from graphprune.passes.tune import Tune as Tune
 from graphprune.passes.verify import Verify as Verify
 from graphprune.pipeline import Pass as Pass
 from graphprune.pipeline import Pipeline as Pipeline
