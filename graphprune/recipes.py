@@ -74,6 +74,15 @@ add(
         producers=True,
     ),
     Recipe(
+        "goa-heads",
+        "the same, heads by the likeness of their attention maps, as in the paper",
+        "arXiv:2407.19126, order of heads reconstructed",
+        "goa-heads",
+        refit="least-squares",
+        statistics="mixed",
+        producers=True,
+    ),
+    Recipe(
         "prunenet",
         "neurons that hold least of the spectrum of singular values, without data or a trained policy",
         "arXiv:2501.15296, score reconstructed",

@@ -1,7 +1,7 @@
 """Every score against a direct computation, in double precision, on a small network."""
 
 from collections.abc import Callable
-from itertools import pairwise
+from itertools import pairwise, product
 from typing import Any
 
 import pytest
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import graphprune as gp
+from graphprune.attention import heads
 from graphprune.dependencies import Dependencies, Group
 from graphprune.equations import DEFAULT
 from graphprune.errors import CalibrationError
@@ -316,3 +317,44 @@ def test_what_is_missing_is_said() -> None:
         gp.Score("k-obs")(Gradients(loss)(Calibrate(batches=(((x,), {}),), moments="full")(analysed)))
     with pytest.raises(CalibrationError, match="gradients of parameters or outputs, not 'inputs'"):
         Gradients(loss, "inputs")(calibrated)
+
+
+def test_goa_heads_compares_attention_maps(program: Program) -> None:
+    """By hand: the divergence of each two heads, and which of the nearest two goes first."""
+    module, x = net(), torch.cat(batches()[:4])
+    with torch.no_grad():
+        q, k = (f(x).unflatten(2, (HEADS, SIZE)).transpose(1, 2) for f in (module.q, module.k))
+        p = (q @ k.transpose(2, 3) / SIZE**0.5).softmax(3)
+
+    def against(a: Tensor, b: Tensor) -> Tensor:
+        return (a * (a / b).log()).sum(-1)
+
+    expected = torch.zeros(HEADS, HEADS, dtype=torch.float64)
+    for i, j in product(range(HEADS), range(HEADS)):
+        middle = (p[:, i] + p[:, j]) / 2
+        expected[i, j] = (against(p[:, i], middle) + against(p[:, j], middle)).mean() / 2
+    (found,) = heads(program).values()
+    same(found.divergence, expected)
+    moment = score(program, "goa", "o.weight", HEADS)[0]
+    pair = min(((i, j) for i in range(HEADS) for j in range(i)), key=lambda ij: float(expected[ij]))
+    first = min(pair, key=lambda i: float(moment[i]))
+    got = score(program, "goa-heads", "o.weight", HEADS)[0]
+    assert int(got.argmin()) == first and sorted(got.tolist()) == [0, 1, 2]
+    same(score(program, "goa-heads", "down.weight", 10), score(program, "goa", "down.weight", 10))
+
+
+@pytest.mark.parametrize("kind", ["llama", "gpt2", "bert"])
+def test_attention_maps_are_the_same_fused_or_not(
+    kind: str, tiny: Callable[..., nn.Module], inputs: Callable[[str], dict[str, Any]]
+) -> None:
+    found = []
+    for attention in ("eager", "sdpa"):
+        model = tiny(kind, attn_implementation=attention)
+        made = gp.trace(model, (), inputs(kind))
+        made = gp.Pipeline((gp.Analyze(), Calibrate(batches=(((), inputs(kind)),), moments="none")))(made)
+        found.append(list(heads(made).values()))
+    assert len(found[0]) == len(found[1]) == 2
+    for eager, fused in zip(*found, strict=True):
+        assert eager.axis.size == fused.axis.size
+        torch.testing.assert_close(eager.divergence, fused.divergence, rtol=1e-4, atol=1e-6)
+        assert float(fused.divergence.diagonal().abs().max()) < 1e-6 < float(fused.divergence.max())
