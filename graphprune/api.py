@@ -63,10 +63,7 @@ def plan(
     the bytes that a decoder keeps for a token, or of the seconds of a run.
     Recipes that need calibration read it from the text `calibration` names, or from `batches` of ``(args, kwargs)``;
     those that need gradients know the loss of causal language models, of others it is `loss`, a function of the output
-    and the number of the calibration batch. `trials` are those of recipes that search, `shots` say in how
-    many steps a plan is made (by default the recipe's). `coarse` is
-    the share of what is to go that whole blocks give first, in recipes that drop blocks and cut groups.
-    A budget in ``latency`` is one on a `runtime`, whose table is kept in the file `latency` (see `Measure`).
+    and the number of the calibration batch. The rest is explained at `assembly.Options`.
 
     Raises:
         PlanError: if the target cannot be met.
@@ -74,21 +71,9 @@ def plan(
     """
     chosen = RECIPES[recipe]
     options = assembly.Options(
-        sparsity,
-        ratio,
-        align,
-        destination,
-        tuple(protect),
-        exact_only,
-        seed,
-        loss,
-        budget,
-        trials,
-        str(latency),
-        runtime,
-        shots,
-        coarse,
-    )
+        sparsity, ratio, align, destination, tuple(protect), exact_only, seed, loss, budget, trials, str(latency),
+        runtime, shots, coarse,
+    )  # fmt: skip
     data = Calibrate(calibration, samples, length, seed, batches=tuple(batches))
     calibrate = data if chosen.plans_with_data else None
     return Pipeline(assembly.planning(chosen, options, calibrate))(program).fact(Plan)

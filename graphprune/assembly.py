@@ -84,10 +84,10 @@ class Recipe:
 class Options:
     """What a user may ask of any recipe.
 
-    `loss` is for those that need gradients of other than language models, `trials` for those that search. `shots`
-    is for those that cut groups, each of which has a number of its own (see `Shots`); so is `coarse`, the share of
-    what is to go that whole blocks give first, for those that do both.
-    A budget in ``latency`` is one on `runtime`, whose table is kept in the file `latency` (see `Measure`).
+    `loss` is for those that need gradients of other than language models. A budget in ``latency`` is one on `runtime`,
+    with a table that is kept in the file `latency` (see `Measure`). `trials` are those of recipes that search. `shots`
+    say in how many steps a plan is made, by recipes that cut groups (see `Shots`), and `coarse` which share of what is
+    to go whole blocks give first, in recipes that do both; without them the recipe's own numbers hold.
     """
 
     sparsity: float | None = None

@@ -96,9 +96,7 @@ def prune(
     the last on `runtime`, with a table in the file `latency`); `calibration` names a text (see `corpus.read`).
     `exact_only` leaves out groups whose cut changes what remains, such as hidden sizes under norms. `loss` is for
     recipes that need gradients of other than causal language models: a function of the output and the number of the
-    calibration batch; `trials` are those of recipes that search, `shots` say in how many steps a plan is made
-    (by default the recipe's), and `coarse` which share of what is to go whole blocks give first, in recipes that drop
-    blocks and cut groups. `output` appears when everything in it was verified, or not at all.
+    calibration batch; for more see `assembly.Options`. `output` appears when all in it was verified, or not at all.
 
     Raises:
         GraphpruneError: one of its kinds, with what, where, got, expected and what to do.
@@ -111,16 +109,11 @@ def prune(
         shots, coarse,
     )  # fmt: skip
     if chosen.calibrates and not calibration:
-        raise CalibrationError(
-            f"recipe {recipe} needs calibration data; name a text with calibration (--calibration FILE)"
-        )
+        raise CalibrationError(f"recipe {recipe} needs calibration data; name a text (--calibration FILE)")
     calibrate = Calibrate(str(calibration), samples, length, seed) if chosen.calibrates else None
     passes = assembly.planning(chosen, options, calibrate)
-    pipeline = Pipeline(passes if plan_only else (*passes, *assembly.cutting(chosen)))
-    program = pipeline(load(model))
-    if plan_only:
-        return _save(job, program, lambda folder: [])
-    return _save(job, program, lambda folder: write(program, folder, destination))
+    program = Pipeline(passes if plan_only else (*passes, *assembly.cutting(chosen)))(load(model))
+    return _save(job, program, lambda folder: [] if plan_only else write(program, folder, destination))
 
 
 def apply_plan(model: str | Path, plan: str | Path, *, output: str | Path, force: bool = False) -> Result:

@@ -11,7 +11,26 @@ from graphprune import api
 from graphprune.choices import KINDS
 from graphprune.cli import dependencies, draw, show
 from graphprune.cli.edge import command, print_json
-from graphprune.cli.options import Calibration, Destination, Folder, Force, Json, Length, Model, Output, Seed, Text
+from graphprune.cli.options import (
+    Budget,
+    Calibration,
+    Coarse,
+    Destination,
+    Folder,
+    Force,
+    Inexact,
+    Json,
+    Latency,
+    Length,
+    Model,
+    Output,
+    Protect,
+    Runtime,
+    Seed,
+    Shots,
+    Text,
+    Trials,
+)
 from graphprune.passes.measure import Measure
 from graphprune.passes.search import Search
 from graphprune.recipes import RECIPES
@@ -82,29 +101,15 @@ def prune(
     destination: Annotated[
         Destination, typer.Option(help="Where it must run: stock transformers, its own code file, or any graph.")
     ] = Destination.stock,
-    protect: Annotated[
-        list[str] | None, typer.Option(metavar="GLOB", help="Parameters that must stay as they are; repeatable.")
-    ] = None,
-    inexact: Annotated[
-        bool, typer.Option("--inexact", help="Cut hidden sizes under norms too, which changes what remains.")
-    ] = False,
+    protect: Protect = None,
+    inexact: Inexact = False,
     seed: Seed = 0,
-    budget: Annotated[
-        str, typer.Option(help="What the sparsity is a share of: parameters, macs, kv_cache or latency.")
-    ] = "parameters",
-    latency: Annotated[
-        str, typer.Option(metavar="FILE", help="Keep the measurements for a budget in latency in this table.")
-    ] = Measure.table,
-    runtime: Annotated[
-        str, typer.Option(help="Where latency is measured: onnxruntime, onnxruntime-cuda or torch.")
-    ] = Measure.runtime,
-    trials: Annotated[int, typer.Option(help="Trials of a recipe that searches.", min=1)] = Search.trials,
-    shots: Annotated[
-        int | None, typer.Option(help="Plan in so many steps, each on the refitted outcome of the last.", min=1)
-    ] = None,
-    coarse: Annotated[
-        float | None, typer.Option(help="The share of what is to go that whole blocks give first (recipe comp).")
-    ] = None,
+    budget: Budget = "parameters",
+    latency: Latency = Measure.table,
+    runtime: Runtime = Measure.runtime,
+    trials: Trials = Search.trials,
+    shots: Shots = None,
+    coarse: Coarse = None,
     plan_only: Annotated[bool, typer.Option("--plan-only", help="Save the plan and cut nothing.")] = False,
     force: Force = False,
     json: Json = False,

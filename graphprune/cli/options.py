@@ -36,3 +36,21 @@ Length = Annotated[int, typer.Option(help="Tokens in a window.", min=2)]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0)]
 Calibration = Annotated[str | None, typer.Option(metavar="TEXT", help=f"What the method looks at: {WHAT}.")]
 Text = Annotated[str, typer.Option(metavar="TEXT", help=f"What to predict: {WHAT}.", show_default=False)]
+Protect = Annotated[
+    list[str] | None, typer.Option(metavar="GLOB", help="Parameters that must stay as they are; repeatable.")
+]
+Inexact = Annotated[
+    bool, typer.Option("--inexact", help="Cut hidden sizes under norms too, which changes what remains.")
+]
+Budget = Annotated[str, typer.Option(help="What the sparsity is a share of: parameters, macs, kv_cache or latency.")]
+Latency = Annotated[
+    str, typer.Option(metavar="FILE", help="Keep the measurements for a budget in latency in this table.")
+]
+Runtime = Annotated[str, typer.Option(help="Where latency is measured: onnxruntime, onnxruntime-cuda or torch.")]
+Trials = Annotated[int, typer.Option(help="Trials of a recipe that searches.", min=1)]
+Shots = Annotated[
+    int | None, typer.Option(help="Plan in so many steps, each on the refitted outcome of the last.", min=1)
+]
+Coarse = Annotated[
+    float | None, typer.Option(help="The share of what is to go that whole blocks give first (recipe comp).")
+]
