@@ -12,7 +12,7 @@ from graphprune.errors import CalibrationError
 from graphprune.program import Program
 from graphprune.statistics import Drift, Moments
 
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 2048  # enough to keep a processor busy; gradients need some megabytes a token
 HELD_OUT = 8  # every eighth batch is held out when something is chosen by error
 
 

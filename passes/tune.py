@@ -1,15 +1,22 @@
-"""The pass that trains a pruned model a little: its biases and the weights of its norms, and nothing else."""
+"""The pass that trains a pruned model a little: biases, norms, and updates of a low rank that are merged at the end."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from itertools import chain
+from types import MappingProxyType
+from typing import Any, ClassVar, Protocol
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
+from torch.func import functional_call
+from torch.nn.functional import kl_div
 
+from graphprune import biases
 from graphprune.calibration import Calibration
+from graphprune.dependencies import Dependencies
 from graphprune.errors import CalibrationError
+from graphprune.evaluation import logits
 from graphprune.facts import Refits
 from graphprune.objective import Objective
 from graphprune.passes.gradients import Loss, likelihood
@@ -26,9 +33,14 @@ CHECKS = 10  # times that the loss is measured on held-out batches
 class Tune(Pass):
     """Take `steps` of AdamW on all parameters of one dimension: biases and norms (PERP, arXiv:2312.15230).
 
+    With a `rank`, every linear map with a weight of its own also gets an update ``B A`` of that rank (LoRA,
+    arXiv:2106.09685), which is added to the weight at the end: the model runs as before.
+
     A step sees one calibration batch; its length follows a cosine from `rate` to 0. The loss is `loss`, given from
-    Python, or that of the next token for causal language models, or else the squared error of the outputs, relative to
-    those of the dense model. What was best on held-out batches is kept, the start included.
+    Python. Otherwise, with ``aim=labels``, it is that of the next token for causal language models; with ``aim=dense``
+    it is how far their predictions are from those of the dense model, as Kullback-Leibler divergence (distillation,
+    arXiv:1503.02531). For other models it is the squared error of the outputs, relative to those of the dense model.
+    What was best on held-out batches is kept, the start included.
     """
 
     name: ClassVar[str] = "tune"
@@ -36,29 +48,39 @@ class Tune(Pass):
     makes: ClassVar[tuple[type, ...]] = (Refits,)
     steps: int = 100
     rate: float = 1e-3
+    rank: int = 0
+    aim: str = "labels"
     loss: Loss | None = field(default=None, repr=False)
 
     def run(self, program: Program) -> Program:
         """The program with trained biases and norms.
 
         Raises:
-            CalibrationError: if the loss is not finite.
+            CalibrationError: if the loss is not finite, or there is no such aim.
         """
-        names = {name for name, shape in program.shapes().items() if len(shape) == 1} & program.parameters
-        training = _Training.of(program, self.loss or known_loss(program), names)
-        best = training.run(self.steps, self.rate) if training.weights else {}
+        if self.aim not in ("labels", "dense"):
+            raise CalibrationError(f"a model is tuned to labels or to the dense model, not to {self.aim!r}")
+        training = _Training.of(program, self.loss or known_loss(program, self.aim == "dense"), self.rank)
+        best = training.run(self.steps, self.rate) if training.weights or training.updates else {}
         refits = program.facts.get(Refits) or Refits({}, {}, program.weights)
         tuned = tuple(sorted({*refits.tuned, *best}))
         return program.with_facts(replace(refits, tuned=tuned), weights=Layered((best, program.weights)))
 
 
-def known_loss(program: Program) -> Loss:
-    """The loss of the next token, or for what is no causal language model the distance to the dense model."""
+def known_loss(program: Program, distilled: bool = False) -> Loss:
+    """The loss of the next token, if it is not to be `distilled`; or the distance to the dense model."""
     original, calibration = program.fact(Rewritten).original, program.fact(Calibration)
     original = original.with_facts(calibration)
-    if Objective.of(original).predicts:
+    predicts = Objective.of(original).predicts
+    if predicts and not distilled:
         return likelihood(original)
     dense, call = original.module(), _caller(original)
+
+    def divergence(output: Any, i: int) -> Tensor:
+        with torch.no_grad():
+            wanted = logits(call(dense, i)).flatten(0, 1).float().log_softmax(1)
+        found = logits(output).flatten(0, 1).float().log_softmax(1)
+        return kl_div(found, wanted, reduction="batchmean", log_target=True)
 
     def distance(output: Any, i: int) -> Tensor:
         with torch.no_grad():
@@ -67,21 +89,27 @@ def known_loss(program: Program) -> Loss:
         parts = [(got - want).square().sum() / want.square().sum().clamp(min=1e-12) for got, want in pairs]
         return torch.stack(parts).mean()
 
-    return distance
+    return divergence if predicts else distance
 
 
 def _is_number(leaf: object) -> bool:
     return isinstance(leaf, Tensor) and leaf.is_floating_point()
 
 
-def _caller(program: Program) -> Callable[[fx.GraphModule, int], Any]:
-    """Calls a module like the program with the inputs of a calibration batch."""
+class Call(Protocol):
+    """Calls a module like the program with the inputs of a calibration batch, and others in the place of weights."""
+
+    def __call__(self, module: fx.GraphModule, i: int, swapped: Mapping[str, Tensor] = MappingProxyType({})) -> Any:
+        """What the module makes of batch `i`."""
+
+
+def _caller(program: Program) -> Call:
     batches = program.fact(Calibration).batches
     spec = pytree.tree_flatten((program.inputs[0], dict(program.inputs[1])))[1]
 
-    def call(module: fx.GraphModule, i: int) -> Any:
+    def call(module: fx.GraphModule, i: int, swapped: Mapping[str, Tensor] = MappingProxyType({})) -> Any:
         args, kwargs = pytree.tree_unflatten(list(batches[i]), spec)
-        return module(*args, **kwargs)
+        return functional_call(module, dict(swapped), args, kwargs)
 
     return call
 
@@ -91,36 +119,41 @@ class _Training:
     """A module of which some weights are trained on some batches, and judged on others."""
 
     module: fx.GraphModule
-    call: Callable[[fx.GraphModule, int], Any]
+    call: Call
     loss: Loss
     weights: Mapping[str, Tensor]
+    updates: Mapping[str, tuple[Tensor, Tensor]]
+    aliases: Mapping[str, str]
     seen: list[int]
     held: list[int]
 
     @classmethod
-    def of(cls, program: Program, loss: Loss, names: set[str]) -> "_Training":
+    def of(cls, program: Program, loss: Loss, rank: int) -> "_Training":
         module, calibration = program.module(), program.fact(Calibration)
-        found = {program.name(alias): weight for alias, weight in module.named_parameters(remove_duplicate=False)}
-        for name, weight in found.items():
-            weight.requires_grad_(name in names and weight.is_floating_point())
-        weights = {name: found[name] for name in sorted(names) if name in found and found[name].requires_grad}
-        for weight in weights.values():
-            weight.data = weight.data.clone()  # the program's own stay as they are
+        aliases = {program.name(alias): alias for alias, _ in module.named_parameters(remove_duplicate=False)}
+        found = {name: module.get_parameter(alias) for name, alias in aliases.items()}
+        for weight in found.values():
+            weight.requires_grad_(False)
+        flat = sorted(n for n, w in found.items() if w.dim() == 1 and w.is_floating_point() and n in program.parameters)
+        for name in flat:  # the program's own stay as they are
+            found[name].data = found[name].data.clone()
+            found[name].requires_grad_(True)
+        weights = {name: found[name] for name in flat}
+        updates = {name: _update(found[name], rank) for name in _own(program) if rank and name in found}
         held = [i for i in range(len(calibration.batches)) if calibration.held_out(i)]
         seen = [i for i in range(len(calibration.batches)) if i not in held]
-        return cls(module, _caller(program), loss, weights, seen, held or seen)
+        return cls(module, _caller(program), loss, weights, updates, aliases, seen, held or seen)
 
     def run(self, steps: int, rate: float) -> dict[str, Tensor]:
         """The best weights by the loss on held-out batches."""
-        optimiser = torch.optim.AdamW(self.weights.values(), lr=rate, weight_decay=0.0)
+        optimiser = torch.optim.AdamW([*self.weights.values(), *chain(*self.updates.values())], rate, weight_decay=0.0)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(steps, 1))
         lowest, best = self.judge(), self.state()
         every = max(1, steps // CHECKS)
         with progress("tuning", steps) as step, torch.enable_grad():
             for i in range(steps):
                 optimiser.zero_grad()
-                loss = self.loss(self.call(self.module, self.seen[i % len(self.seen)]), self.seen[i % len(self.seen)])
-                loss.backward()  # type: ignore[no-untyped-call]
+                self.lost(self.seen[i % len(self.seen)]).backward()  # type: ignore[no-untyped-call]
                 optimiser.step()
                 schedule.step()
                 step()
@@ -131,11 +164,35 @@ class _Training:
     @torch.no_grad()
     def judge(self) -> float:
         """The mean loss on held-out batches."""
-        found = torch.stack([self.loss(self.call(self.module, i), i) for i in self.held]).mean()
+        found = torch.stack([self.lost(i) for i in self.held]).mean()
         if not torch.isfinite(found):
             raise CalibrationError("the loss is not finite on held-out batches; choose a lower rate")
         return float(found)
 
     def state(self) -> dict[str, Tensor]:
-        """Copies of the weights."""
-        return {name: weight.detach().clone() for name, weight in self.weights.items()}
+        """Copies of the weights, with their updates."""
+        return {name: weight.detach().clone() for name, weight in {**self.weights, **self.merged()}.items()}
+
+    def lost(self, i: int) -> Tensor:
+        """The loss on a batch."""
+        swapped = {self.aliases[name]: weight for name, weight in self.merged().items()}
+        return self.loss(self.call(self.module, i, swapped), i)
+
+    def merged(self) -> dict[str, Tensor]:
+        """The weights of the maps that have an update, with it."""
+        found = {name: self.module.get_parameter(self.aliases[name]) for name in self.updates}
+        return {name: w + (self.updates[name][0] @ self.updates[name][1]).view_as(w) for name, w in found.items()}
+
+
+def _own(program: Program) -> list[str]:
+    """The weights of linear maps that nothing else reads."""
+    found, readers = program.fact(Rewritten).original.fact(Dependencies).consumers, biases.readers(program)
+    return sorted({c.weight for c in found if readers[c.weight] == 1})
+
+
+def _update(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Factors of an update that is zero at first, shapes (m, rank) and (rank, n)."""
+    generator, n = torch.Generator().manual_seed(0), weight[0].numel()
+    right = torch.randn(rank, n, generator=generator) / n**0.5
+    left = torch.zeros(len(weight), rank)
+    return left.to(weight).requires_grad_(True), right.to(weight).requires_grad_(True)

@@ -62,6 +62,23 @@ def test_tuning_brings_outputs_nearer_to_the_dense_model(refit: str) -> None:
     torch.testing.assert_close(module(x), tuned.module()(x))
 
 
+def test_updates_of_a_low_rank_are_merged() -> None:
+    torch.manual_seed(0)
+    module = Normed()
+    refitted = Refit("least-squares")(cut(module))
+    tuned = Verify()(Tune(steps=200, rate=0.01, rank=2)(refitted))
+    assert distance(tuned, module) < 0.8 * distance(Tune(steps=200, rate=0.01)(refitted), module)
+    for name in ("a.weight", "b.weight"):
+        change = (tuned.weights[name] - refitted.weights[name]).double()
+        assert change.norm() > 0 and torch.linalg.svdvals(change)[2:].max() < 1e-5 * change.norm()
+    assert {"a.weight", "b.weight", "norm.weight"} <= set(tuned.fact(Refits).tuned)
+    x = torch.randn(5, 6)
+    tuned.write_back(module)
+    torch.testing.assert_close(module(x), tuned.module()(x))
+    with pytest.raises(CalibrationError, match="tuned to labels or to the dense model, not to 'nothing'"):
+        Tune(aim="nothing")(refitted)
+
+
 def test_a_start_that_is_best_stays_and_a_loss_may_be_given() -> None:
     torch.manual_seed(0)
     small = cut(Normed())
@@ -87,3 +104,11 @@ def test_a_language_model_learns_the_next_token(
     tuned = Tune(steps=40, rate=0.01)(small)
     judge = Objective.of(small.fact(Rewritten).original)
     assert judge.loss_of(tuned) < judge.loss_of(small) - 0.05
+    wanted, found = (program.module()(**batches[0][1]) for program in (small.fact(Rewritten).original, small))
+    near = Tune(steps=40, rate=0.01, rank=2, aim="dense")(small).module()(**batches[0][1])
+
+    def apart(logits: Tensor) -> float:
+        p, q = (value.log_softmax(-1) for value in (wanted["logits"], logits))
+        return float((p.exp() * (p - q)).sum(-1).mean())
+
+    assert apart(near["logits"]) < 0.7 * apart(found["logits"])
