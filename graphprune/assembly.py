@@ -25,6 +25,7 @@ from graphprune.passes.select import Select
 from graphprune.passes.shots import Shots
 from graphprune.passes.streams import Streams
 from graphprune.passes.swap import Swap
+from graphprune.passes.tune import Tune
 from graphprune.passes.verify import Verify
 from graphprune.pipeline import Pass, Pipeline
 
@@ -33,7 +34,8 @@ from graphprune.pipeline import Pass, Pipeline
 class Recipe:
     """A score, an allocation and a refit under one name; `statistics` are those that the refit takes, and with
     `producers` it begins with the maps that make what is cut; what it `propagates` are errors, to all later maps and
-    the residual stream. With `metrics` it searches among these scores, and for the calibration data.
+    the residual stream. With `metrics` it searches among these scores, and for the calibration data. At the end it may
+    `tune` what is left.
 
     It plans in so many `shots`, and improves the plan by so many `swaps`. With `drops`, an importance of blocks, whole
     blocks give the share `coarse` of what is to go before groups are cut.
@@ -52,6 +54,7 @@ class Recipe:
     statistics: str = "sequential"
     producers: bool = False
     propagates: bool = False
+    tune: Tune | None = None
     drops: str = ""
     coarse: float = 0.0
     metrics: tuple[str, ...] = ()
@@ -76,6 +79,7 @@ class Recipe:
     def needs(self) -> tuple[str, ...]:
         """What it wants besides the model: calibration data, gradients of a loss on them, a package."""
         learns = bool(self.score) and (SCORES[self.score].gradients or ALLOCATIONS[self.allocation].gradients)
+        learns = learns or self.tune is not None
         wanted = {"calibration": self.calibrates, "gradients": learns, "optuna": bool(self.metrics)}
         return tuple(name for name, needed in wanted.items() if needed)
 
@@ -207,7 +211,7 @@ def cutting(recipe: Recipe) -> tuple[Pass, ...]:
         return ()
     if recipe.factors:
         return (Factorise(),)
-    return Rewrite(), *refitting(recipe), Verify()
+    return Rewrite(), *refitting(recipe), *([recipe.tune] if recipe.tune else []), Verify()
 
 
 def refitting(recipe: Recipe) -> tuple[Pass, ...]:

@@ -1,7 +1,10 @@
 """The recipes: named pipelines, each a published method or a baseline."""
 
+from dataclasses import replace
+
 from graphprune.assembly import Recipe
 from graphprune.passes.search import TAYLOR
+from graphprune.passes.tune import Tune
 from graphprune.registry import Registry
 
 RECIPES: Registry[str, Recipe] = Registry("recipe")
@@ -12,6 +15,17 @@ def add(*recipes: Recipe) -> None:
     for recipe in recipes:
         RECIPES.register(recipe.name)(recipe)
 
+
+BEST = Recipe(
+    "best",
+    "growth of the loss, equal at the margin everywhere; all maps refitted, blocks to the dense residual stream",
+    "this project",
+    "k-obs",
+    "marginal",
+    "least-squares",
+    "mixed",
+    propagates=True,
+)
 
 add(
     Recipe(
@@ -125,15 +139,12 @@ add(
         "wanda-sp",
         "policy",
     ),
-    Recipe(
-        "best",
-        "growth of the loss, equal at the margin everywhere; all maps refitted, blocks to the dense residual stream",
-        "this project",
-        "k-obs",
-        "marginal",
-        "least-squares",
-        "mixed",
-        propagates=True,
+    BEST,
+    replace(
+        BEST,
+        name="best-tuned",
+        description="best, then a few minutes of distillation into norms, biases and updates of low rank",
+        tune=Tune(steps=60, rate=2e-3, rank=8, aim="dense"),
     ),
     Recipe("sleb", "whole blocks without which the loss is lowest, step by step", "arXiv:2402.09025", drops="sleb"),
     Recipe("shortgpt", "whole blocks that turn the stream least", "arXiv:2403.03853", drops="shortgpt"),
