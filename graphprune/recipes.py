@@ -107,7 +107,7 @@ add(
         "relative magnitudes summed over coupled places, OBS updates, which are least squares",
         "arXiv:2403.18955, after the abstract",
         "spa",
-        refit="least-squares",
+        refit="obs",
     ),
     Recipe("llm-pruner", "first-order Taylor terms of the loss, in all layers", "arXiv:2305.11627", "taylor"),
     Recipe(

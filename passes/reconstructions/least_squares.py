@@ -2,7 +2,8 @@
 
 With S = X^T X, kept K and removed M: ``W' = W_K + W_M S_MK (S_KK + lambda I)^-1``. In this form damping shrinks the
 *correction*; the form ``(W S)_K (S_KK + lambda I)^-1`` would shrink the weights themselves. It is also where Optimal
-Brain Surgeon's updates lead, applied to one column after the other (OBSPA, arXiv:2403.18955).
+Brain Surgeon's updates lead, applied to one column after the other (OBSPA, arXiv:2403.18955): ``obs`` is another name
+for it.
 """
 
 from torch import Tensor
@@ -36,4 +37,5 @@ class Keep(Reconstruction):
 
 
 RECONSTRUCTIONS.register("least-squares")(LeastSquares())
+RECONSTRUCTIONS.register("obs")(LeastSquares())
 RECONSTRUCTIONS.register("none")(Keep())

@@ -12,6 +12,7 @@ from graphprune.dependencies import Dependencies
 from graphprune.equations import GRID, Equations
 from graphprune.facts import Refits
 from graphprune.passes.calibrate import Calibrate
+from graphprune.passes.reconstructions import RECONSTRUCTIONS
 from graphprune.passes.reconstructions.least_squares import LeastSquares
 from graphprune.passes.refit import Refit
 from graphprune.program import Program, Rewritten
@@ -76,6 +77,16 @@ def test_removing_one_column_costs_what_the_inverse_says(problem: tuple[Tensor, 
         torch.testing.assert_close(lost, w[:, j].square().sum() / inverse[j, j], rtol=1e-12, atol=0)
         relative = error(w, solve(w, kept, s, 0.0), kept, s)
         assert relative == pytest.approx(float(lost / (x @ w.T).square().sum()), rel=1e-10)
+
+
+def test_updates_of_one_column_after_the_other_are_least_squares(problem: tuple[Tensor, Tensor]) -> None:
+    w, x = problem
+    kept, new, inverse = torch.tensor([0, 2, 3, 5, 7]), w.clone(), torch.linalg.inv(x.T @ x)
+    for j in (1, 4, 6):
+        new = new - new[:, j : j + 1] / inverse[j, j] @ inverse[j : j + 1]
+        inverse = inverse - inverse[:, j : j + 1] @ inverse[j : j + 1] / inverse[j, j]
+    found = RECONSTRUCTIONS["obs"].refit(w, kept, moments(x), None, 0.0)
+    torch.testing.assert_close(found.weight, new[:, kept], rtol=1e-10, atol=1e-12)
 
 
 def test_the_error_never_grows_and_shrinks_with_what_is_kept(problem: tuple[Tensor, Tensor]) -> None:
