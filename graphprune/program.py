@@ -73,6 +73,7 @@ class Rotatable:
 
     `groups` are the streams' names in that program. `ones` names weights of norms that are all one now, `added` new
     parameters, `shortcuts` those of them that lead from one stream to the next, and `changed` all with new values.
+    `foreign`: no module of the model's class computes it, since it has maps or norms that the class has not.
     """
 
     original: "Program"
@@ -81,6 +82,7 @@ class Rotatable:
     added: frozenset[str]
     shortcuts: frozenset[str]
     changed: frozenset[str]
+    foreign: bool
 
 
 @dataclass(frozen=True)
@@ -169,9 +171,10 @@ class Program:
                 "a module has no layers that hold factors of a low rank; use the rewritten graph, program.module(), "
                 "instead"
             )
-        if Rotatable in self.facts and self.fact(Rotatable).added:
+        if Rotatable in self.facts and self.fact(Rotatable).foreign:
             raise WriteBackError(
-                "a module has no maps between residual streams; use the rewritten graph, program.module(), instead"
+                "the module has not the maps and norms of rotated streams; use the rewritten graph, program.module(), "
+                "instead"
             )
         if rewritten is None and dropped is None:
             raise WriteBackError("nothing was cut from this program; apply a plan first")

@@ -1,28 +1,30 @@
 """The pass that frees residual streams of the weights of their norms, so that rotations change nothing."""
 
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
-from torch import Tensor, fx
+from torch import Tensor
 
-from graphprune import biases
-from graphprune.axes import Axis, Prime, resolve
-from graphprune.contracts import Consumer
+from graphprune.axes import Prime, resolve
 from graphprune.dependencies import Dependencies, Group
 from graphprune.depth import sums
 from graphprune.errors import PlanError, VerificationError
 from graphprune.facts import Eligible
 from graphprune.passes.analysis import analyze
 from graphprune.passes.analyze import Analyze
+from graphprune.passes.centring import centred, is_centrable
+from graphprune.passes.edits import Edits, aten
 from graphprune.pipeline import PASSES, Pass
-from graphprune.program import Program, Rotatable, copy_graph
+from graphprune.program import Program, Rotatable
 from graphprune.proof import Verification, verify_cut
 from graphprune.weights import Layered
 
-aten = torch.ops.aten
-VIEWS = (aten.slice.Tensor, aten.clone.default, aten.view.default, aten.reshape.default, aten.unsqueeze.default)
+NONE = (
+    "no residual stream may be rotated: it must be free, and looked at only by RMS or layer norms; put "
+    "analyze{exact_only=False} before streams"
+)
 NORMS = (aten.mul.Tensor, aten.rms_norm.default)  # operators that multiply by a norm's weight
 
 
@@ -40,11 +42,12 @@ class _Prepared:
 @PASSES.register("streams")
 @dataclass(frozen=True)
 class Streams(Pass):
-    """Make residual streams under RMS norms such that an orthogonal matrix may turn them (SliceGPT, arXiv:2401.15024).
+    """Make residual streams under norms such that an orthogonal matrix may turn them (SliceGPT, arXiv:2401.15024).
 
-    Weights of norms go into the linear maps behind them; where those share their weights, a square map takes them. With
-    `shortcuts`, every residual branch gets a linear map beside it, one until it is rotated, so that each stretch of
-    the stream may be turned in its own way. What the model computes stays, which is proven, for a random rotation too.
+    Layer norms become RMS norms. Weights of norms go into the linear maps behind them; where those share their weights,
+    a square map takes them. With `shortcuts`, every residual branch gets a linear map beside it, one until it is
+    rotated, so that each stretch of the stream may be turned in its own way. What the model computes stays, which is
+    proven, for a random rotation too.
     """
 
     name: ClassVar[str] = "streams"
@@ -59,49 +62,48 @@ class Streams(Pass):
             PlanError: if there is no such stream, it cannot be rotated, or the destination cannot hold new maps.
         """
         destination = program.fact(Eligible).destination.name
-        groups = [group for group in program.fact(Eligible).groups if _is_stream(group)]
+        groups = [g for g in program.fact(Eligible).groups if (g.rescaled and _is_whole(g)) or is_centrable(g)]
         if not groups:
-            raise PlanError(
-                "no residual stream may be rotated: it must be free, and averaged only by RMS norms; put "
-                "analyze{exact_only=False} before streams"
-            )
+            raise PlanError(NONE)
         made = prepare(program, groups, self.shortcuts)
-        if made.added and destination != "free":
+        foreign = bool(made.added) or any(map(is_centrable, groups))
+        if foreign and destination != "free":
+            needed = f"maps such as {min(made.added)}" if made.added else "RMS norms in the place of layer norms"
             raise PlanError(
-                f"destination {destination} cannot hold the maps that rotated streams need here, such as "
-                f"{min(made.added)}: no class of transformers has them; use destination free"
+                f"destination {destination} cannot hold what rotated streams need here, {needed}: the class of the "
+                "model has none; use destination free"
             )
         fact = Rotatable(
-            program, frozenset(g.name for g in groups), made.ones, made.added, made.shortcuts, made.changed
+            program, frozenset(g.name for g in groups), made.ones, made.added, made.shortcuts, made.changed, foreign
         )
-        found = Analyze(destination, exact_only=False)(replace(made.program, facts=program.facts).without(Dependencies))
+        found = Analyze(destination, exact_only=False)(made.program.with_facts(fact))
+        wanted = {group.name for group in _related(found, groups, made.added)}
         eligible = found.fact(Eligible)
-        names = {place.parameter for group in groups for place in group.places} | made.added
-        streams = [g for g in eligible.groups if _is_stream(g) and names & {p.parameter for p in g.places}]
-        ready = found.with_facts(fact, replace(eligible, groups=tuple(streams)))
-        proof = verify_cut(program, ready, {})
-        _require_rotations(ready, streams)
-        return ready.with_facts(proof)
+        streams = [group for group in eligible.groups if group.name in wanted]
+        if not streams:
+            raise PlanError(NONE)
+        ready = found.with_facts(replace(eligible, groups=tuple(streams)))
+        return ready.with_facts(_proven(program, ready, streams))
 
 
-def _is_stream(group: Group) -> bool:
-    """Is it averaged by RMS norms alone, and in every place a whole dimension?"""
-    return group.rescaled and all(resolve(place.axis) is group.prime for place in group.places)
+def _is_whole(group: Group) -> bool:
+    """Is it in every place a whole dimension?"""
+    return all(resolve(place.axis) is group.prime for place in group.places)
 
 
-def _require_rotations(program: Program, streams: Collection[Group]) -> None:
-    """See that any rotation changes nothing."""
+def _proven(program: Program, ready: Program, streams: Collection[Group]) -> Verification:
+    """See that the prepared program does the same, and that any rotation changes nothing."""
     generator = torch.Generator().manual_seed(0)
     turns = {
         g.prime: torch.linalg.qr(torch.randn(g.size, g.size, generator=generator, dtype=torch.float64)).Q
         for g in streams
     }
     try:
-        verify_cut(program, turned(program, turns), {})
+        return [verify_cut(program, small, {}) for small in (ready, turned(ready, turns))][-1]
     except VerificationError as fault:
         raise PlanError(
-            f"the residual stream {next(iter(streams)).name} cannot be rotated, something else than linear maps and "
-            f"RMS norms looks at it: {fault}"
+            f"the residual stream {next(iter(streams)).name} cannot be rotated, something else than linear maps "
+            f"and norms looks at it: {fault}"
         ) from fault
 
 
@@ -124,95 +126,50 @@ def turned(program: Program, turns: Mapping[Prime, Tensor]) -> Program:
 
 def prepare(program: Program, groups: Collection[Group], shortcuts: bool) -> _Prepared:
     """The program that computes the same with streams that may be rotated; see `Streams`."""
-    made = _Preparation(program, {group.prime for group in groups})
-    made.run(groups, shortcuts)
-    weights = Layered((made.weights, program.weights))
-    parameters = program.parameters | made.squares | made.shortcuts
-    return _Prepared(
-        replace(program, graph=made.graph, weights=weights, parameters=parameters),
-        frozenset(made.ones), frozenset(made.squares | made.shortcuts), frozenset(made.shortcuts),
-        frozenset(made.weights),
-    )  # fmt: skip
+    layered = centred(program, [group for group in groups if is_centrable(group)])
+    plain = layered.done()
+    streams = [group for group in _related(plain, groups, layered.added) if group.rescaled]
+    edits = Edits(plain, {group.prime for group in streams})
+    ones = frozenset[str]().union(*(_fold(edits, group) for group in streams))
+    maps = frozenset(_shorten(edits) if shortcuts else ())
+    changed = frozenset({*layered.weights, *edits.weights})
+    return _Prepared(edits.done(), ones, frozenset(layered.added | edits.added), maps, changed)
 
 
-@dataclass
-class _Preparation:
-    """The state of one preparation: a copy of the graph, and new weights by name."""
+def _related(program: Program, groups: Collection[Group], added: Collection[str]) -> list[Group]:
+    """The groups that stand where others stood in the program before, or in new maps, as whole dimensions."""
+    known = {(place.parameter, place.dim) for group in groups for place in group.places}
+    known |= {(name, dim) for name in added for dim in range(2)}
+    dependencies = program.facts.get(Dependencies) or analyze(program)
+    found = [g for g in dependencies.groups if known & {(place.parameter, place.dim) for place in g.places}]
+    return [group for group in found if group.lawful and _is_whole(group)]
 
-    program: Program
-    streams: set[Prime]
-    weights: dict[str, Tensor] = field(default_factory=dict)
-    ones: set[str] = field(default_factory=set)
-    squares: set[str] = field(default_factory=set)
-    shortcuts: set[str] = field(default_factory=set)
 
-    def __post_init__(self) -> None:
-        self.graph = copy_graph(self.program.graph)
-        self.nodes = {node.name: node for node in self.graph.nodes}
-        self.dependencies = self.program.facts.get(Dependencies) or analyze(self.program)
-        self.readers = biases.readers(self.program)
+def _fold(edits: Edits, group: Group) -> set[str]:
+    """Let the weights of norms over a group be one, and what reads the norms do their work; return their names."""
+    ones = set[str]()
+    for name in sorted({place.parameter for place in group.places if place.role == "carried"}):
+        users = [user for read in edits.reads(name) for user in read.users]
+        if len(users) != 1 or users[0].target not in NORMS:
+            continue
+        weight, maps = edits.weight(name), edits.own_maps(users[0])
+        for consumer in maps or ():
+            old = edits.weight(consumer.weight)
+            edits.weights[consumer.weight] = old * (weight if consumer.dim == 1 else weight[:, None])
+        if maps is None:
+            edits.insert(f"{name}_square", torch.diag(weight), users[0], list(users[0].users))
+        edits.weights[name] = torch.ones_like(weight)
+        ones.add(name)
+    return ones
 
-    def run(self, groups: Collection[Group], shortcuts: bool) -> None:
-        """Fold weights of norms, and put shortcuts in."""
-        for group in groups:
-            for name in sorted({place.parameter for place in group.places if place.role == "carried"}):
-                normed = self._normed(name)
-                if normed is not None:
-                    self._fold(name, normed)
-        for i, (stream, total) in enumerate(sums(self.program) if shortcuts else ()):
-            if self._last(total) in self.streams:
-                self._shorten(f"shortcuts.{i}.weight", self.nodes[stream.name], self.nodes[total.name])
-        self.graph.lint()
 
-    def _normed(self, name: str) -> fx.Node | None:
-        """The node that multiplies by the weight of a norm; None if the parameter is no such weight."""
-        reads = [n for n in self.graph.nodes if n.op == "get_attr" and self.program.name(str(n.target)) == name]
-        users = [user for read in reads for user in read.users]
-        return users[0] if len(users) == 1 and users[0].target in NORMS else None
-
-    def _fold(self, name: str, normed: fx.Node) -> None:
-        """Let a norm's weight be one, and what reads the norm do its work."""
-        weight = self.program.weights[name]
-        maps = list(self._maps(normed))
-        if all(consumer is not None and self.readers[consumer.weight] == 1 for consumer in maps):
-            for consumer in filter(None, maps):
-                old = self.weights.get(consumer.weight, self.program.weights[consumer.weight])
-                self.weights[consumer.weight] = old * (weight if consumer.dim == 1 else weight[:, None])
-        else:
-            square = f"{name}_square"
-            self._insert(square, torch.diag(weight), normed, list(normed.users))
-            self.squares.add(square)
-        self.weights[name] = torch.ones_like(weight)
-        self.ones.add(name)
-
-    def _maps(self, x: fx.Node) -> Iterator[Consumer | None]:
-        """The linear maps that read a value, or a view of it; None for whatever else does."""
-        for user in x.users:
-            if user.target in VIEWS and self._last(user) in self.streams:
-                yield from self._maps(user)
-            else:
-                yield next((c for c in self.dependencies.consumers if c.node == user.name and c.x == x.name), None)
-
-    def _last(self, node: fx.Node) -> Axis | None:
-        """The axis of the last dimension of a value."""
-        dims = self.dependencies.values.get(node.name)
-        return resolve(dims[-1]) if isinstance(dims, tuple) and dims else None
-
-    def _shorten(self, name: str, stream: fx.Node, total: fx.Node) -> None:
-        """Lead the stream to its sum by way of a map."""
-        val = stream.meta["val"]
-        self._insert(name, torch.eye(val.shape[-1], dtype=val.dtype), stream, [total])
-        self.shortcuts.add(name)
-
-    def _insert(self, name: str, matrix: Tensor, x: fx.Node, users: Collection[fx.Node]) -> None:
-        """Let users read a value times a new parameter."""
-        with self.graph.inserting_after(x):
-            read = self.graph.get_attr(name)
-        with self.graph.inserting_after(read):
-            new = self.graph.call_function(aten.linear.default, (x, read))
-        with x.meta["val"].fake_mode:
-            read.meta["val"] = torch.empty(matrix.shape, dtype=matrix.dtype, device=x.meta["val"].device)
-            new.meta = {**x.meta, "val": torch.empty_like(x.meta["val"])}
-        for user in users:
-            user.replace_input_with(x, new)
-        self.weights[name] = matrix
+def _shorten(edits: Edits) -> set[str]:
+    """Lead streams to the sums with their branches by way of maps; return the names of those."""
+    names = set[str]()
+    for i, (stream, total) in enumerate(sums(edits.program)):
+        if edits.last(total) in edits.axes:
+            val, name = stream.meta["val"], f"shortcuts.{i}.weight"
+            eye = torch.eye(val.shape[-1], dtype=val.dtype)
+            edits.insert(name, eye, edits.nodes[stream.name], [edits.nodes[total.name]])
+            names.add(name)
+    return names

@@ -32,26 +32,35 @@ ANALYZE = gp.Analyze(exact_only=False)
 
 
 class Block(nn.Module):
-    """A residual branch behind an RMS norm."""
+    """A residual branch behind a norm."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, layered: bool, biases: bool) -> None:
         super().__init__()
-        self.norm, self.up, self.down = nn.RMSNorm(width), nn.Linear(width, 20), nn.Linear(20, width)
-        nn.init.normal_(self.norm.weight)
+        self.norm, self.down = norm(width, layered), nn.Linear(20, width, bias=biases)
+        self.up = nn.Linear(width, 20, bias=biases)
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.down(torch.relu(self.up(self.norm(x))))  # type: ignore[no-any-return]
 
 
+def norm(width: int, layered: bool) -> nn.Module:
+    """A norm of either kind, whose parameters do something."""
+    made = nn.LayerNorm(width) if layered else nn.RMSNorm(width)
+    for parameter in made.parameters():
+        nn.init.normal_(parameter)
+    return made
+
+
 class Stack(nn.Module):
     """An embedding, blocks, a norm and a head, which may be the embedding itself."""
 
-    def __init__(self, tied: bool = False, between: nn.Module | None = None, norm: nn.Module | None = None) -> None:
+    def __init__(
+        self, tied: bool = False, between: nn.Module | None = None, layered: bool = False, biases: bool = True
+    ) -> None:
         super().__init__()
         self.embed, self.head = nn.Embedding(30, 12), nn.Linear(12, 30, bias=False)
-        self.blocks = nn.ModuleList(Block(12) for _ in range(3))
-        self.between, self.norm = between or nn.Identity(), norm or nn.RMSNorm(12)
-        nn.init.normal_(self.norm.weight)  # type: ignore[arg-type]
+        self.blocks = nn.ModuleList(Block(12, layered, biases) for _ in range(3))
+        self.between, self.norm = between or nn.Identity(), norm(12, layered)
         if tied:
             self.head.weight = self.embed.weight
 
@@ -94,6 +103,25 @@ def test_a_rotation_changes_nothing(tied: bool, shortcuts: bool) -> None:
     assert small.count() == program.count() + 144 * len(fact.added)
 
 
+@pytest.mark.parametrize("biases", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("shortcuts", [False, True])
+def test_layer_norms_become_rms_norms_of_centred_streams(tied: bool, shortcuts: bool, biases: bool) -> None:
+    program = stack(tied=tied, layered=True, biases=biases)
+    small = rotated(program, shortcuts)
+    torch.testing.assert_close(small.module()(ids(5)), program.module()(ids(5)), rtol=1e-10, atol=1e-10)
+    assert torch.ops.aten.layer_norm.default not in {node.target for node in small.graph.nodes}
+    fact = small.fact(Rotatable)
+    squares = {name for name in fact.added if name.endswith("_square")}
+    assert len(squares) == (1 if biases else 4)  # where no bias takes that of the norm, its weight needs a map
+    assert fact.foreign and len(fact.ones) == 4
+    assert ("embed.weight_centre" in fact.added) == tied
+    cut = Pipeline.parse("allocate{ratio=0.25},select,rewrite,verify", tuple(small.facts))(small)
+    assert cut.fact(Verification).max_error <= 1e-10 and set(cut.fact(Plan).widths.values()) == {9}
+    with pytest.raises(WriteBackError, match="has not the maps and norms"):
+        cut.write_back(Stack(tied, None, True, biases).double())
+
+
 def test_streams_lie_along_their_principal_axes() -> None:
     small = rotated(stack(), True)
     again = data()(small)
@@ -131,15 +159,17 @@ def test_budgets_count_what_is_added(shortcuts: bool) -> None:
 
 
 def test_what_cannot_be_rotated_is_refused() -> None:
-    with pytest.raises(PlanError, match="cannot be rotated, something else than linear maps and RMS norms"):
+    with pytest.raises(PlanError, match="cannot be rotated, something else than linear maps and norms"):
         Pipeline((ANALYZE, Streams()))(stack(between=nn.ReLU()))
+    with pytest.raises(PlanError, match="cannot be rotated"):
+        Pipeline((ANALYZE, Streams()))(stack(between=nn.LayerNorm(12)))  # its output is the stream itself
     with pytest.raises(PlanError, match="no residual stream may be rotated"):
-        Pipeline((ANALYZE, Streams()))(stack(norm=nn.LayerNorm(12)))
+        Pipeline((ANALYZE, Streams()))(trace(nn.Linear(4, 4), (torch.randn(2, 4),)))
     with pytest.raises(PlanError, match=r"put analyze\{exact_only=False\} before streams"):
         Pipeline((gp.Analyze(), Streams()))(stack())
     with pytest.raises(CalibrationError, match="no full moments of the stream .* calibrate with moments=full"):
         Pipeline((ANALYZE, Streams(), data("diagonal"), Rotate()))(stack())
-    with pytest.raises(WriteBackError, match="a module has no maps between residual streams"):
+    with pytest.raises(WriteBackError, match="the module has not the maps and norms of rotated streams"):
         Streams()(ANALYZE(stack())).write_back(Stack().double())
 
 
@@ -154,7 +184,7 @@ def test_refits_follow(tiny: Tiny, inputs: Inputs) -> None:
 
 def test_saved_with_its_cache_and_loaded_again(folder: Path, text: Path, tmp_path: Path) -> None:
     options: Any = {"samples": 8, "length": 32, "align": 1, "calibration": text, "sparsity": 0.1}
-    with pytest.raises(PlanError, match="destination stock cannot hold the maps .* use destination free"):
+    with pytest.raises(PlanError, match="destination stock cannot hold what .* maps such as .* use destination free"):
         gp.prune(folder, output=tmp_path / "no", recipe="slicegpt", destination="stock", **options)
     out = tmp_path / "out"
     made = gp.prune(folder, output=out, recipe="slicegpt", destination="free", **options)
@@ -166,6 +196,21 @@ def test_saved_with_its_cache_and_loaded_again(folder: Path, text: Path, tmp_pat
     gp.verify_folder(out)
     with pytest.raises(PlanError, match="the rotations come from calibration and are in no plan"):
         gp.apply_plan(folder, out / "plan.json", output=tmp_path / "again")
+
+
+@pytest.mark.parametrize("kind", ["gpt2", "opt"])
+def test_decoders_with_layer_norms_are_saved_too(
+    folder: Path, text: Path, tiny: Tiny, tmp_path: Path, kind: str
+) -> None:
+    source, out = tmp_path / kind, tmp_path / "out"
+    tiny(kind).save_pretrained(source)  # type: ignore[operator]
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (source / name).write_bytes((folder / name).read_bytes())
+    options: Any = {"samples": 8, "length": 32, "align": 1, "destination": "free", "sparsity": 0.1}
+    made = gp.prune(source, output=out, recipe="slicegpt", calibration=text, **options)
+    assert made.report.sparsity_reached == pytest.approx(0.1, abs=0.02) and max(made.report.errors.values()) <= 1e-4
+    assert gp.load(out).count() == made.report.parameters_after
+    gp.verify_folder(out)
 
 
 def test_one_rotation_of_all_needs_nothing_new(tiny: Tiny, inputs: Inputs, text: Path, tmp_path: Path) -> None:
