@@ -19,7 +19,7 @@ from graphprune.methods import Evidence, Score
 from graphprune.passes.scores import SCORES
 from graphprune.passes.scores.obs import ROUNDS, Problem
 from graphprune.ranking import Point, hull
-from graphprune.spread import rows_of
+from graphprune.spread import outermost, rows_of
 
 TIE = 1e-9  # by which later indices of one stretch matter more, relatively
 
@@ -32,8 +32,8 @@ class KObs(Score):
     gradients_of = "outputs"
 
     def applies(self, group: Group, consumers: Sequence[Consumer]) -> bool:
-        """Innermost groups that linear maps contract whose outputs have a layout."""
-        return bool(consumers) and group.inner == 1 and all(c.outputs is not None for c in consumers)
+        """Neurons, channels and whole heads, where the outputs of all maps have a layout."""
+        return outermost(group, consumers) and all(c.outputs is not None for c in consumers)
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:
         """The score of every index, shape (rows, group.size)."""
