@@ -29,8 +29,8 @@ def test_a_table_compares_with_the_dense_model() -> None:
     pruned = Record(RUN, perplexity={"t": 3.0}, right={"q": [False] * 8}, parameters=1_500_000, removed=0.25)
     lines = list(table([dense, pruned, Record(Run("flap", 0.2, 4, 16), fault="PlanError: no")]))
     assert lines[2:4] == [
-        "| dense | 0.0% | 2.00 | 100.0% | 2.0 M | 0.0 M | 0 | 0 s | 0 MiB |",
-        "| fasp | 25.0% | 3.00 | 0.0% (-100.0% to -100.0%) | 1.5 M | 0.0 M | 0 | 0 s | 0 MiB |",
+        "| dense | 0.0% | 2.00 | 100.0% | 2.0 M | 0 K | 0 | 0 s | 0 MiB |",
+        "| fasp | 25.0% | 3.00 | 0.0% (-100.0% to -100.0%) | 1.5 M | 0 K | 0 | 0 s | 0 MiB |",
     ]
     assert lines[4] == "\n`flap` at 20%: PlanError: no"
 

@@ -24,11 +24,16 @@ def table(records: Sequence[Record]) -> Iterator[str]:
         yield _line([
             r.run.recipe, f"{r.removed:.1%}", *(f"{r.perplexity[t]:.2f}" for t in texts),
             *(_accuracy(r.right[name], dense.right.get(name) if dense else None) for name in asked),
-            f"{r.parameters / 1e6:.1f} M", f"{r.macs / 1e6:.1f} M", f"{r.cache:,}", f"{r.seconds:.0f} s",
+            _count(r.parameters), _count(r.macs), f"{r.cache:,}", f"{r.seconds:.0f} s",
             f"{r.memory / 2**20:,.0f} MiB",
         ])  # fmt: skip
     for record in (record for record in records if record.fault):
         yield f"\n`{record.run.recipe}` at {record.run.sparsity:.0%}: {record.fault}"
+
+
+def _count(number: int) -> str:
+    """A number in millions, or in thousands where it is less than one."""
+    return f"{number / 1e3:.0f} K" if number < 1e6 else f"{number / 1e6:.1f} M"
 
 
 def _accuracy(right: Sequence[bool], dense: Sequence[bool] | None) -> str:
