@@ -190,7 +190,7 @@ def _dropping(recipe: Recipe, options: Options, data: Calibrate) -> tuple[Calibr
 
 
 def _factoring(options: Options, data: Calibrate) -> tuple[Pass, ...]:
-    """What says ranks; they need no data."""
+    """What says ranks; by density they need no data."""
     return Ranks(options.sparsity, options.ratio, options.align, options.budget, tuple(options.protect)), data
 
 
@@ -216,8 +216,8 @@ def cutting(recipe: Recipe) -> tuple[Pass, ...]:
 
 def refitting(recipe: Recipe) -> tuple[Pass, ...]:
     """The passes that refit what is left."""
-    more, makers = recipe.propagates, recipe.producers or recipe.propagates
-    refit = Refit(recipe.refit, recipe.statistics, producers=makers, others=more, residual=more)
+    more = recipe.propagates
+    refit = Refit(recipe.refit, recipe.statistics, producers=recipe.producers, others=more, residual=more)
     return () if recipe.refit == "none" else (refit,)
 
 

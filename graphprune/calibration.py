@@ -59,14 +59,19 @@ def token_inputs(program: Program, ids: Tensor) -> dict[str, Any]:
     return {name: makers[name] for name in names}
 
 
+def leaf(program: Program, leaves: Sequence[Any], name: str) -> Any:
+    """The one of a batch of input leaves that is the keyword input of that name; None if the program has none."""
+    wanted = program.inputs[1].get(name)
+    pairs = zip(program.flat(*program.inputs), leaves, strict=True)
+    return next((mine for theirs, mine in pairs if theirs is wanted), None) if wanted is not None else None
+
+
 def attended(program: Program, leaves: Sequence[Any]) -> Tensor | None:
     """Which tokens of a batch of input leaves are no padding, shape (batch, length).
 
     None if all are, or the program takes no `attention_mask` that says so.
     """
-    wanted = program.inputs[1].get("attention_mask")
-    pairs = zip(program.flat(*program.inputs), leaves, strict=True)
-    mask = next((leaf for example, leaf in pairs if example is wanted), None)
+    mask = leaf(program, leaves, "attention_mask")
     if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.is_floating_point() or bool((mask != 0).all()):
         return None
     return mask != 0
@@ -114,13 +119,13 @@ class Collector:
         """
         first: dict[str, str] = {}
         for consumer in (c for c in self.consumers if c.x in seen):
+            features = _features(consumer, seen[consumer.x], real)
             if others is not None:
-                self._aim(consumer, seen, others, real)
+                self._aim(consumer, features, seen, others, real)
             same = first.setdefault(consumer.x, consumer.node) if consumer.taps == 1 else consumer.node
             if same != consumer.node:
                 self.moments[consumer.node] = self.moments[same]
                 continue
-            features = _features(consumer, seen[consumer.x], real)
             if not torch.isfinite(features).all():
                 raise CalibrationError(
                     f"the activations at {consumer.x} hold NaN or infinity; check the model and the calibration data"
@@ -128,10 +133,11 @@ class Collector:
             self.moments.setdefault(same, Moments.empty(features.shape[1], self.diagonal)).add(features)
 
     def _aim(
-        self, consumer: Consumer, seen: Mapping[str, Tensor], others: Mapping[str, Tensor], real: Tensor | None
-    ) -> None:
+        self, consumer: Consumer, x: Tensor, seen: Mapping[str, Tensor], others: Mapping[str, Tensor],
+        real: Tensor | None,
+    ) -> None:  # fmt: skip
         """Add up by how much the outputs that a refit aims at differ from those of the inputs seen."""
-        x, beside = _features(consumer, seen[consumer.x], real), self.beside.get(consumer.node)
+        beside = self.beside.get(consumer.node)
         moved = self.mix * (_features(consumer, others[consumer.x], real) - x)
         shift = moved @ consumer.matrix(self.weights[consumer.weight]).T
         if beside is not None and consumer.outputs is not None:

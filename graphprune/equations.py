@@ -84,6 +84,13 @@ class Equations:
         return found + float((bias * (self.tokens * bias - 2 * left)).sum())
 
 
+def damped(matrix: Tensor, share: float) -> Tensor:
+    """A matrix of second moments with that share of the mean of its diagonal, or a trifle, added to the diagonal."""
+    amount = max(share * float(matrix.diagonal().mean()), torch.finfo(matrix.dtype).tiny ** 0.5)
+    found: Tensor = matrix + amount * torch.eye(len(matrix), dtype=matrix.dtype)
+    return found
+
+
 def ridge(matrix: Tensor, right: Tensor, amount: float) -> Tensor:
     """``(matrix + amount I)^-1 right``, for a matrix without negative eigenvalues."""
     return torch.cholesky_solve(right, root(matrix, amount))

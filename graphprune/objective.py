@@ -9,7 +9,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
-from graphprune.calibration import Calibration
+from graphprune.calibration import Calibration, leaf
 from graphprune.dependencies import Dependencies
 from graphprune.errors import CalibrationError
 from graphprune.evaluation import negative_log_likelihood
@@ -102,10 +102,8 @@ class Objective:
 
     def _leaf(self, i: int, name: str) -> Tensor | None:
         """The input of that name in batch `i`."""
-        args, kwargs = self.program.inputs
-        wanted = kwargs.get(name)
-        leaves = zip(self.program.flat(args, kwargs), self.batches[i], strict=True)
-        return next((mine for theirs, mine in leaves if theirs is wanted), None) if wanted is not None else None
+        found: Tensor | None = leaf(self.program, self.batches[i], name)
+        return found
 
     @cached_property
     def _segments(self) -> list[Segment]:

@@ -24,6 +24,7 @@ BEST = Recipe(
     "marginal",
     "least-squares",
     "mixed",
+    producers=True,
     propagates=True,
 )
 

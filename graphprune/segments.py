@@ -32,6 +32,17 @@ class Segment:
         """The names of its nodes."""
         return {node.name for node in self.nodes}
 
+    def before(self, names: Collection[str]) -> "Segment":
+        """The part that makes the values of these nodes; what does not lead to them is left out."""
+        nodes = {node.name: node for node in self.nodes}
+        wanted, stack = set[str](), list(names)
+        while stack:
+            node = nodes.get(stack.pop())
+            if node is not None and node.name not in wanted:
+                wanted.add(node.name)
+                stack += [n.name for n in node.all_input_nodes]
+        return Segment(tuple(node for node in self.nodes if node.name in wanted), self.entry, None)
+
 
 def split(program: Program, busy: Collection[str]) -> list[Segment]:
     """Cut the graph wherever one activation is alive, so that every segment but the last holds a `busy` node."""

@@ -57,6 +57,12 @@ def positions(axis: Axis, group: Group, dependencies: Dependencies) -> Tensor:
     return inside[order].view(rows_of(group, dependencies), group.size, -1)
 
 
+def columns_of(consumer: Consumer, group: Group, dependencies: Dependencies) -> Tensor:
+    """The columns of a map's matrix that belong to each index of a group, shape (rows, group.size, count)."""
+    places = positions(dependencies.tensors[consumer.weight][consumer.dim], group, dependencies)
+    return (places[..., None] * consumer.taps + torch.arange(consumer.taps)).flatten(2)
+
+
 def outermost(group: Group, consumers: Sequence[Consumer]) -> bool:
     """Is the group, where it is contracted, inside no other one that is free, as a whole head is?"""
     return bool(consumers) and not any(p for c in consumers for p in _around(c.axis, group.prime) if not p.pins)

@@ -58,3 +58,21 @@ class Stream:
         """The weights of one segment, read once for all batches."""
         names = {self.program.name(str(n.target)) for n in segment.reads}
         return {name: weights[name] for name in names if name in weights}
+
+
+def compare(
+    dense: Stream, other: Stream, segment: Segment, weights: Weights, collectors: Sequence[Collector],
+    step: Callable[..., None],
+) -> tuple[list[Any], list[Any]]:  # fmt: skip
+    """The exit values of a segment on another stream, with `weights`, and on the dense one; each batch's collector sees
+    what the former makes, and aims at the latter."""
+    loaded, changed = dense.load(segment, dense.program.weights), other.load(segment, weights)
+    exits, dense_exits = [], []
+    for i, collector in enumerate(collectors):
+        left, aims = dense.one(i, segment, loaded, collector.watched)
+        dense_exits.append(left)
+        left, seen = other.one(i, segment, changed, collector.watched)
+        exits.append(left)
+        collector.add(seen, aims, dense.real[i])
+        step(2)
+    return exits, dense_exits

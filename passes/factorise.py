@@ -1,6 +1,6 @@
 """The pass that puts factors of a low rank in the place of weights, fitted one segment at a time."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -22,7 +22,7 @@ from graphprune.program import Dropped, Factored, Program, Rewritten, copy_graph
 from graphprune.progress import progress
 from graphprune.proof import Verification, verify_cut
 from graphprune.segments import Segment, split
-from graphprune.sweep import Stream
+from graphprune.sweep import Stream, compare
 from graphprune.weights import Layered, Weights
 
 aten = torch.ops.aten
@@ -105,7 +105,7 @@ class _Walk:
             for i, segment in enumerate(segments[: last + 1]):
                 here = [consumer for consumer in self.maps if consumer.node in segment.names]
                 for stage in stages(segment, here):
-                    self._fit(until(segment, {c.x for c in stage}), stage)
+                    self._fit(segment.before({c.x for c in stage}), stage)
                     step(len(stage))
                 if i < last:
                     self._on(segment)
@@ -130,12 +130,8 @@ class _Walk:
         calibration, mix = self.program.fact(Calibration), self.options.mix
         weights = {c.weight: self.program.weights[c.weight] for c in stage}
         seen, held = (Collector(stage, mix=mix, weights=weights) for _ in range(2))
-        dense, pruned = self.dense.load(before, self.program.weights), self.pruned.load(before, self._weights)
-        for i in range(len(calibration.batches)):
-            collector = held if calibration.held_out(i) else seen
-            _, aims = self.dense.one(i, before, dense, collector.watched)
-            _, inputs = self.pruned.one(i, before, pruned, collector.watched)
-            collector.add(inputs, aims)
+        collectors = [held if calibration.held_out(i) else seen for i in range(len(calibration.batches))]
+        compare(self.dense, self.pruned, before, self._weights, collectors, _nothing)
         fit = reduced if self.options.rounds is None else alternating(self.options.rounds)
         for consumer in stage:
             name, weight = consumer.weight, consumer.matrix(self.program.weights[consumer.weight])
@@ -146,7 +142,7 @@ class _Walk:
             self.errors[name] = result.error_before, result.error_after
 
 
-def _nothing() -> None:
+def _nothing(count: int = 1) -> None:
     """No progress is shown for carrying streams on."""
 
 
@@ -158,13 +154,6 @@ def stages(segment: Segment, maps: Sequence[Consumer]) -> Iterator[list[Consumer
         level[node.name] = max(above, default=0) + (node.name in nodes)
     for depth in sorted({level.get(c.x, 0) for c in maps}):
         yield [c for c in maps if level.get(c.x, 0) == depth]
-
-
-def until(segment: Segment, names: Iterable[str]) -> Segment:
-    """The beginning of a segment, up to the last of some nodes."""
-    wanted = set(names)
-    count = max((i + 1 for i, node in enumerate(segment.nodes) if node.name in wanted), default=0)
-    return Segment(segment.nodes[:count], segment.entry, None)
 
 
 def factored(program: Program, maps: Sequence[Consumer], parts: Weights) -> Program:

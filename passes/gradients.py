@@ -9,7 +9,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch.nn.functional import cross_entropy
 
-from graphprune.calibration import Calibration
+from graphprune.calibration import Calibration, leaf
 from graphprune.contracts import Consumer
 from graphprune.dependencies import Dependencies, Group
 from graphprune.errors import CalibrationError
@@ -54,13 +54,13 @@ class Gradients(Pass):
             raise CalibrationError(f"there are gradients of parameters or outputs, not {self.of!r}")
         groups, module = program.fact(Eligible).groups, program.module()
         if self.of == "outputs":
-            _watched(module, program, set())
+            watched(module, program, set())
             taps = _tapped(module, consumers_of(program, producers=False))
             batches = sum(1 for _ in self._backward(program, module))
             known = program.facts.get(Found) or Found({}, {}, {}, batches)
             return program.with_facts(replace(known, outputs={node: tap.mean(node) for node, tap in taps.items()}))
         names = {place.parameter for group in groups for place in group.places} & program.parameters
-        weights, sums = _watched(module, program, names), _Sums(program, groups)
+        weights, sums = watched(module, program, names), _Sums(program, groups)
         for _ in self._backward(program, module):
             sums.add({name: _gradient(name, weight) for name, weight in weights.items()})
         known = program.facts.get(Found)
@@ -120,7 +120,7 @@ def _tapped(module: fx.GraphModule, consumers: Sequence[Consumer]) -> dict[str, 
     return found
 
 
-def _watched(module: fx.GraphModule, program: Program, names: set[str]) -> dict[str, Tensor]:
+def watched(module: fx.GraphModule, program: Program, names: set[str]) -> dict[str, Tensor]:
     """The parameters of these names, which alone want gradients."""
     found = {program.name(alias): weight for alias, weight in module.named_parameters(remove_duplicate=False)}
     for name, weight in found.items():
@@ -183,11 +183,9 @@ def likelihood(program: Program) -> Loss:
             "the number of the calibration batch, from Python"
         )
     batches = program.fact(Calibration).batches
-    args, kwargs = program.inputs
-    place = next(i for i, leaf in enumerate(program.flat(args, kwargs)) if leaf is kwargs["input_ids"])
 
     def loss(output: Any, i: int) -> Tensor:
-        ids = batches[i][place]
+        ids = leaf(program, batches[i], "input_ids")
         return cross_entropy(logits(output)[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
 
     return loss

@@ -81,7 +81,7 @@ def _measured(program: Program, norms: Sequence[Norm]) -> dict[str, Tensor]:
     with progress("measuring norms", len(norms) * len(stream.known)) as step:
         for segment in segments:
             for norm in (norm for norm in norms if norm.node in segment.names):
-                moments = _moments(stream, _before(segment, norm), norm, weights)
+                moments = _moments(stream, segment.before({norm.x}), norm, weights)
                 mean, variance = moments.mean, moments.squares / moments.tokens - moments.mean.square()
                 unbiased = variance.clamp(min=0) * moments.tokens / max(moments.tokens - 1, 1)
                 for name, value in ((norm.mean, mean), (norm.variance, unbiased)):
@@ -104,15 +104,3 @@ def _moments(stream: Stream, part: Segment, norm: Norm, weights: Layered) -> Mom
             f"the activations at {norm.x} hold NaN or infinity; check the model and the calibration data"
         )
     return total
-
-
-def _before(segment: Segment, norm: Norm) -> Segment:
-    """The part of a segment that runs before a norm; what does not lead to it is left out."""
-    nodes = {node.name: node for node in segment.nodes}
-    wanted, stack = set[str](), [norm.x]
-    while stack:
-        node = nodes.get(stack.pop())
-        if node is not None and node.name not in wanted:
-            wanted.add(node.name)
-            stack += [n.name for n in node.all_input_nodes]
-    return Segment(tuple(node for node in segment.nodes if node.name in wanted), segment.entry, None)

@@ -24,7 +24,7 @@ from graphprune.program import Program, Rewritten
 from graphprune.progress import progress
 from graphprune.segments import Segment, split
 from graphprune.statistics import Moments, Statistics
-from graphprune.sweep import Stream
+from graphprune.sweep import Stream, compare
 from graphprune.weights import Layered, Narrowed, narrow
 
 VIEWS = (torch.ops.aten.view.default, torch.ops.aten.reshape.default, torch.ops.aten._unsafe_view.default)
@@ -254,17 +254,8 @@ class _Walk:
         self, segment: Segment, collectors: Sequence[Collector], step: Callable[..., None]
     ) -> tuple[list[Any], list[Any]]:
         """The exits on pruned inputs and the dense ones; refits see the former, and aim at the latter."""
-        loaded = self.dense.load(segment, self.dense.program.weights)
-        refitted = self.shadow.load(segment, Layered((self.wide, self.shadow.program.weights)))
-        exits, dense_exits = [], []
-        for i, collector in enumerate(collectors):
-            left, aims = self.dense.one(i, segment, loaded, collector.watched)
-            dense_exits.append(left)
-            left, seen = self.shadow.one(i, segment, refitted, collector.watched)
-            exits.append(left)
-            collector.add(seen, aims, self.dense.real[i])
-            step(2)
-        return exits, dense_exits
+        remade = Layered((self.wide, self.shadow.program.weights))
+        return compare(self.dense, self.shadow, segment, remade, collectors, step)
 
     def _filled(self, segment: Segment, exits: list[Any]) -> list[Any]:
         """The pruned entries of the next segment; where they are narrower, in the places of those that are left."""

@@ -15,14 +15,14 @@ from torch import Tensor
 
 from graphprune.contracts import Consumer
 from graphprune.dependencies import Dependencies, Group
-from graphprune.equations import DEFAULT
+from graphprune.equations import DEFAULT, damped
 from graphprune.errors import CalibrationError
 from graphprune.methods import Evidence
 from graphprune.pipeline import PASSES, Pass
 from graphprune.plans import Plan, Rows, make
 from graphprune.program import Program
 from graphprune.progress import progress
-from graphprune.spread import positions, rows_of
+from graphprune.spread import columns_of, rows_of
 from graphprune.statistics import Statistics
 
 
@@ -72,11 +72,9 @@ class Map:
         second = evidence.moments(consumer).second
         if second.dim() != 2:
             raise CalibrationError("swaps need full second moments; calibrate with moments=full")
-        places = positions(evidence.dependencies.tensors[consumer.weight][consumer.dim], group, evidence.dependencies)
-        columns = (places[..., None] * consumer.taps + torch.arange(consumer.taps)).flatten(2)
-        ridge = max(DEFAULT * float(second.diagonal().mean()), torch.finfo(second.dtype).tiny ** 0.5)
-        damped = second + ridge * torch.eye(len(second), dtype=second.dtype)
-        return cls(evidence.matrix(consumer), damped, columns.expand(rows_of(group, evidence.dependencies), -1, -1))
+        columns = columns_of(consumer, group, evidence.dependencies)
+        rows = rows_of(group, evidence.dependencies)
+        return cls(evidence.matrix(consumer), damped(second, DEFAULT), columns.expand(rows, -1, -1))
 
     def gains(self, kept: Tensor) -> Tensor:
         """By how much the error falls if an index comes back, shape (rows, size); nothing of those that are there."""

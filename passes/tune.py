@@ -19,7 +19,7 @@ from graphprune.errors import CalibrationError
 from graphprune.evaluation import logits
 from graphprune.facts import Refits
 from graphprune.objective import Objective
-from graphprune.passes.gradients import Loss, likelihood
+from graphprune.passes.gradients import Loss, likelihood, watched
 from graphprune.pipeline import PASSES, Pass
 from graphprune.program import Program, Rewritten
 from graphprune.progress import progress
@@ -131,15 +131,12 @@ class _Training:
     def of(cls, program: Program, loss: Loss, rank: int) -> "_Training":
         module, calibration = program.module(), program.fact(Calibration)
         aliases = {program.name(alias): alias for alias, _ in module.named_parameters(remove_duplicate=False)}
-        found = {name: module.get_parameter(alias) for name, alias in aliases.items()}
-        for weight in found.values():
-            weight.requires_grad_(False)
-        flat = sorted(n for n, w in found.items() if w.dim() == 1 and w.is_floating_point() and n in program.parameters)
-        for name in flat:  # the program's own stay as they are
-            found[name].data = found[name].data.clone()
-            found[name].requires_grad_(True)
-        weights = {name: found[name] for name in flat}
-        updates = {name: _update(found[name], rank) for name in _own(program) if rank and name in found}
+        names = {name for name, shape in program.shapes().items() if len(shape) == 1} & program.parameters
+        weights = watched(module, program, names)
+        for weight in weights.values():
+            weight.data = weight.data.clone()  # the program's own stay as they are
+        own = [name for name in _own(program) if rank and name in aliases]
+        updates = {name: _update(module.get_parameter(aliases[name]), rank) for name in own}
         held = [i for i in range(len(calibration.batches)) if calibration.held_out(i)]
         seen = [i for i in range(len(calibration.batches)) if i not in held]
         return cls(module, _caller(program), loss, weights, updates, aliases, seen, held or seen)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from graphprune.contracts import Consumer
 from graphprune.dependencies import Group
+from graphprune.equations import damped
 from graphprune.methods import Evidence, Score
 from graphprune.passes.scores import SCORES
 from graphprune.spread import at_consumers
@@ -31,7 +32,7 @@ def condition(seen: Moments) -> Tensor:
     """
     if len(seen.second) < 3:
         return torch.zeros(len(seen.second), dtype=torch.float64)
-    values, vectors = torch.linalg.eigh(_damped(seen.second))
+    values, vectors = torch.linalg.eigh(damped(seen.second, RIDGE))
     shares = vectors.square()
     lowest, highest = (_root(values, shares, *values[i : i + 2]) for i in (0, len(values) - 2))
     return highest.log() - lowest.log()
@@ -39,7 +40,7 @@ def condition(seen: Moments) -> Tensor:
 
 def unexplained(seen: Moments) -> Tensor:
     """The share of the variance of every input that the others do not explain, shape (n,)."""
-    covariance = _damped(seen.second / seen.tokens - seen.mean.outer(seen.mean))
+    covariance = damped(seen.second / seen.tokens - seen.mean.outer(seen.mean), RIDGE)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
     found: Tensor = 1 / (covariance.diagonal() * inverse.diagonal())
     return found
@@ -53,12 +54,6 @@ def _root(values: Tensor, shares: Tensor, low: Tensor, high: Tensor) -> Tensor:
         above = (shares / (values - middle[:, None])).sum(1) > 0
         bounds = torch.where(above, bounds[0], middle), torch.where(above, middle, bounds[1])
     return (bounds[0] + bounds[1]) / 2
-
-
-def _damped(matrix: Tensor) -> Tensor:
-    ridge = max(RIDGE * float(matrix.diagonal().mean()), torch.finfo(matrix.dtype).tiny ** 0.5)
-    found: Tensor = matrix + ridge * torch.eye(len(matrix), dtype=matrix.dtype)
-    return found
 
 
 @dataclass(frozen=True)

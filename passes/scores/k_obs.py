@@ -17,7 +17,7 @@ from graphprune.contracts import Consumer
 from graphprune.dependencies import Group
 from graphprune.methods import Evidence, Score
 from graphprune.passes.scores import SCORES
-from graphprune.passes.scores.obs import ROUNDS, Problem
+from graphprune.passes.scores.obs import Problem, greedy
 from graphprune.ranking import Point, hull
 from graphprune.spread import outermost, rows_of
 
@@ -38,16 +38,8 @@ class KObs(Score):
     def score(self, group: Group, evidence: Evidence) -> Tensor:
         """The score of every index, shape (rows, group.size)."""
         problems = [_problem(consumer, group, evidence) for consumer in evidence.dependencies.consumers_of(group)]
-        place = torch.full((rows_of(group, evidence.dependencies), group.size), -1)
-        batch, points = -(-group.size // ROUNDS), [(0.0, 0.0)]
-        for start in range(0, group.size, batch):
-            errors = torch.stack([problem.errors() for problem in problems]).sum(0)
-            errors[place >= 0] = torch.inf
-            chosen = errors.argsort(dim=1, stable=True)[:, : min(batch, group.size - start)]
-            place = place.scatter(1, chosen, torch.arange(start, start + chosen.shape[1]).expand(chosen.shape))
-            added = sum(problem.remove(chosen) for problem in problems)
-            points.append((float(start + chosen.shape[1]), points[-1][1] + max(added, 0.0) / 2))
-        return _slopes(points)[place] / len(place)  # the indices of one place go from all rows
+        place, points = greedy(problems, rows_of(group, evidence.dependencies), group.size)
+        return _slopes(points)[place] / (2 * len(place))  # the indices of one place go from all rows
 
 
 def _problem(consumer: Consumer, group: Group, evidence: Evidence) -> Problem:

@@ -13,10 +13,11 @@ from torch import Tensor
 
 from graphprune.contracts import Consumer
 from graphprune.dependencies import Group
-from graphprune.equations import DEFAULT
+from graphprune.equations import DEFAULT, damped
 from graphprune.methods import Evidence, Score
 from graphprune.passes.scores import SCORES
-from graphprune.spread import outermost, positions, rows_of
+from graphprune.ranking import Point
+from graphprune.spread import columns_of, outermost, rows_of
 
 ROUNDS = 64  # between which everything is judged again
 
@@ -33,14 +34,8 @@ class Problem:
     @classmethod
     def of(cls, consumer: Consumer, group: Group, evidence: Evidence) -> "Problem":
         """The problem of a map, nothing removed."""
-        axis = evidence.dependencies.tensors[consumer.weight][consumer.dim]
-        places = positions(axis, group, evidence.dependencies)
-        columns = places[..., None] * consumer.taps + torch.arange(consumer.taps)
-        second = evidence.moments(consumer).second
-        ridge = max(DEFAULT * float(second.diagonal().mean()), torch.finfo(second.dtype).tiny ** 0.5)
-        damped = second + ridge * torch.eye(len(second), dtype=second.dtype)
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-        return cls(evidence.matrix(consumer), inverse, columns.flatten(2))
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(evidence.moments(consumer).second, DEFAULT)))
+        return cls(evidence.matrix(consumer), inverse, columns_of(consumer, group, evidence.dependencies))
 
     def errors(self) -> Tensor:
         """``tr(W_g [(S^-1)_gg]^-1 W_g^T)`` of every index, shape (rows, size)."""
@@ -55,8 +50,8 @@ class Problem:
         error that this adds."""
         gone = self.columns.gather(1, chosen[..., None].expand(-1, -1, self.columns.shape[2])).flatten()
         cross, weight = self.inverse[gone], self.weight[:, gone].T
-        added = float((weight * torch.linalg.solve(cross[:, gone], weight)).sum())
-        step = torch.linalg.solve(cross[:, gone], cross)
+        solved = torch.linalg.solve(cross[:, gone], torch.cat([cross, weight], 1))
+        step, added = solved[:, : cross.shape[1]], float((weight * solved[:, cross.shape[1] :]).sum())
         self.weight = self.weight - self.weight[:, gone] @ step
         self.inverse = self.inverse - cross.T @ step
         self.weight[:, gone] = 0
@@ -94,18 +89,21 @@ class Osscar(Score):
         """The score of every index, shape (rows, group.size)."""
         consumers = evidence.dependencies.consumers_of(group)
         problems = [Problem.of(consumer, group, evidence) for consumer in consumers]
-        order = torch.full((rows_of(group, evidence.dependencies), group.size), torch.inf, dtype=torch.float64)
-        batch = -(-group.size // ROUNDS)
-        for start in range(0, group.size, batch):
-            errors = torch.stack([problem.errors() for problem in problems]).sum(0)
-            errors[order.isfinite()] = torch.inf
-            chosen = errors.argsort(dim=1, stable=True)[:, : min(batch, group.size - start)]
-            places = torch.arange(start, start + chosen.shape[1], dtype=torch.float64).expand(chosen.shape)
-            order = order.scatter(1, chosen, places)
-            if start + batch < group.size:
-                for problem in problems:
-                    problem.remove(chosen)
-        return order
+        place, _ = greedy(problems, rows_of(group, evidence.dependencies), group.size)
+        return place.double()
+
+
+def greedy(problems: Sequence[Problem], rows: int, size: int) -> tuple[Tensor, list[Point]]:
+    """The place of every index in the order in which they go, shape (rows, size), all rows losing equally many; and
+    how many are gone, with the sum of errors, after each of the rounds."""
+    place, batch, points = torch.full((rows, size), -1), -(-size // ROUNDS), [(0.0, 0.0)]
+    for start in range(0, size, batch):
+        errors = torch.stack([problem.errors() for problem in problems]).sum(0).masked_fill(place >= 0, torch.inf)
+        chosen = errors.argsort(dim=1, stable=True)[:, : min(batch, size - start)]
+        place = place.scatter(1, chosen, torch.arange(start, start + chosen.shape[1]).expand(chosen.shape))
+        added = sum(problem.remove(chosen) for problem in problems)
+        points.append((float(start + chosen.shape[1]), points[-1][1] + max(added, 0.0)))
+    return place, points
 
 
 SCORES.register("obs")(Obs())
