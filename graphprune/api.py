@@ -48,6 +48,7 @@ def plan(
     calibration: str = "",
     samples: int = 128,
     length: int = 512,
+    autocast: bool = False,
     batches: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]] = (),
     loss: Loss | None = None,
     budget: str = "parameters",
@@ -61,9 +62,10 @@ def plan(
 
     With another `budget`, ``macs``, ``kv_cache`` or ``latency``, `sparsity` is a share of all multiply-accumulates, of
     the bytes that a decoder keeps for a token, or of the seconds of a run.
-    Recipes that need calibration read it from the text `calibration` names, or from `batches` of ``(args, kwargs)``;
-    those that need gradients know the loss of causal language models, of others it is `loss`, a function of the output
-    and the number of the calibration batch. The rest is explained at `assembly.Options`.
+    Recipes that need calibration read it from the text `calibration` names, or from `batches` of ``(args, kwargs)``
+    (faster with `autocast`, see `Calibrate`); those that need gradients know the loss of causal language models, of
+    others it is `loss`, a function of the output and the number of the calibration batch. The rest is explained at
+    `assembly.Options`.
 
     Raises:
         PlanError: if the target cannot be met.
@@ -74,7 +76,7 @@ def plan(
         sparsity, ratio, align, destination, tuple(protect), exact_only, seed, loss, budget, trials, str(latency),
         runtime, shots, coarse,
     )  # fmt: skip
-    data = Calibrate(calibration, samples, length, seed, batches=tuple(batches))
+    data = Calibrate(calibration, samples, length, seed, autocast=autocast, batches=tuple(batches))
     calibrate = data if chosen.plans_with_data else None
     return Pipeline(assembly.planning(chosen, options, calibrate))(program).fact(Plan)
 

@@ -18,7 +18,10 @@ HELD_OUT = 8  # every eighth batch is held out when something is chosen by error
 
 @dataclass(frozen=True)
 class Calibration:
-    """A fact: batches of input leaves, and where they came from; `sha256` is that of token ids."""
+    """A fact: batches of input leaves, and where they came from; `sha256` is that of token ids.
+
+    With `autocast`, who runs them multiplies matrices in bfloat16 (see `products`).
+    """
 
     batches: Sequence[Sequence[Any]]
     source: str
@@ -26,11 +29,22 @@ class Calibration:
     length: int
     seed: int
     sha256: str = ""
+    autocast: bool = False
 
     def held_out(self, i: int) -> bool:
         """Is batch `i` kept for choosing what is fitted on the others?"""
         count = len(self.batches)
         return i % HELD_OUT == HELD_OUT - 1 if count >= HELD_OUT else i == count - 1 > 0
+
+
+def products(bfloat16: bool) -> torch.autocast:
+    """A context in which matrices are multiplied in bfloat16, or as ever; all sums over tokens stay what they are."""
+    return torch.autocast("cpu", torch.bfloat16, enabled=bfloat16)
+
+
+def single(value: Tensor) -> Tensor:
+    """The value in single precision, or double if it has that: sums of products of fewer digits would lose too much."""
+    return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
 def token_batches(program: Program, ids: Tensor) -> list[list[Any]]:
@@ -148,7 +162,7 @@ class Collector:
 
 def _features(consumer: Consumer, value: Tensor, real: Tensor | None) -> Tensor:
     """The features of a value, shape (tokens, columns), without those of padding where its rows are tokens."""
-    return _real(consumer.features(value), value, real)
+    return _real(single(consumer.features(value)), value, real)
 
 
 def _real(rows: Tensor, value: Tensor, real: Tensor | None) -> Tensor:

@@ -74,6 +74,7 @@ def prune(
     calibration: str | Path | None = None,
     samples: int = 128,
     length: int = 512,
+    autocast: bool = False,
     align: int = 8,
     destination: str = "stock",
     protect: tuple[str, ...] = (),
@@ -93,7 +94,8 @@ def prune(
 
     `model` is a Hugging Face folder, a ``.gguf`` or ``.pt2`` file, or ``package.module:callable``; `sparsity` the share
     of all its parameters that is to go, or of another `budget` (``macs``, ``kv_cache``, ``latency``, see `Allocate`;
-    the last on `runtime`, with a table in the file `latency`); `calibration` names a text (see `corpus.read`).
+    the last on `runtime`, with a table in the file `latency`); `calibration` names a text (see `corpus.read`), read
+    faster with `autocast` (see `Calibrate`).
     `exact_only` leaves out groups whose cut changes what remains, such as hidden sizes under norms. `loss` is for
     recipes that need gradients of other than causal language models: a function of the output and the number of the
     calibration batch; for more see `assembly.Options`. `output` appears when all in it was verified, or not at all.
@@ -110,7 +112,7 @@ def prune(
     )  # fmt: skip
     if chosen.calibrates and not calibration:
         raise CalibrationError(f"recipe {recipe} needs calibration data; name a text (--calibration FILE)")
-    calibrate = Calibrate(str(calibration), samples, length, seed) if chosen.calibrates else None
+    calibrate = Calibrate(str(calibration), samples, length, seed, autocast=autocast) if chosen.calibrates else None
     passes = assembly.planning(chosen, options, calibrate)
     program = Pipeline(passes if plan_only else (*passes, *assembly.cutting(chosen)))(load(model))
     return _save(job, program, lambda folder: [] if plan_only else write(program, folder, destination))
@@ -215,7 +217,7 @@ def _planned(program: Program, plan: Plan) -> int:
 
 def _calibration(program: Program) -> CalibrationReport | None:
     seen = program.facts.get(Calibration)
-    return CalibrationReport(seen.source, seen.samples, seen.length, seen.sha256) if seen else None
+    return CalibrationReport(seen.source, seen.samples, seen.length, seen.sha256, seen.autocast) if seen else None
 
 
 def _seconds(program: Program) -> dict[str, float]:

@@ -20,6 +20,7 @@ class Calibration:
     samples: int
     length: int  # tokens a sample
     sha256: str = ""
+    autocast: bool = False  # matrices were multiplied in bfloat16
 
 
 @dataclass(frozen=True)
@@ -159,7 +160,8 @@ def _making(report: Report) -> str:
 def _calibration(given: Calibration | None) -> str:
     if given is None:
         return "none"
-    return f"`{given.source}`, {given.samples} samples of {given.length} tokens"
+    precision = ", matrices multiplied in bfloat16" if given.autocast else ""
+    return f"`{given.source}`, {given.samples} samples of {given.length} tokens{precision}"
 
 
 def _time(seconds: Mapping[str, float]) -> str:

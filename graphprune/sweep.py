@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphprune.calibration import Calibration, Collector, attended
+from graphprune.calibration import Calibration, Collector, attended, products
 from graphprune.program import Program
 from graphprune.segments import Segment, constants, run
 from graphprune.weights import Weights
@@ -17,13 +17,15 @@ from graphprune.weights import Weights
 class Stream:
     """Where every batch stands: its constants, and the activation that enters the next segment.
 
-    `real` says for every batch which tokens are no padding (see `attended`).
+    `real` says for every batch which tokens are no padding (see `attended`); with `autocast`, matrices are multiplied
+    in bfloat16.
     """
 
     program: Program
     known: Sequence[Mapping[str, Any]]
     real: Sequence[Tensor | None]
     entries: list[Any]
+    autocast: bool = False
 
     @classmethod
     def start(cls, program: Program, calibration: Calibration) -> "Stream":
@@ -31,7 +33,7 @@ class Stream:
         with torch.no_grad():
             known = [constants(program, leaves) for leaves in calibration.batches]
         real = [attended(program, leaves) for leaves in calibration.batches]
-        return cls(program, known, real, [None] * len(known))
+        return cls(program, known, real, [None] * len(known), calibration.autocast)
 
     def through(
         self, segment: Segment, weights: Weights, step: Callable[[], None], collectors: Sequence[Collector] = ()
@@ -52,7 +54,8 @@ class Stream:
         self, batch: int, segment: Segment, loaded: Weights, watch: Collection[str]
     ) -> tuple[Any, dict[str, Tensor]]:
         """The exit value of one batch, and the values of the nodes in `watch`."""
-        return run(segment, self.program, loaded, self.known[batch], self.entries[batch], watch)
+        with products(self.autocast):
+            return run(segment, self.program, loaded, self.known[batch], self.entries[batch], watch)
 
     def load(self, segment: Segment, weights: Weights) -> dict[str, Tensor]:
         """The weights of one segment, read once for all batches."""

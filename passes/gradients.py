@@ -9,7 +9,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch.nn.functional import cross_entropy
 
-from graphprune.calibration import Calibration, leaf
+from graphprune.calibration import Calibration, leaf, products, single
 from graphprune.contracts import Consumer
 from graphprune.dependencies import Dependencies, Group
 from graphprune.errors import CalibrationError
@@ -74,7 +74,9 @@ class Gradients(Pass):
             for i, leaves in enumerate(calibration.batches):
                 args, kwargs = pytree.tree_unflatten(list(leaves), spec)
                 module.zero_grad()
-                loss(module(*args, **kwargs), i).backward()  # type: ignore[no-untyped-call]
+                with products(calibration.autocast):
+                    found = loss(module(*args, **kwargs), i)
+                found.backward()  # type: ignore[no-untyped-call]
                 yield i
                 step()
 
@@ -93,7 +95,7 @@ class _Tap(nn.Module):
 
     @torch.no_grad()
     def _add(self, gradient: Tensor) -> None:
-        rows = self.layout(gradient)
+        rows = single(self.layout(gradient))
         self.total = self.total + (rows.T @ rows).double()
         self.count += len(rows)
 

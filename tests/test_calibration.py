@@ -9,6 +9,8 @@ from torch import Tensor
 import graphprune as gp
 from graphprune.calibration import attended
 from graphprune.passes.calibrate import Calibrate
+from graphprune.passes.factorise import Factorise
+from graphprune.passes.ranks import Ranks
 from graphprune.passes.refit import Refit
 from graphprune.program import Program
 from graphprune.statistics import Statistics
@@ -62,6 +64,41 @@ def test_a_refit_does_not_count_it_either(encoder: Program, statistics: str) -> 
     assert names
     for name in names:
         torch.testing.assert_close(weights[0][name], weights[1][name], rtol=1e-3, atol=1e-3)
+
+
+def test_factors_do_not_count_it_either(encoder: Program) -> None:
+    weights = []
+    for batches in (alone(), padded(alone(), len(LENGTHS))):
+        steps = gp.Analyze(), Ranks(ratio=0.4), Calibrate(batches=batches, moments="none"), Factorise(damping=0.1)
+        weights.append(gp.Pipeline(steps)(encoder).module())
+    _, named = alone()[1]
+    for left, right in zip(*(module(**named).values() for module in weights), strict=True):
+        torch.testing.assert_close(left, right, rtol=1e-3, atol=1e-3)
+
+
+def test_products_in_bfloat16_and_sums_in_double(encoder: Program) -> None:
+    exact, rough = (
+        Calibrate(batches=alone(), moments="full", autocast=on)(gp.Analyze()(encoder)).fact(Statistics).moments
+        for on in (False, True)
+    )
+    moved = [float((rough[node].second - found.second).norm() / found.second.norm()) for node, found in exact.items()]
+    assert 0 < max(moved) < 0.02
+    for found in rough.values():
+        assert found.second.dtype == torch.float64
+        lowest = float(torch.linalg.eigvalsh(found.second)[0] / found.second.diagonal().sum())
+        assert lowest > -1e-6  # sums of products that were rounded to bfloat16 have values far below
+
+
+def test_refits_run_in_bfloat16_too(encoder: Program) -> None:
+    found = []
+    for on in (False, True):
+        data = Calibrate(batches=alone(), autocast=on)
+        plan = gp.Analyze(), data, gp.Score("magnitude"), gp.Allocate(ratio=0.4), gp.Select(), gp.Rewrite()
+        small = gp.Pipeline((*plan, Refit("least-squares", damping=0.1), gp.Verify()))(encoder)
+        (name,) = (name for name in small.parameters if name.endswith("layer.0.output.dense.weight"))
+        found.append(small.weights[name])
+    assert found[0].dtype == found[1].dtype == torch.float32
+    assert 0 < float((found[1] - found[0]).norm() / found[0].norm()) < 0.02
 
 
 def test_what_is_padding(encoder: Program) -> None:

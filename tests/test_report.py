@@ -92,5 +92,5 @@ def test_plain_values_are_json() -> None:
         "a": None,
         "b": [1, "x"],
         "3": [True],
-        "c": {"source": "s", "samples": 1, "length": 2, "sha256": ""},
+        "c": {"source": "s", "samples": 1, "length": 2, "sha256": "", "autocast": False},
     }

@@ -48,6 +48,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--length", type=int, default=512, help="tokens of a calibration sample")
     parser.add_argument("--windows", type=int, default=64, help="windows of 512 tokens to measure perplexity on")
+    parser.add_argument("--autocast", action="store_true", help="calibrate and measure with products in bfloat16")
     parser.add_argument("--align", type=int, default=1)
     parser.add_argument("--destination", default="free")
     parser.add_argument("--lines", type=Path, required=True, help="the file that keeps the records")

@@ -12,6 +12,7 @@ from graphprune.choices import KINDS
 from graphprune.cli import dependencies, draw, show
 from graphprune.cli.edge import command, print_json
 from graphprune.cli.options import (
+    Autocast,
     Budget,
     Calibration,
     Coarse,
@@ -97,6 +98,7 @@ def prune(
     calibration: Calibration = None,
     samples: Annotated[int, typer.Option(help="Windows of the calibration text.", min=1)] = 128,
     length: Length = 512,
+    autocast: Autocast = False,
     align: Annotated[int, typer.Option(help="Every new width is a multiple of this.", min=1)] = 8,
     destination: Annotated[
         Destination, typer.Option(help="Where it must run: stock transformers, its own code file, or any graph.")
@@ -123,6 +125,7 @@ def prune(
         output=output,
         samples=samples,
         length=length,
+        autocast=autocast,
         align=align,
         destination=destination.value,
         protect=tuple(protect or ()),

@@ -39,6 +39,10 @@ Text = Annotated[str, typer.Option(metavar="TEXT", help=f"What to predict: {WHAT
 Protect = Annotated[
     list[str] | None, typer.Option(metavar="GLOB", help="Parameters that must stay as they are; repeatable.")
 ]
+Autocast = Annotated[
+    bool,
+    typer.Option("--autocast", help="Calibrate with matrices multiplied in bfloat16, faster where processors can."),
+]
 Inexact = Annotated[
     bool, typer.Option("--inexact", help="Cut hidden sizes under norms too, which changes what remains.")
 ]

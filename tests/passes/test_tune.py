@@ -109,6 +109,6 @@ def test_a_language_model_learns_the_next_token(
 
     def apart(logits: Tensor) -> float:
         p, q = (value.log_softmax(-1) for value in (wanted["logits"], logits))
-        return float((p.exp() * (p - q)).sum(-1).mean())
+        return (p.exp() * (p - q)).sum(-1).mean().item()
 
     assert apart(near["logits"]) < 0.7 * apart(found["logits"])

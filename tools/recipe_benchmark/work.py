@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import graphprune as gp
 from graphprune import assembly, choices, corpus, evaluation, hf
-from graphprune.calibration import token_inputs
+from graphprune.calibration import products, token_inputs
 from graphprune.errors import GraphpruneError, first_line
 from graphprune.passes.calibrate import Calibrate
 from graphprune.pruning import peak_memory
@@ -30,7 +30,8 @@ def work(run: Run, options: argparse.Namespace, pipe: Connection) -> None:
         start = perf_counter()
         small = _pruned(program, run, options)
         record.seconds, record.memory = perf_counter() - start, peak_memory()
-        _measure(record, program, small, options)
+        with products(options.autocast):
+            _measure(record, program, small, options)
     except GraphpruneError as fault:
         record.fault = f"{type(fault).__name__}: {first_line(fault)}"
     pipe.send(record)
@@ -41,8 +42,8 @@ def _pruned(program: gp.Program, run: Run, options: argparse.Namespace) -> gp.Pr
         return program
     recipe = RECIPES[run.recipe]
     asked = assembly.Options(run.sparsity, align=options.align, destination=options.destination, seed=run.seed)
-    calibrate = Calibrate(options.calibration, run.samples, run.length, run.seed) if recipe.calibrates else None
-    return assembly.pipeline(recipe, asked, calibrate)(program)
+    calibrate = Calibrate(options.calibration, run.samples, run.length, run.seed, autocast=options.autocast)
+    return assembly.pipeline(recipe, asked, calibrate if recipe.calibrates else None)(program)
 
 
 def _measure(record: Record, program: gp.Program, small: gp.Program, options: argparse.Namespace) -> None:
