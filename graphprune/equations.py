@@ -57,6 +57,14 @@ class Equations:
             missing, moments.first[kept], moments.tokens, unit,
         )  # fmt: skip
 
+    def __add__(self, other: "Equations") -> "Equations":
+        """Those of both sets of tokens, for the same map."""
+        return Equations(
+            self.left, self.inner + other.inner, self.cross + other.cross, self.removed + other.removed,
+            self.whole + other.whole, self.missing + other.missing, self.inputs + other.inputs,
+            self.tokens + other.tokens, self.unit + other.unit,
+        )  # fmt: skip
+
     @cached_property
     def centred(self) -> "Equations":
         """The same after the best bias has been taken out of everything."""
@@ -122,10 +130,11 @@ def refit(
     With no `damping` given and none held out it is `DEFAULT`.
     """
     w = weight.double()
-    everything = Equations.of(w, kept, seen if held_out is None else seen + held_out)
-    judge = everything if held_out is None else Equations.of(w, kept, held_out)
+    tried = judge = everything = Equations.of(w, kept, seen)
+    if held_out is not None:
+        judge = Equations.of(w, kept, held_out)
+        everything = tried + judge
     if damping is None and held_out is not None:
-        tried = Equations.of(w, kept, seen)
         damping = min(GRID, key=lambda d: judge.error(*fit(tried, d)))
     chosen = DEFAULT if damping is None else damping
     correction, bias = fit(everything, chosen)

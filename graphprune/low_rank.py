@@ -110,10 +110,11 @@ def refit(
     With no `damping` given it is that with the least error on held-out tokens, or `DEFAULT`.
     """
     w, every = weight.double(), torch.arange(weight.shape[1])
-    everything = Equations.of(w, every, seen if held_out is None else seen + held_out)
-    judge = everything if held_out is None else Equations.of(w, every, held_out)
+    tried = judge = everything = Equations.of(w, every, seen)
+    if held_out is not None:
+        judge = Equations.of(w, every, held_out)
+        everything = tried + judge
     if damping is None and held_out is not None:
-        tried = Equations.of(w, every, seen)
         damping = min(GRID, key=lambda d: _error(judge, *fit(tried, rank, d)))
     chosen = DEFAULT if damping is None else damping
     pivoted = Pivoted.of(*fit(everything, rank, chosen)).to(weight.dtype)
