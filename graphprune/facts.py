@@ -46,7 +46,7 @@ class Refits:
     """What the refit did to every consumer's weight, and the weights as they were before.
 
     `biases` names, by weight, the biases that changed or are new; before, new ones are zero. `tuned` names what was
-    trained.
+    trained, `reduced` the weights that have a lower rank now.
     """
 
     by_weight: Mapping[str, Refitted]
@@ -54,6 +54,7 @@ class Refits:
     before: Weights
     biases: Mapping[str, str] = field(default_factory=dict)
     tuned: tuple[str, ...] = ()
+    reduced: frozenset[str] = frozenset()
 
     @property
     def changed(self) -> set[str]:

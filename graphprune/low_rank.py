@@ -102,24 +102,31 @@ def _best(equations: Equations, damping: float) -> Factors:
     return best, root(equations.inner, damping * equations.unit)
 
 
+def exact(weight: Tensor, rank: int) -> Pivoted:
+    """A matrix that has that rank, but for rounding, as its factors."""
+    u, s, v = torch.linalg.svd(weight.double(), full_matrices=False)
+    return Pivoted.of(u[:, :rank] * s[:rank], v[:rank]).to(weight.dtype)
+
+
 def refit(
-    weight: Tensor, rank: int, seen: Moments, held_out: Moments | None, damping: float | None, fit: Fit
+    weight: Tensor, kept: Tensor, rank: int, seen: Moments, held_out: Moments | None, damping: float | None, fit: Fit
 ) -> tuple[Pivoted, Refitted]:
-    """A matrix of a rank in the place of a weight, shape (m, n), from moments of its n inputs; and what that did.
+    """A matrix of a rank in the place of the `kept` columns of a weight, shape (m, n), from moments of its n inputs;
+    and what that did.
 
     With no `damping` given it is that with the least error on held-out tokens, or `DEFAULT`.
     """
-    w, every = weight.double(), torch.arange(weight.shape[1])
-    tried = judge = everything = Equations.of(w, every, seen)
+    w = weight.double()
+    tried = judge = everything = Equations.of(w, kept, seen)
     if held_out is not None:
-        judge = Equations.of(w, every, held_out)
+        judge = Equations.of(w, kept, held_out)
         everything = tried + judge
     if damping is None and held_out is not None:
         damping = min(GRID, key=lambda d: _error(judge, *fit(tried, rank, d)))
     chosen = DEFAULT if damping is None else damping
     pivoted = Pivoted.of(*fit(everything, rank, chosen)).to(weight.dtype)
     new = pivoted.product
-    error = judge.error(new - w) / judge.whole
+    error = judge.error(new - w[:, kept]) / judge.whole
     return pivoted, Refitted(new.to(weight.dtype), chosen, judge.removed / judge.whole, error)
 
 

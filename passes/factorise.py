@@ -1,6 +1,6 @@
 """The pass that puts factors of a low rank in the place of weights, fitted one segment at a time."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from graphprune.contracts import Consumer
 from graphprune.dependencies import Dependencies
 from graphprune.errors import CalibrationError, PlanError
 from graphprune.facts import Refits
-from graphprune.low_rank import Pivoted, alternating, reduced, refit
+from graphprune.low_rank import Pivoted, alternating, exact, reduced, refit
 from graphprune.passes.ranks import factorable
 from graphprune.pipeline import PASSES, Pass, Timings
 from graphprune.plans import Plan
@@ -40,6 +40,7 @@ class Factorise(Pass):
     of a mixture of those with inputs of the model as it was, with the share `mix` of the latter (MPIFA,
     arXiv:2501.19090). With `rounds` they are those after so many rounds of alternating least squares, as published;
     without, the limit. `damping` is relative to the mean second moment; without it, it is chosen on held-out tokens.
+    Where a refit has given the weights these ranks already, they are taken apart as they are.
     """
 
     name: ClassVar[str] = "factorise"
@@ -72,7 +73,10 @@ class Factorise(Pass):
         if not ranks or len(maps) < len(ranks):
             raise PlanError("the plan has no ranks for linear maps of this program; put ranks before factorise")
         walk = _Walk(program, maps, ranks, self)
-        walk.run()
+        if ranks.keys() <= _reduced(program):
+            walk.take_apart()
+        else:
+            walk.run()
         parts = {f"{name}_{part}": getattr(p, part) for name, p in walk.parts.items() for part in PARTS}
         small = factored(program, maps, parts)
         products = replace(program, weights=Layered((walk.changed, program.weights)))
@@ -92,6 +96,13 @@ class _Walk:
     changed: dict[str, Tensor] = field(default_factory=dict)
     parts: dict[str, Pivoted] = field(default_factory=dict)
     errors: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def take_apart(self) -> None:
+        """Make factors of weights that have their ranks already."""
+        for consumer in self.maps:
+            name = consumer.weight
+            self.parts[name] = exact(consumer.matrix(self.program.weights[name]), self.ranks[name])
+            self.changed[name] = consumer.restore(self.parts[name].product).to(self.program.weights[name].dtype)
 
     def run(self) -> None:
         """Fit all factors."""
@@ -136,10 +147,17 @@ class _Walk:
         for consumer in stage:
             name, weight = consumer.weight, consumer.matrix(self.program.weights[consumer.weight])
             moments = seen.found[consumer.node], held.found.get(consumer.node)
-            found, result = refit(weight, self.ranks[name], *moments, self.options.damping, fit)
+            every = torch.arange(weight.shape[1])
+            found, result = refit(weight, every, self.ranks[name], *moments, self.options.damping, fit)
             self.parts[name] = found
             self.changed[name] = consumer.restore(result.weight).contiguous()
             self.errors[name] = result.error_before, result.error_after
+
+
+def _reduced(program: Program) -> Set[str]:
+    """The weights to which a refit gave a lower rank."""
+    refits = program.facts.get(Refits)
+    return refits.reduced if refits else frozenset()
 
 
 def _nothing(count: int = 1) -> None:

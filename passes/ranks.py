@@ -23,7 +23,7 @@ from graphprune.passes.analysis import analyze
 from graphprune.passes.calibrate import sweep
 from graphprune.pipeline import PASSES, Pass
 from graphprune.plans import Plan
-from graphprune.program import Program
+from graphprune.program import Program, Rewritten
 
 aten = torch.ops.aten
 PRODUCTS = (aten.linear.default, aten.mm.default, aten.matmul.default, aten.addmm.default)
@@ -35,7 +35,7 @@ WAYS = ("density", "error")
 @dataclass(frozen=True)
 class Ranks(Pass):
     """Give linear maps ranks at which they hold fewer numbers, such that `sparsity` of all parameters of the program
-    goes, or of a `budget` in ``macs``; or `ratio` of what the maps hold.
+    goes, or of a `budget` in ``macs``; or `ratio` of what the maps hold. What an earlier cut removed counts, too.
 
     `by` ``density`` all maps hold equal shares of their numbers. By ``error``, which wants calibration inputs, the sum
     of their errors is lowest: that of a map is what its whitened singular values leave out (see `low_rank.reduced`),
@@ -101,8 +101,15 @@ class Ranks(Pass):
         if self.ratio is not None:
             return round(self.ratio * maps.total)
         assert self.sparsity is not None
-        total = Budget(program.fact(Dependencies), [], 0, program.parameters, self.budget).total
-        target, most = round(self.sparsity * total), round(maps.saved(maps.at(0.0)))
+        total, gone = _total(program, self.budget), 0.0
+        if Rewritten in program.facts:
+            total, left = _total(program.fact(Rewritten).original, self.budget), total
+            gone = total - left
+        target, most = round(self.sparsity * total - gone), round(maps.saved(maps.at(0.0)))
+        if target <= 0:
+            raise PlanError(
+                f"the cut removed {gone / total:.1%}, no less than is to go in all; nothing is left for ranks"
+            )
         if target > most:
             raise PlanError(
                 f"the target is to remove {target:,} {UNITS[self.budget]} ({self.sparsity:.1%}), but at rank "
@@ -110,6 +117,11 @@ class Ranks(Pass):
                 "less, or lower the alignment"
             )
         return target
+
+
+def _total(program: Program, unit: str) -> float:
+    """All that a program holds or computes."""
+    return Budget(program.fact(Dependencies), [], 0, program.parameters, unit).total
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,6 @@
 """The pass that refits consumers after a cut, one segment at a time."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
@@ -8,7 +8,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
-from graphprune import biases
+from graphprune import biases, low_rank
 from graphprune.axes import primes
 from graphprune.calibration import Calibration, Collector
 from graphprune.contracts import Consumer
@@ -19,7 +19,7 @@ from graphprune.facts import Eligible, Refits
 from graphprune.methods import Reconstruction, Refitted
 from graphprune.passes.reconstructions import RECONSTRUCTIONS
 from graphprune.pipeline import PASSES, Pass
-from graphprune.plans import kept_beside, primes_to_keep
+from graphprune.plans import Plan, kept_beside, primes_to_keep
 from graphprune.program import Program, Rewritten
 from graphprune.progress import progress
 from graphprune.segments import Segment, split
@@ -46,6 +46,9 @@ class Refit(Pass):
     with `others`, so do all maps after the first cut that lost nothing. With `residual`, a map whose outputs are added
     to something aims at the sum in the dense model: so every block makes up for what the stream of a residual network
     has lost before it.
+
+    Weights to which the plan gives a rank (see `ranks`) get new values of that rank; the pass `factorise` then needs
+    no data to make factors of them.
     """
 
     name: ClassVar[str] = "refit"
@@ -85,11 +88,13 @@ class Refit(Pass):
         if method.adds_bias:
             program, _ = biases.add(program, [*consumers, *_companions(program, consumers)])
             named = {c.weight: biases.name_of(c) for c in consumers}
-        makers = _makers(program, self.producers, self.others)
+        plan = program.facts.get(Plan)
+        ranks = plan.ranks if plan else {}
+        makers = _makers(program, ranks, self.producers, self.others)
         beside = _beside(program.fact(Rewritten).original, consumers) if self.residual else {}
-        walk = _Walk(program, method, consumers, makers, beside, self.damping, self.statistics, self.mix)
+        walk = _Walk(program, method, consumers, makers, ranks, beside, self.damping, self.statistics, self.mix)
         walk.run()
-        refits = Refits(walk.done, skipped, program.weights, named)
+        refits = Refits(walk.done, skipped, program.weights, named, reduced=frozenset(ranks.keys() & walk.done.keys()))
         return program.with_facts(refits, weights=Layered((walk.changed, program.weights)))
 
 
@@ -109,15 +114,15 @@ def refittable(program: Program, method: Reconstruction) -> tuple[list[Consumer]
     return [c for c in cut if c.weight not in skipped], skipped
 
 
-def _makers(program: Program, producers: bool, others: bool) -> list[Consumer]:
-    """The linear maps that have all their columns, each with a weight of its own: those that make a cut axis, and the
-    others."""
+def _makers(program: Program, ranks: Collection[str], producers: bool, others: bool) -> list[Consumer]:
+    """The linear maps that have all their columns, each with a weight of its own: those to be of a lower rank, those
+    that make a cut axis, and the others."""
     rewritten = program.fact(Rewritten)
     readers = biases.readers(rewritten.original)
     cut = {name: dims.keys() for name, dims in rewritten.keep.items() if name not in rewritten.scales}
     found = [c for c in rewritten.original.fact(Dependencies).consumers if readers[c.weight] == 1]
     whole = [c for c in found if c.dim not in cut.get(c.weight, ()) and c.weight not in rewritten.scales]
-    return [c for c in whole if (producers if cut.get(c.weight) else others)]
+    return [c for c in whole if c.weight in ranks or (producers if cut.get(c.weight) else others)]
 
 
 def _beside(program: Program, consumers: Sequence[Consumer]) -> dict[str, str]:
@@ -166,6 +171,7 @@ class _Walk:
     method: Reconstruction
     consumers: Sequence[Consumer]
     makers: Sequence[Consumer]
+    ranks: Mapping[str, int]
     beside: Mapping[str, str]
     damping: float | None
     statistics: str
@@ -176,10 +182,11 @@ class _Walk:
 
     def run(self) -> None:
         """Refit every consumer."""
-        if not self.consumers:
+        lower = [maker for maker in self.makers if maker.weight in self.ranks]
+        wanted = {consumer.node for consumer in (*self.consumers, *lower)}
+        if not wanted:
             return
         original, calibration = self.program.fact(Rewritten).original, self.program.fact(Calibration)
-        wanted = {consumer.node for consumer in self.consumers}
         big = split(original, {c.node for c in original.fact(Dependencies).consumers})
         last = max(i for i, segment in enumerate(big) if wanted & segment.names)
         self.shadow, self.pruned = Stream.start(original, calibration), Stream.start(self.program, calibration)
@@ -189,7 +196,7 @@ class _Walk:
         with progress("refitting", (runs * last + runs - 1) * len(calibration.batches)) as step:
             for i, segment in enumerate(big[: last + 1]):
                 here = [consumer for consumer in self.consumers if consumer.node in segment.names]
-                if not here and self._is_alike(segment):
+                if not wanted & segment.names and self._is_alike(segment):
                     exits = self.shadow.through(segment, original.weights, lambda: step(runs))
                     self.dense.entries = self.shadow.entries = self.pruned.entries = exits
                 else:
@@ -210,13 +217,10 @@ class _Walk:
         first = [maker for maker in self.makers if maker.node in segment.names]
         if first:
             seen, held, collectors = self._collectors(first, 1.0, {})
-            self._pairs(segment, collectors, lambda count: None)
+            self._look(segment.before({maker.x for maker in first}), collectors, lambda count=1: None)
             self._remake(first, seen.found, held.found)
         seen, held, collectors = self._collectors(here, self.mix, self.beside)
-        if self.dense is self.shadow:
-            exits = dense_exits = self.shadow.through(segment, self.shadow.program.weights, step, collectors)
-        else:
-            exits, dense_exits = self._pairs(segment, collectors, step)
+        exits, dense_exits = self._look(segment, collectors, step)
         self._refit(here, seen.found, held.found)
         if final:
             return
@@ -245,16 +249,22 @@ class _Walk:
         for maker in makers:
             name, weight = maker.weight, maker.matrix(rewritten.original.weights[maker.weight])
             every = torch.arange(weight.shape[1])
+            if name in self.ranks:
+                self._reduce(maker, seen[maker.node], held.get(maker.node))
+                continue
             method = RECONSTRUCTIONS["least-squares"]
             self.done[name] = method.refit(weight, every, seen[maker.node], held.get(maker.node), self.damping)
             self.wide[name] = maker.restore(self.done[name].weight).contiguous()
             self.changed[name] = Narrowed(self.wide, rewritten.keep)[name]
 
-    def _pairs(
+    def _look(
         self, segment: Segment, collectors: Sequence[Collector], step: Callable[..., None]
     ) -> tuple[list[Any], list[Any]]:
         """The exits on pruned inputs and the dense ones; refits see the former, and aim at the latter."""
         remade = Layered((self.wide, self.shadow.program.weights))
+        if self.dense is self.shadow:
+            exits = self.shadow.through(segment, remade, step, collectors)
+            return exits, exits
         return compare(self.dense, self.shadow, segment, remade, collectors, step)
 
     def _filled(self, segment: Segment, exits: list[Any]) -> list[Any]:
@@ -276,12 +286,29 @@ class _Walk:
             weight = self._produced(rewritten, consumer, rewritten.original.weights[consumer.weight])
             moments = [self._made(rewritten, consumer, found.get(consumer.node)) for found in (seen, held)]
             assert moments[0] is not None
-            result = self.method.refit(weight, kept, moments[0], moments[1], self.damping)
+            result = self._fit(consumer.weight, weight, kept, moments[0], moments[1])
             self.done[consumer.weight] = result
             self.changed[consumer.weight] = consumer.restore(result.weight).contiguous()
             if result.bias is not None:
                 name = biases.name_of(consumer)
                 self.changed[name] = self.program.weights[name] + result.bias
+
+    def _reduce(self, maker: Consumer, seen: Moments, held: Moments | None) -> None:
+        """Refit a map at its rank: the rows that are left; in the wide matrix the others stay."""
+        rewritten, name = self.program.fact(Rewritten), maker.weight
+        whole = rewritten.original.weights[name]
+        weight, moments = self._produced(rewritten, maker, whole), self._made(rewritten, maker, seen)
+        assert moments is not None
+        every = torch.arange(weight.shape[1])
+        self.done[name] = self._fit(name, weight, every, moments, self._made(rewritten, maker, held))
+        self.changed[name] = maker.restore(self.done[name].weight).contiguous()
+        self.wide[name] = fill(whole, self.changed[name], rewritten.keep.get(name, {}))
+
+    def _fit(self, name: str, weight: Tensor, kept: Tensor, seen: Moments, held: Moments | None) -> Refitted:
+        """New values for a matrix of which these columns are kept."""
+        if name not in self.ranks:
+            return self.method.refit(weight, kept, seen, held, self.damping)
+        return low_rank.refit(weight, kept, self.ranks[name], seen, held, self.damping, low_rank.reduced)[1]
 
     def _made(self, rewritten: Rewritten, consumer: Consumer, moments: Moments | None) -> Moments | None:
         """Moments with the drift of those outputs only that are left."""
@@ -293,7 +320,7 @@ class _Walk:
 
     def _produced(self, rewritten: Rewritten, consumer: Consumer, weight: Tensor) -> Tensor:
         """The consumer's matrix, all its columns, but only the rows that are left."""
-        for dim, indices in rewritten.keep[consumer.weight].items():
+        for dim, indices in rewritten.keep.get(consumer.weight, {}).items():
             weight = weight if dim == consumer.dim else narrow(weight, dim, indices)
         return consumer.matrix(weight)
 

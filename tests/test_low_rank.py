@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from graphprune.equations import GRID, Equations
-from graphprune.low_rank import Pivoted, alternating, rank_at, reduced, refit, size
+from graphprune.low_rank import Pivoted, alternating, exact, rank_at, reduced, refit, size
 from graphprune.statistics import Drift, Moments
 
 
@@ -85,7 +85,7 @@ def test_alternating_never_makes_it_worse_and_ends_where_the_regression_is() -> 
 def test_the_fit_aims_at_the_outputs_of_other_inputs() -> None:
     w, x = matrix(5, 4), inputs(80, 4)
     shift = 0.2 * matrix(80, 4, 9)
-    found, result = refit(w, 4, moments(x, shift @ w.T), None, 0.0, reduced)
+    found, result = refit(w, torch.arange(w.shape[1]), 4, moments(x, shift @ w.T), None, 0.0, reduced)
     direct = torch.linalg.lstsq(x, (x + shift) @ w.T).solution.T
     torch.testing.assert_close(found.product, direct, rtol=1e-9, atol=1e-9)
     assert result.error_after < result.error_before
@@ -99,12 +99,28 @@ def test_damping_is_chosen_on_what_was_held_out() -> None:
     def missed(damping: float) -> float:
         return equations(w, held).error(torch.matmul(*reduced(equations(w, few), 4, damping)) - w)
 
-    _, result = refit(w, 4, few, held, None, reduced)
+    _, result = refit(w, torch.arange(w.shape[1]), 4, few, held, None, reduced)
     assert result.damping == min(GRID, key=missed) and missed(result.damping) < missed(GRID[0])
+
+
+def test_what_is_left_of_the_columns_takes_over_at_its_rank() -> None:
+    w, x, kept = matrix(5, 6), inputs(80, 6), torch.tensor([0, 2, 3, 5])
+    found, result = refit(w, kept, 3, moments(x), None, 0.0, reduced)
+    best = torch.linalg.lstsq(x[:, kept], x @ w.T).solution.T
+    half = torch.linalg.cholesky(x[:, kept].T @ x[:, kept])
+    u, s, v = torch.linalg.svd(best @ half, full_matrices=False)
+    wanted = u[:, :3] * s[:3] @ v[:3] @ torch.linalg.inv(half)
+    torch.testing.assert_close(found.product, wanted, rtol=1e-7, atol=1e-7)
+    assert result.error_after < result.error_before
+
+
+def test_what_has_the_rank_already_is_taken_apart() -> None:
+    w = matrix(9, 3) @ matrix(3, 7, 1)
+    torch.testing.assert_close(exact(w, 3).product, w, rtol=1e-10, atol=1e-10)
 
 
 def test_full_rank_without_drift_is_the_weight() -> None:
     w = matrix(6, 4)
-    found, result = refit(w, 4, moments(inputs(30, 4)), None, None, reduced)
+    found, result = refit(w, torch.arange(w.shape[1]), 4, moments(inputs(30, 4)), None, None, reduced)
     torch.testing.assert_close(found.product, w, rtol=1e-10, atol=1e-10)
     assert result.error_after == pytest.approx(0.0, abs=1e-12)

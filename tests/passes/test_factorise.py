@@ -14,6 +14,7 @@ from torch.nn import functional as F
 import graphprune as gp
 from graphprune.errors import CalibrationError, ExportError, PlanError, WriteBackError
 from graphprune.exporters import huggingface
+from graphprune.facts import Refits
 from graphprune.frontends.modules import trace
 from graphprune.low_rank import size
 from graphprune.passes.calibrate import Calibrate
@@ -175,14 +176,33 @@ def test_widths_first_or_ranks_first(tiny: Tiny, inputs: Inputs) -> None:
     start = Pipeline((gp.Analyze(), data))(program)
     width = "score{by=fasp},allocate{sparsity=0.1},select,rewrite,refit,verify"
     given = tuple(start.facts)
-    both = Pipeline.parse(f"{width},analyze,ranks{{sparsity=0.1}},factorise", given)(start)
-    assert both.count() == pytest.approx(0.81 * program.count(), rel=0.01)
+    both = Pipeline.parse(f"{width},analyze,ranks{{sparsity=0.19}},factorise", given)(start)
+    assert both.count() == pytest.approx(0.81 * program.count(), rel=0.01)  # what was cut counts
     plan = both.fact(Plan)
     assert plan.groups and plan.ranks and both.fact(Verification).max_error <= 1e-4
     ranked = Pipeline.parse("ranks{sparsity=0.1},factorise,analyze", given)(start)
     after = Pipeline((data,), given=tuple(ranked.facts))(ranked)
     other = Pipeline.parse("score{by=fasp},allocate{ratio=0.25},select,rewrite,verify", tuple(after.facts))(after)
     assert other.count() < ranked.count() and other.fact(Verification).max_error <= 1e-4
+
+
+@pytest.mark.parametrize("statistics", ["sequential", "mixed"])
+def test_a_refit_finds_widths_and_ranks_in_one_walk(tiny: Tiny, inputs: Inputs, statistics: str) -> None:
+    program = trace(tiny("llama", use_cache=False), (), inputs("llama"))
+    start = Pipeline((gp.Analyze(), Calibrate(batches=tuple(((), inputs("llama")) for _ in range(2)))))(program)
+    cut = "score{by=fasp},allocate{sparsity=0.1},select,rewrite,analyze,ranks{sparsity=0.19}"
+    whole = Pipeline.parse(f"{cut},refit{{statistics={statistics}}},verify", tuple(start.facts))(start)
+    ranks, fits = whole.fact(Plan).ranks, whole.fact(Refits)
+    assert fits.reduced == ranks.keys() == fits.by_weight.keys()
+    for name, rank in ranks.items():
+        values = torch.linalg.svdvals(whole.weights[name].double())
+        assert values[rank - 1] > 1e3 * values[rank]
+    small = Pipeline.parse("factorise", tuple(whole.facts))(whole)
+    assert small.count() == pytest.approx(0.81 * program.count(), rel=0.01)
+    wanted, found = (part.module()(**inputs("llama"))["logits"] for part in (whole, small))
+    torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
+    with pytest.raises(PlanError, match="nothing is left for ranks"):
+        Pipeline.parse(cut.replace("0.19", "0.05"), tuple(start.facts))(start)
 
 
 def test_refused_before_anything_is_calibrated(folder: Path, text: Path, tmp_path: Path) -> None:
