@@ -12,7 +12,7 @@ from graphprune.passes.drop import Drop
 from graphprune.passes.factorise import Factorise
 from graphprune.passes.gradients import Gradients, Loss
 from graphprune.passes.measure import Measure
-from graphprune.passes.ranks import Ranks
+from graphprune.passes.ranks import BUDGETS, Ranks
 from graphprune.passes.reach import Reach
 from graphprune.passes.refit import Refit
 from graphprune.passes.rewrite import Rewrite
@@ -38,7 +38,8 @@ class Recipe:
     `tune` what is left.
 
     It plans in so many `shots`, and improves the plan by so many `swaps`. With `drops`, an importance of blocks, whole
-    blocks give the share `coarse` of what is to go before groups are cut.
+    blocks give the share `coarse` of what is to go before groups are cut. With `lowers`, lower ranks give such a share
+    after the cut, where the destination can hold factors; a plan alone says widths for all of it.
 
     Or `drops` alone, an importance of blocks. Or `factors`: linear maps become factors of a low rank. Or
     `turns`: residual streams are rotated and cut, the ``stretches`` between branches each in its own way, or the
@@ -57,6 +58,7 @@ class Recipe:
     tune: Tune | None = None
     drops: str = ""
     coarse: float = 0.0
+    lowers: float = 0.0
     metrics: tuple[str, ...] = ()
     factors: bool = False
     shots: int = 1
@@ -205,13 +207,23 @@ def _turning(recipe: Recipe, options: Options, data: Calibrate) -> tuple[Pass, .
     )
 
 
-def cutting(recipe: Recipe) -> tuple[Pass, ...]:
+def _lowering(recipe: Recipe, options: Options) -> tuple[Pass, ...]:
+    """What says ranks after a cut, for what is still to go."""
+    if not recipe.lowers or options.sparsity is None or options.destination != "free" or options.budget not in BUDGETS:
+        return ()
+    protect = tuple(options.protect)
+    ranks = Ranks(options.sparsity, None, options.align, options.budget, protect, by="error")
+    return Analyze(options.destination, protect, options.exact_only), ranks
+
+
+def cutting(recipe: Recipe, options: Options) -> tuple[Pass, ...]:
     """The passes of a recipe after the plan."""
     if not recipe.score and recipe.drops:
         return ()
     if recipe.factors:
         return (Factorise(),)
-    return Rewrite(), *refitting(recipe), *([recipe.tune] if recipe.tune else []), Verify()
+    ranks, tune = _lowering(recipe, options), [recipe.tune] if recipe.tune else []
+    return Rewrite(), *ranks, *refitting(recipe), *tune, Verify(), *([Factorise()] if ranks else [])
 
 
 def refitting(recipe: Recipe) -> tuple[Pass, ...]:
@@ -223,4 +235,7 @@ def refitting(recipe: Recipe) -> tuple[Pass, ...]:
 
 def pipeline(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> Pipeline:
     """The whole pipeline of a recipe."""
-    return Pipeline((*planning(recipe, options, calibrate), *cutting(recipe)))
+    widths = options
+    if _lowering(recipe, options) and options.sparsity is not None:
+        widths = replace(options, sparsity=(1 - recipe.lowers) * options.sparsity)
+    return Pipeline((*planning(recipe, widths, calibrate), *cutting(recipe, options)))

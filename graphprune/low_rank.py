@@ -75,8 +75,18 @@ def reduced(equations: Equations, rank: int, damping: float) -> Factors:
     makes, L is its weight. Any square root of S' does.
     """
     best, half = _best(equations, damping)
-    left = torch.linalg.svd(best @ half, full_matrices=False).U[:, :rank]
+    left = leading(best @ half, rank)
     return left, left.T @ best
+
+
+def leading(matrix: Tensor, rank: int) -> Tensor:
+    """The left singular vectors of the greatest singular values, shape (m, rank), by eigenvectors of the smaller of
+    both products with the transposed, which takes a fraction of the time."""
+    m, n = matrix.shape
+    if m <= n:
+        return torch.linalg.eigh(matrix @ matrix.T).eigenvectors[:, -rank:].flip(1)
+    right = torch.linalg.eigh(matrix.T @ matrix).eigenvectors[:, -rank:].flip(1)
+    return torch.linalg.qr(matrix @ right).Q
 
 
 def alternating(rounds: int) -> Fit:
@@ -85,7 +95,7 @@ def alternating(rounds: int) -> Fit:
 
     def fit(equations: Equations, rank: int, damping: float) -> Factors:
         best, half = _best(equations, damping)
-        left = torch.linalg.svd(equations.left @ half, full_matrices=False).U[:, :rank]
+        left = leading(equations.left @ half, rank)
         right = left.T @ equations.left
         for _ in range(rounds):
             seen = right @ half

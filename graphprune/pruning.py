@@ -113,8 +113,10 @@ def prune(
     if chosen.calibrates and not calibration:
         raise CalibrationError(f"recipe {recipe} needs calibration data; name a text (--calibration FILE)")
     calibrate = Calibrate(str(calibration), samples, length, seed, autocast=autocast) if chosen.calibrates else None
-    passes = assembly.planning(chosen, options, calibrate)
-    program = Pipeline(passes if plan_only else (*passes, *assembly.cutting(chosen)))(load(model))
+    if plan_only:
+        program = Pipeline(assembly.planning(chosen, options, calibrate))(load(model))
+    else:
+        program = assembly.pipeline(chosen, options, calibrate)(load(model))
     return _save(job, program, lambda folder: [] if plan_only else write(program, folder, destination))
 
 

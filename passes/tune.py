@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.nn.functional import kl_div
 
 from graphprune import biases
-from graphprune.calibration import Calibration
+from graphprune.calibration import Calibration, products
 from graphprune.dependencies import Dependencies
 from graphprune.errors import CalibrationError
 from graphprune.evaluation import logits
@@ -34,7 +34,8 @@ class Tune(Pass):
     """Take `steps` of AdamW on all parameters of one dimension: biases and norms (PERP, arXiv:2312.15230).
 
     With a `rank`, every linear map with a weight of its own also gets an update ``B A`` of that rank (LoRA,
-    arXiv:2106.09685), which is added to the weight at the end: the model runs as before.
+    arXiv:2106.09685), which is added to the weight at the end: the model runs as before. Maps that a refit gave a
+    lower rank keep theirs, and get none.
 
     A step sees one calibration batch; its length follows a cosine from `rate` to 0. The loss is `loss`, given from
     Python. Otherwise, with ``aim=labels``, it is that of the next token for causal language models; with ``aim=dense``
@@ -126,6 +127,7 @@ class _Training:
     aliases: Mapping[str, str]
     seen: list[int]
     held: list[int]
+    autocast: bool
 
     @classmethod
     def of(cls, program: Program, loss: Loss, rank: int) -> "_Training":
@@ -135,11 +137,12 @@ class _Training:
         weights = watched(module, program, names)
         for weight in weights.values():
             weight.data = weight.data.clone()  # the program's own stay as they are
-        own = [name for name in _own(program) if rank and name in aliases]
+        refits = program.facts.get(Refits)
+        own = [name for name in _own(program) if rank and name in aliases and not (refits and name in refits.reduced)]
         updates = {name: _update(module.get_parameter(aliases[name]), rank) for name in own}
         held = [i for i in range(len(calibration.batches)) if calibration.held_out(i)]
         seen = [i for i in range(len(calibration.batches)) if i not in held]
-        return cls(module, _caller(program), loss, weights, updates, aliases, seen, held or seen)
+        return cls(module, _caller(program), loss, weights, updates, aliases, seen, held or seen, calibration.autocast)
 
     def run(self, steps: int, rate: float) -> dict[str, Tensor]:
         """The best weights by the loss on held-out batches."""
@@ -173,7 +176,8 @@ class _Training:
     def lost(self, i: int) -> Tensor:
         """The loss on a batch."""
         swapped = {self.aliases[name]: weight for name, weight in self.merged().items()}
-        return self.loss(self.call(self.module, i, swapped), i)
+        with products(self.autocast):
+            return self.loss(self.call(self.module, i, swapped), i)
 
     def merged(self) -> dict[str, Tensor]:
         """The weights of the maps that have an update, with it."""
