@@ -29,12 +29,14 @@ from graphprune.passes.tune import Tune
 from graphprune.passes.verify import Verify
 from graphprune.pipeline import Pass, Pipeline
 
+MOMENTS_FROM = 8  # batches of thousands of tokens: enough for second moments of gradients at outputs
+
 
 @dataclass(frozen=True)
 class Recipe:
     """A score, an allocation and a refit under one name; `statistics` are those that the refit takes, and with
-    `producers` it begins with the maps that make what is cut; what it `propagates` are errors, to all later maps and
-    the residual stream. With `metrics` it searches among these scores, and for the calibration data. At the end it may
+    `producers` it begins with the maps that make what is cut; what it `propagates` are errors, along the residual
+    stream. With `metrics` it searches among these scores, and for the calibration data. At the end it may
     `tune` what is left.
 
     It plans in so many `shots`, and improves the plan by so many `swaps`. With `drops`, an importance of blocks, whole
@@ -166,7 +168,9 @@ def scoring(recipe: Recipe, options: Options) -> tuple[Pass, ...]:
                 trials=options.trials, seed=options.seed, loss=options.loss,
             ),
         )  # fmt: skip
-    gradients = [Gradients(options.loss, SCORES[recipe.score].gradients_of)] if SCORES[recipe.score].gradients else []
+    score = SCORES[recipe.score]
+    most = MOMENTS_FROM if score.gradients_of == "outputs" else None
+    gradients = [Gradients(options.loss, score.gradients_of, most)] if score.gradients else []
     return *gradients, Score(recipe.score, options.seed)
 
 
@@ -228,8 +232,7 @@ def cutting(recipe: Recipe, options: Options) -> tuple[Pass, ...]:
 
 def refitting(recipe: Recipe) -> tuple[Pass, ...]:
     """The passes that refit what is left."""
-    more = recipe.propagates
-    refit = Refit(recipe.refit, recipe.statistics, producers=recipe.producers, others=more, residual=more)
+    refit = Refit(recipe.refit, recipe.statistics, producers=recipe.producers, residual=recipe.propagates)
     return () if recipe.refit == "none" else (refit,)
 
 

@@ -83,10 +83,9 @@ def leading(matrix: Tensor, rank: int) -> Tensor:
     """The left singular vectors of the greatest singular values, shape (m, rank), by eigenvectors of the smaller of
     both products with the transposed, which takes a fraction of the time."""
     m, n = matrix.shape
-    if m <= n:
-        return torch.linalg.eigh(matrix @ matrix.T).eigenvectors[:, -rank:].flip(1)
-    right = torch.linalg.eigh(matrix.T @ matrix).eigenvectors[:, -rank:].flip(1)
-    return torch.linalg.qr(matrix @ right).Q
+    small = matrix @ matrix.T if m <= n else matrix.T @ matrix
+    vectors: Tensor = torch.linalg.eigh(small).eigenvectors[:, -rank:].flip(1)
+    return vectors if m <= n else torch.linalg.qr(matrix @ vectors).Q
 
 
 def alternating(rounds: int) -> Fit:

@@ -24,8 +24,8 @@ BEST = Recipe(
     "marginal",
     "least-squares",
     "mixed",
-    producers=True,
     propagates=True,
+    lowers=0.25,
 )
 
 add(

@@ -34,8 +34,8 @@ class Gradients(Pass):
     """Gather gradients of a loss by full backward passes over the dense model.
 
     `of` says where: at all ``parameters`` of eligible groups, or at the ``outputs`` of the linear maps that contract
-    such groups, where it is their second moments that are kept. The loss of a causal language model is that of the
-    next token; for any other model `loss` is given from Python.
+    such groups, where it is their second moments that are kept. `most` says on how many calibration batches, if not on
+    all. The loss of a causal language model is that of the next token; for any other model `loss` is given from Python.
     """
 
     name: ClassVar[str] = "gradients"
@@ -43,6 +43,7 @@ class Gradients(Pass):
     makes: ClassVar[tuple[type, ...]] = (Found,)
     loss: Loss | None = field(default=None, repr=False)
     of: str = "parameters"
+    most: int | None = None
 
     def run(self, program: Program) -> Program:
         """The program with gradients.
@@ -70,8 +71,9 @@ class Gradients(Pass):
         """Every calibration batch, after its backward pass."""
         loss, calibration = self.loss or likelihood(program), program.fact(Calibration)
         spec = pytree.tree_flatten((program.inputs[0], dict(program.inputs[1])))[1]
-        with progress("differentiating", len(calibration.batches)) as step, torch.enable_grad():
-            for i, leaves in enumerate(calibration.batches):
+        batches = calibration.batches[: self.most]
+        with progress("differentiating", len(batches)) as step, torch.enable_grad():
+            for i, leaves in enumerate(batches):
                 args, kwargs = pytree.tree_unflatten(list(leaves), spec)
                 module.zero_grad()
                 with products(calibration.autocast):

@@ -32,9 +32,9 @@ class Problem:
     columns: Tensor
 
     @classmethod
-    def of(cls, consumer: Consumer, group: Group, evidence: Evidence) -> "Problem":
+    def of(cls, consumer: Consumer, group: Group, evidence: Evidence, damping: float = DEFAULT) -> "Problem":
         """The problem of a map, nothing removed."""
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(evidence.moments(consumer).second, DEFAULT)))
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(evidence.moments(consumer).second, damping)))
         return cls(evidence.matrix(consumer), inverse, columns_of(consumer, group, evidence.dependencies))
 
     def errors(self) -> Tensor:
