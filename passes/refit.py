@@ -14,6 +14,7 @@ from graphprune.calibration import Calibration, Collector
 from graphprune.contracts import Consumer
 from graphprune.dependencies import Dependencies
 from graphprune.dimensions import rows
+from graphprune.equations import DEFAULT
 from graphprune.errors import CalibrationError
 from graphprune.facts import Eligible, Refits
 from graphprune.methods import Reconstruction, Refitted
@@ -308,7 +309,8 @@ class _Walk:
         """New values for a matrix of which these columns are kept."""
         if name not in self.ranks:
             return self.method.refit(weight, kept, seen, held, self.damping)
-        return low_rank.refit(weight, kept, self.ranks[name], seen, held, self.damping, low_rank.reduced)[1]
+        damping = DEFAULT if self.damping is None else self.damping  # to try many takes long, and gains nothing
+        return low_rank.refit(weight, kept, self.ranks[name], seen, held, damping, low_rank.reduced)[1]
 
     def _made(self, rewritten: Rewritten, consumer: Consumer, moments: Moments | None) -> Moments | None:
         """Moments with the drift of those outputs only that are left."""
