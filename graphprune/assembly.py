@@ -169,8 +169,9 @@ def scoring(recipe: Recipe, options: Options) -> tuple[Pass, ...]:
             ),
         )  # fmt: skip
     score = SCORES[recipe.score]
-    most = MOMENTS_FROM if score.gradients_of == "outputs" else None
-    gradients = [Gradients(options.loss, score.gradients_of, most)] if score.gradients else []
+    place = "maps" if _lowering(recipe, options) else score.gradients_of
+    most = None if place == "parameters" else MOMENTS_FROM
+    gradients = [Gradients(options.loss, place, most)] if score.gradients else []
     return *gradients, Score(recipe.score, options.seed)
 
 
@@ -216,7 +217,7 @@ def _lowering(recipe: Recipe, options: Options) -> tuple[Pass, ...]:
     if not recipe.lowers or options.sparsity is None or options.destination != "free" or options.budget not in BUDGETS:
         return ()
     protect = tuple(options.protect)
-    ranks = Ranks(options.sparsity, None, options.align, options.budget, protect, by="error")
+    ranks = Ranks(options.sparsity, None, options.align, options.budget, protect, by="growth")
     return Analyze(options.destination, protect, options.exact_only), ranks
 
 

@@ -18,6 +18,7 @@ from graphprune.facts import Eligible
 from graphprune.methods import Evidence
 from graphprune.objective import Objective
 from graphprune.passes.calibrate import consumers_of
+from graphprune.passes.ranks import factorable
 from graphprune.pipeline import PASSES, Pass
 from graphprune.program import Program
 from graphprune.progress import progress
@@ -28,14 +29,18 @@ from graphprune.statistics import Gradients as Found
 Loss = Callable[[Any, int], Tensor]
 
 
+PLACES = ("parameters", "outputs", "maps")
+
+
 @PASSES.register("gradients")
 @dataclass(frozen=True)
 class Gradients(Pass):
     """Gather gradients of a loss by full backward passes over the dense model.
 
     `of` says where: at all ``parameters`` of eligible groups, or at the ``outputs`` of the linear maps that contract
-    such groups, where it is their second moments that are kept. `most` says on how many calibration batches, if not on
-    all. The loss of a causal language model is that of the next token; for any other model `loss` is given from Python.
+    such groups, where it is their second moments that are kept, or of all ``maps`` that can be of a lower rank, too.
+    `most` says on how many calibration batches, if not on all. The loss of a causal language model is that of the next
+    token; for any other model `loss` is given from Python.
     """
 
     name: ClassVar[str] = "gradients"
@@ -51,12 +56,14 @@ class Gradients(Pass):
         Raises:
             CalibrationError: if no loss is given or known, a gradient is not finite, or there is no such place.
         """
-        if self.of not in ("parameters", "outputs"):
-            raise CalibrationError(f"there are gradients of parameters or outputs, not {self.of!r}")
+        if self.of not in PLACES:
+            raise CalibrationError(f"there are gradients of {', '.join(PLACES[:-1])} or {PLACES[-1]}, not {self.of!r}")
         groups, module = program.fact(Eligible).groups, program.module()
-        if self.of == "outputs":
+        if self.of != "parameters":
             watched(module, program, set())
-            taps = _tapped(module, consumers_of(program, producers=False))
+            more = factorable(program)[0] if self.of == "maps" else []
+            contracting = {c.node: c for c in (*consumers_of(program, producers=False), *more)}
+            taps = _tapped(module, list(contracting.values()))
             batches = sum(1 for _ in self._backward(program, module))
             known = program.facts.get(Found) or Found({}, {}, {}, batches)
             return program.with_facts(replace(known, outputs={node: tap.mean(node) for node, tap in taps.items()}))

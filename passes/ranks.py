@@ -24,11 +24,13 @@ from graphprune.passes.calibrate import sweep
 from graphprune.pipeline import PASSES, Pass
 from graphprune.plans import Plan
 from graphprune.program import Program, Rewritten
+from graphprune.statistics import Gradients
+from graphprune.weights import narrow
 
 aten = torch.ops.aten
 PRODUCTS = (aten.linear.default, aten.mm.default, aten.matmul.default, aten.addmm.default)
 BUDGETS = ("parameters", "macs")
-WAYS = ("density", "error")
+WAYS = ("density", "error", "growth")
 
 
 @PASSES.register("ranks")
@@ -39,8 +41,10 @@ class Ranks(Pass):
 
     `by` ``density`` all maps hold equal shares of their numbers. By ``error``, which wants calibration inputs, the sum
     of their errors is lowest: that of a map is what its whitened singular values leave out (see `low_rank.reduced`),
-    relative to what it makes of the inputs. Ranks are multiples of `align`. `protect` holds globs of parameters that
-    stay as they are; weights that several maps share, or whose outputs are those of the model, stay too.
+    relative to what it makes of the inputs. By ``growth``, which wants gradients at the outputs of all ``maps`` too,
+    the growth of the loss is lowest, ``1/2 tr(G dW S dW^T)`` with the second moments of both (see the score ``k-obs``).
+    Ranks are multiples of `align`. `protect` holds globs of parameters that stay as they are; weights that several maps
+    share, or whose outputs are those of the model, stay too.
     """
 
     name: ClassVar[str] = "ranks"
@@ -91,7 +95,10 @@ class Ranks(Pass):
             ranks = maps.at(1 - self.ratio)
         else:
             target = self._target(program, maps)
-            ranks = maps.meeting(target) if self.by == "density" else maps.erring(target, ranked_errors(program, found))
+            if self.by == "density":
+                ranks = maps.meeting(target)
+            else:
+                ranks = maps.erring(target, ranked_errors(program, found, self.by == "growth"))
         earlier = program.facts.get(Plan)
         plan = earlier or Plan(program.fingerprint(), {}, {}, {"destination": destination})
         return program.with_facts(replace(plan, ranks=maps.lower(ranks)))
@@ -202,20 +209,41 @@ class _Maps:
         return self.prices[name] * (m * n - size(m, n, rank))
 
 
-def ranked_errors(program: Program, found: Collection[Consumer]) -> dict[str, Tensor]:
-    """For every map the squared error at all ranks, relative to what it makes of calibration inputs."""
+def ranked_errors(program: Program, found: Collection[Consumer], growth: bool = False) -> dict[str, Tensor]:
+    """For every map the squared error at all ranks, relative to what it makes of calibration inputs; or the `growth` of
+    the loss, relative to that without any of the maps."""
     calibration = program.facts.get(Calibration)
     if calibration is None:
         raise CalibrationError("there are no calibration inputs for the errors of ranks; put calibrate before ranks")
     collector = Collector(list(found))
     sweep(program, calibration, collector)
-    errors = {}
-    for consumer in found:
-        weight = consumer.matrix(program.weights[consumer.weight]).double()
-        energy = torch.linalg.svdvals(weight @ root(collector.moments[consumer.node].second, 0.0)).square()
-        tail = energy.flip(0).cumsum(0).flip(0)
-        errors[consumer.weight] = torch.cat([tail, tail.new_zeros(1)]) / tail[0].clamp(min=tail.new_tensor(1e-300))
-    return errors
+    tails = {c.weight: _tail(program, c, collector.moments[c.node].second, growth) for c in found}
+    whole = sum(tail[0] for tail in tails.values())
+    return {name: tail / (whole if growth else tail[0]).clamp(min=1e-300) for name, tail in tails.items()}
+
+
+def _tail(program: Program, consumer: Consumer, second: Tensor, growth: bool) -> Tensor:
+    """What is lost of a map, given the second moments of its inputs, at each rank from none to the full one."""
+    weight = consumer.matrix(program.weights[consumer.weight]).double()
+    matrix = weight @ root(second, 0.0)
+    if growth:
+        matrix = root(_sensitivity(program, consumer), 0.0).T @ matrix
+    m, n = matrix.shape
+    energy = torch.linalg.eigvalsh(matrix @ matrix.T if m <= n else matrix.T @ matrix).clamp(min=0)
+    return torch.cat([energy.new_zeros(1), energy.cumsum(0)]).flip(0)
+
+
+def _sensitivity(program: Program, consumer: Consumer) -> Tensor:
+    """The second moments of the gradients at those outputs of a map that a cut left."""
+    gradients = program.facts.get(Gradients)
+    if gradients is None or consumer.node not in gradients.outputs:
+        raise CalibrationError(
+            f"there are no gradients at the outputs of {consumer.node} for the growth of the loss; gather them with "
+            "of=maps before the cut"
+        )
+    found, cut = gradients.outputs[consumer.node], program.facts.get(Rewritten)
+    kept = cut.keep.get(consumer.weight, {}).get(1 - consumer.dim) if cut else None
+    return found if kept is None else narrow(narrow(found, 0, kept), 1, kept)
 
 
 def shape_of(program: Program, consumer: Consumer) -> tuple[int, int]:
