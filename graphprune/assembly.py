@@ -243,3 +243,8 @@ def pipeline(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> P
     if _lowering(recipe, options) and options.sparsity is not None:
         widths = replace(options, sparsity=(1 - recipe.lowers) * options.sparsity)
     return Pipeline((*planning(recipe, widths, calibrate), *cutting(recipe, options)))
+
+
+def plan_only(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> Pipeline:
+    """What ends with the plan."""
+    return Pipeline(planning(recipe, options, calibrate))

@@ -94,11 +94,11 @@ def prune(
 
     `model` is a Hugging Face folder, a ``.gguf`` or ``.pt2`` file, or ``package.module:callable``; `sparsity` the share
     of all its parameters that is to go, or of another `budget` (``macs``, ``kv_cache``, ``latency``, see `Allocate`;
-    the last on `runtime`, with a table in the file `latency`); `calibration` names a text (see `corpus.read`), read
-    faster with `autocast` (see `Calibrate`).
-    `exact_only` leaves out groups whose cut changes what remains, such as hidden sizes under norms. `loss` is for
-    recipes that need gradients of other than causal language models: a function of the output and the number of the
-    calibration batch; for more see `assembly.Options`. `output` appears when all in it was verified, or not at all.
+    the last on `runtime`, with a table in the file `latency`); `calibration` names a text (see `corpus.read`), which
+    is run faster with `autocast` (see `Calibrate`). `exact_only` leaves out groups whose cut changes what remains, such
+    as hidden sizes under norms. `loss` is for recipes that need gradients of other than causal language models: a
+    function of the output and the number of the calibration batch; for more see `assembly.Options`. `output` appears
+    when all in it was verified, or not at all.
 
     Raises:
         GraphpruneError: one of its kinds, with what, where, got, expected and what to do.
@@ -113,10 +113,8 @@ def prune(
     if chosen.calibrates and not calibration:
         raise CalibrationError(f"recipe {recipe} needs calibration data; name a text (--calibration FILE)")
     calibrate = Calibrate(str(calibration), samples, length, seed, autocast=autocast) if chosen.calibrates else None
-    if plan_only:
-        program = Pipeline(assembly.planning(chosen, options, calibrate))(load(model))
-    else:
-        program = assembly.pipeline(chosen, options, calibrate)(load(model))
+    pipeline = assembly.plan_only if plan_only else assembly.pipeline
+    program = pipeline(chosen, options, calibrate)(load(model))
     return _save(job, program, lambda folder: [] if plan_only else write(program, folder, destination))
 
 

@@ -218,7 +218,7 @@ def ranked_errors(program: Program, found: Collection[Consumer], growth: bool = 
     collector = Collector(list(found))
     sweep(program, calibration, collector)
     tails = {c.weight: _tail(program, c, collector.moments[c.node].second, growth) for c in found}
-    whole = sum(tail[0] for tail in tails.values())
+    whole = torch.stack([tail[0] for tail in tails.values()]).sum()
     return {name: tail / (whole if growth else tail[0]).clamp(min=1e-300) for name, tail in tails.items()}
 
 

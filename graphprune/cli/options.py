@@ -39,6 +39,10 @@ Text = Annotated[str, typer.Option(metavar="TEXT", help=f"What to predict: {WHAT
 Protect = Annotated[
     list[str] | None, typer.Option(metavar="GLOB", help="Parameters that must stay as they are; repeatable.")
 ]
+Method = Annotated[str, typer.Option(help="The method; see `graphprune recipes`.")]
+Target = Annotated[
+    Destination, typer.Option(help="Where it must run: stock transformers, its own code file, or any graph.")
+]
 Autocast = Annotated[
     bool,
     typer.Option("--autocast", help="Calibrate with matrices multiplied in bfloat16, faster where processors can."),

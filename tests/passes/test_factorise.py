@@ -12,18 +12,21 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import graphprune as gp
+from graphprune.calibration import Calibration, Collector
 from graphprune.errors import CalibrationError, ExportError, PlanError, WriteBackError
 from graphprune.exporters import huggingface
 from graphprune.facts import Refits
 from graphprune.frontends.modules import trace
 from graphprune.low_rank import size
-from graphprune.passes.calibrate import Calibrate
+from graphprune.passes.calibrate import Calibrate, sweep
 from graphprune.passes.factorise import Factorise
+from graphprune.passes.gradients import Gradients
 from graphprune.passes.ranks import Ranks, factorable, ranked_errors, shape_of
 from graphprune.pipeline import Pass, Pipeline
 from graphprune.plans import Plan
-from graphprune.program import Factored, Program
+from graphprune.program import Factored, Program, Rewritten
 from graphprune.proof import Verification
+from graphprune.statistics import Gradients as Gathered
 
 Tiny = Callable[..., nn.Module]
 Inputs = Callable[[str], dict[str, Any]]
@@ -144,8 +147,41 @@ def test_ranks_by_error_are_the_best_of_all_that_save_as_much() -> None:
         assert tail[0] == pytest.approx(1.0) and tail[-1] == 0.0 and len(tail) == full[name] + 1
     with pytest.raises(CalibrationError, match="no calibration inputs for the errors of ranks; put calibrate before"):
         Ranks(sparsity=0.2, by="error")(gp.Analyze()(mixed()))
-    with pytest.raises(PlanError, match="ranks are chosen by density or error, not 'chance'"):
+    with pytest.raises(PlanError, match="ranks are chosen by density or error or growth, not 'chance'"):
         Ranks(sparsity=0.2, by="chance")(start)
+
+
+@pytest.mark.parametrize("cut", ["", "score{by=magnitude},allocate{ratio=0.1},select,rewrite,analyze"])
+def test_growth_is_that_of_the_loss(cut: str) -> None:
+    calls: Any = tuple(((images(n).double(),), {}) for n in range(40, 48))
+    steps = gp.Analyze(), Calibrate(batches=calls), Gradients(lambda output, i: output.square().sum(), "maps", most=3)
+    start = Pipeline(steps)(mixed(torch.float64))
+    assert start.fact(Gathered).batches == 3
+    program = Pipeline.parse(cut, tuple(start.facts))(start) if cut else start
+    ranks = Ranks(sparsity=0.4, by="growth", protect=("matmul",))(program).fact(Plan).ranks
+    found, _ = factorable(program)
+    errors, seen = ranked_errors(program, found, growth=True), Collector(found)
+    sweep(program, program.fact(Calibration), seen)
+    lost = {}
+    for consumer in found:
+        g, s = program.fact(Gathered).outputs[consumer.node], seen.moments[consumer.node].second
+        w = consumer.matrix(program.weights[consumer.weight])
+        if cut:
+            kept = program.fact(Rewritten).keep.get(consumer.weight, {}).get(1 - consumer.dim, torch.arange(len(g)))
+            g = g[kept][:, kept]
+        half = torch.linalg.cholesky(s + 1e-9 * torch.eye(len(s)))
+        above = torch.linalg.cholesky(g + 1e-9 * torch.eye(len(g))).T
+        u, values, v = torch.linalg.svd(above @ w @ half, full_matrices=False)
+        low = torch.linalg.inv(above) @ (u[:, :2] * values[:2]) @ v[:2] @ torch.linalg.inv(half)
+        change = low - w
+        lost[consumer.weight] = float((g @ change @ s * change).sum()), float((g @ w @ s * w).sum())
+    whole = sum(all_of_it for _, all_of_it in lost.values())
+    for name, (part, all_of_it) in lost.items():
+        assert float(errors[name][2]) == pytest.approx(part / whole, rel=1e-4, abs=1e-9)
+        assert float(errors[name][0]) == pytest.approx(all_of_it / whole, rel=1e-4)
+    assert ranks and "matmul" not in ranks
+    with pytest.raises(CalibrationError, match="no gradients at the outputs of .*of=maps before the cut"):
+        Ranks(sparsity=0.4, by="growth")(program.without(Gathered))
 
 
 def test_inputs_are_those_that_factored_maps_before_make() -> None:

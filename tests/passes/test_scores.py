@@ -316,7 +316,7 @@ def test_what_is_missing_is_said() -> None:
         Gradients(lambda output, batch: output.sum() * float("nan"), "outputs")(calibrated)
     with pytest.raises(CalibrationError, match="no gradients at the outputs of .*of=outputs"):
         gp.Score("k-obs")(Gradients(loss)(Calibrate(batches=(((x,), {}),), moments="full")(analysed)))
-    with pytest.raises(CalibrationError, match="gradients of parameters or outputs, not 'inputs'"):
+    with pytest.raises(CalibrationError, match="gradients of parameters, outputs or maps, not 'inputs'"):
         Gradients(loss, "inputs")(calibrated)
 
 
