@@ -113,8 +113,7 @@ def prune(
     if chosen.calibrates and not calibration:
         raise CalibrationError(f"recipe {recipe} needs calibration data; name a text (--calibration FILE)")
     calibrate = Calibrate(str(calibration), samples, length, seed, autocast=autocast) if chosen.calibrates else None
-    pipeline = assembly.plan_only if plan_only else assembly.pipeline
-    program = pipeline(chosen, options, calibrate)(load(model))
+    program = (assembly.plan_only if plan_only else assembly.pipeline)(chosen, options, calibrate)(load(model))
     return _save(job, program, lambda folder: [] if plan_only else write(program, folder, destination))
 
 
