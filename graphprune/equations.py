@@ -17,6 +17,9 @@ from graphprune.statistics import Moments
 
 GRID = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0)  # dampings, of the mean of the diagonal
 DEFAULT = 1e-2
+#: Shares of the mean of the diagonal by which second moments of inputs and of gradients are shrunk towards multiples of
+#: the identity where the growth of the loss says what goes: so what matters in other texts is spared, too.
+SPARING = 0.1, 1.0
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from graphprune.calibration import Calibration, Collector
 from graphprune.contracts import Consumer
 from graphprune.dependencies import Dependencies
 from graphprune.dimensions import hint
-from graphprune.equations import root
+from graphprune.equations import SPARING, damped, root
 from graphprune.errors import CalibrationError, PlanError
 from graphprune.facts import Eligible
 from graphprune.low_rank import rank_at, size
@@ -42,7 +42,7 @@ class Ranks(Pass):
     `by` ``density`` all maps hold equal shares of their numbers. By ``error``, which wants calibration inputs, the sum
     of their errors is lowest: that of a map is what its whitened singular values leave out (see `low_rank.reduced`),
     relative to what it makes of the inputs. By ``growth``, which wants gradients at the outputs of all ``maps`` too,
-    the growth of the loss is lowest, ``1/2 tr(G dW S dW^T)`` with the second moments of both (see the score ``k-obs``).
+    the growth of the loss is lowest, ``1/2 tr(G dW S dW^T)`` with the shrunk moments of both (see the score ``k-obs``).
     Ranks are multiples of `align`. `protect` holds globs of parameters that stay as they are; weights that several maps
     share, or whose outputs are those of the model, stay too.
     """
@@ -225,9 +225,10 @@ def ranked_errors(program: Program, found: Collection[Consumer], growth: bool = 
 def _tail(program: Program, consumer: Consumer, second: Tensor, growth: bool) -> Tensor:
     """What is lost of a map, given the second moments of its inputs, at each rank from none to the full one."""
     weight = consumer.matrix(program.weights[consumer.weight]).double()
-    matrix = weight @ root(second, 0.0)
+    inputs, outputs = SPARING if growth else (0.0, 0.0)
+    matrix = weight @ root(damped(second, inputs), 0.0)
     if growth:
-        matrix = root(_sensitivity(program, consumer), 0.0).T @ matrix
+        matrix = root(damped(_sensitivity(program, consumer), outputs), 0.0).T @ matrix
     m, n = matrix.shape
     energy = torch.linalg.eigvalsh(matrix @ matrix.T if m <= n else matrix.T @ matrix).clamp(min=0)
     return torch.cat([energy.new_zeros(1), energy.cumsum(0)]).flip(0)

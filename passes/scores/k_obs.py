@@ -5,8 +5,7 @@ the gradients at its outputs (K-FAC, arXiv:1503.05671; for pruning EigenDamage, 
 columns cost ``1/2 tr(G W_g [(S^-1)_gg]^-1 W_g^T)``. The order is that of a greedy search with refits in between, as
 that of OSSCAR (arXiv:2403.12983); other than errors of outputs, what an index costs compares among all maps.
 
-Both moments are shrunk towards multiples of the identity, which is the order by weights alone: so what matters in other
-texts than those of the calibration is spared, too.
+Both moments are shrunk (`equations.SPARING`) towards multiples of the identity, which is the order by weights alone.
 """
 
 from collections.abc import Sequence
@@ -18,14 +17,13 @@ from torch import Tensor
 
 from graphprune.contracts import Consumer
 from graphprune.dependencies import Group
+from graphprune.equations import SPARING, damped
 from graphprune.methods import Evidence, Score
 from graphprune.passes.scores import SCORES
 from graphprune.passes.scores.obs import Problem, greedy
 from graphprune.ranking import Point, hull
 from graphprune.spread import outermost, rows_of
 
-DAMPING = 0.1  # of the inputs' moments, in their mean
-SHRUNK = 0.5  # of the gradients' moments
 TIE = 1e-9  # by which later indices of one stretch matter more, relatively
 
 
@@ -49,9 +47,9 @@ class KObs(Score):
 
 def _problem(consumer: Consumer, group: Group, evidence: Evidence) -> Problem:
     """The map with its outputs in units in which the growth of the loss is their squared error."""
-    found, g = Problem.of(consumer, group, evidence, DAMPING), evidence.sensitivity(consumer)
-    g = (1 - SHRUNK) * g + SHRUNK * g.diagonal().mean() * torch.eye(len(g), dtype=g.dtype)
-    values, vectors = torch.linalg.eigh(g)
+    inputs, outputs = SPARING
+    found = Problem.of(consumer, group, evidence, inputs)
+    values, vectors = torch.linalg.eigh(damped(evidence.sensitivity(consumer), outputs))
     return replace(found, weight=(vectors * values.clamp(min=0).sqrt()).T @ found.weight)
 
 

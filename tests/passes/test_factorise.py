@@ -169,8 +169,8 @@ def test_growth_is_that_of_the_loss(cut: str) -> None:
         if cut:
             kept = program.fact(Rewritten).keep.get(consumer.weight, {}).get(1 - consumer.dim, torch.arange(len(g)))
             g = g[kept][:, kept]
-        half = torch.linalg.cholesky(s + 1e-9 * torch.eye(len(s)))
-        above = torch.linalg.cholesky(g + 1e-9 * torch.eye(len(g))).T
+        s, g = (m + share * m.diagonal().mean() * torch.eye(len(m)) for m, share in ((s, 0.1), (g, 1.0)))
+        half, above = torch.linalg.cholesky(s), torch.linalg.cholesky(g).T
         u, values, v = torch.linalg.svd(above @ w @ half, full_matrices=False)
         low = torch.linalg.inv(above) @ (u[:, :2] * values[:2]) @ v[:2] @ torch.linalg.inv(half)
         change = low - w

@@ -186,7 +186,7 @@ def test_k_obs_is_the_growth_of_the_loss_after_the_best_refit(program: Program, 
     (consumer,) = program.fact(Dependencies).consumers_of(group(program, "down.weight", 10))
     moments = g.T @ g / len(g)
     same(evidence(program).sensitivity(consumer), moments)
-    moments = (moments + moments.diagonal().mean() * torch.eye(len(moments), dtype=moments.dtype)) / 2
+    moments = moments + moments.diagonal().mean() * torch.eye(len(moments), dtype=moments.dtype)
     w = module.down.weight.detach()
 
     def lost(gone: list[int]) -> float:
