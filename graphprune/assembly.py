@@ -228,7 +228,8 @@ def cutting(recipe: Recipe, options: Options) -> tuple[Pass, ...]:
     if recipe.factors:
         return (Factorise(),)
     ranks, tune = _lowering(recipe, options), [recipe.tune] if recipe.tune else []
-    return Rewrite(), *ranks, *refitting(recipe), *tune, Verify(), *([Factorise()] if ranks else [])
+    last = (Verify(), Factorise(), *tune) if ranks else (*tune, Verify())
+    return Rewrite(), *ranks, *refitting(recipe), *last
 
 
 def refitting(recipe: Recipe) -> tuple[Pass, ...]:

@@ -26,7 +26,8 @@ from graphprune.sweep import Stream, compare
 from graphprune.weights import Layered, Weights
 
 aten = torch.ops.aten
-PARTS = ("rows", "coefficients", "order")
+FACTORS = "rows", "coefficients"
+PARTS = (*FACTORS, "order")
 STAYS = (Calibration, Timings, Plan, Rewritten, Dropped, Refits)
 
 
@@ -99,10 +100,12 @@ class _Walk:
 
     def take_apart(self) -> None:
         """Make factors of weights that have their ranks already."""
+        fits = self.program.fact(Refits).by_weight
         for consumer in self.maps:
             name = consumer.weight
             self.parts[name] = exact(consumer.matrix(self.program.weights[name]), self.ranks[name])
             self.changed[name] = consumer.restore(self.parts[name].product).to(self.program.weights[name].dtype)
+            self.errors[name] = fits[name].error_before, fits[name].error_after
 
     def run(self) -> None:
         """Fit all factors."""

@@ -30,6 +30,7 @@ from graphprune.weights import narrow
 aten = torch.ops.aten
 PRODUCTS = (aten.linear.default, aten.mm.default, aten.matmul.default, aten.addmm.default)
 BUDGETS = ("parameters", "macs")
+WORTH = 0.9  # of the full rank; a square matrix still holds 99 % of its numbers there
 WAYS = ("density", "error", "growth")
 
 
@@ -194,9 +195,9 @@ class _Maps:
         return {name: self._best(name, choices[name], errors[name], exp(high)) for name in choices}
 
     def _choices(self, name: str) -> Tensor:
-        """The ranks that a map may have, the full one last."""
+        """The ranks that a map may have, the full one last; those near it save too little for two products."""
         most = min(self.shapes[name])
-        return torch.tensor([*range(self.step, most, self.step), most])
+        return torch.tensor([*range(self.step, int(WORTH * most) + 1, self.step), most])
 
     def _best(self, name: str, choices: Tensor, errors: Tensor, price: float) -> int:
         """The rank with the lowest error, where what it holds has a price."""

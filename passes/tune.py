@@ -19,9 +19,10 @@ from graphprune.errors import CalibrationError
 from graphprune.evaluation import logits
 from graphprune.facts import Refits
 from graphprune.objective import Objective
+from graphprune.passes.factorise import FACTORS
 from graphprune.passes.gradients import Loss, likelihood, watched
 from graphprune.pipeline import PASSES, Pass
-from graphprune.program import Program, Rewritten
+from graphprune.program import Factored, Program, Rewritten
 from graphprune.progress import progress
 from graphprune.weights import Layered
 
@@ -34,8 +35,8 @@ class Tune(Pass):
     """Take `steps` of AdamW on all parameters of one dimension: biases and norms (PERP, arXiv:2312.15230).
 
     With a `rank`, every linear map with a weight of its own also gets an update ``B A`` of that rank (LoRA,
-    arXiv:2106.09685), which is added to the weight at the end: the model runs as before. Maps that a refit gave a
-    lower rank keep theirs, and get none.
+    arXiv:2106.09685), which is added to the weight at the end: the model runs as before. Maps that a refit gave a lower
+    rank keep theirs, and get none; once they are factors, these do.
 
     A step sees one calibration batch; its length follows a cosine from `rate` to 0. The loss is `loss`, given from
     Python. Otherwise, with ``aim=labels``, it is that of the next token for causal language models; with ``aim=dense``
@@ -186,9 +187,11 @@ class _Training:
 
 
 def _own(program: Program) -> list[str]:
-    """The weights of linear maps that nothing else reads."""
+    """The weights of linear maps that nothing else reads, and the factors of others."""
     found, readers = program.fact(Rewritten).original.fact(Dependencies).consumers, biases.readers(program)
-    return sorted({c.weight for c in found if readers[c.weight] == 1})
+    factored = program.facts.get(Factored)
+    parts = {f"{name}_{part}" for name in (factored.ranks if factored else ()) for part in FACTORS}
+    return sorted({c.weight for c in found if readers[c.weight] == 1} | parts)
 
 
 def _update(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -2,6 +2,7 @@
 
 import gzip
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import graphprune as gp
+from graphprune.assembly import Options, pipeline
 from graphprune.calibration import Calibration, Collector
 from graphprune.errors import CalibrationError, ExportError, PlanError, WriteBackError
 from graphprune.exporters import huggingface
@@ -22,10 +24,12 @@ from graphprune.passes.calibrate import Calibrate, sweep
 from graphprune.passes.factorise import Factorise
 from graphprune.passes.gradients import Gradients
 from graphprune.passes.ranks import Ranks, factorable, ranked_errors, shape_of
+from graphprune.passes.tune import Tune
 from graphprune.pipeline import Pass, Pipeline
 from graphprune.plans import Plan
 from graphprune.program import Factored, Program, Rewritten
 from graphprune.proof import Verification
+from graphprune.recipes import RECIPES
 from graphprune.statistics import Gradients as Gathered
 
 Tiny = Callable[..., nn.Module]
@@ -239,6 +243,25 @@ def test_a_refit_finds_widths_and_ranks_in_one_walk(tiny: Tiny, inputs: Inputs, 
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
     with pytest.raises(PlanError, match="nothing is left for ranks"):
         Pipeline.parse(cut.replace("0.19", "0.05"), tuple(start.facts))(start)
+
+
+def test_a_recipe_cuts_lowers_ranks_and_tunes_the_factors(tiny: Tiny, inputs: Inputs) -> None:
+    program = trace(tiny("llama", use_cache=False), (), inputs("llama"))
+    data = Calibrate(batches=tuple(((), inputs("llama")) for _ in range(4)))
+    recipe = replace(RECIPES["best-tuned"], tune=Tune(steps=4, rate=1e-3, rank=2))
+    small = pipeline(recipe, Options(0.2), data)(program)
+    ranks, fits = small.fact(Factored).ranks, small.fact(Refits)
+    assert ranks and small.fact(Rewritten).groups
+    assert small.count() == pytest.approx(0.8 * program.count(), rel=0.02)
+    assert {f"{name}_rows" for name in ranks} <= set(fits.tuned) and not ranks.keys() & set(fits.tuned)
+
+
+def test_ranks_are_left_out_where_no_destination_holds_factors() -> None:
+    data = Calibrate(text="text.txt")
+    free, stock = (pipeline(RECIPES["best"], Options(0.2, destination=name), data) for name in ("free", "stock"))
+    assert {"ranks", "factorise"} == {p.name for p in free.passes} - {p.name for p in stock.passes}
+    shares = [next(p for p in found.passes if isinstance(p, gp.Allocate)).sparsity for found in (free, stock)]
+    assert shares == pytest.approx([0.15, 0.2])
 
 
 def test_refused_before_anything_is_calibrated(folder: Path, text: Path, tmp_path: Path) -> None:
