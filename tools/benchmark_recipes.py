@@ -33,7 +33,7 @@ def main() -> None:
     if options.plots:
         plot(found, options.plots)
     if options.readme:
-        fill(options.readme, "benchmark_recipes", lines)
+        fill(options.readme, options.marker, lines)
 
 
 def arguments() -> argparse.Namespace:
@@ -54,6 +54,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--lines", type=Path, required=True, help="the file that keeps the records")
     parser.add_argument("--plots", type=Path, help="a folder for pictures of the frontier; needs matplotlib")
     parser.add_argument("--readme", type=Path, help="a file with marker comments to write the table between")
+    parser.add_argument("--marker", default="benchmark_recipes", help="the name of those comments")
     options = parser.parse_args()
     options.model = options.model or str(packaged())
     return options
