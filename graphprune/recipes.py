@@ -18,7 +18,7 @@ def add(*recipes: Recipe) -> None:
 
 BEST = Recipe(
     "best",
-    "growth of the loss, equal at the margin everywhere; all maps refitted, blocks to the dense residual stream",
+    "growth of the loss, equal at the margin; a quarter by lower ranks; refitted to the dense residual stream",
     "this project",
     "k-obs",
     "marginal",
