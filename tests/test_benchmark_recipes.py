@@ -33,6 +33,8 @@ def test_a_table_compares_with_the_dense_model() -> None:
         "| fasp | 25.0% | 3.00 | 0.0% (-100.0% to -100.0%) | 1.5 M | 0 K | 0 | 0 s | 0 MiB |",
     ]
     assert lines[4] == "\n`flap` at 20%: PlanError: no"
+    unasked = Record(Run("liar", 0.3, 4, 16), perplexity={"t": 4.0}, parameters=1_500_000, removed=0.25)
+    assert list(table([dense, unasked]))[3] == "| liar | 25.0% | 4.00 |  | 1.5 M | 0 K | 0 | 0 s | 0 MiB |"
 
 
 def test_the_interval_is_that_of_pairs() -> None:

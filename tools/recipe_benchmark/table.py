@@ -22,8 +22,8 @@ def table(records: Sequence[Record]) -> Iterator[str]:
     yield _line(["---"] * (7 + len(texts) + len(asked)))
     for r in sorted(done, key=lambda r: (r.run.sparsity, next(iter(r.perplexity.values()), 0.0))):
         yield _line([
-            r.run.recipe, f"{r.removed:.1%}", *(f"{r.perplexity[t]:.2f}" for t in texts),
-            *(_accuracy(r.right[name], dense.right.get(name) if dense else None) for name in asked),
+            r.run.recipe, f"{r.removed:.1%}", *(f"{r.perplexity[t]:.2f}" if t in r.perplexity else "" for t in texts),
+            *(_accuracy(r.right.get(name, []), dense.right.get(name) if dense else None) for name in asked),
             _count(r.parameters), _count(r.macs), f"{r.cache:,}", f"{r.seconds:.0f} s",
             f"{r.memory / 2**20:,.0f} MiB",
         ])  # fmt: skip
@@ -37,7 +37,10 @@ def _count(number: int) -> str:
 
 
 def _accuracy(right: Sequence[bool], dense: Sequence[bool] | None) -> str:
-    """The share of right answers, and where 95 % of the bootstrapped differences from the dense model lie."""
+    """The share of right answers, and where 95 % of the bootstrapped differences from the dense model lie; nothing if
+    nothing was asked."""
+    if not right:
+        return ""
     text = f"{sum(right) / len(right):.1%}"
     if dense is None or list(right) == list(dense):
         return text
