@@ -125,6 +125,20 @@ def root(matrix: Tensor, amount: float) -> Tensor:
 Fit = Callable[[Equations, float], tuple[Tensor, Tensor | None]]
 
 
+def prepared(
+    w: Tensor, kept: Tensor, seen: Moments, held_out: Moments | None, damping: float | None,
+    error: Callable[[Equations, Equations, float], float],
+) -> tuple[Equations, Equations, float]:  # fmt: skip
+    """The equations of all tokens, those that judge, and the damping: the one given, or that with the lowest `error`
+    of a fit to the first equations by the second, those of held-out tokens; with none held out it is `DEFAULT`."""
+    everything = Equations.of(w, kept, seen)
+    if held_out is None:
+        return everything, everything, DEFAULT if damping is None else damping
+    tried, judge = everything, Equations.of(w, kept, held_out)
+    chosen = min(GRID, key=lambda d: error(tried, judge, d)) if damping is None else damping
+    return tried + judge, judge, chosen
+
+
 def refit(
     weight: Tensor, kept: Tensor, seen: Moments, held_out: Moments | None, damping: float | None, fit: Fit
 ) -> Refitted:
@@ -133,13 +147,11 @@ def refit(
     With no `damping` given and none held out it is `DEFAULT`.
     """
     w = weight.double()
-    tried = judge = everything = Equations.of(w, kept, seen)
-    if held_out is not None:
-        judge = Equations.of(w, kept, held_out)
-        everything = tried + judge
-    if damping is None and held_out is not None:
-        damping = min(GRID, key=lambda d: judge.error(*fit(tried, d)))
-    chosen = DEFAULT if damping is None else damping
+
+    def error(tried: Equations, judge: Equations, d: float) -> float:
+        return judge.error(*fit(tried, d))
+
+    everything, judge, chosen = prepared(w, kept, seen, held_out, damping, error)
     correction, bias = fit(everything, chosen)
     errors = judge.removed / judge.whole, judge.error(correction, bias) / judge.whole
     new = (w[:, kept] + correction).to(weight.dtype)

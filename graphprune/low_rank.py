@@ -7,7 +7,7 @@ from math import isqrt
 import torch
 from torch import Tensor
 
-from graphprune.equations import DEFAULT, GRID, Equations, ridge, root
+from graphprune.equations import Equations, prepared, ridge, root
 from graphprune.methods import Refitted
 from graphprune.statistics import Moments
 
@@ -113,8 +113,9 @@ def _best(equations: Equations, damping: float) -> Factors:
 
 def exact(weight: Tensor, rank: int) -> Pivoted:
     """A matrix that has that rank, but for rounding, as its factors."""
-    u, s, v = torch.linalg.svd(weight.double(), full_matrices=False)
-    return Pivoted.of(u[:, :rank] * s[:rank], v[:rank]).to(weight.dtype)
+    w = weight.double()
+    left = leading(w, rank)
+    return Pivoted.of(left, left.T @ w).to(weight.dtype)
 
 
 def refit(
@@ -126,18 +127,13 @@ def refit(
     With no `damping` given it is that with the least error on held-out tokens, or `DEFAULT`.
     """
     w = weight.double()
-    tried = judge = everything = Equations.of(w, kept, seen)
-    if held_out is not None:
-        judge = Equations.of(w, kept, held_out)
-        everything = tried + judge
-    if damping is None and held_out is not None:
-        damping = min(GRID, key=lambda d: _error(judge, *fit(tried, rank, d)))
-    chosen = DEFAULT if damping is None else damping
+
+    def missed(tried: Equations, judge: Equations, d: float) -> float:
+        left, right = fit(tried, rank, d)
+        return judge.error(left @ right - judge.left)
+
+    everything, judge, chosen = prepared(w, kept, seen, held_out, damping, missed)
     pivoted = Pivoted.of(*fit(everything, rank, chosen)).to(weight.dtype)
     new = pivoted.product
     error = judge.error(new - w[:, kept]) / judge.whole
     return pivoted, Refitted(new.to(weight.dtype), chosen, judge.removed / judge.whole, error)
-
-
-def _error(equations: Equations, left: Tensor, right: Tensor) -> float:
-    return equations.error(left @ right - equations.left)
