@@ -13,6 +13,10 @@ from graphprune.segments import Segment, constants, run
 from graphprune.weights import Weights
 
 
+def unseen(count: int = 1) -> None:
+    """No progress is shown."""
+
+
 @dataclass
 class Stream:
     """Where every batch stands: its constants, and the activation that enters the next segment.
@@ -36,8 +40,9 @@ class Stream:
         return cls(program, known, real, [None] * len(known), calibration.autocast)
 
     def through(
-        self, segment: Segment, weights: Weights, step: Callable[[], None], collectors: Sequence[Collector] = ()
-    ) -> list[Any]:
+        self, segment: Segment, weights: Weights, step: Callable[[], None] = unseen,
+        collectors: Sequence[Collector] = (),
+    ) -> list[Any]:  # fmt: skip
         """The exit values of all batches; each batch's collector sees it, and `step` is called after each."""
         loaded = self.load(segment, weights)
         exits = []
@@ -65,7 +70,7 @@ class Stream:
 
 def compare(
     dense: Stream, other: Stream, segment: Segment, weights: Weights, collectors: Sequence[Collector],
-    step: Callable[..., None],
+    step: Callable[..., None] = unseen,
 ) -> tuple[list[Any], list[Any]]:  # fmt: skip
     """The exit values of a segment on another stream, with `weights`, and on the dense one; each batch's collector sees
     what the former makes, and aims at the latter."""

@@ -26,8 +26,7 @@ from graphprune.sweep import Stream, compare
 from graphprune.weights import Layered, Weights
 
 aten = torch.ops.aten
-FACTORS = "rows", "coefficients"
-PARTS = (*FACTORS, "order")
+PARTS = ("rows", "coefficients", "order")
 STAYS = (Calibration, Timings, Plan, Rewritten, Dropped, Refits)
 
 
@@ -74,7 +73,7 @@ class Factorise(Pass):
         if not ranks or len(maps) < len(ranks):
             raise PlanError("the plan has no ranks for linear maps of this program; put ranks before factorise")
         walk = _Walk(program, maps, ranks, self)
-        if ranks.keys() <= _reduced(program):
+        if ranks.keys() <= lowered(program):
             walk.take_apart()
         else:
             walk.run()
@@ -128,9 +127,9 @@ class _Walk:
         """Carry both streams to the next segment."""
         alike = self.dense.entries is self.pruned.entries or segment.entry is None
         reads = {self.program.name(str(node.target)) for node in segment.reads}
-        exits = self.dense.through(segment, self.program.weights, _nothing)
+        exits = self.dense.through(segment, self.program.weights)
         if not alike or reads & self.changed.keys():
-            self.pruned.entries = self.pruned.through(segment, self._weights, _nothing)
+            self.pruned.entries = self.pruned.through(segment, self._weights)
         else:
             self.pruned.entries = exits
         self.dense.entries = exits
@@ -145,7 +144,7 @@ class _Walk:
         weights = {c.weight: self.program.weights[c.weight] for c in stage}
         seen, held = (Collector(stage, mix=mix, weights=weights) for _ in range(2))
         collectors = [held if calibration.held_out(i) else seen for i in range(len(calibration.batches))]
-        compare(self.dense, self.pruned, before, self._weights, collectors, _nothing)
+        compare(self.dense, self.pruned, before, self._weights, collectors)
         fit = reduced if self.options.rounds is None else alternating(self.options.rounds)
         for consumer in stage:
             name, weight = consumer.weight, consumer.matrix(self.program.weights[consumer.weight])
@@ -157,14 +156,10 @@ class _Walk:
             self.errors[name] = result.error_before, result.error_after
 
 
-def _reduced(program: Program) -> Set[str]:
+def lowered(program: Program) -> Set[str]:
     """The weights to which a refit gave a lower rank."""
     refits = program.facts.get(Refits)
     return refits.reduced if refits else frozenset()
-
-
-def _nothing(count: int = 1) -> None:
-    """No progress is shown for carrying streams on."""
 
 
 def stages(segment: Segment, maps: Sequence[Consumer]) -> Iterator[list[Consumer]]:

@@ -88,7 +88,7 @@ def _measured(program: Program, norms: Sequence[Norm]) -> dict[str, Tensor]:
                     changed[name] = value.to(program.weights[name].dtype)
                 step(len(stream.known))
             if segment.exit is not None:
-                stream.entries = stream.through(segment, weights, lambda: None)
+                stream.entries = stream.through(segment, weights)
     return changed
 
 

@@ -25,7 +25,7 @@ from graphprune.program import Program, Rewritten
 from graphprune.progress import progress
 from graphprune.segments import Segment, split
 from graphprune.statistics import Moments, Statistics
-from graphprune.sweep import Stream, compare
+from graphprune.sweep import Stream, compare, unseen
 from graphprune.weights import Layered, Narrowed, narrow
 
 VIEWS = (torch.ops.aten.view.default, torch.ops.aten.reshape.default, torch.ops.aten._unsafe_view.default)
@@ -218,7 +218,7 @@ class _Walk:
         first = [maker for maker in self.makers if maker.node in segment.names]
         if first:
             seen, held, collectors = self._collectors(first, 1.0, {})
-            self._look(segment.before({maker.x for maker in first}), collectors, lambda count=1: None)
+            self._look(segment.before({maker.x for maker in first}), collectors)
             self._remake(first, seen.found, held.found)
         seen, held, collectors = self._collectors(here, self.mix, self.beside)
         exits, dense_exits = self._look(segment, collectors, step)
@@ -259,7 +259,7 @@ class _Walk:
             self.changed[name] = Narrowed(self.wide, rewritten.keep)[name]
 
     def _look(
-        self, segment: Segment, collectors: Sequence[Collector], step: Callable[..., None]
+        self, segment: Segment, collectors: Sequence[Collector], step: Callable[..., None] = unseen
     ) -> tuple[list[Any], list[Any]]:
         """The exits on pruned inputs and the dense ones; refits see the former, and aim at the latter."""
         remade = Layered((self.wide, self.shadow.program.weights))

@@ -19,7 +19,7 @@ from graphprune.errors import CalibrationError
 from graphprune.evaluation import logits
 from graphprune.facts import Refits
 from graphprune.objective import Objective
-from graphprune.passes.factorise import FACTORS
+from graphprune.passes.factorise import lowered
 from graphprune.passes.gradients import Loss, likelihood, watched
 from graphprune.pipeline import PASSES, Pass
 from graphprune.program import Factored, Program, Rewritten
@@ -138,8 +138,7 @@ class _Training:
         weights = watched(module, program, names)
         for weight in weights.values():
             weight.data = weight.data.clone()  # the program's own stay as they are
-        refits = program.facts.get(Refits)
-        own = [name for name in _own(program) if rank and name in aliases and not (refits and name in refits.reduced)]
+        own = [name for name in sorted(_own(program) - lowered(program)) if rank and name in aliases]
         updates = {name: _update(module.get_parameter(aliases[name]), rank) for name in own}
         held = [i for i in range(len(calibration.batches)) if calibration.held_out(i)]
         seen = [i for i in range(len(calibration.batches)) if i not in held]
@@ -186,12 +185,12 @@ class _Training:
         return {name: w + (self.updates[name][0] @ self.updates[name][1]).view_as(w) for name, w in found.items()}
 
 
-def _own(program: Program) -> list[str]:
+def _own(program: Program) -> set[str]:
     """The weights of linear maps that nothing else reads, and the factors of others."""
     found, readers = program.fact(Rewritten).original.fact(Dependencies).consumers, biases.readers(program)
     factored = program.facts.get(Factored)
-    parts = {f"{name}_{part}" for name in (factored.ranks if factored else ()) for part in FACTORS}
-    return sorted({c.weight for c in found if readers[c.weight] == 1} | parts)
+    factors = program.parameters - factored.original.parameters if factored else set[str]()
+    return {c.weight for c in found if readers[c.weight] == 1} | factors
 
 
 def _update(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
