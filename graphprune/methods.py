@@ -67,7 +67,8 @@ class Evidence:
         """
         if consumer.node not in self.known_gradients.outputs:
             raise CalibrationError(
-                f"there are no gradients at the outputs of {consumer.node}; gather them with of=outputs"
+                f"there are no gradients at the outputs of {consumer.node}; gather them with of=outputs, or those of "
+                "all maps with of=maps before the cut"
             )
         return self.known_gradients.outputs[consumer.node]
 

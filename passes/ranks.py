@@ -15,10 +15,11 @@ from graphprune.calibration import Calibration, Collector
 from graphprune.contracts import Consumer
 from graphprune.dependencies import Dependencies
 from graphprune.dimensions import hint
-from graphprune.equations import SPARING, damped, root
+from graphprune.equations import SPARING, root
 from graphprune.errors import CalibrationError, PlanError
 from graphprune.facts import Eligible
 from graphprune.low_rank import rank_at, size
+from graphprune.methods import Evidence
 from graphprune.passes.analysis import analyze
 from graphprune.passes.calibrate import sweep
 from graphprune.pipeline import PASSES, Pass
@@ -227,9 +228,10 @@ def _tail(program: Program, consumer: Consumer, second: Tensor, growth: bool) ->
     """What is lost of a map, given the second moments of its inputs, at each rank from none to the full one."""
     weight = consumer.matrix(program.weights[consumer.weight]).double()
     inputs, outputs = SPARING if growth else (0.0, 0.0)
-    matrix = weight @ root(damped(second, inputs), 0.0)
+    matrix = weight @ root(second, inputs * float(second.diagonal().mean()))
     if growth:
-        matrix = root(damped(_sensitivity(program, consumer), outputs), 0.0).T @ matrix
+        sensitivity = _sensitivity(program, consumer)
+        matrix = root(sensitivity, outputs * float(sensitivity.diagonal().mean())).T @ matrix
     m, n = matrix.shape
     energy = torch.linalg.eigvalsh(matrix @ matrix.T if m <= n else matrix.T @ matrix).clamp(min=0)
     return torch.cat([energy.new_zeros(1), energy.cumsum(0)]).flip(0)
@@ -237,13 +239,9 @@ def _tail(program: Program, consumer: Consumer, second: Tensor, growth: bool) ->
 
 def _sensitivity(program: Program, consumer: Consumer) -> Tensor:
     """The second moments of the gradients at those outputs of a map that a cut left."""
-    gradients = program.facts.get(Gradients)
-    if gradients is None or consumer.node not in gradients.outputs:
-        raise CalibrationError(
-            f"there are no gradients at the outputs of {consumer.node} for the growth of the loss; gather them with "
-            "of=maps before the cut"
-        )
-    found, cut = gradients.outputs[consumer.node], program.facts.get(Rewritten)
+    gathered = program.facts.get(Gradients, Gradients({}, {}, {}, 0))
+    found = Evidence(program, program.fact(Dependencies), None, gradients=gathered).sensitivity(consumer)
+    cut = program.facts.get(Rewritten)
     kept = cut.keep.get(consumer.weight, {}).get(1 - consumer.dim) if cut else None
     return found if kept is None else narrow(narrow(found, 0, kept), 1, kept)
 
