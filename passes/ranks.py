@@ -193,7 +193,17 @@ class _Maps:
             middle = (low + high) / 2
             ranks = {name: self._best(name, choices[name], errors[name], exp(middle)) for name in choices}
             low, high = (low, middle) if self.saved(ranks) >= target else (middle, high)
-        return {name: self._best(name, choices[name], errors[name], exp(high)) for name in choices}
+        ranks = {name: self._best(name, choices[name], errors[name], exp(high)) for name in choices}
+        return self._filled(ranks, choices, target)
+
+    def _filled(self, ranks: Mapping[str, int], choices: Mapping[str, Tensor], target: int) -> dict[str, int]:
+        """Those ranks, raised one map after the other as far as enough is still saved."""
+        filled = dict(ranks)
+        for name, rank in ranks.items():
+            spare = self.saved(filled) - target
+            within = [c for c in choices[name].tolist() if self._saved(name, rank) - self._saved(name, c) <= spare]
+            filled[name] = max([rank, *within])
+        return filled
 
     def _choices(self, name: str) -> Tensor:
         """The ranks that a map may have, the full one last; those near it save too little for two products."""
