@@ -20,7 +20,6 @@ from graphprune.passes.measure import Measure
 from graphprune.passes.rewrite import rewrite
 from graphprune.passes.search import Search
 from graphprune.passes.verify import prove
-from graphprune.pipeline import Pipeline
 from graphprune.plans import Plan
 from graphprune.program import Dropped, Program
 from graphprune.proof import Verification, verify_cut
@@ -78,7 +77,7 @@ def plan(
     )  # fmt: skip
     data = Calibrate(calibration, samples, length, seed, autocast=autocast, batches=tuple(batches))
     calibrate = data if chosen.plans_with_data else None
-    return Pipeline(assembly.planning(chosen, options, calibrate))(program).fact(Plan)
+    return assembly.plan_only(chosen, options, calibrate)(program).fact(Plan)
 
 
 def apply(program: Program, plan: Plan) -> Program:

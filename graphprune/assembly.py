@@ -36,8 +36,8 @@ MOMENTS_FROM = 8  # batches of thousands of tokens: enough for second moments of
 class Recipe:
     """A score, an allocation and a refit under one name; `statistics` are those that the refit takes, and with
     `producers` it begins with the maps that make what is cut; what it `propagates` are errors, along the residual
-    stream. With `metrics` it searches among these scores, and for the calibration data. At the end it may
-    `tune` what is left.
+    stream. With `metrics` it searches among these scores, and for the calibration data. At the end it may `tune` what
+    is left.
 
     It plans in so many `shots`, and improves the plan by so many `swaps`. With `drops`, an importance of blocks, whole
     blocks give the share `coarse` of what is to go before groups are cut. With `lowers`, lower ranks give such a share
@@ -241,11 +241,11 @@ def refitting(recipe: Recipe) -> tuple[Pass, ...]:
 def pipeline(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> Pipeline:
     """The whole pipeline of a recipe."""
     widths = options
-    if _lowering(recipe, options) and options.sparsity is not None:
+    if options.sparsity is not None and _lowering(recipe, options):
         widths = replace(options, sparsity=(1 - recipe.lowers) * options.sparsity)
     return Pipeline((*planning(recipe, widths, calibrate), *cutting(recipe, options)))
 
 
 def plan_only(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> Pipeline:
-    """What ends with the plan."""
-    return Pipeline(planning(recipe, options, calibrate))
+    """What ends with a plan, which holds widths and no ranks."""
+    return Pipeline(planning(replace(recipe, lowers=0.0), options, calibrate))
