@@ -131,15 +131,17 @@ class Collector:
         Raises:
             CalibrationError: if one of them is not finite.
         """
-        first: dict[str, str] = {}
+        first: dict[str, tuple[str, Tensor]] = {}
         for consumer in (c for c in self.consumers if c.x in seen):
-            features = _features(consumer, seen[consumer.x], real)
+            known = first.get(consumer.x) if consumer.taps == 1 else None
+            same, features = known or (consumer.node, _features(consumer, seen[consumer.x], real))
             if others is not None:
                 self._aim(consumer, features, seen, others, real)
-            same = first.setdefault(consumer.x, consumer.node) if consumer.taps == 1 else consumer.node
-            if same != consumer.node:
+            if known:
                 self.moments[consumer.node] = self.moments[same]
                 continue
+            if consumer.taps == 1:
+                first[consumer.x] = same, features
             if not torch.isfinite(features).all():
                 raise CalibrationError(
                     f"the activations at {consumer.x} hold NaN or infinity; check the model and the calibration data"
