@@ -27,8 +27,6 @@ from graphprune.statistics import Gradients as Found
 
 #: The loss of an output, and the number of the calibration batch that it belongs to.
 Loss = Callable[[Any, int], Tensor]
-
-
 PLACES = ("parameters", "outputs", "maps")
 
 

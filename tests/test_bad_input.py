@@ -228,7 +228,11 @@ UNKNOWN = [
         PipelineError,
         "pass 2, select, needs Scores, Shares, which no earlier pass makes; put one",
     ),
-    ("rewrite", PipelineError, "pass 1, rewrite, needs Plan, .* put one of these before it: drop, .*select"),
+    (
+        "rewrite",
+        PipelineError,
+        "pass 1, rewrite, needs Plan, .* put one of these before it: drop, ranks, select, swap$",
+    ),
 ]
 
 
