@@ -19,11 +19,8 @@ Pairs = list[tuple[Tensor, Tensor]]
 _BATCH, _SEQUENCE, _CACHED = 2, 3, 4
 
 
-class CachedDecoder(nn.Module):
-    """A decoder that takes the cache as a list of (key, value) and returns the logits and the new list.
-
-    It shares the parameters of the model under the very same names, so that a plan made for one fits the other.
-    """
+class _Cached(nn.Module):
+    """Shares the parameters of a model under the very same names, so that a plan made for one fits the other."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
@@ -32,23 +29,25 @@ class CachedDecoder(nn.Module):
         self.__dict__["model_itself"] = model.train(False)  # past registration, which would rename everything
         self.training = False
 
+    def _run(self, past: Pairs, **inputs: Tensor) -> tuple[Tensor, Pairs]:
+        output = self.__dict__["model_itself"](**inputs, past_key_values=DynamicCache(past), use_cache=True)
+        return output.logits, [(layer.keys, layer.values) for layer in output.past_key_values.layers]
+
+
+class CachedDecoder(_Cached):
+    """A decoder that takes the cache as a list of (key, value) and returns the logits and the new list."""
+
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past_key_values: Pairs
     ) -> tuple[Tensor, Pairs]:
         """Logits of shape (batch, sequence, vocabulary) and keys and values of (batch, heads, total, head size)."""
         return self._run(past_key_values, input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
 
-    def _run(self, past: Pairs, **inputs: Tensor) -> tuple[Tensor, Pairs]:
-        output = self.__dict__["model_itself"](**inputs, past_key_values=DynamicCache(past), use_cache=True)
-        return output.logits, [(layer.keys, layer.values) for layer in output.past_key_values.layers]
 
-
-class CachedDecoderWithoutPositions(CachedDecoder):
+class CachedDecoderWithoutPositions(_Cached):
     """The same for models that find positions by themselves."""
 
-    def forward(  # type: ignore[override]
-        self, input_ids: Tensor, attention_mask: Tensor, past_key_values: Pairs
-    ) -> tuple[Tensor, Pairs]:
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, past_key_values: Pairs) -> tuple[Tensor, Pairs]:
         """As `CachedDecoder`."""
         return self._run(past_key_values, input_ids=input_ids, attention_mask=attention_mask)
 

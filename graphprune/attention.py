@@ -78,7 +78,9 @@ def _feeds_product(node: fx.Node, steps: int) -> bool:
 
 def _lead(program: Program, node: fx.Node) -> Dims:
     """The axes of the maps but the last two, which are queries and keys."""
-    return program.fact(Dependencies).values[node.name][:-2]  # type: ignore[return-value]
+    dims = program.fact(Dependencies).values[node.name]
+    assert isinstance(dims, tuple)  # of one tensor
+    return dims[:-2]
 
 
 def _head_dims(program: Program, node: fx.Node) -> list[int]:

@@ -1,7 +1,6 @@
 """Seconds that pieces of a graph take, measured on the runtime where the model shall run, and kept in a table."""
 
 import hashlib
-import io
 import json
 import platform
 import time
@@ -158,14 +157,12 @@ def _in_onnxruntime(module: fx.GraphModule, inputs: list[Tensor], provider: str)
     """A session whose inputs and outputs stay on the device."""
     import onnxruntime  # some who prune never measure
 
-    file = io.BytesIO()
     with quiet():
         program = torch.onnx.export(module, tuple(inputs), dynamo=True, verbose=False)
     assert program is not None
-    program.save(file)  # type: ignore[arg-type]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
-    session = onnxruntime.InferenceSession(file.getvalue(), options, providers=[provider])
+    session = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), options, providers=[provider])
     if session.get_providers()[0] != provider:
         raise RuntimeError(f"there is no {provider} here")
     device = "cuda" if provider.startswith("CUDA") else "cpu"
