@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import onnx
+import onnx_ir as ir
 import torch
 from onnx import TensorProto
 
@@ -13,11 +14,12 @@ from graphprune.exporters.subjects import Subject
 from graphprune.modes import quiet
 
 OPSET = 23  # attention, RMS norm and rotary embedding are standard operators there, and every runtime reads it
+OPSETS = range(18, 25)
 MODEL = "model.onnx"
 _ONE_FILE = 100_000_000  # bytes of weights that stay inside model.onnx
 
 
-def to_onnx(subject: Subject) -> Any:
+def to_onnx(subject: Subject, opset: int = OPSET) -> Any:
     """The subject as a `torch.onnx.ONNXProgram`, its inputs, outputs and free dimensions named.
 
     Raises:
@@ -26,7 +28,7 @@ def to_onnx(subject: Subject) -> Any:
     try:
         with torch.no_grad(), quiet():
             program = torch.onnx.export(
-                subject.module, subject.args, dynamo=True, opset_version=OPSET, verbose=False,
+                subject.module, subject.args, dynamo=True, opset_version=opset, verbose=False,
                 input_names=list(subject.inputs), output_names=list(subject.outputs), dynamic_shapes=subject.dynamic,
             )  # fmt: skip
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as fault:
@@ -36,17 +38,18 @@ def to_onnx(subject: Subject) -> Any:
     return program
 
 
-def save_onnx(program: Any, folder: Path) -> Path:
+def save_onnx(model: ir.Model, folder: Path) -> Path:
     """Write model.onnx, and model.onnx.data beside it for large weights.
 
     Raises:
         ExportError: if the file does not pass the checker of onnx.
     """
-    for node in program.model.graph.all_nodes():
+    for node in model.graph.all_nodes():
         node.metadata_props.clear()  # stack traces: a third of a small file, and paths of this machine
-    large = sum(value.const_value.nbytes for value in program.model.graph.initializers.values()) > _ONE_FILE
+    stored = [value.const_value for value in model.graph.initializers.values()]
+    large = sum(tensor.nbytes for tensor in stored if tensor is not None) > _ONE_FILE
     path = folder / MODEL
-    program.save(str(path), external_data=large)
+    ir.save(model, path, external_data=f"{MODEL}.data" if large else None)
     check(path)
     return path
 
@@ -67,7 +70,7 @@ def check(path: Path) -> None:
         raise
 
 
-def facts(path: Path, subject: Subject) -> dict[str, Any]:
+def facts(path: Path, subject: Subject, quant: str = "none") -> dict[str, Any]:
     """What the file holds: operators by domain, parameters and bytes.
 
     Raises:
@@ -80,7 +83,7 @@ def facts(path: Path, subject: Subject) -> dict[str, Any]:
             raise ExportError(f"{path.name} holds {name} in shape {shapes[name]}, the pruned model has {shape}")
     size = sum(file.stat().st_size for file in path.parent.glob(f"{MODEL}*"))
     weights = sum(p.numel() * p.element_size() for p in subject.module.parameters())
-    if size > 1.2 * weights + 2_000_000:
+    if size > (1.2 if quant == "none" else 1.0) * weights + 2_000_000:
         raise ExportError(f"{path.name} takes {size} bytes for {weights} bytes of weights: some were written twice")
     return {
         "opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},

@@ -1,7 +1,7 @@
 """Does an exported file give the numbers of the module that it was made from?"""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from graphprune.errors import ExportError
+from graphprune.exporters import cases
 from graphprune.exporters.agreement import Error, error
-from graphprune.exporters.subjects import PAST, PRESENT, Subject, cache_names
+from graphprune.exporters.subjects import PRESENT, Subject
 
 FLOAT32, FLOAT16 = 5e-4, 5e-3
-_PREFILL, _STEPS = 7, 2
 
 
 class Runs(Protocol):
@@ -44,17 +44,6 @@ class Parity:
         return {"bound": self.bound, "worst": self.worst, "cases": cases, "seconds": self.seconds}
 
 
-@dataclass(frozen=True)
-class Text:
-    """Sequences of token ids with the length of each; padded on the left."""
-
-    name: str
-    ids: Tensor
-    mask: Tensor
-    steps: int = _STEPS
-    chunks: int = 1  # the prompt is given in so many parts
-
-
 def check(subject: Subject, exported: Runs, bound: float) -> Parity:
     """Compare on shapes and contents other than those that were traced.
 
@@ -62,107 +51,33 @@ def check(subject: Subject, exported: Runs, bound: float) -> Parity:
         ExportError: if an output differs by more than `bound`, relative to its largest value, or picks another token.
     """
     parity = Parity(bound)
-    for name, feeds, valid in _plain_cases(subject) if not subject.layers else ():
+    if subject.layers and subject.dynamic is not None:
+        for text in cases.texts(subject.vocabulary):
+            _decode(parity, subject, exported, text)
+        return parity
+    for name, feeds, valid in cases.single(subject):
         _compare(parity, name, _timed(parity, name, exported, feeds), subject.run(feeds), valid)
-    for text in _texts(subject.vocabulary) if subject.layers else ():
-        _decode(parity, subject, exported, text)
     return parity
 
 
-def first_feeds(subject: Subject) -> dict[str, Tensor]:
-    """The inputs of the first case: for a decoder a prompt and an empty cache."""
-    if not subject.layers:
-        return next(_plain_cases(subject))[1]
-    text = next(_texts(subject.vocabulary))
-    return {**_step_feeds(subject, text.ids, text.mask, 0, text.ids.shape[1]), **_empty(subject, len(text.ids))}
-
-
-def _decode(parity: Parity, subject: Subject, exported: Runs, text: Text) -> None:
+def _decode(parity: Parity, subject: Subject, exported: Runs, text: cases.Text) -> None:
     """Feed a prompt in parts, then tokens that the reference picks, each side with its own cache."""
-    past = _empty(subject, len(text.ids))
+    past = cases.empty(subject, len(text.ids))
     caches = past, dict(past)
     done = 0
     ids, mask = text.ids, text.mask
     for step in range(text.chunks + text.steps):
         end = ids.shape[1] if step >= text.chunks - 1 else (step + 1) * ids.shape[1] // text.chunks
-        feeds = _step_feeds(subject, ids, mask, done, end)
+        feeds = cases.step_feeds(subject, ids, mask, done, end)
         name = f"{text.name}, {f'decode step {step - text.chunks + 1}' if step >= text.chunks else f'prompt to {end}'}"
         reference = subject.run({**feeds, **caches[0]})
         found = _timed(parity, name, exported, {**feeds, **caches[1]})
-        _compare(parity, name, found, reference, _valid(mask[:, :end], done))
-        caches = _next(subject, reference), _next(subject, found)
+        _compare(parity, name, found, reference, cases.valid(mask[:, :end], done))
+        caches = cases.following(subject, reference), cases.following(subject, found)
         done = end
         if end == ids.shape[1]:
             ids = torch.cat([ids, reference["logits"][:, -1].argmax(-1, keepdim=True)], 1)
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
-
-
-def _step_feeds(subject: Subject, ids: Tensor, mask: Tensor, done: int, end: int) -> dict[str, Tensor]:
-    feeds = {"input_ids": ids[:, done:end], "attention_mask": mask[:, :end]}
-    if "position_ids" in subject.inputs:
-        feeds["position_ids"] = positions(mask[:, :end])[:, done:]
-    return feeds
-
-
-def positions(mask: Tensor) -> Tensor:
-    """The place of each token among those that are not padding."""
-    return (mask.cumsum(1) - 1).clamp_min(0)
-
-
-def _next(subject: Subject, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    pairs = zip(cache_names(PAST, subject.layers), cache_names(PRESENT, subject.layers), strict=True)
-    return {past: outputs[present] for past, present in pairs}
-
-
-def _empty(subject: Subject, batch: int) -> dict[str, Tensor]:
-    example = subject.example()
-    return {name: _emptied(example[name], batch) for name in cache_names(PAST, subject.layers)}
-
-
-def _emptied(tensor: Tensor, batch: int) -> Tensor:
-    return torch.zeros(batch, tensor.shape[1], 0, tensor.shape[3], dtype=tensor.dtype)
-
-
-def _valid(mask: Tensor, done: int) -> dict[str, Tensor]:
-    """Where outputs mean something: by how many positions they have, which is how they are told apart."""
-    whole = mask.bool()
-    return {"logits": whole[:, done:], PRESENT: whole}
-
-
-def _texts(vocabulary: int) -> Iterator[Text]:
-    for seed, batch, length, chunks in ((0, 2, _PREFILL, 1), (1, 1, _PREFILL - 2, 1), (2, 2, _PREFILL + 1, 2)):
-        ids = _random(vocabulary, (batch, length), seed)
-        parts = f" in {chunks} parts" if chunks > 1 else ""
-        yield Text(f"batch {batch}, {length} tokens{parts}", ids, torch.ones_like(ids), chunks=chunks)
-    ids = _random(vocabulary, (2, _PREFILL), 3)
-    mask = torch.ones_like(ids)
-    mask[1, :3] = 0
-    yield Text("batch 2, one padded on the left", ids, mask)
-
-
-def _plain_cases(subject: Subject) -> Iterator[tuple[str, dict[str, Tensor], dict[str, Tensor]]]:
-    example = subject.example()
-    for seed, shape in enumerate(((2, 7), (1, 5), (3, 9))):
-        batch, length = shape
-        feeds = {name: _vary(name, tensor, subject.vocabulary, shape, seed) for name, tensor in example.items()}
-        yield f"batch {batch}{f', {length} tokens' if 'input_ids' in feeds else ''}", feeds, {}
-    if "attention_mask" in example:
-        feeds = {name: _vary(name, tensor, subject.vocabulary, (2, 6), 3) for name, tensor in example.items()}
-        feeds["attention_mask"][1, 4:] = 0
-        yield "batch 2, one padded on the right", feeds, {"tokens": feeds["attention_mask"].bool()}
-
-
-def _vary(name: str, tensor: Tensor, vocabulary: int, shape: tuple[int, int], seed: int) -> Tensor:
-    if tensor.is_floating_point():
-        generator = torch.Generator().manual_seed(seed)
-        return torch.randn(shape[0], *tensor.shape[1:], generator=generator).to(tensor.dtype)
-    if name == "attention_mask":
-        return torch.ones(shape, dtype=tensor.dtype)
-    return _random(vocabulary if name == "input_ids" else 1, shape, seed)
-
-
-def _random(vocabulary: int, shape: tuple[int, ...], seed: int) -> Tensor:
-    return torch.randint(0, vocabulary, shape, generator=torch.Generator().manual_seed(seed))
 
 
 def _timed(parity: Parity, name: str, exported: Runs, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -180,12 +95,12 @@ def _compare(
         if found[name].shape != want.shape:
             shapes = f"{tuple(found[name].shape)}, the model gives {tuple(want.shape)}"
             raise ExportError(f"{case}: {name} of the exported file has shape {shapes}; nothing was exported")
-        have, want = _meaningful(name, found[name], valid), _meaningful(name, want, valid)
+        have, want = meaningful(name, found[name], valid), meaningful(name, want, valid)
         kind = name.split(".")[0]
         now = _within(parity.bound, case, name, have, want)
         errors[kind] = max(errors.get(kind, now), now, key=lambda e: e.relative)
     if "logits" in reference:
-        have, want = (_meaningful("logits", side["logits"], valid) for side in (found, reference))
+        have, want = (meaningful("logits", side["logits"], valid) for side in (found, reference))
         _same_choice(parity.bound, case, have, want)
 
 
@@ -215,7 +130,7 @@ def _same_choice(bound: float, case: str, have: Tensor, want: Tensor) -> None:
         )
 
 
-def _meaningful(name: str, tensor: Tensor, valid: Mapping[str, Tensor]) -> Tensor:
+def meaningful(name: str, tensor: Tensor, valid: Mapping[str, Tensor]) -> Tensor:
     """Without the positions of padding, whose contents nobody uses."""
     kind = name.split(".")[0]
     if kind in valid:

@@ -13,12 +13,12 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from graphprune.atomic import new_file
-from graphprune.contracts import ExportReport
+from graphprune.contracts import NO_OPTIONS, ExportOptions, ExportReport
 from graphprune.errors import ExportError
 from graphprune.exporters import EXPORTERS, parity
 from graphprune.exporters.agreement import TOLERANCE, compare, numbers
 from graphprune.exporters.folders import require_apart
-from graphprune.exporters.onnx import subject_of
+from graphprune.exporters.onnx_writer import subject_of
 from graphprune.exporters.subjects import Subject
 from graphprune.program import Program
 
@@ -26,16 +26,17 @@ _LOADS_WITH = ["graphprune.load(file)", "torch.export.load(file).module()"]
 
 
 @EXPORTERS.register("pt2")
-def export(source: Path, output: Path, *, force: bool = False) -> ExportReport:
+def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, force: bool = False) -> ExportReport:
     """Export the model of a Hugging Face folder as one file; a decoder with its cache as inputs and outputs.
 
     Raises:
         ExportError: if it cannot be exported, the file does not agree with the model, or `output` may not be written.
     """
+    options.require("pt2")
     _require_suffix(output)
     require_apart(source, output)
     with new_file(output, force) as file:
-        subject = subject_of(source)
+        subject = subject_of(source, options)
         exported = _exported(subject.module, subject.args, {}, subject.free())
         _store(exported, file)
         checked = parity.check(subject, _Reloaded(subject, torch.export.load(file).module()), TOLERANCE)

@@ -9,6 +9,10 @@ from torch import Tensor, nn
 from torch.export import Dim
 from torch.utils import _pytree as pytree
 
+from graphprune.errors import ExportError
+
+Feeds = dict[str, Tensor]
+
 PAST, PRESENT = "past_key_values", "present"
 BATCH, SEQUENCE, CACHED, TOTAL = "batch_size", "sequence_length", "past_sequence_length", "total_sequence_length"
 
@@ -17,7 +21,7 @@ BATCH, SEQUENCE, CACHED, TOTAL = "batch_size", "sequence_length", "past_sequence
 class Subject:
     """A module that is called with `args`, and names for each input and output leaf.
 
-    `dynamic` mirrors `args`: for every tensor, the name of each dimension that stays free.
+    `dynamic` mirrors `args`: for every tensor, the name of each dimension that stays free; None if none does.
     """
 
     module: nn.Module
@@ -50,6 +54,21 @@ class Subject:
         cast = [leaf.to(dtype) if leaf.is_floating_point() else leaf for leaf in leaves]
         return replace(self, module=self.module.to(dtype), args=pytree.tree_unflatten(cast, spec), dtype=dtype)
 
+    def at(self, static: Mapping[str, int]) -> "Subject":
+        """The same subject with examples of fixed sizes, ``batch``, ``sequence`` and ``past``; no dimension stays free.
+
+        Raises:
+            ExportError: if a size is left out, is none, or is of a dimension that the inputs do not have.
+        """
+        leaves, spec = pytree.tree_flatten(self.args)
+        named: list[dict[int, str]] = pytree.tree_leaves(self.dynamic, is_leaf=lambda node: isinstance(node, dict))
+        sizes = _sizes(static, {word for each in named for word in each.values()})
+        new = [
+            _resized(name, leaf, {dim: sizes[word] for dim, word in each.items()})
+            for name, leaf, each in zip(self.inputs, leaves, named, strict=True)
+        ]
+        return replace(self, args=pytree.tree_unflatten(new, spec), dynamic=None)
+
     def free(self) -> Any:
         """`dynamic` in the words of torch.export."""
         return pytree.tree_map(lambda _: Dim.AUTO, self.dynamic)
@@ -76,3 +95,25 @@ def _dimensions(name: str, tensor: Tensor) -> dict[int, str]:
     if name == "attention_mask":
         return {0: BATCH, 1: TOTAL}
     return {0: BATCH} if tensor.is_floating_point() or tensor.dim() < 2 else {0: BATCH, 1: SEQUENCE}
+
+
+def _sizes(static: Mapping[str, int], needed: set[str]) -> dict[str, int]:
+    """Sizes by the names of dimensions, of those that are needed."""
+    words = {"batch": BATCH, "sequence": SEQUENCE, "past": CACHED}
+    wanted = [short for short, word in words.items() if word in needed]
+    if sorted(static) != sorted(wanted) or not all(isinstance(n, int) and n > 0 for n in static.values()):
+        given = ",".join(f"{name}={size}" for name, size in static.items())
+        raise ExportError(
+            f"static sizes {given!r} do not fit this model: give {','.join(f'{name}=N' for name in wanted)}, each N a "
+            "positive number"
+        )
+    sizes = {words[name]: size for name, size in static.items()}
+    return {**sizes, TOTAL: sizes.get(CACHED, 0) + sizes.get(SEQUENCE, 0)}
+
+
+def _resized(name: str, leaf: Tensor, sizes: Mapping[int, int]) -> Tensor:
+    """Contents of no meaning in another shape: small numbers, and masks without padding."""
+    shape = [sizes.get(dim, size) for dim, size in enumerate(leaf.shape)]
+    if name == "attention_mask":
+        return leaf.new_ones(shape)
+    return leaf.new_zeros(shape)

@@ -9,15 +9,17 @@ import torch
 from torch import Tensor, nn
 
 from graphprune import hf
+from graphprune.contracts import ExportOptions
 from graphprune.errors import ExportError, GraphpruneError, VerificationError
 from graphprune.exporters import parity
 from graphprune.exporters.agreement import error, numbers
 from graphprune.exporters.generation import Decoder
-from graphprune.exporters.onnx import REPORT, subject_of, subject_of_model
 from graphprune.exporters.onnx_files import MODEL
 from graphprune.exporters.onnx_files import check as check_file
 from graphprune.exporters.onnx_runtime import Runner, open_model
+from graphprune.exporters.onnx_writer import REPORT, subject_of, subject_of_model
 from graphprune.exporters.subjects import PAST
+from graphprune.exporters.validation import Reference, compared
 
 _TOKENS = 6
 
@@ -87,11 +89,11 @@ def _onnx(folder: Path) -> Verification:
     size = sum(path.stat().st_size for path in folder.glob(f"{MODEL}*"))
     if size != report.get("bytes", size):
         raise VerificationError(f"{folder / MODEL} has {size} bytes, its report says {report['bytes']}: export again")
-    half = report.get("target") == "onnx-gpu"
-    bound = _bound(report, parity.FLOAT16 if half else parity.FLOAT32)
-    source = report.get("source")
+    bound = _bound(report)
+    source, options = report.get("source"), ExportOptions(**report.get("options", {}))
     if source and (Path(source) / hf.CONFIG).is_file():
-        found.max_error = _against(Path(source), runner, bound, half)
+        reference = Reference.of(subject_of(Path(source), options))
+        found.max_error = float(compared(reference, runner, options.quant)["worst"])
         found.checks.append(f"it agrees with the model in {source}")
     elif any(name.startswith(PAST) for name in runner.inputs):
         found.max_error = _against_itself(folder, runner, bound)
@@ -99,17 +101,10 @@ def _onnx(folder: Path) -> Verification:
     return found
 
 
-def _bound(report: dict[str, Any], default: float) -> float:
+def _bound(report: dict[str, Any]) -> float:
     """The bound that the export was held to."""
     checked = report.get("parity", {}).values()
-    return max((float(one.get("bound", default)) for one in checked), default=default)
-
-
-def _against(source: Path, runner: Runner, bound: float, half: bool) -> float:
-    subject = subject_of(source)
-    if half:
-        subject = subject.to(torch.float16).to(torch.float32)
-    return parity.check(subject, runner, bound).worst
+    return max((float(one.get("bound", parity.FLOAT32)) for one in checked), default=parity.FLOAT32)
 
 
 def _against_itself(folder: Path, runner: Runner, bound: float) -> float:

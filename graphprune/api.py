@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from graphprune import assembly, choices, evaluation, free, hf
-from graphprune.contracts import ExportReport
+from graphprune.contracts import ExportOptions, ExportReport
 from graphprune.dependencies import Dependencies
 from graphprune.exporters import EXPORTERS
 from graphprune.exporters.verify import Verification as FolderVerification
@@ -26,6 +26,9 @@ from graphprune.proof import Verification, verify_cut
 from graphprune.pruning import apply_plan as apply_plan
 from graphprune.pruning import prune as prune
 from graphprune.recipes import RECIPES
+
+#: What `export` can write.
+TARGETS = tuple(EXPORTERS)
 
 
 def analyze(program: Program) -> Dependencies:
@@ -131,16 +134,30 @@ def ask(model: Program | str | Path, questions: str | Path, *, first: int | None
     return choices.ask(model, questions, first)
 
 
-def export(folder: str | Path, *, target: str, output: str | Path, force: bool = False) -> ExportReport:
+def export(
+    folder: str | Path,
+    *,
+    target: str,
+    output: str | Path,
+    dtype: str | None = None,
+    quant: str = "none",
+    opset: int | None = None,
+    static: Mapping[str, int] | None = None,
+    portable: bool = False,
+    force: bool = False,
+) -> ExportReport:
     """Write a saved model for another runtime; it appears when it was checked against the original.
 
+    For the options see `ExportOptions`; each target takes some of them.
+
     Raises:
-        ExportError: if it cannot be exported, or does not agree with the original.
+        ExportError: if it cannot be exported, or so, or does not agree with the original.
         RegistryError: if there is no such target.
     """
+    options = ExportOptions(dtype, quant, opset, dict(static or {}), portable)
     if (Path(folder) / hf.PROGRAM).is_file():
-        return free.export(Path(folder), target, Path(output), force=force)
-    return EXPORTERS[target](Path(folder), Path(output), force=force)
+        return free.export(Path(folder), target, Path(output), options, force=force)
+    return EXPORTERS[target](Path(folder), Path(output), options, force=force)
 
 
 def verify_folder(folder: str | Path) -> FolderVerification:

@@ -1,8 +1,8 @@
 """What an operator rule or an exporter promises; scores, allocations and refits are in `methods`."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
 from enum import Enum
 from math import isclose, prod
 from pathlib import Path
@@ -12,6 +12,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from graphprune.axes import Axis
+from graphprune.errors import ExportError
 
 Dims = tuple[Axis, ...]
 
@@ -247,7 +248,43 @@ class ExportReport:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class ExportOptions:
+    """What may be asked of an exporter; each takes some of it, and refuses the rest with `require`.
+
+    `dtype` is ``fp32`` or ``fp16``, `quant` the kind of stored weights: ``none``, ``int8`` or ``int4``. `static` has
+    sizes by dimension: ``batch``, ``sequence`` and, of a decoder's cache, ``past``. `portable` asks for what most
+    readers take, at a price that each target tells.
+    """
+
+    dtype: str | None = None
+    quant: str = "none"
+    opset: int | None = None
+    static: Mapping[str, int] = field(default_factory=dict)
+    portable: bool = False
+
+    def require(self, target: str, **takes: Collection[object]) -> None:
+        """Refuse what a target does not take: `takes` has the values of each option that may be asked for there.
+
+        Raises:
+            ExportError: if another option was set, or one to another value.
+        """
+        for one in fields(self):
+            value, allowed = getattr(self, one.name), takes.get(one.name, ())
+            if value == ExportOptions.__dataclass_fields__[one.name].default or not value:
+                continue
+            asked = set(value) if isinstance(value, Mapping) else {value}
+            if not asked <= set(allowed):
+                can = ", ".join(f"{name} ({', '.join(map(str, of))})" for name, of in takes.items()) or "no options"
+                raise ExportError(f"target {target} cannot be made with {one.name} {value}; it takes {can}")
+
+
+NO_OPTIONS = ExportOptions()
+
+
 class Exporter(Protocol):
     """Writes a saved model for a target; verified before it gets its final name."""
 
-    def __call__(self, source: Path, output: Path, *, force: bool = ...) -> ExportReport: ...
+    def __call__(
+        self, source: Path, output: Path, options: ExportOptions = ..., *, force: bool = ...
+    ) -> ExportReport: ...

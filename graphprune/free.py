@@ -8,7 +8,7 @@ import torch
 
 from graphprune import biases, hf
 from graphprune.atomic import new_folder
-from graphprune.contracts import ExportReport
+from graphprune.contracts import ExportOptions, ExportReport
 from graphprune.dependencies import Dependencies
 from graphprune.errors import ExportError, VerificationError
 from graphprune.exporters import onnx, pt2
@@ -122,7 +122,7 @@ def check_folder(folder: Path) -> Verification:
     return found
 
 
-def export(folder: Path, target: str, output: Path, *, force: bool = False) -> ExportReport:
+def export(folder: Path, target: str, output: Path, options: ExportOptions, *, force: bool = False) -> ExportReport:
     """Hand out the ONNX files that were made with the graph, after checking them anew.
 
     Raises:
@@ -133,6 +133,7 @@ def export(folder: Path, target: str, output: Path, *, force: bool = False) -> E
             f"{folder} holds a graph that no class of transformers runs; such a graph is exported when it is pruned, "
             f"as ONNX only: {target} cannot be made of it. Prune with destination stock or per-layer"
         )
+    options.require(target)
     require_apart(folder, output)
     with new_folder(output, force) as fresh:
         shutil.copytree(folder / ONNX, fresh, dirs_exist_ok=True)

@@ -33,6 +33,7 @@ from graphprune.cli.options import (
     Target,
     Text,
     Trials,
+    sizes,
 )
 from graphprune.passes.measure import Measure
 from graphprune.passes.search import Search
@@ -198,13 +199,30 @@ def verify(folder: Folder, json: Json = False) -> Show:
 @command
 def export(
     folder: Folder,
-    target: Annotated[str, typer.Option(help="What to write: onnx or onnx-gpu.", show_default=False)],
+    target: Annotated[str, typer.Option(help=f"What to write: {', '.join(api.TARGETS)}.", show_default=False)],
     output: Output,
+    dtype: Annotated[str | None, typer.Option(help="fp32 or fp16; the target's own if left out.")] = None,
+    quant: Annotated[str, typer.Option(help="Weights in fewer bits: none, int8 or int4.")] = "none",
+    opset: Annotated[int | None, typer.Option(help="The version of ONNX operators.")] = None,
+    static: Annotated[
+        str | None, typer.Option(metavar="NAME=N,...", help="Fixed sizes: batch, sequence, and past of a cache.")
+    ] = None,
+    portable: Annotated[bool, typer.Option("--portable", help="What most readers take, whatever it costs.")] = False,
     force: Force = False,
     json: Json = False,
 ) -> Show:
     """Write a saved model for another runtime, checked against the original."""
-    made = api.export(folder, target=target, output=output, force=force)
+    made = api.export(
+        folder,
+        target=target,
+        output=output,
+        dtype=dtype,
+        quant=quant,
+        opset=opset,
+        static=sizes(static),
+        portable=portable,
+        force=force,
+    )
     return partial(print_json, made) if json else partial(show.export, f"{folder} as {target}", made)
 
 

@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 from graphprune.corpus import WHAT
+from graphprune.errors import ExportError
 
 
 class Destination(StrEnum):
@@ -62,3 +63,15 @@ Shots = Annotated[
 Coarse = Annotated[
     float | None, typer.Option(help="The share of what is to go that whole blocks give first (recipe comp).")
 ]
+
+
+def sizes(words: str | None) -> dict[str, int]:
+    """``batch=1,sequence=128`` as sizes by name.
+
+    Raises:
+        ExportError: if it is written otherwise.
+    """
+    pairs = [word.partition("=") for word in (words or "").split(",") if word]
+    if not all(name and size.isdigit() for name, _, size in pairs):
+        raise ExportError(f"--static {words!r} is not of the form batch=1,sequence=128")
+    return {name.strip(): int(size) for name, _, size in pairs}

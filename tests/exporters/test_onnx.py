@@ -21,9 +21,10 @@ from graphprune.exporters.decoders import cached_decoder, decoder_subject
 from graphprune.exporters.encoders import encoder_subject
 from graphprune.exporters.generation import generate
 from graphprune.exporters.huggingface import save
-from graphprune.exporters.onnx import export_program, program_subject
-from graphprune.exporters.onnx_gpu import own_error
+from graphprune.exporters.onnx import export_program
+from graphprune.exporters.programs import program_subject
 from graphprune.exporters.subjects import Subject
+from graphprune.exporters.validation import own_error
 from graphprune.exporters.verify import verify_folder
 from graphprune.frontends.modules import trace
 from graphprune.program import Source

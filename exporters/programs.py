@@ -1,0 +1,77 @@
+"""Programs as subjects of an export, destination free: no class of transformers runs them, a graph does."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from graphprune.errors import ExportError
+from graphprune.exporters.subjects import PAST, PRESENT, Subject, cache_names, named_dimensions
+from graphprune.program import Program
+
+
+def program_subject(program: Program) -> Subject:
+    """A program, its inputs named as its placeholders stand; a list of pairs after them is a cache.
+
+    Raises:
+        ExportError: if its inputs cannot be named.
+    """
+    args, kwargs = program.inputs
+    if not all(isinstance(leaf, Tensor) for leaf in program.flat(args, kwargs)):
+        raise ExportError("a program with inputs that are no tensors cannot be exported; trace it with tensors only")
+    if kwargs and args:
+        raise ExportError("a program called with both positional and named inputs cannot be exported; name all of them")
+    module: nn.Module = program.module()
+    if kwargs:
+        module, args = _ByName(module, tuple(kwargs)), (tuple(kwargs.values()),)
+    args = _fitted(program, args)
+    leaves = pytree.tree_leaves(args)
+    past = [leaf for leaf in leaves if leaf.dim() == 4 and leaf.is_floating_point()] if program.state else []
+    plain = [str(n.target) for n in program.graph.nodes if n.op == "placeholder"][: len(leaves) - len(past)]
+    names = [*plain, *cache_names(PAST, len(past) // 2)]
+    with torch.no_grad():
+        outputs = pytree.tree_leaves(module(*args))
+    return Subject(
+        module, args, tuple(names), _output_names(outputs, len(past) // 2), named_dimensions(names, args),
+        _vocabulary(outputs),
+    )  # fmt: skip
+
+
+class _ByName(nn.Module):
+    """A module with named inputs, called with a tuple of them in their order."""
+
+    def __init__(self, module: nn.Module, names: tuple[str, ...]) -> None:
+        super().__init__()
+        self.module, self.names = module, names
+
+    def forward(self, inputs: tuple[Any, ...]) -> Any:
+        """Call it by name."""
+        return self.module(**dict(zip(self.names, inputs, strict=True)))
+
+
+def _fitted(program: Program, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The example inputs in the sizes that the graph has now: a cut may have narrowed the cache."""
+    leaves, spec = pytree.tree_flatten(args)
+    nodes = [n for n in program.graph.nodes if n.op == "placeholder"]
+    shapes = [[size if isinstance(size, int) else None for size in n.meta["val"].shape] for n in nodes]
+    fitted = [_cut(leaf, shape) for leaf, shape in zip(leaves, shapes, strict=True)]
+    result: tuple[Any, ...] = pytree.tree_unflatten(fitted, spec)
+    return result
+
+
+def _cut(leaf: Tensor, shape: list[int | None]) -> Tensor:
+    for dim, size in enumerate(shape):
+        leaf = leaf if size is None else leaf.narrow(dim, 0, size)
+    return leaf.contiguous()
+
+
+def _output_names(outputs: list[Tensor], layers: int) -> tuple[str, ...]:
+    first = len(outputs) - 2 * layers
+    plain = ["logits"] if first == 1 else [f"output_{i}" for i in range(first)]
+    return (*plain, *cache_names(PRESENT, layers))
+
+
+def _vocabulary(outputs: list[Tensor]) -> int:
+    """As many token ids as there are logits."""
+    return int(outputs[0].shape[-1])
