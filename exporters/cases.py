@@ -163,7 +163,7 @@ def _vary(name: str, tensor: Tensor, vocabulary: int, shape: torch.Size, seed: i
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(tensor.dtype)
     if name == "attention_mask":
         return torch.ones(shape, dtype=tensor.dtype)
-    return _random(vocabulary if name == "input_ids" else 1, tuple(shape), seed)
+    return _random(vocabulary if name.endswith("input_ids") else 1, tuple(shape), seed)
 
 
 def _random(vocabulary: int, shape: tuple[int, ...], seed: int) -> Tensor:

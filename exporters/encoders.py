@@ -1,4 +1,4 @@
-"""Models without a cache: encoders of text, classifiers, vision models."""
+"""Models without a cache: encoders of text, classifiers, vision models, encoders with the decoder that reads them."""
 
 import inspect
 from pathlib import Path
@@ -10,10 +10,10 @@ from transformers import PreTrainedModel
 
 from graphprune import hf
 from graphprune.errors import ExportError
-from graphprune.exporters.subjects import BATCH, SEQUENCE, Subject
+from graphprune.exporters.subjects import BATCH, SEQUENCE, WRITTEN, Subject
 
 _BATCH, _SEQUENCE, _SIDE = 2, 6, 224
-_TEXT = ("input_ids", "attention_mask", "token_type_ids")
+_TEXT = ("input_ids", "attention_mask", "token_type_ids", "decoder_input_ids")
 
 
 class NamedOutputs(nn.Module):
@@ -49,7 +49,8 @@ def encoder_subject(model: nn.Module, folder: Path) -> Subject:
     with torch.no_grad():
         found = model(**feeds, return_dict=True)
     outputs = tuple(name for name, value in found.items() if isinstance(value, Tensor))
-    free = {name: {0: BATCH, 1: SEQUENCE} if name in _TEXT else {0: BATCH} for name in feeds}
+    free = {name: {0: BATCH, 1: WRITTEN if name.startswith("decoder") else SEQUENCE} for name in feeds}
+    free = {name: dims if name in _TEXT else {0: BATCH} for name, dims in free.items()}
     vocabulary = getattr(model.config.get_text_config(), "vocab_size", 0)
     return Subject(
         NamedOutputs(model, tuple(feeds), outputs), (list(feeds.values()),), tuple(feeds), outputs,
@@ -59,11 +60,10 @@ def encoder_subject(model: nn.Module, folder: Path) -> Subject:
 
 def _feeds(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
     takes = inspect.signature(model.forward).parameters
-    if model.config.is_encoder_decoder or model.main_input_name not in ("input_ids", "pixel_values"):
+    if model.main_input_name not in ("input_ids", "pixel_values"):
         raise ExportError(
-            f"{type(model).__name__} takes {model.main_input_name!r}"
-            f"{' and decodes besides' if model.config.is_encoder_decoder else ''}; decoders, text encoders and vision "
-            "models can be exported"
+            f"{type(model).__name__} takes {model.main_input_name!r}; models that take text (input_ids) or images "
+            "(pixel_values) can be exported"
         )
     if model.main_input_name == "pixel_values":
         pixels = torch.randn(_BATCH, *_image(model, folder), generator=torch.Generator().manual_seed(0))
@@ -71,7 +71,8 @@ def _feeds(model: PreTrainedModel, folder: Path) -> dict[str, Tensor]:
     shape = (_BATCH, _SEQUENCE)
     ids = torch.arange(_BATCH * _SEQUENCE).view(shape) % model.config.get_text_config().vocab_size
     made = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "token_type_ids": torch.zeros_like(ids)}
-    return {name: made[name] for name in _TEXT if name in takes}
+    made |= {"decoder_input_ids": ids[:, 1:].contiguous()} if model.config.is_encoder_decoder else {}
+    return {name: made[name] for name in _TEXT if name in takes and name in made}
 
 
 def _image(model: PreTrainedModel, folder: Path) -> tuple[int, int, int]:

@@ -18,7 +18,7 @@ from graphprune.contracts import ExportReport
 from graphprune.errors import ExportError
 from graphprune.exporters.agreement import Error, compare, numbers, rounded
 from graphprune.exporters.folders import copy_beside, require_apart, write_config
-from graphprune.exporters.shards import write_shards
+from graphprune.exporters.shards import aliases, write_shards
 from graphprune.meta_models import auto_class, describe, flat, on_meta, stock_class
 from graphprune.program import Program, Source
 
@@ -48,7 +48,7 @@ def write(program: Program, folder: Path, *, destination: Destination) -> Export
     destination = "per-layer" if per_layer.is_per_layer(config) else "stock"
     try:
         copy_beside(source.path, folder)
-        _write_config(folder, config, source.dtype, destination)
+        write_settings(folder, config, source.dtype, destination)
         _write_weights(program, folder, _skeleton(config, destination), source.dtype)
     except OSError as fault:
         raise ExportError(f"{folder.parent} cannot be written: {fault}") from fault
@@ -137,7 +137,8 @@ def _skeleton(config: PreTrainedConfig, destination: Destination) -> PreTrainedM
     return on_meta(config) if destination == "stock" else per_layer.build_on_meta(config)
 
 
-def _write_config(folder: Path, config: PreTrainedConfig, dtype: torch.dtype, destination: Destination) -> None:
+def write_settings(folder: Path, config: PreTrainedConfig, dtype: torch.dtype, destination: Destination) -> None:
+    """Write config.json, and the code file of layers that differ."""
     if destination == "stock":
         write_config(folder, config, dtype)
         return
@@ -147,11 +148,8 @@ def _write_config(folder: Path, config: PreTrainedConfig, dtype: torch.dtype, de
 
 def _write_weights(program: Program, folder: Path, model: PreTrainedModel, dtype: torch.dtype) -> None:
     """Every saved tensor once: what the class ties is stored under one of its names."""
-    aliases: dict[int, list[str]] = {}
     state: Mapping[str, Tensor] = model.state_dict(keep_vars=True)
-    for name, tensor in state.items():
-        aliases.setdefault(id(tensor), []).append(name)
-    names = {group[0]: _stored(program, group) for group in aliases.values()}
+    names = {group[0]: _stored(program, group) for group in aliases(model)}
     skeleton = {name: _typed(state[name], dtype) for name in names}
 
     def read(name: str) -> Tensor:

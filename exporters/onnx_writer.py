@@ -30,8 +30,11 @@ _PACKAGES = ("graphprune", "torch", "transformers", "onnx", "onnxscript", "onnxr
 
 #: What every target of ONNX files takes.
 TAKES: dict[str, Collection[object]] = {
-    "dtype": ("fp32", "fp16"), "quant": tuple(BITS), "opset": OPSETS, "static": ("batch", "sequence", "past"),
-}  # fmt: skip
+    "dtype": ("fp32", "fp16"),
+    "quant": tuple(BITS),
+    "opset": OPSETS,
+    "static": ("batch", "sequence", "past", "written"),
+}
 
 #: Changes a checked model in memory and its file in a folder; returns notes for the report.
 Last = Callable[[ir.Model, Path], list[str]]
@@ -103,6 +106,14 @@ def finish(
     if source is not None:
         copy_beside(source, folder)
         (folder / "config.json").write_bytes((source / "config.json").read_bytes())
+    return write_report(folder, source, target, options, table, parity)
+
+
+def write_report(
+    folder: Path, source: Path | None, target: str, options: ExportOptions, table: Mapping[str, Any],
+    parity: Mapping[str, Any],
+) -> ExportReport:  # fmt: skip
+    """What was written, with what, and how far it is from the source."""
     whole = {
         "target": target, "source": str(source.resolve()) if source is not None else None, "versions": versions(),
         "options": asdict(options), "machine": platform.machine(), "threads": torch.get_num_threads(), **table,

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from huggingface_hub import StateDictSplit, split_torch_state_dict_into_shards
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 LIMIT = 5_000_000_000
 
@@ -27,6 +27,20 @@ def write_shards(
         (folder / file).chmod(0o666 & ~_umask())  # the library lets nobody else read it
     if plan.is_sharded:
         _write_index(folder, plan)
+
+
+def aliases(model: nn.Module) -> list[list[str]]:
+    """The names of every saved tensor, all those of a shared one together."""
+    found: dict[int, list[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        found.setdefault(id(tensor), []).append(name)
+    return list(found.values())
+
+
+def distinct(model: nn.Module) -> dict[str, Tensor]:
+    """Every saved tensor once, by the first of its names."""
+    state = model.state_dict()
+    return {names[0]: state[names[0]] for names in aliases(model)}
 
 
 def _sized(skeleton: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,6 +15,7 @@ Feeds = dict[str, Tensor]
 
 PAST, PRESENT = "past_key_values", "present"
 BATCH, SEQUENCE, CACHED, TOTAL = "batch_size", "sequence_length", "past_sequence_length", "total_sequence_length"
+WRITTEN = "decoder_sequence_length"
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def _dimensions(name: str, tensor: Tensor) -> dict[int, str]:
 
 def _sizes(static: Mapping[str, int], needed: set[str]) -> dict[str, int]:
     """Sizes by the names of dimensions, of those that are needed."""
-    words = {"batch": BATCH, "sequence": SEQUENCE, "past": CACHED}
+    words = {"batch": BATCH, "sequence": SEQUENCE, "past": CACHED, "written": WRITTEN}
     wanted = [short for short, word in words.items() if word in needed]
     if sorted(static) != sorted(wanted) or not all(isinstance(n, int) and n > 0 for n in static.values()):
         given = ",".join(f"{name}={size}" for name, size in static.items())

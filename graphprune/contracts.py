@@ -253,8 +253,8 @@ class ExportOptions:
     """What may be asked of an exporter; each takes some of it, and refuses the rest with `require`.
 
     `dtype` is ``fp32`` or ``fp16``, `quant` the kind of stored weights: ``none``, ``int8`` or ``int4``. `static` has
-    sizes by dimension: ``batch``, ``sequence`` and, of a decoder's cache, ``past``. `portable` asks for what most
-    readers take, at a price that each target tells.
+    sizes by dimension: ``batch``, ``sequence``, ``past`` of a cache, and ``written`` of a decoder behind an encoder.
+    `portable` asks for what most readers take, at a price that each target tells.
     """
 
     dtype: str | None = None

@@ -205,7 +205,8 @@ def export(
     quant: Annotated[str, typer.Option(help="Weights in fewer bits: none, int8 or int4.")] = "none",
     opset: Annotated[int | None, typer.Option(help="The version of ONNX operators.")] = None,
     static: Annotated[
-        str | None, typer.Option(metavar="NAME=N,...", help="Fixed sizes: batch, sequence, and past of a cache.")
+        str | None,
+        typer.Option(metavar="NAME=N,...", help="Fixed sizes: batch, sequence, past of a cache, written by a decoder."),
     ] = None,
     portable: Annotated[bool, typer.Option("--portable", help="What most readers take, whatever it costs.")] = False,
     force: Force = False,

@@ -12,7 +12,7 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, Wav2Vec2Config, Wav2Vec2ForCTC
 
 from graphprune import hf, per_layer
 from graphprune.errors import ExportError, LoadError, VerificationError
@@ -183,10 +183,20 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_encoder_that_decodes_cannot_be_exported(saved: Save, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match=r"T5ForConditionalGeneration takes 'input_ids' and decodes besides"):
-        EXPORTERS["onnx"](saved("t5"), tmp_path / "out")
-    assert list(tmp_path.iterdir()) == []
+def test_an_encoder_with_its_decoder(saved: Save, tmp_path: Path) -> None:
+    report = EXPORTERS["onnx"](saved("t5"), tmp_path / "out")
+    assert report.facts["parity"]["CPUExecutionProvider"]["worst"] < 1e-5
+    graph = onnx.load(str(tmp_path / "out" / "model.onnx")).graph
+    assert [i.name for i in graph.input] == ["input_ids", "attention_mask", "decoder_input_ids"]
+    assert [d.dim_param for d in graph.input[2].type.tensor_type.shape.dim] == ["batch_size", "decoder_sequence_length"]
+
+
+def test_a_model_that_takes_sounds_cannot_be_exported(tmp_path: Path) -> None:
+    config = Wav2Vec2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+    Wav2Vec2ForCTC(config).save_pretrained(tmp_path / "sounds")
+    with pytest.raises(ExportError, match="Wav2Vec2ForCTC takes 'input_values'; models that take text"):
+        EXPORTERS["onnx"](tmp_path / "sounds", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 class Wrong:
