@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import onnx_ir as ir
 
@@ -35,11 +36,11 @@ def _providers(path: Path) -> Sequence[str]:
     return (CPU, CUDA) if has_cuda(path) else (CPU,)
 
 
-def _standard(model: ir.Model, folder: Path) -> list[str]:
-    return ["standard operators only, for TensorRT"]
+def _standard(model: ir.Model, folder: Path) -> dict[str, Any]:
+    return {"notes": ["standard operators only, for TensorRT"]}
 
 
-def _fused(model: ir.Model, folder: Path) -> list[str]:
+def _fused(model: ir.Model, folder: Path) -> dict[str, Any]:
     """Write the fused file, or leave the unfused one if the fused cannot be made or opened; say which and why."""
     try:
         with TemporaryDirectory(dir=folder, prefix=".fused-") as beside:
@@ -51,8 +52,8 @@ def _fused(model: ir.Model, folder: Path) -> list[str]:
             for path in fused.parent.iterdir():
                 path.rename(folder / path.name)
     except ExportError as fault:
-        return [f"not fused: {fault}"]
-    return ["fused for the CUDA provider"]
+        return {"notes": [f"not fused: {fault}"]}
+    return {"notes": ["fused for the CUDA provider"]}
 
 
 def _fuse(model: ir.Model) -> None:

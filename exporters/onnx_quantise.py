@@ -1,7 +1,5 @@
 """Weights of ONNX files in 8 or 4 bits, in blocks along the inputs; what is computed between them stays as it is."""
 
-import logging
-from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -10,7 +8,7 @@ from numpy.typing import NDArray
 from onnxscript import optimizer
 
 from graphprune.errors import ExportError
-from graphprune.modes import quiet
+from graphprune.modes import imported, quiet
 
 BITS = {"int8": 8, "int4": 4}
 _BLOCKED = 21  # the first opset that dequantises in blocks
@@ -53,7 +51,7 @@ def quantise(model: ir.Model, quant: str, *, standard: bool) -> ir.Model:
 
 def _blocked(proto: Any, without: list[str], bits: int) -> Any:
     """The model with its products as MatMulNBits, but for some."""
-    library = _library()
+    library = imported("onnxruntime.quantization.matmul_nbits_quantizer")
     config = library.DefaultWeightOnlyQuantConfig(
         block_size=_BLOCK, is_symmetric=bits == 8, accuracy_level=_INT8_PRODUCTS, op_types_to_quantize=("MatMul",),
         bits=bits,
@@ -62,17 +60,6 @@ def _blocked(proto: Any, without: list[str], bits: int) -> Any:
     with quiet():
         quantizer.process()
     return quantizer.model.model
-
-
-def _library() -> Any:
-    """The quantiser of ONNX Runtime, whose import would make the whole process talk."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    try:
-        return import_module("onnxruntime.quantization.matmul_nbits_quantizer")
-    finally:
-        root.handlers[:] = handlers
-        root.setLevel(level)
 
 
 def _dequantised(graph: ir.Graph, node: ir.Node, bits: int) -> None:

@@ -21,9 +21,9 @@ from graphprune.exporters.encoders import encoder_subject
 from graphprune.exporters.folders import copy_beside, require_apart
 from graphprune.exporters.onnx_files import OPSET, OPSETS, save_onnx, to_onnx
 from graphprune.exporters.onnx_quantise import BITS, quantise
-from graphprune.exporters.onnx_runtime import CPU
+from graphprune.exporters.onnx_runtime import CPU, open_model
 from graphprune.exporters.subjects import Subject
-from graphprune.exporters.validation import Reference, validate
+from graphprune.exporters.validation import Reference, compared, validate
 
 REPORT = "export_report.json"
 _PACKAGES = ("graphprune", "torch", "transformers", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime")
@@ -36,8 +36,8 @@ TAKES: dict[str, Collection[object]] = {
     "static": ("batch", "sequence", "past", "written"),
 }
 
-#: Changes a checked model in memory and its file in a folder; returns notes for the report.
-Last = Callable[[ir.Model, Path], list[str]]
+#: Changes a checked model in memory and its file in a folder, or adds files; returns facts for the report.
+Last = Callable[[ir.Model, Path], dict[str, Any]]
 
 
 def export_folder(
@@ -90,9 +90,11 @@ def write(
             validate(reference, path, "none")
             model = quantise(model, options.quant, standard=options.portable or last is None)
             path = save_onnx(model, folder)
-        notes = last(model, folder) if last else []
+        told = last(model, folder) if last else {}
         table, checked = validate(reference, path, options.quant, providers(path))
-        table = {**table, "notes": notes, "seconds": seconds | table["seconds"]}
+        for other in sorted(folder.glob("*.ort")):
+            checked[other.name] = compared(reference, open_model(other), options.quant)
+        table = {**table, **told, "seconds": seconds | table["seconds"]}
         table |= {} if of_source else {"source": None}
         report = finish(folder, source, target, options, table, checked)
     return replace(report, output=output)

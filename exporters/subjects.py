@@ -16,6 +16,7 @@ Feeds = dict[str, Tensor]
 PAST, PRESENT = "past_key_values", "present"
 BATCH, SEQUENCE, CACHED, TOTAL = "batch_size", "sequence_length", "past_sequence_length", "total_sequence_length"
 WRITTEN = "decoder_sequence_length"
+_WORDS = {"batch": BATCH, "sequence": SEQUENCE, "past": CACHED, "written": WRITTEN}
 
 
 @dataclass(frozen=True)
@@ -62,13 +63,23 @@ class Subject:
             ExportError: if a size is left out, is none, or is of a dimension that the inputs do not have.
         """
         leaves, spec = pytree.tree_flatten(self.args)
-        named: list[dict[int, str]] = pytree.tree_leaves(self.dynamic, is_leaf=lambda node: isinstance(node, dict))
-        sizes = _sizes(static, {word for each in named for word in each.values()})
+        named, sizes = self._named(), _sizes(static, self.sizes)
         new = [
             _resized(name, leaf, {dim: sizes[word] for dim, word in each.items()})
             for name, leaf, each in zip(self.inputs, leaves, named, strict=True)
         ]
         return replace(self, args=pytree.tree_unflatten(new, spec), dynamic=None)
+
+    @property
+    def sizes(self) -> list[str]:
+        """The short names of the dimensions that are free."""
+        found = {word for each in self._named() for word in each.values()}
+        return [short for short, word in _WORDS.items() if word in found]
+
+    def _named(self) -> list[dict[int, str]]:
+        """The names of the free dimensions of each input."""
+        named: list[dict[int, str]] = pytree.tree_leaves(self.dynamic, is_leaf=lambda node: isinstance(node, dict))
+        return named
 
     def free(self) -> Any:
         """`dynamic` in the words of torch.export."""
@@ -98,17 +109,15 @@ def _dimensions(name: str, tensor: Tensor) -> dict[int, str]:
     return {0: BATCH} if tensor.is_floating_point() or tensor.dim() < 2 else {0: BATCH, 1: SEQUENCE}
 
 
-def _sizes(static: Mapping[str, int], needed: set[str]) -> dict[str, int]:
-    """Sizes by the names of dimensions, of those that are needed."""
-    words = {"batch": BATCH, "sequence": SEQUENCE, "past": CACHED, "written": WRITTEN}
-    wanted = [short for short, word in words.items() if word in needed]
+def _sizes(static: Mapping[str, int], wanted: Sequence[str]) -> dict[str, int]:
+    """Sizes by the names of dimensions."""
     if sorted(static) != sorted(wanted) or not all(isinstance(n, int) and n > 0 for n in static.values()):
         given = ",".join(f"{name}={size}" for name, size in static.items())
         raise ExportError(
             f"static sizes {given!r} do not fit this model: give {','.join(f'{name}=N' for name in wanted)}, each N a "
             "positive number"
         )
-    sizes = {words[name]: size for name, size in static.items()}
+    sizes = {_WORDS[name]: size for name, size in static.items()}
     return {**sizes, TOTAL: sizes.get(CACHED, 0) + sizes.get(SEQUENCE, 0)}
 
 

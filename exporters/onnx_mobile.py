@@ -1,0 +1,65 @@
+"""Saved models as ONNX for phones: fixed shapes, attention in single products, and the .ort format beside it."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from graphprune import hf
+from graphprune.contracts import NO_OPTIONS, ExportOptions, ExportReport
+from graphprune.errors import ExportError, first_line
+from graphprune.exporters import EXPORTERS
+from graphprune.exporters.onnx_files import MODEL
+from graphprune.exporters.onnx_writer import TAKES, export_folder, subject_of_model
+from graphprune.exporters.usability import usability
+from graphprune.modes import imported, quiet
+
+#: Sizes that nobody asked for otherwise: of a decoder, one token at a time in a window of 256.
+USUAL = {"batch": 1, "sequence": 128, "past": 255, "written": 32}
+_OPSET = 20  # the newest that converters for devices take
+
+
+@EXPORTERS.register("onnx-mobile")
+def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, force: bool = False) -> ExportReport:
+    """Export the model of a Hugging Face folder at fixed sizes, with a report of what accelerators would take of it.
+
+    A decoder of fixed sizes reads `sequence` tokens behind `past` places of cache; those not yet filled are masked, on
+    the left. With weights in fewer bits products are those of ONNX Runtime, which its packages for devices have.
+
+    Raises:
+        ExportError: if it cannot be exported, a file does not agree with the model, or `output` may not be written.
+    """
+    options.require("onnx-mobile", **TAKES)
+    options = replace(options, opset=options.opset or _OPSET, static=options.static or _usual(source))
+    return export_folder(source, output, "onnx-mobile", options, force=force, last=_finished)
+
+
+def _usual(source: Path) -> dict[str, int]:
+    """Sizes for the dimensions that this model has, no longer than the texts that it takes."""
+    model = hf.module(source)
+    most = getattr(model.config.get_text_config(), "max_position_embeddings", None) or max(USUAL.values())
+    sizes = {name: min(USUAL[name], most) for name in subject_of_model(model, source).sizes}
+    return sizes | {"sequence": 1, "past": min(USUAL["past"], most - 1)} if "past" in sizes else sizes
+
+
+def _finished(model: ir.Model, folder: Path) -> dict[str, Any]:
+    """Write the .ort file; it and what accelerators would take go into the report."""
+    _to_ort(folder / MODEL)
+    return {"usability": usability(folder / MODEL)}
+
+
+def _to_ort(path: Path) -> None:
+    """Optimised for any processor: only so may it be run on another machine.
+
+    Raises:
+        ExportError: if ONNX Runtime cannot convert it.
+    """
+    converter = imported("onnxruntime.tools.convert_onnx_models_to_ort")
+    try:
+        with quiet():
+            converter.convert_onnx_models_to_ort(
+                path, optimization_styles=[converter.OptimizationStyle.Fixed], target_platform="arm"
+            )
+    except Exception as fault:  # its errors share no base class
+        raise ExportError(f"{path.name} cannot become an .ort file: {first_line(fault)}") from fault
