@@ -12,9 +12,9 @@ from transformers import PreTrainedConfig
 
 from graphprune import hf, per_layer
 from graphprune.atomic import check_output, new_folder
-from graphprune.contracts import NO_OPTIONS, ExportOptions, ExportReport
+from graphprune.contracts import NO_OPTIONS, ExportOptions, ExportReport, Needs
 from graphprune.errors import ExportError
-from graphprune.exporters import EXPORTERS
+from graphprune.exporters import EXPORTERS, NEEDS
 from graphprune.exporters.agreement import compare
 from graphprune.exporters.decoders import is_decoder
 from graphprune.exporters.folders import copy_beside, require_apart
@@ -26,6 +26,11 @@ from graphprune.meta_models import flat, on_meta
 
 TYPES = {"fp32": torch.float32, "fp16": torch.float16}
 _TOKENS = 24
+
+
+NEEDS["hf"] = Needs(
+    ("stock", "per-layer"), 8, 8, "transformers runs any width; 8 is what kernels on processors and GPUs like at least"
+)
 
 
 @EXPORTERS.register("hf")

@@ -3,11 +3,18 @@
 from pathlib import Path
 
 from graphprune.atomic import check_output
-from graphprune.contracts import NO_OPTIONS, ExportOptions, ExportReport
-from graphprune.exporters import EXPORTERS
+from graphprune.contracts import NO_OPTIONS, ExportOptions, ExportReport, Needs
+from graphprune.exporters import EXPORTERS, NEEDS
 from graphprune.exporters.onnx_writer import TAKES, export_folder, write
 from graphprune.exporters.programs import program_subject
 from graphprune.program import Program
+
+NEEDS["onnx"] = Needs(
+    ("per-layer", "stock"),
+    32,
+    16,
+    "ONNX Runtime runs any width; products go in blocks of 32, convolutions in blocks of 16 channels",
+)
 
 
 @EXPORTERS.register("onnx")

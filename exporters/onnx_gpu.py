@@ -8,12 +8,14 @@ from typing import Any
 
 import onnx_ir as ir
 
-from graphprune.contracts import NO_OPTIONS, ExportOptions, ExportReport
+from graphprune.contracts import NO_OPTIONS, ExportOptions, ExportReport, Needs
 from graphprune.errors import ExportError
-from graphprune.exporters import EXPORTERS
+from graphprune.exporters import EXPORTERS, NEEDS
 from graphprune.exporters.onnx_files import MODEL, save_onnx
 from graphprune.exporters.onnx_runtime import CPU, CUDA, has_cuda, open_model
 from graphprune.exporters.onnx_writer import TAKES, export_folder
+
+NEEDS["onnx-gpu"] = Needs(("per-layer", "stock"), 64, 64, "tensor cores in half precision go in tiles of 64")
 
 
 @EXPORTERS.register("onnx-gpu")

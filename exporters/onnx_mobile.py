@@ -7,9 +7,9 @@ from typing import Any
 import onnx_ir as ir
 
 from graphprune import hf
-from graphprune.contracts import NO_OPTIONS, ExportOptions, ExportReport
+from graphprune.contracts import NO_OPTIONS, ExportOptions, ExportReport, Needs
 from graphprune.errors import ExportError, first_line
-from graphprune.exporters import EXPORTERS
+from graphprune.exporters import EXPORTERS, NEEDS
 from graphprune.exporters.onnx_files import MODEL
 from graphprune.exporters.onnx_writer import TAKES, export_folder, subject_of_model
 from graphprune.exporters.usability import usability
@@ -18,6 +18,14 @@ from graphprune.modes import imported, quiet
 #: Sizes that nobody asked for otherwise: of a decoder, one token at a time in a window of 256.
 USUAL = {"batch": 1, "sequence": 128, "past": 255, "written": 32}
 _OPSET = 20  # the newest that converters for devices take
+
+
+NEEDS["onnx-mobile"] = Needs(
+    ("per-layer", "stock"),
+    32,
+    8,
+    "stored blocks hold 32 weights, and kernels of ARM processors take 8 channels at a time",
+)
 
 
 @EXPORTERS.register("onnx-mobile")

@@ -13,9 +13,9 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from graphprune.atomic import new_file
-from graphprune.contracts import NO_OPTIONS, ExportOptions, ExportReport
+from graphprune.contracts import NO_OPTIONS, ExportOptions, ExportReport, Needs
 from graphprune.errors import ExportError
-from graphprune.exporters import EXPORTERS, parity
+from graphprune.exporters import EXPORTERS, NEEDS, parity
 from graphprune.exporters.agreement import TOLERANCE, compare, numbers
 from graphprune.exporters.folders import require_apart
 from graphprune.exporters.onnx_writer import subject_of
@@ -23,6 +23,9 @@ from graphprune.exporters.subjects import Subject
 from graphprune.program import Program
 
 _LOADS_WITH = ["graphprune.load(file)", "torch.export.load(file).module()"]
+
+
+NEEDS["pt2"] = Needs(("per-layer", "stock"), 8, 8, "torch.export holds any width; 8 is what kernels like at least")
 
 
 @EXPORTERS.register("pt2")

@@ -282,6 +282,17 @@ class ExportOptions:
 NO_OPTIONS = ExportOptions()
 
 
+@dataclass(frozen=True)
+class Needs:
+    """What a target wants of a model before it is pruned: where it must run (one of `destinations`, the first if nobody
+    says otherwise), and of what the widths of matrix products and of convolutions should be multiples, and `why`."""
+
+    destinations: tuple[str, ...]
+    products: int
+    convolutions: int
+    why: str
+
+
 class Exporter(Protocol):
     """Writes a saved model for a target; verified before it gets its final name."""
 

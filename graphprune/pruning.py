@@ -36,6 +36,7 @@ from graphprune.proof import Verification
 from graphprune.recipes import RECIPES
 from graphprune.report import Calibration as CalibrationReport
 from graphprune.report import Report
+from graphprune.targets import Wanted
 from graphprune.version import __version__
 from graphprune.weights import beside
 
@@ -63,6 +64,7 @@ class Job:
     command: str = ""
     plan_only: bool = False
     budget: str = "parameters"
+    wanted: Wanted | None = None
 
 
 def prune(
@@ -75,8 +77,9 @@ def prune(
     samples: int = 128,
     length: int = 512,
     autocast: bool = False,
-    align: int = 8,
-    destination: str = "stock",
+    target: str | None = None,
+    align: int | None = None,
+    destination: str | None = None,
     protect: tuple[str, ...] = (),
     exact_only: bool = True,
     seed: int = 0,
@@ -95,17 +98,22 @@ def prune(
     `model` is a Hugging Face folder, a ``.gguf`` or ``.pt2`` file, or ``package.module:callable``; `sparsity` the share
     of all its parameters that is to go, or of another `budget` (``macs``, ``kv_cache``, ``latency``, see `Allocate`;
     the last on `runtime`, with a table in the file `latency`); `calibration` names a text (see `corpus.read`), which
-    is run faster with `autocast` (see `Calibrate`). `exact_only` leaves out groups whose cut changes what remains, such
-    as hidden sizes under norms. `loss` is for recipes that need gradients of other than causal language models: a
-    function of the output and the number of the calibration batch; for more see `assembly.Options`. `output` appears
-    when all in it was verified, or not at all.
+    is run faster with `autocast` (see `Calibrate`). `target` is what the model will be exported to; it decides about
+    `destination` and `align`, of which widths are multiples, where they are not given (``stock`` and 8 without it).
+    `exact_only` leaves out groups whose cut changes what remains, such as hidden sizes under norms. `loss` is for
+    recipes that need gradients of other than causal language models: a function of the output and the number of the
+    calibration batch; for more see `assembly.Options`. `output` appears when all in it was verified, or not at all.
 
     Raises:
         GraphpruneError: one of its kinds, with what, where, got, expected and what to do.
     """
-    chosen = RECIPES[recipe]
+    chosen, wanted = RECIPES[recipe], Wanted.of(target, destination, align)
+    destination = wanted.destination
     check_output(output, force)
-    job = Job(str(model), Path(output), recipe, destination, sparsity, seed, force, _command(), plan_only, budget)
+    program = load(model)
+    align = wanted.align_of(program)
+    job = Job(str(model), Path(output), recipe, destination, sparsity, seed, force, _command(), plan_only, budget,
+        wanted)  # fmt: skip
     options = assembly.Options(
         sparsity, None, align, destination, protect, exact_only, seed, loss, budget, trials, str(latency), runtime,
         shots, coarse,
@@ -113,7 +121,7 @@ def prune(
     if chosen.calibrates and not calibration:
         raise CalibrationError(f"recipe {recipe} needs calibration data; name a text (--calibration FILE)")
     calibrate = Calibrate(str(calibration), samples, length, seed, autocast=autocast) if chosen.calibrates else None
-    program = (assembly.plan_only if plan_only else assembly.pipeline)(chosen, options, calibrate)(load(model))
+    program = (assembly.plan_only if plan_only else assembly.pipeline)(chosen, options, calibrate)(program)
     return _save(job, program, lambda folder: [] if plan_only else write(program, folder, destination))
 
 
@@ -183,7 +191,7 @@ def _report(job: Job, program: Program, plan: Plan, errors: dict[str, float]) ->
         loads_with=_loads_with(job),
         command=job.command,
         version=__version__,
-        notes=(*_asked(job), *_notes(program), *_maps(program)),
+        notes=(*_asked(job), *_wanted(job, original, plan), *_notes(program), *_maps(program)),
         cut=not job.plan_only,
     )
 
@@ -241,6 +249,11 @@ def _loads_with(job: Job) -> tuple[str, ...]:
 
 def _asked(job: Job) -> tuple[str, ...]:
     return () if job.budget == "parameters" else (f"the sparsity that was asked for is one of {UNITS[job.budget]}",)
+
+
+def _wanted(job: Job, original: Program, plan: Plan) -> tuple[str, ...]:
+    """What the target has to say of the plan."""
+    return job.wanted.notes(original, plan) if job.wanted else ()
 
 
 def _notes(program: Program) -> tuple[str, ...]:

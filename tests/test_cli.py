@@ -107,7 +107,7 @@ def test_prune_passes_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
         "--recipe", "magnitude", "--calibration", "text.txt", "--samples", "4", "--length", "64", "--align", "16",
         "--destination", "per-layer", "--protect", "a*", "--protect", "b*", "--inexact", "--seed", "7",
         "--budget", "macs", "--latency", "t.json", "--runtime", "torch", "--trials", "5", "--shots", "3",
-        "--coarse", "0.5", "--autocast", "--plan-only", "--force",
+        "--coarse", "0.5", "--autocast", "--target", "onnx", "--plan-only", "--force",
     )  # fmt: skip
     status, out, _ = run(*PRUNE, *more)
     assert status == 0
@@ -116,7 +116,7 @@ def test_prune_passes_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
         "model": "some/model", "recipe": "magnitude", "sparsity": 0.2, "calibration": "text.txt", "output": "out",
         "samples": 4, "length": 64, "autocast": True, "align": 16, "destination": "per-layer", "protect": ("a*", "b*"),
         "exact_only": False, "seed": 7, "budget": "macs", "latency": "t.json",
-        "runtime": "torch", "trials": 5, "shots": 3, "coarse": 0.5, "plan_only": True, "force": True,
+        "runtime": "torch", "trials": 5, "shots": 3, "coarse": 0.5, "target": "onnx", "plan_only": True, "force": True,
     }  # fmt: skip
 
 

@@ -16,7 +16,6 @@ from graphprune.cli.options import (
     Budget,
     Calibration,
     Coarse,
-    Destination,
     Folder,
     Force,
     Inexact,
@@ -33,6 +32,7 @@ from graphprune.cli.options import (
     Target,
     Text,
     Trials,
+    Where,
     sizes,
 )
 from graphprune.passes.measure import Measure
@@ -102,8 +102,11 @@ def prune(
     samples: Annotated[int, typer.Option(help="Windows of the calibration text.", min=1)] = 128,
     length: Length = 512,
     autocast: Autocast = False,
-    align: Annotated[int, typer.Option(help="Every new width is a multiple of this.", min=1)] = 8,
-    destination: Target = Destination.stock,
+    target: Target = None,
+    align: Annotated[
+        int | None, typer.Option(help="Every new width is a multiple of this; 8 without a target.", min=1)
+    ] = None,
+    destination: Where = None,
     protect: Protect = None,
     inexact: Inexact = False,
     seed: Seed = 0,
@@ -127,8 +130,9 @@ def prune(
         samples=samples,
         length=length,
         autocast=autocast,
+        target=target,
         align=align,
-        destination=destination.value,
+        destination=destination.value if destination else None,
         protect=tuple(protect or ()),
         exact_only=not inexact,
         seed=seed,

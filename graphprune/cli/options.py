@@ -41,8 +41,14 @@ Protect = Annotated[
     list[str] | None, typer.Option(metavar="GLOB", help="Parameters that must stay as they are; repeatable.")
 ]
 Method = Annotated[str, typer.Option(help="The method; see `graphprune recipes`.")]
+Where = Annotated[
+    Destination | None,
+    typer.Option(
+        help="Where it must run: stock transformers (the default without a target), its own code file, or any graph."
+    ),
+]
 Target = Annotated[
-    Destination, typer.Option(help="Where it must run: stock transformers, its own code file, or any graph.")
+    str | None, typer.Option(help="What it will be exported to, which sets destination and alignment: see export.")
 ]
 Autocast = Annotated[
     bool,
