@@ -81,7 +81,7 @@ class Decoder:
     def _feeds(self, ids: Tensor, done: int) -> dict[str, Tensor]:
         feeds = {"input_ids": ids[:, done:], "attention_mask": torch.ones_like(ids)}
         if "position_ids" in self.runner.inputs:
-            feeds["position_ids"] = torch.arange(done, ids.shape[1]).view(1, -1)
+            feeds["position_ids"] = torch.arange(done, ids.shape[1]).expand(len(ids), -1)
         return feeds
 
 

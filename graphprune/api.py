@@ -7,7 +7,8 @@ from typing import Any
 from graphprune import assembly, choices, evaluation, free, hf
 from graphprune.contracts import ExportOptions, ExportReport
 from graphprune.dependencies import Dependencies
-from graphprune.exporters import EXPORTERS
+from graphprune.exporters import EXPORTERS, scoring
+from graphprune.exporters.onnx_files import MODEL
 from graphprune.exporters.verify import Verification as FolderVerification
 from graphprune.exporters.verify import verify_folder as verify_saved
 from graphprune.frontends.loading import load as load
@@ -111,12 +112,16 @@ def verify(program: Program, small: Program, plan: Plan) -> Verification:
 def evaluate(
     model: Program | str | Path, text: str | Path, *, length: int = 512, windows: int | None = None
 ) -> evaluation.Evaluation:
-    """Measure the perplexity of a language model, whatever `load` takes, on consecutive windows of a text.
+    """Measure the perplexity of a language model on consecutive windows of a text.
+
+    It is whatever `load` takes, or an exported folder, which ONNX Runtime runs.
 
     Raises:
         LoadError: if the model, its tokenizer or the text cannot be read.
         CalibrationError: if the text is too short, or the model predicts no finite numbers.
     """
+    if not isinstance(model, Program) and (Path(model) / MODEL).is_file():
+        return scoring.evaluate(Path(model), text, length=length, windows=windows)
     if not isinstance(model, Program) and not hf.is_folder(Path(model)):
         model = load(model)
     return evaluation.evaluate(model, text, length=length, windows=windows)

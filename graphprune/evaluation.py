@@ -71,10 +71,21 @@ def evaluate(
         CalibrationError: if the text is too short, or the model predicts no finite numbers.
     """
     source = folder(model)
-    ids = corpus.windows(hf.tokenizer(source), corpus.read(text), length)
-    if windows is not None and len(ids) < windows:
-        raise CalibrationError(f"the text {text} has {len(ids)} windows of {length} tokens, {windows} were asked for")
-    return perplexity(model if isinstance(model, Program) else hf.module(source), ids[:windows], batch=batch)
+    ids = windows_of(source, text, length, windows)
+    return perplexity(model if isinstance(model, Program) else hf.module(source), ids, batch=batch)
+
+
+def windows_of(folder: Path, text: str | Path, length: int, count: int | None) -> Tensor:
+    """The first windows of a text, shape (count, length), by the tokenizer of a folder; all if `count` is None.
+
+    Raises:
+        LoadError: if the tokenizer or the text cannot be read.
+        CalibrationError: if the text is too short.
+    """
+    ids = corpus.windows(hf.tokenizer(folder), corpus.read(text), length)
+    if count is not None and len(ids) < count:
+        raise CalibrationError(f"the text {text} has {len(ids)} windows of {length} tokens, {count} were asked for")
+    return ids[:count]
 
 
 def folder(model: Program | Path | str) -> Path:

@@ -14,7 +14,9 @@ from onnx import TensorProto, numpy_helper
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, Wav2Vec2Config, Wav2Vec2ForCTC
 
+import graphprune as gp
 from graphprune import hf, per_layer
+from graphprune.contracts import ExportOptions
 from graphprune.errors import ExportError, LoadError, VerificationError
 from graphprune.exporters import EXPORTERS, parity
 from graphprune.exporters.decoders import cached_decoder, decoder_subject
@@ -284,3 +286,18 @@ def test_verify_counts_parameters(saved: Save, tmp_path: Path) -> None:
     (tmp_path / "x" / "report.json").write_text(json.dumps({"parameters_after": 5}))
     with pytest.raises(VerificationError, match=rf"has {count} parameters, its report\.json says 5"):
         verify_folder(tmp_path / "x")
+
+
+def test_an_exported_decoder_predicts_as_the_model_does(llama: Path, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text(" ".join(f"w{3 + i * i % 50}" for i in range(200)))
+    source = report_of(llama)["source"]
+    found, wanted = (gp.evaluate(folder, text, length=16) for folder in (llama, source))
+    assert found.windows == wanted.windows > 5 and found.nll == pytest.approx(wanted.nll, rel=1e-5)
+
+
+def test_a_decoder_of_fixed_sizes_is_not_measured_on_windows(saved: Save, tmp_path: Path) -> None:
+    static = {"batch": 1, "sequence": 1, "past": 7}
+    EXPORTERS["onnx"](saved("llama", num_hidden_layers=1), tmp_path / "x", ExportOptions(static=static))
+    with pytest.raises(ExportError, match="has a decoder of fixed sizes; export it without --static"):
+        gp.evaluate(tmp_path / "x", "any")

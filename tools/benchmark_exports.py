@@ -1,0 +1,53 @@
+"""Compare exported folders in one run: size, speed, memory, and how much of the smaller product count is realised.
+
+Usage: .venv/bin/python tools/benchmark_exports.py DENSE PRUNED [MORE...] [--text TEXT...] [--json FILE] [--readme FILE]
+
+Each is a folder that `graphprune export` wrote for a target of ONNX files; the first is what the others are compared
+with. Runs of all are interleaved, so that a busy machine slows all of them alike; memory is measured in a process of
+each one's own. Products are counted in the file: those of weights, for one token, or for one image. What is realised
+is the share of time saved, divided by the share of products saved.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent))  # tools is a folder of the checkout
+
+from tools.export_benchmark.measure import Measured, measure
+from tools.export_benchmark.table import table
+from tools.readme import fill
+
+
+def main() -> None:
+    """Measure all folders, and print the table."""
+    options = arguments()
+    found: list[Measured] = measure(options)
+    lines = "\n".join(table(found))
+    print(lines)
+    if options.json:
+        options.json.write_text(json.dumps([asdict(one) for one in found], indent=2) + "\n", encoding="utf-8")
+    if options.readme:
+        fill(options.readme, options.marker, lines)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, metavar="DIR")
+    parser.add_argument("--text", nargs="+", default=[], help="texts to measure perplexity on")
+    parser.add_argument("--windows", type=int, default=16, help="windows of 512 tokens of each text")
+    parser.add_argument("--prompt", type=int, default=128, help="tokens of a prompt")
+    parser.add_argument("--tokens", type=int, default=32, help="tokens written after it")
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--provider", default="CPUExecutionProvider")
+    parser.add_argument("--json", type=Path, help="a file for all that was measured")
+    parser.add_argument("--readme", type=Path, help="a file with marker comments to write the table between")
+    parser.add_argument("--marker", default="benchmark_exports", help="the name of those comments")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    main()

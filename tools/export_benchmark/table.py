@@ -1,0 +1,31 @@
+"""What was measured, as a table in Markdown."""
+
+import statistics
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from tools.export_benchmark.measure import Measured
+
+
+def table(found: Sequence[Measured]) -> Iterator[str]:
+    """One row a folder; times are medians, with the 90th percentile behind them."""
+    kinds = list(found[0].seconds)
+    texts = list(found[0].perplexity)
+    heads = ["folder", "MB", "parameters", "products", *kinds, *(f"realised, {kind}" for kind in kinds)]
+    heads += ["peak MB", *(f"perplexity, {Path(text).name.split('.')[0]}" for text in texts), "error"]
+    yield f"| {' | '.join(heads)} |"
+    yield f"|{'---|' * len(heads)}"
+    for one in found:
+        cells = [one.folder, f"{one.bytes / 1e6:.1f}", f"{one.parameters:,}", f"{one.products:,}"]
+        cells += [_time(one.seconds[kind]) for kind in kinds]
+        cells += [f"{one.realised[kind]:.0%}" if kind in one.realised else "" for kind in kinds]
+        cells += [f"{one.memory / 1e6:.0f}", *(f"{one.perplexity[text]:.2f}" for text in texts), f"{one.worst:.1e}"]
+        yield f"| {' | '.join(cells)} |"
+
+
+def _time(seconds: Sequence[float]) -> str:
+    return f"{1000 * statistics.median(seconds):.2f} ms ({1000 * _percentile(seconds):.2f})"
+
+
+def _percentile(seconds: Sequence[float]) -> float:
+    return statistics.quantiles(seconds, n=10)[-1] if len(seconds) > 1 else seconds[0]
