@@ -1,5 +1,8 @@
 """Exporters: everything that a program or a saved model can become."""
 
+from collections.abc import Callable
+from pathlib import Path
+
 from graphprune.contracts import Exporter, Needs
 from graphprune.registry import Registry, discover
 
@@ -7,5 +10,8 @@ EXPORTERS: Registry[str, Exporter] = Registry("target")
 
 #: What each target wants of a model before it is pruned.
 NEEDS: dict[str, Needs] = {}
+
+#: What `verify_folder` checks in a folder of that target besides its model: says what was right, or raises.
+CHECKS: Registry[str, Callable[[Path], list[str]]] = Registry("check of a target")
 
 discover(__name__, __path__)

@@ -1,7 +1,7 @@
 """Greedy text from an exported decoder, by ONNX Runtime alone."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -59,12 +59,13 @@ class Decoder:
 
     runner: Runner
 
-    def tokens(self, ids: Tensor, count: int) -> Iterator[int]:
-        """The likeliest next tokens after `ids`, shape (1, length)."""
+    def tokens(self, ids: Tensor, count: int, *, without: Collection[int] = ()) -> Iterator[int]:
+        """The likeliest next tokens after `ids`, shape (1, length), but for some."""
         past, done = self.empty(), 0
         for _ in range(count):
             logits, past = self.step(ids, done, past)
-            done, token = ids.shape[1], int(logits[0, -1].argmax())
+            scores = logits[0, -1].index_fill(0, torch.tensor(list(without), dtype=torch.long), -torch.inf)
+            done, token = ids.shape[1], int(scores.argmax())
             ids = torch.cat([ids, torch.tensor([[token]])], 1)
             yield token
 
@@ -87,9 +88,14 @@ class Decoder:
 
 def end_tokens(folder: Path) -> set[int]:
     """The tokens after which a text is over, as the folder's settings say."""
-    for name in ("generation_config.json", "config.json"):
-        path = folder / name
-        found: Any = hf.read_json(path).get("eos_token_id") if path.is_file() else None
+    return token_ids(folder, "eos_token_id")
+
+
+def token_ids(folder: Path, name: str) -> set[int]:
+    """The special tokens of a name, one, several or none, as the folder's settings say."""
+    for file in ("generation_config.json", "config.json"):
+        path = folder / file
+        found: Any = hf.read_json(path).get(name) if path.is_file() else None
         if found is not None:
             return set(found) if isinstance(found, list) else {found}
     return set()

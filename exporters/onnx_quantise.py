@@ -1,5 +1,6 @@
 """Weights of ONNX files in 8 or 4 bits, in blocks along the inputs; what is computed between them stays as it is."""
 
+import sys
 from typing import Any
 
 import numpy as np
@@ -98,7 +99,10 @@ def _rounded(w: NDArray[Any], bits: int) -> tuple[NDArray[Any], NDArray[Any], ND
 
 def _fold_transposed(model: ir.Model) -> None:
     """A weight that is transposed when it runs, as that of a tied head, could not be told from an activation."""
-    optimizer.fold_constants(model, should_fold=lambda node: True if node.op_type == "Transpose" else None)
+    optimizer.fold_constants(
+        model, should_fold=lambda node: True if node.op_type == "Transpose" else None,
+        output_size_limit=sys.maxsize,  # that of the library leaves a head which is also the table of embeddings
+    )  # fmt: skip
 
 
 def _products(model: ir.Model) -> tuple[list[ir.Node], list[ir.Node]]:
@@ -116,6 +120,8 @@ def _embeddings(model: ir.Model) -> None:
         if node.attributes.get_int("axis", 0) != 0:
             continue
         _look_up(model.graph, node, rows, table.const_value.numpy())
+        if not table.uses():
+            del model.graph.initializers[str(table.name)]
 
 
 def _look_up(graph: ir.Graph, node: ir.Node, rows: Any, table: NDArray[Any]) -> None:

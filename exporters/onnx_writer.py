@@ -26,7 +26,8 @@ from graphprune.exporters.subjects import Subject
 from graphprune.exporters.validation import Reference, compared, validate
 
 REPORT = "export_report.json"
-_PACKAGES = ("graphprune", "torch", "transformers", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime")
+_PACKAGES = ("graphprune", "torch", "transformers", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime",
+             "onnxruntime-genai-cuda", "onnxruntime-genai")  # fmt: skip
 
 #: What every target of ONNX files takes.
 TAKES: dict[str, Collection[object]] = {
@@ -39,10 +40,13 @@ TAKES: dict[str, Collection[object]] = {
 #: Changes a checked model in memory and its file in a folder, or adds files; returns facts for the report.
 Last = Callable[[ir.Model, Path], dict[str, Any]]
 
+#: Runs what a folder is for, once all is in it; returns facts for the report.
+Prove = Callable[[Path], Mapping[str, Any]]
+
 
 def export_folder(
     source: Path, output: Path, target: str, options: ExportOptions, *, force: bool, last: Last | None = None,
-    providers: Callable[[Path], Sequence[str]] = lambda path: (CPU,),
+    providers: Callable[[Path], Sequence[str]] = lambda path: (CPU,), prove: Prove | None = None,
 ) -> ExportReport:  # fmt: skip
     """Export the model of a Hugging Face folder; a decoder with its cache as inputs and outputs.
 
@@ -52,7 +56,7 @@ def export_folder(
     require_apart(source, output)
     check_output(output, force)
     subject = subject_of(source, options)
-    return write(subject, source, output, target, options, force=force, last=last, providers=providers)
+    return write(subject, source, output, target, options, force=force, last=last, providers=providers, prove=prove)
 
 
 def subject_of(source: Path, options: ExportOptions) -> Subject:
@@ -73,6 +77,7 @@ def subject_of_model(model: nn.Module, folder: Path) -> Subject:
 def write(
     subject: Subject, source: Path | None, output: Path, target: str, options: ExportOptions, *, force: bool,
     of_source: bool = True, last: Last | None = None, providers: Callable[[Path], Sequence[str]] = lambda path: (CPU,),
+    prove: Prove | None = None,
 ) -> ExportReport:  # fmt: skip
     """Export, check, and only then give the folder its name; `last` is what a target does to a checked model.
 
@@ -96,18 +101,19 @@ def write(
             checked[other.name] = compared(reference, open_model(other), options.quant)
         table = {**table, **told, "seconds": seconds | table["seconds"]}
         table |= {} if of_source else {"source": None}
-        report = finish(folder, source, target, options, table, checked)
+        report = finish(folder, source, target, options, table, checked, prove)
     return replace(report, output=output)
 
 
 def finish(
     folder: Path, source: Path | None, target: str, options: ExportOptions, table: Mapping[str, Any],
-    parity: Mapping[str, Any],
+    parity: Mapping[str, Any], prove: Prove | None = None,
 ) -> ExportReport:  # fmt: skip
-    """Add what generation needs, and the report."""
+    """Add what generation needs, try it, and write the report."""
     if source is not None:
         copy_beside(source, folder)
         (folder / "config.json").write_bytes((source / "config.json").read_bytes())
+    table = {**table, **(prove(folder) if prove else {})}
     return write_report(folder, source, target, options, table, parity)
 
 

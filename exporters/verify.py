@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from graphprune import hf
 from graphprune.contracts import ExportOptions
 from graphprune.errors import ExportError, GraphpruneError, VerificationError
-from graphprune.exporters import parity
+from graphprune.exporters import CHECKS, parity
 from graphprune.exporters.agreement import error, numbers
 from graphprune.exporters.generation import Decoder
 from graphprune.exporters.onnx_files import MODEL
@@ -89,6 +89,8 @@ def _onnx(folder: Path) -> Verification:
     size = sum(path.stat().st_size for path in folder.glob(f"{MODEL}*"))
     if size != report.get("bytes", size):
         raise VerificationError(f"{folder / MODEL} has {size} bytes, its report says {report['bytes']}: export again")
+    also = CHECKS.get(str(report.get("target")))
+    found.checks += also(folder) if also is not None else []
     bound = _bound(report)
     source, options = report.get("source"), ExportOptions(**report.get("options", {}))
     if source and (Path(source) / hf.CONFIG).is_file():

@@ -14,6 +14,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
+from graphprune import per_layer
+from graphprune.exporters.huggingface import save as save_folder
 from graphprune.frontends.modules import trace
 from graphprune.program import Program, Source
 
@@ -98,6 +100,23 @@ def saved(model: Make, tmp_path_factory: pytest.TempPathFactory) -> Save:
         return folder
 
     return save
+
+
+@pytest.fixture(scope="session")
+def uneven(configure: Configure, saved: Save, tmp_path_factory: pytest.TempPathFactory) -> Save:
+    """The folder of a decoder whose two layers differ in heads and widths."""
+
+    def make(**changes: Any) -> Path:
+        config = configure("llama", use_cache=False, **changes)
+        config.allow_global_per_layer_attribute_access = True
+        config.per_layer_config = {1: {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 20}}
+        program = trace(per_layer.build(config).train(False), (), {"input_ids": torch.arange(14).view(2, 7)})
+        program = replace(program, source=Source(saved("llama", **changes), "huggingface"))
+        folder = tmp_path_factory.mktemp("uneven") / "model"
+        save_folder(program, folder, destination="per-layer")
+        return folder
+
+    return make
 
 
 def tokenizer() -> Any:

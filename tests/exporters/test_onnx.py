@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +11,22 @@ import pytest
 import torch
 from onnx import TensorProto, numpy_helper
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, Wav2Vec2Config, Wav2Vec2ForCTC
+from transformers import AutoModelForCausalLM, AutoTokenizer, Wav2Vec2Config, Wav2Vec2ForCTC
 
 import graphprune as gp
-from graphprune import hf, per_layer
+from graphprune import hf
 from graphprune.contracts import ExportOptions
 from graphprune.errors import ExportError, LoadError, VerificationError
 from graphprune.exporters import EXPORTERS, parity
 from graphprune.exporters.decoders import cached_decoder, decoder_subject
 from graphprune.exporters.encoders import encoder_subject
 from graphprune.exporters.generation import generate
-from graphprune.exporters.huggingface import save
 from graphprune.exporters.onnx import export_program
 from graphprune.exporters.programs import program_subject
 from graphprune.exporters.subjects import Subject
 from graphprune.exporters.validation import own_error
 from graphprune.exporters.verify import verify_folder
 from graphprune.frontends.modules import trace
-from graphprune.program import Source
 
 Save = Callable[..., Path]
 Model = Callable[..., nn.Module]
@@ -115,13 +112,8 @@ def test_other_kinds_agree(saved: Save, tmp_path: Path, kind: str) -> None:
     assert report.files == sorted(path.name for path in (tmp_path / "out").iterdir())
 
 
-def test_layers_of_different_heads(configure: Callable[..., PreTrainedConfig], saved: Save, tmp_path: Path) -> None:
-    config = configure("llama", use_cache=False)
-    config.allow_global_per_layer_attribute_access = True
-    config.per_layer_config = {1: {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 20}}
-    program = trace(per_layer.build(config).train(False), (), {"input_ids": torch.arange(14).view(2, 7)})
-    save(replace(program, source=Source(saved("llama"), "huggingface")), tmp_path / "model", destination="per-layer")
-    EXPORTERS["onnx"](tmp_path / "model", tmp_path / "out")
+def test_layers_of_different_heads(uneven: Save, tmp_path: Path) -> None:
+    EXPORTERS["onnx"](uneven(), tmp_path / "out")
     graph = onnx.load(str(tmp_path / "out" / "model.onnx")).graph
     heads = [i.type.tensor_type.shape.dim[1].dim_value for i in graph.input if i.name.endswith(".key")]
     assert heads == [4, 2]

@@ -39,6 +39,13 @@ def test_weights_in_fewer_bits(saved: Save, tmp_path: Path, quant: str, worst: f
     assert verify_folder(tmp_path / "x").max_error == pytest.approx(found["worst"], rel=1e-3)
 
 
+def test_a_head_of_many_words_is_kept_in_fewer_bits_too(saved: Save, tmp_path: Path) -> None:
+    """It is the table of embeddings besides, larger than what is folded without being asked for."""
+    facts = export(saved("llama", vocab_size=9000, **ONE), tmp_path / "x", quant="int8")
+    assert facts["operators"]["ai.onnx"]["DequantizeLinear"] == 8
+    assert facts["bytes"] < 2.5 * 9000 * 32  # two copies, one laid out for the product
+
+
 def test_int4_for_cuda_is_fused_and_multiplies_in_blocks(saved: Save, tmp_path: Path) -> None:
     facts = export(saved("llama", **ONE), tmp_path / "x", "onnx-gpu", quant="int4")
     bits = [

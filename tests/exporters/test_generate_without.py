@@ -1,0 +1,61 @@
+"""The program of the README writes the text that graphprune writes."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from graphprune.contracts import ExportOptions
+from graphprune.exporters import EXPORTERS
+from graphprune.exporters.generation import generate
+
+Save = Callable[..., Path]
+README = Path(__file__).parents[2] / "exporters" / "README.md"
+PROMPT = "w3 w4 w5 w6"
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The first Python block under its heading."""
+    section = README.read_text(encoding="utf-8").split("## Generate without graphprune\n")[1]
+    path = tmp_path_factory.mktemp("program") / "generate.py"
+    path.write_text(section.split("```python\n")[1].split("```")[0], encoding="utf-8")
+    return path
+
+
+def run(program: Path, *arguments: object) -> str:
+    """What it prints, where it can import neither torch nor transformers nor graphprune."""
+    refuse = "import sys; sys.modules.update(dict.fromkeys(('torch', 'transformers', 'graphprune')))\n"
+    (program.parent / "sitecustomize.py").write_text(refuse)
+    command = [sys.executable, str(program), *map(str, arguments)]
+    variables = {**os.environ, "PYTHONPATH": str(program.parent), "PYTHONIOENCODING": "utf-8"}
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=variables, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def export(source: Path, output: Path, **options: Any) -> Path:
+    return EXPORTERS["onnx"](source, output, ExportOptions(**options)).output
+
+
+def test_a_plain_decoder(program: Path, saved: Save, tmp_path: Path) -> None:
+    folder = export(saved("llama"), tmp_path / "out")
+    text = generate(folder, PROMPT, 12)
+    assert run(program, folder, PROMPT, 12) == f"{text}\n" and len(text.split()) == 12
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    path = folder / "generation_config.json"
+    last = [vocabulary[word] for word in text.split()[-2:]]
+    path.write_text(json.dumps({**json.loads(path.read_text()), "eos_token_id": [2, *last]}))
+    shorter = generate(folder, PROMPT)
+    assert run(program, folder, PROMPT) == f"{shorter}\n" and len(shorter) < len(text)
+
+
+def test_half_precision_and_layers_of_different_heads(program: Path, uneven: Save, tmp_path: Path) -> None:
+    folder = export(uneven(), tmp_path / "out", dtype="fp16")
+    text = generate(folder, PROMPT, 12)
+    assert run(program, folder, PROMPT, 12) == f"{text}\n" and text
