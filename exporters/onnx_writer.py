@@ -19,7 +19,7 @@ from graphprune.contracts import ExportOptions, ExportReport
 from graphprune.exporters.decoders import decoder_subject, is_decoder
 from graphprune.exporters.encoders import encoder_subject
 from graphprune.exporters.folders import copy_beside, require_apart
-from graphprune.exporters.onnx_files import OPSET, OPSETS, save_onnx, to_onnx
+from graphprune.exporters.onnx_files import OPSET, OPSETS, model_file, save_onnx, to_onnx
 from graphprune.exporters.onnx_quantise import BITS, quantise
 from graphprune.exporters.onnx_runtime import CPU
 from graphprune.exporters.subjects import Subject
@@ -33,7 +33,8 @@ TAKES: dict[str, Collection[object]] = {
     "dtype": ("fp32", "fp16"), "quant": tuple(BITS), "opset": OPSETS, "static": ("batch", "sequence", "past"),
 }  # fmt: skip
 
-#: Changes a checked model in memory and its file in a folder; returns notes for the report.
+#: Changes a checked model in memory and its file in a folder, or moves it to where `model_file` finds it; returns notes
+#: for the report.
 Last = Callable[[ir.Model, Path], list[str]]
 
 
@@ -88,6 +89,7 @@ def write(
             model = quantise(model, options.quant, standard=options.portable or last is None)
             path = save_onnx(model, folder)
         notes = last(model, folder) if last else []
+        path = model_file(folder) or path
         table, checked = validate(reference, path, options.quant, providers(path))
         table = {**table, "notes": notes, "seconds": seconds | table["seconds"]}
         table |= {} if of_source else {"source": None}
@@ -102,14 +104,16 @@ def finish(
     """Add what generation needs, and the report."""
     if source is not None:
         copy_beside(source, folder)
-        (folder / "config.json").write_bytes((source / "config.json").read_bytes())
+        if not (folder / hf.CONFIG).exists():  # a target may have written one with more in it
+            (folder / hf.CONFIG).write_bytes((source / hf.CONFIG).read_bytes())
     whole = {
         "target": target, "source": str(source.resolve()) if source is not None else None, "versions": versions(),
         "options": asdict(options), "machine": platform.machine(), "threads": torch.get_num_threads(), **table,
         "parity": parity,
     }  # fmt: skip
     (folder / REPORT).write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
-    return ExportReport(target, folder, sorted(path.name for path in folder.iterdir()), whole)
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return ExportReport(target, folder, files, whole)
 
 
 def versions() -> dict[str, str]:
