@@ -12,7 +12,7 @@ from graphprune.errors import ExportError
 
 #: Tokenizer, generation and licence files; never weights, code, or what graphprune writes itself.
 _BESIDE = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*")
-_OWN = {"config.json", "report.json", "plan.json", "export_report.json", "genai_config.json"}
+_OWN = {"config.json", "report.json", "plan.json", "export_report.json", "genai_config.json", "web.json", "cases.json"}
 
 
 def require_apart(source: Path, output: Path) -> None:

@@ -16,7 +16,7 @@ from graphprune.exporters.folders import copy_beside, require_apart
 from graphprune.exporters.genai_runtime import SETTINGS, library, prove
 from graphprune.exporters.generation import token_ids
 from graphprune.exporters.onnx_files import MODEL
-from graphprune.exporters.onnx_writer import TAKES, export_folder
+from graphprune.exporters.onnx_writer import TAKES, Target, export_folder
 from graphprune.exporters.subjects import PAST, PRESENT
 
 #: Any graph with these names; every other type that it loads is one architecture, and runs the same code.
@@ -50,8 +50,8 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
     check_output(output, force)
     library()
     settings = _settings(source)  # all that may be missing is asked for before the work
-    last = partial(_describe, source, settings)
-    return export_folder(source, output, "genai", options, force=force, last=last, prove=prove)
+    target = Target("genai", partial(_describe, source, settings), prove=prove)
+    return export_folder(source, output, target, options, force=force)
 
 
 @CHECKS.register("genai")

@@ -12,7 +12,7 @@ from transformers import AutoTokenizer
 
 from graphprune import hf
 from graphprune.errors import ExportError, LoadError
-from graphprune.exporters.onnx_files import MODEL
+from graphprune.exporters.onnx_files import MODEL, model_file
 from graphprune.exporters.onnx_runtime import CPU, Runner, open_model
 from graphprune.exporters.subjects import PAST, PRESENT
 
@@ -45,11 +45,12 @@ def open_decoder(folder: Path, provider: str = CPU) -> Runner:
     Raises:
         ExportError: if there is none.
     """
-    if not (folder / MODEL).is_file():
+    path = model_file(folder)
+    if path is None:
         raise ExportError(f"{folder} has no {MODEL}; export a model there first")
-    runner = open_model(folder / MODEL, provider)
+    runner = open_model(path, provider)
     if not any(name.startswith(f"{PAST}.") for name in runner.inputs):
-        raise ExportError(f"{folder / MODEL} takes no {PAST}: it is no decoder and writes no text")
+        raise ExportError(f"{path} takes no {PAST}: it is no decoder and writes no text")
     return runner
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from graphprune.atomic import check_output
 from graphprune.contracts import NO_OPTIONS, ExportOptions, ExportReport, Needs
 from graphprune.exporters import EXPORTERS, NEEDS
-from graphprune.exporters.onnx_writer import TAKES, export_folder, write
+from graphprune.exporters.onnx_writer import TAKES, Target, export_folder, write
 from graphprune.exporters.programs import program_subject
 from graphprune.program import Program
 
@@ -17,6 +17,9 @@ NEEDS["onnx"] = Needs(
 )
 
 
+_ONNX = Target("onnx")
+
+
 @EXPORTERS.register("onnx")
 def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, force: bool = False) -> ExportReport:
     """Export the model of a Hugging Face folder; a decoder with its cache as inputs and outputs.
@@ -25,7 +28,7 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
         ExportError: if it cannot be exported, the file does not agree with the model, or `output` may not be written.
     """
     options.require("onnx", **TAKES)
-    return export_folder(source, output, "onnx", options, force=force)
+    return export_folder(source, output, _ONNX, options, force=force)
 
 
 def export_program(program: Program, output: Path, *, force: bool = False) -> ExportReport:
@@ -36,4 +39,4 @@ def export_program(program: Program, output: Path, *, force: bool = False) -> Ex
     """
     check_output(output, force)
     source = program.source.path if program.source is not None and program.source.kind == "huggingface" else None
-    return write(program_subject(program), source, output, "onnx", NO_OPTIONS, force=force, of_source=False)
+    return write(program_subject(program), source, output, _ONNX, NO_OPTIONS, force=force, of_source=False)

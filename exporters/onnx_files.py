@@ -16,7 +16,7 @@ from graphprune.modes import quiet
 OPSET = 23  # attention, RMS norm and rotary embedding are standard operators there, and every runtime reads it
 OPSETS = range(18, 25)
 MODEL = "model.onnx"
-_ONE_FILE = 100_000_000  # bytes of weights that stay inside model.onnx
+ONE_FILE = 100_000_000  # bytes of weights that stay inside model.onnx
 
 
 def to_onnx(subject: Subject, opset: int = OPSET) -> Any:
@@ -38,8 +38,8 @@ def to_onnx(subject: Subject, opset: int = OPSET) -> Any:
     return program
 
 
-def save_onnx(model: ir.Model, folder: Path) -> Path:
-    """Write model.onnx, and model.onnx.data beside it for large weights.
+def save_onnx(model: ir.Model, folder: Path, name: str = MODEL) -> Path:
+    """Write a file, and one that is called ``.data`` besides for large weights; those that lie in files stay there.
 
     Raises:
         ExportError: if the file does not pass the checker of onnx.
@@ -47,11 +47,24 @@ def save_onnx(model: ir.Model, folder: Path) -> Path:
     for node in model.graph.all_nodes():
         node.metadata_props.clear()  # stack traces: a third of a small file, and paths of this machine
     stored = [value.const_value for value in model.graph.initializers.values()]
-    large = sum(tensor.nbytes for tensor in stored if tensor is not None) > _ONE_FILE
-    path = folder / MODEL
-    ir.save(model, path, external_data=f"{MODEL}.data" if large else None)
+    inside = [tensor for tensor in stored if tensor is not None and not isinstance(tensor, ir.ExternalTensor)]
+    large = sum(tensor.nbytes for tensor in inside) > ONE_FILE
+    path = folder / name
+    ir.save(model, path, external_data=f"{name}.data" if large else None)
     check(path)
     return path
+
+
+def model_file(folder: Path) -> Path | None:
+    """The ONNX file of an exported folder: model.onnx, or the one in ``onnx/``, where the web looks; None without."""
+    if (folder / MODEL).is_file():
+        return folder / MODEL
+    return next(iter(sorted((folder / "onnx").glob("model*.onnx"))), None)
+
+
+def written_bytes(path: Path) -> int:
+    """The size of an ONNX file with all that lies beside it under its name: its external data."""
+    return sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
 
 
 def check(path: Path) -> None:
@@ -81,7 +94,7 @@ def facts(path: Path, subject: Subject, quant: str = "none") -> dict[str, Any]:
     for name, shape in subject.shapes().items():
         if sorted(shapes.get(name, shape)) != sorted(shape):
             raise ExportError(f"{path.name} holds {name} in shape {shapes[name]}, the pruned model has {shape}")
-    size = sum(file.stat().st_size for file in path.parent.glob(f"{MODEL}*"))
+    size = written_bytes(path)
     weights = sum(p.numel() * p.element_size() for p in subject.module.parameters())
     if size > (1.2 if quant == "none" else 1.0) * weights + 2_000_000:
         raise ExportError(f"{path.name} takes {size} bytes for {weights} bytes of weights: some were written twice")

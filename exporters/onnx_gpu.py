@@ -13,7 +13,7 @@ from graphprune.errors import ExportError
 from graphprune.exporters import EXPORTERS, NEEDS
 from graphprune.exporters.onnx_files import MODEL, save_onnx
 from graphprune.exporters.onnx_runtime import CPU, CUDA, has_cuda, open_model
-from graphprune.exporters.onnx_writer import TAKES, export_folder
+from graphprune.exporters.onnx_writer import TAKES, Target, export_folder
 
 NEEDS["onnx-gpu"] = Needs(("per-layer", "stock"), 64, 64, "tensor cores in half precision go in tiles of 64")
 
@@ -30,8 +30,8 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
     """
     options.require("onnx-gpu", **TAKES, portable=(True,))
     options = replace(options, dtype=options.dtype or "fp16")
-    last = _standard if options.portable else _fused
-    return export_folder(source, output, "onnx-gpu", options, force=force, last=last, providers=_providers)
+    target = Target("onnx-gpu", _standard if options.portable else _fused, _providers)
+    return export_folder(source, output, target, options, force=force)
 
 
 def _providers(path: Path) -> Sequence[str]:

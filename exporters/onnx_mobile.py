@@ -11,7 +11,7 @@ from graphprune.contracts import NO_OPTIONS, ExportOptions, ExportReport, Needs
 from graphprune.errors import ExportError, first_line
 from graphprune.exporters import EXPORTERS, NEEDS
 from graphprune.exporters.onnx_files import MODEL
-from graphprune.exporters.onnx_writer import TAKES, export_folder, subject_of_model
+from graphprune.exporters.onnx_writer import TAKES, Target, export_folder, subject_of_model
 from graphprune.exporters.usability import usability
 from graphprune.modes import imported, quiet
 
@@ -40,7 +40,7 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
     """
     options.require("onnx-mobile", **TAKES)
     options = replace(options, opset=options.opset or _OPSET, static=options.static or _usual(source))
-    return export_folder(source, output, "onnx-mobile", options, force=force, last=_finished)
+    return export_folder(source, output, Target("onnx-mobile", _finished), options, force=force)
 
 
 def _usual(source: Path) -> dict[str, int]:

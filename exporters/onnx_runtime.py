@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import torch
 from torch import Tensor
@@ -55,14 +56,34 @@ def open_model(path: Path, provider: str = CPU, *, threads: int = 0) -> Runner:
     Raises:
         ExportError: if it cannot be opened, or the session falls back to another provider.
     """
+    return _opened(str(path), path.name, provider, threads, {})
+
+
+def open_in_floats(path: Path) -> Runner:
+    """Open a model file on the CPU so that activations are never rounded, whatever its quantised products allow.
+
+    Raises:
+        ExportError: if it cannot be opened.
+    """
+    model = onnx.load(str(path), load_external_data=False)
+    for attribute in (attribute for node in model.graph.node for attribute in node.attribute):
+        if attribute.name == "accuracy_level":
+            attribute.i = 0
+    beside = {"session.model_external_initializers_file_folder_path": str(path.parent)}
+    return _opened(model.SerializeToString(), path.name, CPU, 0, beside)
+
+
+def _opened(model: str | bytes, name: str, provider: str, threads: int, settings: Mapping[str, str]) -> Runner:
     options = onnxruntime.SessionOptions()
+    for key, value in settings.items():
+        options.add_session_config_entry(key, value)
     options.intra_op_num_threads = threads or torch.get_num_threads()
     options.log_severity_level = _ERRORS_ONLY
     start = time.perf_counter()
     try:
-        session = onnxruntime.InferenceSession(str(path), options, providers=[provider])
+        session = onnxruntime.InferenceSession(model, options, providers=[provider])
     except Exception as fault:  # its errors share no base class
-        raise ExportError(f"ONNX Runtime cannot open {path.name} on {provider}: {first_line(fault)}") from fault
+        raise ExportError(f"ONNX Runtime cannot open {name} on {provider}: {first_line(fault)}") from fault
     used = session.get_providers()[0]
     if used != provider:
         raise ExportError(f"ONNX Runtime fell back from {provider} to {used}; check the driver and its libraries")

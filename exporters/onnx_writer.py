@@ -4,7 +4,7 @@ import json
 import platform
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from graphprune.contracts import ExportOptions, ExportReport
 from graphprune.exporters.decoders import decoder_subject, is_decoder
 from graphprune.exporters.encoders import encoder_subject
 from graphprune.exporters.folders import copy_beside, require_apart
-from graphprune.exporters.onnx_files import OPSET, OPSETS, save_onnx, to_onnx
+from graphprune.exporters.onnx_files import OPSET, OPSETS, model_file, save_onnx, to_onnx
 from graphprune.exporters.onnx_quantise import BITS, quantise
 from graphprune.exporters.onnx_runtime import CPU, open_model
 from graphprune.exporters.subjects import Subject
@@ -37,17 +37,26 @@ TAKES: dict[str, Collection[object]] = {
     "static": ("batch", "sequence", "past", "written"),
 }
 
-#: Changes a checked model in memory and its file in a folder, or adds files; returns facts for the report.
+#: Changes a checked model in memory and its file in a folder, or moves it to where `model_file` finds it, or adds
+#: files; returns facts for the report.
 Last = Callable[[ir.Model, Path], dict[str, Any]]
 
 #: Runs what a folder is for, once all is in it; returns facts for the report.
 Prove = Callable[[Path], Mapping[str, Any]]
 
 
-def export_folder(
-    source: Path, output: Path, target: str, options: ExportOptions, *, force: bool, last: Last | None = None,
-    providers: Callable[[Path], Sequence[str]] = lambda path: (CPU,), prove: Prove | None = None,
-) -> ExportReport:  # fmt: skip
+@dataclass(frozen=True)
+class Target:
+    """By what one target of ONNX files differs from another: what is done to a checked model at last, on which
+    providers it is checked then, and how the whole folder is proved."""
+
+    name: str
+    last: Last | None = None
+    providers: Callable[[Path], Sequence[str]] = lambda path: (CPU,)
+    prove: Prove | None = None
+
+
+def export_folder(source: Path, output: Path, target: Target, options: ExportOptions, *, force: bool) -> ExportReport:
     """Export the model of a Hugging Face folder; a decoder with its cache as inputs and outputs.
 
     Raises:
@@ -55,8 +64,7 @@ def export_folder(
     """
     require_apart(source, output)
     check_output(output, force)
-    subject = subject_of(source, options)
-    return write(subject, source, output, target, options, force=force, last=last, providers=providers, prove=prove)
+    return write(subject_of(source, options), source, output, target, options, force=force)
 
 
 def subject_of(source: Path, options: ExportOptions) -> Subject:
@@ -75,11 +83,10 @@ def subject_of_model(model: nn.Module, folder: Path) -> Subject:
 
 
 def write(
-    subject: Subject, source: Path | None, output: Path, target: str, options: ExportOptions, *, force: bool,
-    of_source: bool = True, last: Last | None = None, providers: Callable[[Path], Sequence[str]] = lambda path: (CPU,),
-    prove: Prove | None = None,
+    subject: Subject, source: Path | None, output: Path, target: Target, options: ExportOptions, *, force: bool,
+    of_source: bool = True,
 ) -> ExportReport:  # fmt: skip
-    """Export, check, and only then give the folder its name; `last` is what a target does to a checked model.
+    """Export, check, and only then give the folder its name.
 
     Tokenizer and settings come from `source`; only if it is the model `of_source` may a later check compare with it.
 
@@ -93,28 +100,30 @@ def write(
         path, reference = save_onnx(model, folder), Reference.of(subject)
         if options.quant != "none":
             validate(reference, path, "none")
-            model = quantise(model, options.quant, standard=options.portable or last is None)
+            model = quantise(model, options.quant, standard=options.portable or target.last is None)
             path = save_onnx(model, folder)
-        told = last(model, folder) if last else {}
-        table, checked = validate(reference, path, options.quant, providers(path))
+        told = target.last(model, folder) if target.last else {}
+        path = model_file(folder) or path
+        table, checked = validate(reference, path, options.quant, target.providers(path))
         for other in sorted(folder.glob("*.ort")):
             checked[other.name] = compared(reference, open_model(other), options.quant)
         table = {**table, **told, "seconds": seconds | table["seconds"]}
         table |= {} if of_source else {"source": None}
-        report = finish(folder, source, target, options, table, checked, prove)
+        report = finish(folder, source, target, options, table, checked)
     return replace(report, output=output)
 
 
 def finish(
-    folder: Path, source: Path | None, target: str, options: ExportOptions, table: Mapping[str, Any],
-    parity: Mapping[str, Any], prove: Prove | None = None,
+    folder: Path, source: Path | None, target: Target, options: ExportOptions, table: Mapping[str, Any],
+    parity: Mapping[str, Any],
 ) -> ExportReport:  # fmt: skip
     """Add what generation needs, try it, and write the report."""
     if source is not None:
         copy_beside(source, folder)
-        (folder / "config.json").write_bytes((source / "config.json").read_bytes())
-    table = {**table, **(prove(folder) if prove else {})}
-    return write_report(folder, source, target, options, table, parity)
+        if not (folder / hf.CONFIG).exists():  # a target may have written one with more in it
+            (folder / hf.CONFIG).write_bytes((source / hf.CONFIG).read_bytes())
+    table = {**table, **(target.prove(folder) if target.prove else {})}
+    return write_report(folder, source, target.name, options, table, parity)
 
 
 def write_report(
@@ -128,7 +137,8 @@ def write_report(
         "parity": parity,
     }  # fmt: skip
     (folder / REPORT).write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
-    return ExportReport(target, folder, sorted(path.name for path in folder.iterdir()), whole)
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return ExportReport(target, folder, files, whole)
 
 
 def versions() -> dict[str, str]:

@@ -14,7 +14,7 @@ from graphprune.errors import ExportError, GraphpruneError, VerificationError
 from graphprune.exporters import CHECKS, parity
 from graphprune.exporters.agreement import error, numbers
 from graphprune.exporters.generation import Decoder
-from graphprune.exporters.onnx_files import MODEL
+from graphprune.exporters.onnx_files import MODEL, model_file, written_bytes
 from graphprune.exporters.onnx_files import check as check_file
 from graphprune.exporters.onnx_runtime import Runner, open_model
 from graphprune.exporters.onnx_writer import REPORT, subject_of, subject_of_model
@@ -48,10 +48,11 @@ def verify_folder(folder: Path | str) -> Verification:
     folder = Path(folder)
     if not folder.is_dir():
         raise VerificationError(f"{folder} is not a folder; name one that graphprune wrote")
-    if not (folder / MODEL).is_file() and not (folder / hf.CONFIG).is_file():
+    path = model_file(folder)
+    if path is None and not (folder / hf.CONFIG).is_file():
         raise VerificationError(f"{folder} has no {MODEL} and no {hf.CONFIG}; name a folder that graphprune wrote")
     try:
-        return _onnx(folder) if (folder / MODEL).is_file() else _huggingface(folder)
+        return _onnx(folder, path) if path is not None else _huggingface(folder)
     except VerificationError:
         raise
     except GraphpruneError as fault:
@@ -81,14 +82,14 @@ def _finite_outputs(model: nn.Module, folder: Path) -> str:
     return "its outputs are finite"
 
 
-def _onnx(folder: Path) -> Verification:
+def _onnx(folder: Path, path: Path) -> Verification:
     report = _reported(folder / REPORT)
-    check_file(folder / MODEL)
-    runner = open_model(folder / MODEL)
+    check_file(path)
+    runner = open_model(path)
     found = Verification(folder, "onnx", int(report.get("parameters", 0)), ["the checker of onnx passes", "it opens"])
-    size = sum(path.stat().st_size for path in folder.glob(f"{MODEL}*"))
+    size = written_bytes(path)
     if size != report.get("bytes", size):
-        raise VerificationError(f"{folder / MODEL} has {size} bytes, its report says {report['bytes']}: export again")
+        raise VerificationError(f"{path} has {size} bytes, its report says {report['bytes']}: export again")
     also = CHECKS.get(str(report.get("target")))
     found.checks += also(folder) if also is not None else []
     bound = _bound(report)
@@ -98,7 +99,7 @@ def _onnx(folder: Path) -> Verification:
         found.max_error = float(compared(reference, runner, options.quant)["worst"])
         found.checks.append(f"it agrees with the model in {source}")
     elif any(name.startswith(PAST) for name in runner.inputs):
-        found.max_error = _against_itself(folder, runner, bound)
+        found.max_error = _against_itself(path, runner, bound)
         found.checks.append("decoding token by token agrees with reading the text at once")
     return found
 
@@ -109,7 +110,7 @@ def _bound(report: dict[str, Any]) -> float:
     return max((float(one.get("bound", parity.FLOAT32)) for one in checked), default=parity.FLOAT32)
 
 
-def _against_itself(folder: Path, runner: Runner, bound: float) -> float:
+def _against_itself(path: Path, runner: Runner, bound: float) -> float:
     """The model is gone; but a cache that is wrong shows when a text is read in parts."""
     decoder = Decoder(runner)
     ids = torch.arange(1, _TOKENS + 1).view(1, -1)
@@ -118,11 +119,11 @@ def _against_itself(folder: Path, runner: Runner, bound: float) -> float:
     for end in range(1, _TOKENS + 1):
         logits, past = decoder.step(ids[:, :end], end - 1, past)
         parts.append(logits)
-    _require_finite(folder, [whole])
+    _require_finite(path.parent, [whole])
     worst = error(torch.cat(parts, 1), whole).relative
     if not worst <= bound:
         raise VerificationError(
-            f"{folder / MODEL}: token by token its logits differ by {worst:.1e}, allowed are {bound:.0e}; export again"
+            f"{path}: token by token its logits differ by {worst:.1e}, allowed are {bound:.0e}; export again"
         )
     return worst
 

@@ -104,7 +104,7 @@ def test_every_requirement_is_pinned_in_constraints() -> None:
     assert [w for w in wanted if w.split(">=")[0] not in pins] == []
 
 
-@pytest.mark.parametrize("name", ["tools/setup", "tools/test", "tools/demo", ".ci/run"])
+@pytest.mark.parametrize("name", ["tools/setup", "tools/test", "tools/demo", "tools/verify_web", ".ci/run"])
 def test_the_commands_can_be_run(name: str) -> None:
     assert os.access(ROOT / name, os.X_OK)
     assert subprocess.run(["bash", "-n", str(ROOT / name)], check=False).returncode == 0

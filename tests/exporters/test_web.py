@@ -1,0 +1,276 @@
+"""Folders for the web hold what a page must know, and compute in wasm what they do here."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+from graphprune import per_layer
+from graphprune.contracts import ExportOptions
+from graphprune.errors import ExportError, VerificationError
+from graphprune.exporters import EXPORTERS, web, web_cases
+from graphprune.exporters.generation import generate
+from graphprune.exporters.huggingface import save
+from graphprune.exporters.verify import verify_folder
+from graphprune.frontends.modules import trace
+from graphprune.program import Source
+
+Save = Callable[..., Path]
+ROOT = Path(__file__).parents[2]
+TOOL = ROOT / "tools" / "web"
+ONE = {"num_hidden_layers": 1}
+
+
+def export(source: Path, output: Path, **options: Any) -> dict[str, Any]:
+    return EXPORTERS["web"](source, output, ExportOptions(**options)).facts
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text())
+
+
+def edit(path: Path, change: Callable[[Any], None]) -> None:
+    table = read(path)
+    change(table)
+    path.write_text(json.dumps(table))
+
+
+@pytest.fixture(scope="module")
+def llama(saved: Save, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A decoder whose weights lie in several files."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(web, "ONE_FILE", 1000)
+        patch.setattr(web, "_PART", 10_000)
+        export(saved("llama", **ONE), out := tmp_path_factory.mktemp("web") / "llama")
+    return out
+
+
+@pytest.fixture
+def copied(llama: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(llama, tmp_path / "copy"))
+
+
+@pytest.fixture(scope="module")
+def different(
+    configure: Callable[..., PreTrainedConfig], saved: Save, tmp_path_factory: pytest.TempPathFactory
+) -> Path:
+    """A decoder whose layers have different numbers of heads."""
+    folder = tmp_path_factory.mktemp("different")
+    config = configure("llama", use_cache=False)
+    config.allow_global_per_layer_attribute_access = True
+    config.per_layer_config = {1: {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 20}}
+    program = trace(per_layer.build(config).train(False), (), {"input_ids": torch.arange(14).view(2, 7)})
+    save(replace(program, source=Source(saved("llama"), "huggingface")), folder / "model", destination="per-layer")
+    export(folder / "model", folder / "out")
+    return folder / "out"
+
+
+def test_a_folder_as_the_ecosystem_lays_it_out(llama: Path) -> None:
+    table = read(llama / "web.json")
+    parts = [part["path"] for part in table["external_data"]]
+    assert parts == ["model.onnx_data", *(f"model.onnx_data_{i}" for i in range(1, len(parts)))] and len(parts) > 2
+    assert all((llama / part["file"]).stat().st_size == part["bytes"] <= 10_000 for part in table["external_data"])
+    assert sorted(path.name for path in llama.iterdir()) == [
+        "cases.json", "config.json", "export_report.json", "generation_config.json", "onnx", "tokenizer.json",
+        "tokenizer_config.json", "web.json",
+    ]  # fmt: skip
+    assert sorted(path.name for path in (llama / "onnx").iterdir()) == ["model.onnx", *parts]
+    settings = read(llama / "config.json")["transformers.js_config"]
+    assert settings == {"dtype": "fp32", "use_external_data_format": {"model.onnx": len(parts)}}
+
+
+def test_the_manifest_says_how_to_call_the_model(llama: Path) -> None:
+    table = read(llama / "web.json")
+    assert table["model"] == "onnx/model.onnx" and table["eos_token_ids"] == [2]
+    assert table["inputs"]["input_ids"] == {"type": "int64", "shape": ["batch_size", "sequence_length"]}
+    cache = {"type": "float32", "shape": ["batch_size", 4, "past_sequence_length", 4]}
+    assert table["inputs"]["past_key_values.0.value"] == cache
+    assert table["outputs"]["logits"]["type"] == "float32"
+
+
+def test_stored_tokens_are_those_of_the_model(llama: Path) -> None:
+    greedy = read(llama / "cases.json")["greedy"]
+    model: Any = AutoModelForCausalLM.from_pretrained(read(llama / "export_report.json")["source"])
+    ids = torch.tensor([greedy["prompt"]])
+    made = model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=16, do_sample=False, eos_token_id=-1)
+    assert made[0, ids.shape[1] :].tolist() == greedy["tokens"] and greedy["decided"] > 0
+    assert len(generate(llama, "w3 w4", 4).split()) == 4
+
+
+def test_verify_repeats_the_stored_cases(llama: Path) -> None:
+    assert (llama / "cases.json").stat().st_size < 12_000
+    checks = verify_folder(llama).checks
+    assert "web.json names all files" in checks and any("the stored cases come out" in check for check in checks)
+
+
+def test_layers_of_different_heads(different: Path) -> None:
+    inputs = read(different / "web.json")["inputs"]
+    assert [inputs[f"past_key_values.{layer}.key"]["shape"][1] for layer in range(2)] == [4, 2]
+
+
+@pytest.mark.parametrize(
+    ("options", "name", "settings"),
+    [
+        ({"quant": "int8"}, "model_quantized.onnx", {"dtype": "q8"}),
+        (
+            {"quant": "int4", "dtype": "fp16"},
+            "model_q4f16.onnx",
+            {"dtype": "q4f16", "kv_cache_dtype": {"q4f16": "float16"}},
+        ),
+    ],
+)
+def test_names_of_precisions(saved: Save, tmp_path: Path, options: Any, name: str, settings: Any) -> None:
+    facts = export(saved("llama", **ONE), tmp_path / "x", **options)
+    assert facts["bytes"] == (tmp_path / "x" / "onnx" / name).stat().st_size
+    assert read(tmp_path / "x" / "config.json")["transformers.js_config"] == settings
+    kinds = {value["type"] for value in read(tmp_path / "x" / "web.json")["inputs"].values()}
+    assert kinds == {"int64", "float16" if "dtype" in options else "float32"}
+    assert web.check(tmp_path / "x")[0] == "web.json names all files"
+
+
+@pytest.mark.parametrize(("kind", "changes", "inputs"), [
+    ("bert", ONE, ["input_ids", "attention_mask", "token_type_ids"]), ("resnet", {}, ["pixel_values"]),
+])  # fmt: skip
+def test_models_without_a_cache(saved: Save, tmp_path: Path, kind: str, changes: Any, inputs: list[str]) -> None:
+    export(saved(kind, **changes), tmp_path / "x")
+    table = read(tmp_path / "x" / "web.json")
+    assert sorted(table["inputs"]) == sorted(inputs) and table["external_data"] == [] == table["eos_token_ids"]
+    assert len(read(tmp_path / "x" / "cases.json")["cases"]) >= 3
+    assert (tmp_path / "x" / "cases.json").stat().st_size < 6000
+    assert verify_folder(tmp_path / "x").max_error is not None
+
+
+def test_a_window_of_fixed_sizes(saved: Save, tmp_path: Path) -> None:
+    export(saved("llama", **ONE), tmp_path / "x", static={"batch": 1, "sequence": 1, "past": 9})
+    assert read(tmp_path / "x" / "web.json")["inputs"]["past_key_values.0.key"]["shape"] == [1, 4, 9, 4]
+    (case,) = read(tmp_path / "x" / "cases.json")["cases"]
+    assert case["steps"][0]["inputs"]["past_key_values.0.key"] == {"shape": [1, 4, 9, 4], "wave": 3}
+    assert verify_folder(tmp_path / "x").max_error is not None
+
+
+def test_a_weight_that_no_browser_holds(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(web, "_BUFFER", 4000)
+    with pytest.raises(ExportError, match=r"takes \d+ bytes, a browser holds 4000 in one piece; use --dtype fp16 or"):
+        web.save_parts(ir.load(llama / "onnx" / "model.onnx"), tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_part_that_is_lost_or_cut(copied: Path) -> None:
+    part = copied / "onnx" / "model.onnx_data_1"
+    part.write_bytes(part.read_bytes()[:-1])
+    with pytest.raises(VerificationError, match=r"cannot open model\.onnx"):
+        verify_folder(copied)
+    with pytest.raises(VerificationError, match=r"model\.onnx_data_1 has \d+ bytes, web\.json says \d+: export again"):
+        web.check(copied)
+    part.unlink()
+    with pytest.raises(VerificationError, match=r"model\.onnx_data_1"):
+        verify_folder(copied)
+
+
+def test_a_part_that_the_manifest_does_not_name(copied: Path) -> None:
+    (copied / "onnx" / "model.onnx_data_99").write_bytes(b"more")
+    with pytest.raises(VerificationError, match=r"holds weights that web\.json does not name"):
+        web.check(copied)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda table: logits(table)["values"].__setitem__(0, 9.0), r"step 0: logits differs from what is stored by"),
+        (lambda table: logits(table)["shape"].__setitem__(0, 9), r"logits has shape \[2, 7, 60\], stored is \[9, 7"),
+        (lambda table: logits(table)["argmax"][0].__setitem__(1, 59), "logits prefers another output than is stored"),
+        (lambda table: table["greedy"]["tokens"].__setitem__(0, 59), r"greedy tokens are \[.*\], stored are \[59"),
+    ],
+)
+def test_cases_that_do_not_come_out(copied: Path, change: Callable[[Any], None], words: str) -> None:
+    edit(copied / "cases.json", change)
+    with pytest.raises(VerificationError, match=words):
+        web.check(copied)
+
+
+def logits(table: Any) -> Any:
+    return table["cases"][0]["steps"][0]["outputs"]["logits"]
+
+
+def test_numbers_that_every_language_computes() -> None:
+    found = web_cases.wave(torch.Size([2, 2]), 10005)
+    whole = torch.tensor([[4176, 2088], [0, 7919]], dtype=torch.float64)  # (10005 + i) * 7919 modulo 10007
+    assert torch.equal(found, (whole / 5003.5 - 1).float())
+
+
+def run_node(*command: str, **settings: Any) -> subprocess.CompletedProcess[str]:
+    if shutil.which("node") is None or not (TOOL / "node_modules" / "onnxruntime-web").is_dir():
+        pytest.skip("needs Node and onnxruntime-web: run tools/verify_web once with a folder of target web")
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, check=False, env=environment, **settings)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("folder", ["llama", "different"])
+def test_decoders_in_wasm(folder: str, request: pytest.FixtureRequest) -> None:
+    done = run_node(str(ROOT / "tools" / "verify_web"), str(request.getfixturevalue(folder)))
+    assert done.returncode == 0, done.stderr
+    assert "greedy: 16 of 16 tokens equal" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("kind", "changes", "options"), [
+    ("llama", {}, {"quant": "int8"}), ("llama", {}, {"quant": "int4", "dtype": "fp16"}), ("gpt2", {}, {}),
+    ("llama", {}, {"static": {"batch": 1, "sequence": 1, "past": 9}}), ("bert", {}, {"quant": "int8"}),
+    ("resnet", {}, {"dtype": "fp16"}), ("vit", {}, {}),
+])  # fmt: skip
+def test_other_models_in_wasm(saved: Save, tmp_path: Path, kind: str, changes: Any, options: Any) -> None:
+    export(saved(kind, **changes), tmp_path / "x", **options)
+    done = run_node(str(ROOT / "tools" / "verify_web"), str(tmp_path / "x"))
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda table: logits(table)["values"].__setitem__(0, 9.0),
+            r"step 0: logits differs by .*, allowed are 0.0005",
+        ),
+        (lambda table: logits(table)["argmax"][0].__setitem__(1, 59), r"logits prefers \d+ in row \d+, not 59"),
+        (lambda table: table["greedy"]["tokens"].__setitem__(0, 59), r"greedy tokens are [\d,]+, not 59,"),
+    ],
+)
+def test_a_difference_in_wasm_is_told(copied: Path, change: Callable[[Any], None], words: str) -> None:
+    edit(copied / "cases.json", change)
+    done = run_node(str(ROOT / "tools" / "verify_web"), str(copied))
+    assert done.returncode == 1 and re.search(words, done.stderr)
+
+
+@pytest.fixture
+def served(llama: Path) -> Iterator[str]:
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(SimpleHTTPRequestHandler, directory=str(llama)))
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+
+
+@pytest.mark.slow
+def test_the_page_of_the_document(llama: Path, served: str) -> None:
+    text = (ROOT / "exporters" / "README.md").read_text(encoding="utf-8").split("## Run a model in a browser\n")[1]
+    page = text.split("```js\n")[1].split("```")[0].replace("https://example.org/my-model", served)
+    greedy = read(llama / "cases.json")["greedy"]
+    page = page.replace("[504, 2365, 282]", str(greedy["prompt"]))
+    done = run_node("node", "--input-type=module", "-e", page, cwd=TOOL)
+    assert done.returncode == 0, done.stderr
+    written = [*greedy["tokens"][:8], 2]
+    assert [int(word) for word in done.stdout.split()] == written[: written.index(2)]
