@@ -26,7 +26,10 @@ from graphprune.exporters.subjects import Subject
 from graphprune.exporters.validation import Reference, validate
 
 REPORT = "export_report.json"
-_PACKAGES = ("graphprune", "torch", "transformers", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime")
+_PACKAGES = (
+    "graphprune", "torch", "transformers", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime", "gguf",
+    "llama-cpp-python",
+)  # fmt: skip
 
 #: What every target of ONNX files takes.
 TAKES: dict[str, Collection[object]] = {
@@ -103,6 +106,14 @@ def finish(
     if source is not None:
         copy_beside(source, folder)
         (folder / "config.json").write_bytes((source / "config.json").read_bytes())
+    return write_report(folder, source, target, options, table, parity)
+
+
+def write_report(
+    folder: Path, source: Path | None, target: str, options: ExportOptions, table: Mapping[str, Any],
+    parity: Mapping[str, Any],
+) -> ExportReport:  # fmt: skip
+    """Add the report alone, for files that bring all they need."""
     whole = {
         "target": target, "source": str(source.resolve()) if source is not None else None, "versions": versions(),
         "options": asdict(options), "machine": platform.machine(), "threads": torch.get_num_threads(), **table,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from graphprune import hf
 from graphprune.contracts import ExportOptions
 from graphprune.errors import ExportError, GraphpruneError, VerificationError
-from graphprune.exporters import parity
+from graphprune.exporters import VERIFIERS, parity
 from graphprune.exporters.agreement import error, numbers
 from graphprune.exporters.generation import Decoder
 from graphprune.exporters.onnx_files import MODEL
@@ -29,7 +29,7 @@ class Verification:
     """What a folder holds and what was found right about it."""
 
     folder: Path
-    kind: str  # "huggingface" or "onnx"
+    kind: str  # "huggingface", "onnx" or another target
     parameters: int
     checks: list[str] = field(default_factory=list)
     max_error: float | None = None
@@ -40,7 +40,7 @@ class Verification:
 
 
 def verify_folder(folder: Path | str) -> Verification:
-    """Repeat the checks of a folder that `save` or an exporter of ONNX wrote.
+    """Repeat the checks of a folder that `save` or an exporter wrote.
 
     Raises:
         VerificationError: if something is missing, damaged, or no longer agrees.
@@ -48,14 +48,23 @@ def verify_folder(folder: Path | str) -> Verification:
     folder = Path(folder)
     if not folder.is_dir():
         raise VerificationError(f"{folder} is not a folder; name one that graphprune wrote")
-    if not (folder / MODEL).is_file() and not (folder / hf.CONFIG).is_file():
+    if not any((folder / name).is_file() for name in (MODEL, hf.CONFIG, REPORT)):
         raise VerificationError(f"{folder} has no {MODEL} and no {hf.CONFIG}; name a folder that graphprune wrote")
     try:
-        return _onnx(folder) if (folder / MODEL).is_file() else _huggingface(folder)
+        return _of_its_kind(folder)
     except VerificationError:
         raise
     except GraphpruneError as fault:
         raise VerificationError(f"{folder}: {fault}") from fault
+
+
+def _of_its_kind(folder: Path) -> Verification:
+    """By the check of the target that wrote the folder, where it has one of its own."""
+    report = _reported(folder / REPORT)
+    if report.get("target") in VERIFIERS:
+        found: Verification = VERIFIERS[report["target"]](folder, report)
+        return found
+    return _onnx(folder) if (folder / MODEL).is_file() else _huggingface(folder)
 
 
 def _huggingface(folder: Path) -> Verification:
