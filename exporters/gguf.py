@@ -7,19 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import gguf
-import torch
 
 from graphprune import hf
 from graphprune.atomic import check_output, new_folder
 from graphprune.contracts import NO_OPTIONS, ExportOptions, ExportReport
 from graphprune.errors import ExportError
-from graphprune.exporters import EXPORTERS, VERIFIERS, gguf_runtime
+from graphprune.exporters import EXPORTERS, VERIFIERS, gguf_runtime, parity
 from graphprune.exporters.folders import copy_licence, require_apart
-from graphprune.exporters.gguf_file import MODEL, check, finite, stored_as, write
+from graphprune.exporters.gguf_file import MODEL, check, finite, is_quantised, write
 from graphprune.exporters.gguf_model import Described, describe
 from graphprune.exporters.gguf_vocabulary import vocabulary
 from graphprune.exporters.onnx_writer import write_report
-from graphprune.exporters.validation import Reference, compared
 from graphprune.exporters.verify import Verification
 
 _TAKES: dict[str, Collection[object]] = {"dtype": ("fp32", "fp16"), "quant": ("int8", "int4")}
@@ -59,9 +57,8 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
         found, notes = _checked(path, subject, options)
         seconds = {"export": written - start, "check": time.perf_counter() - written}
         table = {**_facts(path, subject), **found, "notes": notes, "seconds": seconds}
-        parity = table.pop("parity")
         copy_licence(source, folder)
-        report = write_report(folder, source, "gguf", options, table, parity)
+        report = write_report(folder, source, "gguf", options, table, found["parity"])
     return replace(report, output=output)
 
 
@@ -90,21 +87,32 @@ def _checked(path: Path, subject: _Subject, options: ExportOptions) -> tuple[dic
     if runtime is None:
         notes.append("llama.cpp did not run it: that takes pip install 'graphprune[gguf]'")
         return {**found, "parity": {}}, notes
-    whole = gguf_runtime.subject_of(subject.model)
-    reference = Reference.of(whole.to(torch.float16) if options.dtype == "fp16" and options.quant == "none" else whole)
-    reference = replace(reference, bound=max(reference.bound, subject.described.bound))
-    parity = compared(reference, runtime, options.quant)
-    parity["greedy"] = gguf_runtime.greedy(reference.subject, runtime)
-    if subject.fields[gguf.Keys.Tokenizer.MODEL] != "none":
-        parity["texts_cut_alike"] = gguf_runtime.same_tokens(subject.source, runtime)
-    return {**found, "parity": {"llama.cpp": parity}}, notes
+    ran = _run(subject, runtime, options)
+    kind = subject.fields[gguf.Keys.Tokenizer.MODEL]
+    if kind != "none":
+        ran["texts_cut_alike"], more = gguf_runtime.same_tokens(subject.source, runtime, kind == "llama")
+        notes += more
+    return {**found, "parity": {"llama.cpp": ran}}, notes
+
+
+def _run(subject: _Subject, runtime: gguf_runtime.Runtime, options: ExportOptions) -> dict[str, Any]:
+    """How far llama.cpp is from the model: number by number, or in fewer bits by what it says."""
+    described, model = subject.described, subject.model
+    if options.quant != "none":
+        found = gguf_runtime.diverging(model, runtime, options.quant, described.context)
+        return {**found, "greedy": gguf_runtime.greedy(gguf_runtime.subject_of(model), runtime)}
+    reference = gguf_runtime.reference_of(model, options.dtype or "fp32", described.bound)
+    found = parity.check(reference.subject, runtime, reference.bound).to_dict()
+    if reference.half_precision_itself is not None:
+        found["half_precision_itself"] = reference.half_precision_itself
+    return {**found, "greedy": gguf_runtime.greedy(reference.subject, runtime)}
 
 
 def _unquantised(described: Described, options: ExportOptions) -> list[str]:
     if options.quant == "none":
         return []
     matrices = {name: tuple(tensor.shape) for name, tensor in described.tensors.items() if tensor.dim() > 1}
-    kept = [shape[-1] for name, shape in matrices.items() if not _is_quantised(name, shape, options)]
+    kept = [shape[-1] for name, shape in matrices.items() if not is_quantised(name, shape, options)]
     notes = ["the table of embeddings and the head keep 8 bits"] if options.quant == "int4" else []
     if kept:
         widths = ", ".join(map(str, sorted(set(kept))))
@@ -113,10 +121,6 @@ def _unquantised(described: Described, options: ExportOptions) -> list[str]:
             "multiple of 32; prune to multiples of 32"
         )
     return notes
-
-
-def _is_quantised(name: str, shape: tuple[int, ...], options: ExportOptions) -> bool:
-    return stored_as(name, shape, options) != stored_as(name, shape, replace(options, quant="none", dtype="fp16"))
 
 
 @VERIFIERS.register("gguf")

@@ -37,6 +37,11 @@ def stored_as(name: str, shape: tuple[int, ...], options: ExportOptions) -> Stor
     return Stored.Q8_0 if name.split(".")[0] in ("token_embd", "output") else _QUANTISED[options.quant]
 
 
+def is_quantised(name: str, shape: tuple[int, ...], options: ExportOptions) -> bool:
+    """Is a weight stored in blocks of fewer bits?"""
+    return stored_as(name, shape, options) in (Stored.Q8_0, Stored.Q4_0)
+
+
 def write(path: Path, described: Described, fields: Mapping[str, Any], options: ExportOptions) -> None:
     """Write the sizes of `described`, further `fields`, and all weights."""
     kinds = {name: stored_as(name, tuple(tensor.shape), options) for name, tensor in described.tensors.items()}

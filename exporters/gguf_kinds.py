@@ -106,6 +106,8 @@ def _lacks(kind: Kind, model: Any, sizes: Widths, scaled: bool) -> Iterator[str]
         yield "queries of another width than the model"
     if kind.tied and not model.config.tie_word_embeddings:
         yield "head of its own"
+    if getattr(model.config, "use_bidirectional_attention", False):
+        yield "attention to what follows"
     if (used := _activation(model.config)) not in kind.activation:
         yield f"activation {used!r}"
     if biased := sorted(_biased(model) - kind.biases):

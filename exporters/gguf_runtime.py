@@ -1,6 +1,10 @@
 """A GGUF file run by llama.cpp itself, against the model that it was made from."""
 
-from collections.abc import Mapping
+import io
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import redirect_stderr
+from copy import deepcopy
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -12,10 +16,13 @@ from torch import Tensor, nn
 
 from graphprune import hf
 from graphprune.errors import ExportError
+from graphprune.exporters import cases, divergence, parity
+from graphprune.exporters.decoders import decoder_subject
 from graphprune.exporters.subjects import Subject, named_dimensions
+from graphprune.exporters.validation import MARGIN, Reference, own_error
 
-PACKAGE = "llama_cpp"
-_PLACES = 64
+PACKAGE, _LOGGER = "llama_cpp", "llama-cpp-python"
+PLACES = 64
 _PROMPT, _GREEDY = 5, 16
 _TEXTS = (
     "The quick brown fox jumps over the lazy dog.", "In 1905 there were 26,000 of them, or 3.5 %.", "it's WE'LL  I'm",
@@ -85,15 +92,67 @@ def open_file(path: Path, context: int) -> Runtime | None:
         library = import_module(PACKAGE)
     except ImportError:
         return None
+    said = io.StringIO()
     try:
-        opened = library.Llama(
-            str(path), n_ctx=min(context, _PLACES), logits_all=True, verbose=False, n_gpu_layers=0,
-            n_threads=torch.get_num_threads(), n_threads_batch=torch.get_num_threads(),
-            type_k=library.GGML_TYPE_F32, type_v=library.GGML_TYPE_F32,
-        )  # fmt: skip
+        with redirect_stderr(said):  # where llama.cpp says why, among much else
+            opened = library.Llama(
+                str(path), n_ctx=min(context, PLACES), logits_all=True, verbose=True, n_gpu_layers=0,
+                n_threads=torch.get_num_threads(), n_threads_batch=torch.get_num_threads(),
+                type_k=library.GGML_TYPE_F32, type_v=library.GGML_TYPE_F32,
+            )  # fmt: skip
+            opened.verbose = False
     except (ValueError, RuntimeError, AssertionError) as fault:
-        raise ExportError(f"llama.cpp does not load {path.name}: {fault}; nothing was exported") from fault
+        why = [line.strip() for line in said.getvalue().splitlines() if "error" in line.lower()]
+        raise ExportError(f"llama.cpp does not load {path.name}: {why[0] if why else fault}") from fault
+    finally:
+        logging.getLogger(_LOGGER).setLevel(logging.CRITICAL)
     return Runtime(opened)
+
+
+def reference_of(model: Any, dtype: str, bound: float) -> Reference:
+    """The model in float32, or its rounded weights, and how far llama.cpp may be from it.
+
+    With weights in half precision llama.cpp rounds what they are multiplied with; what that alone changes in PyTorch,
+    it may change there too.
+
+    Raises:
+        ExportError: if it changes the outputs beyond use.
+    """
+    if dtype == "fp32":
+        return Reference(subject_of(model), bound)
+    rounded = deepcopy(model)
+    with torch.no_grad():
+        for matrix in (parameter for parameter in rounded.parameters() if parameter.dim() > 1):
+            matrix.copy_(matrix.half())
+    subject = subject_of(rounded)
+    own = max(_own_errors(subject))
+    return Reference(subject, max(bound, parity.FLOAT16, MARGIN * own), own)
+
+
+def _own_errors(subject: Subject) -> Iterator[float]:
+    """By case, what it changes to round all that is multiplied with a matrix of weights to half precision."""
+    for _, feeds, _ in cases.single(subject):
+        plain = subject.run(feeds)
+        hooks = [
+            module.register_forward_pre_hook(lambda _, args: (args[0].half().to(args[0].dtype),))
+            for module in subject.module.modules()
+            if isinstance(module, nn.Linear)
+        ]
+        rounded = subject.run(feeds)
+        for hook in hooks:
+            hook.remove()
+        yield own_error(rounded, plain)
+
+
+def diverging(model: Any, runtime: Runtime, quant: str, context: int) -> dict[str, Any]:
+    """How much fewer bits change what the model says about a text that it writes itself.
+
+    Raises:
+        ExportError: if that is beyond use.
+    """
+    ids = cases.written(decoder_subject(model))[:, : min(context, PLACES)]
+    feeds = {"input_ids": ids}
+    return divergence.judge([(runtime.run(feeds), subject_of(model).run(feeds))], quant).to_dict()
 
 
 def greedy(subject: Subject, runtime: Runtime) -> dict[str, int]:
@@ -107,18 +166,26 @@ def greedy(subject: Subject, runtime: Runtime) -> dict[str, int]:
     return {"tokens": _GREEDY, "equal": next((i for i, (a, b) in enumerate(pairs) if a != b), _GREEDY)}
 
 
-def same_tokens(source: Path, runtime: Runtime) -> int:
-    """How many texts were compared, all of which llama.cpp and the tokenizer of a folder cut alike.
+def same_tokens(source: Path, runtime: Runtime, pieces: bool) -> tuple[int, list[str]]:
+    """How many texts llama.cpp and the tokenizer of a folder cut alike, and notes.
+
+    Before pieces of text llama.cpp always puts a space; tokenizers may not where the text begins with one.
 
     Raises:
         ExportError: if they cut one differently.
     """
     tokenizer = hf.tokenizer(source)
-    for text in _TEXTS:
-        found, wanted = runtime.tokens(text), tokenizer(text, add_special_tokens=False)["input_ids"]
-        if found != wanted:
+    differing = [text for text in _TEXTS if not _alike(tokenizer, runtime, text)]
+    for text in differing:
+        if not (pieces and text.startswith(" ") and _alike(tokenizer, runtime, text.lstrip(" "))):
             raise ExportError(
-                f"llama.cpp cuts {text!r} into tokens {found}, the tokenizer of {source} into {wanted}; take the "
-                "tokenizer's files out of the folder, then the export has weights alone, for token ids"
+                f"llama.cpp cuts {text!r} into tokens {runtime.tokens(text)}, the tokenizer of {source} otherwise; "
+                "take the tokenizer's files out of the folder, then the export has weights alone, for token ids"
             )
-    return len(_TEXTS)
+    notes = ["llama.cpp puts a space before texts that begin with one, the tokenizer does not"] * bool(differing)
+    return len(_TEXTS) - len(differing), notes
+
+
+def _alike(tokenizer: Any, runtime: Runtime, text: str) -> bool:
+    wanted: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return runtime.tokens(text) == wanted

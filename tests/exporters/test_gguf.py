@@ -5,7 +5,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import gguf
 import pytest
@@ -15,11 +15,13 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+import graphprune as gp
 from graphprune import hf, per_layer
 from graphprune.contracts import ExportOptions
 from graphprune.errors import ExportError, VerificationError
 from graphprune.exporters import EXPORTERS
 from graphprune.exporters.gguf_file import finite
+from graphprune.exporters.gguf_runtime import open_file
 from graphprune.exporters.gguf_vocabulary import vocabulary
 from graphprune.exporters.verify import verify_folder
 from graphprune.frontends import gguf as frontend
@@ -60,10 +62,13 @@ def byte_level(*steps: Any, **model: Any) -> Any:
     return fast(made, "<|end|>")
 
 
-def with_pieces() -> Any:
+def with_pieces(space_always: bool = True) -> Any:
     """A small tokenizer of pieces with a mark for spaces, and bytes for all else."""
     made = Tokenizer(models.BPE())
-    made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    if space_always:
+        made.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    else:
+        made.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
     made.train_from_iterator(TEXT, trainers.BpeTrainer(vocab_size=50, show_progress=False))
     table = json.loads(made.to_str())["model"]
     first = ["<unk>", "<s>", *(f"<0x{byte:02X}>" for byte in range(256))]
@@ -250,13 +255,15 @@ def test_how_text_is_split(build: Build, tmp_path: Path, name: str, steps: list[
     assert not RUNS or facts["parity"]["llama.cpp"]["texts_cut_alike"] == 6
 
 
-def test_a_tokenizer_of_pieces(build: Build, tmp_path: Path) -> None:
-    facts = export(build("llama", with_pieces), tmp_path / "x")
+@pytest.mark.parametrize("space_always", [True, False])
+def test_a_tokenizer_of_pieces(build: Build, tmp_path: Path, space_always: bool) -> None:
+    facts = export(build("llama", lambda: with_pieces(space_always)), tmp_path / "x")
     agreed(facts)
     found = fields(tmp_path / "x")
     assert found["tokenizer.ggml.model"] == "llama" and found["tokenizer.ggml.add_space_prefix"] is True
     assert [found["tokenizer.ggml.token_type"][i] for i in (0, 1, 2, 300)] == [2, 3, 6, 1]
-    assert not RUNS or facts["parity"]["llama.cpp"]["texts_cut_alike"] == 6
+    assert not RUNS or facts["parity"]["llama.cpp"]["texts_cut_alike"] == 5 + space_always
+    assert not RUNS or any("puts a space before" in note for note in facts["notes"]) is not space_always
 
 
 def test_without_a_tokenizer_it_takes_token_ids(build: Build, tmp_path: Path) -> None:
@@ -287,6 +294,7 @@ def test_tokenizers_that_are_refused(saved: Callable[..., Path], build: Build, t
         ("qwen3", {"attention_bias": True}, "its qwen3 has no bias in attn_output. Use target onnx"),
         ("llama", {"hidden_act": "gelu"}, "its llama has no activation 'gelu'; its deci has no activation 'gelu'"),
         ("gemma", {"tie_word_embeddings": False}, "its gemma has no head of its own"),
+        ("gemma", {"use_bidirectional_attention": True}, "its gemma has no attention to what follows"),
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "type 'dynamic'"),
         ("qwen3", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}, "no scaled rotary"),
     ],
@@ -349,3 +357,22 @@ def test_a_truncated_file(build: Build, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:2000])
     with pytest.raises(ExportError, match=r"model\.gguf is no whole GGUF file"):
         finite(path)
+
+
+@pytest.mark.skipif(not RUNS, reason="llama-cpp-python is not installed")
+def test_what_llama_cpp_does_not_load(tmp_path: Path) -> None:
+    (tmp_path / "x.gguf").write_bytes(b"PK12 something else")
+    with pytest.raises(ExportError, match=r"llama\.cpp does not load x\.gguf: .*"):
+        open_file(tmp_path / "x.gguf", 64)
+
+
+@pytest.mark.parametrize("destination", ["stock", "per-layer"])
+def test_a_pruned_model_that_tells_stories(
+    shared_data: Callable[[str], Path], tmp_path: Path, destination: Literal["stock", "per-layer"]
+) -> None:
+    pruned = tmp_path / "pruned"
+    gp.prune(shared_data("stories260k"), output=pruned, recipe="magnitude", sparsity=0.2, destination=destination)
+    facts = export(pruned, tmp_path / "x")
+    agreed(facts)
+    assert facts["architecture"] == {"stock": "llama", "per-layer": "deci"}[destination]
+    assert verify_folder(tmp_path / "x").parameters == facts["parameters"]
