@@ -1,9 +1,10 @@
 """Exporters: everything that a program or a saved model can become."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from graphprune.contracts import Exporter, Needs
+from graphprune.contracts import Exporter, FolderVerification, Needs
 from graphprune.registry import Registry, discover
 
 EXPORTERS: Registry[str, Exporter] = Registry("target")
@@ -13,5 +14,8 @@ NEEDS: dict[str, Needs] = {}
 
 #: What `verify_folder` checks in a folder of that target besides its model: says what was right, or raises.
 CHECKS: Registry[str, Callable[[Path], list[str]]] = Registry("check of a target")
+
+#: By target, what repeats the check of a folder, given its report; `exporters.verify` makes the error of it.
+VERIFIERS: Registry[str, Callable[[Path, Mapping[str, Any]], FolderVerification]] = Registry("target")
 
 discover(__name__, __path__)

@@ -1,6 +1,6 @@
 """How much rounded weights change what a model says: measured on what the model itself finds likely."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,9 +37,17 @@ def check(subject: Subject, exported: Runs, quant: str) -> Divergence:
     Raises:
         ExportError: if the file differs beyond use.
     """
-    sides: dict[str, list[tuple[Tensor, Tensor]]] = {}
     open_ended = subject.layers and subject.dynamic is not None
-    pairs = _continued(subject, exported) if open_ended else _single(subject, exported)
+    return judge(_continued(subject, exported) if open_ended else _single(subject, exported), quant)
+
+
+def judge(pairs: Iterable[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]], quant: str) -> Divergence:
+    """What outputs of a file and those of its model on the same inputs, by name, say of it.
+
+    Raises:
+        ExportError: if the file differs beyond use.
+    """
+    sides: dict[str, list[tuple[Tensor, Tensor]]] = {}
     for found, wanted in pairs:
         for name, tensor in wanted.items():
             sides.setdefault(name.split(".")[0], []).append((found[name].double(), tensor.double()))

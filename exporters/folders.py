@@ -11,7 +11,8 @@ from transformers import PreTrainedConfig
 from graphprune.errors import ExportError
 
 #: Tokenizer, generation and licence files; never weights, code, or what graphprune writes itself.
-_BESIDE = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", "LICENSE*", "NOTICE*")
+_LICENCE = ("LICENSE*", "NOTICE*")
+_BESIDE = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", *_LICENCE)
 _OWN = {"config.json", "report.json", "plan.json", "export_report.json", "genai_config.json", "web.json", "cases.json"}
 
 
@@ -32,6 +33,12 @@ def copy_beside(source: Path, folder: Path) -> None:
         if path.is_file() and path.name not in _OWN and not path.name.endswith(".index.json"):
             shutil.copyfile(path, folder / path.name)
     _name_tokenizer(folder / "tokenizer_config.json")
+
+
+def copy_licence(source: Path, folder: Path) -> None:
+    """Copy the files that say what may be done with the weights."""
+    for path in sorted(path for pattern in _LICENCE for path in source.glob(pattern) if path.is_file()):
+        shutil.copyfile(path, folder / path.name)
 
 
 def write_config(folder: Path, config: PreTrainedConfig, dtype: torch.dtype, **extra: Any) -> None:

@@ -26,8 +26,10 @@ from graphprune.exporters.subjects import Subject
 from graphprune.exporters.validation import Reference, compared, validate
 
 REPORT = "export_report.json"
-_PACKAGES = ("graphprune", "torch", "transformers", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime",
-             "onnxruntime-genai-cuda", "onnxruntime-genai")  # fmt: skip
+_PACKAGES = (
+    "graphprune", "torch", "transformers", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime",
+    "onnxruntime-genai-cuda", "onnxruntime-genai", "gguf", "llama-cpp-python",
+)  # fmt: skip
 
 #: What every target of ONNX files takes.
 TAKES: dict[str, Collection[object]] = {

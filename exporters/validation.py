@@ -17,7 +17,7 @@ from graphprune.exporters.onnx_runtime import CPU, open_model
 from graphprune.exporters.parity import Runs
 from graphprune.exporters.subjects import Subject
 
-_MARGIN = 3  # an export may round in other places than PyTorch does, not much more
+MARGIN = 3  # an export may round in other places than PyTorch does, not much more
 _USELESS = 5e-2
 
 
@@ -42,7 +42,7 @@ class Reference:
         halved = subject.run(cases.first(subject))
         subject = replace(subject, module=deepcopy(subject.module)).to(torch.float32)
         own = own_error(halved, subject.run(cases.first(subject)))
-        return cls(subject, max(parity.FLOAT16, _MARGIN * own), own)
+        return cls(subject, max(parity.FLOAT16, MARGIN * own), own)
 
 
 def validate(
@@ -84,6 +84,7 @@ def own_error(halved: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> 
     if not own <= _USELESS:
         raise ExportError(
             f"half precision alone changes the outputs of this model by {own:.1e} relative to the largest value, "
-            f"allowed are {_USELESS:.0e}: its values are too large or too close for it. Use target onnx"
+            f"allowed are {_USELESS:.0e}: its values are too large or too close for it. Use target onnx, or "
+            "--dtype fp32"
         )
     return own

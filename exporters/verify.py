@@ -1,7 +1,6 @@
 """Is a saved or exported folder still what it was when it was checked?"""
 
 import json
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from graphprune import hf
-from graphprune.contracts import ExportOptions
+from graphprune.contracts import ExportOptions, FolderVerification
 from graphprune.errors import ExportError, GraphpruneError, VerificationError
-from graphprune.exporters import CHECKS, parity
+from graphprune.exporters import CHECKS, VERIFIERS, parity
 from graphprune.exporters.agreement import error, numbers
 from graphprune.exporters.generation import Decoder
 from graphprune.exporters.onnx_files import MODEL, model_file, written_bytes
@@ -24,23 +23,8 @@ from graphprune.exporters.validation import Reference, compared
 _TOKENS = 6
 
 
-@dataclass
-class Verification:
-    """What a folder holds and what was found right about it."""
-
-    folder: Path
-    kind: str  # "huggingface" or "onnx"
-    parameters: int
-    checks: list[str] = field(default_factory=list)
-    max_error: float | None = None
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values, ready for JSON."""
-        return {**vars(self), "folder": str(self.folder)}
-
-
-def verify_folder(folder: Path | str) -> Verification:
-    """Repeat the checks of a folder that `save` or an exporter of ONNX wrote.
+def verify_folder(folder: Path | str) -> FolderVerification:
+    """Repeat the checks of a folder that `save` or an exporter wrote.
 
     Raises:
         VerificationError: if something is missing, damaged, or no longer agrees.
@@ -49,19 +33,27 @@ def verify_folder(folder: Path | str) -> Verification:
     if not folder.is_dir():
         raise VerificationError(f"{folder} is not a folder; name one that graphprune wrote")
     path = model_file(folder)
-    if path is None and not (folder / hf.CONFIG).is_file():
+    if path is None and not any((folder / name).is_file() for name in (hf.CONFIG, REPORT)):
         raise VerificationError(f"{folder} has no {MODEL} and no {hf.CONFIG}; name a folder that graphprune wrote")
     try:
-        return _onnx(folder, path) if path is not None else _huggingface(folder)
+        return _of_its_kind(folder, path)
     except VerificationError:
         raise
     except GraphpruneError as fault:
         raise VerificationError(f"{folder}: {fault}") from fault
 
 
-def _huggingface(folder: Path) -> Verification:
+def _of_its_kind(folder: Path, path: Path | None) -> FolderVerification:
+    """By the check of the target that wrote the folder, where it has one of its own."""
+    report = _reported(folder / REPORT)
+    if report.get("target") in VERIFIERS:
+        return VERIFIERS[report["target"]](folder, report)
+    return _onnx(folder, path) if path is not None else _huggingface(folder)
+
+
+def _huggingface(folder: Path) -> FolderVerification:
     model = hf.module(folder)
-    found = Verification(folder, "huggingface", _parameters(model), ["the model loads with all its weights"])
+    found = FolderVerification(folder, "huggingface", _parameters(model), ["the model loads with all its weights"])
     found.checks.append(_finite_outputs(model, folder))
     expected = _reported(folder / "report.json").get("parameters_after")
     if expected is not None and expected != found.parameters:
@@ -82,11 +74,13 @@ def _finite_outputs(model: nn.Module, folder: Path) -> str:
     return "its outputs are finite"
 
 
-def _onnx(folder: Path, path: Path) -> Verification:
+def _onnx(folder: Path, path: Path) -> FolderVerification:
     report = _reported(folder / REPORT)
     check_file(path)
     runner = open_model(path)
-    found = Verification(folder, "onnx", int(report.get("parameters", 0)), ["the checker of onnx passes", "it opens"])
+    found = FolderVerification(
+        folder, "onnx", int(report.get("parameters", 0)), ["the checker of onnx passes", "it opens"]
+    )
     size = written_bytes(path)
     if size != report.get("bytes", size):
         raise VerificationError(f"{path} has {size} bytes, its report says {report['bytes']}: export again")

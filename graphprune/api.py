@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from graphprune import assembly, choices, evaluation, free, hf
-from graphprune.contracts import ExportOptions, ExportReport
+from graphprune.contracts import ExportOptions, ExportReport, FolderVerification
 from graphprune.dependencies import Dependencies
 from graphprune.exporters import EXPORTERS, scoring
 from graphprune.exporters.onnx_files import MODEL
-from graphprune.exporters.verify import Verification as FolderVerification
 from graphprune.exporters.verify import verify_folder as verify_saved
 from graphprune.frontends.loading import load as load
 from graphprune.frontends.modules import trace as trace

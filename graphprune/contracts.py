@@ -282,6 +282,21 @@ class ExportOptions:
 NO_OPTIONS = ExportOptions()
 
 
+@dataclass
+class FolderVerification:
+    """What a saved or exported folder holds, and what was found right about it."""
+
+    folder: Path
+    kind: str  # "huggingface", "pt2", "onnx" or another target
+    parameters: int
+    checks: list[str] = field(default_factory=list)
+    max_error: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {**vars(self), "folder": str(self.folder)}
+
+
 @dataclass(frozen=True)
 class Needs:
     """What a target wants of a model before it is pruned: where it must run (one of `destinations`, the first if nobody

@@ -8,13 +8,13 @@ import torch
 
 from graphprune import biases, hf
 from graphprune.atomic import new_folder
-from graphprune.contracts import ExportOptions, ExportReport
+from graphprune.contracts import ExportOptions, ExportReport, FolderVerification
 from graphprune.dependencies import Dependencies
 from graphprune.errors import ExportError, VerificationError
 from graphprune.exporters import onnx, pt2
 from graphprune.exporters.decoders import cached_decoder, is_decoder
 from graphprune.exporters.folders import copy_beside, require_apart
-from graphprune.exporters.verify import Verification, verify_folder
+from graphprune.exporters.verify import verify_folder
 from graphprune.facts import Refits
 from graphprune.frontends.loading import load
 from graphprune.frontends.modules import trace
@@ -101,7 +101,7 @@ def _agree(program: Program, cached: Program) -> float:
     return compare([reference.logits], [logits], "graph with cache and rewritten graph").max_error
 
 
-def check_folder(folder: Path) -> Verification:
+def check_folder(folder: Path) -> FolderVerification:
     """Repeat the checks of a folder that `write` filled.
 
     Raises:
@@ -109,7 +109,7 @@ def check_folder(folder: Path) -> Verification:
     """
     program = load(folder)
     verify_finite(program)
-    found = Verification(folder, "pt2", program.count(), ["the graph loads", "its outputs are finite"])
+    found = FolderVerification(folder, "pt2", program.count(), ["the graph loads", "its outputs are finite"])
     expected = Report.load(folder).parameters_after if (folder / REPORT).is_file() else found.parameters
     if expected != found.parameters:
         raise VerificationError(
