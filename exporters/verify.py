@@ -13,6 +13,9 @@ from graphprune.contracts import ExportOptions
 from graphprune.errors import ExportError, GraphpruneError, VerificationError
 from graphprune.exporters import parity
 from graphprune.exporters.agreement import error, numbers
+from graphprune.exporters.formats import FORMATS, Format
+from graphprune.exporters.formats import check as check_format
+from graphprune.exporters.formats import size as size_of
 from graphprune.exporters.generation import Decoder
 from graphprune.exporters.onnx_files import MODEL
 from graphprune.exporters.onnx_files import check as check_file
@@ -29,7 +32,7 @@ class Verification:
     """What a folder holds and what was found right about it."""
 
     folder: Path
-    kind: str  # "huggingface" or "onnx"
+    kind: str  # "huggingface", "onnx", or a target of another package
     parameters: int
     checks: list[str] = field(default_factory=list)
     max_error: float | None = None
@@ -40,7 +43,7 @@ class Verification:
 
 
 def verify_folder(folder: Path | str) -> Verification:
-    """Repeat the checks of a folder that `save` or an exporter of ONNX wrote.
+    """Repeat the checks of a folder that `save` or an exporter wrote.
 
     Raises:
         VerificationError: if something is missing, damaged, or no longer agrees.
@@ -50,7 +53,10 @@ def verify_folder(folder: Path | str) -> Verification:
         raise VerificationError(f"{folder} is not a folder; name one that graphprune wrote")
     if not (folder / MODEL).is_file() and not (folder / hf.CONFIG).is_file():
         raise VerificationError(f"{folder} has no {MODEL} and no {hf.CONFIG}; name a folder that graphprune wrote")
+    made = next((made for made in FORMATS.values() if (folder / made.file).is_file()), None)
     try:
+        if made is not None:
+            return _made(folder, made)
         return _onnx(folder) if (folder / MODEL).is_file() else _huggingface(folder)
     except VerificationError:
         raise
@@ -87,8 +93,7 @@ def _onnx(folder: Path) -> Verification:
     runner = open_model(folder / MODEL)
     found = Verification(folder, "onnx", int(report.get("parameters", 0)), ["the checker of onnx passes", "it opens"])
     size = sum(path.stat().st_size for path in folder.glob(f"{MODEL}*"))
-    if size != report.get("bytes", size):
-        raise VerificationError(f"{folder / MODEL} has {size} bytes, its report says {report['bytes']}: export again")
+    _require_size(folder / MODEL, size, report)
     bound = _bound(report)
     source, options = report.get("source"), ExportOptions(**report.get("options", {}))
     if source and (Path(source) / hf.CONFIG).is_file():
@@ -99,6 +104,24 @@ def _onnx(folder: Path) -> Verification:
         found.max_error = _against_itself(folder, runner, bound)
         found.checks.append("decoding token by token agrees with reading the text at once")
     return found
+
+
+def _made(folder: Path, made: Format) -> Verification:
+    report = _reported(folder / REPORT)
+    _require_size(folder / made.file, size_of(folder, made.file), report)
+    source = Path(report["source"]) if report.get("source") else None
+    source = source if source is not None and (source / hf.CONFIG).is_file() else None
+    found = Verification(folder, made.target, int(report.get("parameters", 0)), ["it opens"])
+    checked = check_format(made, folder, report, source)
+    if checked is not None:
+        found.max_error = float(checked["worst"])
+        found.checks.append(f"it agrees with the model in {source}")
+    return found
+
+
+def _require_size(file: Path, size: int, report: dict[str, Any]) -> None:
+    if size != report.get("bytes", size):
+        raise VerificationError(f"{file} has {size} bytes, its report says {report['bytes']}: export again")
 
 
 def _bound(report: dict[str, Any]) -> float:

@@ -14,6 +14,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
+from graphprune import per_layer
+from graphprune.exporters.huggingface import save
 from graphprune.frontends.modules import trace
 from graphprune.program import Program, Source
 
@@ -98,6 +100,23 @@ def saved(model: Make, tmp_path_factory: pytest.TempPathFactory) -> Save:
         return folder
 
     return save
+
+
+@pytest.fixture(scope="session")
+def uneven_folder(configure: Configure, saved: Save, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a decoder whose layers differ in width and in heads."""
+    config = configure("llama")
+    config.allow_global_per_layer_attribute_access = True
+    config.per_layer_config = {
+        0: {"intermediate_size": 20},
+        1: {"intermediate_size": 30, "num_attention_heads": 4, "num_key_value_heads": 2},
+    }
+    config.use_cache = False
+    torch.manual_seed(0)
+    program = trace(per_layer.build(config).train(False), (), {"input_ids": torch.arange(14).view(2, 7) % VOCABULARY})
+    out = tmp_path_factory.mktemp("uneven") / "out"
+    save(replace(program, source=Source(saved("llama"), "huggingface", torch.float32)), out, destination="per-layer")
+    return out
 
 
 def tokenizer() -> Any:
