@@ -10,7 +10,9 @@ from graphprune.exporters import EXPORTERS
 from graphprune.exporters.formats import FORMATS
 
 
-@pytest.mark.parametrize(("target", "module"), [("openvino", "openvino"), ("executorch", "executorch.exir")])
+@pytest.mark.parametrize(
+    ("target", "module"), [("openvino", "openvino"), ("executorch", "executorch.exir"), ("litert", "litert_torch")]
+)
 def test_a_package_that_is_absent(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, target: str, module: str) -> None:
     monkeypatch.setitem(sys.modules, module, None)
     words = rf"target {target} takes a package that cannot be imported: .*; pip install 'graphprune\[{target}\]'"
