@@ -2,12 +2,13 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from graphprune import hf
@@ -33,12 +34,13 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
     """Export the model of a Hugging Face folder as model.pte, all sizes fixed.
 
     A decoder keeps its cache of `past` tokens inside; it takes tokens, up to `sequence` at once, and their positions.
+    ``int8`` keeps the weights of linear layers, and what they are multiplied with, in 8 bits.
 
     Raises:
         ExportError: if ExecuTorch is missing, the model cannot be exported, the file does not agree with it, or
             `output` may not be written.
     """
-    options.require("executorch", static=("batch", "sequence", "past"))
+    options.require("executorch", quant=("int8",), static=("batch", "sequence", "past"))
     library("executorch.exir", "executorch")
     return export_as(FORMATS["executorch"], source, output, options, force=force)
 
@@ -70,7 +72,7 @@ def _reference(source: Path, options: ExportOptions) -> Reference:
 
 
 def _write(subject: Subject, folder: Path, options: ExportOptions) -> dict[str, Any]:
-    module = subject.module
+    module = _quantised(subject.module) if options.quant == "int8" else subject.module
     decoder = module.decoder if isinstance(module, WholeText) else None
     program = _decoder(decoder) if decoder else captured(module, subject.args, {}, None)
     told = _told(decoder, subject.vocabulary) if decoder else {}
@@ -84,6 +86,24 @@ def _write(subject: Subject, folder: Path, options: ExportOptions) -> dict[str, 
     with (folder / FILE).open("wb") as file:
         made.write_to_file(file)
     return {"operators": operators, "methods": told}
+
+
+def _quantised(module: nn.Module) -> Any:
+    """A copy with linear layers as XNNPACK computes them in 8 bits: weights with a scale for each output, what they are
+    multiplied with rounded token by token. The other layers stay as they are.
+
+    Raises:
+        ExportError: if there is no linear layer.
+    """
+    if not any(isinstance(part, nn.Linear) for part in module.modules()):
+        raise ExportError(f"{type(module).__name__} has no linear layer to keep in int8; use --quant none")
+    torchao, made = library("torchao.quantization", "executorch"), deepcopy(module)
+    granularity = library("torchao.quantization.granularity", "executorch").PerAxis(0)
+    with quiet():
+        torchao.quantize_(
+            made, torchao.Int8DynamicActivationIntxWeightConfig(torch.int8, weight_granularity=granularity)
+        )
+    return made
 
 
 def _lowered(program: ExportedProgram, told: dict[str, Any]) -> tuple[dict[str, int], Any]:

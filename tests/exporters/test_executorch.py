@@ -73,9 +73,19 @@ def test_a_text_needs_a_length(saved: Save, tmp_path: Path) -> None:
         export(saved("bert", **ONE), tmp_path / "x")
 
 
-def test_fewer_bits_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="target executorch cannot be made with quant int8; it takes static"):
-        export(tmp_path, tmp_path / "x", quant="int8")
+@pytest.mark.parametrize(("kind", "static"), [("llama", {"past": 24}), ("bert", {"sequence": 6})])
+def test_linear_layers_in_8_bits(saved: Save, tmp_path: Path, kind: str, static: dict[str, int]) -> None:
+    """A head that shares its weight with the table does not change the table."""
+    source = saved(kind, **ONE, hidden_size=64, intermediate_size=96)
+    facts = export(source, tmp_path / "x", quant="int8", static=static)
+    found = facts["parity"]["executorch"]
+    assert 1e-4 < found["worst"] < 0.05 and facts["bytes"] < 4 * facts["parameters"]
+    assert verify_folder(tmp_path / "x").max_error == pytest.approx(found["worst"], rel=1e-2)
+
+
+def test_four_bits_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match=r"target executorch cannot be made with quant int4; it takes quant \(int8\)"):
+        export(tmp_path, tmp_path / "x", quant="int4")
 
 
 def test_a_damaged_file(saved: Save, tmp_path: Path) -> None:
