@@ -143,10 +143,10 @@ def write_report(
     return ExportReport(target, folder, files, whole)
 
 
-def versions() -> dict[str, str]:
-    """The versions of what takes part in an export."""
+def versions(more: Sequence[str] = ()) -> dict[str, str]:
+    """The versions of what takes part in an export; of `more` packages besides."""
     found = {}
-    for name in _PACKAGES:
+    for name in (*_PACKAGES, *more):
         try:
             found[name] = version(name)
         except PackageNotFoundError:  # one of the two runtimes is never there

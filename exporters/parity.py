@@ -1,7 +1,7 @@
 """Does an exported file give the numbers of the module that it was made from?"""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -44,8 +44,8 @@ class Parity:
         return {"bound": self.bound, "worst": self.worst, "cases": cases, "seconds": self.seconds}
 
 
-def check(subject: Subject, exported: Runs, bound: float) -> Parity:
-    """Compare on shapes and contents other than those that were traced.
+def check(subject: Subject, exported: Runs, bound: float, more: Sequence[cases.Case] = ()) -> Parity:
+    """Compare on shapes and contents other than those that were traced, and on `more` cases.
 
     Raises:
         ExportError: if an output differs by more than `bound`, relative to its largest value, or picks another token.
@@ -55,7 +55,7 @@ def check(subject: Subject, exported: Runs, bound: float) -> Parity:
         for text in cases.texts(subject.vocabulary):
             _decode(parity, subject, exported, text)
         return parity
-    for name, feeds, valid in cases.single(subject):
+    for name, feeds, valid in (*cases.single(subject), *more):
         _compare(parity, name, _timed(parity, name, exported, feeds), subject.run(feeds), valid)
     return parity
 

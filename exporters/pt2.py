@@ -40,7 +40,7 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
     require_apart(source, output)
     with new_file(output, force) as file:
         subject = subject_of(source, options)
-        exported = _exported(subject.module, subject.args, {}, subject.free())
+        exported = captured(subject.module, subject.args, {}, subject.free())
         _store(exported, file)
         checked = parity.check(subject, _Reloaded(subject, torch.export.load(file).module()), TOLERANCE)
     facts = {"source": str(source.resolve()), "parity": checked.to_dict(), "loads_with": _LOADS_WITH}
@@ -67,7 +67,7 @@ def write(program: Program, file: Path) -> ExportReport:
     """
     start = time.perf_counter()
     (args, kwargs), module = program.inputs, program.module()
-    _store(_exported(module, args, kwargs, _free(program)), file)
+    _store(captured(module, args, kwargs, _free(program)), file)
     written = time.perf_counter()
     with torch.no_grad():
         found = numbers(torch.export.load(file).module()(*args, **kwargs))
@@ -96,7 +96,12 @@ def _require_suffix(output: Path) -> None:
         raise ExportError(f"{output} does not end in .pt2, by which such a file is known; name it {output.name}.pt2")
 
 
-def _exported(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], free: Any) -> ExportedProgram:
+def captured(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], free: Any) -> ExportedProgram:
+    """A module as a program of torch.export; `free` tells which sizes stay free.
+
+    Raises:
+        ExportError: if it cannot be captured.
+    """
     try:
         with torch.no_grad(), warnings.catch_warnings():
             warnings.simplefilter("ignore")

@@ -24,11 +24,12 @@ _USELESS = 5e-2
 @dataclass(frozen=True)
 class Reference:
     """The subject in float32, of the rounded weights if the file is in half precision, and the error that is allowed
-    relative to the largest value of an output."""
+    relative to the largest value of an output. `more` are cases besides those of every model of its kind."""
 
     subject: Subject
     bound: float
     half_precision_itself: float | None = None
+    more: tuple[cases.Case, ...] = ()
 
     @classmethod
     def of(cls, subject: Subject) -> "Reference":
@@ -70,7 +71,7 @@ def compared(reference: Reference, runner: Runs, quant: str) -> dict[str, Any]:
         ExportError: if that is more than its precision explains.
     """
     if quant == "none":
-        return parity.check(reference.subject, runner, reference.bound).to_dict()
+        return parity.check(reference.subject, runner, reference.bound, reference.more).to_dict()
     return divergence.check(reference.subject, runner, quant).to_dict()
 
 

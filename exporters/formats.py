@@ -1,0 +1,115 @@
+"""What all targets of other packages share: one main file, written by the package, run by it, checked, then named."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from graphprune import hf
+from graphprune.atomic import check_output, new_folder
+from graphprune.contracts import ExportOptions, ExportReport, FolderVerification
+from graphprune.errors import ExportError, VerificationError
+from graphprune.exporters import VERIFIERS
+from graphprune.exporters.folders import require_apart
+from graphprune.exporters.onnx_writer import Target, finish, versions
+from graphprune.exporters.parity import Runs
+from graphprune.exporters.subjects import Subject
+from graphprune.exporters.validation import Reference, compared
+from graphprune.modes import quiet
+from graphprune.registry import Registry
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a target of another package is made, and how its file is run, in an export and in a later check.
+
+    `reference` is the model of a folder and how near the file must come to it; `write` puts `file`, and what belongs to
+    it, into a folder, and returns facts for the report; `open` runs it by the names of inputs and outputs.
+    """
+
+    target: str
+    file: str
+    packages: tuple[str, ...]
+    reference: Callable[[Path, ExportOptions], Reference]
+    write: Callable[[Subject, Path, ExportOptions], dict[str, Any]]
+    open: Callable[[Path, Sequence[str], Sequence[str]], Runs]
+
+
+#: By target.
+FORMATS: Registry[str, Format] = Registry("format")
+
+
+def register(made: Format) -> None:
+    """Have a format exported and verified under the name of its target."""
+    FORMATS.register(made.target)(made)
+    VERIFIERS.register(made.target)(partial(verify, made))
+
+
+def library(module: str, target: str) -> Any:
+    """A module of a package that not everybody has.
+
+    Raises:
+        ExportError: if it is not installed, or cannot be imported.
+    """
+    try:
+        with quiet():
+            return import_module(module)
+    except ImportError as fault:
+        raise ExportError(
+            f"target {target} takes a package that cannot be imported: {fault}; pip install 'graphprune[{target}]'"
+        ) from fault
+
+
+def export_as(made: Format, source: Path, output: Path, options: ExportOptions, *, force: bool) -> ExportReport:
+    """Export the model of a Hugging Face folder, check it in its runtime, and only then give the folder its name.
+
+    Raises:
+        ExportError: if it cannot be exported, the file does not agree with the model, or `output` may not be written.
+    """
+    require_apart(source, output)
+    check_output(output, force)
+    reference = made.reference(source, options)
+    subject = reference.subject
+    with new_folder(output, force) as folder:
+        start = time.perf_counter()
+        facts = made.write(subject, folder, options)
+        written = time.perf_counter()
+        runner = made.open(folder / made.file, subject.inputs, subject.outputs)
+        seconds = {"export": written - start, "open": time.perf_counter() - written}
+        parity = {made.target: compared(reference, runner, options.quant)}
+        table = {
+            "versions": versions(made.packages), "inputs": subject.inputs, "outputs": subject.outputs,
+            "parameters": sum(p.numel() for p in subject.module.parameters()), "bytes": size(folder, made.file),
+            **facts, "seconds": seconds,
+        }  # fmt: skip
+        report = finish(folder, source, Target(made.target), options, table, parity)
+    return replace(report, output=output)
+
+
+def verify(made: Format, folder: Path, report: Mapping[str, Any]) -> FolderVerification:
+    """Repeat the check of a folder; against the model it was made from, if that is still there.
+
+    Raises:
+        VerificationError: if a file is missing or has another size.
+        ExportError: if it cannot be opened, or no longer agrees.
+    """
+    bytes_now, source = size(folder, made.file), Path(str(report.get("source")))
+    if bytes_now != report.get("bytes"):
+        raise VerificationError(
+            f"{folder / made.file} has {bytes_now} bytes, its report says {report.get('bytes')}: export again"
+        )
+    runner = made.open(folder / made.file, *(tuple(report.get(kind, ())) for kind in ("inputs", "outputs")))
+    found = FolderVerification(folder, made.target, int(report.get("parameters", 0)), ["it opens"])
+    if (source / hf.CONFIG).is_file():
+        options = ExportOptions(**report.get("options", {}))
+        found.max_error = float(compared(made.reference(source, options), runner, options.quant)["worst"])
+        found.checks.append(f"it agrees with the model in {source}")
+    return found
+
+
+def size(folder: Path, file: str) -> int:
+    """The bytes of a file and of those that carry its name but for the end of it."""
+    return sum(path.stat().st_size for path in folder.glob(f"{Path(file).stem}.*"))
