@@ -62,6 +62,8 @@ def open_model(path: Path, provider: str = CPU, *, threads: int = 0) -> Runner:
 def open_in_floats(path: Path) -> Runner:
     """Open a model file on the CPU so that activations are never rounded, whatever its quantised products allow.
 
+    Weights behind DequantizeLinear become floats.
+
     Raises:
         ExportError: if it cannot be opened.
     """
@@ -69,8 +71,10 @@ def open_in_floats(path: Path) -> Runner:
     for attribute in (attribute for node in model.graph.node for attribute in node.attribute):
         if attribute.name == "accuracy_level":
             attribute.i = 0
-    beside = {"session.model_external_initializers_file_folder_path": str(path.parent)}
-    return _opened(model.SerializeToString(), path.name, CPU, 0, beside)
+    settings = {
+        "session.model_external_initializers_file_folder_path": str(path.parent), "session.disable_quant_qdq": "1"
+    }  # fmt: skip
+    return _opened(model.SerializeToString(), path.name, CPU, 0, settings)
 
 
 def _opened(model: str | bytes, name: str, provider: str, threads: int, settings: Mapping[str, str]) -> Runner:

@@ -51,10 +51,14 @@ class Subject:
         return dict(zip(self.outputs, pytree.tree_leaves(outputs), strict=True))
 
     def to(self, dtype: torch.dtype) -> "Subject":
-        """The same subject computing in `dtype`: casts the module itself, in place."""
+        """The same subject computing in `dtype`: casts the module itself, in place.
+
+        What is computed from the config and not saved, as the frequencies of a rotary embedding, keeps its precision,
+        as in a model that transformers loads in `dtype`: rounded, they would be off by whole turns far into a text.
+        """
         leaves, spec = pytree.tree_flatten(self.args)
         cast = [leaf.to(dtype) if leaf.is_floating_point() else leaf for leaf in leaves]
-        return replace(self, module=self.module.to(dtype), args=pytree.tree_unflatten(cast, spec), dtype=dtype)
+        return replace(self, module=_cast(self.module, dtype), args=pytree.tree_unflatten(cast, spec), dtype=dtype)
 
     def at(self, static: Mapping[str, int]) -> "Subject":
         """The same subject with examples of fixed sizes, ``batch``, ``sequence`` and ``past``; no dimension stays free.
@@ -127,3 +131,13 @@ def _resized(name: str, leaf: Tensor, sizes: Mapping[int, int]) -> Tensor:
     if name == "attention_mask":
         return leaf.new_ones(shape)
     return leaf.new_zeros(shape)
+
+
+def _cast(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Cast what is saved of a module, in place."""
+    parts = list(module.modules())
+    computed = [(part, name, part._buffers[name]) for part in parts for name in part._non_persistent_buffers_set]
+    module.to(dtype)
+    for part, name, buffer in computed:
+        part._buffers[name] = buffer
+    return module

@@ -26,6 +26,8 @@ _SMALL = 1000  # bytes of a weight that stays in the graph, whose shapes it may 
 _PART = 500_000_000  # bytes of a file of weights: more than 512 MB is not cached by content networks
 _BUFFER = 2_000_000_000  # bytes of the largest ArrayBuffer that all browsers give
 
+_SLOW = "weights in fewer bits are for WebGPU; for wasm, which computes with floats faster, export with --portable"
+
 #: What transformers.js calls the precisions; by the name it finds ``onnx/model{suffix}.onnx``.
 _NAMES = {
     ("none", "fp32"): ("fp32", ""), ("none", "fp16"): ("fp16", "_fp16"),
@@ -43,11 +45,14 @@ NEEDS["web"] = Needs(
 def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, force: bool = False) -> ExportReport:
     """Export the model of a Hugging Face folder in the layout of transformers.js, with a manifest and cases to check.
 
+    Weights in fewer bits are for WebGPU. With `portable` they become floats when a page opens the model: as many bytes
+    to fetch, more memory, and in wasm several times faster.
+
     Raises:
         ExportError: if it cannot be exported, the file does not agree with the model, a weight is larger than what a
             browser can hold, or `output` may not be written.
     """
-    options.require("web", **TAKES)
+    options.require("web", **TAKES, portable=(True,))
     require_apart(source, output)
     check_output(output, force)
     subject = subject_of(source, options)
@@ -68,7 +73,8 @@ def _laid_out(model: ir.Model, folder: Path, subject: Subject, source: Path, opt
     _write(folder / CASES, web_cases.made(subject, runner, options), indent=None)
     config = {**hf.read_json(source / hf.CONFIG), "transformers.js_config": _settings(name, path, parts, options)}
     _write(folder / hf.CONFIG, config)
-    return {"notes": [f"laid out for transformers.js, as {name}"]}
+    slow = options.quant != "none" and not options.portable
+    return {"notes": [f"laid out for transformers.js, as {name}", *([_SLOW] if slow else [])]}
 
 
 def save_parts(model: ir.Model, path: Path) -> list[Path]:

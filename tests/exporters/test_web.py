@@ -124,7 +124,7 @@ def test_layers_of_different_heads(different: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "name", "settings"),
     [
-        ({"quant": "int8"}, "model_quantized.onnx", {"dtype": "q8"}),
+        ({"quant": "int8", "portable": True}, "model_quantized.onnx", {"dtype": "q8"}),
         (
             {"quant": "int4", "dtype": "fp16"},
             "model_q4f16.onnx",
@@ -135,6 +135,8 @@ def test_layers_of_different_heads(different: Path) -> None:
 def test_names_of_precisions(saved: Save, tmp_path: Path, options: Any, name: str, settings: Any) -> None:
     facts = export(saved("llama", **ONE), tmp_path / "x", **options)
     assert facts["bytes"] == (tmp_path / "x" / "onnx" / name).stat().st_size
+    assert ("com.microsoft" in facts["operators"]) == ("portable" not in options)
+    assert ("export with --portable" in facts["notes"][-1]) == ("portable" not in options)
     assert read(tmp_path / "x" / "config.json")["transformers.js_config"] == settings
     kinds = {value["type"] for value in read(tmp_path / "x" / "web.json")["inputs"].values()}
     assert kinds == {"int64", "float16" if "dtype" in options else "float32"}
@@ -228,9 +230,10 @@ def test_decoders_in_wasm(folder: str, request: pytest.FixtureRequest) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("kind", "changes", "options"), [
-    ("llama", {}, {"quant": "int8"}), ("llama", {}, {"quant": "int4", "dtype": "fp16"}), ("gpt2", {}, {}),
-    ("llama", {}, {"static": {"batch": 1, "sequence": 1, "past": 9}}), ("bert", {}, {"quant": "int8"}),
-    ("resnet", {}, {"dtype": "fp16"}), ("vit", {}, {}),
+    ("llama", ONE, {"quant": "int8"}), ("llama", ONE, {"quant": "int4", "dtype": "fp16"}), ("gpt2", {"n_layer": 1}, {}),
+    ("llama", ONE, {"quant": "int4", "portable": True}),
+    ("llama", ONE, {"static": {"batch": 1, "sequence": 1, "past": 9}}), ("bert", ONE, {"quant": "int8"}),
+    ("resnet", {}, {"dtype": "fp16"}), ("vit", ONE, {}),
 ])  # fmt: skip
 def test_other_models_in_wasm(saved: Save, tmp_path: Path, kind: str, changes: Any, options: Any) -> None:
     export(saved(kind, **changes), tmp_path / "x", **options)

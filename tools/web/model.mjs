@@ -2,6 +2,7 @@ import * as ort from "onnxruntime-web";
 
 /** Fetch an exported folder: its manifest, and a session of its model. */
 export async function open(base, options = {}) {
+  const extra = { session: { disable_quant_qdq: "1" } }; // weights behind DequantizeLinear become floats, once
   const get = async (file) => {
     const answer = await fetch(`${base}/${file}`);
     if (!answer.ok) throw new Error(`${base}/${file}: ${answer.status}`);
@@ -11,7 +12,7 @@ export async function open(base, options = {}) {
   const web = await (await get("web.json")).json();
   const externalData = []; // by name: a page has no folder in which the model could look for them
   for (const { path, file } of web.external_data) externalData.push({ path, data: await bytes(file) });
-  return { web, session: await ort.InferenceSession.create(await bytes(web.model), { ...options, externalData }) };
+  return { web, session: await ort.InferenceSession.create(await bytes(web.model), { extra, ...options, externalData }) };
 }
 
 /** What a decoder knows before the first token: keys and values of length 0. */
