@@ -12,9 +12,9 @@ from transformers import PreTrainedConfig
 
 from graphprune import hf, per_layer
 from graphprune.atomic import check_output, new_folder
-from graphprune.contracts import NO_OPTIONS, ExportOptions, ExportReport, Needs
-from graphprune.errors import ExportError
-from graphprune.exporters import EXPORTERS, NEEDS
+from graphprune.contracts import NO_OPTIONS, ExportOptions, ExportReport, FolderVerification, Needs
+from graphprune.errors import ExportError, VerificationError
+from graphprune.exporters import EXPORTERS, NEEDS, VERIFIERS
 from graphprune.exporters.agreement import compare
 from graphprune.exporters.decoders import is_decoder
 from graphprune.exporters.folders import copy_beside, require_apart
@@ -59,6 +59,30 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
         _card(source, folder, facts)
         report = write_report(folder, source, "hf", options, facts, {})
     return replace(report, output=output)
+
+
+@VERIFIERS.register("hf")
+def verify(folder: Path, report: Mapping[str, Any]) -> FolderVerification:
+    """Reload a folder, and compare it with the model it was made from, if that is still there.
+
+    Raises:
+        VerificationError: if the weights have another size than was written.
+        ExportError: if it cannot be loaded, or no longer agrees.
+    """
+    if (size := _size(folder)) != report.get("bytes"):
+        raise VerificationError(f"{folder}: its weights take {size} bytes, its report says {report.get('bytes')}")
+    config, source = hf.config(folder), Path(str(report.get("source")))
+    destination: Destination = "per-layer" if per_layer.is_per_layer(config) else "stock"
+    made = FolderVerification(
+        folder, "huggingface", int(report.get("parameters", 0)), ["it loads with all its weights"]
+    )
+    if not (source / hf.CONFIG).is_file():
+        reload(folder, destination)
+        return made
+    model = hf.module(source).to(config.dtype or torch.float32).float()
+    made.max_error = float(_checked(source, folder, model, destination)["error"]["relative"])
+    made.checks.append(f"it agrees with the model in {source}")
+    return made
 
 
 def _write_weights(folder: Path, model: nn.Module, config: PreTrainedConfig, dtype: torch.dtype) -> None:

@@ -90,6 +90,8 @@ def _onnx(folder: Path, path: Path) -> FolderVerification:
     source, options = report.get("source"), ExportOptions(**report.get("options", {}))
     if source and (Path(source) / hf.CONFIG).is_file():
         reference = Reference.of(subject_of(Path(source), options))
+        for other in sorted(folder.glob("*.ort")):
+            compared(reference, open_model(other), options.quant)
         found.max_error = float(compared(reference, runner, options.quant)["worst"])
         found.checks.append(f"it agrees with the model in {source}")
     elif any(name.startswith(PAST) for name in runner.inputs):

@@ -119,25 +119,6 @@ def uneven(configure: Configure, saved: Save, tmp_path_factory: pytest.TempPathF
     return make
 
 
-@pytest.fixture(scope="session")
-def uneven_folder(configure: Configure, saved: Save, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a decoder whose layers differ in width and in heads."""
-    config = configure("llama")
-    config.allow_global_per_layer_attribute_access = True
-    config.per_layer_config = {
-        0: {"intermediate_size": 20},
-        1: {"intermediate_size": 30, "num_attention_heads": 4, "num_key_value_heads": 2},
-    }
-    config.use_cache = False
-    torch.manual_seed(0)
-    program = trace(per_layer.build(config).train(False), (), {"input_ids": torch.arange(14).view(2, 7) % VOCABULARY})
-    out = tmp_path_factory.mktemp("uneven") / "out"
-    save_folder(
-        replace(program, source=Source(saved("llama"), "huggingface", torch.float32)), out, destination="per-layer"
-    )
-    return out
-
-
 def tokenizer() -> Any:
     """A tokenizer of as many words as the models have."""
     words = {"<unk>": 0, "<s>": 1, "</s>": 2, **{f"w{i}": i for i in range(3, VOCABULARY)}}

@@ -51,8 +51,8 @@ def test_a_prompt_in_parts_and_other_positions(saved: Save, tmp_path: Path) -> N
     assert verify_folder(tmp_path / "x").max_error is not None
 
 
-def test_layers_of_different_widths(uneven_folder: Path, tmp_path: Path) -> None:
-    assert export(uneven_folder, tmp_path / "x", static={"past": 24})["parity"]["executorch"]["worst"] < 5e-4
+def test_layers_of_different_widths(uneven: Save, tmp_path: Path) -> None:
+    assert export(uneven(), tmp_path / "x", static={"past": 24})["parity"]["executorch"]["worst"] < 5e-4
 
 
 @pytest.mark.parametrize(("kind", "static"), [("bert", {"sequence": 6}), ("resnet", {}), ("vit", {"batch": 2})])
