@@ -12,9 +12,10 @@ from graphprune.exporters import cases
 from graphprune.exporters.parity import Runs, meaningful
 from graphprune.exporters.subjects import Subject
 
-#: By kind of weights the most divergence, in nats a token, and the most error of outputs that are no logits. Beyond
-#: them a file is of no use, however rightly it was rounded.
-BOUNDS = {"int8": (0.1, 0.2), "int4": (1.0, 0.7)}
+#: By precision the most divergence, in nats a token, and the most error of outputs that are no logits. Beyond them a
+#: file is of no use, however rightly it was rounded.
+BOUNDS = {"fp16": (0.02, 0.05), "int8": (0.1, 0.2), "int4": (1.0, 0.7)}
+_ADVICE = {"fp16": "use --dtype fp32", "int8": "use --quant none", "int4": "use --quant int8"}
 
 
 @dataclass(frozen=True)
@@ -54,17 +55,15 @@ def judge(pairs: Iterable[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]], qu
     worst = max(_relative(pair) for pair in sides.values())
     made = Divergence(*_logits(sides["logits"]), worst) if "logits" in sides else Divergence(None, None, worst)
     most, rough = BOUNDS[quant]
+    advice = f"nothing was exported; {_ADVICE[quant]}"
     if made.divergence is None and not worst <= rough:
-        raise ExportError(f"{quant} changes outputs by {worst:.0%} of their size, allowed are {rough:.0%}; {_ADVICE}")
+        raise ExportError(f"{quant} changes outputs by {worst:.0%} of their size, allowed are {rough:.0%}; {advice}")
     if made.divergence is not None and not made.divergence <= most:
         raise ExportError(
             f"{quant} changes what the model predicts by {made.divergence:.2f} nats a token, allowed are {most}; "
-            f"{_ADVICE}"
+            f"{advice}"
         )
     return made
-
-
-_ADVICE = "nothing was exported; use --quant int8 or none"
 
 
 def _continued(subject: Subject, exported: Runs) -> Iterator[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]]:

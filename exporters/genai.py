@@ -31,7 +31,7 @@ _ENDLESS = 10**9  # tokenizers without a limit name a far greater one
 
 
 NEEDS["genai"] = Needs(
-    ("per-layer", "stock"), 32, 32, "onnxruntime-genai runs any width; blocks of stored weights hold 32"
+    ("per-layer", "stock", "free"), 32, 32, "onnxruntime-genai runs any width; blocks of stored weights hold 32"
 )
 
 

@@ -10,7 +10,7 @@ from graphprune.exporters.programs import program_subject
 from graphprune.program import Program
 
 NEEDS["onnx"] = Needs(
-    ("per-layer", "stock"),
+    ("per-layer", "stock", "free"),
     32,
     16,
     "ONNX Runtime runs any width; products go in blocks of 32, convolutions in blocks of 16 channels",

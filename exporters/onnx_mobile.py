@@ -11,7 +11,8 @@ from graphprune.contracts import NO_OPTIONS, ExportOptions, ExportReport, Needs
 from graphprune.errors import ExportError, first_line
 from graphprune.exporters import EXPORTERS, NEEDS
 from graphprune.exporters.onnx_files import MODEL
-from graphprune.exporters.onnx_writer import TAKES, Target, export_folder, subject_of_model
+from graphprune.exporters.onnx_writer import TAKES, Target, export_folder, subject_of
+from graphprune.exporters.stored import is_stored
 from graphprune.exporters.usability import usability
 from graphprune.modes import imported, quiet
 
@@ -21,7 +22,7 @@ _OPSET = 20  # the newest that converters for devices take
 
 
 NEEDS["onnx-mobile"] = Needs(
-    ("per-layer", "stock"),
+    ("per-layer", "stock", "free"),
     32,
     8,
     "stored blocks hold 32 weights, and kernels of ARM processors take 8 channels at a time",
@@ -39,16 +40,22 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
         ExportError: if it cannot be exported, a file does not agree with the model, or `output` may not be written.
     """
     options.require("onnx-mobile", **TAKES)
-    options = replace(options, opset=options.opset or _OPSET, static=options.static or _usual(source))
+    opset = options.opset or (None if is_stored(source) else _OPSET)
+    options = replace(options, opset=opset, static=options.static or _usual(source))
     return export_folder(source, output, Target("onnx-mobile", _finished), options, force=force)
 
 
 def _usual(source: Path) -> dict[str, int]:
     """Sizes for the dimensions that this model has, no longer than the texts that it takes."""
-    model = hf.module(source)
-    most = getattr(model.config.get_text_config(), "max_position_embeddings", None) or max(USUAL.values())
-    sizes = {name: min(USUAL[name], most) for name in subject_of_model(model, source).sizes}
+    most = _longest(source) or max(USUAL.values())
+    sizes = {name: min(USUAL[name], most) for name in subject_of(source, NO_OPTIONS).sizes}
     return sizes | {"sequence": 1, "past": min(USUAL["past"], most - 1)} if "past" in sizes else sizes
+
+
+def _longest(source: Path) -> int | None:
+    """How many tokens a text may have, if that is said."""
+    config = hf.config(source).get_text_config() if (source / hf.CONFIG).is_file() else None
+    return getattr(config, "max_position_embeddings", None)
 
 
 def _finished(model: ir.Model, folder: Path) -> dict[str, Any]:

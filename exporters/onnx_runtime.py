@@ -25,6 +25,11 @@ _TYPES = {
 }
 
 
+def tensor_type(value: Any) -> torch.dtype:
+    """The type of an input or output of a session."""
+    return _TYPES[value.type]
+
+
 @dataclass
 class Runner:
     """A model file in ONNX Runtime; `provider` is the one that the session reports, not the one asked for."""

@@ -22,6 +22,7 @@ from graphprune.exporters.folders import copy_beside, require_apart
 from graphprune.exporters.onnx_files import OPSET, OPSETS, model_file, save_onnx, to_onnx
 from graphprune.exporters.onnx_quantise import BITS, quantise
 from graphprune.exporters.onnx_runtime import CPU, open_model
+from graphprune.exporters.stored import Stored, is_stored, stored_subject
 from graphprune.exporters.subjects import Subject
 from graphprune.exporters.validation import Reference, compared, validate
 
@@ -70,7 +71,9 @@ def export_folder(source: Path, output: Path, target: Target, options: ExportOpt
 
 
 def subject_of(source: Path, options: ExportOptions) -> Subject:
-    """The model of a folder, ready to be exported with these options."""
+    """The model of a folder, of transformers or an exported one, ready to be exported with these options."""
+    if is_stored(source):
+        return stored_subject(source, options)
     model = hf.module(source)
     if (options.opset or OPSET) < OPSET:  # there is no operator for attention, and the fused one tests for NaN
         model.set_attn_implementation("eager")
@@ -82,6 +85,18 @@ def subject_of(source: Path, options: ExportOptions) -> Subject:
 def subject_of_model(model: nn.Module, folder: Path) -> Subject:
     """A model, ready to be exported; `folder` may say how large its images are."""
     return decoder_subject(model) if is_decoder(model) else encoder_subject(model, folder)
+
+
+def graph_of(subject: Subject, opset: int | None) -> ir.Model:
+    """The subject in operators of ONNX.
+
+    Raises:
+        ExportError: if it cannot be said in them.
+    """
+    if isinstance(subject.module, Stored):
+        return subject.module.graph(opset)
+    model: ir.Model = to_onnx(subject, opset or OPSET).model
+    return model
 
 
 def write(
@@ -96,7 +111,7 @@ def write(
         ExportError: if it cannot be exported, the file does not agree with the model, or `output` may not be written.
     """
     start = time.perf_counter()
-    model = to_onnx(subject, options.opset or OPSET).model
+    model = graph_of(subject, options.opset)
     seconds = {"export": time.perf_counter() - start}
     with new_folder(output, force) as folder:
         path, reference = save_onnx(model, folder), Reference.of(subject)
@@ -122,7 +137,7 @@ def finish(
     """Add what generation needs, try it, and write the report."""
     if source is not None:
         copy_beside(source, folder)
-        if not (folder / hf.CONFIG).exists():  # a target may have written one with more in it
+        if (source / hf.CONFIG).exists() and not (folder / hf.CONFIG).exists():  # which may say more
             (folder / hf.CONFIG).write_bytes((source / hf.CONFIG).read_bytes())
     table = {**table, **(target.prove(folder) if target.prove else {})}
     return write_report(folder, source, target.name, options, table, parity)

@@ -16,9 +16,9 @@ from graphprune.contracts import NO_OPTIONS, ExportOptions, ExportReport, Needs
 from graphprune.errors import ExportError, first_line
 from graphprune.exporters import EXPORTERS, NEEDS, parity
 from graphprune.exporters.formats import FORMATS, Format, export_as, library, register
-from graphprune.exporters.onnx_files import save_onnx, to_onnx
+from graphprune.exporters.onnx_files import save_onnx
 from graphprune.exporters.onnx_quantise import BITS, quantise
-from graphprune.exporters.onnx_writer import subject_of
+from graphprune.exporters.onnx_writer import graph_of, subject_of
 from graphprune.exporters.subjects import Subject
 from graphprune.exporters.validation import Reference
 
@@ -26,7 +26,7 @@ FILE = "model.xml"
 
 
 NEEDS["openvino"] = Needs(
-    ("per-layer", "stock"), 32, 16, "OpenVINO runs any width; its blocks of weights hold 32, of channels 16"
+    ("per-layer", "stock", "free"), 32, 16, "OpenVINO runs any width; its blocks of weights hold 32, of channels 16"
 )
 
 
@@ -95,7 +95,7 @@ def _rounded(name: str, tensor: Tensor) -> Tensor:
 def _write(subject: Subject, folder: Path, options: ExportOptions) -> dict[str, Any]:
     start = time.perf_counter()
     openvino: Any = library("openvino", "openvino")
-    graph = to_onnx(subject).model
+    graph = graph_of(subject, None)
     if options.quant != "none":
         graph = quantise(graph, options.quant, standard=True)
     with TemporaryDirectory(dir=folder, prefix=".onnx-") as beside:

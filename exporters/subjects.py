@@ -67,7 +67,7 @@ class Subject:
             ExportError: if a size is left out, is none, or is of a dimension that the inputs do not have.
         """
         leaves, spec = pytree.tree_flatten(self.args)
-        named, sizes = self._named(), _sizes(static, self.sizes)
+        named, sizes = self._named(), sizes_of(static, self.sizes)
         new = [
             _resized(name, leaf, {dim: sizes[word] for dim, word in each.items()})
             for name, leaf, each in zip(self.inputs, leaves, named, strict=True)
@@ -113,8 +113,12 @@ def _dimensions(name: str, tensor: Tensor) -> dict[int, str]:
     return {0: BATCH} if tensor.is_floating_point() or tensor.dim() < 2 else {0: BATCH, 1: SEQUENCE}
 
 
-def _sizes(static: Mapping[str, int], wanted: Sequence[str]) -> dict[str, int]:
-    """Sizes by the names of dimensions."""
+def sizes_of(static: Mapping[str, int], wanted: Sequence[str]) -> dict[str, int]:
+    """Sizes by the names of dimensions, of those that are `wanted`.
+
+    Raises:
+        ExportError: if one is left out, is none, or is of another dimension.
+    """
     if sorted(static) != sorted(wanted) or not all(isinstance(n, int) and n > 0 for n in static.values()):
         given = ",".join(f"{name}={size}" for name, size in static.items())
         raise ExportError(

@@ -17,6 +17,7 @@ from graphprune.exporters.onnx_files import MODEL, model_file, written_bytes
 from graphprune.exporters.onnx_files import check as check_file
 from graphprune.exporters.onnx_runtime import Runner, open_model
 from graphprune.exporters.onnx_writer import REPORT, subject_of, subject_of_model
+from graphprune.exporters.stored import is_stored
 from graphprune.exporters.subjects import PAST
 from graphprune.exporters.validation import Reference, compared
 
@@ -88,7 +89,7 @@ def _onnx(folder: Path, path: Path) -> FolderVerification:
     found.checks += also(folder) if also is not None else []
     bound = _bound(report)
     source, options = report.get("source"), ExportOptions(**report.get("options", {}))
-    if source and (Path(source) / hf.CONFIG).is_file():
+    if source and ((Path(source) / hf.CONFIG).is_file() or is_stored(Path(source))):
         reference = Reference.of(subject_of(Path(source), options))
         for other in sorted(folder.glob("*.ort")):
             compared(reference, open_model(other), options.quant)

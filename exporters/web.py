@@ -37,7 +37,10 @@ _NAMES = {
 
 
 NEEDS["web"] = Needs(
-    ("per-layer", "stock"), 32, 8, "wasm runs any width; blocks of stored weights hold 32, its vectors at least 8"
+    ("per-layer", "stock", "free"),
+    32,
+    8,
+    "wasm runs any width; blocks of stored weights hold 32, its vectors 8",
 )
 
 
@@ -71,7 +74,8 @@ def _laid_out(model: ir.Model, folder: Path, subject: Subject, source: Path, opt
     runner = open_in_floats(path)
     _write(folder / MANIFEST, manifest(folder, path, parts, runner, end_tokens(source)))
     _write(folder / CASES, web_cases.made(subject, runner, options), indent=None)
-    config = {**hf.read_json(source / hf.CONFIG), "transformers.js_config": _settings(name, path, parts, options)}
+    before = hf.read_json(source / hf.CONFIG) if (source / hf.CONFIG).is_file() else {}
+    config = {**before, "transformers.js_config": _settings(name, path, parts, options)}
     _write(folder / hf.CONFIG, config)
     slow = options.quant != "none" and not options.portable
     return {"notes": [f"laid out for transformers.js, as {name}", *([_SLOW] if slow else [])]}

@@ -8,10 +8,10 @@ import torch
 
 from graphprune import biases, hf
 from graphprune.atomic import new_folder
-from graphprune.contracts import ExportOptions, ExportReport, FolderVerification
+from graphprune.contracts import NO_OPTIONS, ExportOptions, ExportReport, FolderVerification
 from graphprune.dependencies import Dependencies
-from graphprune.errors import ExportError, VerificationError
-from graphprune.exporters import onnx, pt2
+from graphprune.errors import ExportError, LoadError, VerificationError
+from graphprune.exporters import EXPORTERS, onnx, pt2
 from graphprune.exporters.decoders import cached_decoder, is_decoder
 from graphprune.exporters.folders import copy_beside, require_apart
 from graphprune.exporters.verify import verify_folder
@@ -123,20 +123,29 @@ def check_folder(folder: Path) -> FolderVerification:
 
 
 def export(folder: Path, target: str, output: Path, options: ExportOptions, *, force: bool = False) -> ExportReport:
-    """Hand out the ONNX files that were made with the graph, after checking them anew.
+    """Make a target of the ONNX files that were made with the graph; `onnx` hands them out, after checking them anew.
 
     Raises:
-        ExportError: for any other target, or if there are none.
+        ExportError: if there are no such files, or the target takes a model that a class of transformers runs.
+        RegistryError: if there is no such target.
     """
-    if target != "onnx" or not (folder / ONNX).is_dir():
-        raise ExportError(
-            f"{folder} holds a graph that no class of transformers runs; such a graph is exported when it is pruned, "
-            f"as ONNX only: {target} cannot be made of it. Prune with destination stock or per-layer"
-        )
-    options.require(target)
+    if not (folder / ONNX).is_dir():
+        raise ExportError(f"{folder} holds a graph without ONNX files, from which targets are made; prune it again")
     require_apart(folder, output)
+    if target == "onnx" and options == NO_OPTIONS:
+        return _handed_out(folder, output, force)
+    try:
+        return EXPORTERS[target](folder / ONNX, output, options, force=force)
+    except LoadError as fault:
+        raise ExportError(
+            f"{folder} holds a graph that no class of transformers runs, and target {target} takes one that does; "
+            "use a target of ONNX files, or prune with destination stock or per-layer"
+        ) from fault
+
+
+def _handed_out(folder: Path, output: Path, force: bool) -> ExportReport:
     with new_folder(output, force) as fresh:
         shutil.copytree(folder / ONNX, fresh, dirs_exist_ok=True)
         checks = verify_folder(fresh)
     files = sorted(path.name for path in output.iterdir())
-    return ExportReport(target, output, files, {"parameters": checks.parameters, "checks": checks.checks})
+    return ExportReport("onnx", output, files, {"parameters": checks.parameters, "checks": checks.checks})

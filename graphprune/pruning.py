@@ -4,6 +4,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from pathlib import Path
 
@@ -95,34 +96,28 @@ def prune(
 ) -> Result:
     """Prune a model and save it, verified, with a report.
 
-    `model` is a Hugging Face folder, a ``.gguf`` or ``.pt2`` file, or ``package.module:callable``; `sparsity` the share
-    of all its parameters that is to go, or of another `budget` (``macs``, ``kv_cache``, ``latency``, see `Allocate`;
-    the last on `runtime`, with a table in the file `latency`); `calibration` names a text (see `corpus.read`), which
-    is run faster with `autocast` (see `Calibrate`). `target` is what the model will be exported to; it decides about
-    `destination` and `align`, of which widths are multiples, where they are not given (``stock`` and 8 without it).
-    `exact_only` leaves out groups whose cut changes what remains, such as hidden sizes under norms. `loss` is for
-    recipes that need gradients of other than causal language models: a function of the output and the number of the
-    calibration batch; for more see `assembly.Options`. `output` appears when all in it was verified, or not at all.
+    `model` is whatever `load` takes; `sparsity` the share of all its parameters that is to go, or of another `budget`;
+    `calibration` names a text (see `corpus.read` and `Calibrate`). `target` is what the model will be exported to; it
+    decides about `destination` and `align`, where they are not given (``stock`` and 8 without it). `exact_only` leaves
+    out groups whose cut changes what remains. For the others see `assembly.Options`. `output` appears when all in it
+    was verified, or not at all.
 
     Raises:
         GraphpruneError: one of its kinds, with what, where, got, expected and what to do.
     """
     chosen, wanted = RECIPES[recipe], Wanted.of(target, destination, align)
-    destination = wanted.destination
     check_output(output, force)
-    program = load(model)
-    align = wanted.align_of(program)
-    job = Job(str(model), Path(output), recipe, destination, sparsity, seed, force, _command(), plan_only, budget,
-        wanted)  # fmt: skip
-    options = assembly.Options(
-        sparsity, None, align, destination, protect, exact_only, seed, loss, budget, trials, str(latency), runtime,
-        shots, coarse,
-    )  # fmt: skip
-    if chosen.calibrates and not calibration:
-        raise CalibrationError(f"recipe {recipe} needs calibration data; name a text (--calibration FILE)")
     calibrate = Calibrate(str(calibration), samples, length, seed, autocast=autocast) if chosen.calibrates else None
+    if calibrate and not calibration:
+        raise CalibrationError(f"recipe {recipe} needs calibration data; name a text (--calibration FILE)")
+    program, where = load(model), wanted.destination
+    options = assembly.Options(
+        sparsity, None, wanted.align_of(program), where, protect, exact_only, seed, loss, budget, trials, str(latency),
+        runtime, shots, coarse,
+    )  # fmt: skip
     program = (assembly.plan_only if plan_only else assembly.pipeline)(chosen, options, calibrate)(program)
-    return _save(job, program, lambda folder: [] if plan_only else write(program, folder, destination))
+    asked = recipe, where, sparsity, seed, force, _command(), plan_only, budget, wanted
+    return _save(Job(str(model), Path(output), *asked), program, partial(write, program, destination=where))
 
 
 def apply_plan(model: str | Path, plan: str | Path, *, output: str | Path, force: bool = False) -> Result:
@@ -162,7 +157,7 @@ def _save(job: Job, program: Program, fill: Callable[[Path], list[tuple[str, flo
     if program.source is not None:
         require_apart(program.source.path, job.output)
     with new_folder(job.output, job.force) as folder:
-        errors = fill(folder)
+        errors = [] if job.plan_only else fill(folder)
         plan.save(folder / "plan.json")
         report = _report(job, program, plan, dict(errors))
         report.save(folder)

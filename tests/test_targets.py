@@ -76,10 +76,8 @@ def test_convolutions_have_an_alignment_of_their_own(tmp_path: Path) -> None:
 
 
 def test_what_a_target_cannot_be_made_of(llama: Path, tmp_path: Path) -> None:
-    with pytest.raises(
-        PlanError, match="target onnx-mobile cannot be made of a model pruned for destination free; use p"
-    ):
-        prune(llama, tmp_path / "x", target="onnx-mobile", destination="free")
+    with pytest.raises(PlanError, match="target gguf cannot be made of a model pruned for destination free; use per-l"):
+        prune(llama, tmp_path / "x", target="gguf", destination="free")
     with pytest.raises(RegistryError, match="no target 'onx'; did you mean onnx"):
         prune(llama, tmp_path / "x", target="onx")
     assert not (tmp_path / "x").exists()

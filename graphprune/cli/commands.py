@@ -12,6 +12,7 @@ from graphprune.choices import KINDS
 from graphprune.cli import dependencies, draw, show
 from graphprune.cli.edge import command, print_json
 from graphprune.cli.options import (
+    Align,
     Autocast,
     Budget,
     Calibration,
@@ -25,10 +26,12 @@ from graphprune.cli.options import (
     Method,
     Model,
     Output,
+    PlanOnly,
     Protect,
     Runtime,
     Seed,
     Shots,
+    Sparsity,
     Target,
     Text,
     Trials,
@@ -95,7 +98,7 @@ def inspect(
 @command
 def prune(
     model: Model,
-    sparsity: Annotated[float, typer.Option(help="The share of all parameters to remove.", show_default=False)],
+    sparsity: Sparsity,
     output: Output,
     recipe: Method = "fasp",
     calibration: Calibration = None,
@@ -103,9 +106,7 @@ def prune(
     length: Length = 512,
     autocast: Autocast = False,
     target: Target = None,
-    align: Annotated[
-        int | None, typer.Option(help="Every new width is a multiple of this; 8 without a target.", min=1)
-    ] = None,
+    align: Align = None,
     destination: Where = None,
     protect: Protect = None,
     inexact: Inexact = False,
@@ -116,35 +117,17 @@ def prune(
     trials: Trials = Search.trials,
     shots: Shots = None,
     coarse: Coarse = None,
-    plan_only: Annotated[bool, typer.Option("--plan-only", help="Save the plan and cut nothing.")] = False,
+    plan_only: PlanOnly = False,
     force: Force = False,
     json: Json = False,
 ) -> Show:
     """Prune a model and save it, verified, with a report."""
     result = api.prune(
-        model,
-        recipe=recipe,
-        sparsity=sparsity,
-        calibration=calibration,
-        output=output,
-        samples=samples,
-        length=length,
-        autocast=autocast,
-        target=target,
-        align=align,
-        destination=destination.value if destination else None,
-        protect=tuple(protect or ()),
-        exact_only=not inexact,
-        seed=seed,
-        budget=budget,
-        latency=latency,
-        runtime=runtime,
-        trials=trials,
-        shots=shots,
-        coarse=coarse,
-        plan_only=plan_only,
-        force=force,
-    )
+        model, recipe=recipe, sparsity=sparsity, calibration=calibration, output=output, samples=samples, length=length,
+        autocast=autocast, target=target, align=align, destination=destination.value if destination else None,
+        protect=tuple(protect or ()), exact_only=not inexact, seed=seed, budget=budget, latency=latency,
+        runtime=runtime, trials=trials, shots=shots, coarse=coarse, plan_only=plan_only, force=force,
+    )  # fmt: skip
     return _answer(f"{model} {'planned' if plan_only else 'pruned'} into {output}", result.report, json)
 
 

@@ -41,6 +41,9 @@ Protect = Annotated[
     list[str] | None, typer.Option(metavar="GLOB", help="Parameters that must stay as they are; repeatable.")
 ]
 Method = Annotated[str, typer.Option(help="The method; see `graphprune recipes`.")]
+PlanOnly = Annotated[bool, typer.Option("--plan-only", help="Save the plan and cut nothing.")]
+Sparsity = Annotated[float, typer.Option(help="The share of all parameters to remove.", show_default=False)]
+Align = Annotated[int | None, typer.Option(help="Every new width is a multiple of this; 8 without a target.", min=1)]
 Where = Annotated[
     Destination | None,
     typer.Option(
