@@ -8,11 +8,13 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig
 
+from graphprune import hf
 from graphprune.errors import ExportError
 
 #: Tokenizer, generation and licence files; never weights, code, or what graphprune writes itself.
 _LICENCE = ("LICENSE*", "NOTICE*")
 _BESIDE = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", *_LICENCE)
+_GENERIC = "PreTrainedTokenizerFast"
 _OWN = {"config.json", "report.json", "plan.json", "export_report.json", "genai_config.json", "web.json", "cases.json"}
 
 
@@ -32,7 +34,7 @@ def copy_beside(source: Path, folder: Path) -> None:
     for path in sorted(found):
         if path.is_file() and path.name not in _OWN and not path.name.endswith(".index.json"):
             shutil.copyfile(path, folder / path.name)
-    _name_tokenizer(folder / "tokenizer_config.json")
+    _name_tokenizer(folder / "tokenizer_config.json", source)
 
 
 def copy_licence(source: Path, folder: Path) -> None:
@@ -59,11 +61,13 @@ def _with_legacy_rope(table: dict[str, Any]) -> dict[str, Any]:
     return table
 
 
-def _name_tokenizer(path: Path) -> None:
-    """Versions 4 do not know the class by which versions 5 call a tokenizer of tokenizer.json."""
+def _name_tokenizer(path: Path, source: Path) -> None:
+    """Versions 4 do not know the class by which versions 5 call a tokenizer of tokenizer.json, and theirs also makes
+    token types, which most decoders refuse."""
     if not path.is_file() or not path.with_name("tokenizer.json").is_file():
         return
     table = json.loads(path.read_text(encoding="utf-8"))
-    if table.get("tokenizer_class") in (None, "TokenizersBackend"):
-        table["tokenizer_class"] = "PreTrainedTokenizerFast"
+    if table.get("tokenizer_class") in (None, "TokenizersBackend", _GENERIC):
+        table["tokenizer_class"] = _GENERIC
+        table["model_input_names"] = hf.tokenizer(source).model_input_names
         path.write_text(json.dumps(table, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

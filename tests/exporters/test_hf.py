@@ -67,10 +67,9 @@ def test_stock_models_are_copied(saved: Save, tmp_path: Path, kind: str) -> None
 def test_what_transformers_4_asks_for_is_there(folder: Path, tmp_path: Path) -> None:
     export(folder, tmp_path / "x", portable=True)
     assert json.loads((tmp_path / "x" / "config.json").read_text())["rope_theta"] == 50000.0
-    assert (
-        json.loads((tmp_path / "x" / "tokenizer_config.json").read_text())["tokenizer_class"]
-        == "PreTrainedTokenizerFast"
-    )
+    tokenizer = json.loads((tmp_path / "x" / "tokenizer_config.json").read_text())
+    assert tokenizer["tokenizer_class"] == "PreTrainedTokenizerFast"
+    assert tokenizer["model_input_names"] == ["input_ids", "attention_mask"]
 
 
 def test_padding_that_would_change_the_model_is_refused(
