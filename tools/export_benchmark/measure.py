@@ -43,13 +43,14 @@ class Measured:
 def measure(options: argparse.Namespace) -> list[Measured]:
     """Measure all folders; the first is the one that the others are compared with."""
     found = [_facts(folder) for folder in options.folders]
+    for one, folder in zip(found, options.folders, strict=True):
+        one.memory = _memory(folder, options)  # first: a process begins with the peak of its parent
     runners = [open_model(folder / MODEL, options.provider, threads=options.threads) for folder in options.folders]
     for turn in range(options.repeats + 1):
         for one, runner in zip(found, runners, strict=True):
             for what, seconds in _turn(runner, options).items():
                 one.seconds.setdefault(what, []).extend(seconds * (turn > 0))  # the first warms up
     for one, folder in zip(found, options.folders, strict=True):
-        one.memory = _memory(folder, options)
         one.perplexity = {
             text: scoring.evaluate(folder, text, windows=options.windows, provider=options.provider).perplexity
             for text in options.text
