@@ -28,7 +28,7 @@ from graphprune.pruning import prune as prune
 from graphprune.recipes import RECIPES
 
 #: What `export` can write.
-TARGETS = tuple(EXPORTERS)
+TARGETS = tuple(sorted(EXPORTERS))
 
 
 def analyze(program: Program) -> Dependencies:

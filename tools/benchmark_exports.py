@@ -2,10 +2,10 @@
 
 Usage: .venv/bin/python tools/benchmark_exports.py DENSE PRUNED [MORE...] [--text TEXT...] [--json FILE] [--readme FILE]
 
-Each is a folder that `graphprune export` wrote for a target of ONNX files; the first is what the others are compared
-with. Runs of all are interleaved, so that a busy machine slows all of them alike; memory is measured in a process of
-each one's own. Products are counted in the file: those of weights, for one token, or for one image. What is realised
-is the share of time saved, divided by the share of products saved.
+Each is a folder that `graphprune export` wrote for a target of ONNX files, compared with the first one that was written
+with the same options. Runs of all are interleaved, so that a busy machine slows all of them alike; memory is measured
+in a process of each one's own. Products are counted in the file: those of weights, for one token, or for one image.
+What is realised is the share of time saved, divided by the share of products saved.
 """
 
 import argparse

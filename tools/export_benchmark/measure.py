@@ -41,7 +41,7 @@ class Measured:
 
 
 def measure(options: argparse.Namespace) -> list[Measured]:
-    """Measure all folders; the first is the one that the others are compared with."""
+    """Measure all folders; each is compared with the first that was exported with the same options."""
     found = [_facts(folder) for folder in options.folders]
     for one, folder in zip(found, options.folders, strict=True):
         one.memory = _memory(folder, options)  # first: a process begins with the peak of its parent
@@ -55,7 +55,8 @@ def measure(options: argparse.Namespace) -> list[Measured]:
             text: scoring.evaluate(folder, text, windows=options.windows, provider=options.provider).perplexity
             for text in options.text
         }
-        one.realised = _realised(found[0], one)
+        alike = [other for other in found if (other.target, other.options) == (one.target, one.options)]
+        one.realised = realised(alike[0], one)
     return found
 
 
@@ -100,7 +101,7 @@ def _timed(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def _realised(dense: Measured, one: Measured) -> dict[str, float]:
+def realised(dense: Measured, one: Measured) -> dict[str, float]:
     """The share of the saved products that shows in the median time; nothing where none were saved."""
     saved = 1 - one.products / dense.products
     if saved <= 0:
