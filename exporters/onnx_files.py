@@ -101,10 +101,16 @@ def facts(path: Path, subject: Subject, quant: str = "none") -> dict[str, Any]:
     return {
         "opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
         "operators": operators(model),
+        "sizes": {value.name: sizes(value) for value in (*model.graph.input, *model.graph.output)},
         "parameters": sum(p.numel() for p in subject.module.parameters()),
         "stored_numbers": sum(_count(tensor) for tensor in model.graph.initializer),
         "bytes": size,
     }
+
+
+def sizes(value: onnx.ValueInfoProto) -> list[int | str]:
+    """The shape of an input or output: numbers, and the names of dimensions that are free."""
+    return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
 
 
 def operators(model: onnx.ModelProto) -> dict[str, dict[str, int]]:

@@ -25,6 +25,7 @@ from graphprune.exporters.onnx_runtime import CPU, open_model
 from graphprune.exporters.stored import Stored, is_stored, stored_subject
 from graphprune.exporters.subjects import Subject
 from graphprune.exporters.validation import Reference, compared, validate
+from graphprune.report import FILE as PRUNED
 
 REPORT = "export_report.json"
 _PACKAGES = (
@@ -149,13 +150,19 @@ def write_report(
 ) -> ExportReport:  # fmt: skip
     """What was written, with what, and how far it is from the source."""
     whole = {
-        "target": target, "source": str(source.resolve()) if source is not None else None, "versions": versions(),
-        "options": asdict(options), "machine": platform.machine(), "threads": torch.get_num_threads(), **table,
-        "parity": parity,
+        "target": target, "source": str(source.resolve()) if source is not None else None,
+        "parameters_before": _before(source), "options": asdict(options), "versions": versions(),
+        "machine": platform.machine(), "threads": torch.get_num_threads(), **table, "parity": parity,
     }  # fmt: skip
     (folder / REPORT).write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     return ExportReport(target, folder, files, whole)
+
+
+def _before(source: Path | None) -> int | None:
+    """How many parameters the source had before it was pruned, if its report says so."""
+    path = source / PRUNED if source is not None else None
+    return hf.read_json(path).get("parameters_before") if path is not None and path.is_file() else None
 
 
 def versions(more: Sequence[str] = ()) -> dict[str, str]:

@@ -47,6 +47,7 @@ def test_a_target_sets_destination_and_alignment(llama: Path, tmp_path: Path) ->
     assert any("cannot express other widths of model.layers.*.self_attn.v_proj" in note for note in report.notes)
     made = gp.export(tmp_path / "x", target="onnx-gpu", output=tmp_path / "y")
     assert made.facts["parameters"] == report.parameters_after
+    assert made.facts["parameters_before"] == report.parameters_before
 
 
 def test_what_is_said_holds_and_slow_widths_are_named(llama: Path, tmp_path: Path) -> None:

@@ -74,6 +74,8 @@ def test_the_report_says_what_was_checked(llama: Path) -> None:
     assert any("padded on the left" in case for case in checked["cases"])
     assert checked["cases"]["batch 1, 5 tokens, decode step 1"]["logits"].keys() == {"absolute", "relative"}
     assert report["operators"]["ai.onnx"]["Attention"] == 2
+    assert report["sizes"]["attention_mask"] == ["batch_size", "total_sequence_length"]
+    assert report["sizes"]["present.1.key"][1::2] == [4, 4] and report["parameters_before"] is None
     assert report["parameters"] == sum(p.numel() for p in hf.module(Path(report["source"])).parameters())
     assert report["bytes"] == (llama / "model.onnx").stat().st_size
     assert {"torch", "onnx", "transformers"} <= report["versions"].keys()
