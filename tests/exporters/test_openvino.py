@@ -43,8 +43,8 @@ def test_models_of_all_kinds(saved: Save, tmp_path: Path, kind: str) -> None:
     assert verified.kind == "openvino" and verified.max_error == pytest.approx(found["worst"], rel=0.5)
 
 
-def test_layers_of_different_widths(uneven_folder: Path, tmp_path: Path) -> None:
-    assert export(uneven_folder, tmp_path / "x")["parity"]["openvino"]["worst"] < 5e-4
+def test_layers_of_different_widths(uneven: Save, tmp_path: Path) -> None:
+    assert export(uneven(), tmp_path / "x")["parity"]["openvino"]["worst"] < 5e-4
 
 
 def test_matrices_in_half_precision_and_no_frequencies(saved: Save, tmp_path: Path) -> None:
