@@ -7,12 +7,15 @@ from typing import Any
 import onnx_ir as ir
 
 from graphprune import hf
+from graphprune.atomic import check_output
 from graphprune.contracts import NO_OPTIONS, ExportOptions, ExportReport, Needs
 from graphprune.errors import ExportError, first_line
 from graphprune.exporters import EXPORTERS, NEEDS
+from graphprune.exporters.folders import require_apart
 from graphprune.exporters.onnx_files import MODEL
-from graphprune.exporters.onnx_writer import TAKES, Target, export_folder, subject_of
+from graphprune.exporters.onnx_writer import TAKES, Target, subject_of, write
 from graphprune.exporters.stored import is_stored
+from graphprune.exporters.subjects import Subject
 from graphprune.exporters.usability import usability
 from graphprune.modes import imported, quiet
 
@@ -40,15 +43,20 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
         ExportError: if it cannot be exported, a file does not agree with the model, or `output` may not be written.
     """
     options.require("onnx-mobile", **TAKES)
-    opset = options.opset or (None if is_stored(source) else _OPSET)
-    options = replace(options, opset=opset, static=options.static or _usual(source))
-    return export_folder(source, output, Target("onnx-mobile", _finished), options, force=force)
+    require_apart(source, output)
+    check_output(output, force)
+    options = replace(options, opset=options.opset or (None if is_stored(source) else _OPSET))
+    subject = subject_of(source, options)
+    if not options.static:
+        options = replace(options, static=_usual(source, subject))
+        subject = subject.at(options.static)
+    return write(subject, source, output, Target("onnx-mobile", _finished), options, force=force)
 
 
-def _usual(source: Path) -> dict[str, int]:
+def _usual(source: Path, subject: Subject) -> dict[str, int]:
     """Sizes for the dimensions that this model has, no longer than the texts that it takes."""
     most = _longest(source) or max(USUAL.values())
-    sizes = {name: min(USUAL[name], most) for name in subject_of(source, NO_OPTIONS).sizes}
+    sizes = {name: min(USUAL[name], most) for name in subject.sizes}
     return sizes | {"sequence": 1, "past": min(USUAL["past"], most - 1)} if "past" in sizes else sizes
 
 

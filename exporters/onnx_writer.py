@@ -22,7 +22,7 @@ from graphprune.exporters.folders import copy_beside, require_apart
 from graphprune.exporters.onnx_files import OPSET, OPSETS, model_file, save_onnx, to_onnx
 from graphprune.exporters.onnx_quantise import BITS, quantise
 from graphprune.exporters.onnx_runtime import CPU, open_model
-from graphprune.exporters.stored import Stored, is_stored, stored_subject
+from graphprune.exporters.stored import Stored, is_stored, stored_graph, stored_subject
 from graphprune.exporters.subjects import Subject
 from graphprune.exporters.validation import Reference, compared, validate
 from graphprune.report import FILE as PRUNED
@@ -73,13 +73,15 @@ def export_folder(source: Path, output: Path, target: Target, options: ExportOpt
 
 def subject_of(source: Path, options: ExportOptions) -> Subject:
     """The model of a folder, of transformers or an exported one, ready to be exported with these options."""
-    if is_stored(source):
-        return stored_subject(source, options)
+    subject = stored_subject(source, options) if is_stored(source) else _subject_of_folder(source, options)
+    return subject.at(options.static) if options.static else subject
+
+
+def _subject_of_folder(source: Path, options: ExportOptions) -> Subject:
     model = hf.module(source)
     if (options.opset or OPSET) < OPSET:  # there is no operator for attention, and the fused one tests for NaN
         model.set_attn_implementation("eager")
     subject = subject_of_model(model, source)
-    subject = subject.at(options.static) if options.static else subject
     return subject.to(torch.float16) if options.dtype == "fp16" else subject
 
 
@@ -95,7 +97,7 @@ def graph_of(subject: Subject, opset: int | None) -> ir.Model:
         ExportError: if it cannot be said in them.
     """
     if isinstance(subject.module, Stored):
-        return subject.module.graph(opset)
+        return stored_graph(subject, opset)
     model: ir.Model = to_onnx(subject, opset or OPSET).model
     return model
 

@@ -14,7 +14,7 @@ from graphprune.contracts import ExportOptions
 from graphprune.errors import ExportError, first_line
 from graphprune.exporters.onnx_files import MODEL
 from graphprune.exporters.onnx_runtime import open_model, tensor_type
-from graphprune.exporters.subjects import CACHED, SEQUENCE, TOTAL, Subject, sizes_of
+from graphprune.exporters.subjects import CACHED, SEQUENCE, TOTAL, Subject
 
 # Every free size of an example differs from every other; the total is that of the cache and of what follows it.
 _SIZES = {SEQUENCE: 3, CACHED: 4, TOTAL: 7}
@@ -27,7 +27,6 @@ class Stored(nn.Module):
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path, self.runner = path, open_model(path)
-        self.static: Mapping[str, int] = {}
         weights = ir.load(path).graph.initializers
         for name, value in weights.items():
             tensor = value.const_value
@@ -38,14 +37,14 @@ class Stored(nn.Module):
         """The outputs, in their order."""
         return tuple(self.runner.run(dict(zip(self.runner.inputs, inputs, strict=True))).values())
 
-    def graph(self, opset: int | None) -> ir.Model:
-        """The graph in the file, of these sizes and with operators of that opset.
+    def graph(self, sizes: Mapping[str, int], opset: int | None) -> ir.Model:
+        """The graph in the file, its free dimensions of these sizes and with operators of that opset.
 
         Raises:
             ExportError: if an operator cannot be said in that opset.
         """
         model = onnx.load(str(self.path))
-        for name, size in self.static.items():
+        for name, size in sizes.items():
             onnx_model_utils.make_dim_param_fixed(model.graph, name, size)
         if opset is not None and opset != model.opset_import[0].version:
             try:
@@ -55,6 +54,19 @@ class Stored(nn.Module):
                     f"{self.path} cannot be said in opset {opset}: {first_line(fault)}; leave --opset out"
                 ) from fault
         return ir.from_proto(model)
+
+
+def stored_graph(subject: Subject, opset: int | None) -> ir.Model:
+    """The graph of a stored subject, of the sizes of its example where none stays free.
+
+    Raises:
+        ExportError: as `Stored.graph`.
+    """
+    assert isinstance(subject.module, Stored)
+    shapes = {name: value.shape for name, value in subject.module.runner.inputs.items()}
+    pairs = ((word, leaf.shape[dim]) for n, leaf in subject.example().items() for dim, word in enumerate(shapes[n]))
+    fixed = {word: size for word, size in pairs if isinstance(word, str)} if subject.dynamic is None else {}
+    return subject.module.graph(fixed, opset)
 
 
 def is_stored(source: Path) -> bool:
@@ -79,13 +91,9 @@ def stored_subject(source: Path, options: ExportOptions) -> Subject:
     free = [{dim: n for dim, n in enumerate(value.shape) if isinstance(n, str)} for value in takes.values()]
     outputs = {value.name: value.shape for value in module.runner.session.get_outputs()}
     last = next(iter(outputs.values()))[-1]
-    subject = Subject(
+    return Subject(
         module, (examples,), tuple(takes), tuple(outputs), (free,), last if isinstance(last, int) else 0
     )  # fmt: skip
-    if not options.static:
-        return subject
-    module.static = sizes_of(options.static, subject.sizes)
-    return subject.at(options.static)
 
 
 def _example(name: str, value: Any) -> Tensor:
