@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from graphprune.exporters.subjects import PAST, PRESENT, Feeds, Subject, cache_names
+from graphprune.exporters.subjects import PAST, PRESENT, Feeds, Subject, cache_names, following
 
 _PREFILL, _STEPS, _GREEDY = 7, 2, 16
 _WRITTEN = 48  # tokens that a model writes about itself
@@ -48,7 +48,7 @@ def single(subject: Subject) -> Iterator[Case]:
 
 def first(subject: Subject) -> Feeds:
     """The inputs of the first case: for a decoder a prompt and an empty cache."""
-    if subject.dynamic is None or not subject.layers:
+    if not subject.grows:
         return next(single(subject))[1]
     text = next(texts(subject.vocabulary))
     return {**step_feeds(subject, text.ids, text.mask, 0, text.ids.shape[1]), **empty(subject, len(text.ids))}
@@ -70,18 +70,8 @@ def positions(mask: Tensor) -> Tensor:
 def empty(subject: Subject, batch: int) -> Feeds:
     """A cache of length 0."""
     example = subject.example()
-    return {name: _padded(example[name][:1, :, :0].expand(batch, -1, -1, -1), 0) for name in cached(subject)}
-
-
-def cached(subject: Subject) -> list[str]:
-    """The names of the inputs that hold the cache."""
-    return cache_names(PAST, subject.layers)
-
-
-def following(subject: Subject, outputs: Feeds) -> Feeds:
-    """The cache for the next step."""
-    names = zip(cached(subject), cache_names(PRESENT, subject.layers), strict=True)
-    return {past: outputs[present] for past, present in names}
+    pasts = {name: example[name] for name in cache_names(PAST, subject.layers)}
+    return {name: past.new_zeros(batch, past.shape[1], 0, past.shape[3]) for name, past in pasts.items()}
 
 
 def valid(mask: Tensor, done: int) -> Feeds:
@@ -98,7 +88,7 @@ def written(subject: Subject, batch: int = 2, length: int = _WRITTEN) -> Tensor:
     for done in range(length - 1):
         mask = torch.ones_like(ids)
         outputs = subject.run({**step_feeds(subject, ids, mask, done, done + 1), **past})
-        past = following(subject, outputs)
+        past = following(outputs)
         chances = outputs["logits"][:, -1].double().softmax(-1)
         ids = torch.cat([ids, torch.multinomial(chances, 1, generator=generator)], 1)
     return ids
@@ -116,7 +106,7 @@ def _windows(subject: Subject) -> Iterator[Case]:
         ids, mask = text[:, :length], torch.ones(batch, length, dtype=torch.long)
         known = empty(subject, batch)
         if before:
-            known = following(subject, subject.run({**step_feeds(subject, ids, mask, 0, before), **known}))
+            known = following(subject.run({**step_feeds(subject, ids, mask, 0, before), **known}))
         pad = total - length
         ids, mask = (torch.nn.functional.pad(tensor, (pad, 0)) for tensor in (ids, mask))
         feeds = step_feeds(subject, ids, mask, total - here, total)

@@ -10,7 +10,7 @@ from torch import Tensor
 from graphprune.errors import ExportError
 from graphprune.exporters import cases
 from graphprune.exporters.parity import Runs, meaningful
-from graphprune.exporters.subjects import Subject
+from graphprune.exporters.subjects import Subject, following
 
 #: By precision the most divergence, in nats a token, and the most error of outputs that are no logits. Beyond them a
 #: file is of no use, however rightly it was rounded.
@@ -38,8 +38,7 @@ def check(subject: Subject, exported: Runs, quant: str) -> Divergence:
     Raises:
         ExportError: if the file differs beyond use.
     """
-    open_ended = subject.layers and subject.dynamic is not None
-    return judge(_continued(subject, exported) if open_ended else _single(subject, exported), quant)
+    return judge(_continued(subject, exported) if subject.grows else _single(subject, exported), quant)
 
 
 def judge(pairs: Iterable[tuple[Mapping[str, Tensor], Mapping[str, Tensor]]], quant: str) -> Divergence:
@@ -74,7 +73,7 @@ def _continued(subject: Subject, exported: Runs) -> Iterator[tuple[Mapping[str, 
     for done, end in [(0, half), *((i, i + 1) for i in range(half, ids.shape[1]))]:
         feeds = cases.step_feeds(subject, ids, mask, done, end)
         found, wanted = exported.run({**feeds, **caches[0]}), subject.run({**feeds, **caches[1]})
-        caches = cases.following(subject, found), cases.following(subject, wanted)
+        caches = following(found), following(wanted)
         yield {"logits": found["logits"]}, {"logits": wanted["logits"]}
 
 

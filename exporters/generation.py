@@ -1,6 +1,5 @@
 """Greedy text from an exported decoder, by ONNX Runtime alone."""
 
-import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from graphprune import hf
 from graphprune.errors import ExportError, LoadError
 from graphprune.exporters.onnx_files import MODEL, model_file
 from graphprune.exporters.onnx_runtime import CPU, Runner, open_model
-from graphprune.exporters.subjects import PAST, PRESENT
+from graphprune.exporters.subjects import PAST, following
 
 
 def generate(folder: Path | str, prompt: str, max_new_tokens: int = 32, *, provider: str = CPU) -> str:
@@ -73,7 +72,7 @@ class Decoder:
     def step(self, ids: Tensor, done: int, past: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits of the tokens after the first `done`, whose cache is `past`, and the new cache."""
         outputs = self.runner.run({**self._feeds(ids, done), **past})
-        return outputs.pop("logits"), {re.sub(f"^{PRESENT}", PAST, name): value for name, value in outputs.items()}
+        return outputs["logits"], following(outputs)
 
     def empty(self, batch: int = 1) -> dict[str, Tensor]:
         """A cache of length 0, in the sizes of each layer."""

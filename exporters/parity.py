@@ -11,7 +11,7 @@ from torch import Tensor
 from graphprune.errors import ExportError
 from graphprune.exporters import cases
 from graphprune.exporters.agreement import Error, error
-from graphprune.exporters.subjects import PRESENT, Subject
+from graphprune.exporters.subjects import PRESENT, Subject, following
 
 FLOAT32, FLOAT16 = 5e-4, 5e-3
 
@@ -51,7 +51,7 @@ def check(subject: Subject, exported: Runs, bound: float, more: Sequence[cases.C
         ExportError: if an output differs by more than `bound`, relative to its largest value, or picks another token.
     """
     parity = Parity(bound)
-    if subject.layers and subject.dynamic is not None:
+    if subject.grows:
         for text in cases.texts(subject.vocabulary):
             _decode(parity, subject, exported, text)
         return parity
@@ -73,7 +73,7 @@ def _decode(parity: Parity, subject: Subject, exported: Runs, text: cases.Text) 
         reference = subject.run({**feeds, **caches[0]})
         found = _timed(parity, name, exported, {**feeds, **caches[1]})
         _compare(parity, name, found, reference, cases.valid(mask[:, :end], done))
-        caches = cases.following(subject, reference), cases.following(subject, found)
+        caches = following(reference), following(found)
         done = end
         if end == ids.shape[1]:
             ids = torch.cat([ids, reference["logits"][:, -1].argmax(-1, keepdim=True)], 1)

@@ -19,6 +19,19 @@ WRITTEN = "decoder_sequence_length"
 _WORDS = {"batch": BATCH, "sequence": SEQUENCE, "past": CACHED, "written": WRITTEN}
 
 
+class Alias(nn.Module):
+    """Shares the parameters of a model under the very same names, so that a plan made for one fits the other."""
+
+    model_itself: nn.Module
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self._parameters, self._buffers, self._modules = model._parameters, model._buffers, model._modules
+        self._non_persistent_buffers_set = model._non_persistent_buffers_set
+        self.__dict__["model_itself"] = model.train(False)  # past registration, which would rename everything
+        self.training = False
+
+
 @dataclass(frozen=True)
 class Subject:
     """A module that is called with `args`, and names for each input and output leaf.
@@ -38,6 +51,11 @@ class Subject:
     def layers(self) -> int:
         """How many layers keep keys and values; 0 for a model without a cache."""
         return sum(name.endswith(".key") for name in self.inputs)
+
+    @property
+    def grows(self) -> bool:
+        """Is it a decoder that is fed step by step, with a cache of any length?"""
+        return self.layers > 0 and self.dynamic is not None
 
     def example(self) -> dict[str, Tensor]:
         """The example input leaves by name."""
@@ -97,6 +115,11 @@ class Subject:
 def cache_names(prefix: str, layers: int) -> list[str]:
     """The names of keys and values as other tools expect them."""
     return [f"{prefix}.{layer}.{kind}" for layer in range(layers) for kind in ("key", "value")]
+
+
+def following(outputs: Feeds) -> Feeds:
+    """The cache that a decoder made, as inputs of the next step."""
+    return {name.replace(PRESENT, PAST, 1): x for name, x in outputs.items() if name.startswith(f"{PRESENT}.")}
 
 
 def named_dimensions(names: Sequence[str], args: tuple[Any, ...]) -> Any:

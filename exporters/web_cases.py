@@ -16,7 +16,7 @@ from graphprune.errors import VerificationError
 from graphprune.exporters import cases, parity
 from graphprune.exporters.generation import Decoder
 from graphprune.exporters.onnx_runtime import Runner
-from graphprune.exporters.subjects import PAST, PRESENT, Feeds, Subject
+from graphprune.exporters.subjects import PRESENT, Feeds, Subject, following
 
 _PLACES, _STEPS, _PROMPT, _GREEDY = 16, 2, 8, 16
 _TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
@@ -29,7 +29,7 @@ def made(subject: Subject, runner: Runner, options: ExportOptions) -> dict[str, 
     """
     bound = parity.FLOAT16 if options.dtype == "fp16" else parity.FLOAT32
     table: dict[str, Any] = {"bound": bound, "cases": []}
-    if subject.layers and subject.dynamic is not None:
+    if subject.grows:
         for text in cases.texts(subject.vocabulary):
             steps = list(_decoded(subject, runner, text, bound))
             table["cases"].append({"name": text.name, "steps": steps})
@@ -55,7 +55,7 @@ def check(table: Mapping[str, Any], runner: Runner) -> float:
             batch = len(next(iter(feeds.values())))
             past = past or {n: x for n, x in Decoder(runner).empty(batch).items() if n not in feeds}
             outputs = runner.run({**past, **feeds})
-            past = _following(outputs) if past else past
+            past = following(outputs) if past else past
             for name, places in step["outputs"].items():
                 worst = max(worst, _compare(f"{case['name']}, step {number}: {name}", places, outputs[name], table))
     if "greedy" in table:
@@ -86,7 +86,7 @@ def _decoded(subject: Subject, runner: Runner, text: cases.Text, bound: float) -
         written = {name: _described(x, 0) for name, x in feeds.items()}
         found, outputs = _step(runner, {**past, **feeds}, written, cases.valid(mask[:, :end], done), bound)
         yield found
-        past, done = _following(outputs), end
+        past, done = following(outputs), end
         if end == ids.shape[1]:
             ids = torch.cat([ids, outputs["logits"][:, -1].argmax(-1, keepdim=True)], 1)
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], 1)
@@ -102,10 +102,6 @@ def _step(
         if not name.startswith(PRESENT)  # what is wrong in a cache shows in the next logits
     }
     return {"inputs": written, "outputs": places}, outputs
-
-
-def _following(outputs: Feeds) -> Feeds:
-    return {name.replace(PRESENT, PAST, 1): x for name, x in outputs.items() if name.startswith(PRESENT)}
 
 
 def _described(x: Tensor, seed: int) -> dict[str, Any]:
