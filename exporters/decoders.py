@@ -11,7 +11,7 @@ from transformers.cache_utils import DynamicLayer
 
 from graphprune import hf
 from graphprune.errors import ExportError
-from graphprune.exporters.subjects import PAST, PRESENT, Subject, cache_names, named_dimensions
+from graphprune.exporters.subjects import PAST, PRESENT, Alias, Subject, cache_names, named_dimensions
 
 Pairs = list[tuple[Tensor, Tensor]]
 
@@ -19,18 +19,11 @@ Pairs = list[tuple[Tensor, Tensor]]
 _BATCH, _SEQUENCE, _CACHED = 2, 3, 4
 
 
-class _Cached(nn.Module):
-    """Shares the parameters of a model under the very same names, so that a plan made for one fits the other."""
-
-    def __init__(self, model: PreTrainedModel) -> None:
-        super().__init__()
-        self._parameters, self._buffers, self._modules = model._parameters, model._buffers, model._modules
-        self._non_persistent_buffers_set = model._non_persistent_buffers_set
-        self.__dict__["model_itself"] = model.train(False)  # past registration, which would rename everything
-        self.training = False
+class _Cached(Alias):
+    """Runs a model with its cache given as pairs."""
 
     def _run(self, past: Pairs, **inputs: Tensor) -> tuple[Tensor, Pairs]:
-        output = self.__dict__["model_itself"](**inputs, past_key_values=DynamicCache(past), use_cache=True)
+        output = self.model_itself(**inputs, past_key_values=DynamicCache(past), use_cache=True)
         return output.logits, [(layer.keys, layer.values) for layer in output.past_key_values.layers]
 
 

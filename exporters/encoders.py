@@ -10,29 +10,22 @@ from transformers import PreTrainedModel
 
 from graphprune import hf
 from graphprune.errors import ExportError
-from graphprune.exporters.subjects import BATCH, SEQUENCE, WRITTEN, Subject
+from graphprune.exporters.subjects import BATCH, SEQUENCE, WRITTEN, Alias, Subject
 
 _BATCH, _SEQUENCE, _SIDE = 2, 6, 224
 _TEXT = ("input_ids", "attention_mask", "token_type_ids", "decoder_input_ids")
 
 
-class NamedOutputs(nn.Module):
-    """A model that takes its inputs in order and returns its output tensors as a tuple.
-
-    It shares the parameters of the model under the very same names.
-    """
+class NamedOutputs(Alias):
+    """A model that takes its inputs in order and returns its output tensors as a tuple."""
 
     def __init__(self, model: PreTrainedModel, inputs: tuple[str, ...], outputs: tuple[str, ...]) -> None:
-        super().__init__()
-        self._parameters, self._buffers, self._modules = model._parameters, model._buffers, model._modules
-        self._non_persistent_buffers_set = model._non_persistent_buffers_set
-        self.__dict__["model_itself"] = model.train(False)  # past registration, which would rename everything
+        super().__init__(model)
         self.inputs, self.outputs = inputs, outputs
-        self.training = False
 
     def forward(self, args: list[Tensor]) -> tuple[Tensor, ...]:
         """The output tensors, in the order of `outputs`."""
-        found = self.__dict__["model_itself"](**dict(zip(self.inputs, args, strict=True)), return_dict=True)
+        found = self.model_itself(**dict(zip(self.inputs, args, strict=True)), return_dict=True)
         return tuple(found[name] for name in self.outputs)
 
 
@@ -49,8 +42,8 @@ def encoder_subject(model: nn.Module, folder: Path) -> Subject:
     with torch.no_grad():
         found = model(**feeds, return_dict=True)
     outputs = tuple(name for name, value in found.items() if isinstance(value, Tensor))
-    free = {name: {0: BATCH, 1: WRITTEN if name.startswith("decoder") else SEQUENCE} for name in feeds}
-    free = {name: dims if name in _TEXT else {0: BATCH} for name, dims in free.items()}
+    lengths = {**dict.fromkeys(_TEXT, SEQUENCE), "decoder_input_ids": WRITTEN}
+    free = {name: {0: BATCH} | ({1: lengths[name]} if name in lengths else {}) for name in feeds}
     vocabulary = getattr(model.config.get_text_config(), "vocab_size", 0)
     return Subject(
         NamedOutputs(model, tuple(feeds), outputs), (list(feeds.values()),), tuple(feeds), outputs,

@@ -1,9 +1,9 @@
 """Is an ONNX file what its model is? In each precision by the measure that fits it."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
-from math import inf
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,7 @@ def own_error(halved: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> 
         ExportError: if it changes them beyond use.
     """
     own = max(error(halved[name], reference[name]).relative for name in reference)
-    if not own <= (inf if "logits" in reference else _USELESS) or own == inf:
+    if not own <= (sys.float_info.max if "logits" in reference else _USELESS):
         raise ExportError(
             f"half precision alone changes the outputs of this model by {own:.1e} relative to the largest value, "
             f"allowed are {_USELESS:.0e}: its values are too large or too close for it. Use target onnx, or "
