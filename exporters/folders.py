@@ -9,6 +9,7 @@ import torch
 from transformers import PreTrainedConfig
 
 from graphprune import hf
+from graphprune.atomic import check_output
 from graphprune.errors import ExportError
 
 #: Tokenizer, generation and licence files; never weights, code, or what graphprune writes itself.
@@ -26,6 +27,16 @@ def require_apart(source: Path, output: Path) -> None:
     """
     if output.resolve() in (source.resolve(), *source.resolve().parents):
         raise ExportError(f"{output} is or holds {source}, which is read; choose another output")
+
+
+def require_output(source: Path, output: Path, force: bool) -> None:
+    """Refuse, before any work, an output that may not be written.
+
+    Raises:
+        ExportError: as `require_apart`, or if there is something and `force` does not allow to replace it.
+    """
+    require_apart(source, output)
+    check_output(output, force)
 
 
 def copy_beside(source: Path, folder: Path) -> None:

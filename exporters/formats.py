@@ -8,14 +8,14 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from graphprune import hf
-from graphprune.atomic import check_output, new_folder
+from graphprune.atomic import new_folder
 from graphprune.contracts import ExportOptions, ExportReport, FolderVerification
-from graphprune.errors import ExportError, VerificationError
+from graphprune.errors import ExportError
 from graphprune.exporters import VERIFIERS
-from graphprune.exporters.folders import require_apart
-from graphprune.exporters.onnx_writer import Target, finish, versions
+from graphprune.exporters.folders import require_output
+from graphprune.exporters.onnx_writer import Target, finish
 from graphprune.exporters.parity import Runs
+from graphprune.exporters.reports import require_size, source_of, versions
 from graphprune.exporters.subjects import Subject
 from graphprune.exporters.validation import Reference, compared
 from graphprune.modes import quiet
@@ -69,8 +69,7 @@ def export_as(made: Format, source: Path, output: Path, options: ExportOptions, 
     Raises:
         ExportError: if it cannot be exported, the file does not agree with the model, or `output` may not be written.
     """
-    require_apart(source, output)
-    check_output(output, force)
+    require_output(source, output, force)
     reference = made.reference(source, options)
     subject = reference.subject
     with new_folder(output, force) as folder:
@@ -96,14 +95,11 @@ def verify(made: Format, folder: Path, report: Mapping[str, Any]) -> FolderVerif
         VerificationError: if a file is missing or has another size.
         ExportError: if it cannot be opened, or no longer agrees.
     """
-    bytes_now, source = size(folder, made.file), Path(str(report.get("source")))
-    if bytes_now != report.get("bytes"):
-        raise VerificationError(
-            f"{folder / made.file} has {bytes_now} bytes, its report says {report.get('bytes')}: export again"
-        )
+    require_size(f"{folder / made.file} has", size(folder, made.file), report)
     runner = made.open(folder / made.file, *(tuple(report.get(kind, ())) for kind in ("inputs", "outputs")))
     found = FolderVerification(folder, made.target, int(report.get("parameters", 0)), ["it opens"])
-    if (source / hf.CONFIG).is_file():
+    source = source_of(report)
+    if source is not None:
         options = ExportOptions(**report.get("options", {}))
         found.max_error = float(compared(made.reference(source, options), runner, options.quant)["worst"])
         found.checks.append(f"it agrees with the model in {source}")

@@ -8,11 +8,10 @@ from typing import Any
 import onnx_ir as ir
 
 from graphprune import hf
-from graphprune.atomic import check_output
 from graphprune.contracts import NO_OPTIONS, ExportOptions, ExportReport, Needs
 from graphprune.errors import ExportError
 from graphprune.exporters import CHECKS, EXPORTERS, NEEDS
-from graphprune.exporters.folders import copy_beside, require_apart
+from graphprune.exporters.folders import copy_beside
 from graphprune.exporters.genai_runtime import SETTINGS, library, prove
 from graphprune.exporters.generation import token_ids
 from graphprune.exporters.onnx_files import MODEL
@@ -46,8 +45,6 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
             other tokens than ONNX Runtime, or `output` may not be written.
     """
     options.require("genai", **{name: TAKES[name] for name in ("dtype", "quant", "opset")})
-    require_apart(source, output)
-    check_output(output, force)
     library()
     settings = _settings(source)  # all that may be missing is asked for before the work
     target = Target("genai", partial(_describe, source, settings), prove=prove)

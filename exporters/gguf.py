@@ -9,15 +9,15 @@ from typing import Any
 import gguf
 
 from graphprune import hf
-from graphprune.atomic import check_output, new_folder
+from graphprune.atomic import new_folder
 from graphprune.contracts import NO_OPTIONS, ExportOptions, ExportReport, FolderVerification, Needs
 from graphprune.errors import ExportError
 from graphprune.exporters import EXPORTERS, NEEDS, VERIFIERS, gguf_runtime, parity
-from graphprune.exporters.folders import copy_licence, require_apart
+from graphprune.exporters.folders import copy_licence, require_output
 from graphprune.exporters.gguf_file import MODEL, check, finite, is_quantised, write
 from graphprune.exporters.gguf_model import Described, describe
 from graphprune.exporters.gguf_vocabulary import vocabulary
-from graphprune.exporters.onnx_writer import write_report
+from graphprune.exporters.reports import require_size, source_of, write_report
 
 _TAKES: dict[str, Collection[object]] = {"dtype": ("fp32", "fp16"), "quant": ("int8", "int4")}
 
@@ -48,8 +48,7 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
             written.
     """
     options.require("gguf", **_TAKES)
-    require_apart(source, output)
-    check_output(output, force)
+    require_output(source, output, force)
     start = time.perf_counter()
     subject = _subject(source)
     with new_folder(output, force) as folder:
@@ -130,21 +129,19 @@ def verify(folder: Path, report: Mapping[str, Any]) -> FolderVerification:
     """Repeat the check of an export; without its source, only that the file is whole.
 
     Raises:
+        VerificationError: if its file has another size.
         ExportError: if it is not what it was.
     """
     path = folder / MODEL
     if not path.is_file():
         raise ExportError(f"{folder} has no {MODEL}; export it again")
-    if path.stat().st_size != report.get("bytes"):
-        raise ExportError(
-            f"{path} has {path.stat().st_size} bytes, its report says {report.get('bytes')}: export again"
-        )
+    require_size(f"{path} has", path.stat().st_size, report)
     finite(path)
     made = FolderVerification(
         folder, "gguf", int(report.get("parameters", 0)), ["it opens, all its weights are numbers"]
     )
-    source = Path(str(report.get("source")))
-    if not (source / hf.CONFIG).is_file():
+    source = source_of(report)
+    if source is None:
         return made
     found, _ = _checked(path, _subject(source), ExportOptions(**report["options"]))
     made.checks.append(f"each of its weights is that of the model in {source}")

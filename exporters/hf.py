@@ -11,15 +11,16 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig
 
 from graphprune import hf, per_layer
-from graphprune.atomic import check_output, new_folder
+from graphprune.atomic import new_folder
 from graphprune.contracts import NO_OPTIONS, ExportOptions, ExportReport, FolderVerification, Needs
-from graphprune.errors import ExportError, VerificationError
+from graphprune.errors import ExportError
 from graphprune.exporters import EXPORTERS, NEEDS, VERIFIERS
 from graphprune.exporters.agreement import compare
 from graphprune.exporters.decoders import is_decoder
-from graphprune.exporters.folders import copy_beside, require_apart
+from graphprune.exporters.folders import copy_beside, require_output
 from graphprune.exporters.huggingface import Destination, loads_with, reload, write_settings
-from graphprune.exporters.onnx_writer import subject_of_model, write_report
+from graphprune.exporters.onnx_writer import subject_of_model
+from graphprune.exporters.reports import require_size, source_of, write_report
 from graphprune.exporters.shards import distinct, write_shards
 from graphprune.exporters.subjects import Feeds
 from graphprune.meta_models import flat, on_meta
@@ -42,8 +43,7 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
         ExportError: if the reloaded model does not agree with the source, or `output` may not be written.
     """
     options.require("hf", dtype=tuple(TYPES), portable=(True,))
-    require_apart(source, output)
-    check_output(output, force)
+    require_output(source, output, force)
     start = time.perf_counter()
     config, model = hf.config(source), hf.module(source)
     dtype = TYPES[options.dtype] if options.dtype else config.dtype or torch.float32
@@ -69,14 +69,13 @@ def verify(folder: Path, report: Mapping[str, Any]) -> FolderVerification:
         VerificationError: if the weights have another size than was written.
         ExportError: if it cannot be loaded, or no longer agrees.
     """
-    if (size := _size(folder)) != report.get("bytes"):
-        raise VerificationError(f"{folder}: its weights take {size} bytes, its report says {report.get('bytes')}")
-    config, source = hf.config(folder), Path(str(report.get("source")))
+    require_size(f"{folder}: its weights take", _size(folder), report)
+    config, source = hf.config(folder), source_of(report)
     destination: Destination = "per-layer" if per_layer.is_per_layer(config) else "stock"
     made = FolderVerification(
         folder, "huggingface", int(report.get("parameters", 0)), ["it loads with all its weights"]
     )
-    if not (source / hf.CONFIG).is_file():
+    if source is None:
         reload(folder, destination)
         return made
     model = hf.module(source).to(config.dtype or torch.float32).float()

@@ -7,11 +7,10 @@ from typing import Any
 import onnx_ir as ir
 
 from graphprune import hf
-from graphprune.atomic import check_output
 from graphprune.contracts import NO_OPTIONS, ExportOptions, ExportReport, Needs
 from graphprune.errors import ExportError, first_line
 from graphprune.exporters import EXPORTERS, NEEDS
-from graphprune.exporters.folders import require_apart
+from graphprune.exporters.folders import require_output
 from graphprune.exporters.onnx_files import MODEL
 from graphprune.exporters.onnx_writer import TAKES, Target, subject_of, write
 from graphprune.exporters.stored import is_stored
@@ -43,8 +42,7 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
         ExportError: if it cannot be exported, a file does not agree with the model, or `output` may not be written.
     """
     options.require("onnx-mobile", **TAKES)
-    require_apart(source, output)
-    check_output(output, force)
+    require_output(source, output, force)
     options = replace(options, opset=options.opset or (None if is_stored(source) else _OPSET))
     subject = subject_of(source, options)
     if not options.static:

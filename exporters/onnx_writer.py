@@ -1,11 +1,8 @@
 """What all targets of ONNX files share: export, quantise, check, report, and only then a name."""
 
-import json
-import platform
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,24 +11,18 @@ import torch
 from torch import nn
 
 from graphprune import hf
-from graphprune.atomic import check_output, new_folder
+from graphprune.atomic import new_folder
 from graphprune.contracts import ExportOptions, ExportReport
 from graphprune.exporters.decoders import decoder_subject, is_decoder
 from graphprune.exporters.encoders import encoder_subject
-from graphprune.exporters.folders import copy_beside, require_apart
+from graphprune.exporters.folders import copy_beside, require_output
 from graphprune.exporters.onnx_files import OPSET, OPSETS, model_file, save_onnx, to_onnx
 from graphprune.exporters.onnx_quantise import BITS, quantise
 from graphprune.exporters.onnx_runtime import CPU, open_model
+from graphprune.exporters.reports import write_report
 from graphprune.exporters.stored import Stored, is_stored, stored_graph, stored_subject
 from graphprune.exporters.subjects import Subject
 from graphprune.exporters.validation import Reference, compared, validate
-from graphprune.report import FILE as PRUNED
-
-REPORT = "export_report.json"
-_PACKAGES = (
-    "graphprune", "torch", "transformers", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime",
-    "onnxruntime-genai-cuda", "onnxruntime-genai", "gguf", "llama-cpp-python",
-)  # fmt: skip
 
 #: What every target of ONNX files takes.
 TAKES: dict[str, Collection[object]] = {
@@ -66,8 +57,7 @@ def export_folder(source: Path, output: Path, target: Target, options: ExportOpt
     Raises:
         ExportError: as `write`.
     """
-    require_apart(source, output)
-    check_output(output, force)
+    require_output(source, output, force)
     return write(subject_of(source, options), source, output, target, options, force=force)
 
 
@@ -144,35 +134,3 @@ def finish(
             (folder / hf.CONFIG).write_bytes((source / hf.CONFIG).read_bytes())
     table = {**table, **(target.prove(folder) if target.prove else {})}
     return write_report(folder, source, target.name, options, table, parity)
-
-
-def write_report(
-    folder: Path, source: Path | None, target: str, options: ExportOptions, table: Mapping[str, Any],
-    parity: Mapping[str, Any],
-) -> ExportReport:  # fmt: skip
-    """What was written, with what, and how far it is from the source."""
-    whole = {
-        "target": target, "source": str(source.resolve()) if source is not None else None,
-        "parameters_before": _before(source), "options": asdict(options), "versions": versions(),
-        "machine": platform.machine(), "threads": torch.get_num_threads(), **table, "parity": parity,
-    }  # fmt: skip
-    (folder / REPORT).write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
-    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return ExportReport(target, folder, files, whole)
-
-
-def _before(source: Path | None) -> int | None:
-    """How many parameters the source had before it was pruned, if its report says so."""
-    path = source / PRUNED if source is not None else None
-    return hf.read_json(path).get("parameters_before") if path is not None and path.is_file() else None
-
-
-def versions(more: Sequence[str] = ()) -> dict[str, str]:
-    """The versions of what takes part in an export; of `more` packages besides."""
-    found = {}
-    for name in (*_PACKAGES, *more):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # one of the two runtimes is never there
-            continue
-    return found

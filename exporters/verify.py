@@ -1,6 +1,5 @@
 """Is a saved or exported folder still what it was when it was checked?"""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ from graphprune.exporters.generation import Decoder
 from graphprune.exporters.onnx_files import MODEL, model_file, written_bytes
 from graphprune.exporters.onnx_files import check as check_file
 from graphprune.exporters.onnx_runtime import Runner, open_model
-from graphprune.exporters.onnx_writer import REPORT, subject_of, subject_of_model
-from graphprune.exporters.stored import is_stored
+from graphprune.exporters.onnx_writer import subject_of, subject_of_model
+from graphprune.exporters.reports import REPORT, read, require_size, source_of
 from graphprune.exporters.subjects import PAST
 from graphprune.exporters.validation import Reference, compared
 
@@ -46,7 +45,7 @@ def verify_folder(folder: Path | str) -> FolderVerification:
 
 def _of_its_kind(folder: Path, path: Path | None) -> FolderVerification:
     """By the check of the target that wrote the folder, where it has one of its own."""
-    report = _reported(folder / REPORT)
+    report = read(folder / REPORT)
     if report.get("target") in VERIFIERS:
         return VERIFIERS[report["target"]](folder, report)
     return _onnx(folder, path) if path is not None else _huggingface(folder)
@@ -56,7 +55,7 @@ def _huggingface(folder: Path) -> FolderVerification:
     model = hf.module(folder)
     found = FolderVerification(folder, "huggingface", _parameters(model), ["the model loads with all its weights"])
     found.checks.append(_finite_outputs(model, folder))
-    expected = _reported(folder / "report.json").get("parameters_after")
+    expected = read(folder / "report.json").get("parameters_after")
     if expected is not None and expected != found.parameters:
         raise VerificationError(
             f"{folder} has {found.parameters} parameters, its report.json says {expected}; save it again"
@@ -76,21 +75,20 @@ def _finite_outputs(model: nn.Module, folder: Path) -> str:
 
 
 def _onnx(folder: Path, path: Path) -> FolderVerification:
-    report = _reported(folder / REPORT)
+    report = read(folder / REPORT)
     check_file(path)
     runner = open_model(path)
     found = FolderVerification(
         folder, "onnx", int(report.get("parameters", 0)), ["the checker of onnx passes", "it opens"]
     )
-    size = written_bytes(path)
-    if size != report.get("bytes", size):
-        raise VerificationError(f"{path} has {size} bytes, its report says {report['bytes']}: export again")
+    if report:
+        require_size(f"{path} has", written_bytes(path), report)
     also = CHECKS.get(str(report.get("target")))
     found.checks += also(folder) if also is not None else []
     bound = _bound(report)
-    source, options = report.get("source"), ExportOptions(**report.get("options", {}))
-    if source and ((Path(source) / hf.CONFIG).is_file() or is_stored(Path(source))):
-        reference = Reference.of(subject_of(Path(source), options))
+    source, options = source_of(report), ExportOptions(**report.get("options", {}))
+    if source is not None:
+        reference = Reference.of(subject_of(source, options))
         for other in sorted(folder.glob("*.ort")):
             compared(reference, open_model(other), options.quant)
         found.max_error = float(compared(reference, runner, options.quant)["worst"])
@@ -128,16 +126,6 @@ def _against_itself(path: Path, runner: Runner, bound: float) -> float:
 def _require_finite(folder: Path, tensors: list[Tensor]) -> None:
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
         raise VerificationError(f"{folder}: the model gives NaN or infinity; its weights are damaged, save it again")
-
-
-def _reported(path: Path) -> dict[str, Any]:
-    if not path.is_file():
-        return {}
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as fault:
-        raise ExportError(f"{path.name} is not valid JSON ({fault}); save or export the model again") from fault
-    return table if isinstance(table, dict) else {}
 
 
 def _parameters(model: nn.Module) -> int:

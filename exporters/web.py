@@ -9,11 +9,10 @@ from typing import Any
 import onnx_ir as ir
 
 from graphprune import hf
-from graphprune.atomic import check_output
 from graphprune.contracts import NO_OPTIONS, ExportOptions, ExportReport, Needs
 from graphprune.errors import ExportError, VerificationError
 from graphprune.exporters import CHECKS, EXPORTERS, NEEDS, web_cases
-from graphprune.exporters.folders import require_apart
+from graphprune.exporters.folders import require_output
 from graphprune.exporters.generation import end_tokens
 from graphprune.exporters.onnx_files import MODEL, ONE_FILE, model_file, save_onnx, written_bytes
 from graphprune.exporters.onnx_runtime import Runner, open_in_floats
@@ -56,8 +55,7 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
             browser can hold, or `output` may not be written.
     """
     options.require("web", **TAKES, portable=(True,))
-    require_apart(source, output)
-    check_output(output, force)
+    require_output(source, output, force)
     subject = subject_of(source, options)
     target = Target("web", partial(_laid_out, subject=subject, source=source, options=options))
     return write(subject, source, output, target, options, force=force)

@@ -1,0 +1,86 @@
+"""The report beside an export: what was written with what, and what a later check holds the folder to."""
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from graphprune import hf
+from graphprune.contracts import ExportOptions, ExportReport
+from graphprune.errors import ExportError, VerificationError
+from graphprune.exporters.stored import is_stored
+from graphprune.report import FILE as PRUNED
+
+REPORT = "export_report.json"
+_PACKAGES = (
+    "graphprune", "torch", "transformers", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime",
+    "onnxruntime-genai-cuda", "onnxruntime-genai", "gguf", "llama-cpp-python",
+)  # fmt: skip
+
+
+def write_report(
+    folder: Path, source: Path | None, target: str, options: ExportOptions, table: Mapping[str, Any],
+    parity: Mapping[str, Any],
+) -> ExportReport:  # fmt: skip
+    """What was written, with what, and how far it is from the source."""
+    whole = {
+        "target": target, "source": str(source.resolve()) if source is not None else None,
+        "parameters_before": _before(source), "options": asdict(options), "versions": versions(),
+        "machine": platform.machine(), "threads": torch.get_num_threads(), **table, "parity": parity,
+    }  # fmt: skip
+    (folder / REPORT).write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+    files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    return ExportReport(target, folder, files, whole)
+
+
+def _before(source: Path | None) -> int | None:
+    """How many parameters the source had before it was pruned, if its report says so."""
+    path = source / PRUNED if source is not None else None
+    return hf.read_json(path).get("parameters_before") if path is not None and path.is_file() else None
+
+
+def versions(more: Sequence[str] = ()) -> dict[str, str]:
+    """The versions of what takes part in an export; of `more` packages besides."""
+    found = {}
+    for name in (*_PACKAGES, *more):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:  # one of the two runtimes is never there
+            continue
+    return found
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The report in a file; empty where there is none.
+
+    Raises:
+        ExportError: if it is no JSON.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as fault:
+        raise ExportError(f"{path.name} is not valid JSON ({fault}); save or export the model again") from fault
+    return table if isinstance(table, dict) else {}
+
+
+def source_of(report: Mapping[str, Any]) -> Path | None:
+    """The folder that was exported, if a model is still there."""
+    source = Path(str(report.get("source")))
+    return source if (source / hf.CONFIG).is_file() or is_stored(source) else None
+
+
+def require_size(what: str, size: int, report: Mapping[str, Any]) -> None:
+    """Refuse files that have another size than the report says; `what` is the beginning of a sentence on them.
+
+    Raises:
+        VerificationError: if they have.
+    """
+    if size != report.get("bytes"):
+        raise VerificationError(f"{what} {size} bytes, its report says {report.get('bytes')}: export again")
