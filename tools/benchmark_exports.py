@@ -1,11 +1,14 @@
 """Compare exported folders in one run: size, speed, memory, and how much of the smaller product count is realised.
 
 Usage: .venv/bin/python tools/benchmark_exports.py DENSE PRUNED [MORE...] [--text TEXT...] [--json FILE] [--readme FILE]
+       .venv/bin/python tools/benchmark_exports.py DENSE PRUNED [MORE...] --labelled FILE [--after FILE...] ...
 
-Each is a folder that `graphprune export` wrote for a target of ONNX files, compared with the first one that was written
-with the same options. Runs of all are interleaved, so that a busy machine slows all of them alike; memory is measured
-in a process of each one's own. Products are counted in the file: those of weights, for one token, or for one image.
-What is realised is the share of time saved, divided by the share of products saved.
+Each is a folder that `graphprune export` wrote, of decoders for a target of ONNX files; it is compared with the first
+one that was written with the same options. Classifiers are given labelled items, one at a time, in the runtime of their
+target; since not all of these go into one environment, `--after` puts the rows of earlier runs before those of this.
+Runs of all are interleaved, so that a busy machine slows all of them alike; memory is measured in a process of each
+one's own. Products are counted in ONNX files: those of weights, for one token, or for one image. What is realised is
+the share of time saved, divided by the share of products saved.
 """
 
 import argparse
@@ -24,7 +27,8 @@ from tools.readme import fill
 def main() -> None:
     """Measure all folders, and print the table."""
     options = arguments()
-    found: list[Measured] = measure(options)
+    earlier = [Measured(**one) for file in options.after for one in json.loads(file.read_text(encoding="utf-8"))]
+    found = earlier + measure(options)
     lines = "\n".join(table(found))
     print(lines)
     if options.json:
@@ -37,6 +41,10 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR")
     parser.add_argument("--text", nargs="+", default=[], help="texts to measure perplexity on")
+    parser.add_argument("--labelled", type=Path, help="lines of a sentence, a tab and its class; or images, in .bin")
+    parser.add_argument("--tokenizer", type=Path, help="a folder that has it; that of the first export otherwise")
+    parser.add_argument("--items", type=int, help="so many of the labelled items; all otherwise")
+    parser.add_argument("--after", nargs="+", type=Path, default=[], help="files that --json wrote")
     parser.add_argument("--windows", type=int, default=16, help="windows of 512 tokens of each text")
     parser.add_argument("--prompt", type=int, default=128, help="tokens of a prompt")
     parser.add_argument("--tokens", type=int, default=32, help="tokens written after it")

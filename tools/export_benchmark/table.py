@@ -11,15 +11,23 @@ def table(found: Sequence[Measured]) -> Iterator[str]:
     """One row a folder; times are medians, with the 90th percentile behind them."""
     kinds = list(found[0].seconds)
     texts = list(found[0].perplexity)
-    heads = ["folder", "MB", "parameters", "products", *kinds, *(f"realised, {kind}" for kind in kinds)]
-    heads += ["peak MB", *(f"perplexity, {Path(text).name.split('.')[0]}" for text in texts), "error"]
+    labelled = found[0].right is not None
+    heads = ["folder", "MB", "parameters", "products", *kinds, *(f"realised, {kind}" for kind in kinds), "peak MB"]
+    heads += [f"perplexity, {Path(text).name.split('.')[0]}" for text in texts]
+    heads += ["accuracy", "error"] if labelled else ["error"]
     yield f"| {' | '.join(heads)} |"
     yield f"|{'---|' * len(heads)}"
     for one in found:
-        cells = [one.folder, f"{one.bytes / 1e6:.1f}", f"{one.parameters:,}", f"{one.products:,}"]
+        cells = [
+            one.folder,
+            f"{one.bytes / 1e6:.1f}",
+            f"{one.parameters:,}",
+            f"{one.products:,}" if one.products else "",
+        ]
         cells += [_time(one.seconds[kind]) for kind in kinds]
         cells += [f"{one.realised[kind]:.0%}" if kind in one.realised else "" for kind in kinds]
-        cells += [f"{one.memory / 1e6:.0f}", *(f"{one.perplexity[text]:.2f}" for text in texts), f"{one.worst:.1e}"]
+        cells += [f"{one.memory / 1e6:.0f}", *(f"{one.perplexity[text]:.2f}" for text in texts)]
+        cells += [f"{one.right:.2%}", f"{one.worst:.1e}"] if one.right is not None else [f"{one.worst:.1e}"]
         yield f"| {' | '.join(cells)} |"
 
 

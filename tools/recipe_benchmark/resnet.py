@@ -48,14 +48,14 @@ class ResNet(nn.Module):
         return self.linear(x.mean((2, 3)))
 
 
-def images(path: Path) -> tuple[Tensor, Tensor]:
+def images(path: Path, most: int | None = None) -> tuple[Tensor, Tensor]:
     """Normalised images, shape (n, 3, height, width), and their classes, of a file of records: a byte for the class,
-    two for the length (little-endian), and so many of JPEG."""
+    two for the length (little-endian), and so many of JPEG; all of them, or the first `most`."""
     from PIL import Image  # which nothing else here needs
 
     raw, at = path.read_bytes(), 0
     pixels, classes = list[Any](), list[int]()
-    while at < len(raw):
+    while at < len(raw) and (most is None or len(classes) < most):
         label, size = struct.unpack_from("<BH", raw, at)
         pixels.append(np.array(Image.open(io.BytesIO(raw[at + 3 : at + 3 + size])).convert("RGB")))
         classes.append(label)

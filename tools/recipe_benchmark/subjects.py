@@ -44,14 +44,14 @@ def encoder(options: argparse.Namespace) -> Subject:
     known = module.state_dict().keys()
     stored = {**{name: value for name, value in base.items() if name in known}, **_stored(options.model)}
     module.load_state_dict(stored)
-    train = _lines(options.train)
+    train = labelled_lines(options.train)
 
     def draw(samples: int, seed: int) -> list[Batch]:
         return _sentences(tokenizer, random.Random(seed).sample(train, samples), seed)
 
     ids = torch.tensor([[3, 4, 5, 6], [4, 5, 6, 3]])
     prefix = f"{module.base_model_prefix}.encoder.*"
-    return Subject(module.float(), _call(ids), prefix, _sentences(tokenizer, _lines(options.test), 0), draw)
+    return Subject(module.float(), _call(ids), prefix, _sentences(tokenizer, labelled_lines(options.test), 0), draw)
 
 
 def network(options: argparse.Namespace) -> Subject:
@@ -77,7 +77,7 @@ def _stored(folder: Path, prefix: str = "") -> dict[str, Tensor]:
     return {prefix + name.removeprefix(prefix): value.float() for name, value in tensors}
 
 
-def _lines(path: Path) -> list[tuple[str, int]]:
+def labelled_lines(path: Path) -> list[tuple[str, int]]:
     """Sentences and their classes, of tab-separated lines below a heading."""
     raw = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     rows = (line.rsplit("\t", 1) for line in raw.decode("utf-8").split("\n")[1:] if line.strip())
