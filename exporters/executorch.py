@@ -16,9 +16,10 @@ from graphprune.contracts import NO_OPTIONS, ExportOptions, ExportReport, Needs
 from graphprune.errors import ExportError, first_line
 from graphprune.exporters import EXPORTERS, NEEDS, parity
 from graphprune.exporters.decoders import is_decoder
-from graphprune.exporters.formats import FORMATS, Format, export_as, library, register
+from graphprune.exporters.formats import FORMATS, Format, export_as, fixed_size, library, register
 from graphprune.exporters.onnx_writer import subject_of_model
 from graphprune.exporters.parity import Runs
+from graphprune.exporters.programs import saved_subject
 from graphprune.exporters.pt2 import captured
 from graphprune.exporters.static_decoders import StaticDecoder, Stepwise, WholeText, likeliest, static_subject
 from graphprune.exporters.subjects import Subject
@@ -30,7 +31,7 @@ _FORWARD, _LENGTH = "forward", "get_max_context_len"
 
 
 NEEDS["executorch"] = Needs(
-    ("per-layer", "stock"), 32, 8, "groups of weights in 8 bits hold 32; XNNPACK takes 8 channels at a time"
+    ("per-layer", "stock", "free"), 32, 8, "groups of weights in 8 bits hold 32; XNNPACK takes 8 channels at a time"
 )
 
 
@@ -69,9 +70,11 @@ class Runner:
 
 
 def _reference(source: Path, options: ExportOptions) -> Reference:
+    if hf.holds_graph(source):
+        return fixed_size(saved_subject(source), options)
     model: Any = hf.module(source)
     if not is_decoder(model):
-        return Reference(subject_of_model(model, source).at({"batch": 1, **options.static}), parity.FLOAT32)
+        return fixed_size(subject_of_model(model, source), options)
     subject = static_subject(model, options.static)
     return Reference(subject, parity.FLOAT32, more=(likeliest(subject),))
 

@@ -11,7 +11,7 @@ from typing import Any
 from graphprune.atomic import new_folder
 from graphprune.contracts import ExportOptions, ExportReport, FolderVerification
 from graphprune.errors import ExportError
-from graphprune.exporters import VERIFIERS
+from graphprune.exporters import VERIFIERS, parity
 from graphprune.exporters.folders import require_output
 from graphprune.exporters.onnx_writer import Target, finish
 from graphprune.exporters.parity import Runs
@@ -61,6 +61,15 @@ def library(module: str, target: str) -> Any:
         raise ExportError(
             f"target {target} takes a package that cannot be imported: {fault}; pip install 'graphprune[{target}]'"
         ) from fault
+
+
+def fixed_size(subject: Subject, options: ExportOptions) -> Reference:
+    """A model without a cache at the sizes asked for; one input at a time, unless said otherwise.
+
+    Raises:
+        ExportError: if a size is left out, or of a dimension that the inputs do not have.
+    """
+    return Reference(subject.at({"batch": 1, **options.static}), parity.FLOAT32)
 
 
 def export_as(made: Format, source: Path, output: Path, options: ExportOptions, *, force: bool) -> ExportReport:

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from graphprune import hf
 from graphprune.contracts import NO_OPTIONS, ExportOptions, ExportReport, Needs
 from graphprune.errors import ExportError, first_line
-from graphprune.exporters import EXPORTERS, NEEDS, parity
+from graphprune.exporters import EXPORTERS, NEEDS
 from graphprune.exporters.decoders import is_decoder
-from graphprune.exporters.formats import FORMATS, Format, export_as, library, register
+from graphprune.exporters.formats import FORMATS, Format, export_as, fixed_size, library, register
 from graphprune.exporters.onnx_writer import subject_of_model
+from graphprune.exporters.programs import saved_subject
 from graphprune.exporters.subjects import Subject
 from graphprune.exporters.validation import Reference
 from graphprune.modes import quiet
@@ -23,7 +24,7 @@ FILE = "model.tflite"
 
 
 NEEDS["litert"] = Needs(
-    ("stock", "per-layer"), 8, 8, "XNNPACK, which runs the file on processors, takes 8 numbers at a time"
+    ("stock", "per-layer", "free"), 8, 8, "XNNPACK, which runs the file on processors, takes 8 numbers at a time"
 )
 
 
@@ -70,13 +71,15 @@ class Runner:
 
 
 def _reference(source: Path, options: ExportOptions) -> Reference:
+    if hf.holds_graph(source):
+        return fixed_size(saved_subject(source), options)
     model = hf.module(source)
     if is_decoder(model):
         raise ExportError(
             f"{type(model).__name__} writes text, and its cache, which changes with every call, is nothing that the "
             "conversion to LiteRT takes; use target executorch for phones, or openvino or onnx"
         )
-    return Reference(subject_of_model(model, source).at({"batch": 1, **options.static}), parity.FLOAT32)
+    return fixed_size(subject_of_model(model, source), options)
 
 
 def _write(subject: Subject, folder: Path, options: ExportOptions) -> dict[str, Any]:

@@ -1,12 +1,17 @@
 """Programs as subjects of an export, destination free: no class of transformers runs them, a graph does."""
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from graphprune import hf, pt2_archive
 from graphprune.errors import ExportError
+from graphprune.exporters.stored import input_names, stored_file
 from graphprune.exporters.subjects import PAST, PRESENT, Subject, cache_names, named_dimensions
 from graphprune.program import Program
 
@@ -17,25 +22,60 @@ def program_subject(program: Program) -> Subject:
     Raises:
         ExportError: if its inputs cannot be named.
     """
-    args, kwargs = program.inputs
-    if not all(isinstance(leaf, Tensor) for leaf in program.flat(args, kwargs)):
-        raise ExportError("a program with inputs that are no tensors cannot be exported; trace it with tensors only")
-    if kwargs and args:
-        raise ExportError("a program called with both positional and named inputs cannot be exported; name all of them")
-    module: nn.Module = program.module()
-    if kwargs:
-        module, args = _ByName(module, tuple(kwargs)), (tuple(kwargs.values()),)
-    args = _fitted(program, args)
-    leaves = pytree.tree_leaves(args)
-    past = [leaf for leaf in leaves if leaf.dim() == 4 and leaf.is_floating_point()] if program.state else []
-    plain = [str(n.target) for n in program.graph.nodes if n.op == "placeholder"][: len(leaves) - len(past)]
-    names = [*plain, *cache_names(PAST, len(past) // 2)]
-    with torch.no_grad():
-        outputs = pytree.tree_leaves(module(*args))
-    return Subject(
-        module, args, tuple(names), _output_names(outputs, len(past) // 2), named_dimensions(names, args),
-        _vocabulary(outputs),
-    )  # fmt: skip
+    names = [str(node.target) for node in program.graph.nodes if node.op == "placeholder"]
+    call = _Call.of(program.module(), *program.inputs)
+    return replace(call, args=_fitted(program, call.args)).subject(names, bool(program.state))
+
+
+def saved_subject(folder: Path) -> Subject:
+    """The graph in a folder of destination free.
+
+    Raises:
+        LoadError: if it cannot be read.
+        ExportError: if its inputs cannot be named, or it is that of a decoder, which has its cache in ONNX only.
+    """
+    beside = stored_file(folder)
+    if beside is not None and any(name.startswith(PAST) for name in input_names(beside)):
+        raise ExportError(
+            f"{folder} holds the graph of a decoder, whose cache only the ONNX files beside it have; use a target of "
+            "such files, or prune with destination stock or per-layer"
+        )
+    file = folder / hf.PROGRAM
+    exported = pt2_archive.read(file)
+    call = _Call.of(exported.module(), *pt2_archive.inputs(exported, file))
+    return call.subject(exported.graph_signature.user_inputs, False)
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A module and what it is called with, by position."""
+
+    module: nn.Module
+    args: tuple[Any, ...]
+
+    @classmethod
+    def of(cls, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> "_Call":
+        if not all(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
+            raise ExportError(
+                "a program with inputs that are no tensors cannot be exported; trace it with tensors only"
+            )
+        if kwargs and args:
+            raise ExportError(
+                "a program called with both positional and named inputs cannot be exported; name all of them"
+            )
+        return cls(_ByName(module, tuple(kwargs)), (tuple(kwargs.values()),)) if kwargs else cls(module, args)
+
+    def subject(self, placeholders: Sequence[str], state: bool) -> Subject:
+        """Inputs are named as the placeholders; with `state`, pairs after them are a cache."""
+        leaves = pytree.tree_leaves(self.args)
+        past = [leaf for leaf in leaves if leaf.dim() == 4 and leaf.is_floating_point()] if state else []
+        names = [*placeholders[: len(leaves) - len(past)], *cache_names(PAST, len(past) // 2)]
+        with torch.no_grad():
+            outputs = pytree.tree_leaves(self.module(*self.args))
+        return Subject(
+            self.module, self.args, tuple(names), _output_names(outputs, len(past) // 2),
+            named_dimensions(names, self.args), _vocabulary(outputs),
+        )  # fmt: skip
 
 
 class _ByName(nn.Module):

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
+from graphprune import hf
 from graphprune.atomic import new_file
 from graphprune.contracts import NO_OPTIONS, ExportOptions, ExportReport, Needs
 from graphprune.errors import ExportError
@@ -19,13 +20,16 @@ from graphprune.exporters import EXPORTERS, NEEDS, parity
 from graphprune.exporters.agreement import TOLERANCE, compare, numbers
 from graphprune.exporters.folders import require_apart
 from graphprune.exporters.onnx_writer import subject_of
+from graphprune.exporters.programs import saved_subject
 from graphprune.exporters.subjects import Subject
 from graphprune.program import Program
 
 _LOADS_WITH = ["graphprune.load(file)", "torch.export.load(file).module()"]
 
 
-NEEDS["pt2"] = Needs(("per-layer", "stock"), 8, 8, "torch.export holds any width; 8 is what kernels like at least")
+NEEDS["pt2"] = Needs(
+    ("per-layer", "stock", "free"), 8, 8, "torch.export holds any width; 8 is what kernels like at least"
+)
 
 
 @EXPORTERS.register("pt2")
@@ -39,7 +43,7 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
     _require_suffix(output)
     require_apart(source, output)
     with new_file(output, force) as file:
-        subject = subject_of(source, options)
+        subject = saved_subject(source) if hf.holds_graph(source) else subject_of(source, options)
         exported = captured(subject.module, subject.args, {}, subject.free())
         _store(exported, file)
         checked = parity.check(subject, _Reloaded(subject, torch.export.load(file).module()), TOLERANCE)

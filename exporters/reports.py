@@ -73,7 +73,8 @@ def read(path: Path) -> dict[str, Any]:
 def source_of(report: Mapping[str, Any]) -> Path | None:
     """The folder that was exported, if a model is still there."""
     source = Path(str(report.get("source")))
-    return source if (source / hf.CONFIG).is_file() or is_stored(source) else None
+    held = is_stored(source) or hf.holds_graph(source) or (source / hf.CONFIG).is_file()
+    return source if held else None
 
 
 def require_size(what: str, size: int, report: Mapping[str, Any]) -> None:

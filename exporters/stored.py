@@ -10,11 +10,14 @@ import torch
 from onnxruntime.tools import onnx_model_utils
 from torch import Tensor, nn
 
+from graphprune import hf
 from graphprune.contracts import ExportOptions
 from graphprune.errors import ExportError, first_line
 from graphprune.exporters.onnx_files import MODEL
 from graphprune.exporters.onnx_runtime import open_model, tensor_type
 from graphprune.exporters.subjects import CACHED, SEQUENCE, TOTAL, Subject
+
+FREE = "onnx"  # where a folder of destination free has its ONNX files
 
 # Every free size of an example differs from every other; the total is that of the cache and of what follows it.
 _SIZES = {SEQUENCE: 3, CACHED: 4, TOTAL: 7}
@@ -69,23 +72,37 @@ def stored_graph(subject: Subject, opset: int | None) -> ir.Model:
     return subject.module.graph(fixed, opset)
 
 
+def stored_file(source: Path) -> Path | None:
+    """The ONNX file of an exported folder, or the one beside the graph in a folder of destination free."""
+    path = (source / FREE if hf.holds_graph(source) else source) / MODEL
+    return path if path.is_file() else None
+
+
 def is_stored(source: Path) -> bool:
     """Does a folder hold an ONNX file as its model?"""
-    return (source / MODEL).is_file()
+    return stored_file(source) is not None
+
+
+def input_names(file: Path) -> list[str]:
+    """What a model file takes, without reading its weights."""
+    return [value.name for value in onnx.load(str(file), load_external_data=False).graph.input]
 
 
 def stored_subject(source: Path, options: ExportOptions) -> Subject:
     """The model of an exported folder.
 
     Raises:
-        ExportError: if it cannot be opened, or is asked for in another precision.
+        ExportError: if there is none or it cannot be opened, or is asked for in another precision.
     """
+    path = stored_file(source)
+    if path is None:
+        raise ExportError(f"{source} holds a graph without ONNX files, from which targets are made; prune it again")
     if options.dtype not in (None, "fp32"):
         raise ExportError(
             f"{source} holds a graph in float32, which cannot be made {options.dtype} as a model of transformers can; "
             "use --dtype fp32, or prune with destination stock or per-layer"
         )
-    module = Stored(source / MODEL)
+    module = Stored(path)
     takes = module.runner.inputs
     examples = [_example(name, value) for name, value in takes.items()]
     free = [{dim: n for dim, n in enumerate(value.shape) if isinstance(n, str)} for value in takes.values()]

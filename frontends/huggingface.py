@@ -100,7 +100,7 @@ def _weights(captured: Mapping[str, Tensor], places: Mapping[str, checkpoints.En
 
 
 def _is_folder(text: str) -> bool:
-    return (Path(text) / hf.CONFIG).is_file() and not (Path(text) / hf.PROGRAM).is_file()
+    return hf.is_folder(Path(text))
 
 
 FRONTENDS.register("huggingface")(

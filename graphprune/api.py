@@ -159,7 +159,7 @@ def export(
         RegistryError: if there is no such target.
     """
     options = ExportOptions(dtype, quant, opset, dict(static or {}), portable)
-    if (Path(folder) / hf.PROGRAM).is_file():
+    if hf.holds_graph(Path(folder)):
         return free.export(Path(folder), target, Path(output), options, force=force)
     return EXPORTERS[target](Path(folder), Path(output), options, force=force)
 
@@ -170,5 +170,5 @@ def verify_folder(folder: str | Path) -> FolderVerification:
     Raises:
         VerificationError: if something in it is missing, damaged, or no longer agrees.
     """
-    checks = free.check_folder if (Path(folder) / hf.PROGRAM).is_file() else verify_saved
+    checks = free.check_folder if hf.holds_graph(Path(folder)) else verify_saved
     return checks(Path(folder))

@@ -14,6 +14,7 @@ from graphprune.errors import ExportError, LoadError, VerificationError
 from graphprune.exporters import EXPORTERS, onnx, pt2
 from graphprune.exporters.decoders import cached_decoder, is_decoder
 from graphprune.exporters.folders import copy_beside, require_apart
+from graphprune.exporters.stored import FREE
 from graphprune.exporters.verify import verify_folder
 from graphprune.facts import Refits
 from graphprune.frontends.loading import load
@@ -32,7 +33,6 @@ from graphprune.shorter import shorten_module
 from graphprune.slots import Undo
 from graphprune.weights import Layered
 
-ONNX = "onnx"
 STATE = ("past_key_values*", "[[]1]*")  # the cache: inputs by name, outputs by their place behind the logits
 
 
@@ -63,7 +63,7 @@ def write(program: Program, folder: Path) -> list[tuple[str, float]]:
 
 def _export(program: Program, folder: Path) -> tuple[str, float]:
     """Write the ONNX files, and say how far they are from the graph."""
-    report = onnx.export_program(program, folder / ONNX)
+    report = onnx.export_program(program, folder / FREE)
     return "ONNX and graph", max(float(case["worst"]) for case in report.facts["parity"].values())
 
 
@@ -115,37 +115,36 @@ def check_folder(folder: Path) -> FolderVerification:
         raise VerificationError(
             f"{folder} has {found.parameters} parameters, its {REPORT} says {expected}; save it again"
         )
-    if (folder / ONNX).is_dir():
-        onnx_found = verify_folder(folder / ONNX)
-        found.checks += [f"in {ONNX}: {check}" for check in onnx_found.checks]
+    if (folder / FREE).is_dir():
+        onnx_found = verify_folder(folder / FREE)
+        found.checks += [f"in {FREE}: {check}" for check in onnx_found.checks]
         found.max_error = onnx_found.max_error
     return found
 
 
 def export(folder: Path, target: str, output: Path, options: ExportOptions, *, force: bool = False) -> ExportReport:
-    """Make a target of the ONNX files that were made with the graph; `onnx` hands them out, after checking them anew.
+    """Make a target of the graph, or of the ONNX files that were made with it; `onnx` hands these out, after checking
+    them anew.
 
     Raises:
-        ExportError: if there are no such files, or the target takes a model that a class of transformers runs.
+        ExportError: if the target takes a model that a class of transformers runs, or ONNX files that are not there.
         RegistryError: if there is no such target.
     """
-    if not (folder / ONNX).is_dir():
-        raise ExportError(f"{folder} holds a graph without ONNX files, from which targets are made; prune it again")
     require_apart(folder, output)
-    if target == "onnx" and options == NO_OPTIONS:
+    if target == "onnx" and options == NO_OPTIONS and (folder / FREE).is_dir():
         return _handed_out(folder, output, force)
     try:
-        return EXPORTERS[target](folder / ONNX, output, options, force=force)
+        return EXPORTERS[target](folder, output, options, force=force)
     except LoadError as fault:
         raise ExportError(
             f"{folder} holds a graph that no class of transformers runs, and target {target} takes one that does; "
-            "use a target of ONNX files, or prune with destination stock or per-layer"
+            "use another target, or prune with destination stock or per-layer"
         ) from fault
 
 
 def _handed_out(folder: Path, output: Path, force: bool) -> ExportReport:
     with new_folder(output, force) as fresh:
-        shutil.copytree(folder / ONNX, fresh, dirs_exist_ok=True)
+        shutil.copytree(folder / FREE, fresh, dirs_exist_ok=True)
         checks = verify_folder(fresh)
     files = sorted(path.name for path in output.iterdir())
     return ExportReport("onnx", output, files, {"parameters": checks.parameters, "checks": checks.checks})

@@ -107,7 +107,12 @@ def build(folder: Path, settings: Any) -> nn.Module:
 
 def is_folder(folder: Path) -> bool:
     """Is this a folder whose model a class of transformers holds?"""
-    return (folder / CONFIG).is_file() and not (folder / PROGRAM).is_file()
+    return (folder / CONFIG).is_file() and not holds_graph(folder)
+
+
+def holds_graph(folder: Path) -> bool:
+    """Is this a folder of destination free?"""
+    return (folder / PROGRAM).is_file()
 
 
 def module(folder: Path | str, dtype: torch.dtype = torch.float32) -> Any:

@@ -14,8 +14,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
-from graphprune import per_layer
+import graphprune as gp
+from graphprune import free, per_layer
+from graphprune.atomic import new_folder
+from graphprune.exporters.decoders import cached_decoder
 from graphprune.exporters.huggingface import save as save_folder
+from graphprune.exporters.onnx import export_program
 from graphprune.frontends.modules import trace
 from graphprune.program import Program, Source
 
@@ -154,3 +158,24 @@ def program_of(small: nn.Module, source: Path) -> Program:
     if small.config.is_encoder_decoder:  # type: ignore[union-attr]
         inputs["decoder_input_ids"] = x[:, :5]
     return replace(trace(small, (), inputs), source=Source(source, "huggingface"))
+
+
+@pytest.fixture(scope="session")
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A free folder of a network of one's own."""
+    torch.manual_seed(0)
+    convolutions = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.AdaptiveAvgPool2d(1)
+    network = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(8, 4)).eval()
+    program = trace(network, (torch.randn(2, 3, 8, 8),))
+    folder = tmp_path_factory.mktemp("graphs") / "images"
+    with new_folder(folder) as made:
+        free.write(gp.apply(program, gp.plan(program, sparsity=0.3)), made)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def decoder(model: Callable[..., nn.Module], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The graph of a decoder with its cache, as ONNX, without a folder that it came from."""
+    module, args, kwargs, free = cached_decoder(model("llama", num_hidden_layers=1))
+    program = trace(module, args, kwargs, dynamic_shapes=free, state=("past_key_values*",))
+    return export_program(program, tmp_path_factory.mktemp("stored") / "decoder").output

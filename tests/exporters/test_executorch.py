@@ -9,6 +9,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import graphprune as gp
 from graphprune.contracts import ExportOptions
 from graphprune.errors import ExportError, VerificationError
 from graphprune.exporters import EXPORTERS
@@ -60,6 +61,12 @@ def test_models_without_a_cache(saved: Save, tmp_path: Path, kind: str, static: 
     facts = export(saved(kind), tmp_path / "x", static=static)
     assert facts["parity"]["executorch"]["worst"] < 5e-4 and len(facts["parity"]["executorch"]["cases"]) >= 3
     assert verify_folder(tmp_path / "x").max_error is not None
+
+
+def test_the_graph_of_a_network_of_ones_own(images: Path, tmp_path: Path) -> None:
+    made = gp.export(images, target="executorch", output=tmp_path / "x")
+    assert made.facts["parity"]["executorch"]["worst"] < 1e-5 and made.facts["source"] == str(images)
+    assert f"it agrees with the model in {images}" in gp.verify_folder(tmp_path / "x").checks
 
 
 @pytest.mark.parametrize("static", [{"batch": 2}, {"sequence": 8, "past": 8}, {"past": 65}, {"past": 0}])

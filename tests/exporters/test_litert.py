@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+import graphprune as gp
 from graphprune.contracts import ExportOptions
 from graphprune.errors import ExportError, VerificationError
 from graphprune.exporters import EXPORTERS
@@ -37,6 +38,12 @@ def test_an_encoder_by_the_names_of_its_inputs(saved: Save, tmp_path: Path) -> N
 def test_models_of_images(saved: Save, tmp_path: Path, kind: str, static: dict[str, int]) -> None:
     facts = export(saved(kind), tmp_path / "x", static=static)
     assert facts["parity"]["litert"]["worst"] < 5e-4 and facts["versions"]["litert-torch"]
+
+
+def test_the_graph_of_a_network_of_ones_own(images: Path, tmp_path: Path) -> None:
+    made = gp.export(images, target="litert", output=tmp_path / "x")
+    assert made.facts["parity"]["litert"]["worst"] < 1e-5 and made.facts["source"] == str(images)
+    assert f"it agrees with the model in {images}" in gp.verify_folder(tmp_path / "x").checks
 
 
 def test_decoders_are_refused(saved: Save, tmp_path: Path) -> None:

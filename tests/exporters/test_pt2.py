@@ -1,5 +1,6 @@
 """Programs as files that torch itself reads."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+import graphprune as gp
 from graphprune.errors import ExportError
 from graphprune.exporters import EXPORTERS, pt2
 from graphprune.frontends.modules import trace
@@ -44,6 +46,21 @@ def test_a_folder_becomes_a_file_with_a_cache(saved: Callable[..., Path], tmp_pa
     report = EXPORTERS["pt2"](saved("llama", num_hidden_layers=1), tmp_path / "x.pt2")
     assert report.facts["parity"]["worst"] < 1e-5
     assert "batch 1, 5 tokens, decode step 2" in report.facts["parity"]["cases"]
+
+
+def test_the_graph_of_a_network_of_ones_own(images: Path, tmp_path: Path) -> None:
+    made = gp.export(images, target="pt2", output=tmp_path / "x.pt2")
+    assert made.facts["parity"]["worst"] < 1e-6
+    loaded, pixels = torch.export.load(tmp_path / "x.pt2").module(), torch.randn(5, 3, 8, 8)
+    assert torch.equal(loaded(pixels), gp.load(images).module()(pixels))
+
+
+def test_the_graph_of_a_decoder_has_its_cache_in_onnx_only(decoder: Path, tmp_path: Path) -> None:
+    shutil.copytree(decoder, tmp_path / "free" / "onnx")
+    (tmp_path / "free" / "model.pt2").write_bytes(b"not read")
+    with pytest.raises(ExportError, match="graph of a decoder, whose cache only the ONNX files .* have; use a target"):
+        gp.export(tmp_path / "free", target="pt2", output=tmp_path / "x.pt2")
+    assert not (tmp_path / "x.pt2").exists()
 
 
 def test_the_name_must_say_what_it_is(tmp_path: Path) -> None:

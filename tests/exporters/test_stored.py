@@ -1,47 +1,16 @@
 """What no class of transformers runs is exported from its ONNX files, to every target that is made of such files."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import onnx
 import pytest
-import torch
-from torch import nn
 
 import graphprune as gp
-from graphprune import free
-from graphprune.atomic import new_folder
 from graphprune.contracts import ExportOptions
 from graphprune.errors import ExportError, VerificationError
 from graphprune.exporters import EXPORTERS
-from graphprune.exporters.decoders import cached_decoder
-from graphprune.exporters.onnx import export_program
 from graphprune.exporters.verify import verify_folder
-from graphprune.frontends.modules import trace
-
-Model = Callable[..., nn.Module]
-
-
-@pytest.fixture(scope="module")
-def decoder(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The graph of a decoder with its cache, as ONNX, without a folder that it came from."""
-    module, args, kwargs, free = cached_decoder(model("llama", num_hidden_layers=1))
-    program = trace(module, args, kwargs, dynamic_shapes=free, state=("past_key_values*",))
-    return export_program(program, tmp_path_factory.mktemp("stored") / "decoder").output
-
-
-@pytest.fixture(scope="module")
-def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A free folder of a network of one's own."""
-    torch.manual_seed(0)
-    convolutions = nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 8, 3), nn.AdaptiveAvgPool2d(1)
-    network = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(8, 4)).eval()
-    program = trace(network, (torch.randn(2, 3, 8, 8),))
-    folder = tmp_path_factory.mktemp("stored") / "images"
-    with new_folder(folder) as made:
-        free.write(gp.apply(program, gp.plan(program, sparsity=0.3)), made)
-    return folder
 
 
 def export(source: Path, output: Path, target: str, **options: Any) -> dict[str, Any]:

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.export.pt2_archive import PT2ArchiveReader, PT2ArchiveWriter
 
+from graphprune import pt2_safety
 from graphprune.errors import LoadError
-from graphprune.frontends import pt2, pt2_safety
+from graphprune.frontends import pt2
 from graphprune.frontends.loading import load
 from graphprune.frontends.modules import export, trace
 
