@@ -9,6 +9,7 @@ from graphprune.api import export as export
 from graphprune.api import load as load
 from graphprune.api import plan as plan
 from graphprune.api import prune as prune
+from graphprune.api import save as save
 from graphprune.api import trace as trace
 from graphprune.api import verify as verify
 from graphprune.api import verify_folder as verify_folder

@@ -5,9 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from graphprune import assembly, choices, evaluation, free, hf
+from graphprune.atomic import new_folder
 from graphprune.contracts import ExportOptions, ExportReport, FolderVerification
 from graphprune.dependencies import Dependencies
+from graphprune.destinations import NAMES
+from graphprune.errors import ExportError
 from graphprune.exporters import EXPORTERS, scoring
+from graphprune.exporters.folders import require_apart
 from graphprune.exporters.onnx_files import MODEL
 from graphprune.exporters.verify import verify_folder as verify_saved
 from graphprune.frontends.loading import load as load
@@ -25,6 +29,7 @@ from graphprune.program import Dropped, Program
 from graphprune.proof import Verification, verify_cut
 from graphprune.pruning import apply_plan as apply_plan
 from graphprune.pruning import prune as prune
+from graphprune.pruning import write
 from graphprune.recipes import RECIPES
 
 #: What `export` can write.
@@ -106,6 +111,26 @@ def verify(program: Program, small: Program, plan: Plan) -> Verification:
     if plan.blocks and not plan.groups:
         return verify_cut(program, small, {})
     return prove(program if Dependencies in program.facts else program.with_facts(_analyze(program)), small, plan)
+
+
+def save(
+    program: Program, *, output: str | Path, destination: str = "free", force: bool = False
+) -> list[tuple[str, float]]:
+    """Save a program as a folder that `export` and `load` take; it appears when what is in it was reloaded and agrees.
+
+    Destination ``free`` holds any program, pruned or not, the others those of a model of transformers. Returns what was
+    compared, and the largest error of each relative to the largest value.
+
+    Raises:
+        ExportError: if the destination cannot hold it, what was written does not agree with it, or `output` may not be
+            written.
+    """
+    if destination not in NAMES:
+        raise ExportError(f"no destination {destination!r}; choose one of {', '.join(NAMES)}")
+    if program.source is not None:
+        require_apart(program.source.path, Path(output))
+    with new_folder(output, force) as folder:
+        return write(program, folder, destination)
 
 
 def evaluate(

@@ -8,7 +8,7 @@ import pytest
 
 import graphprune
 
-FUNCTIONS = ("trace", "load", "analyze", "plan", "apply", "verify", "prune", "export")
+FUNCTIONS = ("trace", "load", "analyze", "plan", "apply", "verify", "prune", "save", "export")
 TYPES = ("Dependencies", "Group", "Plan", "Pipeline", "Program")
 PASSES = ("Analyze", "Calibrate", "Score", "Allocate", "Select", "Rewrite", "Refit", "Verify")
 

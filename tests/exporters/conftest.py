@@ -15,8 +15,7 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 import graphprune as gp
-from graphprune import free, per_layer
-from graphprune.atomic import new_folder
+from graphprune import per_layer
 from graphprune.exporters.decoders import cached_decoder
 from graphprune.exporters.huggingface import save as save_folder
 from graphprune.exporters.onnx import export_program
@@ -168,8 +167,7 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     network = nn.Sequential(*convolutions, nn.Flatten(), nn.Linear(8, 4)).eval()
     program = trace(network, (torch.randn(2, 3, 8, 8),))
     folder = tmp_path_factory.mktemp("graphs") / "images"
-    with new_folder(folder) as made:
-        free.write(gp.apply(program, gp.plan(program, sparsity=0.3)), made)
+    gp.save(gp.apply(program, gp.plan(program, sparsity=0.3)), output=folder)
     return folder
 
 
