@@ -46,7 +46,10 @@ def items(path: Path, tokenizer: Path, most: int | None) -> list[Item]:
         return [Item({"image": x[None]}, int(y)) for x, y in zip(pixels, classes, strict=True)]
     reader = hf.tokenizer(tokenizer)
     return [
-        Item(dict(reader(text, truncation=True, max_length=LONGEST, return_tensors="pt")), label)
+        Item(
+            dict(reader(text, truncation=True, max_length=LONGEST, return_tensors="pt", return_token_type_ids=True)),
+            label,
+        )
         for text, label in labelled_lines(path)[:most]
     ]
 
