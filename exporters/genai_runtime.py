@@ -100,14 +100,8 @@ class Writer:
 
     def write(self, ids: list[int]) -> tuple[list[int], float]:
         """The likeliest tokens after `ids`, none of which ends the text, and the seconds for all but the first."""
-        whole = min(self.length, len(ids) + _NEW)
         with _failing("write"):
-            options = self.library.GeneratorParams(self.model)
-            options.set_search_options(
-                do_sample=False, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0, min_length=whole,
-                max_length=whole,
-            )  # fmt: skip
-            generator = self.library.Generator(self.model, options)
+            generator = self.generator(min(self.length, len(ids) + _NEW))
             generator.append_tokens(np.array(ids, dtype=np.int32))
             generator.generate_next_token()
             start = time.perf_counter()
@@ -115,6 +109,15 @@ class Writer:
                 generator.generate_next_token()
             took = time.perf_counter() - start
             return [int(i) for i in generator.get_sequence(0)][len(ids) :], took
+
+    def generator(self, length: int) -> Any:
+        """What writes a text of so many tokens, the likeliest each time."""
+        options = self.library.GeneratorParams(self.model)
+        options.set_search_options(
+            do_sample=False, num_beams=1, repetition_penalty=1.0, no_repeat_ngram_size=0, min_length=length,
+            max_length=length,
+        )  # fmt: skip
+        return self.library.Generator(self.model, options)
 
     def ask(self, message: str) -> str:
         """A question in the words of the chat template."""

@@ -82,8 +82,8 @@ class Runtime:
         return found
 
 
-def open_file(path: Path, context: int) -> Runtime | None:
-    """llama.cpp with a file open; None where it is not installed.
+def open_file(path: Path, context: int, places: int = PLACES) -> Runtime | None:
+    """llama.cpp with a file open, for texts of so many tokens; None where it is not installed.
 
     Raises:
         ExportError: if it does not load the file.
@@ -96,7 +96,7 @@ def open_file(path: Path, context: int) -> Runtime | None:
     try:
         with redirect_stderr(said):  # where llama.cpp says why, among much else
             opened = library.Llama(
-                str(path), n_ctx=min(context, PLACES), logits_all=True, verbose=True, n_gpu_layers=0,
+                str(path), n_ctx=min(context, places), logits_all=True, verbose=True, n_gpu_layers=0,
                 n_threads=torch.get_num_threads(), n_threads_batch=torch.get_num_threads(),
                 type_k=library.GGML_TYPE_F32, type_v=library.GGML_TYPE_F32,
             )  # fmt: skip

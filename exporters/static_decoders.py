@@ -3,7 +3,6 @@
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -104,10 +103,13 @@ class Stepwise:
 
     def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The logits of all tokens."""
-        ids, found = feeds["input_ids"], list[Any]()
-        done, length = 0, ids.shape[1]
+        return {"logits": self.read(feeds["input_ids"], 0)}
+
+    def read(self, ids: Tensor, before: int) -> Tensor:
+        """The logits of tokens that follow on `before` others."""
+        found, done, length = list[Tensor](), 0, ids.shape[1]
         while done < length:
             end = done + (self.at_once if done + self.at_once <= length else 1)
-            found.append(self.step(ids[:, done:end].contiguous(), torch.arange(done, end)))
+            found.append(self.step(ids[:, done:end].contiguous(), torch.arange(before + done, before + end)))
             done = end
-        return {"logits": torch.cat(found, 1)}
+        return torch.cat(found, 1)

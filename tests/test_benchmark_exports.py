@@ -15,6 +15,7 @@ from tools import benchmark_exports
 from tools.export_benchmark.labelled import Item, answers, items
 from tools.export_benchmark.measure import Measured, measure, realised
 from tools.export_benchmark.opened import opened
+from tools.export_benchmark.readers import Bound, reader_of
 from tools.export_benchmark.table import table
 
 SENTENCES = [" ".join(f"w{3 + (i * j) % 50}" for j in range(1, 3 + i % 4)) for i in range(12)]
@@ -86,11 +87,32 @@ def test_a_run_from_the_command_line(
     assert len(rows) == 2 and all(row.startswith("| onnx |") and "50.00%" in row for row in rows)
 
 
+def test_decoders_read_in_parts_what_the_model_reads_at_once(tiny: Any, tmp_path: Path) -> None:
+    """By a cache that is handed on, one that stays on the device, and one of fixed size."""
+    tiny("llama").save_pretrained(tmp_path / "dense")
+    ids = torch.tensor([[5, 9, 14, 3, 8, 2]])
+    wanted = gp.load(tmp_path / "dense").module()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
+    for target, static in (("hf", None), ("onnx", None), ("onnx-mobile", {"batch": 1, "sequence": 1, "past": 7})):
+        gp.export(tmp_path / "dense", target=target, output=tmp_path / target, static=static)
+        model = opened(tmp_path / target)
+        readers = [reader_of(model, 6)]
+        readers += [Bound(model.runs)] if target == "onnx" else []
+        for reader in readers:
+            assert reader is not None
+            for _ in range(2):
+                found = torch.cat([reader.read(ids[:, :4]), reader.read(ids[:, 4:5]), reader.read(ids[:, 5:])], 1)
+                torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-4)
+                reader.restart()
+
+
 def test_only_onnx_files_run_without_labelled_items(exports: dict[str, Path]) -> None:
     options = argparse.Namespace(
-        folders=[exports["hf"]], labelled=None, provider=CPU, threads=1, repeats=1, text=[], windows=1, items=None
-    )
-    with pytest.raises(ExportError, match="measured on labelled items; give --labelled FILE"):
+        folders=[exports["hf"]], labelled=None, provider=CPU, threads=1, repeats=1, text=[], windows=1, items=None,
+        prompt=1, tokens=1,
+    )  # fmt: skip
+    with pytest.raises(
+        ExportError, match="no decoder and no ONNX file is measured on labelled items; give --labelled FILE"
+    ):
         measure(options)
 
 

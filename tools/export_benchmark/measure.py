@@ -14,22 +14,23 @@ import torch
 from torch import Tensor
 
 from graphprune.errors import ExportError
-from graphprune.exporters import scoring
-from graphprune.exporters.generation import Decoder
+from graphprune.evaluation import perplexity, windows_of
 from graphprune.exporters.onnx_files import model_file
 from graphprune.exporters.onnx_runtime import Runner
-from graphprune.exporters.subjects import PAST
 from graphprune.pruning import peak_memory
 from tools.export_benchmark.labelled import Item, answers, items
 from tools.export_benchmark.opened import Opened, opened
 from tools.export_benchmark.products import products
+from tools.export_benchmark.readers import Genai, Reader, Window, reader_of
+
+WINDOW = 512  # tokens of a text that are measured together
 
 _SIZES = {"batch_size": 1, "sequence_length": 128}  # of models without a cache
 
 
 @dataclass
 class Measured:
-    """What was measured of a folder; seconds of each run by what it did, and per token where a decoder wrote.
+    """What was measured of a folder; seconds of each run by what it did, those of decoders per token.
 
     `products` are known of ONNX files, `right` is the share of labelled items.
     """
@@ -43,7 +44,7 @@ class Measured:
     worst: float
     memory: int
     seconds: dict[str, list[float]] = field(default_factory=dict)
-    perplexity: dict[str, float] = field(default_factory=dict)
+    perplexity: dict[str, float | None] = field(default_factory=dict)
     right: float | None = None
     realised: dict[str, float] = field(default_factory=dict)
 
@@ -53,16 +54,13 @@ def measure(options: argparse.Namespace) -> list[Measured]:
     memory = [_memory(folder, options) for folder in options.folders]  # first: a process begins with its parent's peak
     found = [_facts(folder, used) for folder, used in zip(options.folders, memory, strict=True)]
     given = _items(options, options.items)
-    models = [opened(folder, options.provider, options.threads) for folder in options.folders]
+    models = [opened(folder, options.provider, options.threads, _longest(options)) for folder in options.folders]
     if given:
         _answer(found, models, given)
     else:
         _take_turns(found, models, options)
-    for one, folder in zip(found, options.folders, strict=True):
-        one.perplexity = {
-            text: scoring.evaluate(folder, text, windows=options.windows, provider=options.provider).perplexity
-            for text in options.text
-        }
+    for one, model, folder in zip(found, models, options.folders, strict=True):
+        one.perplexity = {text: _perplexity(model, folder, text, options) for text in options.text}
         alike = [other for other in found if (other.target, other.options) == (one.target, one.options)]
         one.realised = realised(alike[0], one)
     return found
@@ -105,26 +103,44 @@ def _turn(model: Opened, options: argparse.Namespace) -> dict[str, list[float]]:
     """The times of one run of everything that a file does.
 
     Raises:
-        ExportError: if it is no ONNX file.
+        ExportError: if it is no decoder and no ONNX file.
     """
-    runner = model.runs
-    if not isinstance(runner, Runner):
-        raise ExportError("exports that are no ONNX files are measured on labelled items; give --labelled FILE")
-    if not any(name.startswith(PAST) for name in runner.inputs):
-        feeds = {name: _filled(name, value.shape, value.type) for name, value in runner.inputs.items()}
-        return {"run": [_timed(lambda: runner.run(feeds))]}
-    decoder = Decoder(runner)
-    ids = torch.arange(3, 3 + options.prompt).view(1, -1)
-    past, steps = decoder.empty(), list[float]()
-    start = time.perf_counter()
-    _, past = decoder.step(ids, 0, past)
-    first = time.perf_counter() - start
-    for _ in range(options.tokens):
-        ids = torch.cat([ids, torch.tensor([[7]])], 1)
-        start = time.perf_counter()
-        _, past = decoder.step(ids, ids.shape[1] - 1, past)
-        steps.append(time.perf_counter() - start)
-    return {"prefill": [first], "decode": steps}
+    reader = reader_of(model, _longest(options))
+    if reader is not None:
+        return _written(reader, options)
+    if not isinstance(model.runs, Runner):
+        raise ExportError("what is no decoder and no ONNX file is measured on labelled items; give --labelled FILE")
+    feeds = {name: _filled(name, value.shape, value.type) for name, value in model.runs.inputs.items()}
+    return {"run": [_timed(lambda: model.runs.run(feeds))]}
+
+
+def _written(reader: Reader, options: argparse.Namespace) -> dict[str, list[float]]:
+    """The seconds of a prompt, per token, and of each token after it."""
+    prompt, next_one = torch.arange(3, 3 + options.prompt).view(1, -1), torch.tensor([[7]])
+    reader.restart()
+    first = _timed(lambda: reader.read(prompt)) / options.prompt
+    return {"prefill": [first], "decode": [_timed(lambda: reader.read(next_one)) for _ in range(options.tokens)]}
+
+
+def _perplexity(model: Opened, folder: Path, text: str, options: argparse.Namespace) -> float | None:
+    """How a decoder takes a text; None of one that does not tell all logits, or forgets where it began."""
+    reader = reader_of(model, WINDOW)
+    if reader is None or isinstance(reader, Genai) or (isinstance(reader, Window) and reader.places < WINDOW):
+        return None
+
+    def logits(input_ids: Tensor) -> Tensor:
+        return torch.cat([_whole(reader, ids[None]) for ids in input_ids])
+
+    return perplexity(logits, windows_of(options.tokenizer or folder, text, WINDOW, options.windows)).perplexity
+
+
+def _whole(reader: Reader, ids: Tensor) -> Tensor:
+    reader.restart()
+    return reader.read(ids).float()
+
+
+def _longest(options: argparse.Namespace) -> int:
+    return max(WINDOW if options.text else 0, int(options.prompt + options.tokens))
 
 
 def _filled(name: str, shape: list[int | str], kind: str) -> Tensor:
@@ -160,7 +176,7 @@ def _memory(folder: Path, options: argparse.Namespace) -> int:
 def _once(folder: Path, options: argparse.Namespace) -> int:
     given = _items(options, 1)
     before = peak_memory()
-    model = opened(folder, options.provider, options.threads)
+    model = opened(folder, options.provider, options.threads, _longest(options))
     if given:
         answers(given, [model])
     else:

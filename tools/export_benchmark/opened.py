@@ -8,25 +8,29 @@ from typing import Any
 import torch
 
 from graphprune import hf
+from graphprune.errors import ExportError
 from graphprune.exporters import reports
 from graphprune.exporters.formats import FORMATS
+from graphprune.exporters.genai_runtime import Writer
+from graphprune.exporters.gguf_file import MODEL as GGUF
+from graphprune.exporters.gguf_runtime import Runtime, open_file
 from graphprune.exporters.onnx_files import model_file
 from graphprune.exporters.onnx_runtime import CPU, open_model
 from graphprune.exporters.onnx_writer import subject_of_model
-from graphprune.exporters.parity import Runs
 
 
 @dataclass(frozen=True)
 class Opened:
     """What runs a folder, the names of the inputs that it takes, and how long a text must be where that is fixed."""
 
-    runs: Runs
+    runs: Any  # a `Runs`, or what writes text in another way: see `readers`
     names: tuple[str, ...]
     length: int | None
 
 
-def opened(folder: Path, provider: str = CPU, threads: int = 0) -> Opened:
-    """Open a folder by the package of its target, by ONNX Runtime, or by transformers.
+def opened(folder: Path, provider: str = CPU, threads: int = 0, length: int = 0) -> Opened:
+    """Open a folder by the package of its target, by ONNX Runtime, or by transformers; decoders for texts of so many
+    tokens.
 
     Raises:
         ExportError: if that is not installed, or does not open it.
@@ -34,18 +38,28 @@ def opened(folder: Path, provider: str = CPU, threads: int = 0) -> Opened:
     if threads:
         torch.set_num_threads(threads)  # by which every runtime goes here
     report = reports.read(folder / reports.REPORT)
-    runs, names = _opened(folder, report, provider)
+    runs, names = _opened(folder, report, provider, length)
     return Opened(runs, names, report["options"]["static"].get("sequence"))
 
 
-def _opened(folder: Path, report: Mapping[str, Any], provider: str) -> tuple[Runs, tuple[str, ...]]:
-    if report["target"] in FORMATS:
-        made = FORMATS[report["target"]]
-        names = tuple(report["inputs"])
+def _opened(folder: Path, report: Mapping[str, Any], provider: str, length: int) -> tuple[Any, tuple[str, ...]]:
+    path, target = model_file(folder), report["target"]
+    if target == "genai":
+        return Writer.open(folder), ()
+    if target == "gguf":
+        return _llama(folder, length), ()
+    if target in FORMATS:
+        made, names = FORMATS[target], tuple(report["inputs"])
         return made.open(folder / made.file, names, report["outputs"]), names
-    path = model_file(folder)
     if path is not None:
         runner = open_model(path, provider)
         return runner, tuple(runner.inputs)
     subject = subject_of_model(hf.module(folder), folder)
     return subject, subject.inputs
+
+
+def _llama(folder: Path, length: int) -> Runtime:
+    runtime = open_file(folder / GGUF, length, length)
+    if runtime is None:
+        raise ExportError("llama.cpp is not installed: pip install 'graphprune[gguf]'")
+    return runtime
