@@ -13,10 +13,12 @@ import torch
 from graphprune import hf
 from graphprune.contracts import ExportOptions, ExportReport
 from graphprune.errors import ExportError, VerificationError
+from graphprune.exporters.onnx_files import MODEL
 from graphprune.exporters.stored import is_stored
 from graphprune.report import FILE as PRUNED
 
 REPORT = "export_report.json"
+_WEIGHTS = ("*.safetensors", hf.PROGRAM, f"{MODEL}*")
 _PACKAGES = (
     "graphprune", "torch", "transformers", "onnx", "onnxscript", "onnxruntime-gpu", "onnxruntime",
     "onnxruntime-genai-cuda", "onnxruntime-genai", "gguf", "llama-cpp-python",
@@ -30,8 +32,9 @@ def write_report(
     """What was written, with what, and how far it is from the source."""
     whole = {
         "target": target, "source": str(source.resolve()) if source is not None else None,
-        "parameters_before": _before(source), "options": asdict(options), "versions": versions(),
-        "machine": platform.machine(), "threads": torch.get_num_threads(), **table, "parity": parity,
+        "parameters_before": _before(source), "bytes_before": _bytes(source), "options": asdict(options),
+        "versions": versions(), "machine": platform.machine(), "threads": torch.get_num_threads(), **table,
+        "parity": parity,
     }  # fmt: skip
     (folder / REPORT).write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
@@ -42,6 +45,12 @@ def _before(source: Path | None) -> int | None:
     """How many parameters the source had before it was pruned, if its report says so."""
     path = source / PRUNED if source is not None else None
     return hf.read_json(path).get("parameters_before") if path is not None and path.is_file() else None
+
+
+def _bytes(source: Path | None) -> int | None:
+    """The size of the files that hold the weights of the source."""
+    found = [path for pattern in _WEIGHTS for path in source.glob(pattern)] if source is not None else []
+    return sum(path.stat().st_size for path in found) or None
 
 
 def versions(more: Sequence[str] = ()) -> dict[str, str]:
