@@ -31,7 +31,11 @@ _FORWARD, _LENGTH = "forward", "get_max_context_len"
 
 
 NEEDS["executorch"] = Needs(
-    ("per-layer", "stock", "free"), 32, 8, "groups of weights in 8 bits hold 32; XNNPACK takes 8 channels at a time"
+    ("per-layer", "stock", "free"),
+    32,
+    8,
+    "groups of weights in 8 bits hold 32; XNNPACK takes 8 channels at a time",
+    graphs=True,
 )
 
 
@@ -71,6 +75,11 @@ class Runner:
 
 def _reference(source: Path, options: ExportOptions) -> Reference:
     if hf.holds_graph(source):
+        if options.quant != "none":
+            raise ExportError(
+                f"{source} holds a graph of operators, and int8 takes linear layers of PyTorch; use --quant none, or "
+                "prune with destination stock or per-layer"
+            )
         return fixed_size(saved_subject(source), options)
     model: Any = hf.module(source)
     if not is_decoder(model):

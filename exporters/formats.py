@@ -11,10 +11,10 @@ from typing import Any
 from graphprune.atomic import new_folder
 from graphprune.contracts import ExportOptions, ExportReport, FolderVerification
 from graphprune.errors import ExportError
-from graphprune.exporters import VERIFIERS, parity
+from graphprune.exporters import VERIFIERS
 from graphprune.exporters.folders import require_output
 from graphprune.exporters.onnx_writer import Target, finish
-from graphprune.exporters.parity import Runs
+from graphprune.exporters.parity import FLOAT32, Runs
 from graphprune.exporters.reports import require_size, source_of, versions
 from graphprune.exporters.subjects import Subject
 from graphprune.exporters.validation import Reference, compared
@@ -69,7 +69,8 @@ def fixed_size(subject: Subject, options: ExportOptions) -> Reference:
     Raises:
         ExportError: if a size is left out, or of a dimension that the inputs do not have.
     """
-    return Reference(subject.at({"batch": 1, **options.static}), parity.FLOAT32)
+    usual = {"batch": 1} if "batch" in subject.sizes else {}
+    return Reference(subject.at({**usual, **options.static}), FLOAT32)
 
 
 def export_as(made: Format, source: Path, output: Path, options: ExportOptions, *, force: bool) -> ExportReport:

@@ -82,7 +82,7 @@ class Runtime:
         return found
 
 
-def open_file(path: Path, context: int, places: int = PLACES) -> Runtime | None:
+def open_file(path: Path, places: int) -> Runtime | None:
     """llama.cpp with a file open, for texts of so many tokens; None where it is not installed.
 
     Raises:
@@ -96,7 +96,7 @@ def open_file(path: Path, context: int, places: int = PLACES) -> Runtime | None:
     try:
         with redirect_stderr(said):  # where llama.cpp says why, among much else
             opened = library.Llama(
-                str(path), n_ctx=min(context, places), logits_all=True, verbose=True, n_gpu_layers=0,
+                str(path), n_ctx=places, logits_all=True, verbose=True, n_gpu_layers=0,
                 n_threads=torch.get_num_threads(), n_threads_batch=torch.get_num_threads(),
                 type_k=library.GGML_TYPE_F32, type_v=library.GGML_TYPE_F32,
             )  # fmt: skip

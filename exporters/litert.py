@@ -24,8 +24,9 @@ FILE = "model.tflite"
 
 
 NEEDS["litert"] = Needs(
-    ("stock", "per-layer", "free"), 8, 8, "XNNPACK, which runs the file on processors, takes 8 numbers at a time"
-)
+    ("stock", "per-layer", "free"), 8, 8, "XNNPACK, which runs the file on processors, takes 8 numbers at a time",
+    graphs=True,
+)  # fmt: skip
 
 
 @EXPORTERS.register("litert")

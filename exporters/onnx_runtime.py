@@ -55,13 +55,13 @@ class Runner:
         return {name: torch.from_numpy(np.asarray(array)) for name, array in zip(names, outputs, strict=True)}
 
 
-def open_model(path: Path, provider: str = CPU, *, threads: int = 0) -> Runner:
+def open_model(path: Path, provider: str = CPU) -> Runner:
     """Open a model file on a provider.
 
     Raises:
         ExportError: if it cannot be opened, or the session falls back to another provider.
     """
-    return _opened(str(path), path.name, provider, threads, {})
+    return _opened(str(path), path.name, provider, {})
 
 
 def open_in_floats(path: Path) -> Runner:
@@ -79,14 +79,14 @@ def open_in_floats(path: Path) -> Runner:
     settings = {
         "session.model_external_initializers_file_folder_path": str(path.parent), "session.disable_quant_qdq": "1"
     }  # fmt: skip
-    return _opened(model.SerializeToString(), path.name, CPU, 0, settings)
+    return _opened(model.SerializeToString(), path.name, CPU, settings)
 
 
-def _opened(model: str | bytes, name: str, provider: str, threads: int, settings: Mapping[str, str]) -> Runner:
+def _opened(model: str | bytes, name: str, provider: str, settings: Mapping[str, str]) -> Runner:
     options = onnxruntime.SessionOptions()
     for key, value in settings.items():
         options.add_session_config_entry(key, value)
-    options.intra_op_num_threads = threads or torch.get_num_threads()
+    options.intra_op_num_threads = torch.get_num_threads()
     options.log_severity_level = _ERRORS_ONLY
     start = time.perf_counter()
     try:

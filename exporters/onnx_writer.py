@@ -63,8 +63,7 @@ def export_folder(source: Path, output: Path, target: Target, options: ExportOpt
 
 def subject_of(source: Path, options: ExportOptions) -> Subject:
     """The model of a folder, of transformers or an exported one, ready to be exported with these options."""
-    stored = is_stored(source) or hf.holds_graph(source)
-    subject = stored_subject(source, options) if stored else _subject_of_folder(source, options)
+    subject = stored_subject(source, options) if is_stored(source) else _subject_of_folder(source, options)
     return subject.at(options.static) if options.static else subject
 
 

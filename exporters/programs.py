@@ -1,17 +1,18 @@
 """Programs as subjects of an export, destination free: no class of transformers runs them, a graph does."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 from torch.utils import _pytree as pytree
 
 from graphprune import hf, pt2_archive
 from graphprune.errors import ExportError
-from graphprune.exporters.stored import input_names, stored_file
+from graphprune.exporters.onnx_files import MODEL
+from graphprune.exporters.stored import FREE, input_names
 from graphprune.exporters.subjects import PAST, PRESENT, Subject, cache_names, named_dimensions
 from graphprune.program import Program
 
@@ -22,9 +23,8 @@ def program_subject(program: Program) -> Subject:
     Raises:
         ExportError: if its inputs cannot be named.
     """
-    names = [str(node.target) for node in program.graph.nodes if node.op == "placeholder"]
-    call = _Call.of(program.module(), *program.inputs)
-    return replace(call, args=_fitted(program, call.args)).subject(names, bool(program.state))
+    call = _Call.of(program.module(), program.graph, *program.inputs)
+    return replace(call, args=_fitted(program, call.args)).subject(bool(program.state))
 
 
 def saved_subject(folder: Path) -> Subject:
@@ -34,27 +34,34 @@ def saved_subject(folder: Path) -> Subject:
         LoadError: if it cannot be read.
         ExportError: if its inputs cannot be named, or it is that of a decoder, which has its cache in ONNX only.
     """
-    beside = stored_file(folder)
-    if beside is not None and any(name.startswith(PAST) for name in input_names(beside)):
+    beside = folder / FREE / MODEL
+    if beside.is_file() and any(name.startswith(PAST) for name in input_names(beside)):
         raise ExportError(
             f"{folder} holds the graph of a decoder, whose cache only the ONNX files beside it have; use a target of "
             "such files, or prune with destination stock or per-layer"
         )
     file = folder / hf.PROGRAM
     exported = pt2_archive.read(file)
-    call = _Call.of(exported.module(), *pt2_archive.inputs(exported, file))
-    return call.subject(exported.graph_signature.user_inputs, False)
+    inputs = pt2_archive.inputs(exported, file)
+    return _Call.of(exported.module(), exported.graph, *inputs, exported.graph_signature.user_inputs).subject(False)
 
 
 @dataclass(frozen=True)
 class _Call:
-    """A module and what it is called with, by position."""
+    """A module and what it is called with, by position; `sizes` are those of the graph by placeholder, in which a free
+    one is no number, and `keywords` the names of inputs that are given by name."""
 
     module: nn.Module
     args: tuple[Any, ...]
+    sizes: Mapping[str, Sequence[Any]]
+    keywords: tuple[str, ...]
 
     @classmethod
-    def of(cls, module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> "_Call":
+    def of(
+        cls, module: nn.Module, graph: fx.Graph, args: tuple[Any, ...], kwargs: Mapping[str, Any],
+        inputs: Collection[Any] | None = None,
+    ) -> "_Call":  # fmt: skip
+        """Of the placeholders only `inputs` are given, where weights are some, too."""
         if not all(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
             raise ExportError(
                 "a program with inputs that are no tensors cannot be exported; trace it with tensors only"
@@ -63,19 +70,32 @@ class _Call:
             raise ExportError(
                 "a program called with both positional and named inputs cannot be exported; name all of them"
             )
-        return cls(_ByName(module, tuple(kwargs)), (tuple(kwargs.values()),)) if kwargs else cls(module, args)
+        nodes = [node for node in graph.nodes if node.op == "placeholder" and (inputs is None or node.name in inputs)]
+        sizes = {str(node.target): node.meta["val"].shape for node in nodes}
+        if kwargs:
+            return cls(_ByName(module, tuple(kwargs)), (tuple(kwargs.values()),), sizes, tuple(kwargs))
+        return cls(module, args, sizes, ())
 
-    def subject(self, placeholders: Sequence[str], state: bool) -> Subject:
-        """Inputs are named as the placeholders; with `state`, pairs after them are a cache."""
+    def subject(self, state: bool) -> Subject:
+        """Inputs are named as they are given, or as the placeholders; with `state`, pairs after them are a cache."""
         leaves = pytree.tree_leaves(self.args)
         past = [leaf for leaf in leaves if leaf.dim() == 4 and leaf.is_floating_point()] if state else []
-        names = [*placeholders[: len(leaves) - len(past)], *cache_names(PAST, len(past) // 2)]
+        order = self.keywords if set(self.keywords) == set(self.sizes) else tuple(self.sizes)
+        names = [*order[: len(leaves) - len(past)], *cache_names(PAST, len(past) // 2)]
         with torch.no_grad():
             outputs = pytree.tree_leaves(self.module(*self.args))
         return Subject(
             self.module, self.args, tuple(names), _output_names(outputs, len(past) // 2),
-            named_dimensions(names, self.args), _vocabulary(outputs),
+            _free(named_dimensions(names, self.args), [self.sizes[name] for name in order]), _vocabulary(outputs),
         )  # fmt: skip
+
+
+def _free(named: Any, sizes: Sequence[Sequence[Any]]) -> Any:
+    """Of the named dimensions those that are free in the graph; None if none is."""
+    leaves, spec = pytree.tree_flatten(named, is_leaf=lambda node: isinstance(node, dict))
+    pairs = zip(leaves, sizes, strict=True)
+    free = [{dim: name for dim, name in each.items() if not isinstance(shape[dim], int)} for each, shape in pairs]
+    return pytree.tree_unflatten(free, spec) if any(free) else None
 
 
 class _ByName(nn.Module):

@@ -28,7 +28,7 @@ _LOADS_WITH = ["graphprune.load(file)", "torch.export.load(file).module()"]
 
 
 NEEDS["pt2"] = Needs(
-    ("per-layer", "stock", "free"), 8, 8, "torch.export holds any width; 8 is what kernels like at least"
+    ("per-layer", "stock", "free"), 8, 8, "torch.export holds any width; 8 is what kernels like at least", graphs=True
 )
 
 

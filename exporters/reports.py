@@ -32,7 +32,7 @@ def write_report(
     """What was written, with what, and how far it is from the source."""
     whole = {
         "target": target, "source": str(source.resolve()) if source is not None else None,
-        "parameters_before": _before(source), "bytes_before": _bytes(source), "options": asdict(options),
+        "parameters_before": _before(source), "source_bytes": _bytes(source), "options": asdict(options),
         "versions": versions(), "machine": platform.machine(), "threads": torch.get_num_threads(), **table,
         "parity": parity,
     }  # fmt: skip
@@ -81,7 +81,9 @@ def read(path: Path) -> dict[str, Any]:
 
 def source_of(report: Mapping[str, Any]) -> Path | None:
     """The folder that was exported, if a model is still there."""
-    source = Path(str(report.get("source")))
+    if not report.get("source"):
+        return None
+    source = Path(report["source"])
     held = is_stored(source) or hf.holds_graph(source) or (source / hf.CONFIG).is_file()
     return source if held else None
 

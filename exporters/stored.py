@@ -10,7 +10,6 @@ import torch
 from onnxruntime.tools import onnx_model_utils
 from torch import Tensor, nn
 
-from graphprune import hf
 from graphprune.contracts import ExportOptions
 from graphprune.errors import ExportError, first_line
 from graphprune.exporters.onnx_files import MODEL
@@ -72,15 +71,9 @@ def stored_graph(subject: Subject, opset: int | None) -> ir.Model:
     return subject.module.graph(fixed, opset)
 
 
-def stored_file(source: Path) -> Path | None:
-    """The ONNX file of an exported folder, or the one beside the graph in a folder of destination free."""
-    path = (source / FREE if hf.holds_graph(source) else source) / MODEL
-    return path if path.is_file() else None
-
-
 def is_stored(source: Path) -> bool:
     """Does a folder hold an ONNX file as its model?"""
-    return stored_file(source) is not None
+    return (source / MODEL).is_file()
 
 
 def input_names(file: Path) -> list[str]:
@@ -92,17 +85,14 @@ def stored_subject(source: Path, options: ExportOptions) -> Subject:
     """The model of an exported folder.
 
     Raises:
-        ExportError: if there is none or it cannot be opened, or is asked for in another precision.
+        ExportError: if it cannot be opened, or is asked for in another precision.
     """
-    path = stored_file(source)
-    if path is None:
-        raise ExportError(f"{source} holds a graph without ONNX files, from which targets are made; prune it again")
     if options.dtype not in (None, "fp32"):
         raise ExportError(
             f"{source} holds a graph in float32, which cannot be made {options.dtype} as a model of transformers can; "
             "use --dtype fp32, or prune with destination stock or per-layer"
         )
-    module = Stored(path)
+    module = Stored(source / MODEL)
     takes = module.runner.inputs
     examples = [_example(name, value) for name, value in takes.items()]
     free = [{dim: n for dim, n in enumerate(value.shape) if isinstance(n, str)} for value in takes.values()]

@@ -100,12 +100,14 @@ class Subject:
 
     def _named(self) -> list[dict[int, str]]:
         """The names of the free dimensions of each input."""
+        if self.dynamic is None:
+            return [{} for _ in self.inputs]
         named: list[dict[int, str]] = pytree.tree_leaves(self.dynamic, is_leaf=lambda node: isinstance(node, dict))
         return named
 
     def free(self) -> Any:
         """`dynamic` in the words of torch.export."""
-        return pytree.tree_map(lambda _: Dim.AUTO, self.dynamic)
+        return None if self.dynamic is None else pytree.tree_map(lambda _: Dim.AUTO, self.dynamic)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of all parameters, shared ones once."""

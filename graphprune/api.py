@@ -97,7 +97,7 @@ def apply(program: Program, plan: Plan) -> Program:
     plan.require_cuts()
     if plan.blocks and Dropped not in program.facts:
         program = drop(program, plan.blocks)
-    return rewrite(program, plan) if plan.groups or not plan.blocks else program
+    return rewrite(program, plan).with_facts(plan) if plan.groups or not plan.blocks else program
 
 
 def verify(program: Program, small: Program, plan: Plan) -> Verification:
@@ -190,7 +190,7 @@ def export(
 
 
 def verify_folder(folder: str | Path) -> FolderVerification:
-    """Repeat the checks of a folder that `prune` or `export` wrote.
+    """Repeat the checks of a folder that `prune`, `save` or `export` wrote.
 
     Raises:
         VerificationError: if something in it is missing, damaged, or no longer agrees.

@@ -300,12 +300,14 @@ class FolderVerification:
 @dataclass(frozen=True)
 class Needs:
     """What a target wants of a model before it is pruned: where it must run (one of `destinations`, the first if nobody
-    says otherwise), and of what the widths of matrix products and of convolutions should be multiples, and `why`."""
+    says otherwise), and of what the widths of matrix products and of convolutions should be multiples, and `why`. With
+    `graphs`, of destination free it takes the graph itself, in which a decoder has no cache, and not its ONNX files."""
 
     destinations: tuple[str, ...]
     products: int
     convolutions: int
     why: str
+    graphs: bool = False
 
 
 class Exporter(Protocol):

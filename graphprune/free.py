@@ -10,8 +10,8 @@ from graphprune import biases, hf
 from graphprune.atomic import new_folder
 from graphprune.contracts import NO_OPTIONS, ExportOptions, ExportReport, FolderVerification
 from graphprune.dependencies import Dependencies
-from graphprune.errors import ExportError, LoadError, VerificationError
-from graphprune.exporters import EXPORTERS, onnx, pt2
+from graphprune.errors import ExportError, LoadError, PlanError, VerificationError
+from graphprune.exporters import EXPORTERS, NEEDS, onnx, pt2
 from graphprune.exporters.decoders import cached_decoder, is_decoder
 from graphprune.exporters.folders import copy_beside, require_apart
 from graphprune.exporters.stored import FREE
@@ -75,7 +75,7 @@ def with_cache(program: Program, model: torch.nn.Module) -> Program:
     if rotatable is not None:
         streams = [group for group in analyze(whole).groups if group.name in rotatable.groups]
         whole = prepare(whole, streams, bool(rotatable.shortcuts)).program
-    cached = rewrite(whole, program.fact(Plan))
+    cached = _cut_alike(whole, program)
     refits = program.facts.get(Refits)
     if refits is not None:
         consumers = cached.fact(Rewritten).original.fact(Dependencies).consumers
@@ -85,6 +85,19 @@ def with_cache(program: Program, model: torch.nn.Module) -> Program:
     cached = cached.with_facts(weights=Layered((new, cached.weights)), source=program.source)
     ranks = program.facts[Factored].ranks if Factored in program.facts else {}
     return factored(cached, [c for c in factorable(cached)[0] if c.weight in ranks], program.weights)
+
+
+def _cut_alike(whole: Program, program: Program) -> Program:
+    """The model with its cache, cut as the program was, if it was."""
+    if Plan not in program.facts:
+        return whole
+    try:
+        return rewrite(whole, program.fact(Plan))
+    except PlanError as fault:
+        raise ExportError(
+            f"the cut cannot be repeated on the model with its cache: {fault}; cut it in one step, or save it for "
+            "destination stock or per-layer"
+        ) from fault
 
 
 def _agree(program: Program, cached: Program) -> float:
@@ -128,14 +141,26 @@ def export(folder: Path, target: str, output: Path, options: ExportOptions, *, f
 
     Raises:
         ExportError: if the target takes a model that a class of transformers runs, or ONNX files that are not there.
+        LoadError: if the graph cannot be read.
         RegistryError: if there is no such target.
     """
-    require_apart(folder, output)
-    if target == "onnx" and options == NO_OPTIONS and (folder / FREE).is_dir():
+    for read in (folder, folder / FREE, folder / hf.PROGRAM):
+        require_apart(read, output)
+    export, needs = EXPORTERS[target], NEEDS.get(target)
+    if needs is not None and needs.graphs:
+        return export(folder, output, options, force=force)
+    if not (folder / FREE).is_dir():
+        raise ExportError(
+            f"{folder} holds a graph that ONNX has no words for; use a target that takes the graph itself: "
+            f"{', '.join(name for name in sorted(NEEDS) if NEEDS[name].graphs)}"
+        )
+    if target == "onnx" and options == NO_OPTIONS:
         return _handed_out(folder, output, force)
     try:
-        return EXPORTERS[target](folder, output, options, force=force)
+        return export(folder / FREE, output, options, force=force)
     except LoadError as fault:
+        if needs is not None and "free" in needs.destinations:
+            raise
         raise ExportError(
             f"{folder} holds a graph that no class of transformers runs, and target {target} takes one that does; "
             "use another target, or prune with destination stock or per-layer"

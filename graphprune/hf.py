@@ -89,6 +89,18 @@ def model_class(folder: Path, settings: Any) -> Any:
     )
 
 
+def writes_text(folder: Path) -> bool:
+    """Is the model of a folder a decoder, by its class and configuration?
+
+    Raises:
+        LoadError: if the configuration names no class of transformers.
+    """
+    settings = config(folder)
+    found = model_class(folder, settings)
+    text = found.can_generate() and found.main_input_name == "input_ids"
+    return bool(text and not settings.is_encoder_decoder)
+
+
 def build(folder: Path, settings: Any) -> nn.Module:
     """A model of the configured class and sizes, its weights still to be filled in.
 

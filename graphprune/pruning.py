@@ -111,6 +111,7 @@ def prune(
     if calibrate and not calibration:
         raise CalibrationError(f"recipe {recipe} needs calibration data; name a text (--calibration FILE)")
     program, where = load(model), wanted.destination
+    wanted.require(program)
     options = assembly.Options(
         sparsity, None, wanted.align_of(program), where, protect, exact_only, seed, loss, budget, trials, str(latency),
         runtime, shots, coarse,

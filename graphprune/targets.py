@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
 
+from graphprune import hf
 from graphprune.contracts import Needs
 from graphprune.dependencies import Dependencies
 from graphprune.errors import PlanError
@@ -42,6 +43,22 @@ class Wanted:
                 f"use {' or '.join(needs.destinations)}"
             )
         return cls(target, needs, destination or needs.destinations[0], align)
+
+    def require(self, program: Program) -> None:
+        """Refuse, before any work, a model that the target cannot be made of.
+
+        Raises:
+            PlanError: if it writes text, and the target takes graphs without a cache.
+        """
+        source = program.source
+        if not (self.needs.graphs and self.destination == "free") or source is None or source.kind != "huggingface":
+            return
+        if hf.writes_text(source.path):
+            others = " or ".join(name for name in self.needs.destinations if name != "free")
+            raise PlanError(
+                f"target {self.target} takes of destination free a graph without a cache, and {source.path} writes "
+                f"text; use destination {others}, or a target of ONNX files"
+            )
 
     def align_of(self, program: Program) -> int:
         """Of which number widths are to be multiples."""

@@ -37,6 +37,15 @@ def test_every_target_says_what_it_needs() -> None:
         assert needs.why and set(needs.destinations) <= {"stock", "per-layer", "free"}
 
 
+def test_a_graph_without_a_cache_is_refused_before_any_work(llama: Path, tmp_path: Path) -> None:
+    words = (
+        "target litert takes of destination free a graph without a cache, .* writes text; use destination stock or per"
+    )
+    with pytest.raises(PlanError, match=words):
+        gp.prune(llama, sparsity=0.2, target="litert", destination="free", recipe="magnitude", output=tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
 def test_a_target_sets_destination_and_alignment(llama: Path, tmp_path: Path) -> None:
     report = prune(llama, tmp_path / "x", target="onnx-gpu")
     assert report.destination == "per-layer"

@@ -78,7 +78,7 @@ def test_the_report_says_what_was_checked(llama: Path) -> None:
     assert report["sizes"]["present.1.key"][1::2] == [4, 4] and report["parameters_before"] is None
     assert report["parameters"] == sum(p.numel() for p in hf.module(Path(report["source"])).parameters())
     assert report["bytes"] == (llama / "model.onnx").stat().st_size
-    assert report["bytes_before"] == (Path(report["source"]) / "model.safetensors").stat().st_size
+    assert report["source_bytes"] == (Path(report["source"]) / "model.safetensors").stat().st_size
     assert {"torch", "onnx", "transformers"} <= report["versions"].keys()
 
 

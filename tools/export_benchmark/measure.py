@@ -1,7 +1,6 @@
 """Times of several exported folders, taken in turns."""
 
 import argparse
-import json
 import multiprocessing
 import statistics
 import time
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from graphprune.errors import ExportError
 from graphprune.evaluation import perplexity, windows_of
+from graphprune.exporters import reports
 from graphprune.exporters.onnx_files import model_file
 from graphprune.exporters.onnx_runtime import Runner
 from graphprune.pruning import peak_memory
@@ -41,7 +41,7 @@ class Measured:
     parameters: int
     bytes: int
     products: int | None
-    worst: float
+    worst: float | None
     memory: int
     seconds: dict[str, list[float]] = field(default_factory=dict)
     perplexity: dict[str, float | None] = field(default_factory=dict)
@@ -54,20 +54,26 @@ def measure(options: argparse.Namespace) -> list[Measured]:
     memory = [_memory(folder, options) for folder in options.folders]  # first: a process begins with its parent's peak
     found = [_facts(folder, used) for folder, used in zip(options.folders, memory, strict=True)]
     given = _items(options, options.items)
+    texts = {text: windows_of(_tokenizer(options), text, WINDOW, options.windows) for text in options.text}
     models = [opened(folder, options.provider, options.threads, _longest(options)) for folder in options.folders]
     if given:
         _answer(found, models, given)
     else:
         _take_turns(found, models, options)
-    for one, model, folder in zip(found, models, options.folders, strict=True):
-        one.perplexity = {text: _perplexity(model, folder, text, options) for text in options.text}
+    for one, model in zip(found, models, strict=True):
+        one.perplexity = {text: _perplexity(model, windows) for text, windows in texts.items()}
         alike = [other for other in found if (other.target, other.options) == (one.target, one.options)]
         one.realised = realised(alike[0], one)
     return found
 
 
 def _items(options: argparse.Namespace, most: int | None) -> list[Item]:
-    return items(options.labelled, options.tokenizer or options.folders[0], most) if options.labelled else []
+    return items(options.labelled, _tokenizer(options), most) if options.labelled else []
+
+
+def _tokenizer(options: argparse.Namespace) -> Path:
+    folder: Path = options.tokenizer or options.folders[0]
+    return folder
 
 
 def _answer(found: Sequence[Measured], models: Sequence[Opened], given: Sequence[Item]) -> None:
@@ -83,7 +89,7 @@ def _take_turns(found: Sequence[Measured], models: Sequence[Opened], options: ar
 
 
 def _facts(folder: Path, memory: int) -> Measured:
-    report = json.loads((folder / "export_report.json").read_text(encoding="utf-8"))
+    report = reports.read(folder / reports.REPORT)
     worst = max((case["worst"] for case in report["parity"].values()), default=report.get("error", {}).get("relative"))
     path = model_file(folder)
     count = products(path) if path is not None else None
@@ -122,7 +128,7 @@ def _written(reader: Reader, options: argparse.Namespace) -> dict[str, list[floa
     return {"prefill": [first], "decode": [_timed(lambda: reader.read(next_one)) for _ in range(options.tokens)]}
 
 
-def _perplexity(model: Opened, folder: Path, text: str, options: argparse.Namespace) -> float | None:
+def _perplexity(model: Opened, windows: Tensor) -> float | None:
     """How a decoder takes a text; None of one that does not tell all logits, or forgets where it began."""
     reader = reader_of(model, WINDOW)
     if reader is None or isinstance(reader, Genai) or (isinstance(reader, Window) and reader.places < WINDOW):
@@ -131,7 +137,7 @@ def _perplexity(model: Opened, folder: Path, text: str, options: argparse.Namesp
     def logits(input_ids: Tensor) -> Tensor:
         return torch.cat([_whole(reader, ids[None]) for ids in input_ids])
 
-    return perplexity(logits, windows_of(options.tokenizer or folder, text, WINDOW, options.windows)).perplexity
+    return perplexity(logits, windows).perplexity
 
 
 def _whole(reader: Reader, ids: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from graphprune import hf
 from graphprune.errors import ExportError
 from graphprune.exporters import reports
-from graphprune.exporters.formats import FORMATS
+from graphprune.exporters.formats import FORMATS, library
 from graphprune.exporters.genai_runtime import Writer
 from graphprune.exporters.gguf_file import MODEL as GGUF
 from graphprune.exporters.gguf_runtime import Runtime, open_file
@@ -36,8 +36,14 @@ def opened(folder: Path, provider: str = CPU, threads: int = 0, length: int = 0)
         ExportError: if that is not installed, or does not open it.
     """
     if threads:
-        torch.set_num_threads(threads)  # by which every runtime goes here
+        torch.set_num_threads(threads)  # by which the runtimes go here, but for one
     report = reports.read(folder / reports.REPORT)
+    if "target" not in report:
+        raise ExportError(f"{folder} has no {reports.REPORT}; export a model there first")
+    if report["target"] == "executorch":
+        library("executorch.extension.pybindings.portable_lib", "executorch")._unsafe_reset_threadpool(
+            torch.get_num_threads()
+        )
     runs, names = _opened(folder, report, provider, length)
     return Opened(runs, names, report["options"]["static"].get("sequence"))
 
@@ -59,7 +65,7 @@ def _opened(folder: Path, report: Mapping[str, Any], provider: str, length: int)
 
 
 def _llama(folder: Path, length: int) -> Runtime:
-    runtime = open_file(folder / GGUF, length, length)
+    runtime = open_file(folder / GGUF, length)
     if runtime is None:
         raise ExportError("llama.cpp is not installed: pip install 'graphprune[gguf]'")
     return runtime

@@ -51,7 +51,7 @@ class Cached:
 
     def restart(self) -> None:
         """Begin with an empty cache."""
-        self.past = {name: torch.zeros(1, heads, 0, size) for name, (heads, size) in self.shapes.items()}
+        self.past = {name: torch.zeros(1, heads, 0, size) for name, (heads, _, size) in self.shapes.items()}
         self.done = 0
 
     def read(self, ids: Tensor) -> Tensor:
@@ -69,13 +69,13 @@ class Window:
 
     def __init__(self, model: Opened) -> None:
         self.model, self.at_once = model, model.length or 1
-        self.shapes = {n: value.shape for n, value in model.runs.inputs.items() if n.startswith(f"{PAST}.")}
-        self.places = next(iter(self.shapes.values()))[2]
+        self.shapes = _cache_shapes(model.runs)
+        self.places = next(iter(self.shapes.values()))[1]
         self.restart()
 
     def restart(self) -> None:
         """Begin with a cache that is masked."""
-        self.past, self.done = {name: torch.zeros(shape) for name, shape in self.shapes.items()}, 0
+        self.past, self.done = {name: torch.zeros(1, *shape) for name, shape in self.shapes.items()}, 0
 
     def read(self, ids: Tensor) -> Tensor:
         """Logits of all these tokens, which are as many as the model takes, or a multiple of it."""
@@ -109,7 +109,7 @@ class Bound:
             name: onnxruntime.OrtValue.ortvalue_from_numpy(
                 np.zeros((1, heads, 0, size), kinds[self.takes[name].type]), self.device, 0
             )
-            for name, (heads, size) in self.shapes.items()
+            for name, (heads, _, size) in self.shapes.items()
         }
         self.done = 0
 
@@ -188,8 +188,8 @@ def step_feeds(ids: Tensor, done: int) -> dict[str, Tensor]:
     return {"input_ids": ids, "attention_mask": mask, "position_ids": torch.arange(done, total)[None]}
 
 
-def _cache_shapes(runs: Any) -> dict[str, tuple[int, int]]:
-    """Heads and their size, by the inputs that hold a cache."""
+def _cache_shapes(runs: Any) -> dict[str, tuple[int, int, int]]:
+    """Heads, places and the size of a head, by the inputs that hold a cache; free sizes mean nothing."""
     if isinstance(runs, Runner):
         shapes: Mapping[str, Any] = {name: value.shape for name, value in runs.inputs.items()}
     elif isinstance(runs, Subject):
@@ -197,4 +197,4 @@ def _cache_shapes(runs: Any) -> dict[str, tuple[int, int]]:
     else:  # OpenVINO, whose free sizes are no numbers
         ports = runs.request.model_inputs
         shapes = {port.any_name: [d.get_length() if d.is_static else 0 for d in port.partial_shape] for port in ports}
-    return {name: (shape[1], shape[3]) for name, shape in shapes.items() if name.startswith(f"{PAST}.")}
+    return {name: (shape[1], shape[2], shape[3]) for name, shape in shapes.items() if name.startswith(f"{PAST}.")}

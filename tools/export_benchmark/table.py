@@ -27,7 +27,8 @@ def table(found: Sequence[Measured]) -> Iterator[str]:
         cells += [_time(one.seconds[kind]) for kind in kinds]
         cells += [f"{one.realised[kind]:.0%}" if kind in one.realised else "" for kind in kinds]
         cells += [f"{one.memory / 1e6:.0f}", *(_number(one.perplexity[text]) for text in texts)]
-        cells += [f"{one.right:.2%}", f"{one.worst:.1e}"] if one.right is not None else [f"{one.worst:.1e}"]
+        cells += [f"{one.right:.2%}"] if one.right is not None else []
+        cells.append("" if one.worst is None else f"{one.worst:.1e}")
         yield f"| {' | '.join(cells)} |"
 
 
