@@ -47,7 +47,7 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
         exported = captured(subject.module, subject.args, {}, subject.free())
         _store(exported, file)
         checked = parity.check(subject, _Reloaded(subject, torch.export.load(file).module()), TOLERANCE)
-    facts = {"source": str(source.resolve()), "parity": checked.to_dict(), "loads_with": _LOADS_WITH}
+    facts = {"source": str(source.resolve()), "parity": {"torch.export": checked.to_dict()}, "loads_with": _LOADS_WITH}
     return ExportReport("pt2", output, [output.name], facts)
 
 

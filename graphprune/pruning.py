@@ -110,8 +110,7 @@ def prune(
     calibrate = Calibrate(str(calibration), samples, length, seed, autocast=autocast) if chosen.calibrates else None
     if calibrate and not calibration:
         raise CalibrationError(f"recipe {recipe} needs calibration data; name a text (--calibration FILE)")
-    program, where = load(model), wanted.destination
-    wanted.require(program)
+    program, where = wanted.accepted(load(model)), wanted.destination
     options = assembly.Options(
         sparsity, None, wanted.align_of(program), where, protect, exact_only, seed, loss, budget, trials, str(latency),
         runtime, shots, coarse,

@@ -44,21 +44,20 @@ class Wanted:
             )
         return cls(target, needs, destination or needs.destinations[0], align)
 
-    def require(self, program: Program) -> None:
-        """Refuse, before any work, a model that the target cannot be made of.
+    def accepted(self, program: Program) -> Program:
+        """The program, if the target can be made of it.
 
         Raises:
             PlanError: if it writes text, and the target takes graphs without a cache.
         """
-        source = program.source
-        if not (self.needs.graphs and self.destination == "free") or source is None or source.kind != "huggingface":
-            return
-        if hf.writes_text(source.path):
+        source, graph = program.source, self.needs.graphs and self.destination == "free"
+        if graph and source is not None and source.kind == "huggingface" and hf.writes_text(source.path):
             others = " or ".join(name for name in self.needs.destinations if name != "free")
             raise PlanError(
                 f"target {self.target} takes of destination free a graph without a cache, and {source.path} writes "
                 f"text; use destination {others}, or a target of ONNX files"
             )
+        return program
 
     def align_of(self, program: Program) -> int:
         """Of which number widths are to be multiples."""

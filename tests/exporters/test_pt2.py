@@ -8,8 +8,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from typer.testing import CliRunner
 
 import graphprune as gp
+from graphprune.cli import app
 from graphprune.errors import ExportError
 from graphprune.exporters import EXPORTERS, pt2
 from graphprune.frontends.modules import trace
@@ -44,13 +46,21 @@ def test_positional_inputs(tmp_path: Path) -> None:
 
 def test_a_folder_becomes_a_file_with_a_cache(saved: Callable[..., Path], tmp_path: Path) -> None:
     report = EXPORTERS["pt2"](saved("llama", num_hidden_layers=1), tmp_path / "x.pt2")
-    assert report.facts["parity"]["worst"] < 1e-5
-    assert "batch 1, 5 tokens, decode step 2" in report.facts["parity"]["cases"]
+    assert report.facts["parity"]["torch.export"]["worst"] < 1e-5
+    assert "batch 1, 5 tokens, decode step 2" in report.facts["parity"]["torch.export"]["cases"]
+
+
+@pytest.mark.parametrize("json", [[], ["--json"]])
+def test_the_command_says_how_near_it_is(saved: Callable[..., Path], tmp_path: Path, json: list[str]) -> None:
+    source = str(saved("llama", num_hidden_layers=1))
+    done = CliRunner().invoke(app, ["export", source, "--target", "pt2", "-o", str(tmp_path / "x.pt2"), *json])
+    assert done.exit_code == 0, done.output
+    assert "torch.export" in done.output and (tmp_path / "x.pt2").is_file()
 
 
 def test_the_graph_of_a_network_of_ones_own(images: Path, tmp_path: Path) -> None:
     made = gp.export(images, target="pt2", output=tmp_path / "x.pt2")
-    assert made.facts["parity"]["worst"] < 1e-6
+    assert made.facts["parity"]["torch.export"]["worst"] < 1e-6
     loaded, pixels = torch.export.load(tmp_path / "x.pt2").module(), torch.randn(5, 3, 8, 8)
     assert torch.equal(loaded(pixels), gp.load(images).module()(pixels))
 
