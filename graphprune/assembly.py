@@ -14,6 +14,7 @@ from graphprune.passes.gradients import Gradients, Loss
 from graphprune.passes.measure import Measure
 from graphprune.passes.ranks import BUDGETS, Ranks
 from graphprune.passes.reach import Reach
+from graphprune.passes.reconstructions import RECONSTRUCTIONS
 from graphprune.passes.refit import Refit
 from graphprune.passes.rewrite import Rewrite
 from graphprune.passes.room import Room
@@ -22,6 +23,7 @@ from graphprune.passes.score import Score
 from graphprune.passes.scores import SCORES
 from graphprune.passes.search import Search
 from graphprune.passes.select import Select
+from graphprune.passes.sense import Sense
 from graphprune.passes.shots import Shots
 from graphprune.passes.streams import Streams
 from graphprune.passes.swap import Swap
@@ -95,7 +97,8 @@ class Options:
     `loss` is for those that need gradients of other than language models. A budget in ``latency`` is one on `runtime`,
     with a table that is kept in the file `latency` (see `Measure`). `trials` are those of recipes that search. `shots`
     say in how many steps a plan is made, by recipes that cut groups (see `Shots`), and `coarse` which share of what is
-    to go whole blocks give first, in recipes that do both; without them the recipe's own numbers hold.
+    to go whole blocks give first, in recipes that do both; without them the recipe's own numbers hold. `sensitivity`
+    names a table that `sensing` made: shares follow from it, and not from the recipe's own allocation.
     """
 
     sparsity: float | None = None
@@ -112,6 +115,7 @@ class Options:
     runtime: str = Measure.runtime
     shots: int | None = None
     coarse: float | None = None
+    sensitivity: str = ""
 
 
 def planning(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> tuple[Pass, ...]:
@@ -122,6 +126,7 @@ def planning(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> t
     """
     if options.shots not in (None, 1) and (recipe.metrics or not recipe.score):
         raise PlanError(f"recipe {recipe.name} takes a single shot; shots are for recipes that score and cut groups")
+    _require_table(recipe, options)
     analyze = Analyze(options.destination, tuple(options.protect), options.exact_only)
     first = _coarse(recipe, options, calibrate)
     if recipe.turns:
@@ -147,9 +152,49 @@ def planning(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> t
     )
 
 
+def _require_table(recipe: Recipe, options: Options) -> None:
+    """Refuse a table of sensitivities where shares cannot follow from it.
+
+    Raises:
+        PlanError: if the recipe cuts no groups, cuts blocks before, searches, or plans in several shots.
+    """
+    if not options.sensitivity:
+        return
+    shots = recipe.shots if options.shots is None else options.shots
+    if not recipe.score or recipe.metrics or shots != 1 or (recipe.drops and options.coarse != 0):
+        raise PlanError(
+            f"recipe {recipe.name} cannot follow a table of sensitivities: that wants one score and one shot for the "
+            "groups of the whole model; with --shots 1 (transact) or --coarse 0 (comp) such recipes can"
+        )
+
+
+def sensing(recipe: Recipe, options: Options, calibrate: Calibrate, sense: Sense) -> Pipeline:
+    """What measures how much worse the model gets when each group that a recipe cuts is cut alone.
+
+    Raises:
+        PlanError: if the recipe cuts no groups.
+    """
+    if not recipe.score or recipe.metrics:
+        raise PlanError(f"recipe {recipe.name} does not score groups by one method; choose another, such as fasp")
+    score = SCORES[recipe.score]
+    analyze = Analyze(options.destination, tuple(options.protect), options.exact_only)
+    data = replace(calibrate, moments=score.moments, producers=score.producers)
+    return Pipeline((analyze, data, *scoring(recipe, options), sense))
+
+
+def weights_only(recipe: Recipe) -> str:
+    """The refit of a recipe; least squares where it has none, or one that adds biases."""
+    known = RECONSTRUCTIONS[recipe.refit]
+    return "least-squares" if recipe.refit == "none" or known.adds_bias else recipe.refit
+
+
 def choosing(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> tuple[Pass, ...]:
     """The passes between calibration and plan."""
     allocate = Allocate(recipe.allocation, options.sparsity, options.ratio, options.seed, options.budget)
+    if options.sensitivity:
+        allocate = replace(
+            allocate, by="sensitivity", table=options.sensitivity, refitted=recipe.refit not in ("none", "bias")
+        )
     steps, select = scoring(recipe, options), Select(options.align)
     swaps = [Swap(recipe.swaps)] if recipe.swaps else []
     count = recipe.shots if options.shots is None else options.shots

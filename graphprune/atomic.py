@@ -1,5 +1,7 @@
 """Outputs that appear complete or not at all."""
 
+import errno
+import glob
 import os
 import shutil
 from collections.abc import Iterator
@@ -9,6 +11,9 @@ from secrets import token_hex
 
 from graphprune.errors import ExportError
 
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
+UNSYNCED = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # there is nothing to wait for
+
 
 @contextmanager
 def new_folder(output: Path | str, force: bool = False) -> Iterator[Path]:
@@ -17,7 +22,7 @@ def new_folder(output: Path | str, force: bool = False) -> Iterator[Path]:
     Whatever ends the block early, an interrupt too, removes what was written and leaves `output` as it was.
 
     Raises:
-        ExportError: if `output` exists and `force` is not set, or may not be replaced.
+        ExportError: if `output` exists and `force` is not set, may not be replaced, or there is no room for it.
     """
     final = _free(Path(output), force)
     _check_folder(final)
@@ -35,16 +40,14 @@ def new_file(output: Path | str, force: bool = False) -> Iterator[Path]:
     The name ends as that of `output` does, for writers that look at it.
 
     Raises:
-        ExportError: if `output` exists and `force` is not set, or is a folder.
+        ExportError: if `output` exists and `force` is not set, is a folder, or there is no room for it.
     """
-    final = _free(Path(output), force)
-    if final.is_dir():
-        raise ExportError(f"{output} is a folder; name a file in it")
+    final = check_file(output, force)
     with _staged(final) as temporary:
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         temporary.replace(final)
-        _sync(final.parent)
+        sync(final.parent)
 
 
 def check_output(output: Path | str, force: bool = False) -> None:
@@ -54,6 +57,33 @@ def check_output(output: Path | str, force: bool = False) -> None:
         ExportError: if `output` exists and `force` is not set, or may not be replaced.
     """
     _check_folder(_free(Path(output), force))
+
+
+def remove_unfinished(output: Path) -> None:
+    """Remove what a killed process has left of an output; only for who knows that no other process writes it.
+
+    What was just being replaced when it was killed gets its name back.
+    """
+    final = output.resolve()
+    name = f".unfinished-????????-{glob.escape(final.name)}"
+    for old in final.parent.glob(f"{name}.old"):
+        if not final.exists():
+            old.rename(final)
+        _remove(old)
+    for path in final.parent.glob(name):
+        _remove(path)
+
+
+def check_file(output: Path | str, force: bool = False) -> Path:
+    """Raise what `new_file` would raise, before any work is done; the real place of the file.
+
+    Raises:
+        ExportError: if `output` exists and `force` is not set, or is a folder.
+    """
+    final = _free(Path(output), force)
+    if final.is_dir():
+        raise ExportError(f"{output} is a folder; name a file in it")
+    return final
 
 
 def _free(output: Path, force: bool) -> Path:
@@ -82,11 +112,13 @@ def _staged(final: Path) -> Iterator[Path]:
     _make(final.parent)
     try:
         yield temporary
-    except BaseException:
+    except BaseException as fault:
         _remove(temporary)
         for folder in missing:
             with suppress(OSError):
                 folder.rmdir()
+        if isinstance(fault, OSError) and fault.errno in UNWRITABLE:
+            raise ExportError(f"cannot write {final}: {fault.strerror}; make room, and repeat the command") from fault
         raise
 
 
@@ -111,7 +143,7 @@ def _replace(temporary: Path, final: Path) -> None:
         if old.exists() and not final.exists():
             old.rename(final)
         raise
-    _sync(final.parent)
+    sync(final.parent)
     _remove(old)
 
 
@@ -125,17 +157,23 @@ def _remove(path: Path) -> None:
 def _sync_tree(folder: Path) -> None:
     for path in sorted(folder.rglob("*"), reverse=True):
         if not path.is_symlink():
-            _sync(path)
-    _sync(folder)
+            sync(path)
+    sync(folder)
 
 
-def _sync(path: Path) -> None:
-    """Have the disk hold what was written, where the system can promise that."""
+def sync(path: Path) -> None:
+    """Have the disk hold what was written, where the system can promise that.
+
+    Raises:
+        OSError: if the disk cannot.
+    """
     if path.is_dir() and os.name == "nt":  # folders cannot be opened there
         return
     handle = os.open(path, os.O_RDONLY if os.name != "nt" else os.O_RDWR)
     try:
-        with suppress(OSError):
-            os.fsync(handle)
+        os.fsync(handle)
+    except OSError as fault:
+        if fault.errno not in UNSYNCED:
+            raise
     finally:
         os.close(handle)

@@ -14,9 +14,12 @@ from torch import Tensor
 
 from graphprune.methods import Refitted
 from graphprune.statistics import Moments
+from graphprune.workspace import zeros
 
 GRID = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0)  # dampings, of the mean of the diagonal
 DEFAULT = 1e-2
+LARGE = 1 << 23  # elements of a matrix of second moments
+JUDGED = 256  # outputs of a map by which dampings are compared
 #: Shares of the mean of the diagonal by which second moments of inputs and of gradients are shrunk towards multiples of
 #: the identity where the growth of the loss says what goes: so what matters in other texts is spared, too.
 SPARING = 0.1, 1.0
@@ -28,10 +31,11 @@ class Equations:
 
     R = W X + D - W_K X_K is what is missing: `inner` is X_K X_K^T, `cross` R X_K^T, `removed` ||R||^2, the error
     without correction, and `whole` ||W X||^2. `missing`, shape (m,), and `inputs`, shape (kept,), are the sums of R
-    and X_K over the `tokens`. `left` is W_K, and `unit` the mean of the diagonal of X X^T.
+    and X_K over the `tokens`. `unit` is the mean of the diagonal of X X^T.
     """
 
-    left: Tensor
+    weight: Tensor
+    kept: Tensor
     inner: Tensor
     cross: Tensor
     removed: float
@@ -45,27 +49,39 @@ class Equations:
     def of(cls, weight: Tensor, kept: Tensor, moments: Moments) -> "Equations":
         """The equations for a matrix of shape (m, n), in double precision, and the moments of its n inputs."""
         second, drift = moments.second, moments.drift
-        gone = torch.ones(second.shape[0], dtype=torch.bool)
+        gone = torch.ones(second.shape[0], dtype=torch.bool, device=second.device)
         gone[kept] = False
         rest = weight[:, gone]
         rows = rest @ second[gone]
         removed, cross, missing = (rows[:, gone] * rest).sum(), rows[:, kept], rest @ moments.first[gone]
+        del rows
         if drift is not None:
             removed = removed + 2 * (drift.cross[:, gone] * rest).sum() + drift.second.sum()
             cross, missing = cross + drift.cross[:, kept], missing + drift.first
-        whole = max(float(((weight @ second) * weight).sum()), torch.finfo(second.dtype).tiny)
+        whole = max(_energy(weight, second), torch.finfo(second.dtype).tiny)
         unit = float(second.diagonal().mean())
+        inner = zeros(len(kept), len(kept)) if second.is_cpu else second.new_empty(len(kept), len(kept))
+        torch.index_select(second.index_select(0, kept), 1, kept, out=inner)
         return cls(
-            weight[:, kept], second[kept][:, kept], cross, float(removed), whole,
-            missing, moments.first[kept], moments.tokens, unit,
-        )  # fmt: skip
+            weight, kept, inner, cross, float(removed), whole, missing, moments.first[kept], moments.tokens, unit
+        )
+
+    def some(self, count: int) -> "Equations":
+        """Those of about so many of the outputs, evenly spread."""
+        rows = slice(None, None, max(len(self.cross) // count, 1))
+        return replace(self, weight=self.weight[rows], cross=self.cross[rows], missing=self.missing[rows])
+
+    @property
+    def left(self) -> Tensor:
+        """W_K, shape (m, kept)."""
+        return self.weight[:, self.kept]
 
     def __add__(self, other: "Equations") -> "Equations":
         """Those of both sets of tokens, for the same map."""
         return Equations(
-            self.left, self.inner + other.inner, self.cross + other.cross, self.removed + other.removed,
-            self.whole + other.whole, self.missing + other.missing, self.inputs + other.inputs,
-            self.tokens + other.tokens, self.unit + other.unit,
+            self.weight, self.kept, _sum(self.inner, other.inner), self.cross + other.cross,
+            self.removed + other.removed, self.whole + other.whole, self.missing + other.missing,
+            self.inputs + other.inputs, self.tokens + other.tokens, self.unit + other.unit,
         )  # fmt: skip
 
     @cached_property
@@ -88,23 +104,40 @@ class Equations:
 
     def error(self, correction: Tensor, bias: Tensor | None = None) -> float:
         """``||R - C X_K - b||^2``"""
-        found = self.removed + float((correction * (correction @ self.inner - 2 * self.cross)).sum())
+        found = self.removed + float((correction @ self.inner).sub_(self.cross, alpha=2).mul_(correction).sum())
         if bias is None:
             return found
         left = self.missing - correction @ self.inputs
         return found + float((bias * (self.tokens * bias - 2 * left)).sum())
 
 
+def _sum(a: Tensor, b: Tensor) -> Tensor:
+    """The sum, where sums of that size lie."""
+    return torch.add(a, b, out=zeros(*a.shape)) if a.is_cpu else a + b
+
+
+def _energy(weight: Tensor, second: Tensor) -> float:
+    """``||W X||^2``, by which errors are divided: a sum of squares, for which single precision is enough where double
+    would take long."""
+    precision = torch.float32 if second.numel() > LARGE else torch.float64
+    wide = weight.to(precision)
+    return float((wide @ second.to(precision)).mul_(wide).sum(dtype=torch.float64))
+
+
 def damped(matrix: Tensor, share: float) -> Tensor:
     """A matrix of second moments with that share of the mean of its diagonal, or a trifle, added to the diagonal."""
     amount = max(share * float(matrix.diagonal().mean()), torch.finfo(matrix.dtype).tiny ** 0.5)
-    found: Tensor = matrix + amount * torch.eye(len(matrix), dtype=matrix.dtype)
+    found = matrix.clone()
+    found.diagonal().add_(amount)
     return found
 
 
 def ridge(matrix: Tensor, right: Tensor, amount: float) -> Tensor:
     """``(matrix + amount I)^-1 right``, for a matrix without negative eigenvalues."""
-    return torch.cholesky_solve(right, root(matrix, amount))
+    factor = root(matrix, amount)
+    half = torch.linalg.solve_triangular(factor, right, upper=False)  # unlike cholesky_solve they copy no factor
+    found: Tensor = torch.linalg.solve_triangular(factor.mT, half, upper=True)
+    return found
 
 
 def root(matrix: Tensor, amount: float) -> Tensor:
@@ -113,12 +146,20 @@ def root(matrix: Tensor, amount: float) -> Tensor:
     # of products in single precision made eigenvalues negative.
     precision = torch.finfo(matrix.dtype)
     amount, least = max(amount, precision.tiny**0.5), precision.eps * float(matrix.diagonal().mean())
-    factor: Tensor
-    factor, failed = torch.linalg.cholesky_ex(matrix + amount * torch.eye(len(matrix), dtype=matrix.dtype))
+    factor, failed = _root(matrix, amount)
     while failed and amount < float(matrix.diagonal().sum()):
         amount = max(10 * amount, least)
-        factor, failed = torch.linalg.cholesky_ex(matrix + amount * torch.eye(len(matrix), dtype=matrix.dtype))
+        factor, failed = _root(matrix, amount)
     return factor
+
+
+def _root(matrix: Tensor, amount: float) -> tuple[Tensor, bool]:
+    """The root, if that can be told, and whether it cannot; large matrices are copied once, and no more."""
+    factor = matrix.mT.contiguous().mT  # LAPACK wants columns, and would copy rows
+    factor.diagonal().add_(amount)
+    failed = torch.zeros((), dtype=torch.int32, device=matrix.device)
+    torch.linalg.cholesky_ex(factor, out=(factor, failed))
+    return factor, bool(failed)
 
 
 #: From the equations and a damping to a correction, and a bias if there is one.
@@ -127,16 +168,19 @@ Fit = Callable[[Equations, float], tuple[Tensor, Tensor | None]]
 
 def prepared(
     w: Tensor, kept: Tensor, seen: Moments, held_out: Moments | None, damping: float | None,
-    error: Callable[[Equations, Equations, float], float],
+    error: Callable[[Equations, Equations, float], float], outputs: int | None = None,
 ) -> tuple[Equations, Equations, float]:  # fmt: skip
     """The equations of all tokens, those that judge, and the damping: the one given, or that with the lowest `error`
-    of a fit to the first equations by the second, those of held-out tokens; with none held out it is `DEFAULT`."""
+    of a fit to the first equations by the second, those of held-out tokens; with none held out it is `DEFAULT`. Only so
+    many `outputs` are compared, if that is given, since each damping takes a solution for all that are."""
     everything = Equations.of(w, kept, seen)
     if held_out is None:
         return everything, everything, DEFAULT if damping is None else damping
-    tried, judge = everything, Equations.of(w, kept, held_out)
-    chosen = min(GRID, key=lambda d: error(tried, judge, d)) if damping is None else damping
-    return tried + judge, judge, chosen
+    judge = Equations.of(w, kept, held_out)
+    if damping is None:
+        some = [system.some(outputs or len(system.cross)) for system in (everything, judge)]
+        damping = min(GRID, key=lambda d: error(some[0], some[1], d))
+    return everything + judge, judge, damping
 
 
 def refit(
@@ -151,7 +195,7 @@ def refit(
     def error(tried: Equations, judge: Equations, d: float) -> float:
         return judge.error(*fit(tried, d))
 
-    everything, judge, chosen = prepared(w, kept, seen, held_out, damping, error)
+    everything, judge, chosen = prepared(w, kept, seen, held_out, damping, error, JUDGED)
     correction, bias = fit(everything, chosen)
     errors = judge.removed / judge.whole, judge.error(correction, bias) / judge.whole
     new = (w[:, kept] + correction).to(weight.dtype)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch.utils._pytree as pytree
-from torch import fx
+from torch import Tensor, fx
 
 from graphprune.program import Program
 from graphprune.weights import Weights
@@ -56,8 +56,8 @@ def split(program: Program, busy: Collection[str]) -> list[Segment]:
     for node in (n for n in program.graph.nodes if n in active):
         run.append(node)
         live = {n for n in (*live, node) if last_use[n] > position[node]}
-        if len(live) == 1 and any(n.name in busy for n in run):
-            (left,) = live
+        left = next(iter(live)) if len(live) == 1 else None
+        if left is not None and isinstance(left.meta.get("val"), Tensor) and any(n.name in busy for n in run):
             segments.append(Segment(tuple(run), entry, left))
             run, entry = [], left
     return [*segments, Segment(tuple(run), entry, None)] if run else segments

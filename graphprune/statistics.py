@@ -3,9 +3,15 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
+
+from graphprune import processes
+from graphprune.workspace import zeros
+
+BLOCKS, LEAST = 8, 256  # blocks that are too small are slow
 
 
 @dataclass
@@ -27,6 +33,12 @@ class Drift:
         """From a batch of features, shape (tokens, n), and the shift of the outputs, shape (tokens, m)."""
         return cls((shift.T @ x).double(), shift.double().square().sum(0), shift.sum(0, dtype=torch.float64))
 
+    @classmethod
+    def gathered(cls, own: "Drift | None") -> "Drift | None":
+        """The sums over the tokens of all processes; this one may have seen none."""
+        found = processes.total(None if own is None else (own.cross, own.second, own.first), 3)
+        return None if found is None else cls(*found)
+
     def rows(self, kept: Tensor) -> "Drift":
         """The same for some of the outputs only."""
         return Drift(self.cross[kept], self.second[kept], self.first[kept])
@@ -47,14 +59,26 @@ class Moments:
     drift: Drift | None = None
 
     @classmethod
-    def empty(cls, features: int, diagonal: bool = False) -> "Moments":
+    def empty(cls, features: int, diagonal: bool = False, device: torch.device | str = "cpu") -> "Moments":
         """Nothing seen yet."""
-        shape = (features,) if diagonal else (features, features)
-        return cls(torch.zeros(shape, dtype=torch.float64), torch.zeros(features, dtype=torch.float64))
+        first = torch.zeros(features, dtype=torch.float64, device=device)
+        if diagonal:
+            return cls(first.clone(), first)
+        return cls(zeros(features, features) if first.is_cpu else first.new_zeros(features, features), first)
+
+    @classmethod
+    def gathered(cls, own: "Moments | None") -> "Moments | None":
+        """The sums over the tokens of all processes; this one may have seen none."""
+        sums = None if own is None else (own.second, own.first, own.first.new_tensor([own.tokens]))
+        found = processes.total(sums, 3)
+        return None if found is None else cls(found[0], found[1], int(found[2]))
 
     def add(self, x: Tensor) -> None:
         """See a batch of features, shape (tokens, n)."""
-        self.second += x.double().square().sum(0) if self.second.dim() == 1 else x.T @ x
+        if self.second.dim() == 1:
+            self.second += x.double().square().sum(0)
+        else:
+            _add_square(self.second, x)
         self.first += x.sum(0, dtype=torch.float64)
         self.tokens += x.shape[0]
 
@@ -71,6 +95,35 @@ class Moments:
     def __add__(self, other: "Moments") -> "Moments":
         drift = self.drift + other.drift if self.drift and other.drift else None
         return Moments(self.second + other.second, self.first + other.first, self.tokens + other.tokens, drift)
+
+
+def _add_square(total: Tensor, x: Tensor) -> None:
+    """Add X^T X, of which the part above the diagonal is computed once, in `BLOCKS` rows of blocks."""
+    width = max(-(-x.shape[1] // BLOCKS), LEAST)
+    for start in range(0, x.shape[1], width):
+        end = start + width
+        block = x[:, start:end].T @ x[:, start:]
+        total[start:end, start:] += block
+        total[end:, start:end] += block[:, width:].T
+
+
+def stored(moments: Mapping[str, Moments]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The sums as tensors by name, and as JSON whose they are and over how many tokens; shared ones once."""
+    owner = {id(found): node for node, found in reversed(list(moments.items()))}
+    tensors = dict[str, Tensor]()
+    for node, found in moments.items():
+        if owner[id(found)] == node:
+            tensors |= {f"{node}.second": found.second.cpu(), f"{node}.first": found.first.cpu()}
+    return tensors, {node: [owner[id(found)], found.tokens] for node, found in moments.items()}
+
+
+def restored(tensors: Mapping[str, Tensor], table: Mapping[str, Any]) -> dict[str, Moments]:
+    """What was `stored`."""
+    found = dict[str, Moments]()
+    for node, (owner, tokens) in table.items():
+        own = Moments(tensors[f"{owner}.second"], tensors[f"{owner}.first"], tokens) if owner == node else None
+        found[node] = own or found[owner]
+    return found
 
 
 @dataclass(frozen=True)

@@ -2,15 +2,23 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor
 
+from graphprune import processes
 from graphprune.calibration import Calibration, Collector, attended, products
+from graphprune.prefetch import Prefetched
 from graphprune.program import Program
 from graphprune.segments import Segment, constants, run
 from graphprune.weights import Weights
+from graphprune.workspace import values
+
+CONSTANTS = 1 << 26  # bytes of constants that are kept for all batches; more are made anew for each segment
+NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 def unseen(count: int = 1) -> None:
@@ -19,68 +27,105 @@ def unseen(count: int = 1) -> None:
 
 @dataclass
 class Stream:
-    """Where every batch stands: its constants, and the activation that enters the next segment.
+    """Where every batch of this process stands: the activation that enters the next segment.
 
-    `real` says for every batch which tokens are no padding (see `attended`); with `autocast`, matrices are multiplied
-    in bfloat16.
+    `numbers` are those of its batches among all. `real` says for each which tokens are no padding (see `attended`).
     """
 
     program: Program
-    known: Sequence[Mapping[str, Any]]
+    calibration: Calibration
+    numbers: Sequence[int]
     real: Sequence[Tensor | None]
-    entries: list[Any]
-    autocast: bool = False
+    entries: Sequence[Any]
+    known: dict[int, Mapping[str, Any]]
 
     @classmethod
     def start(cls, program: Program, calibration: Calibration) -> "Stream":
         """All batches at the inputs of the graph."""
-        with torch.no_grad():
-            known = [constants(program, leaves) for leaves in calibration.batches]
-        real = [attended(program, leaves) for leaves in calibration.batches]
-        return cls(program, known, real, [None] * len(known), calibration.autocast)
+        numbers = processes.share(len(calibration.batches))
+        program = program.with_facts(weights=Prefetched(program.weights, calibration.device))
+        real = [attended(program, calibration.batches[n]) for n in numbers]
+        return cls(program, calibration, numbers, real, [None] * len(numbers), {})
 
     def through(
         self, segment: Segment, weights: Weights, step: Callable[[], None] = unseen,
-        collectors: Sequence[Collector] = (),
-    ) -> list[Any]:  # fmt: skip
-        """The exit values of all batches; each batch's collector sees it, and `step` is called after each."""
+        collectors: Sequence[Collector] = (), look: Callable[[Mapping[str, Tensor]], None] | None = None,
+        watch: Collection[str] = (), known: Mapping[str, Sequence[Any]] = NOTHING,
+    ) -> Sequence[Any]:  # fmt: skip
+        """The exit values of all batches; `step` is called after each.
+
+        Each batch's collector sees it, and `look` the values of the nodes in `watch`. `known` has values that the
+        segment need not make.
+        """
         loaded = self.load(segment, weights)
-        exits = []
-        for i in range(len(self.known)):
-            left, seen = self.one(i, segment, loaded, collectors[i].watched if collectors else ())
+        exits = values()
+        for i in range(len(self.numbers)):
+            wanted = {*watch, *(collectors[i].watched if collectors else ())}
+            left, seen = self.one(i, segment, loaded, wanted, {name: found[i] for name, found in known.items()})
             if collectors:
                 collectors[i].add(seen, real=self.real[i])
-            exits.append(left)
+            if look is not None:
+                look(seen)
+            if segment.exit is not None:
+                exits.append(left)
             step()
         return exits
 
     @torch.no_grad()
     def one(
-        self, batch: int, segment: Segment, loaded: Weights, watch: Collection[str]
-    ) -> tuple[Any, dict[str, Tensor]]:
+        self, batch: int, segment: Segment, loaded: Weights, watch: Collection[str],
+        known: Mapping[str, Any] = NOTHING,
+    ) -> tuple[Any, dict[str, Tensor]]:  # fmt: skip
         """The exit value of one batch, and the values of the nodes in `watch`."""
-        with products(self.autocast):
-            return run(segment, self.program, loaded, self.known[batch], self.entries[batch], watch)
+        entry = self._there(self.entries[batch])
+        given = {**self._constants(batch), **{name: self._there(value) for name, value in known.items()}}
+        with products(self.calibration.autocast, self.calibration.device):
+            return run(segment, self.program, loaded, given, entry, watch)
 
     def load(self, segment: Segment, weights: Weights) -> dict[str, Tensor]:
         """The weights of one segment, read once for all batches."""
-        names = {self.program.name(str(n.target)) for n in segment.reads}
-        return {name: weights[name] for name in names if name in weights}
+        return {name: self._there(weights[name]) for name in self._names(segment) if name in weights}
+
+    def expect(self, segment: Segment) -> None:
+        """Begin to read the program's own weights of a segment that comes later."""
+        if isinstance(self.program.weights, Prefetched):
+            self.program.weights.expect(self._names(segment) & self.program.weights.keys())
+
+    def _names(self, segment: Segment) -> set[str]:
+        """The weights that a segment reads."""
+        return {self.program.name(str(n.target)) for n in segment.reads}
+
+    def _there(self, value: Any) -> Any:
+        """A value on the device of the calibration."""
+        return value.to(self.calibration.device, non_blocking=True) if isinstance(value, Tensor) else value
+
+    def _constants(self, batch: int) -> Mapping[str, Any]:
+        """What depends on no parameter, kept unless it is large."""
+        if batch in self.known:
+            return self.known[batch]
+        made = constants(self.program, self.calibration.batches[self.numbers[batch]])
+        found: Mapping[str, Any] = {name: self._there(value) for name, value in made.items()}
+        size = sum(leaf.nbytes for leaf in pytree.tree_leaves(found) if isinstance(leaf, Tensor))
+        if size * len(self.numbers) <= CONSTANTS:
+            self.known[batch] = found
+        return found
 
 
 def compare(
     dense: Stream, other: Stream, segment: Segment, weights: Weights, collectors: Sequence[Collector],
     step: Callable[..., None] = unseen,
-) -> tuple[list[Any], list[Any]]:  # fmt: skip
+) -> tuple[Sequence[Any], Sequence[Any]]:  # fmt: skip
     """The exit values of a segment on another stream, with `weights`, and on the dense one; each batch's collector sees
     what the former makes, and aims at the latter."""
     loaded, changed = dense.load(segment, dense.program.weights), other.load(segment, weights)
-    exits, dense_exits = [], []
+    exits, dense_exits = values(), values()
     for i, collector in enumerate(collectors):
         left, aims = dense.one(i, segment, loaded, collector.watched)
-        dense_exits.append(left)
+        if segment.exit is not None:
+            dense_exits.append(left)
         left, seen = other.one(i, segment, changed, collector.watched)
-        exits.append(left)
+        if segment.exit is not None:
+            exits.append(left)
         collector.add(seen, aims, dense.real[i])
         step(2)
     return exits, dense_exits

@@ -1,34 +1,54 @@
 """Weights by name, read when they are asked for."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from graphprune.errors import LoadError
+from graphprune.errors import LoadError, first_line
 
 Weights = Mapping[str, Tensor]
 KeepByName = Mapping[str, Mapping[int, Tensor]]
+
+
+Stamp = tuple[int, int]  # the size of a file in bytes, and when it was changed, in nanoseconds
+
+
+def stamp(path: Path) -> Stamp:
+    """By what a changed file can be told."""
+    found = path.stat()
+    return found.st_size, found.st_mtime_ns
 
 
 @dataclass(frozen=True)
 class Stored(Mapping[str, Tensor]):
     """Tensors in safetensors files, memory-mapped and cast to `dtype` on access.
 
-    `places` says for every name in which file, and under which key, it lies.
+    `places` says for every name in which file, and under which key, it lies; `stamps` are those that files had when
+    their tables of contents were read. Reading raises a LoadError where a file is gone, damaged or changed. Wrong
+    numbers in a whole file cannot be told from right ones.
     """
 
     places: Mapping[str, tuple[Path, str]]
     dtype: torch.dtype | None = None
+    stamps: Mapping[Path, Stamp] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Tensor:
         path, key = self.places[name]
-        with safe_open(path, framework="pt") as file:
-            tensor: Tensor = file.get_tensor(key)
+        try:
+            same = path not in self.stamps or stamp(path) == self.stamps[path]
+            tensor = _mapped(path, key) if same else None
+        except (SafetensorError, OSError, RuntimeError) as fault:
+            raise LoadError(
+                f"{path} holds no {key} that can be read: {first_line(fault)}; it is truncated, damaged or gone: copy "
+                "it again, and start again"
+            ) from fault
+        if tensor is None:
+            raise LoadError(f"{path} has changed since it was opened; leave it alone while it is read, and start again")
         return tensor.to(self.dtype) if self.dtype and tensor.is_floating_point() else tensor
 
     def __contains__(self, name: object) -> bool:
@@ -39,6 +59,13 @@ class Stored(Mapping[str, Tensor]):
 
     def __len__(self) -> int:
         return len(self.places)
+
+
+def _mapped(path: Path, key: str) -> Tensor:
+    """A tensor whose memory is that of the file, which is mapped for as long as the tensor lives."""
+    with safe_open(path, framework="pt") as file:
+        tensor: Tensor = file.get_tensor(key)
+    return tensor
 
 
 @dataclass(frozen=True)
@@ -82,10 +109,24 @@ def widen(tensor: Tensor, dim: int, indices: Tensor, size: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Present(Mapping[str, Tensor]):
-    """Weights of which some may be on the meta device, where they have shapes and no numbers."""
+class Over(Mapping[str, Tensor]):
+    """The weights of `base` under the same names, changed one at a time as they are read."""
 
     base: Weights
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.base
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.base)
+
+    def __len__(self) -> int:
+        return len(self.base)
+
+
+@dataclass(frozen=True)
+class Present(Over):
+    """Weights of which some may be on the meta device, where they have shapes and no numbers."""
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self.base[name]
@@ -96,25 +137,12 @@ class Present(Mapping[str, Tensor]):
             )
         return tensor
 
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.base)
-
-    def __len__(self) -> int:
-        return len(self.base)
-
 
 @dataclass(frozen=True)
-class _Cut(Mapping[str, Tensor]):
+class _Cut(Over):
     """The weights of `base` without what `keep` leaves out, one way or the other."""
 
-    base: Weights
     keep: KeepByName
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.base)
-
-    def __len__(self) -> int:
-        return len(self.base)
 
     def _kept(self, name: str) -> Iterator[tuple[int, Tensor]]:
         """The last dimension first: what an earlier one chooses goes by its old indices."""
@@ -166,21 +194,11 @@ class Renamed(Mapping[str, Tensor]):
 
 
 @dataclass(frozen=True)
-class Scaled(Mapping[str, Tensor]):
+class Scaled(Over):
     """The weights of `base`, some of them multiplied by a number, or by a tensor that broadcasts to their shape."""
 
-    base: Weights
     factors: Mapping[str, float] | Mapping[str, Tensor]
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self.base[name]
         return tensor * self.factors[name] if name in self.factors else tensor
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.base
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.base)
-
-    def __len__(self) -> int:
-        return len(self.base)

@@ -1,11 +1,13 @@
 """Outputs appear complete or not at all."""
 
+import errno
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from graphprune.atomic import check_output, new_file, new_folder
+from graphprune.atomic import check_output, new_file, new_folder, remove_unfinished
 from graphprune.errors import ExportError
 
 
@@ -89,3 +91,26 @@ def test_a_file_gets_its_name_at_the_end(tmp_path: Path) -> None:
     assert path.read_text() == "whole"
     with pytest.raises(ExportError, match="pass --force"), new_file(path):
         pytest.fail("the block must not run")
+
+
+def test_what_a_kill_left_is_removed_and_what_was_being_replaced_is_back(tmp_path: Path) -> None:
+    for name in (".unfinished-12345678-out", ".unfinished-12345678-out.old", ".unfinished-12345678-out2"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "f").write_text(name)
+    remove_unfinished(tmp_path / "out")
+    assert sorted(os.listdir(tmp_path)) == [".unfinished-12345678-out2", "out"], (
+        "another output is none of its business"
+    )
+    assert (tmp_path / "out" / "f").read_text().endswith(".old")
+
+
+@pytest.mark.parametrize("make", [new_folder, new_file])
+def test_a_full_disk_is_said_to_be_one(tmp_path: Path, make: Any) -> None:
+    with (
+        pytest.raises(ExportError, match=r"cannot write .*out: No space left on device; make room"),
+        make(tmp_path / "out"),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with pytest.raises(FileNotFoundError), make(tmp_path / "out"):
+        (tmp_path / "none").read_text()
+    assert os.listdir(tmp_path) == []

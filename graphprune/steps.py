@@ -1,0 +1,200 @@
+"""The finished steps of a run in a workspace: a run that was killed goes on after the last of them.
+
+A step counts once all its files are on the disk and one that tells their sizes and checksums has got its name. So a
+kill at any moment leaves the steps before it whole, and what is damaged later is noticed and made again. Several
+processes go on after the last step that all of them have finished: they finish steps together, so that none is ahead of
+another by more than one, and keep what both of the last two ended with.
+"""
+
+import json
+import logging
+import shutil
+import zlib
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from graphprune import processes
+from graphprune.atomic import sync
+from graphprune.workspace import Values, Workspace, current, mapped, writing
+
+CHUNK = 1 << 24  # bytes that are summed at once
+log = logging.getLogger("graphprune.run")
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a step found: numbers that JSON has, tensors, and the activations with which the next one starts, by name.
+
+    Several names may have the same activations.
+    """
+
+    facts: Mapping[str, Any]
+    tensors: Mapping[str, Tensor]
+    values: Mapping[str, Sequence[Any]] = field(default_factory=dict)
+
+
+class Stage:
+    """The steps of one pass, in order. Outside of a workspace none is kept."""
+
+    def finished(self, steps: int) -> list[Step]:
+        """Those of all `steps` that an earlier run has finished."""
+        return []
+
+    def finish(self, step: Step) -> Step:
+        """Keep a step; what comes back is the same, its tensors memory-mapped.
+
+        Raises:
+            WorkspaceError: if it cannot be written.
+        """
+        return step
+
+    def wait(self) -> None:
+        """Return when all steps are durable.
+
+        Raises:
+            WorkspaceError: if one cannot be written.
+        """
+
+
+def stage(name: str) -> Stage:
+    """The steps of the next pass; a run that is repeated asks for the same ones in the same order."""
+    place = current()
+    if place is None:
+        return Stage()
+    place.stages += 1
+    return _Kept(place, place.folder / f"{place.stages:02d}-{name}")
+
+
+@dataclass
+class _Kept(Stage):
+    """Steps in files of a workspace: each is made durable while the next one runs."""
+
+    workspace: Workspace
+    folder: Path
+    count: int = 0
+    pending: "Future[None] | None" = None
+    before: Sequence[Values] = ()
+    spent: Sequence[Values] = ()
+
+    def finished(self, steps: int) -> list[Step]:
+        found: list[Step] = []
+        while len(found) < steps and (step := self._read(len(found))) is not None:
+            found.append(step)
+        self.count = processes.least(len(found))
+        whole = self.count in (0, steps) or self._whole(self.count - 1, "values")
+        if not processes.least(whole):
+            self.count = 0  # what the next step starts with is gone, and all before it, too
+        found = found[: self.count]
+        self._forget()
+        if found:
+            log.info("%s: %d of %d steps were finished before", self.folder.name, len(found), steps)
+            self.before = _files(found[-1])
+        self.workspace.finished += len(found)
+        return found
+
+    def finish(self, step: Step) -> Step:
+        self.wait()
+        path, keep = self._path("safetensors"), _files(step)
+        with writing(self.folder):
+            save_file({name: tensor.contiguous() for name, tensor in step.tensors.items()}, path)
+        for value in keep:
+            value.kept = True
+        table = {
+            "facts": dict(step.facts),
+            "names": {name: value.folder.name for name, value in step.values.items() if isinstance(value, Values)},
+            "counts": {value.folder.name: len(value) for value in keep},
+        }
+        parts = {"tensors": [path], "values": [file for value in keep for file in value.files]}
+        self.spent = [value for value in self.before if value.folder.name not in table["counts"]]
+        self.pending = self.workspace.worker.submit(self._commit, self._path("json"), table, parts)
+        self.before, self.count = keep, self.count + 1
+        return Step(step.facts, mapped(path), step.values)
+
+    def wait(self) -> None:
+        pending, self.pending = self.pending, None
+        if pending is not None:
+            pending.result()
+            processes.wait()
+            self._release()
+
+    def _commit(self, path: Path, table: Mapping[str, Any], parts: Mapping[str, list[Path]]) -> None:
+        """Have the disk hold a step, then say so."""
+        with writing(self.folder):
+            for file in (file for files in parts.values() for file in files):
+                sync(file)
+            sums = {part: [_sum(self.workspace.folder, file) for file in files] for part, files in parts.items()}
+            unfinished = path.with_suffix(".unfinished")
+            text = json.dumps({**table, **sums})
+            unfinished.write_text(f"{zlib.crc32(text.encode())}\n{text}", encoding="utf-8")
+            sync(unfinished)
+            unfinished.rename(path)
+            sync(path.parent)
+        self.workspace.finished += 1
+        if processes.count() == 1:
+            self._release()
+
+    def _release(self) -> None:
+        """Let go of what the last step started with, which nobody goes back to."""
+        for value in self.spent:
+            shutil.rmtree(value.folder, ignore_errors=True)
+
+    def _forget(self) -> None:
+        """Remove the steps that other processes have not finished, and what only other steps than the last end with."""
+        tables = {int(path.stem): table_of(path) or {"counts": {}} for path in self.folder.glob("*.json")}
+        needed = tables[self.count - 1]["counts"] if self.count else {}
+        for number, table in tables.items():
+            for name in table["counts"].keys() - needed:
+                shutil.rmtree(self.workspace.values / name, ignore_errors=True)
+            if number >= self.count:
+                self._path("json", number).unlink()
+
+    def _read(self, number: int) -> Step | None:
+        table = table_of(self._path("json", number))
+        if table is None or not self._whole(number, "tensors"):
+            return None
+        root = self.workspace.values
+        places = {name: Values(root / name, count, kept=True) for name, count in table["counts"].items()}
+        tensors = mapped(self._path("safetensors", number))
+        return Step(table["facts"], tensors, {name: places[at] for name, at in table["names"].items()})
+
+    def _whole(self, number: int, part: str) -> bool:
+        """Are the files of a step what they were?"""
+        sums = (table_of(self._path("json", number)) or {})[part]
+        return all(_sum(self.workspace.folder, self.workspace.folder / name) == [name, *rest] for name, *rest in sums)
+
+    def _path(self, kind: str, number: int | None = None) -> Path:
+        return self.folder / f"{self.count if number is None else number:05d}.{kind}"
+
+
+def table_of(path: Path) -> dict[str, Any] | None:
+    """What a finished step says of itself; None if it is not there, or damaged."""
+    if not path.is_file():
+        return None
+    found, _, text = path.read_bytes().partition(b"\n")
+    if found != str(zlib.crc32(text)).encode():
+        return None
+    table: dict[str, Any] = json.loads(text)
+    return table
+
+
+def _files(step: Step) -> list[Values]:
+    """The activations of a step that lie in files, each once."""
+    return list({id(v): v for v in step.values.values() if isinstance(v, Values)}.values())
+
+
+def _sum(root: Path, path: Path) -> list[Any]:
+    """The name, size and checksum of a file; a size of -1 if it is not there."""
+    name = path.relative_to(root).as_posix()
+    if not path.is_file():
+        return [name, -1, 0]
+    found = 0
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            found = zlib.crc32(chunk, found)
+    return [name, path.stat().st_size, found]

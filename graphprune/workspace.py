@@ -1,0 +1,148 @@
+"""A folder of plain files in which a run keeps the activations of its samples, and what it has finished.
+
+Inside `within`, what is large lies in memory-mapped files, whose pages the system drops when memory is short. Outside
+of it everything is held in memory. See `steps` for how a run that was killed goes on.
+"""
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field
+from pathlib import Path
+from secrets import token_hex
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from graphprune.errors import WorkspaceError
+
+SUMS = "sums-"
+
+
+@dataclass
+class Workspace:
+    """Where the files of one run lie. Sums over tokens that take at least `spill` bytes lie in files, too.
+
+    `stages` counts the passes that keep steps, and `finished` the steps that they have kept.
+    """
+
+    folder: Path
+    spill: int | None = None
+    stages: int = 0
+    finished: int = 0
+    worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
+
+    @property
+    def values(self) -> Path:
+        """Where activations lie."""
+        return self.folder / "values"
+
+
+_current: ContextVar[Workspace | None] = ContextVar("workspace", default=None)
+
+
+def current() -> Workspace | None:
+    """The workspace in use, if there is one."""
+    return _current.get()
+
+
+@contextmanager
+def within(workspace: Workspace) -> Iterator[Workspace]:
+    """Use this workspace in the block."""
+    token = _current.set(workspace)
+    try:
+        yield workspace
+    finally:
+        _current.reset(token)
+        workspace.worker.shutdown()
+
+
+@contextmanager
+def writing(folder: Path) -> Iterator[None]:
+    """Make a folder, and say that it was this one if it could not be written.
+
+    Raises:
+        WorkspaceError: if that is so.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        yield
+    except (OSError, SafetensorError) as fault:
+        raise WorkspaceError(
+            f"cannot write to {folder}: {fault}. What was finished is kept: make room and repeat the command, which "
+            "goes on from there; or name another folder with --scratch"
+        ) from fault
+
+
+class Values(Sequence[Any]):
+    """Activations of all batches, a file each; they go with the object unless a finished step keeps them."""
+
+    def __init__(self, folder: Path, batches: int = 0, kept: bool = False) -> None:
+        self.folder, self.batches, self.kept = folder, batches, kept
+
+    def append(self, value: Tensor) -> None:
+        """Add that of the next batch.
+
+        Raises:
+            WorkspaceError: if it cannot be written.
+        """
+        with writing(self.folder):
+            save_file({"value": value.detach().cpu().contiguous()}, self._path(self.batches))
+        self.batches += 1
+
+    def __getitem__(self, i: Any) -> Any:
+        """That of one batch, memory-mapped."""
+        return mapped(self._path(range(self.batches)[i]))["value"]
+
+    def __len__(self) -> int:
+        return self.batches
+
+    def __del__(self) -> None:
+        if not self.kept:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def files(self) -> list[Path]:
+        """The files of all batches."""
+        return [self._path(i) for i in range(self.batches)]
+
+    def _path(self, i: int) -> Path:
+        return self.folder / f"{i:05d}.safetensors"
+
+
+def values() -> list[Any] | Values:
+    """A place for the activations of all batches: a list, or files in the workspace."""
+    place = current()
+    return [] if place is None else Values(place.values / token_hex(8))
+
+
+def mapped(path: Path) -> dict[str, Tensor]:
+    """All tensors of a file, memory-mapped."""
+    with safe_open(path, framework="pt") as file:
+        return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
+
+
+def zeros(*shape: int) -> Tensor:
+    """Zeros in double precision; in a file without a name, if they are many and the workspace is to spill.
+
+    Raises:
+        WorkspaceError: if there is no room for it.
+    """
+    place, count = current(), torch.Size(shape).numel()
+    size = count * torch.float64.itemsize
+    if place is None or place.spill is None or size < place.spill:
+        return torch.zeros(shape, dtype=torch.float64)
+    path = place.folder / f"{SUMS}{token_hex(8)}"
+    with writing(place.folder):
+        try:
+            with path.open("wb") as file:
+                os.posix_fallocate(file.fileno(), 0, size)  # a full disk must be found now, not when a page is written
+            return torch.from_file(str(path), shared=True, size=count, dtype=torch.float64).view(shape)
+        finally:
+            path.unlink(missing_ok=True)  # the mapping outlives the name
