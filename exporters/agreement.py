@@ -1,6 +1,6 @@
 """Do two models give the same numbers?"""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 
 from graphprune.errors import ExportError
 from graphprune.program import Program
-from graphprune.weights import Weights
+from graphprune.weights import Over
 
 TOLERANCE = 1e-4
 
@@ -23,26 +23,27 @@ class Error:
 
 
 @dataclass(frozen=True)
-class Rounded(Mapping[str, Tensor]):
-    """The weights of `base` as they are after being stored as `dtype`."""
+class Rounded(Over):
+    """The weights of `base`, those of which the names are given as they are after being stored as `dtype`."""
 
-    base: Weights
     dtype: torch.dtype
+    names: Collection[str]
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self.base[name]
-        return tensor.to(self.dtype).to(tensor.dtype) if tensor.is_floating_point() else tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.base)
-
-    def __len__(self) -> int:
-        return len(self.base)
+        if name not in self.names or not tensor.is_floating_point():
+            return tensor
+        wide = tensor.dtype
+        tensor = tensor.to(self.dtype)  # let go of the wide one before there is another
+        return tensor.to(wide)
 
 
-def rounded(program: Program, dtype: torch.dtype) -> Program:
-    """The program as a file in `dtype` holds it: a saved model is compared with what it can say at best."""
-    return replace(program, weights=Rounded(program.weights, dtype))
+def rounded(program: Program, dtype: torch.dtype, stored: Collection[str]) -> Program:
+    """The program as a file that holds the weights `stored` in `dtype`: at best a saved model agrees with that.
+
+    What is not stored, such as the frequencies of rotary embeddings, is computed anew in full precision.
+    """
+    return replace(program, weights=Rounded(program.weights, dtype, stored))
 
 
 def error(found: Tensor, reference: Tensor) -> Error:

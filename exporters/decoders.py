@@ -47,12 +47,7 @@ class CachedDecoderWithoutPositions(_Cached):
 
 def is_decoder(model: nn.Module) -> bool:
     """Does the model write text from left to right?"""
-    return (
-        isinstance(model, PreTrainedModel)
-        and model.can_generate()
-        and not model.config.is_encoder_decoder
-        and model.main_input_name == "input_ids"
-    )
+    return isinstance(model, PreTrainedModel) and hf.writes_text(type(model), model.config)
 
 
 def cached_decoder(source: Path | nn.Module) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any], Any]:

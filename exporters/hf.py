@@ -18,12 +18,13 @@ from graphprune.exporters import EXPORTERS, NEEDS, VERIFIERS
 from graphprune.exporters.agreement import compare
 from graphprune.exporters.decoders import is_decoder
 from graphprune.exporters.folders import copy_beside, require_output
-from graphprune.exporters.huggingface import Destination, loads_with, reload, write_settings
+from graphprune.exporters.huggingface import loads_with, write_settings
 from graphprune.exporters.onnx_writer import subject_of_model
+from graphprune.exporters.reloading import Destination, reload
 from graphprune.exporters.reports import require_size, source_of, write_report
-from graphprune.exporters.shards import distinct, write_shards
 from graphprune.exporters.subjects import Feeds
 from graphprune.meta_models import flat, on_meta
+from graphprune.shards import distinct, write_shards
 
 TYPES = {"fp32": torch.float32, "fp16": torch.float16}
 _TOKENS = 24

@@ -1,44 +1,49 @@
 """Programs as Hugging Face folders, which transformers loads without graphprune."""
 
-import gc
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from graphprune import hf, per_layer
+from graphprune import hf, per_layer, shards
 from graphprune.atomic import new_folder
 from graphprune.config_biases import with_parameters
 from graphprune.config_widths import fit
 from graphprune.contracts import ExportReport
 from graphprune.errors import ExportError
-from graphprune.exporters.agreement import Error, compare, numbers, rounded
+from graphprune.exporters.agreement import rounded
 from graphprune.exporters.folders import copy_beside, require_apart, write_config
-from graphprune.exporters.shards import aliases, write_shards
-from graphprune.meta_models import auto_class, describe, flat, on_meta, stock_class
+from graphprune.exporters.reloading import Capture, Destination, check
+from graphprune.meta_models import auto_class, describe, flat, on_meta
 from graphprune.program import Program, Source
 
-Destination = Literal["stock", "per-layer"]
 
-
-def save(program: Program, output: Path, *, destination: Destination, force: bool = False) -> ExportReport:
-    """Save a program as a Hugging Face folder, which appears when it was reloaded and agrees.
+def save(
+    program: Program, output: Path, *, destination: Destination, force: bool = False, limit: int | None = None,
+    shard_bytes: int = shards.LIMIT, capture: Capture | None = None,
+) -> ExportReport:  # fmt: skip
+    """Save a program as a Hugging Face folder, which appears when it was reloaded and agrees; see `write`.
 
     Raises:
         ExportError: if no config has its widths, the reloaded model differs, or `output` may not be written.
     """
     require_apart(_source(program).path, output)
     with new_folder(output, force) as folder:
-        report = write(program, folder, destination=destination)
+        report = write(program, folder, destination=destination, limit=limit, shard_bytes=shard_bytes, capture=capture)
     return ExportReport(report.target, output, report.files, report.facts)
 
 
-def write(program: Program, folder: Path, *, destination: Destination) -> ExportReport:
+def write(
+    program: Program, folder: Path, *, destination: Destination, limit: int | None = None,
+    shard_bytes: int = shards.LIMIT, capture: Capture | None = None,
+) -> ExportReport:  # fmt: skip
     """Fill an empty folder with the program and check it; for callers that add files before it gets its name.
+
+    Weights are written one at a time, into files of at most `shard_bytes`. A model of more than `limit` bytes in
+    float32 is not loaded as a whole to be checked, but read again by `capture`, in parts; the report says so.
 
     Raises:
         ExportError: as `save`.
@@ -46,17 +51,17 @@ def write(program: Program, folder: Path, *, destination: Destination) -> Export
     source, start = _source(program), time.perf_counter()
     config = _fitted(program, source, destination)
     destination = "per-layer" if per_layer.is_per_layer(config) else "stock"
-    try:
-        copy_beside(source.path, folder)
-        write_settings(folder, config, source.dtype, destination)
-        _write_weights(program, folder, _skeleton(config, destination), source.dtype)
-    except OSError as fault:
-        raise ExportError(f"{folder.parent} cannot be written: {fault}") from fault
+    copy_beside(source.path, folder)
+    write_settings(folder, config, source.dtype, destination)
+    stored = _write_weights(program, folder, _skeleton(config, destination), source.dtype, shard_bytes)
     written = time.perf_counter()
-    worst = check(program, folder, destination=destination)
+    kept = rounded(program, source.dtype, stored)
+    found = check(kept, folder, destination=destination, limit=limit, capture=capture)
     facts = {
         "destination": destination,
-        "error": {"absolute": worst.absolute, "relative": worst.relative},
+        "error": {"absolute": found.error.absolute, "relative": found.error.relative},
+        "compared": found.compared,
+        "check": found.how,
         "seconds": {"write": written - start, "verify": time.perf_counter() - written},
         "loads_with": loads_with(config, destination),
     }
@@ -69,44 +74,6 @@ def loads_with(config: PreTrainedConfig, destination: Destination) -> list[str]:
     if destination == "stock":
         return [f"transformers.{name}.from_pretrained(folder)"]
     return ["graphprune.load(folder)", f"transformers.{name}.from_pretrained(folder, trust_remote_code=True)"]
-
-
-def check(program: Program, folder: Path, *, destination: Destination) -> Error:
-    """Reload a saved folder and compare it with the program on the program's example inputs.
-
-    Raises:
-        ExportError: if it cannot be loaded, weights are missing, or the outputs differ.
-    """
-    args, kwargs = program.inputs
-    with torch.no_grad():
-        reference = [t.clone() for t in numbers(rounded(program, _source(program).dtype).module()(*args, **kwargs))]
-        gc.collect()
-        model = reload(folder, destination)
-        found = numbers(model(*args, **kwargs))
-    return compare("the reloaded model", found[: len(reference)], reference)
-
-
-def reload(folder: Path, destination: Destination) -> nn.Module:
-    """The saved model as its users load it, in float32.
-
-    Raises:
-        ExportError: if it cannot be loaded, or weights are missing.
-    """
-    config = hf.config(folder)
-    config.use_cache = False
-    loader: Any = auto_class(config) if destination == "stock" else per_layer.model_class(stock_class(config))
-    try:
-        model, found = loader.from_pretrained(
-            str(folder), config=config, dtype=torch.float32, local_files_only=True, output_loading_info=True
-        )
-    except (RuntimeError, ValueError, KeyError, OSError) as fault:
-        raise ExportError(f"the saved folder cannot be loaded again: {fault}") from fault
-    if absent := sorted(found["missing_keys"]) or sorted(map(str, found["mismatched_keys"])):
-        raise ExportError(
-            f"the saved folder lacks {len(absent)} weights that {type(model).__name__} has, the first {absent[0]}"
-        )
-    loaded: nn.Module = model.eval()
-    return loaded
 
 
 def _source(program: Program) -> Source:
@@ -146,19 +113,32 @@ def write_settings(folder: Path, config: PreTrainedConfig, dtype: torch.dtype, d
     (folder / per_layer.FILE).write_text(per_layer.code(config), encoding="utf-8")
 
 
-def _write_weights(program: Program, folder: Path, model: PreTrainedModel, dtype: torch.dtype) -> None:
-    """Every saved tensor once: what the class ties is stored under one of its names."""
+def _write_weights(
+    program: Program, folder: Path, model: PreTrainedModel, dtype: torch.dtype, shard_bytes: int
+) -> set[str]:
+    """Write every saved tensor once, what the class ties under one of its names; the program's names of them."""
     state: Mapping[str, Tensor] = model.state_dict(keep_vars=True)
-    names = {group[0]: _stored(program, group) for group in aliases(model)}
+    names = {group[0]: _stored(program, group) for group in shards.aliases(model)}
     skeleton = {name: _typed(state[name], dtype) for name in names}
 
     def read(name: str) -> Tensor:
-        tensor = program.weights[names[name]]
-        if tensor.shape != state[name].shape:
-            raise ExportError(f"{name} has shape {tuple(tensor.shape)}, its class expects {tuple(state[name].shape)}")
+        tensor = program.weights[names[name]].to(skeleton[name].dtype)
+        if names[name] in program.parameters:
+            _require_finite(name, tensor)
         return tensor
 
-    write_shards(folder, skeleton, read)
+    shards.write_shards(folder, skeleton, read, limit=shard_bytes)
+    return set(names.values())
+
+
+def _require_finite(name: str, tensor: Tensor) -> None:
+    """An example may not see every number, such as the row of a word that it does not hold."""
+    values = tensor if tensor.itemsize > 1 else tensor.float()
+    if values.is_floating_point() and values.numel() and not torch.stack(values.aminmax()).isfinite().all():
+        raise ExportError(
+            f"{name} holds NaN or infinity as {str(tensor.dtype).removeprefix('torch.')}; nothing was saved. The file "
+            "that it was read from may be damaged, or a number be too large for this type"
+        )
 
 
 def _stored(program: Program, group: list[str]) -> str:

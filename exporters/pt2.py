@@ -4,6 +4,7 @@ import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
@@ -114,11 +115,33 @@ def captured(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
         raise ExportError(f"torch.export cannot capture {type(module).__name__}: {_said(fault)}") from fault
 
 
+class _Told(FileIO):
+    """A file that seems to take all that is written, and tells at the end that it could not.
+
+    The writer of torch would end the process, without a word that helps.
+    """
+
+    fault: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        rest = memoryview(data).cast("B")
+        try:
+            while self.fault is None and len(rest):
+                rest = rest[super().write(rest) :]
+        except OSError as fault:
+            self.fault = fault
+        return len(data)
+
+
 def _store(exported: ExportedProgram, file: Path) -> None:
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), _Told(file, "wb") as told:
             warnings.simplefilter("ignore")
-            torch.export.save(exported, file)
+            torch.export.save(exported, told)  # any file will do
+            if told.fault is not None:
+                raise told.fault
+    except OSError:
+        raise
     except Exception as fault:  # serialisers raise anything
         raise ExportError(f"torch.export cannot save the program: {_said(fault)}") from fault
 

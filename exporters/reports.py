@@ -16,6 +16,7 @@ from graphprune.errors import ExportError, VerificationError
 from graphprune.exporters.onnx_files import MODEL
 from graphprune.exporters.stored import is_stored
 from graphprune.report import FILE as PRUNED
+from graphprune.report import digests
 
 REPORT = "export_report.json"
 _WEIGHTS = ("*.safetensors", hf.PROGRAM, f"{MODEL}*")
@@ -96,3 +97,21 @@ def require_size(what: str, size: int, report: Mapping[str, Any]) -> None:
     """
     if size != report.get("bytes"):
         raise VerificationError(f"{what} {size} bytes, its report says {report.get('bytes')}: export again")
+
+
+def require_whole(folder: Path) -> list[str]:
+    """Refuse a folder whose files of weights are not those that its report tells of; what was checked, in words.
+
+    Raises:
+        VerificationError: if one is damaged or gone.
+    """
+    told = read(folder / PRUNED).get("sha256") or {}
+    found = digests(folder) if told else {}
+    for name, expected in told.items():
+        if found.get(name) != expected:
+            what = f"has sha256 {found[name]}" if name in found else "is gone"
+            raise VerificationError(
+                f"{folder / name} {what}, {PRUNED} says {expected}: it was damaged or replaced; copy it "
+                "again, or prune again"
+            )
+    return ["its weights are the bytes that were saved"] if told else []

@@ -16,7 +16,7 @@ from graphprune.exporters.onnx_files import MODEL, model_file, written_bytes
 from graphprune.exporters.onnx_files import check as check_file
 from graphprune.exporters.onnx_runtime import Runner, open_model
 from graphprune.exporters.onnx_writer import subject_of, subject_of_model
-from graphprune.exporters.reports import REPORT, read, require_size, source_of
+from graphprune.exporters.reports import REPORT, read, require_size, require_whole, source_of
 from graphprune.exporters.subjects import PAST
 from graphprune.exporters.validation import Reference, compared
 
@@ -52,8 +52,10 @@ def _of_its_kind(folder: Path, path: Path | None) -> FolderVerification:
 
 
 def _huggingface(folder: Path) -> FolderVerification:
+    checks = require_whole(folder)
     model = hf.module(folder)
-    found = FolderVerification(folder, "huggingface", _parameters(model), ["the model loads with all its weights"])
+    checks.append("the model loads with all its weights")
+    found = FolderVerification(folder, "huggingface", _parameters(model), checks)
     found.checks.append(_finite_outputs(model, folder))
     expected = read(folder / "report.json").get("parameters_after")
     if expected is not None and expected != found.parameters:

@@ -14,6 +14,7 @@ from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from graphprune import hf
 from graphprune.errors import LoadError
+from graphprune.weights import Stamp, stamp
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -23,12 +24,13 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor in a safetensors file."""
+    """A tensor in a safetensors file, and the stamp that the file had then."""
 
     path: Path
     key: str
     shape: tuple[int, ...]
     dtype: str
+    stamp: Stamp
 
 
 def entries(folder: Path) -> dict[str, Entry]:
@@ -90,21 +92,25 @@ def needs_conversion(model: nn.Module) -> bool:
 
 def _read_header(path: Path) -> Iterator[Entry]:
     try:
+        then = stamp(path)
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 - not a mapping
                 view = file.get_slice(key)
-                yield Entry(path, key, tuple(view.get_shape()), view.get_dtype())
+                yield Entry(path, key, tuple(view.get_shape()), view.get_dtype(), then)
     except (SafetensorError, OSError) as fault:
-        size = path.stat().st_size
-        hint = " (a Git LFS pointer, not the file itself)" if _is_pointer(path) else ""
         raise LoadError(
-            f"{path} ({size} bytes{hint}) is truncated or no safetensors file: {fault}; download or copy it again"
+            f"{path} ({_said(path)}) is truncated or no safetensors file: {fault}; download or copy it again"
         ) from fault
 
 
-def _is_pointer(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(7) == b"version"
+def _said(path: Path) -> str:
+    """What can be seen of a file that is not what it should be."""
+    try:
+        with path.open("rb") as file:
+            pointer = file.read(7) == b"version"
+        return f"{path.stat().st_size} bytes{' (a Git LFS pointer, not the file itself)' if pointer else ''}"
+    except OSError as fault:
+        return f"unreadable: {fault.strerror}"
 
 
 def _names(key: str, prefix: str, renamings: list[WeightRenaming]) -> Iterator[str]:

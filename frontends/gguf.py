@@ -8,8 +8,9 @@ import torch
 import transformers
 
 from graphprune import cache
+from graphprune.atomic import UNWRITABLE
 from graphprune.errors import LoadError
-from graphprune.frontends import FRONTENDS, Frontend, huggingface
+from graphprune.frontends import FRONTENDS, Frontend, gguf_weights, huggingface
 from graphprune.program import Program
 
 log = logging.getLogger(__name__)
@@ -56,18 +57,43 @@ def _convert(file: Path, target: Path) -> None:
     where = str(file.parent)
     only: Any = {"gguf_file": file.name, "local_files_only": True}
     try:
-        model = transformers.AutoModelForCausalLM.from_pretrained(where, dtype=torch.float32, **only)
+        _write(file, target, only)
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, **only)
     except (KeyboardInterrupt, SystemExit):
         raise
+    except OSError as fault:
+        if fault.errno in UNWRITABLE:
+            raise
+        raise _unreadable(file, fault) from fault
     except BaseException as fault:  # a panic of the tokenizers library is no Exception
-        raise LoadError(
-            f"{file} ({file.stat().st_size} bytes) is truncated, corrupt or of an architecture that transformers "
-            f"cannot convert: {fault}; download it again, or convert it with other tools to a Hugging Face folder"
-        ) from fault
+        raise _unreadable(file, fault) from fault
+    tokenizer.save_pretrained(target)
+
+
+def _unreadable(file: Path, fault: BaseException) -> LoadError:
+    return LoadError(
+        f"{file} ({file.stat().st_size} bytes) is truncated, corrupt or of an architecture that transformers "
+        f"cannot convert: {fault}; download it again, or convert it with other tools to a Hugging Face folder"
+    )
+
+
+def _write(file: Path, target: Path, only: Any) -> None:
+    """Write the model a tensor at a time, or as a whole where that cannot be."""
+    try:
+        gguf_weights.write(file, target)
+    except gguf_weights.NotByName as why:
+        log.warning("%s: %s, so all its weights are held in memory while it is converted", file, why)
+        _write_whole(file, target, only)
+
+
+def _write_whole(file: Path, target: Path, only: Any) -> None:
+    """Let transformers read and write the model."""
+    auto: Any = transformers.AutoModelForCausalLM
+    model, found = auto.from_pretrained(str(file.parent), dtype=torch.float32, output_loading_info=True, **only)
+    if missing := sorted(found["missing_keys"]):  # it takes random numbers instead
+        raise LoadError(f"it holds no {missing[0]}")
     _forget_quantisation(model)
     model.save_pretrained(target)
-    tokenizer.save_pretrained(target)
 
 
 def _forget_quantisation(model: Any) -> None:

@@ -96,7 +96,8 @@ def _weights(captured: Mapping[str, Tensor], places: Mapping[str, checkpoints.En
     computed = {name: tensor for name, tensor in captured.items() if name not in stored}
     if fake := [name for name, tensor in computed.items() if is_fake(tensor)]:
         raise LoadError(f"no stored tensor holds {fake[0]}, which the model computes while it is built")
-    return Layered((Stored(stored, dtype), computed))
+    stamps = {entry.path: entry.stamp for entry in places.values()}
+    return Layered((Stored(stored, dtype, stamps), computed))
 
 
 def _is_folder(text: str) -> bool:

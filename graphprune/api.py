@@ -4,18 +4,18 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from graphprune import assembly, choices, evaluation, free, hf
-from graphprune.atomic import new_folder
+from graphprune import assembly, choices, evaluation, free, hf, page
+from graphprune.atomic import check_file, new_folder
+from graphprune.comparison import Comparison
 from graphprune.contracts import ExportOptions, ExportReport, FolderVerification
 from graphprune.dependencies import Dependencies
-from graphprune.destinations import NAMES
-from graphprune.errors import ExportError
 from graphprune.exporters import EXPORTERS, scoring
 from graphprune.exporters.folders import require_apart
 from graphprune.exporters.onnx_files import MODEL
 from graphprune.exporters.verify import verify_folder as verify_saved
 from graphprune.frontends.loading import load as load
 from graphprune.frontends.modules import trace as trace
+from graphprune.page.content import runs_of
 from graphprune.passes.analysis import analyze as _analyze
 from graphprune.passes.calibrate import Calibrate
 from graphprune.passes.drop import drop
@@ -31,6 +31,7 @@ from graphprune.pruning import apply_plan as apply_plan
 from graphprune.pruning import prune as prune
 from graphprune.pruning import write
 from graphprune.recipes import RECIPES
+from graphprune.scanning import sensitivity as sensitivity
 
 #: What `export` can write.
 TARGETS = tuple(sorted(EXPORTERS))
@@ -64,6 +65,7 @@ def plan(
     runtime: str = Measure.runtime,
     shots: int | None = None,
     coarse: float | None = None,
+    sensitivity: str | Path = "",
 ) -> Plan:
     """Choose what to keep: `sparsity` is a share of all parameters, `ratio` one of every group that may be cut.
 
@@ -81,7 +83,7 @@ def plan(
     chosen = RECIPES[recipe]
     options = assembly.Options(
         sparsity, ratio, align, destination, tuple(protect), exact_only, seed, loss, budget, trials, str(latency),
-        runtime, shots, coarse,
+        runtime, shots, coarse, str(sensitivity),
     )  # fmt: skip
     data = Calibrate(calibration, samples, length, seed, autocast=autocast, batches=tuple(batches))
     calibrate = data if chosen.plans_with_data else None
@@ -125,8 +127,6 @@ def save(
         ExportError: if the destination cannot hold it, what was written does not agree with it, or `output` may not be
             written.
     """
-    if destination not in NAMES:
-        raise ExportError(f"no destination {destination!r}; choose one of {', '.join(NAMES)}")
     if program.source is not None:
         require_apart(program.source.path, Path(output))
     with new_folder(output, force) as folder:
@@ -163,6 +163,15 @@ def ask(model: Program | str | Path, questions: str | Path, *, first: int | None
     return choices.ask(model, questions, first)
 
 
+def compare(*folders: str | Path) -> Comparison:
+    """Put runs of `prune` or `apply_plan` side by side, by the reports in their folders.
+
+    Raises:
+        LoadError: if a folder holds no report, or there are fewer than two.
+    """
+    return Comparison.of(folders)
+
+
 def export(
     folder: str | Path,
     *,
@@ -187,6 +196,39 @@ def export(
     if hf.holds_graph(Path(folder)):
         return free.export(Path(folder), target, Path(output), options, force=force)
     return EXPORTERS[target](Path(folder), Path(output), options, force=force)
+
+
+def view(
+    model: Program | str | Path,
+    *,
+    output: str | Path,
+    plan: Plan | str | Path | None = None,
+    reports: Sequence[str | Path] = (),
+    sensitivity: Mapping[str, float] | None = None,
+    title: str = "",
+    force: bool = False,
+) -> page.Content:
+    """Write a page of HTML that shows the dependency graph of a model, and needs nothing else; returns what it shows.
+
+    `plan`, one that was saved or the folder of a run, adds what goes and what stays; `reports`, folders of runs, are
+    shown side by side; `sensitivity`, any number by the name of a group, colours the groups.
+
+    Raises:
+        LoadError: if the model, the plan or a report cannot be read, or a report is one of another model.
+        PlanError: if the plan was made for another model.
+        RegistryError: if `sensitivity` names no group.
+        ExportError: if `output` exists and `force` is not set, or may not be written.
+    """
+    check_file(output, force)
+    program = model if isinstance(model, Program) else load(model)
+    runs = runs_of(program, reports)
+    given = plan if isinstance(plan, Plan) or plan is None else Plan.of(plan)
+    if given and given.blocks and Dropped not in program.facts:
+        program = drop(program, given.blocks)
+    name = title or ("model" if isinstance(model, Program) else Path(model).name)
+    shown = page.content(program, analyze(program), title=name, plan=given, reports=runs, numbers=sensitivity)
+    page.write(shown, output, force=force)
+    return shown
 
 
 def verify_folder(folder: str | Path) -> FolderVerification:

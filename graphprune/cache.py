@@ -2,17 +2,21 @@
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from graphprune.atomic import new_folder
+from filelock import FileLock
+
+from graphprune.atomic import new_folder, remove_unfinished
 from graphprune.errors import ExportError, LoadError
 
 
 def once(kind: str, sources: Iterable[Path], make: Callable[[Path], None]) -> Path:
     """The folder that `make` fills from `sources`; made again only when one of them changed.
 
-    It gets its name when it is complete, so that an interrupted run leaves nothing behind.
+    It gets its name when it is complete, so that an interrupted run leaves nothing behind; of processes that ask at
+    once, one makes it, and the others wait.
 
     Raises:
         LoadError: if the cache cannot be written.
@@ -21,13 +25,31 @@ def once(kind: str, sources: Iterable[Path], make: Callable[[Path], None]) -> Pa
     if final.is_dir():
         return final
     try:
-        with new_folder(final) as unfinished:
-            make(unfinished)
-    except ExportError as fault:
-        if final.is_dir():  # another process was faster
-            return final
+        with _alone(final):
+            if not final.is_dir():
+                remove_unfinished(final)
+                with new_folder(final) as unfinished:
+                    make(unfinished)
+    except (ExportError, OSError) as fault:
         raise LoadError(f"cannot write the cache {final}: {fault}; set XDG_CACHE_HOME to a folder with room") from fault
     return final
+
+
+@contextmanager
+def _alone(final: Path) -> Iterator[None]:
+    """Wait for other processes that make the same."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    lock = final.with_suffix(".lock")
+    try:
+        with FileLock(lock):
+            yield
+            lock.unlink(missing_ok=True)
+    except BaseException:
+        lock.unlink(missing_ok=True)
+        for folder in (final.parent, root()):
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def root() -> Path:

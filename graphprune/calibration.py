@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from graphprune import processes
 from graphprune.contracts import Consumer
 from graphprune.errors import CalibrationError
 from graphprune.program import Program
@@ -20,7 +21,7 @@ HELD_OUT = 8  # every eighth batch is held out when something is chosen by error
 class Calibration:
     """A fact: batches of input leaves, and where they came from; `sha256` is that of token ids.
 
-    With `autocast`, who runs them multiplies matrices in bfloat16 (see `products`).
+    With `autocast`, who runs them multiplies matrices in bfloat16 (see `products`). `device` is where segments run.
     """
 
     batches: Sequence[Sequence[Any]]
@@ -30,6 +31,7 @@ class Calibration:
     seed: int
     sha256: str = ""
     autocast: bool = False
+    device: str = "cpu"
 
     def held_out(self, i: int) -> bool:
         """Is batch `i` kept for choosing what is fitted on the others?"""
@@ -37,9 +39,9 @@ class Calibration:
         return i % HELD_OUT == HELD_OUT - 1 if count >= HELD_OUT else i == count - 1 > 0
 
 
-def products(bfloat16: bool) -> torch.autocast:
+def products(bfloat16: bool, device: str = "cpu") -> torch.autocast:
     """A context in which matrices are multiplied in bfloat16, or as ever; all sums over tokens stay what they are."""
-    return torch.autocast("cpu", torch.bfloat16, enabled=bfloat16)
+    return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bfloat16)
 
 
 def single(value: Tensor) -> Tensor:
@@ -47,13 +49,13 @@ def single(value: Tensor) -> Tensor:
     return value.to(torch.promote_types(value.dtype, torch.float32))
 
 
-def token_batches(program: Program, ids: Tensor) -> list[list[Any]]:
-    """Input leaves for token ids of shape (samples, length), a few samples at a time.
+def token_batches(program: Program, ids: Tensor, tokens: int = BATCH_TOKENS) -> list[list[Any]]:
+    """Input leaves for token ids of shape (samples, length), about so many `tokens` at a time.
 
     Raises:
         CalibrationError: if the program takes other inputs than token ids and a mask.
     """
-    size = max(1, min(BATCH_TOKENS // ids.shape[1], len(ids) // HELD_OUT))
+    size = max(1, min(tokens // ids.shape[1], len(ids) // HELD_OUT))
     return [program.flat((), token_inputs(program, part)) for part in torch.split(ids, size)]
 
 
@@ -118,6 +120,24 @@ class Collector:
         """The moments of every consumer, with its own drift."""
         return {node: replace(moments, drift=self.drifts.get(node)) for node, moments in self.moments.items()}
 
+    def gather(self) -> None:
+        """Add up what all processes have seen; each of them has what the others have, then."""
+        if processes.count() == 1:
+            return
+        for group in self._alike().values():
+            moments = Moments.gathered(self.moments.get(group[0].node))
+            self.moments |= {} if moments is None else dict.fromkeys((c.node for c in group), moments)
+        for consumer in self.consumers:
+            drift = Drift.gathered(self.drifts.get(consumer.node))
+            self.drifts |= {} if drift is None else {consumer.node: drift}
+
+    def _alike(self) -> dict[tuple[str, str], list[Consumer]]:
+        """The consumers that share their moments."""
+        found: dict[tuple[str, str], list[Consumer]] = {}
+        for consumer in self.consumers:
+            found.setdefault((consumer.x, consumer.node if consumer.taps > 1 else ""), []).append(consumer)
+        return found
+
     def within(self, nodes: Collection[str]) -> "Collector":
         """The same, for the consumers among `nodes` only."""
         here = [consumer for consumer in self.consumers if consumer.node in nodes]
@@ -146,7 +166,9 @@ class Collector:
                 raise CalibrationError(
                     f"the activations at {consumer.x} hold NaN or infinity; check the model and the calibration data"
                 )
-            self.moments.setdefault(same, Moments.empty(features.shape[1], self.diagonal)).add(features)
+            if same not in self.moments:
+                self.moments[same] = Moments.empty(features.shape[1], self.diagonal, features.device)
+            self.moments[same].add(features)
 
     def _aim(
         self, consumer: Consumer, x: Tensor, seen: Mapping[str, Tensor], others: Mapping[str, Tensor],
@@ -155,7 +177,7 @@ class Collector:
         """Add up by how much the outputs that a refit aims at differ from those of the inputs seen."""
         beside = self.beside.get(consumer.node)
         moved = self.mix * (_features(consumer, others[consumer.x], real) - x)
-        shift = moved @ consumer.matrix(self.weights[consumer.weight]).T
+        shift = moved @ consumer.matrix(self.weights[consumer.weight].to(x.device)).T
         if beside is not None and consumer.outputs is not None:
             shift += _real(consumer.outputs(others[beside] - seen[beside]), others[consumer.x], real)
         drift = Drift.of(x, shift)

@@ -94,6 +94,8 @@ def silenced(program: Program, dropped: Sequence[Unit]) -> Program:
             added = graph.call_function(torch.ops.aten.sub.Tensor, (new[node], entry))
             nothing = graph.call_function(torch.ops.aten.mul.Tensor, (added, 0.0))
             new[node] = byname[node.name] = graph.call_function(torch.ops.aten.add.Tensor, (entry, nothing))
+            for made in (added, nothing, new[node]):
+                made.meta = dict(node.meta)  # all have the shape of the stream, which those who split the graph ask for
     graph._codegen = program.graph._codegen
     return replace(program, graph=graph)
 

@@ -41,6 +41,10 @@ class ExportError(GraphpruneError):
     """A model could not be saved or exported."""
 
 
+class WorkspaceError(GraphpruneError):
+    """What a run keeps while it works cannot be written, or belongs to another run."""
+
+
 class PipelineError(GraphpruneError):
     """Passes stand in an order in which they cannot run, or their text cannot be read."""
 

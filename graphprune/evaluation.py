@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -124,6 +124,31 @@ def perplexity(model: Model, windows: Tensor, *, batch: int = 4) -> Evaluation:
     tokens = count * (length - 1)
     nll = total / tokens
     return Evaluation(_exponential(nll), nll, count, length, tokens, time.perf_counter() - start)
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Texts that a language model is measured on before and after something, read once: windows of token ids."""
+
+    windows: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, program: Program, texts: Sequence[str | Path], length: int, count: int) -> "Exam":
+        """The first windows of some texts, by the tokenizer of a program.
+
+        Raises:
+            LoadError: if a text or the tokenizer cannot be read.
+            CalibrationError: if a text is too short, or the program came from no folder.
+        """
+        return cls({str(text): windows_of(folder(program), text, length, count) for text in texts})
+
+    def perplexities(self, model: Model) -> dict[str, float]:
+        """The perplexity on every text, by its name.
+
+        Raises:
+            CalibrationError: if the likelihoods are not finite, or the model is no language model.
+        """
+        return {text: perplexity(model, windows).perplexity for text, windows in self.windows.items()}
 
 
 def classify(model: Model, batches: Iterable[tuple[Inputs, Tensor]]) -> Classified:

@@ -14,6 +14,7 @@ from graphprune.errors import ExportError, LoadError, PlanError, VerificationErr
 from graphprune.exporters import EXPORTERS, NEEDS, onnx, pt2
 from graphprune.exporters.decoders import cached_decoder, is_decoder
 from graphprune.exporters.folders import copy_beside, require_apart
+from graphprune.exporters.reports import require_whole
 from graphprune.exporters.stored import FREE
 from graphprune.exporters.verify import verify_folder
 from graphprune.facts import Refits
@@ -120,9 +121,10 @@ def check_folder(folder: Path) -> FolderVerification:
     Raises:
         VerificationError: if it is damaged, or not what its report says.
     """
+    checks = require_whole(folder)
     program = load(folder)
     verify_finite(program)
-    found = FolderVerification(folder, "pt2", program.count(), ["the graph loads", "its outputs are finite"])
+    found = FolderVerification(folder, "pt2", program.count(), [*checks, "the graph loads", "its outputs are finite"])
     expected = Report.load(folder).parameters_after if (folder / REPORT).is_file() else found.parameters
     if expected != found.parameters:
         raise VerificationError(

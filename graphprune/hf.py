@@ -89,16 +89,9 @@ def model_class(folder: Path, settings: Any) -> Any:
     )
 
 
-def writes_text(folder: Path) -> bool:
-    """Is the model of a folder a decoder, by its class and configuration?
-
-    Raises:
-        LoadError: if the configuration names no class of transformers.
-    """
-    settings = config(folder)
-    found = model_class(folder, settings)
-    text = found.can_generate() and found.main_input_name == "input_ids"
-    return bool(text and not settings.is_encoder_decoder)
+def writes_text(found: Any, settings: Any) -> bool:
+    """Does a model class of transformers, so configured, write text from left to right?"""
+    return bool(found.can_generate() and found.main_input_name == "input_ids" and not settings.is_encoder_decoder)
 
 
 def build(folder: Path, settings: Any) -> nn.Module:

@@ -1,6 +1,6 @@
 """Masks over the indices of groups, laid over the parameters in which they stand; differentiable."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -9,17 +9,16 @@ from torch import Tensor
 from graphprune.dependencies import Dependencies, Group, Place
 from graphprune.kept import locate
 from graphprune.spread import chooser
-from graphprune.weights import Weights
+from graphprune.weights import Over
 
 
 @dataclass(frozen=True)
-class Gated(Mapping[str, Tensor]):
+class Gated(Over):
     """The weights of `base`, multiplied at the indices of groups by the numbers of `masks`.
 
     A mask has the shape (rows, group.size), a row for each index of the group that this one is linked to.
     """
 
-    base: Weights
     dependencies: Dependencies
     masks: Mapping[str, Tensor]
 
@@ -28,12 +27,6 @@ class Gated(Mapping[str, Tensor]):
         for group, place in self._places(name):
             tensor = tensor * laid_over(self.masks[group.name], place, group, self.dependencies).to(tensor.dtype)
         return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.base)
-
-    def __len__(self) -> int:
-        return len(self.base)
 
     def _places(self, name: str) -> Iterable[tuple[Group, Place]]:
         groups = (self.dependencies.by_name[group] for group in self.masks)

@@ -112,11 +112,13 @@ class Allocation(ABC):
     """Says which share of its indices every group keeps.
 
     One that `needs_calibration` looks at the statistics, or tries plans on calibration data (see `Objective`).
-    `gradients`: it learns from gradients, which take more memory than running the model does.
+    `gradients`: it learns from gradients, which take more memory than running the model does. With
+    `reads_sensitivities` it takes the fact `Sensitivities`, where the program has it, instead of trials of its own.
     """
 
     needs_calibration: ClassVar[bool] = False
     gradients: ClassVar[bool] = False
+    reads_sensitivities: ClassVar[bool] = False
 
     @abstractmethod
     def shares(self, budget: Budget, scores: Mapping[str, Tensor], evidence: Evidence) -> Mapping[str, float]:

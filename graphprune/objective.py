@@ -16,7 +16,7 @@ from graphprune.evaluation import negative_log_likelihood
 from graphprune.plans import Rows, by_parameter, primes_to_keep
 from graphprune.program import Program
 from graphprune.segments import Segment, constants, run, split
-from graphprune.weights import Masked
+from graphprune.weights import Masked, Weights
 
 BATCHES = 4  # on which a loss is measured, at most
 REMEMBERED = 16  # places in the dense model from which a run may start, about
@@ -58,13 +58,40 @@ class Objective:
         """The loss when groups keep these rows of indices, and others everything."""
         dependencies = self.program.fact(Dependencies)
         keep = by_parameter(dependencies, primes_to_keep(dependencies, groups))
-        read = ({self.program.name(str(n.target)) for n in segment.reads} for segment in self._segments)
-        first = next((i for i, names in enumerate(read) if names & keep.keys()), len(self._segments))
-        if first == len(self._segments):
+        first = self.first(keep)
+        if first == len(self.segments):
             return self.dense
         masked = replace(self.program, weights=Masked(self.program.weights, keep))
-        found = (_run(masked, self._segments, self._known[i], *self._start(i, first)) for i in range(len(self.batches)))
+        found = (_run(masked, self.segments, self._known[i], *self._start(i, first)) for i in range(len(self.batches)))
         return self._mean(self._judge(i, outputs) for i, (outputs, _) in enumerate(found))
+
+    def first(self, names: Collection[str]) -> int:
+        """The place of the first segment that reads one of these parameters; behind the last if none does."""
+        wanted = set(names)
+        read = ({self.program.name(str(n.target)) for n in segment.reads} for segment in self.segments)
+        return next((i for i, found in enumerate(read) if found & wanted), len(self.segments))
+
+    @torch.no_grad()
+    def losses_from(self, start: int, entries: Sequence[Any], trials: Sequence["Changed"]) -> list[float]:
+        """The losses of models with other weights, of batches that enter segment `start` as `entries`.
+
+        All go through a segment before the next one is loaded.
+        """
+        leaves, last = _leaves(self.program), len(self.segments) - 1
+        states = [list(entries) for _ in trials]
+        outputs = [[Outputs() for _ in entries] for _ in trials]
+        parts: list[list[tuple[float, int]]] = [[] for _ in trials]
+        for at, segment in enumerate(self.segments[start:], start):
+            dense = _load(self.program, segment)
+            for t, trial in enumerate(trials):
+                loaded = {name: trial.weights[name] if name in trial.names else dense[name] for name in dense}
+                for i, known in enumerate(self._known):
+                    states[t][i], seen = run(segment, self.program, loaded, known, states[t][i], leaves)
+                    outputs[t][i] |= _outputs(segment, leaves, seen)
+                    if at == last:  # at once, since logits of a large vocabulary would fill the memory
+                        parts[t].append(self._judge(i, outputs[t][i]))
+                        outputs[t][i] = {}
+        return [self._mean(found) for found in parts]
 
     def loss_of(self, program: Program) -> float:
         """The loss of another program with the same inputs and outputs."""
@@ -77,12 +104,12 @@ class Objective:
         """Is it a causal language model: does it say for every token, from those up to it, which one is next?"""
         if "input_ids" not in self.program.inputs[1]:
             return False
-        logits, ids = _first(_run(self.program, self._segments, self._known[0])[0]), self._leaf(0, "input_ids")
+        logits, ids = _first(_run(self.program, self.segments, self._known[0])[0]), self._leaf(0, "input_ids")
         if ids is None or ids.dim() != 2 or logits.dim() != 3 or logits.shape[:2] != ids.shape:
             return False
         other = torch.cat([ids[:, :-1], (ids[:, -1:] == 0).to(ids)], 1)
         leaves = [other if leaf is ids else leaf for leaf in self.batches[0]]
-        changed = _first(_run(self.program, self._segments, constants(self.program, leaves))[0])
+        changed = _first(_run(self.program, self.segments, constants(self.program, leaves))[0])
         causal = torch.allclose(changed[:, :-1], logits[:, :-1], rtol=1e-4, atol=1e-4)
         return causal and logits.shape[2] > int(ids.max())
 
@@ -106,7 +133,7 @@ class Objective:
         return found
 
     @cached_property
-    def _segments(self) -> list[Segment]:
+    def segments(self) -> list[Segment]:
         """The segments of the dense graph."""
         return split(self.program, {consumer.node for consumer in self.program.fact(Dependencies).consumers})
 
@@ -117,10 +144,10 @@ class Objective:
     @cached_property
     def _dense(self) -> list["_Dense"]:
         """What the dense model makes of every batch."""
-        step = len(self._segments) // REMEMBERED + 1
-        places, found = range(step, len(self._segments), step), list[_Dense]()
+        step = len(self.segments) // REMEMBERED + 1
+        places, found = range(step, len(self.segments), step), list[_Dense]()
         for i, known in enumerate(self._known):
-            outputs, entries = _run(self.program, self._segments, known, places=places)
+            outputs, entries = _run(self.program, self.segments, known, places=places)
             # Logits of a large vocabulary would fill the memory, and nothing is compared with them.
             found.append(_Dense({}, entries, self._judge(i, outputs)) if self.predicts
                          else _Dense(outputs, entries, (0.0, len(outputs))))  # fmt: skip
@@ -131,6 +158,14 @@ class Objective:
         entries = self._dense[i].entries
         at = max((place for place in entries if place <= first), default=0)
         return at, entries.get(at)
+
+
+@dataclass(frozen=True)
+class Changed:
+    """Weights of which those called `names` differ from the dense model's."""
+
+    weights: Weights
+    names: Collection[str]
 
 
 @dataclass(frozen=True)
@@ -149,18 +184,31 @@ def _run(
     places: Collection[int] = (),
 ) -> tuple[Outputs, dict[int, Any]]:  # fmt: skip
     """A batch through the segments from `start` on: the outputs made there, and what enters segments at `places`."""
-    (output,) = (node for node in program.graph.nodes if node.op == "output")
-    leaves = [leaf.name if isinstance(leaf, fx.Node) else "" for leaf in pytree.tree_leaves(output.args)]
-    outputs, entries = Outputs(), dict[int, Any]()
+    leaves, outputs, entries = _leaves(program), Outputs(), dict[int, Any]()
     for i, segment in enumerate(segments[start:], start):
         if i in places:
             entries[i] = entry
-        names = {program.name(str(n.target)) for n in segment.reads}
-        loaded = {name: program.weights[name] for name in names if name in program.weights}
-        entry, seen = run(segment, program, loaded, known, entry, leaves)
-        found = {at: seen[name] for at, name in enumerate(leaves) if name in segment.names}
-        outputs |= {at: v for at, v in found.items() if isinstance(v, Tensor) and v.is_floating_point()}
+        entry, seen = run(segment, program, _load(program, segment), known, entry, leaves)
+        outputs |= _outputs(segment, leaves, seen)
     return outputs, entries
+
+
+def _leaves(program: Program) -> list[str]:
+    """The names of the nodes of all outputs; nothing where one is no node."""
+    (output,) = (node for node in program.graph.nodes if node.op == "output")
+    return [leaf.name if isinstance(leaf, fx.Node) else "" for leaf in pytree.tree_leaves(output.args)]
+
+
+def _load(program: Program, segment: Segment) -> dict[str, Tensor]:
+    """The weights that a segment reads."""
+    names = {program.name(str(n.target)) for n in segment.reads}
+    return {name: program.weights[name] for name in names if name in program.weights}
+
+
+def _outputs(segment: Segment, leaves: Sequence[str], seen: Mapping[str, Any]) -> Outputs:
+    """The outputs that a segment makes, of all that was seen there."""
+    found = {at: seen[name] for at, name in enumerate(leaves) if name in segment.names}
+    return {at: v for at, v in found.items() if isinstance(v, Tensor) and v.is_floating_point()}
 
 
 def _first(outputs: Outputs) -> Tensor:

@@ -9,7 +9,7 @@ from graphprune.attributes import Conflict, Literal
 from graphprune.axes import Axis, Prime, primes
 from graphprune.dependencies import Dependencies, Group
 from graphprune.plans import Rows
-from graphprune.weights import KeepByName, Weights, narrow, widen
+from graphprune.weights import KeepByName, Over, narrow, widen
 
 
 @dataclass(frozen=True)
@@ -64,27 +64,20 @@ def _filled(row: tuple[int, ...], size: int, width: int) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class Padded(Mapping[str, Tensor]):
+class Padded(Over):
     """Narrow weights with zeros in the places that `wide` keeps and `keep` does not."""
 
-    narrow: Weights
     keep: KeepByName
     wide: KeepByName
     shapes: Mapping[str, tuple[int, ...]]
 
     def __getitem__(self, name: str) -> Tensor:
-        tensor = self.narrow[name]
+        tensor = self.base[name]
         for dim, indices in sorted(self.keep.get(name, {}).items()):
             tensor = widen(tensor, dim, indices, self.shapes[name][dim])
         for dim, indices in sorted(self.wide.get(name, {}).items(), reverse=True):
             tensor = narrow(tensor, dim, indices)
         return tensor
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.narrow)
-
-    def __len__(self) -> int:
-        return len(self.narrow)
 
 
 def settled(

@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from graphprune.errors import PipelineError
+from graphprune.memory import peak_anonymous
 from graphprune.program import Program
 from graphprune.registry import Registry
 
@@ -17,21 +18,24 @@ PASSES: "Registry[str, type[Pass]]" = Registry("pass")
 
 @dataclass(frozen=True)
 class Timings:
-    """A fact: the seconds that each pass took, in order."""
+    """A fact: the seconds that each pass took, in order, and the most bytes that it held."""
 
     seconds: tuple[tuple[str, float], ...] = ()
+    memory: tuple[tuple[str, int], ...] = ()
 
 
 @dataclass(frozen=True)
 class Pass(ABC):
     """One step of a pipeline; its fields are its options.
 
-    `needs` and `makes` name the facts that it reads and leaves on the program.
+    `needs` and `makes` name the facts that it reads and leaves on the program. A `frugal` pass holds the weights of no
+    more than a segment of the graph at a time.
     """
 
     name: ClassVar[str]
     needs: ClassVar[tuple[type, ...]] = ()
     makes: ClassVar[tuple[type, ...]] = ()
+    frugal: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, program: Program) -> Program:
@@ -41,12 +45,14 @@ class Pass(ABC):
         """Refuse options that cannot be; asked when a pipeline is made, before anything runs."""
 
     def __call__(self, program: Program) -> Program:
-        """Run, and note the time that it took."""
+        """Run, and note the time and the memory that it took."""
         self.check()
         start = time.perf_counter()
-        after = self.run(program)
-        before = program.facts.get(Timings, Timings()).seconds
-        return after.with_facts(Timings((*before, (self.name, time.perf_counter() - start))))
+        with peak_anonymous() as held:
+            after = self.run(program)
+        before = program.facts.get(Timings, Timings())
+        seconds = (*before.seconds, (self.name, time.perf_counter() - start))
+        return after.with_facts(Timings(seconds, (*before.memory, (self.name, held.bytes))))
 
     def __str__(self) -> str:
         changed = [f for f in fields(self) if getattr(self, f.name) != f.default]

@@ -12,13 +12,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from graphprune import pages
 from graphprune.axes import Axis, Prime, primes, resolve
-from graphprune.dependencies import Dependencies, Group
+from graphprune.dependencies import Dependencies, Group, kind_of, layer_of
 from graphprune.errors import LoadError, PlanError
 from graphprune.kept import Keep, Kept, kept
 from graphprune.program import Dropped, Program
 
 FORMAT = 1
+FILE = "plan.json"  # its name in the folder of a run
 ROTATION = "rotation"  # what scored the indices of a plan for streams that were rotated before
 Rows = tuple[tuple[int, ...], ...]
 
@@ -72,6 +74,12 @@ class Plan:
         text = json.dumps(known | {key: value for key, value in more.items() if value}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
+    def _repr_html_(self) -> str:
+        kinds: dict[str, dict[str, int]] = {}
+        for name, width in self.widths.items():
+            kinds.setdefault(kind_of(name), {})[layer_of(name) or name] = width
+        return pages.part("plan.html", plan=self, kinds=kinds)
+
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, beside first and then renamed."""
         keep = {name: {dim: index.tolist() for dim, index in dims.items()} for name, dims in self.keep.items()}
@@ -108,6 +116,15 @@ class Plan:
             raise LoadError(
                 f"{path} is no plan that graphprune saved: {fault!r}; make one with `graphprune prune --plan-only`"
             ) from fault
+
+    @classmethod
+    def of(cls, place: str | Path) -> "Plan":
+        """Read a plan from its file, or from the folder of a run.
+
+        Raises:
+            LoadError: if there is none.
+        """
+        return cls.load(Path(place) / FILE if Path(place).is_dir() else place)
 
 
 def make(program: Program, dependencies: Dependencies, groups: Mapping[str, Rows], **made_by: Any) -> Plan:

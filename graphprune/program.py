@@ -111,7 +111,8 @@ class Program:
         Raises:
             KeyError: if none did; a pipeline checks that before anything runs.
         """
-        return self.facts[kind]  # type: ignore[no-any-return]
+        found: F = self.facts[kind]
+        return found
 
     def with_facts(self, *facts: object, **changes: Any) -> "Program":
         """This program knowing `facts` too, and with its fields changed as named."""
@@ -135,6 +136,10 @@ class Program:
         """The nodes that read a parameter, a buffer or a lifted constant."""
         return (n for n in self.graph.nodes if n.op == "get_attr" and isinstance(n.meta.get("val"), Tensor))
 
+    def written(self) -> set[str]:
+        """The names of the buffers that a run writes into."""
+        return {self.name(str(node.target)) for node in self.tensors() if any(map(_writes, node.users))}
+
     def count(self) -> int:
         """How many parameters there are, shared ones counted once."""
         shapes = self.shapes()
@@ -153,9 +158,8 @@ class Program:
     def module(self) -> fx.GraphModule:
         """A module that runs the graph and is called like the one that was traced; loads all weights."""
         root: dict[str, Any] = dict(self.submodules)
-        stored = {name: self._attribute(name) for name in self.shapes()}
-        written = {self.name(str(node.target)) for node in self.tensors() if any(map(_writes, node.users))}
-        stored |= {name: stored[name].clone() for name in written}  # a run must not change the program
+        stored = {name: self.tensor(name) for name in self.shapes()}
+        stored |= {name: stored[name].clone() for name in self.written()}  # a run must not change the program
         root |= {str(node.target): stored[self.name(str(node.target))] for node in self.tensors()}
         return fx.GraphModule(root, copy_graph(self.graph)).eval()
 
@@ -195,7 +199,8 @@ class Program:
             undo()
             raise
 
-    def _attribute(self, name: str) -> Tensor:
+    def tensor(self, name: str) -> Tensor:
+        """A weight as a module has it: parameters are ones, and kernels choose by that how they add up."""
         tensor = self.weights[name]
         trainable = tensor.is_floating_point() or tensor.is_complex()
         return nn.Parameter(tensor, trainable) if name in self.parameters else tensor

@@ -1,4 +1,7 @@
-"""Proof by numbers: two programs that must agree are run on fresh random inputs."""
+"""Proof by numbers: two programs that must agree are run on fresh random inputs.
+
+Programs run one after the other, with the weights of at most one segment in memory (see `streamed`).
+"""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -9,6 +12,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
+from graphprune import streamed
 from graphprune.errors import GraphpruneError, VerificationError, first_line
 from graphprune.modes import drawing
 from graphprune.program import Inputs, Program
@@ -73,13 +77,10 @@ def verify_cut(program: Program, small: Program, keep: KeepByName, seeds: tuple[
     Raises:
         VerificationError: if it does not.
     """
-    reference, cut = masked(program, keep).module(), small.module()
-    found = []
-    for seed in seeds:
-        (args, kwargs), expected = _run(program, reference, seed)
-        with _running():
-            output = run(cut, args, kwargs, seed)
-        found.append(compare(expected, output, "masked and cut program"))
+    cases, expected = _run(masked(program, keep), seeds)
+    with _running():
+        outputs = streamed.run(small, cases, seeds)
+    found = [compare(a, b, "masked and cut program") for a, b in zip(expected, outputs, strict=True)]
     return Verification(max(v.max_error for v in found), max(v.tolerance for v in found), len(found))
 
 
@@ -105,16 +106,15 @@ def run(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], see
         return module(*args, **kwargs)
 
 
-def _run(program: Program, module: nn.Module, seed: int) -> tuple[Inputs, Any]:
-    """Fresh inputs of a size that the module takes, and what it makes of them."""
-    if seed % 2:
-        args, kwargs = fresh_inputs(program, seed, grow=1)
-        try:
-            return (args, kwargs), run(module, args, kwargs, seed)
-        except RuntimeError:
-            pass  # some sizes must be even, or stay as they are, and no symbol says so
-    args, kwargs = fresh_inputs(program, seed)
-    return (args, kwargs), run(module, args, kwargs, seed)
+def _run(program: Program, seeds: tuple[int, ...]) -> tuple[list[Inputs], list[Any]]:
+    """Fresh inputs of sizes that the program takes, larger ones for odd seeds, and what it makes of them."""
+    cases: list[Inputs] = [fresh_inputs(program, seed, grow=seed % 2) for seed in seeds]
+    try:
+        return cases, streamed.run(program, cases, seeds)
+    except RuntimeError:
+        pass  # some sizes must be even, or stay as they are, and no symbol says so
+    cases = [fresh_inputs(program, seed) for seed in seeds]
+    return cases, streamed.run(program, cases, seeds)
 
 
 def fresh_inputs(program: Program, seed: int, grow: int = 0) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
@@ -164,7 +164,10 @@ def _error(reference: Tensor, got: Tensor, what: str) -> float:
             f"{what}: shapes are {tuple(reference.shape)} and {tuple(got.shape)}; nothing was saved"
         )
     if not torch.isfinite(got).all():
-        raise VerificationError(f"{what}: it holds numbers that are not finite; nothing was saved")
+        raise VerificationError(
+            f"{what}: it holds numbers that are not finite (see that those of the model are; a file of its weights may "
+            "be damaged); nothing was saved"
+        )
     if not reference.numel():
         return 0.0
     wide = torch.promote_types(torch.promote_types(reference.dtype, got.dtype), torch.float64)
@@ -178,9 +181,8 @@ def verify_finite(program: Program, seeds: tuple[int, ...] = (0, 1)) -> Verifica
     Raises:
         VerificationError: if it does not.
     """
-    module = program.module()
-    for seed in seeds:
-        with _running():
-            _, output = _run(program, module, seed)
+    with _running():
+        _, outputs = _run(program, seeds)
+    for output in outputs:
         compare(output, output, "the cut program")
     return Verification(0.0, RTOL, len(seeds))

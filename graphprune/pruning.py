@@ -1,27 +1,30 @@
 """The whole job: load, prune, prove, save, report."""
 
-import shlex
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from math import prod
 from pathlib import Path
+from typing import Any
 
 import psutil
+import torch
 
-from graphprune import assembly, free
-from graphprune.atomic import check_output, new_folder
-from graphprune.budget import UNITS
-from graphprune.calibration import Calibration
+from graphprune import assembly, footprint, free, processes
+from graphprune.atomic import check_output, new_folder, remove_unfinished
 from graphprune.dependencies import Dependencies
 from graphprune.destinations import NAMES
-from graphprune.errors import CalibrationError
+from graphprune.errors import CalibrationError, ExportError, PlanError, WorkspaceError
+from graphprune.evaluation import Exam
 from graphprune.exporters import huggingface
 from graphprune.exporters.folders import require_apart
-from graphprune.facts import Refits
+from graphprune.exporters.reloading import Destination
+from graphprune.frontends.huggingface import load as capture
 from graphprune.frontends.loading import load
-from graphprune.low_rank import size
+from graphprune.jobs import Job, call, command, tell
+from graphprune.memory import Peak, give_back, peak_anonymous
+from graphprune.passes.allocation import ALLOCATIONS
 from graphprune.passes.analyze import Analyze
 from graphprune.passes.calibrate import Calibrate
 from graphprune.passes.drop import drop
@@ -30,16 +33,20 @@ from graphprune.passes.measure import Measure
 from graphprune.passes.rewrite import Rewrite
 from graphprune.passes.search import Search
 from graphprune.passes.verify import Verify
-from graphprune.pipeline import Pipeline, Timings
+from graphprune.pipeline import Pipeline
+from graphprune.plans import FILE as PLAN
 from graphprune.plans import Plan
-from graphprune.program import Dropped, Factored, Program, Rewritten, Rotatable
-from graphprune.proof import Verification
+from graphprune.program import Program
 from graphprune.recipes import RECIPES
-from graphprune.report import Calibration as CalibrationReport
-from graphprune.report import Report
+from graphprune.report import Quality, Report, digests
+from graphprune.runs import files_of, note_outcome, resumable, tidy
+from graphprune.shards import LIMIT
 from graphprune.targets import Wanted
 from graphprune.version import __version__
-from graphprune.weights import beside
+
+log = logging.getLogger("graphprune.run")
+SHARE = 4  # a saved model is checked as its users load it, in float32 beside the graph, if it takes no more of memory
+ELSEWHERE = ("force", "scratch", "restart")  # options that the outcome does not depend on
 
 
 @dataclass(frozen=True)
@@ -51,73 +58,142 @@ class Result:
     program: Program | None
 
 
-@dataclass(frozen=True)
-class Job:
-    """What was asked for, as far as a report tells of it."""
-
-    model: str
-    output: Path
-    recipe: str
-    destination: str
-    sparsity: float | None = None
-    seed: int = 0
-    force: bool = False
-    command: str = ""
-    plan_only: bool = False
-    budget: str = "parameters"
-    wanted: Wanted | None = None
-
-
 def prune(
-    model: str | Path,
-    *,
-    output: str | Path,
-    recipe: str = "fasp",
-    sparsity: float,
-    calibration: str | Path | None = None,
-    samples: int = 128,
-    length: int = 512,
-    autocast: bool = False,
-    target: str | None = None,
-    align: int | None = None,
-    destination: str | None = None,
-    protect: tuple[str, ...] = (),
-    exact_only: bool = True,
-    seed: int = 0,
-    budget: str = "parameters",
-    plan_only: bool = False,
-    force: bool = False,
-    loss: Loss | None = None,
-    trials: int = Search.trials,
-    latency: str | Path = Measure.table,
-    runtime: str = Measure.runtime,
-    shots: int | None = None,
-    coarse: float | None = None,
-) -> Result:
+    model: str | Path, *, output: str | Path, recipe: str = "fasp", sparsity: float,
+    calibration: str | Path | None = None, samples: int = 128, length: int = 512, autocast: bool = False,
+    target: str | None = None, align: int | None = None, destination: str | None = None, protect: tuple[str, ...] = (),
+    exact_only: bool = True, seed: int = 0, budget: str = "parameters", plan_only: bool = False, force: bool = False,
+    loss: Loss | None = None, trials: int = Search.trials, latency: str | Path = Measure.table,
+    runtime: str = Measure.runtime, shots: int | None = None, coarse: float | None = None,
+    sensitivity: str | Path = "", evaluate: Sequence[str | Path] = (), windows: int = 64, device: str = "cpu",
+    memory: str | None = None, scratch: str | Path | None = None, restart: bool = False,
+) -> Result:  # fmt: skip
     """Prune a model and save it, verified, with a report.
 
     `model` is whatever `load` takes; `sparsity` the share of all its parameters that is to go, or of another `budget`;
     `calibration` names a text (see `corpus.read` and `Calibrate`). `target` is what the model will be exported to; it
     decides about `destination` and `align`, where they are not given (``stock`` and 8 without it). `exact_only` leaves
-    out groups whose cut changes what remains. For the others see `assembly.Options`. `output` appears when all in it
-    was verified, or not at all.
+    out groups whose cut changes what remains. On the first `windows` of the texts that `evaluate` names, the perplexity
+    is measured before and after. For the others see `assembly.Options`. `output` appears when all in it was verified.
+
+    Activations of the calibration samples, and what was finished, lie in a folder beside `output`, or in `scratch`; a
+    run that was killed goes on from there when it is repeated, unless `restart` is set. `device` runs the segments of
+    the calibration. `memory`, such as ``4GiB``, is what the run may take at most (see `footprint`). Started by
+    ``torchrun``, every process runs a share of the calibration, and the first one saves.
 
     Raises:
         GraphpruneError: one of its kinds, with what, where, got, expected and what to do.
     """
-    chosen, wanted = RECIPES[recipe], Wanted.of(target, destination, align)
+    given = locals()
+    wanted = Wanted.of(target, destination, align)
+    work = Work(_same(given), scratch, restart, device, memory)
+    tidy(work.beside(Path(output)), Path(output))
     check_output(output, force)
-    calibrate = Calibrate(str(calibration), samples, length, seed, autocast=autocast) if chosen.calibrates else None
-    if calibrate and not calibration:
-        raise CalibrationError(f"recipe {recipe} needs calibration data; name a text (--calibration FILE)")
-    program, where = wanted.accepted(load(model)), wanted.destination
     options = assembly.Options(
-        sparsity, None, wanted.align_of(program), where, protect, exact_only, seed, loss, budget, trials, str(latency),
-        runtime, shots, coarse,
+        sparsity, None, 1, wanted.destination, protect, exact_only, seed, loss, budget, trials, str(latency), runtime,
+        shots, coarse, str(sensitivity),
     )  # fmt: skip
-    program = (assembly.plan_only if plan_only else assembly.pipeline)(chosen, options, calibrate)(program)
-    asked = recipe, where, sparsity, seed, force, _command(), plan_only, budget, wanted
-    return _save(Job(str(model), Path(output), *asked), program, partial(write, program, destination=where))
+    data = Calibrate("", samples, length, seed, autocast=autocast, device=device)
+    calibrate = _calibrate(recipe, calibration, data)
+    said = command() or call(prune, given)
+    asked = recipe, wanted.destination, sparsity, seed, force, said, plan_only, budget, wanted
+    examine = partial(Exam.of, texts=evaluate, length=length, count=windows)
+    return _run(Job(str(model), Path(output), *asked), options, calibrate, examine, work)
+
+
+@dataclass(frozen=True)
+class Work:
+    """Where and how a run works; `asked` is all that its outcome depends on."""
+
+    asked: Mapping[str, Any]
+    scratch: str | Path | None
+    restart: bool
+    device: str
+    memory: str | None
+
+    @property
+    def limit(self) -> int:
+        """The bytes of memory that may be taken."""
+        return footprint.parse(self.memory) if self.memory else psutil.virtual_memory().available
+
+    def beside(self, output: Path) -> Path:
+        """The folder of a run with this output."""
+        return Path(self.scratch) / f"{output.name}.run" if self.scratch else output.parent / f".{output.name}.run"
+
+
+def _calibrate(recipe: str, text: str | Path | None, data: Calibrate) -> Calibrate | None:
+    """What a recipe looks at, if it looks at anything."""
+    if not RECIPES[recipe].calibrates:
+        return None
+    if not text:
+        raise CalibrationError(f"recipe {recipe} needs calibration data; name a text (--calibration FILE)")
+    return replace(data, text=str(text))
+
+
+def _run(
+    job: Job, options: assembly.Options, calibrate: Calibrate | None, examine: Callable[[Program], Exam], work: Work
+) -> Result:
+    """Load, measure, prune, measure, save."""
+    assert job.wanted is not None
+    program = job.wanted.accepted(load(job.model))
+    exam, recipe = examine(program), RECIPES[job.recipe]
+    if job.plan_only and exam.windows:
+        raise PlanError("a plan alone is no model that can be evaluated; leave out --plan-only or --evaluate")
+    options = replace(options, align=job.wanted.align_of(program))
+    steps = partial(assembly.plan_only if job.plan_only else assembly.pipeline, recipe, options)
+    if work.memory:
+        job = replace(job, room=_room(program, steps(calibrate), job, options, calibrate, work))
+    if job.room and calibrate:
+        calibrate = replace(calibrate, tokens=job.room.tokens)
+    passes, spill = steps(calibrate), job.room.spill if job.room else None
+    with processes.joined(work.device), peak_anonymous() as peak:
+        asked = {**work.asked, "processes": processes.count()}
+        with resumable(work.beside(job.output), asked, work.restart, spill):
+            processes.wait()  # all of them have seen that the output is free
+            if processes.rank() == 0:
+                remove_unfinished(job.output)
+            before = exam.perplexities(program)
+            program = passes(program)
+            after = {} if job.plan_only else exam.perplexities(program)
+            job = replace(job, quality=tuple(_quality(exam, text, before, after) for text in after))
+            fill = partial(write, program, destination=job.destination, limit=work.limit // SHARE)
+            return _save(job, program, fill, peak)
+
+
+def _quality(exam: Exam, text: str, before: Mapping[str, float], after: Mapping[str, float]) -> Quality:
+    values = (found[text] if math.isfinite(found[text]) else None for found in (before, after))
+    return Quality(text, *exam.windows[text].shape, *values)
+
+
+def _room(
+    program: Program, steps: Pipeline, job: Job, options: assembly.Options, calibrate: Calibrate | None, work: Work
+) -> footprint.Footprint:
+    """How the run stays below its limit.
+
+    Raises:
+        WorkspaceError: if it cannot.
+    """
+    recipe, greedy = RECIPES[job.recipe], [step.name for step in steps.passes if not step.frugal]
+    greedy += [f"allocate{{by={recipe.allocation}}}"] if ALLOCATIONS[recipe.allocation].needs_calibration else []
+    if greedy:
+        raise WorkspaceError(
+            f"recipe {recipe.name} runs the whole model at once in {', '.join(greedy)}, so that --memory cannot be "
+            "promised; take a recipe that does not, such as fasp, liar, flap or wanda-sp, or leave --memory out"
+        )
+    give_back()
+    analysed = Analyze(options.destination, tuple(options.protect), options.exact_only)(program)
+    length = calibrate.length if calibrate else 1
+    found = footprint.within(analysed, length, work.limit, recipe.refit != "none", recipe.statistics == "mixed")
+    log.info("memory: %s", found)
+    return found
+
+
+def _same(asked: Mapping[str, Any]) -> dict[str, Any]:
+    """All that the outcome of a run depends on: its options, and the files that it reads."""
+    options = {name: str(value) for name, value in asked.items() if name not in ELSEWHERE}
+    text = str(asked["calibration"] or "").split("[")[0]
+    versions = {"version": __version__, "torch": torch.__version__, "threads": torch.get_num_threads()}
+    return {**options, **versions, "files": files_of(asked["model"], text or None)}
 
 
 def apply_plan(model: str | Path, plan: str | Path, *, output: str | Path, force: bool = False) -> Result:
@@ -130,7 +206,7 @@ def apply_plan(model: str | Path, plan: str | Path, *, output: str | Path, force
     chosen.require_cuts()
     check_output(output, force)
     destination = str(chosen.made_by.get("destination", "free"))
-    job = Job(str(model), Path(output), f"plan {plan}", destination, force=force, command=_command())
+    job = Job(str(model), Path(output), f"plan {plan}", destination, force=force, command=command())
     whole = load(model)
     program = (drop(whole, chosen.blocks) if chosen.blocks else whole).with_facts(chosen)
     if chosen.groups or not chosen.blocks:
@@ -139,163 +215,42 @@ def apply_plan(model: str | Path, plan: str | Path, *, output: str | Path, force
     return _save(job, program, lambda folder: write(program, folder, destination))
 
 
-def write(program: Program, folder: Path, destination: str) -> list[tuple[str, float]]:
+def write(
+    program: Program, folder: Path, destination: str, *, limit: int | None = None, shard_bytes: int = LIMIT
+) -> list[tuple[str, float]]:
     """Fill a folder for a destination; return what was compared in it, and how far it was apart.
+
+    Weights go to files of at most `shard_bytes`, one in memory at a time, and a model of more than `limit` bytes in
+    float32 is checked in parts. Destination free is not bounded so: its graph is saved with all weights in memory, at
+    least twice, whatever the limit.
 
     Raises:
         ExportError: if the destination cannot hold the program, or what was written does not agree with it.
     """
+    if destination not in NAMES:
+        raise ExportError(f"no destination {destination!r}; choose one of {', '.join(NAMES)}")
     if destination == "free":
         return free.write(program, folder)
-    report = huggingface.write(program, folder, destination=destination)  # type: ignore[arg-type]
-    return [("reloaded folder and rewritten graph", float(report.facts["error"]["relative"]))]
+    kind: Destination = "per-layer" if destination == "per-layer" else "stock"
+    report = huggingface.write(program, folder, destination=kind, limit=limit, shard_bytes=shard_bytes, capture=capture)
+    return [(str(report.facts["compared"]), float(report.facts["error"]["relative"]))]
 
 
-def _save(job: Job, program: Program, fill: Callable[[Path], list[tuple[str, float]]]) -> Result:
+def _save(
+    job: Job, program: Program, fill: Callable[[Path], list[tuple[str, float]]], peak: Peak | None = None
+) -> Result:
     """Fill a folder, add plan and report, and give it its name."""
-    plan = program.fact(Plan)
+    plan, held = program.fact(Plan), peak.bytes if peak else 0
     if program.source is not None:
         require_apart(program.source.path, job.output)
+    if processes.rank():
+        processes.wait()
+        return Result(tell(job, program, plan, {}, held), plan, None if job.plan_only else program)
     with new_folder(job.output, job.force) as folder:
         errors = [] if job.plan_only else fill(folder)
-        plan.save(folder / "plan.json")
-        report = _report(job, program, plan, dict(errors))
+        plan.save(folder / PLAN)
+        report = replace(tell(job, program, plan, dict(errors), held), sha256=digests(folder))
         report.save(folder)
+        note_outcome(folder)
+    processes.wait()
     return Result(report, plan, None if job.plan_only else program)
-
-
-def _report(job: Job, program: Program, plan: Plan, errors: dict[str, float]) -> Report:
-    rewritten = program.facts.get(Rewritten)
-    original = rewritten.original if rewritten else program
-    proof = program.facts.get(Verification)
-    return Report(
-        model=job.model,
-        recipe=job.recipe,
-        destination=job.destination,
-        parameters_before=_first(program).count(),
-        parameters_after=program.count() - _planned(program, plan) if job.plan_only else program.count(),
-        sparsity_asked=job.sparsity,
-        plan=plan.digest,
-        program=plan.fingerprint,
-        seed=job.seed,
-        calibration=_calibration(program),
-        widths=_widths(original, plan),
-        seconds=_seconds(program),
-        peak_memory=peak_memory(),
-        errors={**({_proved(program): proof.max_error} if proof else {}), **errors},
-        loads_with=_loads_with(job),
-        command=job.command,
-        version=__version__,
-        notes=(*_asked(job), *_wanted(job, original, plan), *_notes(program), *_maps(program)),
-        cut=not job.plan_only,
-    )
-
-
-def _proved(program: Program) -> str:
-    """What was compared with what."""
-    return "products and their factors" if Factored in program.facts else "masked original and cut graph"
-
-
-def _first(program: Program) -> Program:
-    """The program from which this one came, by however many steps."""
-    steps = (program.facts[kind] for kind in (Factored, Rewritten, Rotatable, Dropped) if kind in program.facts)
-    latest = next(steps, None)
-    return program if latest is None else _first(latest.original)
-
-
-def _planned(program: Program, plan: Plan) -> int:
-    """How many parameters a plan would remove."""
-    shapes = program.shapes()
-    left = 0
-    for name in plan.keep.keys() & program.parameters:
-        kept = {d: beside(indices, d, len(shapes[name])).shape[d] for d, indices in plan.keep[name].items()}
-        shape = [kept.get(d, n) for d, n in enumerate(shapes[name])]
-        left += prod(shapes[name]) - prod(shape)
-    for name, rank in plan.ranks.items():
-        m, n = shapes[name]
-        left += m * n - size(m, n, rank)
-    return left
-
-
-def _calibration(program: Program) -> CalibrationReport | None:
-    seen = program.facts.get(Calibration)
-    return CalibrationReport(seen.source, seen.samples, seen.length, seen.sha256, seen.autocast) if seen else None
-
-
-def _seconds(program: Program) -> dict[str, float]:
-    return {name: round(seconds, 3) for name, seconds in program.facts.get(Timings, Timings()).seconds}
-
-
-def _widths(program: Program, plan: Plan) -> dict[str, tuple[int, int]]:
-    """The size of every group before and after, if the plan cuts any."""
-    groups = program.fact(Dependencies).by_name if plan.groups else {}
-    return {name: (groups[name].size, width) for name, width in plan.widths.items()}
-
-
-def _loads_with(job: Job) -> tuple[str, ...]:
-    if job.plan_only:
-        return ("nothing: it holds a plan, for `graphprune apply`",)
-    return {
-        "stock": ("transformers from_pretrained, without graphprune installed",),
-        "per-layer": ("graphprune.load", "transformers from_pretrained with trust_remote_code=True"),
-        "free": ("graphprune.load", "torch.export.load(model.pt2)", "ONNX Runtime, if there is a folder onnx"),
-    }[job.destination]
-
-
-def _asked(job: Job) -> tuple[str, ...]:
-    return () if job.budget == "parameters" else (f"the sparsity that was asked for is one of {UNITS[job.budget]}",)
-
-
-def _wanted(job: Job, original: Program, plan: Plan) -> tuple[str, ...]:
-    """What the target has to say of the plan."""
-    return job.wanted.notes(original, plan) if job.wanted else ()
-
-
-def _notes(program: Program) -> tuple[str, ...]:
-    """What was dropped; what the refit chose, and what it left alone."""
-    refits = program.facts.get(Refits)
-    dropped = (f"dropped {', '.join(program.fact(Dropped).blocks)}",) if Dropped in program.facts else ()
-    if refits is None:
-        return dropped
-    done = refits.by_weight.values()
-    before, after = (sum(getattr(r, f) for r in done) / max(len(done), 1) for f in ("error_before", "error_after"))
-    chosen = sorted({r.damping for r in done})
-    skipped = tuple(f"{name} was not refitted: {why}" for name, why in refits.skipped.items())
-    return (
-        *dropped,
-        f"refitted {len(done)} weights with damping {chosen}: mean relative output error {before:.4f} -> {after:.4f}",
-        *skipped,
-    )
-
-
-def _maps(program: Program) -> tuple[str, ...]:
-    """What became of linear maps: rotations, ranks, and what was left as it is."""
-    found, rotated = program.facts.get(Factored), program.facts.get(Rotatable)
-    turned = (
-        (f"rotated {len(rotated.groups)} streams, for which {len(rotated.added)} maps were added",) if rotated else ()
-    )
-    if found is None:
-        return turned
-    before, after = (sum(errors) / len(found.errors) for errors in zip(*found.errors.values(), strict=True))
-    return (
-        *turned,
-        f"{len(found.ranks)} weights became factors of ranks {min(found.ranks.values())} to "
-        f"{max(found.ranks.values())}: mean relative output error {after:.4f}, of which {before:.4f} to begin with",
-        *(f"{name} was left as it is: {why}" for name, why in found.left.items()),
-    )
-
-
-def peak_memory() -> int:
-    """The most memory that this process ever held, in bytes."""
-    if sys.platform == "win32":
-        return int(psutil.Process().memory_info().peak_wset)
-    import resource  # there is none on Windows
-
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024
-
-
-def _command() -> str:
-    """The command line that reproduces the run, if it was one."""
-    name = Path(sys.argv[0]).name
-    return shlex.join(["graphprune", *sys.argv[1:]]) if name in ("graphprune", "__main__.py") else ""

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from math import prod
+from pathlib import Path
 
 from graphprune import hf
 from graphprune.contracts import Needs
@@ -51,7 +52,7 @@ class Wanted:
             PlanError: if it writes text, and the target takes graphs without a cache.
         """
         source, graph = program.source, self.needs.graphs and self.destination == "free"
-        if graph and source is not None and source.kind == "huggingface" and hf.writes_text(source.path):
+        if graph and source is not None and source.kind == "huggingface" and _writes_text(source.path):
             others = " or ".join(name for name in self.needs.destinations if name != "free")
             raise PlanError(
                 f"target {self.target} takes of destination free a graph without a cache, and {source.path} writes "
@@ -95,6 +96,11 @@ class Wanted:
                 f"warning: {len(names)} groups such as {names[0]} are {now} wide, which runs no faster on "
                 f"{self.target} than {wider}; leave --align out, or give a multiple of {fast}"
             )
+
+
+def _writes_text(folder: Path) -> bool:
+    settings = hf.config(folder)
+    return hf.writes_text(hf.model_class(folder, settings), settings)
 
 
 def _convolutional(program: Program) -> bool:

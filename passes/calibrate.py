@@ -4,17 +4,20 @@ import hashlib
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+import torch
+
 from graphprune import corpus, hf
-from graphprune.calibration import Calibration, Collector, token_batches
+from graphprune.calibration import BATCH_TOKENS, Calibration, Collector, token_batches
 from graphprune.contracts import Consumer
 from graphprune.dependencies import Dependencies
-from graphprune.errors import CalibrationError
+from graphprune.errors import CalibrationError, first_line
 from graphprune.facts import Eligible
 from graphprune.pipeline import PASSES, Pass
 from graphprune.program import Program
 from graphprune.progress import progress
 from graphprune.segments import split
-from graphprune.statistics import Statistics
+from graphprune.statistics import Statistics, restored, stored
+from graphprune.steps import Step, stage
 from graphprune.sweep import Stream
 
 
@@ -28,12 +31,14 @@ class Calibrate(Pass):
     counted. `moments`: ``diagonal`` keeps what most scores need, ``full`` the whole matrices, ``none`` nothing, for
     those who want the inputs only. With `producers`, also the maps that make the groups are watched. With `autocast`,
     this pass and those that run the same inputs later, segment by segment or for gradients, multiply matrices in
-    bfloat16, which is faster where the processor has it; sums over tokens are as precise as ever.
+    bfloat16, which is faster where the processor has it; sums over tokens are as precise as ever. `device` is where
+    segments run, with about so many `tokens` at once.
     """
 
     name: ClassVar[str] = "calibrate"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible)
     makes: ClassVar[tuple[type, ...]] = (Calibration, Statistics)
+    frugal: ClassVar[bool] = True
     text: str = ""
     samples: int = 128
     length: int = 512
@@ -41,7 +46,20 @@ class Calibrate(Pass):
     moments: str = "diagonal"
     producers: bool = False
     autocast: bool = False
+    device: str = "cpu"
+    tokens: int = BATCH_TOKENS
     batches: tuple[Any, ...] = field(default=(), repr=False)
+
+    def check(self) -> None:
+        """Refuse a device that is not there.
+
+        Raises:
+            CalibrationError: if that is so.
+        """
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as fault:
+            raise CalibrationError(f"there is no device {self.device!r} here: {first_line(fault)}") from fault
 
     def run(self, program: Program) -> Program:
         """The program with its calibration inputs and statistics.
@@ -62,10 +80,18 @@ class Calibrate(Pass):
     def _calibration(self, program: Program) -> Calibration:
         if self.batches:
             leaves = [program.flat(args, kwargs) for args, kwargs in self.batches]
-            return Calibration(leaves, "batches given from Python", len(leaves), 0, self.seed, autocast=self.autocast)
+            return Calibration(
+                leaves,
+                "batches given from Python",
+                len(leaves),
+                0,
+                self.seed,
+                autocast=self.autocast,
+                device=self.device,
+            )
         known: Calibration | None = program.facts.get(Calibration)
-        asked = self.text, self.samples, self.length, self.seed, self.autocast
-        if known and (known.source, known.samples, known.length, known.seed, known.autocast) == asked:
+        asked = self.text, self.samples, self.length, self.seed, self.autocast, self.device
+        if known and _asked(known) == asked:
             return known
         if not self.text or program.source is None:
             raise CalibrationError(
@@ -74,8 +100,13 @@ class Calibrate(Pass):
         tokenizer = hf.tokenizer(program.source.path)
         ids = corpus.samples(tokenizer, corpus.read(self.text), self.samples, self.length, self.seed)
         sha256 = hashlib.sha256(ids.numpy().tobytes()).hexdigest()
-        batches = token_batches(program, ids)
-        return Calibration(batches, self.text, self.samples, self.length, self.seed, sha256, self.autocast)
+        batches = token_batches(program, ids, self.tokens)
+        return Calibration(batches, self.text, self.samples, self.length, self.seed, sha256, self.autocast, self.device)
+
+
+def _asked(known: Calibration) -> tuple[Any, ...]:
+    """The options that led to these inputs."""
+    return known.source, known.samples, known.length, known.seed, known.autocast, known.device
 
 
 def consumers_of(program: Program, producers: bool) -> list[Consumer]:
@@ -92,9 +123,25 @@ def sweep(program: Program, calibration: Calibration, collector: Collector) -> N
     """Run all batches through the dense segments, as far as there is something to collect."""
     wanted = {consumer.node for consumer in collector.consumers}
     segments = split(program, wanted)
-    needed = [i for i, segment in enumerate(segments) if wanted & segment.names]
-    stream = Stream.start(program, calibration)
-    with progress("calibrating", (max(needed, default=-1) + 1) * len(calibration.batches)) as step:
-        for segment in segments[: max(needed, default=-1) + 1]:
-            collectors = [collector.within(segment.names)] * len(calibration.batches)
-            stream.entries = stream.through(segment, program.weights, step, collectors)
+    segments = segments[: max((i + 1 for i, segment in enumerate(segments) if wanted & segment.names), default=0)]
+    stream, steps = Stream.start(program, calibration), stage("calibrate")
+    done = steps.finished(len(segments))
+    for step in done:
+        _resume(step, stream, collector)
+    with progress("calibrating", (len(segments) - len(done)) * len(stream.numbers)) as tick:
+        for i, segment in enumerate(segments[len(done) :], len(done) + 1):
+            here = collector.within(segment.names)
+            for following in segments[i : i + 1]:
+                stream.expect(following)
+            exits = stream.through(segment, stream.program.weights, tick, [here] * len(stream.numbers))
+            here.gather()
+            found = {consumer.node: collector.moments[consumer.node] for consumer in here.consumers}
+            tensors, tokens = stored(found)
+            _resume(steps.finish(Step(tokens, tensors, {"entries": exits})), stream, collector)
+    steps.wait()
+
+
+def _resume(step: Step, stream: Stream, collector: Collector) -> None:
+    """Go on from where a step ended."""
+    collector.moments |= restored(step.tensors, step.facts)
+    stream.entries = step.values["entries"]

@@ -1,32 +1,27 @@
 """The pass that refits consumers after a cut, one segment at a time."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
-import torch.utils._pytree as pytree
-from torch import Tensor, fx
+from torch import fx
 
-from graphprune import biases, low_rank
-from graphprune.axes import primes
-from graphprune.calibration import Calibration, Collector
+from graphprune import biases
+from graphprune.calibration import Calibration
 from graphprune.contracts import Consumer
 from graphprune.dependencies import Dependencies
 from graphprune.dimensions import rows
-from graphprune.equations import DEFAULT
 from graphprune.errors import CalibrationError
 from graphprune.facts import Eligible, Refits
-from graphprune.methods import Reconstruction, Refitted
+from graphprune.methods import Reconstruction
 from graphprune.passes.reconstructions import RECONSTRUCTIONS
+from graphprune.passes.refit_walk import Walk, shape
 from graphprune.pipeline import PASSES, Pass
-from graphprune.plans import Plan, kept_beside, primes_to_keep
+from graphprune.plans import Plan
 from graphprune.program import Program, Rewritten
-from graphprune.progress import progress
-from graphprune.segments import Segment, split
-from graphprune.statistics import Moments, Statistics
-from graphprune.sweep import Stream, compare, unseen
-from graphprune.weights import Layered, Narrowed, narrow
+from graphprune.statistics import Statistics
+from graphprune.weights import Layered
 
 VIEWS = (torch.ops.aten.view.default, torch.ops.aten.reshape.default, torch.ops.aten._unsafe_view.default)
 STATISTICS = ("sequential", "dense", "mixed")
@@ -55,6 +50,7 @@ class Refit(Pass):
     name: ClassVar[str] = "refit"
     needs: ClassVar[tuple[type, ...]] = (Rewritten, Calibration, Statistics)
     makes: ClassVar[tuple[type, ...]] = (Refits,)
+    frugal: ClassVar[bool] = True
     by: str = "least-squares"
     statistics: str = "sequential"
     damping: float | None = None
@@ -93,7 +89,7 @@ class Refit(Pass):
         ranks = plan.ranks if plan else {}
         makers = _makers(program, ranks, self.producers, self.others)
         beside = _beside(program.fact(Rewritten).original, consumers) if self.residual else {}
-        walk = _Walk(program, method, consumers, makers, ranks, beside, self.damping, self.statistics, self.mix)
+        walk = Walk(program, method, consumers, makers, ranks, beside, self.damping, self.statistics, self.mix)
         walk.run()
         refits = Refits(walk.done, skipped, program.weights, named, reduced=frozenset(ranks.keys() & walk.done.keys()))
         return program.with_facts(refits, weights=Layered((walk.changed, program.weights)))
@@ -135,7 +131,7 @@ def _beside(program: Program, consumers: Sequence[Consumer]) -> dict[str, str]:
         while consumer.outputs is rows and (user := _only_user(node)).target in VIEWS and _columns_of(user, node):
             node = user
         user = _only_user(node)
-        operands = [n for n in user.all_input_nodes if n is not node and _shape(n) == _shape(node)]
+        operands = [n for n in user.all_input_nodes if n is not node and shape(n) == shape(node)]
         if user.target is torch.ops.aten.add.Tensor and not user.kwargs and len(operands) == 1:
             found[consumer.node] = operands[0].name
     return found
@@ -158,194 +154,3 @@ def _companions(program: Program, consumers: Sequence[Consumer]) -> list[Consume
     names = eligible.destination.biases(new) - new if eligible and new else set()
     found = program.fact(Rewritten).original.fact(Dependencies).consumers
     return [c for c in found if c.bias is None and biases.name_of(c) in names]
-
-
-@dataclass
-class _Walk:
-    """One walk over all segments: those of the original show what a consumer made, the pruned ones feed the next.
-
-    There are streams of the `dense` model, of the original segments on pruned inputs (`shadow`), and of the pruned
-    model; the first two are one, but for mixed statistics.
-    """
-
-    program: Program
-    method: Reconstruction
-    consumers: Sequence[Consumer]
-    makers: Sequence[Consumer]
-    ranks: Mapping[str, int]
-    beside: Mapping[str, str]
-    damping: float | None
-    statistics: str
-    mix: float
-    changed: dict[str, Tensor] = field(default_factory=dict)
-    wide: dict[str, Tensor] = field(default_factory=dict)  # what makers became, before they are narrowed
-    done: dict[str, Refitted] = field(default_factory=dict)
-
-    def run(self) -> None:
-        """Refit every consumer."""
-        lower = [maker for maker in self.makers if maker.weight in self.ranks]
-        wanted = {consumer.node for consumer in (*self.consumers, *lower)}
-        if not wanted:
-            return
-        original, calibration = self.program.fact(Rewritten).original, self.program.fact(Calibration)
-        big = split(original, {c.node for c in original.fact(Dependencies).consumers})
-        last = max(i for i, segment in enumerate(big) if wanted & segment.names)
-        self.shadow, self.pruned = Stream.start(original, calibration), Stream.start(self.program, calibration)
-        mixed = self.statistics == "mixed"
-        self.dense = replace(self.shadow) if mixed else self.shadow
-        runs = 3 if mixed else 2
-        with progress("refitting", (runs * last + runs - 1) * len(calibration.batches)) as step:
-            for i, segment in enumerate(big[: last + 1]):
-                here = [consumer for consumer in self.consumers if consumer.node in segment.names]
-                if not wanted & segment.names and self._is_alike(segment):
-                    exits = self.shadow.through(segment, original.weights, lambda: step(runs))
-                    self.dense.entries = self.shadow.entries = self.pruned.entries = exits
-                else:
-                    self._segment(segment, here, step, final=i == last)
-
-    def _is_alike(self, segment: Segment) -> bool:
-        """Does the segment compute the same before and after the cut, on the same values?"""
-        if segment.entry is not None and not self.dense.entries is self.shadow.entries is self.pruned.entries:
-            return False
-        keep = self.program.fact(Rewritten).keep
-        if any(self.program.name(str(n.target)) in keep for n in segment.reads):
-            return False
-        pairs = zip(segment.nodes, counterpart(segment, self.program).nodes, strict=True)
-        return all(_shape(old) == _shape(new) for old, new in pairs)
-
-    def _segment(self, segment: Segment, here: list[Consumer], step: Callable[..., None], final: bool) -> None:
-        """Look at the original segment, refit, and run the pruned one."""
-        first = [maker for maker in self.makers if maker.node in segment.names]
-        if first:
-            seen, held, collectors = self._collectors(first, 1.0, {})
-            self._look(segment.before({maker.x for maker in first}), collectors)
-            self._remake(first, seen.found, held.found)
-        seen, held, collectors = self._collectors(here, self.mix, self.beside)
-        exits, dense_exits = self._look(segment, collectors, step)
-        self._refit(here, seen.found, held.found)
-        if final:
-            return
-        refitted = Layered((self.changed, self.program.weights))
-        self.pruned.entries = self.pruned.through(counterpart(segment, self.program), refitted, step)
-        self.shadow.entries = exits
-        if self.statistics != "dense":
-            self.shadow.entries = self._filled(segment, exits)
-        if self.dense is not self.shadow:
-            self.dense.entries = dense_exits
-
-    def _collectors(
-        self, here: list[Consumer], mix: float, beside: Mapping[str, str]
-    ) -> tuple[Collector, Collector, list[Collector]]:
-        """One for what is fitted, one for what is held out, and which of them each batch goes to."""
-        original, apart = self.program.fact(Rewritten).original, self.dense is not self.shadow
-        weights = {c.weight: original.weights[c.weight] for c in here} if apart else {}
-        added = {c.node: beside[c.node] for c in here if c.node in beside}
-        seen, held = (Collector(here, mix=mix, weights=weights, beside=added) for _ in range(2))
-        calibration = self.program.fact(Calibration)
-        return seen, held, [held if calibration.held_out(i) else seen for i in range(len(calibration.batches))]
-
-    def _remake(self, makers: list[Consumer], seen: dict[str, Moments], held: dict[str, Moments]) -> None:
-        """Refit maps to the outputs of the dense model: all rows, of which the pruned model has some."""
-        rewritten = self.program.fact(Rewritten)
-        for maker in makers:
-            name, weight = maker.weight, maker.matrix(rewritten.original.weights[maker.weight])
-            every = torch.arange(weight.shape[1])
-            if name in self.ranks:
-                self._reduce(maker, seen[maker.node], held.get(maker.node))
-                continue
-            method = RECONSTRUCTIONS["least-squares"]
-            self.done[name] = method.refit(weight, every, seen[maker.node], held.get(maker.node), self.damping)
-            self.wide[name] = maker.restore(self.done[name].weight).contiguous()
-            self.changed[name] = Narrowed(self.wide, rewritten.keep)[name]
-
-    def _look(
-        self, segment: Segment, collectors: Sequence[Collector], step: Callable[..., None] = unseen
-    ) -> tuple[list[Any], list[Any]]:
-        """The exits on pruned inputs and the dense ones; refits see the former, and aim at the latter."""
-        remade = Layered((self.wide, self.shadow.program.weights))
-        if self.dense is self.shadow:
-            exits = self.shadow.through(segment, remade, step, collectors)
-            return exits, exits
-        return compare(self.dense, self.shadow, segment, remade, collectors, step)
-
-    def _filled(self, segment: Segment, exits: list[Any]) -> list[Any]:
-        """The pruned entries of the next segment; where they are narrower, in the places of those that are left."""
-        rewritten, pruned = self.program.fact(Rewritten), self.pruned.entries
-        if segment.exit is None or not isinstance(exits[0], Tensor) or pruned[0].shape == exits[0].shape:
-            return pruned
-        dependencies = rewritten.original.fact(Dependencies)
-        keep = primes_to_keep(dependencies, rewritten.groups)
-        dims: Any = dependencies.values[segment.exit.name]
-        cut = [dim for dim, axis in enumerate(dims) if any(p in keep for p in primes(axis))]
-        indices = {dim: kept_beside(dims, dim, keep) for dim in reversed(cut)}
-        return [fill(wide, narrow, indices) for wide, narrow in zip(exits, pruned, strict=True)]
-
-    def _refit(self, here: list[Consumer], seen: dict[str, Moments], held: dict[str, Moments]) -> None:
-        rewritten = self.program.fact(Rewritten)
-        for consumer in here:
-            kept = _columns(rewritten.keep[consumer.weight][consumer.dim], consumer.taps)
-            weight = self._produced(rewritten, consumer, rewritten.original.weights[consumer.weight])
-            moments = [self._made(rewritten, consumer, found.get(consumer.node)) for found in (seen, held)]
-            assert moments[0] is not None
-            result = self._fit(consumer.weight, weight, kept, moments[0], moments[1])
-            self.done[consumer.weight] = result
-            self.changed[consumer.weight] = consumer.restore(result.weight).contiguous()
-            if result.bias is not None:
-                name = biases.name_of(consumer)
-                self.changed[name] = self.program.weights[name] + result.bias
-
-    def _reduce(self, maker: Consumer, seen: Moments, held: Moments | None) -> None:
-        """Refit a map at its rank: the rows that are left; in the wide matrix the others stay."""
-        rewritten, name = self.program.fact(Rewritten), maker.weight
-        whole = rewritten.original.weights[name]
-        weight, moments = self._produced(rewritten, maker, whole), self._made(rewritten, maker, seen)
-        assert moments is not None
-        every = torch.arange(weight.shape[1])
-        self.done[name] = self._fit(name, weight, every, moments, self._made(rewritten, maker, held))
-        self.changed[name] = maker.restore(self.done[name].weight).contiguous()
-        self.wide[name] = fill(whole, self.changed[name], rewritten.keep.get(name, {}))
-
-    def _fit(self, name: str, weight: Tensor, kept: Tensor, seen: Moments, held: Moments | None) -> Refitted:
-        """New values for a matrix of which these columns are kept."""
-        if name not in self.ranks:
-            return self.method.refit(weight, kept, seen, held, self.damping)
-        damping = DEFAULT if self.damping is None else self.damping  # to try many takes long, and gains nothing
-        return low_rank.refit(weight, kept, self.ranks[name], seen, held, damping, low_rank.reduced)[1]
-
-    def _made(self, rewritten: Rewritten, consumer: Consumer, moments: Moments | None) -> Moments | None:
-        """Moments with the drift of those outputs only that are left."""
-        if moments is None or moments.drift is None:
-            return moments
-        count, columns = moments.drift.cross.shape
-        numbers = consumer.restore(torch.arange(count)[:, None].expand(count, columns).contiguous())
-        return replace(moments, drift=moments.drift.rows(self._produced(rewritten, consumer, numbers)[:, 0]))
-
-    def _produced(self, rewritten: Rewritten, consumer: Consumer, weight: Tensor) -> Tensor:
-        """The consumer's matrix, all its columns, but only the rows that are left."""
-        for dim, indices in rewritten.keep.get(consumer.weight, {}).items():
-            weight = weight if dim == consumer.dim else narrow(weight, dim, indices)
-        return consumer.matrix(weight)
-
-
-def fill(wide: Tensor, small: Tensor, indices: Mapping[int, Tensor]) -> Tensor:
-    """The wide value with the numbers of the small one at what is kept of some dimensions, the last one first."""
-    places = torch.arange(wide.numel()).view(wide.shape)
-    for dim, kept in indices.items():
-        places = narrow(places, dim, kept)
-    return wide.flatten().index_put((places.flatten(),), small.flatten()).view(wide.shape)
-
-
-def counterpart(segment: Segment, program: Program) -> Segment:
-    """The same segment in the rewritten graph, whose nodes have the same names."""
-    nodes = {node.name: node for node in program.graph.nodes}
-    entry, left = (nodes[end.name] if end is not None else None for end in (segment.entry, segment.exit))
-    return Segment(tuple(nodes[node.name] for node in segment.nodes), entry, left)
-
-
-def _shape(node: fx.Node) -> str:
-    return str([getattr(leaf, "shape", leaf) for leaf in pytree.tree_leaves(node.meta["val"])])
-
-
-def _columns(kept: Tensor, taps: int) -> Tensor:
-    """The columns of a matrix whose indices span `taps` columns each."""
-    return (kept[:, None] * taps + torch.arange(taps)).flatten()

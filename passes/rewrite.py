@@ -172,6 +172,7 @@ class Rewrite(Pass):
     name: ClassVar[str] = "rewrite"
     needs: ClassVar[tuple[type, ...]] = (Plan,)
     makes: ClassVar[tuple[type, ...]] = (Rewritten,)
+    frugal: ClassVar[bool] = True
 
     def run(self, program: Program) -> Program:
         """The narrower program."""

@@ -21,6 +21,7 @@ class Score(Pass):
     name: ClassVar[str] = "score"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible)
     makes: ClassVar[tuple[type, ...]] = (Scores,)
+    frugal: ClassVar[bool] = True
     by: str = "magnitude"
     seed: int = 0
 

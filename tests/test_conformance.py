@@ -222,8 +222,9 @@ def test_a_pass_is_its_text(name: str) -> None:
     changed = {f.name: {int: 3, float: 0.5, str: "else", bool: False}.get(type(f.default)) for f in fields(kind)}
     names = {f.name for f in fields(kind)}
     needed = {"sparsity": 0.25} if "sparsity" in names else {}
-    words = {"destination": "stock", "budget": "macs"}
-    legal = needed | {name: word for name, word in words.items() if name in names}
+    words = {"destination": "stock", "budget": "macs", "device": "cpu:0"}
+    checked = {"allocate": {"by": "sensitivity"}, "sense": {"by": "none"}}.get(name, {})
+    legal = needed | checked | {option: word for option, word in words.items() if option in names}
     options = {key: value for key, value in changed.items() if value is not None} | legal
     for step in (kind(**needed), kind(**options)):
         assert Pipeline.parse(str(step), given=kind.needs).passes == (step,)

@@ -4,6 +4,9 @@ Every knob alone is cut to some widths, by its scores, and the loss of the whole
 harm as a function of what is removed is made convex, since a width on a bulge is worse than a mixture of its
 neighbours; then the pieces between trials go in the order of harm per cost, so that all groups end at equal
 marginal harm. A baseline of this project; the idea is that of sensitivity scans (Li et al., arXiv:1608.08710).
+
+Where the program knows sensitivities that were measured before, nothing is tried: of groups that must keep equal
+widths, the harms are added up.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,11 +17,13 @@ import torch
 from torch import Tensor
 
 from graphprune.budget import Budget, Knob
+from graphprune.dependencies import between
 from graphprune.methods import Allocation, Evidence
 from graphprune.objective import Objective
 from graphprune.passes.allocation import ALLOCATIONS
 from graphprune.progress import progress
 from graphprune.ranking import Point, Pool, chosen, hull, shares_of
+from graphprune.sensitivities import Sensitivities
 
 
 @dataclass(frozen=True)
@@ -27,18 +32,29 @@ class Sensitivity(Allocation):
 
     trials: tuple[float, ...] = (0.2, 0.4, 0.6, 0.8, 1.0)
     needs_calibration = True
+    reads_sensitivities = True
 
     def shares(self, budget: Budget, scores: Mapping[str, Tensor], evidence: Evidence) -> Mapping[str, float]:
         """The share that each group keeps, by name."""
-        objective = Objective.of(evidence.program)
-        budget.require()
-        with progress("trying groups", len(budget.knobs)) as step:
-            curves = []
-            for knob in budget.knobs:
-                curves.append(hull(self._curve(knob, scores, objective)))
-                step()
-        pool = _pieces(budget, curves)
+        known = evidence.program.facts.get(Sensitivities)
+        if known is None:
+            objective = Objective.of(evidence.program)
+            budget.require()
+            curves = self._tried(budget, scores, objective)
+        else:
+            known.require(evidence.program.fingerprint(), [g.name for knob in budget.knobs for g in knob.groups])
+            curves = [_to_the_end(_known(knob, known)) for knob in budget.knobs]
+        pool = _pieces(budget, [hull(curve) for curve in curves])
         return budget.solve(lambda part: shares_of(budget, pool.gone(len(budget.knobs), part)))
+
+    def _tried(self, budget: Budget, scores: Mapping[str, Tensor], objective: Objective) -> list[list[Point]]:
+        """The curve of every knob."""
+        curves = []
+        with progress("trying groups", len(budget.knobs)) as step:
+            for knob in budget.knobs:
+                curves.append(self._curve(knob, scores, objective))
+                step()
+        return curves
 
     def _curve(self, knob: Knob, scores: Mapping[str, Tensor], objective: Objective) -> list[Point]:
         """Shares of the knob that are gone, and the loss; of a width that is tried twice the first."""
@@ -48,8 +64,21 @@ class Sensitivity(Allocation):
             gone = 1 - len(next(iter(rows.values()))[0]) / knob.size if rows else 0.0
             if gone > points[-1][0]:
                 points.append((gone, objective.loss(rows)))
-        last, loss = points[-1]
-        return points if last == 1 else [*points, (1.0, loss + abs(loss - points[0][1]))]  # nobody goes that far
+        return _to_the_end(points)
+
+
+def _known(knob: Knob, sensitivities: Sensitivities) -> list[Point]:
+    """Shares of the knob that are gone, and the sum of what that does to each of its groups alone."""
+    curves = [sensitivities.rise(group.name) for group in knob.groups]
+    most = min(curve[-1][0] for curve in curves)
+    places = sorted({gone for curve in curves for gone, _ in curve if gone <= most})
+    return [(gone, sum(between(curve, gone) for curve in curves)) for gone in places]
+
+
+def _to_the_end(points: list[Point]) -> list[Point]:
+    """The same up to where all is gone; nobody goes that far."""
+    last, loss = points[-1]
+    return points if last == 1 else [*points, (1.0, loss + abs(loss - points[0][1]))]
 
 
 def _pieces(budget: Budget, curves: Sequence[Sequence[Point]]) -> Pool:

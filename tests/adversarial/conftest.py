@@ -13,6 +13,7 @@ import graphprune as gp
 from graphprune.errors import WriteBackError
 from graphprune.plans import make
 from graphprune.spread import rows_of
+from tests.streams import assert_streamed
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Layers(nn.Module):
 def survive(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Survived:
     """Trace, analyse, cut by half and at random, compare with the masked original, and write back."""
     program = gp.trace(module, args, kwargs)
+    assert_streamed(program)
     found = gp.analyze(program)
     program = program.with_facts(found)
     exact = [group for group in found.groups if group.exact]

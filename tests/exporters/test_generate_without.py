@@ -24,7 +24,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The first Python block under its heading."""
     section = README.read_text(encoding="utf-8").split("## Generate without graphprune\n")[1]
     path = tmp_path_factory.mktemp("program") / "generate.py"
-    path.write_text(section.split("```python\n")[1].split("```")[0], encoding="utf-8")
+    path.write_text(section.split('```python title="generate.py"\n')[1].split("```")[0], encoding="utf-8")
     return path
 
 

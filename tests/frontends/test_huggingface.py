@@ -64,7 +64,7 @@ def test_weights_are_read_when_asked_for_and_in_float32(save: Save) -> None:
     name = "pooler.dense.weight"
     assert program.weights[name].dtype == torch.float32
     shutil.move(folder / hf.WEIGHTS, folder / "gone")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(LoadError, match=r"holds no pooler.dense.weight that can be read: .*No such file"):
         program.weights[name]
 
 

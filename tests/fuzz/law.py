@@ -21,6 +21,7 @@ from graphprune.proof import compare, fresh_inputs, masked
 from graphprune.spread import rows_of
 from tests.fuzz.graphs import Built, build
 from tests.fuzz.world import Graph
+from tests.streams import assert_streamed
 
 TOLERANCE = 1e-6  # in double precision
 
@@ -64,6 +65,7 @@ def check(graph: Graph, thorough: bool = True) -> Outcome:
     found = analyze_afresh(program)
     program = program.with_facts(found)
     outcome = Outcome(groups=len(found.groups), exact=sum(group.lawful for group in found.groups))
+    assert_streamed(program)
     random = Random(graph.seed)
     for plan in plans(program, found, random, 4 if thorough else 2):
         small = gp.apply(program, plan)

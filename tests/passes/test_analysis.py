@@ -168,17 +168,6 @@ def test_an_operator_without_a_rule_is_named() -> None:
     assert "without a rule: aten.renorm.default x1" in str(found)
 
 
-def test_the_graph_of_dependencies() -> None:
-    found = analyze(trace(Residual().eval(), (torch.randn(2, 3, 8, 8),)))
-    graph = found.to_networkx()
-    assert graph.nodes["wide.weight:0"] == {
-        "kind": "group", "size": 16, "exact": True, "rescaled": False, "linked": "", "parameters": 8 + 1 + 9 + 1 + 8,
-        "macs": found.by_name["wide.weight:0"].cost.macs, "kv_cache_bytes": 0,
-    }  # fmt: skip
-    assert graph.has_edge("wide.weight", "wide.weight:0") and graph.has_edge("wide.weight:0", "narrow.weight")
-    assert graph.nodes["stem.weight"] == {"kind": "parameter"}
-
-
 class Deep(nn.Module):
     """Feed-forward layers and attention written out, on a residual path, `layers` times."""
 

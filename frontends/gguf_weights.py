@@ -1,0 +1,104 @@
+"""The weights of a GGUF file as safetensors, dequantised one at a time.
+
+Which tensor is which weight, and how it is laid out, is what transformers says, which itself would hold all of them in
+memory at once.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import gguf
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.integrations.gguf.utils import is_gguf_arch_supported
+from transformers.modeling_gguf_pytorch_utils import (
+    TENSOR_PROCESSORS,
+    TensorProcessor,
+    get_gguf_hf_weights_map,
+    load_gguf_checkpoint,
+)
+
+from graphprune import shards
+from graphprune.meta_models import weightless
+
+CHUNK = 1 << 20  # numbers that are unpacked at once
+
+
+class NotByName(Exception):  # noqa: N818 - no error: there is another way
+    """A weight is not made of tensors that are known by name, so that they have to be read together."""
+
+
+@dataclass(frozen=True)
+class _File:
+    """The tensors of a file by the name of the weight that they make; `names` are those of weights by theirs."""
+
+    processor: Any
+    names: Mapping[str, str]
+    tensors: Mapping[str, Sequence[Any]]
+
+    @classmethod
+    def open(cls, file: Path, model: Any) -> "_File":
+        """Read what the file says of its tensors; their numbers stay where they are."""
+        reader: Any = gguf.GGUFReader(file)
+        architecture = str(reader.fields["general.architecture"].contents())
+        if is_gguf_arch_supported(architecture):
+            raise NotByName(f"transformers converts architecture {architecture} by rules of its own")
+        settings: Any = load_gguf_checkpoint(str(file))  # type: ignore[no-untyped-call]
+        kind: Any = TENSOR_PROCESSORS.get(architecture, TensorProcessor)
+        processor = kind(config=settings["config"])
+        names = get_gguf_hf_weights_map(model, processor)
+        found: dict[str, list[Any]] = {}
+        for tensor in reader.tensors:
+            name = names.get(tensor.name, names.get(tensor.name.removesuffix(".weight")))
+            if name is not None:
+                found.setdefault(name, []).append(tensor)
+        return cls(processor, names, found)
+
+    def read(self, name: str) -> Tensor:
+        """One weight, in single precision."""
+        made: dict[str, Tensor] = {}  # where processors put what they make of several tensors
+        for tensor in self.tensors[name]:
+            parsed = {"tensors": made}
+            found = self.processor.process(
+                weights=_numbers(tensor), name=tensor.name, tensor_key_mapping=self.names, parsed_parameters=parsed
+            )
+            if found.name in self.names:
+                made[self.names[found.name]] = torch.from_numpy(np.ascontiguousarray(found.weights)).float()
+        return made[name]
+
+
+def _numbers(tensor: Any) -> NDArray[np.float32]:
+    """The numbers of a tensor; some rows at a time are unpacked, which takes several times what they take."""
+    packed = tensor.data.reshape(-1, tensor.data.shape[-1])
+    shape = tuple(int(n) for n in reversed(tensor.shape))
+    made = np.empty((len(packed), shape[-1]), np.float32)
+    for start in range(0, len(packed), rows := max(CHUNK // shape[-1], 1)):
+        made[start : start + rows] = gguf.dequantize(packed[start : start + rows], tensor.tensor_type)
+    return made.reshape(shape)
+
+
+def write(file: Path, target: Path) -> None:
+    """Fill a folder with the configuration and the weights of a GGUF file.
+
+    Raises:
+        NotByName: before anything is written, if the weights cannot be made one at a time.
+    """
+    config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name, local_files_only=True)
+    auto: Any = AutoModelForCausalLM
+    model: Any = weightless(lambda settings: auto.from_config(settings, dtype=torch.float32), config)
+    source = _File.open(file, model)
+    stored = {
+        group[0]: next((name for name in group if name in source.tensors), None) for group in shards.aliases(model)
+    }
+    if missing := [name for name, found in stored.items() if found is None]:
+        raise NotByName(f"no tensor is known by name that would be {missing[0]}")
+    state = shards.distinct(model)
+    shards.write_shards(target, state, lambda name: source.read(str(stored[name])))
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(target)
+    model.generation_config.save_pretrained(target)
