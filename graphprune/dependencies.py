@@ -10,6 +10,7 @@ from math import prod
 
 import networkx as nx
 
+from graphprune import pages
 from graphprune.axes import Axis, Prime, primes
 from graphprune.contracts import Consumer, Dims
 from graphprune.errors import RegistryError
@@ -79,13 +80,23 @@ class Group:
     @property
     def kind(self) -> str:
         """The name without layer numbers: groups of one kind do the same job in different layers."""
-        path, _, place = self.name.rpartition(":")
-        return f"{kind(path)}:{place}"
+        return kind_of(self.name)
 
     @property
     def layer(self) -> str:
         """The layer numbers in the name: groups of one layer have the same."""
-        return ".".join(part for part in self.name.rpartition(":")[0].split(".") if part.isdigit())
+        return layer_of(self.name)
+
+
+def kind_of(group: str) -> str:
+    """The name of a group without layer numbers."""
+    path, _, place = group.rpartition(":")
+    return f"{kind(path)}:{place}"
+
+
+def layer_of(group: str) -> str:
+    """The layer numbers in the name of a group."""
+    return ".".join(part for part in group.rpartition(":")[0].split(".") if part.isdigit())
 
 
 def kind(name: str) -> str:
@@ -124,10 +135,10 @@ class Curve(Term):
     def at(self, widths: Mapping[Prime, float]) -> float:
         """What it comes to at these widths of primes, fractions allowed."""
         pairs = zip(self.dims, self.points, strict=True)
-        return self.factor * prod(_between(points, width(axis, widths)) for axis, points in pairs)
+        return self.factor * prod(between(points, width(axis, widths)) for axis, points in pairs)
 
 
-def _between(points: Sequence[tuple[int, float]], at: float) -> float:
+def between(points: Sequence[tuple[float, float]], at: float) -> float:
     """The value on straight lines through points; outside of them that of the nearest."""
     i = bisect_right([x for x, _ in points], at)
     if not 0 < i < len(points):
@@ -183,8 +194,11 @@ class Dependencies:
             near = ", ".join(get_close_matches(pattern, names))
             hint = f"did you mean {near}?" if near else "`graphprune inspect` lists them"
             raise RegistryError(f"no parameter {pattern!r}; {hint}")
-        dims = {name: tuple(Dimension.of(axis, self._part) for axis in self.tensors[name]) for name in found}
-        return tuple(Explanation(name, dimensions) for name, dimensions in dims.items())
+        return tuple(map(self.explanation, found))
+
+    def explanation(self, name: str) -> Explanation:
+        """How a tensor of this very name, a parameter or a buffer, can be cut, and why not better."""
+        return Explanation(name, tuple(Dimension.of(axis, self._part) for axis in self.tensors[name]))
 
     @cached_property
     def freedom(self) -> Shares:
@@ -230,25 +244,43 @@ class Dependencies:
                 found.setdefault(p, []).append(consumer)
         return found
 
-    def to_networkx(self) -> "nx.DiGraph[str]":
-        """Parameters and groups as nodes, coupling as edges.
+    def to_networkx(self) -> "nx.MultiDiGraph[str]":
+        """Groups, and the tensors in which they stand, as nodes; every place of a group as an edge.
 
-        Node attributes: ``kind`` ("parameter" or "group"), for groups ``size``, ``exact``, ``rescaled``, ``linked``,
-        ``parameters``, ``macs`` and ``kv_cache_bytes`` an index. An edge runs from the parameter that produces a
-        group to the group, and from the group to what contracts or carries it; attributes ``dim`` and ``role``.
+        Attributes of every node: ``kind`` ("group", "parameter" or "buffer"), ``freedom`` (how it can be cut: a value
+        of `Freedom`). Of groups: ``type`` (its name without layer numbers), ``layer`` (those numbers), ``size``,
+        ``least`` (how many indices must stay), ``exact``, ``rescaled``, ``linked`` (the group around it that may
+        choose its indices; empty if there is none), ``places`` (in how many dimensions it stands), and ``parameters``,
+        ``macs`` and ``kv_cache_bytes`` an index. Of tensors: ``shape`` (as in "576x1536"), ``elements``.
+
+        An edge runs from the tensor that produces a group to the group, and from the group to a tensor that contracts
+        or carries it. Attributes: ``dim`` (of the tensor, from 0; the key of the edge too) and ``role`` (see `Place`).
         """
-        graph: nx.DiGraph[str] = nx.DiGraph()
+        graph: nx.MultiDiGraph[str] = nx.MultiDiGraph()
+        for name, dims in self.tensors.items():
+            sizes = [axis.size for axis in dims]
+            graph.add_node(
+                name, kind="parameter" if name in self.parameters else "buffer", shape="x".join(map(str, sizes)),
+                elements=prod(sizes), freedom=str(self.explanation(name).freedom),
+            )  # fmt: skip
         for group in self.groups:
             graph.add_node(
-                group.name, kind="group", size=group.size, exact=group.exact, rescaled=group.rescaled,
-                linked=group.linked or "",
+                group.name, kind="group", freedom=str(group.freedom), type=group.kind, layer=group.layer,
+                size=group.size, least=group.least, exact=group.exact, rescaled=group.rescaled,
+                linked=group.linked or "", places=len(group.places),
                 parameters=group.cost.parameters, macs=group.cost.macs, kv_cache_bytes=group.cost.kv_cache_bytes,
             )  # fmt: skip
             for place in group.places:
-                graph.add_node(place.parameter, kind="parameter")
                 ends = (place.parameter, group.name) if "produced" in place.role else (group.name, place.parameter)
-                graph.add_edge(*ends, dim=place.dim, role=place.role)
+                graph.add_edge(*ends, key=place.dim, dim=place.dim, role=place.role)
         return graph
+
+    def _repr_html_(self) -> str:
+        alike: dict[tuple[str, int, Freedom, bool, int], int] = {}
+        for g in self.groups:
+            key = g.kind, g.size, g.freedom, g.linked is not None, g.cost.parameters
+            alike[key] = alike.get(key, 0) + 1
+        return pages.part("dependencies.html", shares=self.freedom, kinds=alike, found=self)
 
     def __str__(self) -> str:
         head = f"{'group':60} {'size':>6} {'exact':>5} {'linked':>6} {'params/index':>12} {'places':>6}"

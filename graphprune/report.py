@@ -1,5 +1,6 @@
-"""What is told about a pruned model: `report.json` for machines, `README.md` for people."""
+"""What is told about a pruned model: `report.json` for machines, `README.md` and `report.html` for people."""
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping
@@ -7,9 +8,13 @@ from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
+from graphprune import pages
 from graphprune.errors import LoadError
+from graphprune.folding import by_kind, by_layer, strips, together
 
 FILE = "report.json"
+PAGE = "report.html"
+WEIGHTS = (".safetensors", ".pt2", ".onnx", ".data")  # how the names of files end that hold weights
 
 
 @dataclass(frozen=True)
@@ -24,11 +29,31 @@ class Calibration:
 
 
 @dataclass(frozen=True)
+class Quality:
+    """The perplexity on the first windows of a text before and after; None where it is not finite."""
+
+    text: str
+    windows: int
+    length: int  # tokens a window
+    before: float | None
+    after: float | None
+
+    @property
+    def short(self) -> str:
+        """The name of the text without its folders."""
+        return Path(self.text).name
+
+
+@dataclass(frozen=True)
 class Report:
     """How a pruned model came about and what was proved of it.
 
-    `seconds` are wall time by pass, `errors` the largest relative differences by what was compared with what,
-    `widths` the size before and after by group, `peak_memory` is in bytes.
+    `seconds` are wall time by pass, `memory` the most bytes that it held then, and `anonymous_memory` the most of the
+    whole run, all without mapped files, which the system can drop; `estimated_memory` is what was told beforehand of
+    that. `peak_memory` has mapped files in it. `errors` are the largest relative differences by what was compared with
+    what, `widths` the size before and after by group, `counts` the elements before and after by parameter, `scores` the
+    deciles of the scores of a group's indices, from the least to the greatest in eleven steps. `sha256` has the
+    checksum of every file of weights (see `digests`).
     """
 
     model: str
@@ -42,8 +67,11 @@ class Report:
     seed: int = 0
     calibration: Calibration | None = None
     widths: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    scores: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
     peak_memory: int = 0
+    anonymous_memory: int = 0
+    estimated_memory: int = 0
     errors: Mapping[str, float] = field(default_factory=dict)
     tolerance: float = 1e-4
     loads_with: tuple[str, ...] = ()
@@ -53,6 +81,10 @@ class Report:
     licence: str | None = None
     notes: tuple[str, ...] = ()
     cut: bool = True  # False: only a plan was made
+    quality: tuple[Quality, ...] = ()
+    counts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    memory: Mapping[str, int] = field(default_factory=dict)
+    sha256: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def sparsity_reached(self) -> float:
@@ -66,7 +98,8 @@ class Report:
         return {**table, "sparsity_reached": self.sparsity_reached}
 
     def save(self, folder: Path) -> None:
-        """Write `report.json` and the model card into a folder."""
+        """Write `report.json`, the model card and a page into a folder."""
+        (folder / PAGE).write_text(pages.page("report.html", f"{self.name}: report", **_shown(self)), encoding="utf-8")
         (folder / FILE).write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
         (folder / "README.md").write_text(card(self), encoding="utf-8")
 
@@ -82,9 +115,44 @@ class Report:
             table = json.loads(path.read_text(encoding="utf-8"))
             known = {f.name: table[f.name] for f in fields(cls) if f.name in table}
             given = known.get("calibration")
-            return cls(**{**known, "calibration": Calibration(**given) if given else None})
+            quality = tuple(Quality(**one) for one in known.get("quality", ()))
+            return cls(**{**known, "calibration": Calibration(**given) if given else None, "quality": quality})
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as fault:
             raise LoadError(f"{path}: not a report of graphprune ({fault})") from fault
+
+    @property
+    def name(self) -> str:
+        """What the model is called."""
+        return self.base_model or Path(self.model).name
+
+    def _repr_html_(self) -> str:
+        return pages.part("report.html", **_shown(self))
+
+
+def _shown(report: Report) -> dict[str, Any]:
+    """What the page of a report shows."""
+    elsewhere = ("Time", "Peak memory", "Perplexity")
+    facts = {key: value.replace("`", "") for key, value in _facts(report).items() if key not in elsewhere}
+    return {
+        "report": report,
+        "name": report.name,
+        "layers": together(by_layer(report.counts)),
+        "kinds": by_kind(report.counts),
+        "strips": strips(report.widths),
+        "slowest": max(report.seconds, key=lambda name: report.seconds[name], default=""),
+        "longest": max(report.seconds.values(), default=0) or 1,
+        "highest": max(report.memory.values(), default=0) or 1,
+        "facts": {**facts, "Loads with": "; ".join(way.replace("`", "") for way in report.loads_with)},
+    }
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """The sha256 of every file of weights in a folder, by its name there."""
+    found = {}
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in WEIGHTS):
+        with path.open("rb") as file:
+            found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
 
 
 def plain(thing: object) -> Any:
@@ -118,7 +186,7 @@ def _front(report: Report) -> str:
 
 
 def _about(report: Report) -> str:
-    name = _line(report.base_model or Path(report.model).name)
+    name = _line(report.name)
     if not report.cut:
         return (
             f"# A plan to prune {name}\n\n"
@@ -139,22 +207,28 @@ def _loading(report: Report) -> str:
 
 
 def _making(report: Report) -> str:
+    rows = _facts(report)
+    table = ["| | |", "|---|---|", *(f"| {key} | {_line(value)} |" for key, value in rows.items() if value)]
+    again = ["", "Made by:", "", "```", report.command.replace("```", ""), "```"] if report.command else []
+    return "\n".join(["## How it was made", "", *table, *again])
+
+
+def _facts(report: Report) -> dict[str, str]:
     asked = "a given plan" if report.sparsity_asked is None else f"{report.sparsity_asked:.2%} of all parameters"
-    rows = {
+    return {
         "Model": f"`{report.model}`",
         "Recipe": report.recipe,
         "Destination": report.destination,
         "Asked for": asked,
         "Reached": f"{report.sparsity_reached:.2%}",
         "Calibration": _calibration(report.calibration),
+        "Perplexity": "; ".join(map(_perplexity, report.quality)),
         "Seed": str(report.seed),
         "Plan": f"`{report.plan}`",
         "Time": _time(report.seconds),
         "Peak memory": f"{report.peak_memory / 2**20:,.0f} MiB" if report.peak_memory else "",
+        "without mapped files": _anonymous(report),
     }
-    table = ["| | |", "|---|---|", *(f"| {key} | {_line(value)} |" for key, value in rows.items() if value)]
-    again = ["", "Made by:", "", "```", report.command.replace("```", ""), "```"] if report.command else []
-    return "\n".join(["## How it was made", "", *table, *again])
 
 
 def _calibration(given: Calibration | None) -> str:
@@ -164,11 +238,21 @@ def _calibration(given: Calibration | None) -> str:
     return f"`{given.source}`, {given.samples} samples of {given.length} tokens{precision}"
 
 
+def _perplexity(found: Quality) -> str:
+    before, after = ("not finite" if value is None else f"{value:.2f}" for value in (found.before, found.after))
+    return f"{before} before, {after} after, on {found.windows} windows of {found.length} tokens of `{found.text}`"
+
+
 def _time(seconds: Mapping[str, float]) -> str:
     if not seconds:
         return ""
     steps = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
     return f"{sum(seconds.values()):.1f} s ({steps})"
+
+
+def _anonymous(report: Report) -> str:
+    told = f" ({report.estimated_memory / 2**20:,.0f} MiB estimated)" if report.estimated_memory else ""
+    return f"{report.anonymous_memory / 2**20:,.0f} MiB{told}" if report.anonymous_memory else ""
 
 
 def _proof(report: Report) -> str:

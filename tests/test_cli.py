@@ -20,17 +20,24 @@ from graphprune.version import __version__
 
 ROOT = Path(__file__).parent.parent
 COMMANDS = {
-    "inspect": ("--dot", "--graphml", "--parameter", "--json"),
+    "inspect": ("--dot", "--graphml", "--graph-json", "--sensitivity", "--parameter", "--json"),
+    "view": ("--plan", "--report", "--sensitivity", "--output", "--force", "--json"),
     "prune": (
         "--recipe", "--sparsity", "--calibration", "--samples", "--length", "--align", "--destination", "--protect",
-        "--inexact", "--seed", "--budget", "--latency", "--runtime", "--trials", "--shots", "--coarse",
+        "--inexact", "--seed", "--budget", "--latency", "--runtime", "--trials", "--shots", "--coarse", "--sensitivity",
+        "--evaluate", "--windows",
         "--plan-only", "--output", "--force", "--json",
+    ),
+    "sensitivity": (
+        "--text", "--output", "--plot", "--recipe", "--ratios", "--refit", "--samples", "--length", "--destination",
+        "--protect", "--inexact", "--seed", "--force", "--json",
     ),
     "apply": ("--output", "--force", "--json"),
     "eval": ("--text", "--length", "--windows", "--json"),
     "ask": ("--questions", "--first", "--json"),
     "verify": ("--json",),
     "export": ("--target", "--output", "--force", "--json"),
+    "compare": ("--output", "--force", "--json"),
     "recipes": ("--json",),
 }  # fmt: skip
 PRUNE = ("prune", "some/model", "--sparsity", "0.2", "--output", "out")
@@ -107,7 +114,9 @@ def test_prune_passes_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
         "--recipe", "magnitude", "--calibration", "text.txt", "--samples", "4", "--length", "64", "--align", "16",
         "--destination", "per-layer", "--protect", "a*", "--protect", "b*", "--inexact", "--seed", "7",
         "--budget", "macs", "--latency", "t.json", "--runtime", "torch", "--trials", "5", "--shots", "3",
-        "--coarse", "0.5", "--autocast", "--target", "onnx", "--plan-only", "--force",
+        "--coarse", "0.5", "--autocast", "--target", "onnx", "--sensitivity", "s.json", "--evaluate", "a.txt",
+        "--evaluate", "b.txt", "--windows", "9", "--plan-only", "--force",
+        "--device", "cuda", "--memory", "4GiB", "--scratch", "s", "--restart",
     )  # fmt: skip
     status, out, _ = run(*PRUNE, *more)
     assert status == 0
@@ -117,6 +126,8 @@ def test_prune_passes_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
         "samples": 4, "length": 64, "autocast": True, "align": 16, "destination": "per-layer", "protect": ("a*", "b*"),
         "exact_only": False, "seed": 7, "budget": "macs", "latency": "t.json",
         "runtime": "torch", "trials": 5, "shots": 3, "coarse": 0.5, "target": "onnx", "plan_only": True, "force": True,
+        "device": "cuda", "memory": "4GiB", "scratch": Path("s"), "restart": True,
+        "sensitivity": "s.json", "evaluate": ("a.txt", "b.txt"), "windows": 9,
     }  # fmt: skip
 
 
@@ -161,7 +172,7 @@ def test_the_traceback_is_there_for_those_who_ask(monkeypatch: pytest.MonkeyPatc
 
 def test_an_interrupt_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
     fake(monkeypatch, "prune", raises(KeyboardInterrupt()))
-    assert run(*PRUNE) == (130, "", "interrupted: nothing was written\n")
+    assert run(*PRUNE) == (130, "", "interrupted: no output was written\n")
 
 
 @pytest.mark.parametrize(
@@ -278,7 +289,7 @@ def test_a_request_to_stop_is_heard(name: str, tmp_path: Path) -> None:
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300
     )
     assert (done.returncode, done.stdout) == (130, "")
-    assert done.stderr.endswith("interrupted: nothing was written\n")
+    assert done.stderr.endswith("interrupted: no output was written\n")
     assert not (tmp_path / "out").exists()
 
 

@@ -70,6 +70,18 @@ def test_the_wheel_is_typed_and_licensed(wheel: Path) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in names)
 
 
+def test_the_wheel_holds_the_templates_of_pages(wheel: Path) -> None:
+    folder = ROOT / "graphprune" / "templates"
+    wanted = {f"graphprune/templates/{path.name}" for path in folder.iterdir()}
+    assert wanted and wanted <= set(zipfile.ZipFile(wheel).namelist())
+
+
+def test_the_wheel_holds_all_that_a_page_is_made_of(wheel: Path) -> None:
+    assets = [p for p in (ROOT / "graphprune" / "page" / "assets").rglob("*") if p.is_file()]
+    assert assets
+    assert {p.relative_to(ROOT).as_posix() for p in assets} <= set(zipfile.ZipFile(wheel).namelist())
+
+
 def test_the_wheel_imports_from_another_place(wheel: Path, tmp_path: Path) -> None:
     zipfile.ZipFile(wheel).extractall(tmp_path)
     code = "import graphprune.passes, graphprune.frontends, graphprune.exporters as e; print(e.__file__)"
@@ -104,7 +116,9 @@ def test_every_requirement_is_pinned_in_constraints() -> None:
     assert [w for w in wanted if w.split(">=")[0] not in pins] == []
 
 
-@pytest.mark.parametrize("name", ["tools/setup", "tools/test", "tools/demo", "tools/verify_web", ".ci/run"])
+@pytest.mark.parametrize(
+    "name", ["tools/setup", "tools/test", "tools/demo", "tools/verify_web", "tools/vendor_page", ".ci/run"]
+)
 def test_the_commands_can_be_run(name: str) -> None:
     assert os.access(ROOT / name, os.X_OK)
     assert subprocess.run(["bash", "-n", str(ROOT / name)], check=False).returncode == 0

@@ -8,8 +8,21 @@ import pytest
 
 import graphprune
 
-FUNCTIONS = ("trace", "load", "analyze", "plan", "apply", "verify", "prune", "save", "export")
-TYPES = ("Dependencies", "Group", "Plan", "Pipeline", "Program")
+FUNCTIONS = (
+    "trace",
+    "load",
+    "analyze",
+    "plan",
+    "apply",
+    "verify",
+    "prune",
+    "save",
+    "export",
+    "sensitivity",
+    "compare",
+    "view",
+)
+TYPES = ("Dependencies", "Group", "Plan", "Pipeline", "Program", "Report", "Sensitivities", "Comparison")
 PASSES = ("Analyze", "Calibrate", "Score", "Allocate", "Select", "Rewrite", "Refit", "Verify")
 
 

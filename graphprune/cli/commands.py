@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from graphprune import api
+from graphprune import api, graph_files
 from graphprune.choices import KINDS
-from graphprune.cli import dependencies, draw, show
+from graphprune.cli import dependencies, show
 from graphprune.cli.edge import command, print_json
 from graphprune.cli.options import (
     Align,
@@ -17,31 +17,47 @@ from graphprune.cli.options import (
     Budget,
     Calibration,
     Coarse,
+    Device,
+    Evaluate,
     Folder,
+    Folders,
     Force,
     Inexact,
     Json,
     Latency,
     Length,
+    Memory,
     Method,
     Model,
+    NewFile,
+    Numbers,
     Output,
+    PageFile,
     PlanOnly,
+    Plot,
     Protect,
+    Ratios,
+    RefitBy,
+    Restart,
     Runtime,
+    Scratch,
     Seed,
+    Sensitivity,
     Shots,
     Sparsity,
     Target,
     Text,
     Trials,
     Where,
+    Windows,
+    shares,
     sizes,
 )
 from graphprune.passes.measure import Measure
 from graphprune.passes.search import Search
 from graphprune.recipes import RECIPES
 from graphprune.report import Report, plain
+from graphprune.scanning import RATIOS
 from graphprune.version import __version__
 
 app = typer.Typer(
@@ -52,6 +68,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 Show = Callable[[], None]
+TRIED = ",".join(map(str, RATIOS))
 
 
 def _version(asked: bool) -> None:
@@ -75,6 +92,10 @@ def inspect(
     model: Model,
     dot: Annotated[Path | None, typer.Option(help="Write the dependency graph for Graphviz.")] = None,
     graphml: Annotated[Path | None, typer.Option(help="Write the dependency graph as GraphML.")] = None,
+    graph_json: Annotated[
+        Path | None, typer.Option(help="Write the dependency graph as JSON, in networkx's node-link form.")
+    ] = None,
+    sensitivity: Numbers = None,
     parameter: Annotated[
         str | None, typer.Option(metavar="GLOB", help="Explain these parameters in full, and nothing else.")
     ] = None,
@@ -83,15 +104,36 @@ def inspect(
     """Show what can be cut out of a model, what cannot, and why."""
     program = api.load(model)
     found = api.analyze(program)
-    if dot:
-        draw.write_dot(found.to_networkx(), dot)
-    if graphml:
-        draw.write_graphml(found.to_networkx(), graphml)
+    graph = graph_files.coloured(found.to_networkx(), graph_files.read_numbers(sensitivity) if sensitivity else {})
+    writers = (graph_files.write_dot, graph_files.write_graphml, graph_files.write_json)
+    for path, write in zip((dot, graphml, graph_json), writers, strict=True):
+        if path:
+            write(graph, path)
     if json:
         return partial(print_json, {"model": model, **dependencies.table(program, found, parameter)})
     if parameter:
         return partial(dependencies.print_explanations, found.explain(parameter))
     return partial(dependencies.print_tables, model, found)
+
+
+@app.command()
+@command
+def view(
+    model: Model,
+    output: Annotated[Path, typer.Option("--output", "-o", help="The new page.", show_default=False)],
+    plan: Annotated[Path | None, typer.Option(help="Show what this plan, or that of a run's folder, removes.")] = None,
+    report: Annotated[
+        list[Path] | None, typer.Option(metavar="DIR", help="Compare runs, folders that prune wrote; repeatable.")
+    ] = None,
+    sensitivity: Numbers = None,
+    force: Force = False,
+    json: Json = False,
+) -> Show:
+    """Write a page of HTML that shows the dependency graph, and needs nothing else."""
+    numbers = graph_files.read_numbers(sensitivity) if sensitivity else None
+    made = api.view(model, output=output, plan=plan, reports=report or (), sensitivity=numbers, force=force)
+    facts = {name: len(made[name]) for name in ("groups", "tensors", "modules", "calls", "runs")}
+    return _answer(f"{model} shown in {output}", {"page": output, **facts, "bytes": output.stat().st_size}, json)
 
 
 @app.command()
@@ -117,16 +159,25 @@ def prune(
     trials: Trials = Search.trials,
     shots: Shots = None,
     coarse: Coarse = None,
+    sensitivity: Sensitivity = "",
+    evaluate: Evaluate = None,
+    windows: Windows = 64,
     plan_only: PlanOnly = False,
+    device: Device = "cpu",
+    memory: Memory = None,
+    scratch: Scratch = None,
+    restart: Restart = False,
     force: Force = False,
     json: Json = False,
 ) -> Show:
-    """Prune a model and save it, verified, with a report."""
+    """Prune a model and save it, verified, with a report. A run that was killed goes on when it is repeated."""
     result = api.prune(
         model, recipe=recipe, sparsity=sparsity, calibration=calibration, output=output, samples=samples, length=length,
         autocast=autocast, target=target, align=align, destination=destination.value if destination else None,
         protect=tuple(protect or ()), exact_only=not inexact, seed=seed, budget=budget, latency=latency,
-        runtime=runtime, trials=trials, shots=shots, coarse=coarse, plan_only=plan_only, force=force,
+        runtime=runtime, trials=trials, shots=shots, coarse=coarse, sensitivity=sensitivity,
+        evaluate=tuple(evaluate or ()), windows=windows, plan_only=plan_only, force=force,
+        device=device, memory=memory, scratch=scratch, restart=restart,
     )  # fmt: skip
     return _answer(f"{model} {'planned' if plan_only else 'pruned'} into {output}", result.report, json)
 
@@ -143,6 +194,37 @@ def apply(
     """Cut a model as a saved plan says."""
     result = api.apply_plan(model, plan, output=output, force=force)
     return _answer(f"{plan} applied to {model}", result.report, json)
+
+
+@app.command()
+@command
+def sensitivity(
+    model: Model,
+    text: Text,
+    output: NewFile,
+    plot: Plot = None,
+    recipe: Method = "fasp",
+    ratios: Ratios = TRIED,
+    refit: RefitBy = None,
+    samples: Annotated[int, typer.Option(help="Windows of the text; one of eight is measured on.", min=2)] = 64,
+    length: Length = 256,
+    destination: Where = None,
+    protect: Protect = None,
+    inexact: Inexact = False,
+    seed: Seed = 0,
+    force: Force = False,
+    json: Json = False,
+) -> Show:
+    """Measure the loss when each group alone is cut, by several shares, with and without a refit.
+
+    Stopped in between, the same command goes on where it was: what is measured is kept beside the output.
+    """
+    found = api.sensitivity(
+        model, text=text, output=output, plot=plot, recipe=recipe, ratios=shares(ratios), refit=refit, samples=samples,
+        length=length, destination=destination.value if destination else "free", protect=tuple(protect or ()),
+        exact_only=not inexact, seed=seed, force=force,
+    )  # fmt: skip
+    return partial(print_json, found.to_dict()) if json else partial(show.sensitivities, f"{model} on {text}", found)
 
 
 @app.command("eval")
@@ -212,6 +294,16 @@ def export(
         force=force,
     )
     return partial(print_json, made) if json else partial(show.export, f"{folder} as {target}", made)
+
+
+@app.command()
+@command
+def compare(folders: Folders, output: PageFile = None, force: Force = False, json: Json = False) -> Show:
+    """Put pruned models side by side: sizes, quality where it was measured, time, memory."""
+    found = api.compare(*folders)
+    if output is not None:
+        found.save(output, force)
+    return partial(print_json, found.to_dict()) if json else partial(show.comparison, found)
 
 
 @app.command()

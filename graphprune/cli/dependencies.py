@@ -65,6 +65,9 @@ def print_tables(model: str, found: Dependencies) -> None:
     rows = [[kind, n, size, freedom, linked, cost] for (kind, size, freedom, linked, cost), n in alike.items()]
     columns = ("group", "times", "size", "can be cut", "linked", "parameters an index")
     show.rows(f"{len(found.groups)} groups that can be cut", columns, rows)
+    if found.groups:
+        most = max(found.groups, key=lambda group: len(group.places))
+        show.text(f"most coupled: {most.kind}, size {most.size}, in {len(most.places)} dimensions of tensors")
     _print_parameters(found)
     if found.opaque:
         show.rows("operators without a rule, whose axes stay", ("operator", "times"), list(found.opaque.items()))

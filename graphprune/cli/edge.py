@@ -1,6 +1,7 @@
 """The edge of the program: errors become one message, an interrupt leaves nothing behind, output stays clean."""
 
 import json
+import logging
 import os
 import signal
 import sys
@@ -16,6 +17,7 @@ from typing import ParamSpec
 import typer
 from transformers.utils import logging as transformers_logging
 
+from graphprune import processes
 from graphprune.errors import GraphpruneError
 from graphprune.report import plain
 
@@ -33,7 +35,8 @@ def command(run: Callable[P, Callable[[], None]]) -> Callable[P, None]:
         with _told():
             with redirect_stdout(sys.stderr):  # whatever libraries and user code print is no answer
                 show = run(*args, **kwargs)
-            show()
+            if processes.rank() == 0:
+                show()
             sys.stdout.flush()
 
     return guarded
@@ -54,8 +57,8 @@ def _told() -> Iterator[None]:
     except BrokenPipeError:  # the reader of our output has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(0) from None
-    except KeyboardInterrupt:
-        typer.echo("interrupted: nothing was written", err=True)
+    except KeyboardInterrupt as stop:
+        typer.echo(f"interrupted: {str(stop) or 'no output was written'}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     except Exception as fault:
         if os.environ.get("GRAPHPRUNE_DEBUG") == "1":
@@ -83,6 +86,9 @@ def prepare() -> None:
             signal.signal(getattr(signal, name), _interrupt)
     if isinstance(sys.stdout, TextIOWrapper):  # a name that the terminal cannot show is no reason to fail
         sys.stdout.reconfigure(errors="replace")
+    told = logging.getLogger("graphprune.run")  # how a run stays within memory, or goes on from an earlier one
+    told.setLevel(logging.INFO)
+    told.addHandler(logging.StreamHandler())
     if os.environ.get("GRAPHPRUNE_DEBUG") != "1":
         warnings.simplefilter("ignore")
         transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]

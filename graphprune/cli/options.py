@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from graphprune.corpus import WHAT
-from graphprune.errors import ExportError
+from graphprune.errors import ExportError, PlanError
 
 
 class Destination(StrEnum):
@@ -28,6 +28,13 @@ Model = Annotated[
     ),
 ]
 Folder = Annotated[Path, typer.Argument(metavar="DIR", help="A folder that graphprune saved.", show_default=False)]
+Folders = Annotated[
+    list[Path], typer.Argument(metavar="DIR...", help="Folders that `prune` or `apply` wrote.", show_default=False)
+]
+PageFile = Annotated[
+    Path | None,
+    typer.Option("--output", "-o", metavar="FILE", help="Write a page, too, with a plot of the frontier."),
+]
 Output = Annotated[
     Path, typer.Option("--output", "-o", help="The new folder; it appears when all is done.", show_default=False)
 ]
@@ -66,12 +73,62 @@ Latency = Annotated[
 ]
 Runtime = Annotated[str, typer.Option(help="Where latency is measured: onnxruntime, onnxruntime-cuda or torch.")]
 Trials = Annotated[int, typer.Option(help="Trials of a recipe that searches.", min=1)]
+Numbers = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE",
+        help='Colour the groups by a table that `graphprune sensitivity` wrote, or by JSON as in {"NAME": 0.5}.',
+    ),
+]
 Shots = Annotated[
     int | None, typer.Option(help="Plan in so many steps, each on the refitted outcome of the last.", min=1)
 ]
 Coarse = Annotated[
     float | None, typer.Option(help="The share of what is to go that whole blocks give first (recipe comp).")
 ]
+Device = Annotated[str, typer.Option(help="Where the calibration runs: cpu, or cuda.")]
+Memory = Annotated[
+    str | None,
+    typer.Option(metavar="SIZE", help="Take no more memory than that, such as 4GiB.", show_default=False),
+]
+Scratch = Annotated[
+    Path | None,
+    typer.Option(help="A folder for what a run keeps while it works; beside the output without.", show_default=False),
+]
+Restart = Annotated[bool, typer.Option("--restart", help="Begin anew where an unfinished run could go on.")]
+Sensitivity = Annotated[
+    str, typer.Option(metavar="FILE", help="Divide what is to go by a table that `graphprune sensitivity` wrote.")
+]
+NewFile = Annotated[
+    Path, typer.Option("--output", "-o", help="The new file; it appears when all is done.", show_default=False)
+]
+Plot = Annotated[
+    Path | None, typer.Option(metavar="FILE", help="Draw a picture, too, in the format that the ending names (.png).")
+]
+Ratios = Annotated[
+    str, typer.Option(metavar="R,R,...", help="The shares of a group's indices to remove, one after the other.")
+]
+RefitBy = Annotated[
+    str | None,
+    typer.Option(help="What refits the maps that read the group; none for no refit. That of the recipe if left out."),
+]
+Evaluate = Annotated[
+    list[str] | None,
+    typer.Option(metavar="TEXT", help="Measure the perplexity on it before and after, for the report; repeatable."),
+]
+Windows = Annotated[int, typer.Option(help="How many windows of such a text are read.", min=1)]
+
+
+def shares(words: str) -> tuple[float, ...]:
+    """``0.1,0.5`` as numbers.
+
+    Raises:
+        PlanError: if it is written otherwise.
+    """
+    try:
+        return tuple(float(word) for word in words.split(","))
+    except ValueError as fault:
+        raise PlanError(f"--ratios {words!r} is not of the form 0.1,0.25,0.5") from fault
 
 
 def sizes(words: str | None) -> dict[str, int]:

@@ -8,8 +8,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from graphprune.comparison import Comparison
 from graphprune.contracts import ExportReport
+from graphprune.dependencies import kind_of
 from graphprune.report import Report
+from graphprune.sensitivities import Sensitivities
 
 
 def facts(title: str, table: Mapping[str, Any]) -> None:
@@ -30,13 +33,14 @@ def text(told: str) -> None:
 
 def report(title: str, made: Report) -> None:
     """What a run did, in short; the whole is in report.json."""
-    alike = Counter((_kind(name), before, after) for name, (before, after) in made.widths.items())
+    alike = Counter((kind_of(name), before, after) for name, (before, after) in made.widths.items())
     seconds = sum(made.seconds.values())
     slowest = max(made.seconds, key=lambda name: made.seconds[name], default="")
     table = {
         "parameters": f"{made.parameters_before:,} -> {made.parameters_after:,}",
         "removed": f"{made.sparsity_reached:.2%}" + (f" of {made.sparsity_asked:.2%}" if made.sparsity_asked else ""),
         "widths": [f"{kind}: {before} -> {after}, {n} times" for (kind, before, after), n in alike.items()],
+        "perplexity": [f"{_loss(q.before)} -> {_loss(q.after)} on {q.text}" for q in made.quality],
         "time": f"{seconds:.1f} s, most of it {slowest}" if slowest else "",
         "peak memory": f"{made.peak_memory / 2**20:,.0f} MiB" if made.peak_memory else "",
         "largest differences": [f"{name}: {error:.1e}" for name, error in made.errors.items()],
@@ -54,9 +58,55 @@ def export(title: str, made: ExportReport) -> None:
     facts(title, {**table, "largest relative difference": worst, "files": made.files})
 
 
-def _kind(name: str) -> str:
-    """A group's name without the numbers of layers."""
-    return ".".join("*" if part.isdigit() else part for part in name.split("."))
+def sensitivities(title: str, found: Sensitivities) -> None:
+    """The rise of the loss of every group, a column for each share; those that matter most first."""
+    ratios = sorted({trial.ratio for trial in found.trials})
+    cells = {(trial.group, trial.ratio, trial.refitted): f"{trial.loss - found.dense:+.4f}" for trial in found.trials}
+    again = any(trial.refitted for trial in found.trials)
+    order = sorted(found.groups, key=lambda name: -max(trial.loss for trial in found.groups[name]))
+    table = [
+        [name, found.groups[name][0].size]
+        + ["\n".join(cells.get((name, ratio, way), "-") for way in (False, True)[: 1 + again]) for ratio in ratios]
+        for name in order
+    ]
+    rows(f"{title}: rise of the loss from {found.dense:.4f} {found.unit}{'; below, refitted' if again else ''}",
+         ["group", "size", *(f"{ratio:.0%} gone" for ratio in ratios)], table)  # fmt: skip
+
+
+def comparison(found: Comparison) -> None:
+    """A row a run; an asterisk where no other run is as small and as good."""
+    table = found.to_dict()
+    texts = table["texts"]
+    rows(
+        f"{len(found.runs)} runs" + ("" if table["one_model"] else ", which begin with different models"),
+        [
+            "run",
+            "recipe",
+            "removed",
+            "parameters",
+            *(f"on text {i + 1}" for i in range(len(texts))),
+            "time",
+            "memory",
+        ],
+        [
+            [run["name"], run["recipe"], f"{run['sparsity_reached']:.1%}", run["parameters_after"]]
+            + [_measured(run, text) for text in texts]
+            + [f"{run['seconds']:,.1f} s", f"{run['peak_memory'] / 2**20:,.0f} MiB"]
+            for run in table["runs"]
+        ],
+    )
+    for i, name in enumerate(texts):
+        text(f"on text {i + 1}: perplexity on {name} tokens; * no other run is as small and as good")
+
+
+def _measured(run: Mapping[str, Any], text: str) -> str:
+    if text not in run["perplexity"]:
+        return "-"
+    return _loss(run["perplexity"][text]["after"]) + (" *" if run["frontier"][text] else "")
+
+
+def _loss(perplexity: float | None) -> str:
+    return "not finite" if perplexity is None else _text(perplexity)
 
 
 def rows(title: str, columns: Sequence[str], table: Sequence[Sequence[object]]) -> None:
