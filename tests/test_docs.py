@@ -1,7 +1,8 @@
 """What the documents tell a reader to write works as written."""
 
 import re
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from graphprune.budget import Budget, Knob
 from graphprune.dependencies import Dependencies
 from graphprune.exporters import EXPORTERS
+from graphprune.frontends.loading import load
 from graphprune.frontends.modules import trace
 from graphprune.methods import Evidence
 from graphprune.passes.allocation import ALLOCATIONS
@@ -30,6 +32,8 @@ from graphprune.program import Dropped, Program
 from graphprune.statistics import Moments, Statistics
 
 ROOT = Path(__file__).parent.parent
+PAGES = sorted(ROOT.glob("tools/docs/pages/*.md"))
+DOCUMENTS = (ROOT / "README.md", ROOT / "passes/README.md", ROOT / "exporters/README.md", *PAGES)
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)?(?:#([^)]+))?\)")
 
 
@@ -131,17 +135,37 @@ def test_the_example_of_an_exporter_exports(tmp_path: Path) -> None:
     assert load_file(tmp_path / "out" / "half.safetensors")["lm_head.weight"].dtype == torch.float16
 
 
-@pytest.mark.parametrize("document", ["README.md", "passes/README.md", "exporters/README.md"])
+def test_the_most_coupled_group_is_as_told(shared_data: Callable[[str], Path]) -> None:
+    graph = analyze(load(shared_data("stories260k"))).to_networkx()
+    groups = [name for name, node in graph.nodes.items() if node["kind"] == "group"]
+    most = max(groups, key=graph.degree)
+    told = (ROOT / "tools/docs/pages/graph.md").read_text(encoding="utf-8")
+    assert f"it is `{most}`: the residual stream, in {graph.degree(most)} dimensions." in told
+
+
+@pytest.mark.parametrize("document", [str(path.relative_to(ROOT)) for path in DOCUMENTS])
 def test_links_lead_somewhere(document: str) -> None:
     path = ROOT / document
     for file, heading in LINK.findall(path.read_text(encoding="utf-8")):
         target = path.parent / file if file else path
         assert target.exists(), file
         heads = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE) if heading else []
-        assert not heading or heading in {head.lower().replace(" ", "-") for head in heads}, f"{file}#{heading}"
+        assert not heading or heading in set(map(anchor, heads)), f"{file}#{heading}"
+
+
+def anchor(heading: str) -> str:
+    """The name by which a link finds a heading."""
+    return re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-")
 
 
 def test_no_figure_is_written_by_hand() -> None:
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name in ("benchmark_fasp", "benchmark_analysis", "benchmark_zoo"):
+    for name in ("benchmark_fasp", "benchmark_analysis", "benchmark_zoo", "benchmark_view"):
         assert text.count(f"<!-- {name} -->") == text.count(f"<!-- /{name} -->") == 1
+
+
+def test_writing_a_model_larger_than_memory(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(folder, tmp_path / "my-model")
+    monkeypatch.chdir(tmp_path)
+    run_example("exporters/README.md", "Models larger than memory")
+    assert (tmp_path / "pruned" / "model.safetensors").is_file()

@@ -3,13 +3,12 @@
 Usage: .venv/bin/python tools/benchmark_exports.py DENSE PRUNED [MORE...] [--text TEXT...] [--json FILE] [--readme FILE]
        .venv/bin/python tools/benchmark_exports.py DENSE PRUNED [MORE...] --labelled FILE [--after FILE...] ...
 
-Each is a folder that `graphprune export` wrote, and is run by the runtime of its target, and compared with the
-first one that was written with the same options. Decoders read a prompt and write after it, classifiers are given
-labelled items, one at a time. Since not all runtimes go into one environment, `--after` puts the rows of earlier runs,
-of the same kind, before those of this.
-Runs of all are interleaved, so that a busy machine slows all of them alike; memory is measured in a process of each
-one's own. Products are counted in ONNX files: those of weights, for one token, or for one image. What is realised is
-the share of time saved, divided by the share of products saved.
+Each is a folder that `graphprune export` wrote, is run by the runtime of its target, and compared with the first one
+that was written with the same options. Decoders read a prompt and write after it, classifiers are given labelled items,
+one at a time. Since not all runtimes go into one environment, `--after` puts the rows of earlier runs of the same kind
+before those of this. Runs of all are interleaved, so that a busy machine slows all of them alike; memory is measured in
+a process of each one's own. Products are counted in ONNX files: those of weights, for one token, or for one image. What
+is realised is the share of time saved, divided by the share of products saved.
 """
 
 import argparse

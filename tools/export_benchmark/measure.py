@@ -17,7 +17,7 @@ from graphprune.evaluation import perplexity, windows_of
 from graphprune.exporters import reports
 from graphprune.exporters.onnx_files import model_file
 from graphprune.exporters.onnx_runtime import Runner
-from graphprune.pruning import peak_memory
+from graphprune.memory import peak_memory
 from tools.export_benchmark.labelled import Item, answers, items
 from tools.export_benchmark.opened import Opened, opened
 from tools.export_benchmark.products import products
@@ -56,12 +56,13 @@ def measure(options: argparse.Namespace) -> list[Measured]:
     given = _items(options, options.items)
     texts = {text: windows_of(_tokenizer(options), text, WINDOW, options.windows) for text in options.text}
     models = [opened(folder, options.provider, options.threads, _longest(options)) for folder in options.folders]
+    readers = [reader_of(model, _longest(options)) for model in models]
     if given:
         _answer(found, models, given)
     else:
-        _take_turns(found, models, options)
-    for one, model in zip(found, models, strict=True):
-        one.perplexity = {text: _perplexity(model, windows) for text, windows in texts.items()}
+        _take_turns(found, models, readers, options)
+    for one, reader in zip(found, readers, strict=True):
+        one.perplexity = {text: _perplexity(reader, windows) for text, windows in texts.items()}
         alike = [other for other in found if (other.target, other.options) == (one.target, one.options)]
         one.realised = realised(alike[0], one)
     return found
@@ -81,10 +82,12 @@ def _answer(found: Sequence[Measured], models: Sequence[Opened], given: Sequence
         one.right, one.seconds = right, {"item": seconds}
 
 
-def _take_turns(found: Sequence[Measured], models: Sequence[Opened], options: argparse.Namespace) -> None:
+def _take_turns(
+    found: Sequence[Measured], models: Sequence[Opened], readers: Sequence[Reader | None], options: argparse.Namespace
+) -> None:
     for turn in range(options.repeats + 1):
-        for one, model in zip(found, models, strict=True):
-            for what, seconds in _turn(model, options).items():
+        for one, model, reader in zip(found, models, readers, strict=True):
+            for what, seconds in _turn(model, reader, options).items():
                 one.seconds.setdefault(what, []).extend(seconds * (turn > 0))  # the first warms up
 
 
@@ -105,13 +108,12 @@ def _facts(folder: Path, memory: int) -> Measured:
     )
 
 
-def _turn(model: Opened, options: argparse.Namespace) -> dict[str, list[float]]:
-    """The times of one run of everything that a file does.
+def _turn(model: Opened, reader: Reader | None, options: argparse.Namespace) -> dict[str, list[float]]:
+    """The times of one run of everything that a file does; `reader` is the decoder in it, if it is one.
 
     Raises:
         ExportError: if it is no decoder and no ONNX file.
     """
-    reader = reader_of(model, _longest(options))
     if reader is not None:
         return _written(reader, options)
     if not isinstance(model.runs, Runner):
@@ -128,9 +130,8 @@ def _written(reader: Reader, options: argparse.Namespace) -> dict[str, list[floa
     return {"prefill": [first], "decode": [_timed(lambda: reader.read(next_one)) for _ in range(options.tokens)]}
 
 
-def _perplexity(model: Opened, windows: Tensor) -> float | None:
+def _perplexity(reader: Reader | None, windows: Tensor) -> float | None:
     """How a decoder takes a text; None of one that does not tell all logits, or forgets where it began."""
-    reader = reader_of(model, WINDOW)
     if reader is None or isinstance(reader, Genai) or (isinstance(reader, Window) and reader.places < WINDOW):
         return None
 
@@ -186,5 +187,5 @@ def _once(folder: Path, options: argparse.Namespace) -> int:
     if given:
         answers(given, [model])
     else:
-        _turn(model, options)
+        _turn(model, reader_of(model, _longest(options)), options)
     return peak_memory() - before

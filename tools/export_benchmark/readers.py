@@ -56,22 +56,21 @@ class Cached:
 
     def read(self, ids: Tensor) -> Tensor:
         """Logits of all these tokens."""
-        feeds = step_feeds(ids, self.done)
-        outputs: dict[str, Tensor] = self.model.runs.run(
-            {name: feeds[name] for name in self.model.names if name in feeds} | self.past
-        )
-        self.past, self.done = following(outputs), self.done + ids.shape[1]
+        return self._step(step_feeds(ids, self.done))
+
+    def _step(self, feeds: Mapping[str, Tensor]) -> Tensor:
+        taken = {name: feeds[name] for name in self.model.names if name in feeds}
+        outputs: dict[str, Tensor] = self.model.runs.run(taken | self.past)
+        self.past, self.done = following(outputs), self.done + feeds["input_ids"].shape[1]
         return outputs["logits"]
 
 
-class Window:
+class Window(Cached):
     """A model of fixed sizes: behind places of cache, the oldest of which are masked or forgotten, some tokens."""
 
     def __init__(self, model: Opened) -> None:
-        self.model, self.at_once = model, model.length or 1
-        self.shapes = _cache_shapes(model.runs)
-        self.places = next(iter(self.shapes.values()))[1]
-        self.restart()
+        super().__init__(model)
+        self.at_once, self.places = model.length or 1, next(iter(self.shapes.values()))[1]
 
     def restart(self) -> None:
         """Begin with a cache that is masked."""
@@ -79,16 +78,13 @@ class Window:
 
     def read(self, ids: Tensor) -> Tensor:
         """Logits of all these tokens, which are as many as the model takes, or a multiple of it."""
-        return torch.cat([self._step(part) for part in torch.split(ids, self.at_once, 1)], 1)
+        return torch.cat([self._part(part) for part in torch.split(ids, self.at_once, 1)], 1)
 
-    def _step(self, ids: Tensor) -> Tensor:
-        feeds = step_feeds(ids, self.done)
-        feeds["attention_mask"] = torch.zeros(1, self.places + self.at_once, dtype=torch.long)
-        feeds["attention_mask"][:, -min(self.done, self.places) - self.at_once :] = 1
-        outputs = self.model.runs.run({name: feeds[name] for name in self.model.names if name in feeds} | self.past)
-        self.past = {name: kept[:, :, self.at_once :] for name, kept in following(outputs).items()}
-        self.done += self.at_once
-        logits: Tensor = outputs["logits"]
+    def _part(self, ids: Tensor) -> Tensor:
+        mask = torch.zeros(1, self.places + self.at_once, dtype=torch.long)
+        mask[:, -min(self.done, self.places) - self.at_once :] = 1
+        logits = self._step({**step_feeds(ids, self.done), "attention_mask": mask})
+        self.past = {name: kept[:, :, self.at_once :] for name, kept in self.past.items()}
         return logits
 
 

@@ -18,8 +18,8 @@ from graphprune.assembly import Options, Recipe, pipeline, planning
 from graphprune.calibration import Calibration
 from graphprune.errors import GraphpruneError, first_line
 from graphprune.evaluation import classify, logits
+from graphprune.memory import peak_memory
 from graphprune.program import Rewritten
-from graphprune.pruning import peak_memory
 from graphprune.recipes import RECIPES
 from graphprune.statistics import Statistics
 from tools.recipe_benchmark.record import DENSE, Record, Run

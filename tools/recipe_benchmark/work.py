@@ -14,8 +14,8 @@ import graphprune as gp
 from graphprune import assembly, choices, corpus, evaluation, hf
 from graphprune.calibration import products, token_inputs
 from graphprune.errors import GraphpruneError, first_line
+from graphprune.memory import peak_memory
 from graphprune.passes.calibrate import Calibrate
-from graphprune.pruning import peak_memory
 from graphprune.recipes import RECIPES
 from tools.recipe_benchmark.record import DENSE, Record, Run
 

@@ -1,0 +1,45 @@
+"""What pages take from the other documents of the repository, so that nothing is told twice.
+
+A comment ``<!-- include FILE#NAME -->`` in a page becomes the section of a file under the heading of that name, or what
+lies between its marker comments of that name. Links that leave the pages work in a checkout, and are plain text on the
+site, which does not have what they lead to.
+"""
+
+import re
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[2]
+INCLUDE = re.compile(r"^<!-- include (?P<file>[^#\s]+)#(?P<name>.+) -->$", re.MULTILINE)
+OUTWARD = re.compile(r"\[(?P<text>[^\]]+)\]\(\.\./[^)]*\)")
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """What mkdocs renders: the whole page."""
+    return OUTWARD.sub(r"\g<text>", whole(markdown))
+
+
+def whole(markdown: str) -> str:
+    """A page with what it includes.
+
+    Raises:
+        ValueError: if a file has no such section.
+    """
+    return INCLUDE.sub(lambda found: section(found["file"], found["name"]), markdown)
+
+
+def section(file: str, name: str) -> str:
+    """What lies between the marker comments `name` of a file, or under its heading `name`, deeper headings included.
+
+    Raises:
+        ValueError: if there is neither.
+    """
+    text = (ROOT / file).read_text(encoding="utf-8")
+    if f"<!-- {name} -->" in text:
+        return text.split(f"<!-- {name} -->")[1].split(f"<!-- /{name} -->")[0].strip()
+    heading = re.search(rf"^(?P<level>##+) {re.escape(name)}$", text, re.MULTILINE)
+    if heading is None:
+        raise ValueError(f"{file} has neither a heading nor marker comments {name!r}")
+    rest = text[heading.end() :]
+    end = re.search(rf"^##{{1,{len(heading['level']) - 1}}} ", rest, re.MULTILINE)
+    return (rest[: end.start()] if end else rest).strip()
