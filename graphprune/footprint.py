@@ -20,7 +20,7 @@ from graphprune.dimensions import hint
 from graphprune.errors import WorkspaceError
 from graphprune.facts import Eligible
 from graphprune.program import Program
-from graphprune.segments import Segment, split
+from graphprune.segments import Segment, between_maps
 from graphprune.statistics import LEAST
 from graphprune.sweep import CONSTANTS
 
@@ -88,7 +88,7 @@ class _Parts:
     def all(self) -> dict[str, int]:
         """The most that each part takes."""
         found = {"calibrating": 0, "solving": 0, "verifying": 0, "saving": self._saving}
-        for segment in split(self.program, {c.node for c in self.program.fact(Dependencies).consumers}):
+        for segment in between_maps(self.program):
             here = {c.x: c for c in self._consumers if c.node in segment.names}.values()
             weights, sums = self._weights(segment), sum(map(self._sums, here)) if self.refits else 0
             running = weights * (2 if self.aims else 1) + self._activations(segment) + CONSTANTS + sums
@@ -110,7 +110,7 @@ class _Parts:
     def _weights(self, segment: Segment) -> int:
         """The weights of a segment in single precision, unless they are mapped as they are."""
         shapes = self.program.shapes()
-        names = {self.program.name(str(n.target)) for n in segment.reads} & shapes.keys()
+        names = segment.weights(self.program) & shapes.keys()
         stored = self.program.source.dtype if self.program.source else torch.float32
         held = 0 if stored == torch.float32 else torch.float32.itemsize
         return sum(held * torch.Size(shapes[name]).numel() for name in names)

@@ -15,7 +15,7 @@ from graphprune.errors import CalibrationError
 from graphprune.evaluation import negative_log_likelihood
 from graphprune.plans import Rows, by_parameter, primes_to_keep
 from graphprune.program import Program
-from graphprune.segments import Segment, constants, run, split
+from graphprune.segments import Segment, between_maps, constants, load, run, split
 from graphprune.weights import Masked, Weights
 
 BATCHES = 4  # on which a loss is measured, at most
@@ -68,8 +68,8 @@ class Objective:
     def first(self, names: Collection[str]) -> int:
         """The place of the first segment that reads one of these parameters; behind the last if none does."""
         wanted = set(names)
-        read = ({self.program.name(str(n.target)) for n in segment.reads} for segment in self.segments)
-        return next((i for i, found in enumerate(read) if found & wanted), len(self.segments))
+        found = (i for i, segment in enumerate(self.segments) if segment.weights(self.program) & wanted)
+        return next(found, len(self.segments))
 
     @torch.no_grad()
     def losses_from(self, start: int, entries: Sequence[Any], trials: Sequence["Changed"]) -> list[float]:
@@ -82,7 +82,7 @@ class Objective:
         outputs = [[Outputs() for _ in entries] for _ in trials]
         parts: list[list[tuple[float, int]]] = [[] for _ in trials]
         for at, segment in enumerate(self.segments[start:], start):
-            dense = _load(self.program, segment)
+            dense = load(segment, self.program, self.program.weights)
             for t, trial in enumerate(trials):
                 loaded = {name: trial.weights[name] if name in trial.names else dense[name] for name in dense}
                 for i, known in enumerate(self._known):
@@ -135,7 +135,7 @@ class Objective:
     @cached_property
     def segments(self) -> list[Segment]:
         """The segments of the dense graph."""
-        return split(self.program, {consumer.node for consumer in self.program.fact(Dependencies).consumers})
+        return between_maps(self.program)
 
     @cached_property
     def _known(self) -> list[dict[str, Any]]:
@@ -188,7 +188,7 @@ def _run(
     for i, segment in enumerate(segments[start:], start):
         if i in places:
             entries[i] = entry
-        entry, seen = run(segment, program, _load(program, segment), known, entry, leaves)
+        entry, seen = run(segment, program, load(segment, program, program.weights), known, entry, leaves)
         outputs |= _outputs(segment, leaves, seen)
     return outputs, entries
 
@@ -197,12 +197,6 @@ def _leaves(program: Program) -> list[str]:
     """The names of the nodes of all outputs; nothing where one is no node."""
     (output,) = (node for node in program.graph.nodes if node.op == "output")
     return [leaf.name if isinstance(leaf, fx.Node) else "" for leaf in pytree.tree_leaves(output.args)]
-
-
-def _load(program: Program, segment: Segment) -> dict[str, Tensor]:
-    """The weights that a segment reads."""
-    names = {program.name(str(n.target)) for n in segment.reads}
-    return {name: program.weights[name] for name in names if name in program.weights}
 
 
 def _outputs(segment: Segment, leaves: Sequence[str], seen: Mapping[str, Any]) -> Outputs:

@@ -7,9 +7,11 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
+from graphprune.dependencies import Dependencies
 from graphprune.program import Program
 from graphprune.weights import Weights
 
@@ -23,14 +25,14 @@ class Segment:
     exit: fx.Node | None
 
     @property
-    def reads(self) -> set[fx.Node]:
-        """The nodes of the parameters and buffers that it reads."""
-        return {n for node in self.nodes for n in node.all_input_nodes if n.op == "get_attr"}
-
-    @property
     def names(self) -> set[str]:
         """The names of its nodes."""
         return {node.name for node in self.nodes}
+
+    def weights(self, program: Program) -> set[str]:
+        """The names under which the parameters and buffers that it reads are stored."""
+        reads = (n for node in self.nodes for n in node.all_input_nodes if n.op == "get_attr")
+        return {program.name(str(n.target)) for n in reads}
 
     def before(self, names: Collection[str]) -> "Segment":
         """The part that makes the values of these nodes; what does not lead to them is left out."""
@@ -61,6 +63,11 @@ def split(program: Program, busy: Collection[str]) -> list[Segment]:
             segments.append(Segment(tuple(run), entry, left))
             run, entry = [], left
     return [*segments, Segment(tuple(run), entry, None)] if run else segments
+
+
+def between_maps(program: Program) -> list[Segment]:
+    """The graph, cut so that every segment but the last holds a linear map."""
+    return split(program, {consumer.node for consumer in program.fact(Dependencies).consumers})
 
 
 def activations(program: Program) -> set[fx.Node]:
@@ -95,6 +102,14 @@ def evaluate(node: fx.Node, values: Mapping[str, Any], attribute: Any) -> Any:
 
     args, kwargs = pytree.tree_map_only(fx.Node, value, (node.args, node.kwargs))
     return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def load(
+    segment: Segment, program: Program, weights: Weights, device: torch.device | str | None = None
+) -> dict[str, Tensor]:
+    """The weights that a segment reads, on a device if one is given."""
+    names = (name for name in segment.weights(program) if name in weights)
+    return {name: weights[name].to(device=device, non_blocking=True) for name in names}
 
 
 def run(

@@ -13,7 +13,7 @@ from graphprune import processes
 from graphprune.calibration import Calibration, Collector, attended, products
 from graphprune.prefetch import Prefetched
 from graphprune.program import Program
-from graphprune.segments import Segment, constants, run
+from graphprune.segments import Segment, constants, load, run
 from graphprune.weights import Weights
 from graphprune.workspace import values
 
@@ -84,16 +84,12 @@ class Stream:
 
     def load(self, segment: Segment, weights: Weights) -> dict[str, Tensor]:
         """The weights of one segment, read once for all batches."""
-        return {name: self._there(weights[name]) for name in self._names(segment) if name in weights}
+        return load(segment, self.program, weights, self.calibration.device)
 
     def expect(self, segment: Segment) -> None:
         """Begin to read the program's own weights of a segment that comes later."""
         if isinstance(self.program.weights, Prefetched):
-            self.program.weights.expect(self._names(segment) & self.program.weights.keys())
-
-    def _names(self, segment: Segment) -> set[str]:
-        """The weights that a segment reads."""
-        return {self.program.name(str(n.target)) for n in segment.reads}
+            self.program.weights.expect(segment.weights(self.program) & self.program.weights.keys())
 
     def _there(self, value: Any) -> Any:
         """A value on the device of the calibration."""

@@ -21,7 +21,7 @@ from graphprune.plans import Plan
 from graphprune.program import Dropped, Factored, Program, Rewritten, copy_graph
 from graphprune.progress import progress
 from graphprune.proof import Verification, verify_cut
-from graphprune.segments import Segment, split
+from graphprune.segments import Segment, between_maps
 from graphprune.sweep import Stream, compare
 from graphprune.weights import Layered, Weights
 
@@ -110,7 +110,7 @@ class _Walk:
         """Fit all factors."""
         calibration = self.program.fact(Calibration)
         wanted = {consumer.node for consumer in self.maps}
-        segments = split(self.program, {c.node for c in self.program.fact(Dependencies).consumers})
+        segments = between_maps(self.program)
         last = max(i for i, segment in enumerate(segments) if wanted & segment.names)
         self.dense = Stream.start(self.program, calibration)
         self.pruned = replace(self.dense)
@@ -126,9 +126,8 @@ class _Walk:
     def _on(self, segment: Segment) -> None:
         """Carry both streams to the next segment."""
         alike = self.dense.entries is self.pruned.entries or segment.entry is None
-        reads = {self.program.name(str(node.target)) for node in segment.reads}
         exits = self.dense.through(segment, self.program.weights)
-        if not alike or reads & self.changed.keys():
+        if not alike or segment.weights(self.program) & self.changed.keys():
             self.pruned.entries = self.pruned.through(segment, self._weights)
         else:
             self.pruned.entries = exits

@@ -21,7 +21,7 @@ from graphprune.passes.reuse import Reuse, reusable
 from graphprune.plans import kept_beside, primes_to_keep
 from graphprune.program import Program, Rewritten
 from graphprune.progress import progress
-from graphprune.segments import Segment, split
+from graphprune.segments import Segment, between_maps
 from graphprune.statistics import Moments
 from graphprune.steps import Step, stage
 from graphprune.sweep import Stream, compare, unseen
@@ -60,7 +60,7 @@ class Walk:
         if not wanted:
             return
         original, calibration = self.program.fact(Rewritten).original, self.program.fact(Calibration)
-        big = split(original, {c.node for c in original.fact(Dependencies).consumers})
+        big = between_maps(original)
         last = max(i for i, segment in enumerate(big) if wanted & segment.names)
         self.shadow, self.pruned = Stream.start(original, calibration), Stream.start(self.program, calibration)
         self.keep = primes_to_keep(original.fact(Dependencies), self.program.fact(Rewritten).groups)
@@ -111,8 +111,7 @@ class Walk:
         """Does the segment compute the same before and after the cut, on the same values?"""
         if segment.entry is not None and not self.dense.entries is self.shadow.entries is self.pruned.entries:
             return False
-        keep = self.program.fact(Rewritten).keep
-        if any(self.program.name(str(n.target)) in keep for n in segment.reads):
+        if segment.weights(self.program) & self.program.fact(Rewritten).keep.keys():
             return False
         pairs = zip(segment.nodes, counterpart(segment, self.program).nodes, strict=True)
         return all(shape(old) == shape(new) for old, new in pairs)

@@ -49,7 +49,7 @@ def reusable(
     own = {node.name for node in segment.nodes} - late
     needed = {n.name: n for node in segment.nodes if node.name in late for n in node.all_input_nodes if n.name in own}
     early = segment.before(needed)
-    scaled = {str(node.target) for node in early.reads if program.name(str(node.target)) in rewritten.scales}
+    scaled = early.weights(program) & rewritten.scales.keys()
     if scaled or not all(_carries(node, dependencies, keep) for node in early.nodes):
         return None
     rest = Segment(tuple(node for node in segment.nodes if node.name in late), segment.entry, segment.exit)

@@ -152,7 +152,7 @@ def test_a_tied_weight_is_read_again_where_it_is_needed_again(folder: Path) -> N
     streamed.run(program, [program.inputs], (0,))
     tied = [name for name in seen.reads if name == "model.embed_tokens.weight"]
     largest = max(
-        sum(4 * program.weights[program.name(str(n.target))].numel() for n in segment.reads)
+        sum(4 * program.weights[name].numel() for name in segment.weights(program))
         for segment in split(program, {node.name for node in program.graph.nodes})
     )
     assert len(tied) == 2 and seen.most <= largest < 4 * program.count() / 3

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
-from torch import Tensor, fx
+from torch import Tensor
 
 from graphprune.budget import Budget, Knob
 from graphprune.calibration import Calibration
@@ -33,7 +33,7 @@ from graphprune.passes.allocation import ALLOCATIONS
 from graphprune.program import Program
 from graphprune.progress import progress
 from graphprune.ranking import projected, shares_of
-from graphprune.segments import Segment, constants, run, split
+from graphprune.segments import Segment, between_maps, constants, load, run
 from graphprune.weights import Weights
 
 BUMP = 0.15  # how wide the first mixture is
@@ -146,11 +146,11 @@ class _Walk:
     @cached_property
     def segments(self) -> list[Segment]:
         """The segments of the graph."""
-        return split(self.program, {consumer.node for consumer in self.dependencies.consumers})
+        return between_maps(self.program)
 
     def blocks(self, knobs: Sequence[Knob], name: Callable[[Knob], str]) -> list[tuple[range, list[int]]]:
         """The segments of every block, and the places of its knobs, in order; what overlaps is one block."""
-        read = [{self.program.name(str(node.target)) for node in segment.reads} for segment in self.segments]
+        read = [segment.weights(self.program) for segment in self.segments]
         named: dict[str, list[int]] = {}
         for at, knob in enumerate(knobs):
             named.setdefault(name(knob), []).append(at)
@@ -177,12 +177,10 @@ class _Walk:
 
     def one(self, segments: range, weights: Weights, i: int, entry: Any) -> Any:
         """What leaves the segments if `entry` enters them in batch `i`: of the last the outputs of the graph."""
-        (output,) = (node for node in self.program.graph.nodes if node.op == "output")
-        leaves = [leaf.name for leaf in pytree.tree_leaves(output.args) if isinstance(leaf, fx.Node)]
+        leaves = [node.name for node in self.program.graph.output_node().all_input_nodes]
         seen: dict[str, Any] = {}
         for segment in self.segments[segments.start : segments.stop]:
-            names = {self.program.name(str(node.target)) for node in segment.reads}
-            loaded = {name: weights[name] for name in names if name in weights}
+            loaded = load(segment, self.program, weights)
             entry, new = run(segment, self.program, loaded, self.known[i], entry, leaves)
             seen |= {name: value for name, value in new.items() if name in segment.names}
         return entry if segments.stop < len(self.segments) else seen
