@@ -11,7 +11,7 @@ sees an axis as ``(outer, rest)``, `cut` as consecutive segments, `pin` forbids 
 Where two structures cannot be aligned, both are pinned: a freedom may be missed, never invented.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, count, pairwise
 from math import prod
@@ -105,6 +105,11 @@ def primes(axis: Axis) -> Iterator[Prime]:
         return
     for part in axis.parts:
         yield from primes(part)
+
+
+def flat(dims: Iterable[Axis | tuple[Axis, ...]]) -> list[Axis]:
+    """The axes of a value; of one with several outputs, those of each, one output after the other."""
+    return [axis for item in dims for axis in (item if isinstance(item, tuple) else (item,))]
 
 
 def pin(axis: Axis, reason: str) -> None:

@@ -11,7 +11,7 @@ from math import prod
 import networkx as nx
 
 from graphprune import pages
-from graphprune.axes import Axis, Prime, primes
+from graphprune.axes import Axis, Prime, flat, primes
 from graphprune.contracts import Consumer, Dims
 from graphprune.errors import RegistryError
 from graphprune.explanations import Dimension, Explanation, Freedom, Part, Reason, Shares
@@ -182,6 +182,10 @@ class Dependencies:
         """The groups by their axes."""
         return {group.prime: group for group in self.groups}
 
+    def axes_of(self, node: str) -> list[Axis]:
+        """The axes of what a node makes, of one output after the other."""
+        return flat(self.values.get(node, ()))
+
     def explain(self, pattern: str = "*") -> tuple[Explanation, ...]:
         """Every parameter with this name, or whose name matches this glob: how it can be cut, and why not better.
 
@@ -235,6 +239,12 @@ class Dependencies:
         """The linear maps that make the group; it stands in another dimension of their weight than the contracted."""
         rows = {(place.parameter, place.dim) for place in group.places if "produced" in place.role}
         return [c for c in self.consumers if any(name == c.weight and dim != c.dim for name, dim in rows)]
+
+    def maps_of(self, groups: Sequence[Group], producers: bool = False) -> list[Consumer]:
+        """The linear maps that contract one of the groups, and with `producers` also those that make one."""
+        found = {c.node for group in groups for c in self.consumers_of(group)}
+        found |= {c.node for group in groups for c in self.producers_of(group)} if producers else set()
+        return [c for c in self.consumers if c.node in found]
 
     @cached_property
     def _consumers(self) -> Mapping[Prime, list[Consumer]]:

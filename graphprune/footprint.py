@@ -101,11 +101,7 @@ class _Parts:
     @cached_property
     def _consumers(self) -> list[Consumer]:
         """The linear maps whose inputs, or outputs if the refit aims at those, may be cut."""
-        dependencies, found = self.program.fact(Dependencies), dict[str, Consumer]()
-        for group in self.program.fact(Eligible).groups:
-            found |= {c.node: c for c in dependencies.consumers_of(group)}
-            found |= {c.node: c for c in dependencies.producers_of(group)} if self.aims else {}
-        return list(found.values())
+        return self.program.fact(Dependencies).maps_of(self.program.fact(Eligible).groups, self.aims)
 
     def _weights(self, segment: Segment) -> int:
         """The weights of a segment in single precision, unless they are mapped as they are."""

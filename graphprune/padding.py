@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from graphprune.attributes import Conflict, Literal
-from graphprune.axes import Axis, Prime, primes
+from graphprune.axes import Prime, primes
 from graphprune.dependencies import Dependencies, Group
 from graphprune.plans import Rows
 from graphprune.weights import KeepByName, Over, narrow, widen
@@ -100,12 +100,7 @@ def _behind(
     literal: Literal, widest: int, dependencies: Dependencies, new: Mapping[Prime, int]
 ) -> Iterator[tuple[str, int]]:
     """The kinds of groups that made a literal narrower, and how wide they must be instead."""
-    for axis in _axes(dependencies, literal.node):
+    for axis in dependencies.axes_of(literal.node):
         cut = [p for p in primes(axis) if p in new]
         if axis.size == literal.before and cut:
             yield from ((dependencies.by_prime[p].kind, widest if p is axis else p.size) for p in cut)
-
-
-def _axes(dependencies: Dependencies, node: str) -> Iterator[Axis]:
-    for item in dependencies.values.get(node, ()):
-        yield from item if isinstance(item, tuple) else (item,)

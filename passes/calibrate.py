@@ -8,7 +8,6 @@ import torch
 
 from graphprune import corpus, hf
 from graphprune.calibration import BATCH_TOKENS, Calibration, Collector, token_batches
-from graphprune.contracts import Consumer
 from graphprune.dependencies import Dependencies
 from graphprune.errors import CalibrationError, first_line
 from graphprune.facts import Eligible
@@ -72,7 +71,7 @@ class Calibrate(Pass):
         calibration = self._calibration(program)
         if self.moments == "none":
             return program.with_facts(calibration, Statistics({}))
-        consumers = consumers_of(program, self.producers)
+        consumers = program.fact(Dependencies).maps_of(program.fact(Eligible).groups, self.producers)
         collector = Collector(consumers, self.moments == "diagonal")
         sweep(program, calibration, collector)
         return program.with_facts(calibration, Statistics(collector.moments))
@@ -107,16 +106,6 @@ class Calibrate(Pass):
 def _asked(known: Calibration) -> tuple[Any, ...]:
     """The options that led to these inputs."""
     return known.source, known.samples, known.length, known.seed, known.autocast, known.device
-
-
-def consumers_of(program: Program, producers: bool) -> list[Consumer]:
-    """The linear maps that contract an eligible group, and with `producers` also those that make one."""
-    dependencies = program.fact(Dependencies)
-    found = set()
-    for group in program.fact(Eligible).groups:
-        found |= {c.node for c in dependencies.consumers_of(group)}
-        found |= {c.node for c in dependencies.producers_of(group)} if producers else set()
-    return [c for c in dependencies.consumers if c.node in found]
 
 
 def sweep(program: Program, calibration: Calibration, collector: Collector) -> None:

@@ -58,7 +58,7 @@ class _Follower:
 
     def visit(self, node: fx.Node) -> list[Prime]:
         """Note what the value is; return the primes of which no number is left."""
-        self.primes[node] = _free(self.flow, node)
+        self.primes[node] = frozenset(p for axis in self.flow.flat(node) for p in primes(axis) if not p.pins)
         numbers = {p: self._number(node, p) for p in self.primes[node]}
         self.known[node] = {p: x for p, x in numbers.items() if x is not None and isfinite(x)}
         return [p for p, x in numbers.items() if x is not None and not isfinite(x)]
@@ -95,17 +95,9 @@ class _Follower:
         return rule.zeros is Zeros.PRODUCT or any(_count(self.flow, n, p) < count for n in inputs.holds)
 
 
-def _free(flow: AxisFlow, node: fx.Node) -> frozenset[Prime]:
-    dims = flow.values.get(node) or ()
-    flat = [axis for item in dims for axis in (item if isinstance(item, tuple) else (item,))]
-    return frozenset(p for axis in flat for p in primes(axis) if not p.pins)
-
-
 def _count(flow: AxisFlow, node: fx.Node, p: Prime) -> int:
     """How often a prime stands side by side with itself in a value."""
-    dims: Any = flow.values.get(node) or ()
-    outputs = dims if isinstance(dims, list) else [dims]
-    return max((sum(_times(axis, p) for axis in output) for output in outputs), default=0)
+    return max((sum(_times(axis, p) for axis in output) for output in flow.outputs(node)), default=0)
 
 
 def _times(axis: Axis, p: Prime) -> int:

@@ -1,7 +1,7 @@
 """Axes flow through the graph: every operator's rule is asked once, in order."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from math import prod
@@ -83,6 +83,10 @@ class AxisFlow:
         """The axes of every output of a node."""
         found = self.values.get(node)
         return found if isinstance(found, list) else [found] if found is not None else []
+
+    def flat(self, node: fx.Node) -> list[Axis]:
+        """The axes of a node, of one output after the other."""
+        return axes.flat(self.values.get(node) or ())
 
     def fresh(self, node: fx.Node, pins: str = "") -> Dims:
         """New axes in the shape of a node's value; symbolic sizes are pinned."""
@@ -215,7 +219,7 @@ class AxisFlow:
     def _output(self, node: fx.Node) -> None:
         leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(node.args[0]) if isinstance(leaf, fx.Node)]
         for leaf, name in zip(leaves, self._output_names(leaves), strict=True):
-            for axis in self._all(leaf):
+            for axis in self.flat(leaf):
                 if not self._is_state(name):
                     self.pin(axis, "it is an output")
         self._follow(node, None)
@@ -278,18 +282,13 @@ class AxisFlow:
     def _opaque(self, node: fx.Node, why: str) -> Dims | list[Dims]:
         """Pin everything that the node touches."""
         for value in node.all_input_nodes:
-            for axis in self._all(value):
+            for axis in self.flat(value):
                 self.pin(axis, why)
         self._follow(node, None)
         val = node.meta["val"]
         if isinstance(val, Tensor):
             return self._fresh(val, why)
         return [self._fresh(item, why) if isinstance(item, Tensor) else () for item in val]
-
-    def _all(self, node: fx.Node) -> Iterator[Axis]:
-        found = self.values.get(node) or ()
-        for item in found:
-            yield from (item if isinstance(item, tuple) else (item,))
 
     def _fresh(self, val: Tensor, pins: str) -> Dims:
         reasons = [self._say(pins)] if pins else []

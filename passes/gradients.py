@@ -17,7 +17,6 @@ from graphprune.evaluation import logits
 from graphprune.facts import Eligible
 from graphprune.methods import Evidence
 from graphprune.objective import Objective
-from graphprune.passes.calibrate import consumers_of
 from graphprune.passes.ranks import factorable
 from graphprune.pipeline import PASSES, Pass
 from graphprune.program import Program
@@ -60,7 +59,7 @@ class Gradients(Pass):
         if self.of != "parameters":
             watched(module, program, set())
             more = factorable(program)[0] if self.of == "maps" else []
-            contracting = {c.node: c for c in (*consumers_of(program, producers=False), *more)}
+            contracting = {c.node: c for c in (*program.fact(Dependencies).maps_of(groups), *more)}
             taps = _tapped(module, list(contracting.values()))
             batches = sum(1 for _ in self._backward(program, module))
             known = program.facts.get(Found) or Found({}, {}, {}, batches)

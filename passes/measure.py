@@ -103,8 +103,7 @@ class _Parts:
 
     def _dims(self, value: fx.Node) -> list[list[Prime]]:
         """The primes in every dimension of every output of a node."""
-        found = self.dependencies.values.get(value.name, ())
-        return [list(primes(axis)) for item in found for axis in (item if isinstance(item, tuple) else (item,))]
+        return [list(primes(axis)) for axis in self.dependencies.axes_of(value.name)]
 
     def term(self, groups: tuple[Group, ...], nodes: Sequence[fx.Node]) -> Term:
         """Its nanoseconds, and by which factor they fall with the width of each group."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor, fx
 
-from graphprune.axes import Axis, Prime, primes
+from graphprune.axes import Prime, primes
 from graphprune.contracts import Consumer
 from graphprune.dependencies import Dependencies
 from graphprune.kept import Kept
@@ -74,17 +74,12 @@ def _carries(node: fx.Node, dependencies: Dependencies, keep: Mapping[Prime, Kep
 
 def _cut_in(node: fx.Node, dependencies: Dependencies, keep: Mapping[Prime, Kept]) -> set[Prime]:
     """The primes in the axes of a value that are cut."""
-    return {p for axis in _axes(dependencies, node) for p in primes(axis) if p in keep}
-
-
-def _axes(dependencies: Dependencies, node: fx.Node) -> list[Axis]:
-    found = dependencies.values.get(node.name, ())
-    return [axis for item in found for axis in (item if isinstance(item, tuple) else (item,))]
+    return {p for axis in dependencies.axes_of(node.name) for p in primes(axis) if p in keep}
 
 
 def _indices(node: fx.Node, dependencies: Dependencies, keep: Mapping[Prime, Kept]) -> Iterator[tuple[int, Tensor]]:
     """What stays of the dimensions of a value that are cut, the last one first."""
-    dims = _axes(dependencies, node)
+    dims = dependencies.axes_of(node.name)
     for dim in reversed(range(len(dims))):
         if any(p in keep for p in primes(dims[dim])):
             yield dim, kept_beside(dims, dim, keep)

@@ -82,11 +82,8 @@ class CutAxes:
 
     def touches(self, node: fx.Node) -> bool:
         """Does the node read or make a value that changes?"""
-        return any(self.changed(axis) for value in (node, *node.all_input_nodes) for axis in self._flat(value))
-
-    def _flat(self, node: fx.Node) -> list[Axis]:
-        found = self.dependencies.values.get(node.name, ())
-        return [axis for item in found for axis in (item if isinstance(item, tuple) else (item,))]
+        values = (node, *node.all_input_nodes)
+        return any(self.changed(axis) for value in values for axis in self.dependencies.axes_of(value.name))
 
 
 @dataclass

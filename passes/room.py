@@ -34,8 +34,7 @@ class Room(Pass):
         if not RECONSTRUCTIONS[self.by].adds_bias:
             return program
         dependencies, destination = program.fact(Dependencies), program.fact(Eligible).destination
-        consumers = {c.node: c for group in in_play(program, self.score) for c in dependencies.consumers_of(group)}
-        for consumer in consumers.values():
+        for consumer in dependencies.maps_of(in_play(program, self.score)):
             fault = biases.obstacle(program, consumer)
             if not fault and consumer.bias is None:
                 fault = destination.bias_fault(biases.name_of(consumer))

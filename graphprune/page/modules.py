@@ -97,9 +97,8 @@ class Modules:
         )
 
     def _groups(self, node: fx.Node) -> tuple[str, ...]:
-        values = self.dependencies.values.get(node.name, ())
-        axes = [axis for item in values for axis in (item if isinstance(item, tuple) else (item,))]
-        found = (self.dependencies.by_prime.get(p) for axis in axes for p in primes(axis))
+        here = (p for axis in self.dependencies.axes_of(node.name) for p in primes(axis))
+        found = map(self.dependencies.by_prime.get, here)
         return tuple(dict.fromkeys(group.name for group in found if group))
 
 

@@ -118,9 +118,8 @@ def touched(program: Program, found: Dependencies, plan: Plan) -> set[str]:
     cut = {found.by_name[name].prime for name, width in plan.widths.items() if width < found.by_name[name].size}
     names = set()
     for node in program.graph.nodes:
-        dims: Any = found.values.get(node.name, ())
-        axes = [axis for item in dims for axis in (item if isinstance(item, tuple) else (item,))]
-        if node.op == "call_function" and any(p in cut for axis in axes for p in gp.axes.primes(axis)):
+        here = (p for axis in found.axes_of(node.name) for p in gp.axes.primes(axis))
+        if node.op == "call_function" and not cut.isdisjoint(here):
             names.add(str(node.target))
     return names
 
