@@ -50,6 +50,19 @@ def new_file(output: Path | str, force: bool = False) -> Iterator[Path]:
         sync(final.parent)
 
 
+def put(path: Path, text: str) -> None:
+    """Write a small file that the disk holds then; who looks meanwhile, or after a kill, sees the old one.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    beside = path.with_name(f"{path.name}.partial")
+    beside.write_bytes(text.encode())
+    sync(beside)
+    beside.replace(path)
+    sync(path.parent)
+
+
 def check_output(output: Path | str, force: bool = False) -> None:
     """Raise what `new_folder` would raise, before any work is done.
 

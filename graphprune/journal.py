@@ -6,7 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from graphprune.atomic import put
 from graphprune.errors import LoadError
+from graphprune.runs import changes
 
 
 @dataclass
@@ -30,11 +32,16 @@ class Journal:
         found = _whole_lines(path)
         if not found:
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({"inputs": dict(inputs)}) + "\n", encoding="utf-8")
+            put(path, json.dumps({"inputs": dict(inputs)}) + "\n")
             return cls(path)
         first, *steps = _parsed(path, found)
-        _require_same(path, first.get("inputs"), json.loads(json.dumps(dict(inputs))))
-        path.write_text("".join(line + "\n" for line in found), encoding="utf-8")
+        before = first.get("inputs")
+        if other := list(changes(before if isinstance(before, dict) else {}, json.loads(json.dumps(dict(inputs))))):
+            raise LoadError(
+                f"{path} was begun with other inputs: {'; '.join(other)}. Give the same inputs to go on, delete it to "
+                "begin anew, or name another output"
+            )
+        put(path, "".join(line + "\n" for line in found))
         return cls(path, steps)
 
     def add(self, **step: Any) -> None:
@@ -63,18 +70,3 @@ def _parsed(path: Path, lines: list[str]) -> list[dict[str, Any]]:
                 "or damaged: delete it to begin anew, or name another output"
             ) from fault
     return found
-
-
-def _require_same(path: Path, before: Any, now: dict[str, Any]) -> None:
-    """Refuse to mix what was made from other inputs."""
-    known = before if isinstance(before, dict) else {}
-    other = [
-        f"{name} was {known.get(name)!r} and is {now.get(name)!r}"
-        for name in dict.fromkeys((*known, *now))
-        if known.get(name) != now.get(name)
-    ]
-    if other:
-        raise LoadError(
-            f"{path} was begun with other inputs: {'; '.join(other)}. Give the same inputs to go on, delete it to "
-            "begin anew, or name another output"
-        )

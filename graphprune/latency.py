@@ -14,6 +14,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
+from graphprune.atomic import put
 from graphprune.errors import LoadError, PlanError, first_line
 from graphprune.modes import quiet
 
@@ -92,12 +93,10 @@ class Table:
         return found
 
     def save(self) -> None:
-        """Write the file, beside first and then renamed."""
+        """Write the file, if there is one."""
         if self.path is not None:
             data = {"format": FORMAT, "runtime": self.runtime, "machine": self.machine, "seconds": self.seconds}
-            beside = Path(f"{self.path}.partial")
-            beside.write_text(json.dumps(data, indent=1))
-            beside.replace(self.path)
+            put(self.path, json.dumps(data, indent=1))
 
     def of(self, piece: Piece) -> float:
         """The seconds of a piece, measured if they are not known.

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from graphprune import pages
+from graphprune.atomic import put
 from graphprune.axes import Axis, Prime, primes, resolve
 from graphprune.dependencies import Dependencies, Group, kind_of, layer_of
 from graphprune.errors import LoadError, PlanError
@@ -81,16 +82,14 @@ class Plan:
         return pages.part("plan.html", plan=self, kinds=kinds)
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON, beside first and then renamed."""
+        """Write the plan as JSON."""
         keep = {name: {dim: index.tolist() for dim, index in dims.items()} for name, dims in self.keep.items()}
         text = json.dumps(
             {"format": FORMAT, "fingerprint": self.fingerprint, "made_by": dict(self.made_by),
              "groups": dict(self.groups), "keep": keep, "blocks": self.blocks,
              "ranks": dict(self.ranks)}
         )  # fmt: skip
-        beside = Path(f"{path}.partial")
-        beside.write_text(text)
-        beside.replace(path)
+        put(Path(path), text)
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":

@@ -11,7 +11,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from graphprune import processes
-from graphprune.atomic import sync
+from graphprune.atomic import put
 from graphprune.errors import CalibrationError, InvalidProgram, PlanError, VerificationError, WorkspaceError
 from graphprune.steps import table_of
 from graphprune.workspace import SUMS, Workspace, current, within, writing
@@ -93,35 +93,31 @@ def _prepare(own: Path, asked: Mapping[str, Any], restart: bool) -> None:
     path, text = own / ASKED, json.dumps(asked, sort_keys=True, default=str)
     if restart or not path.is_file():
         _clear(own)
-        unfinished = path.with_suffix(".unfinished")
         with writing(own):
-            unfinished.write_text(text, encoding="utf-8")
-            sync(unfinished)
-            unfinished.rename(path)
-            sync(own)
+            put(path, text)
         return
     try:
         before, now = (json.loads(t) for t in (path.read_bytes(), text))
     except ValueError as fault:
         raise WorkspaceError(f"{path} is damaged ({fault}); pass --restart to begin anew") from fault
     if before != now:
+        other = next(changes(before, now), "nothing")
         raise WorkspaceError(
-            f"{own.parent} holds an unfinished run that is not this one: {_difference(before, now)}; repeat its "
-            "command to go on with it, or pass --restart to begin anew"
+            f"{own.parent} holds an unfinished run that is not this one: {other}; repeat its command to go on with it, "
+            "or pass --restart to begin anew"
         )
     log.info("going on with the unfinished run in %s", own)
     _sweep(own)
 
 
-def _difference(before: Mapping[str, Any], now: Mapping[str, Any], at: str = "") -> str:
-    """The first that differs."""
-    for key in sorted({*before, *now}):
+def changes(before: Mapping[str, Any], now: Mapping[str, Any], at: str = "") -> Iterator[str]:
+    """What differs between the inputs of two runs, in words."""
+    for key in dict.fromkeys((*before, *now)):
         old, new = before.get(key), now.get(key)
-        if isinstance(old, dict) and isinstance(new, dict) and old != new:
-            return _difference(old, new, f"{key} ")
-        if old != new:
-            return f"{at}{key} was {old}, is {new}"
-    return "nothing"
+        if isinstance(old, dict) and isinstance(new, dict):
+            yield from changes(old, new, f"{at}{key} ")
+        elif old != new:
+            yield f"{at}{key} was {old!r} and is {new!r}"
 
 
 def _clear(own: Path) -> None:

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from graphprune import processes
-from graphprune.atomic import sync
+from graphprune.atomic import put, sync
 from graphprune.workspace import Values, Workspace, current, mapped, writing
 
 CHUNK = 1 << 24  # bytes that are summed at once
@@ -129,12 +129,8 @@ class _Kept(Stage):
             for file in (file for files in parts.values() for file in files):
                 sync(file)
             sums = {part: [_sum(self.workspace.folder, file) for file in files] for part, files in parts.items()}
-            unfinished = path.with_suffix(".unfinished")
             text = json.dumps({**table, **sums})
-            unfinished.write_text(f"{zlib.crc32(text.encode())}\n{text}", encoding="utf-8")
-            sync(unfinished)
-            unfinished.rename(path)
-            sync(path.parent)
+            put(path, f"{zlib.crc32(text.encode())}\n{text}")
         self.workspace.finished += 1
         if processes.count() == 1:
             self._release()

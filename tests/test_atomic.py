@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from graphprune.atomic import check_output, new_file, new_folder, remove_unfinished
+from graphprune.atomic import check_output, new_file, new_folder, put, remove_unfinished
 from graphprune.errors import ExportError
 
 
@@ -102,6 +102,21 @@ def test_what_a_kill_left_is_removed_and_what_was_being_replaced_is_back(tmp_pat
         "another output is none of its business"
     )
     assert (tmp_path / "out" / "f").read_text().endswith(".old")
+
+
+def test_a_small_file_is_the_old_one_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "table.json"
+    put(path, "old")
+    put(path, "n\u00e9w\n")
+    assert path.read_bytes() == "n\u00e9w\n".encode() and os.listdir(tmp_path) == ["table.json"]
+
+    def fsync(handle: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(OSError, match="No space left"):
+        put(path, "newer")
+    assert path.read_bytes() == "n\u00e9w\n".encode()
 
 
 @pytest.mark.parametrize("make", [new_folder, new_file])

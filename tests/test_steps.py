@@ -144,9 +144,9 @@ def finish_one(folder: Path, restart: bool = False, asked: dict[str, object] | N
 def test_the_same_run_goes_on_and_another_one_is_refused(tmp_path: Path) -> None:
     folder = tmp_path / ".out.run"
     assert [finish_one(folder) for _ in range(3)] == [0, 1, 2]
-    with pytest.raises(WorkspaceError, match=r"not this one: sparsity was 0.2, is 0.3; repeat .* --restart"):
+    with pytest.raises(WorkspaceError, match=r"not this one: sparsity was 0.2 and is 0.3; repeat .* --restart"):
         finish_one(folder, asked={**ASKED, "sparsity": 0.3})
-    with pytest.raises(WorkspaceError, match=r"files a was \[1, 2\], is \[1, 3\]"):
+    with pytest.raises(WorkspaceError, match=r"files a was \[1, 2\] and is \[1, 3\]"):
         finish_one(folder, asked={**ASKED, "files": {"a": [1, 3]}})
     assert finish_one(folder, restart=True, asked={**ASKED, "sparsity": 0.3}) == 0
 
