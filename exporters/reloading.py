@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from graphprune import hf, per_layer, streamed
 from graphprune.errors import ExportError, GraphpruneError, first_line
 from graphprune.exporters.agreement import Error, compare, numbers
+from graphprune.footprint import text
 from graphprune.meta_models import auto_class, stock_class
 from graphprune.program import Inputs, Program
 
@@ -45,9 +46,9 @@ def check(
     if limit is None or size <= limit:
         return Checked(_whole(program, folder, destination), "reloaded folder and rewritten graph", WHOLE)
     if capture is None:
-        raise ExportError(f"{folder} takes {_gib(size)} in float32, over the limit, and nothing reads it in parts")
+        raise ExportError(f"{folder} takes {text(size)} in float32, over the limit, and nothing reads it in parts")
     how = (
-        f"the weights take {_gib(size)} in float32, and the limit was {_gib(limit)}: graphprune read the folder again, "
+        f"the weights take {text(size)} in float32, and the limit was {text(limit)}: graphprune read the folder again, "
         "by the class that its config.json names, and ran it a part at a time to compare outputs; transformers did "
         "not load it"
     )
@@ -102,7 +103,3 @@ def reload(folder: Path, destination: Destination) -> nn.Module:
         )
     loaded: nn.Module = model.eval()
     return loaded
-
-
-def _gib(size: int) -> str:
-    return f"{size / 2**30:,.2f} GiB"

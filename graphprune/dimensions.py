@@ -1,6 +1,6 @@
 """What operator rules share: broadcasting, dimension numbers, and linear consumers."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -29,6 +29,20 @@ def hint(size: Any) -> int:
         return int(size.node.hint)
     sizes = {s: size.node.shape_env.backed_var_to_val.get(s, UNKNOWN) for s in size.node.expr.free_symbols}
     return int(size.node.expr.xreplace(sizes))
+
+
+def sized(size: Any, sizes: Mapping[Any, int]) -> Any:
+    """A size as a number, symbols being those of `sizes` or of the example; what is no size is left as it is."""
+    if isinstance(size, int | float) or not hasattr(size, "node"):
+        return size
+    known = size.node.expr.xreplace(dict(sizes))
+    return int(known) if getattr(known, "is_number", True) else hint(size)
+
+
+def token_symbols(graph: fx.Graph) -> list[Any]:
+    """The symbols of the batch and the length of token ids, those of them that may vary."""
+    shapes = (n.meta["val"].shape for n in graph.nodes if n.op == "placeholder" and n.name == "input_ids")
+    return [size.node.expr for size in next(shapes, ()) if not isinstance(size, int)]
 
 
 def broadcast(flow: Flow, operands: Sequence[Dims]) -> Dims:

@@ -60,7 +60,7 @@ class Equations:
             cross, missing = cross + drift.cross[:, kept], missing + drift.first
         whole = max(_energy(weight, second), torch.finfo(second.dtype).tiny)
         unit = float(second.diagonal().mean())
-        inner = zeros(len(kept), len(kept)) if second.is_cpu else second.new_empty(len(kept), len(kept))
+        inner = zeros(len(kept), len(kept), device=second.device)
         torch.index_select(second.index_select(0, kept), 1, kept, out=inner)
         return cls(
             weight, kept, inner, cross, float(removed), whole, missing, moments.first[kept], moments.tokens, unit
@@ -113,7 +113,7 @@ class Equations:
 
 def _sum(a: Tensor, b: Tensor) -> Tensor:
     """The sum, where sums of that size lie."""
-    return torch.add(a, b, out=zeros(*a.shape)) if a.is_cpu else a + b
+    return torch.add(a, b, out=zeros(*a.shape, device=a.device))
 
 
 def _energy(weight: Tensor, second: Tensor) -> float:

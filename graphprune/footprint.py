@@ -3,9 +3,10 @@
 Counted is what the system cannot drop (see `memory.anonymous`): pages of memory-mapped files are not.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from typing import Any
 
 import torch
@@ -16,17 +17,18 @@ from graphprune import memory
 from graphprune.calibration import BATCH_TOKENS
 from graphprune.contracts import Consumer
 from graphprune.dependencies import Dependencies
-from graphprune.dimensions import hint
+from graphprune.dimensions import sized, token_symbols
 from graphprune.errors import WorkspaceError
 from graphprune.facts import Eligible
 from graphprune.program import Program
 from graphprune.segments import Segment, between_maps
-from graphprune.statistics import LEAST
+from graphprune.statistics import block_width
 from graphprune.sweep import CONSTANTS
 
 SPILL = 1 << 24  # sums that take at least so many bytes lie in files, if all of them do not fit
 MARGIN = 1.1  # for what libraries hold beside tensors
 DOUBLE = 8  # bytes
+UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
 @dataclass(frozen=True)
@@ -103,26 +105,29 @@ class _Parts:
         """The linear maps whose inputs, or outputs if the refit aims at those, may be cut."""
         return self.program.fact(Dependencies).maps_of(self.program.fact(Eligible).groups, self.aims)
 
+    @cached_property
+    def _shapes(self) -> Mapping[str, tuple[int, ...]]:
+        return self.program.shapes()
+
     def _weights(self, segment: Segment) -> int:
         """The weights of a segment in single precision, unless they are mapped as they are."""
-        shapes = self.program.shapes()
-        names = segment.weights(self.program) & shapes.keys()
+        names = segment.weights(self.program) & self._shapes.keys()
         stored = self.program.source.dtype if self.program.source else torch.float32
         held = 0 if stored == torch.float32 else torch.float32.itemsize
-        return sum(held * torch.Size(shapes[name]).numel() for name in names)
+        return sum(held * prod(self._shapes[name]) for name in names)
 
     @property
     def _saving(self) -> int:
         """A tensor before and after its cut; or all of them, several times, where the graph is saved with them."""
-        sizes = [4 * torch.Size(shape).numel() for shape in self.program.shapes().values()]
+        sizes = [4 * prod(shape) for shape in self._shapes.values()]
         whole = self.program.fact(Eligible).destination.name == "free"
         return 3 * sum(sizes) if whole else 2 * max(sizes, default=0)
 
     def _matrix(self, consumer: Consumer) -> tuple[int, int]:
         """Outputs and inputs of a linear map."""
-        shape = self.program.shapes()[consumer.weight]
+        shape = self._shapes[consumer.weight]
         inputs = shape[consumer.dim] * consumer.taps
-        return torch.Size(shape).numel() // inputs, inputs
+        return prod(shape) // inputs, inputs
 
     def _sums(self, consumer: Consumer) -> int:
         """Those of the tokens that are fitted, and of those that are held out."""
@@ -134,7 +139,7 @@ class _Parts:
     def _block(self, consumer: Consumer) -> int:
         """A block of products of features, and its conversion."""
         inputs = self._matrix(consumer)[1]
-        return 4 * max(inputs // 8, LEAST) * inputs
+        return 4 * block_width(inputs) * inputs
 
     def _solving(self, consumer: Consumer) -> int:
         """The matrix in both precisions, what the normal equations hold, a factor, and two results."""
@@ -159,24 +164,12 @@ class _Parts:
 
     def _bytes(self, node: fx.Node) -> int:
         leaves = [leaf for leaf in pytree.tree_leaves(node.meta.get("val")) if isinstance(leaf, Tensor)]
-        return sum(leaf.dtype.itemsize * torch.Size(map(self._size, leaf.shape)).numel() for leaf in leaves)
-
-    def _size(self, value: Any) -> int:
-        """A size, with the batch and length of the run in the place of the example's."""
-        if isinstance(value, int):
-            return value
-        known = value.node.expr.xreplace(self._symbols)
-        return int(known) if getattr(known, "is_number", True) else hint(value)
+        return sum(leaf.dtype.itemsize * prod(sized(n, self._sizes) for n in leaf.shape) for leaf in leaves)
 
     @cached_property
-    def _symbols(self) -> dict[Any, int]:
-        return dict(zip(_free(self.program), (self.batch, self.length), strict=False))
-
-
-def _free(program: Program) -> Sequence[Any]:
-    """The symbols of the batch and the length of token ids."""
-    shapes: Iterator[Any] = (n.meta["val"].shape for n in program.graph.nodes if n.name == "input_ids")
-    return [size.node.expr for size in next(shapes, ()) if not isinstance(size, int)]
+    def _sizes(self) -> dict[Any, int]:
+        """The batch and length of the run, in the place of the example's."""
+        return dict(zip(token_symbols(self.program.graph), (self.batch, self.length), strict=False))
 
 
 def _owner(node: fx.Node, owner: Mapping[str, str]) -> str:
@@ -187,12 +180,9 @@ def _owner(node: fx.Node, owner: Mapping[str, str]) -> str:
     return owner.get(source, source)
 
 
-UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
-
-
 def text(size: int) -> str:
     """Bytes as people write them."""
-    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
+    return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
 def parse(words: str) -> int:

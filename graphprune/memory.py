@@ -18,9 +18,8 @@ INTERVAL = 0.005  # seconds between two looks; what is held for a shorter time m
 
 @dataclass
 class Peak:
-    """The most memory that was seen, in bytes, and what was counted, in words."""
+    """The most memory that was seen, in bytes (see `anonymous`)."""
 
-    counted: str
     bytes: int = 0
 
     def look(self) -> None:
@@ -38,18 +37,11 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def counted() -> str:
-    """What `anonymous` counts on this system."""
-    if sys.platform == "linux":
-        return "anonymous memory (RssAnon): pages of mapped files, which the kernel can drop, are not counted"
-    return "memory of this process alone (USS): pages of mapped files count while they are in memory"
-
-
 def anonymous() -> int:
     """The bytes that this process holds now and that the kernel cannot drop: heap and stacks.
 
     On Linux, pages of memory-mapped files (RssFile) and shared memory (RssShmem) are not among them; on other systems
-    it is what the process would free if it ended (see `counted`).
+    it is what the process would free if it ended (USS), where pages of mapped files count while they are in memory.
     """
     if sys.platform != "linux":
         return int(psutil.Process().memory_full_info().uss)
@@ -74,7 +66,7 @@ def give_back() -> None:
 @contextmanager
 def peak_anonymous() -> Iterator[Peak]:
     """Watch `anonymous` from a thread while the block runs; the peak is whole when it ends."""
-    peak, done = Peak(counted()), threading.Event()
+    peak, done = Peak(), threading.Event()
 
     def watch() -> None:
         while not done.wait(INTERVAL):

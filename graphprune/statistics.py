@@ -64,7 +64,7 @@ class Moments:
         first = torch.zeros(features, dtype=torch.float64, device=device)
         if diagonal:
             return cls(first.clone(), first)
-        return cls(zeros(features, features) if first.is_cpu else first.new_zeros(features, features), first)
+        return cls(zeros(features, features, device=device), first)
 
     @classmethod
     def gathered(cls, own: "Moments | None") -> "Moments | None":
@@ -97,9 +97,14 @@ class Moments:
         return Moments(self.second + other.second, self.first + other.first, self.tokens + other.tokens, drift)
 
 
+def block_width(features: int) -> int:
+    """How wide the blocks of a square of so many features are."""
+    return max(-(-features // BLOCKS), LEAST)
+
+
 def _add_square(total: Tensor, x: Tensor) -> None:
-    """Add X^T X, of which the part above the diagonal is computed once, in `BLOCKS` rows of blocks."""
-    width = max(-(-x.shape[1] // BLOCKS), LEAST)
+    """Add X^T X, of which the part above the diagonal is computed once, a row of blocks at a time."""
+    width = block_width(x.shape[1])
     for start in range(0, x.shape[1], width):
         end = start + width
         block = x[:, start:end].T @ x[:, start:]

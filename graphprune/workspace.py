@@ -128,16 +128,17 @@ def mapped(path: Path) -> dict[str, Tensor]:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
 
 
-def zeros(*shape: int) -> Tensor:
-    """Zeros in double precision; in a file without a name, if they are many and the workspace is to spill.
+def zeros(*shape: int, device: torch.device | str = "cpu") -> Tensor:
+    """Zeros in double precision; in a file without a name, if they are many and the workspace is to spill, and not on
+    another device.
 
     Raises:
         WorkspaceError: if there is no room for it.
     """
     place, count = current(), torch.Size(shape).numel()
     size = count * torch.float64.itemsize
-    if place is None or place.spill is None or size < place.spill:
-        return torch.zeros(shape, dtype=torch.float64)
+    if place is None or place.spill is None or size < place.spill or torch.device(device).type != "cpu":
+        return torch.zeros(shape, dtype=torch.float64, device=device)
     path = place.folder / f"{SUMS}{token_hex(8)}"
     with writing(place.folder):
         try:

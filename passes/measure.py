@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from graphprune.axes import Prime, primes
 from graphprune.dependencies import Curve, Dependencies, Group, Term
-from graphprune.dimensions import hint
+from graphprune.dimensions import sized, token_symbols
 from graphprune.errors import PlanError
 from graphprune.facts import Eligible
 from graphprune.latency import RUNTIMES, Piece, Shape, Table
@@ -156,7 +156,7 @@ class _Parts:
                 shapes[name] = found[0]
 
         def value(n: fx.Node) -> Any:
-            return new[n] if n in new else _size(n.meta["val"], self._sizes)
+            return new[n] if n in new else sized(n.meta["val"], self._sizes)
 
         for node in nodes:
             args, kwargs = pytree.tree_map_only(fx.Node, value, (node.args, node.kwargs))
@@ -168,20 +168,11 @@ class _Parts:
     @cached_property
     def _sizes(self) -> dict[Any, int]:
         """What symbols of token ids are: one sequence of the length."""
-        ids = next((n for n in self.program.graph.nodes if n.op == "placeholder" and n.name == "input_ids"), None)
-        free = [s.node.expr for s in ids.meta["val"].shape if not isinstance(s, int)] if ids is not None else []
+        free = token_symbols(self.program.graph)
         return dict(zip(free, (1, self.length), strict=True)) if len(free) == 2 else {}
 
 
 def _shapes(node: fx.Node, sizes: Mapping[Any, int]) -> list[Shape]:
     """Those of the tensors that a node makes."""
     leaves = [leaf for leaf in pytree.tree_leaves(node.meta.get("val")) if isinstance(leaf, Tensor)]
-    return [(tuple(_size(n, sizes) for n in leaf.shape), leaf.dtype) for leaf in leaves]
-
-
-def _size(value: Any, sizes: Mapping[Any, int]) -> Any:
-    """A size as a number, symbols being those of `sizes` or of the example."""
-    if isinstance(value, int | float) or not hasattr(value, "node"):
-        return value
-    known = value.node.expr.xreplace(dict(sizes))
-    return int(known) if getattr(known, "is_number", True) else hint(value)
+    return [(tuple(sized(n, sizes) for n in leaf.shape), leaf.dtype) for leaf in leaves]

@@ -265,20 +265,20 @@ def shape_of(program: Program, consumer: Consumer) -> tuple[int, int]:
 def factorable(program: Program, protect: Collection[str] = ()) -> tuple[list[Consumer], dict[str, str]]:
     """The linear maps that can become factors of a low rank, in order; and the weights that cannot, with reasons."""
     found, left = [], {}
-    consumers = (program.facts.get(Dependencies) or analyze(program)).consumers
+    consumers, shapes = (program.facts.get(Dependencies) or analyze(program)).consumers, program.shapes()
     nodes = {node.name: node for node in program.graph.nodes}
     leads, readers = _leading(program, {c.node for c in consumers}), biases.readers(program)
     for consumer in consumers:
         node, name = nodes[consumer.node], consumer.weight
         if any(fnmatch(name, glob) for glob in protect):
             left[name] = "it is protected"
-        elif len(program.shapes()[name]) != 2 or node.target not in PRODUCTS or node.kwargs:
+        elif len(shapes[name]) != 2 or node.target not in PRODUCTS or node.kwargs:
             left[name] = "its operator is no plain matrix product"
         elif readers[name] > 1 or not _alone(node, name, program):
             left[name] = "it is shared"
         elif not any(user in leads for user in node.users):
             left[name] = "no linear map follows, it makes outputs of the model"
-        elif min(program.shapes()[name]) > 1:
+        elif min(shapes[name]) > 1:
             found.append(consumer)
     return [consumer for consumer in found if consumer.weight not in left], left
 

@@ -18,7 +18,6 @@ def test_what_was_held_for_a_while_is_seen() -> None:
             held.add_(1)
         del held
     assert 60 * MIB < peak.bytes - before < 100 * MIB
-    assert peak.counted
 
 
 @pytest.mark.skipif(not STATUS.exists(), reason="only Linux tells mapped files apart")

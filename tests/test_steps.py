@@ -52,6 +52,7 @@ def test_large_sums_lie_in_files_without_a_name(spill: int | None, tmp_path: Pat
         found = zeros(4, 5)
         found += torch.ones(4, 5)
         assert found.sum() == 20 and list(tmp_path.iterdir()) == []
+        assert zeros(4, 5, device="meta").is_meta, "there is no file of what lies on another device"
 
 
 def test_a_repeated_run_finds_its_steps(tmp_path: Path) -> None:
