@@ -90,6 +90,20 @@ def indexed(flow: Flow, dims: Dims, indices: Sequence[Any]) -> Dims:
     return *rest[:front], *broadcast(flow, found), *rest[front:]
 
 
+def slid(flow: Flow, node: fx.Node, channels: Callable[[Flow, fx.Node, Axis, Dims], Axis]) -> Dims:
+    """The axes of a convolution; `channels` makes those of its outputs, of those of its input and of its weight."""
+    x, weight = flow.dims(node.args[0]), flow.dims(node.args[1])
+    spatial = len(weight) - 2
+    out = channels(flow, node, x[-spatial - 1], weight)
+    for axis in weight[2:]:
+        flow.pin(axis, "it is a kernel size")
+    for axis in x[-spatial:]:
+        flow.pin(axis, "a kernel slides along it")
+    if (added := argument(node, 2, "bias")) is not None:
+        flow.unify(out, flow.dims(added)[0])
+    return *x[: -spatial - 1], out, *flow.fresh(node, "it is a spatial dimension")[-spatial:]
+
+
 def position(dim: int, rank: int) -> int:
     """A dimension number counted from the front."""
     return dim + rank if dim < 0 else dim

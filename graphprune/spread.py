@@ -9,7 +9,7 @@ from graphprune.axes import Axis, Prime, Product, primes, resolve
 from graphprune.contracts import Consumer
 from graphprune.dependencies import Dependencies, Group, Place
 from graphprune.kept import locate
-from graphprune.methods import Evidence
+from graphprune.methods import Evidence, Score
 
 
 def rows_of(group: Group, dependencies: Dependencies) -> int:
@@ -63,9 +63,20 @@ def columns_of(consumer: Consumer, group: Group, dependencies: Dependencies) -> 
     return (places[..., None] * consumer.taps + torch.arange(consumer.taps)).flatten(2)
 
 
-def outermost(group: Group, consumers: Sequence[Consumer]) -> bool:
-    """Is the group, where it is contracted, inside no other one that is free, as a whole head is?"""
-    return bool(consumers) and not any(p for c in consumers for p in _around(c.axis, group.prime) if not p.pins)
+class Outermost(Score):
+    """A score of neurons, channels and whole heads: where they are contracted, they are inside no other free group."""
+
+    def applies(self, group: Group, consumers: Sequence[Consumer]) -> bool:
+        """Is it such a group?"""
+        return bool(consumers) and not any(p for c in consumers for p in _around(c.axis, group.prime) if not p.pins)
+
+
+class Innermost(Score):
+    """A score of innermost groups that linear maps contract."""
+
+    def applies(self, group: Group, consumers: Sequence[Consumer]) -> bool:
+        """Is it such a group?"""
+        return bool(consumers) and group.inner == 1
 
 
 def _around(axis: Axis, inner: Prime) -> Iterator[Prime]:

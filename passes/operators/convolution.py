@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from graphprune.axes import Axis, Misaligned, Product, factor, resolve
 from graphprune.contracts import Call, Consumer, Cut, Dims, Example, Flow, Rule
-from graphprune.dimensions import argument, bias, literal
+from graphprune.dimensions import argument, bias, literal, slid
 from graphprune.passes.operators import RULES
 
 aten = torch.ops.aten
@@ -23,17 +23,7 @@ class Convolution(Rule):
     linear_in = (0, 1)
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
-        x, weight = flow.dims(node.args[0]), flow.dims(node.args[1])
-        spatial = len(weight) - 2
-        batch, channels = x[: -spatial - 1], x[-spatial - 1]
-        out = self.channels(flow, node, channels, weight)
-        for axis in weight[2:]:
-            flow.pin(axis, "it is a kernel size")
-        for axis in x[-spatial:]:
-            flow.pin(axis, "a kernel slides along it")
-        if (added := argument(node, 2, "bias")) is not None:
-            flow.unify(out, flow.dims(added)[0])
-        return *batch, out, *flow.fresh(node, "it is a spatial dimension")[-spatial:]
+        return slid(flow, node, self.channels)
 
     def channels(self, flow: Flow, node: fx.Node, channels: Axis, weight: Dims) -> Axis:
         """The output channels; input channels meet the weight's group by group."""

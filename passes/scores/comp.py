@@ -6,18 +6,17 @@ is the logarithm of the condition number of S without input j, for what leaves t
 variance of input j that the others do not explain. Neither looks at the weights.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from graphprune.contracts import Consumer
 from graphprune.dependencies import Group
 from graphprune.equations import damped
-from graphprune.methods import Evidence, Score
+from graphprune.methods import Evidence
 from graphprune.passes.scores import SCORES
-from graphprune.spread import at_consumers
+from graphprune.spread import Innermost, at_consumers
 from graphprune.statistics import Moments
 
 RIDGE = 1e-8  # of the mean of the diagonal: as much as makes every matrix invertible; more would hide what is redundant
@@ -57,16 +56,12 @@ def _root(values: Tensor, shares: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Comp(Score):
+class Comp(Innermost):
     """What `measure` says of the inputs of a linear map, averaged over the columns of an index."""
 
     measure: Callable[[Moments], Tensor]
 
     moments = "full"
-
-    def applies(self, group: Group, consumers: Sequence[Consumer]) -> bool:
-        """Innermost groups that linear maps contract."""
-        return bool(consumers) and group.inner == 1
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:
         """The score of every index, shape (rows, group.size)."""

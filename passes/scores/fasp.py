@@ -4,18 +4,16 @@ After FASP, section 3; from the abstract and reviews of the paper. For column j 
 the score is ||W_j||_1 ||x_j||_2. A group with several consumers adds up theirs.
 """
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
 from graphprune.contracts import Consumer
 from graphprune.dependencies import Group
-from graphprune.methods import Evidence, Score
+from graphprune.methods import Evidence
 from graphprune.passes.scores import SCORES
-from graphprune.spread import at_consumers
+from graphprune.spread import Innermost, at_consumers
 
 
-class Fasp(Score):
+class Fasp(Innermost):
     """Sum of |W_ij| ||x_j|| over a column.
 
     Groups are those that a linear map contracts and that lie innermost in it: the neurons of a feed-forward layer,
@@ -23,10 +21,6 @@ class Fasp(Score):
     """
 
     moments = "diagonal"
-
-    def applies(self, group: Group, consumers: Sequence[Consumer]) -> bool:
-        """Only innermost groups with consumers."""
-        return bool(consumers) and group.inner == 1
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:
         """The score of every index, shape (rows, group.size)."""

@@ -4,25 +4,18 @@ A mask multiplies the inputs of the maps that contract a group; the score is the
 the squared derivative of the loss by each of its entries, at one.
 """
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
-from graphprune.contracts import Consumer
 from graphprune.dependencies import Group
-from graphprune.methods import Evidence, Score
+from graphprune.methods import Evidence
 from graphprune.passes.scores import SCORES
-from graphprune.spread import outermost
+from graphprune.spread import Outermost
 
 
-class Fisher(Score):
+class Fisher(Outermost):
     """``sum over batches of (dL / dmask_j)^2``"""
 
     gradients = True
-
-    def applies(self, group: Group, consumers: Sequence[Consumer]) -> bool:
-        """Neurons, channels and whole heads."""
-        return outermost(group, consumers)
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:
         """The score of every index, shape (rows, group.size)."""

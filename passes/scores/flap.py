@@ -5,16 +5,16 @@ are weighted input feature variance (``flap``), the variance alone (``flap-ifv``
 (``flap-wifn``).
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from torch import Tensor
 
 from graphprune.contracts import Consumer
 from graphprune.dependencies import Group
-from graphprune.methods import Evidence, Score
+from graphprune.methods import Evidence
 from graphprune.passes.scores import SCORES
-from graphprune.spread import at_consumers, outermost
+from graphprune.spread import Outermost, at_consumers
 from graphprune.statistics import Moments
 
 
@@ -34,16 +34,12 @@ def weighted_norm(weight: Tensor, seen: Moments) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Flap(Score):
+class Flap(Outermost):
     """One metric of a column; whole heads average their columns."""
 
     metric: Callable[[Tensor, Moments], Tensor]
 
     moments = "diagonal"
-
-    def applies(self, group: Group, consumers: Sequence[Consumer]) -> bool:
-        """Neurons, channels and whole heads."""
-        return outermost(group, consumers)
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:
         """The score of every index, shape (rows, group.size)."""

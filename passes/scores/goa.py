@@ -17,12 +17,12 @@ from graphprune.attention import Heads, heads
 from graphprune.axes import primes
 from graphprune.contracts import Consumer
 from graphprune.dependencies import Group
-from graphprune.methods import Evidence, Score
+from graphprune.methods import Evidence
 from graphprune.passes.scores import SCORES
-from graphprune.spread import at_consumers, at_producers, outermost, positions
+from graphprune.spread import Outermost, at_consumers, at_producers, positions
 
 
-class SecondMoment(Score):
+class SecondMoment(Outermost):
     """Half the energy of the inputs of an index times the squared norm of its columns."""
 
     moments = "full"
@@ -30,7 +30,7 @@ class SecondMoment(Score):
 
     def applies(self, group: Group, consumers: Sequence[Consumer]) -> bool:
         """Neurons, channels and whole heads that linear maps make."""
-        return outermost(group, consumers) and any("produced" in place.role for place in group.places)
+        return super().applies(group, consumers) and any("produced" in place.role for place in group.places)
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:
         """The score of every index, shape (rows, group.size)."""

@@ -18,16 +18,16 @@ from torch import Tensor
 from graphprune.contracts import Consumer
 from graphprune.dependencies import Group
 from graphprune.equations import SPARING, damped
-from graphprune.methods import Evidence, Score
+from graphprune.methods import Evidence
 from graphprune.passes.scores import SCORES
 from graphprune.passes.scores.obs import Problem, greedy
 from graphprune.ranking import Point, hull
-from graphprune.spread import outermost, rows_of
+from graphprune.spread import Outermost, rows_of
 
 TIE = 1e-9  # by which later indices of one stretch matter more, relatively
 
 
-class KObs(Score):
+class KObs(Outermost):
     """The growth of the loss when an index goes, after those that matter less; its curve is made convex."""
 
     moments = "full"
@@ -36,7 +36,7 @@ class KObs(Score):
 
     def applies(self, group: Group, consumers: Sequence[Consumer]) -> bool:
         """Neurons, channels and whole heads, where the outputs of all maps have a layout."""
-        return outermost(group, consumers) and all(c.outputs is not None for c in consumers)
+        return super().applies(group, consumers) and all(c.outputs is not None for c in consumers)
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:
         """The score of every index, shape (rows, group.size)."""

@@ -14,10 +14,10 @@ from torch import Tensor
 from graphprune.contracts import Consumer
 from graphprune.dependencies import Group
 from graphprune.equations import DEFAULT, damped
-from graphprune.methods import Evidence, Score
+from graphprune.methods import Evidence
 from graphprune.passes.scores import SCORES
 from graphprune.ranking import Point
-from graphprune.spread import columns_of, outermost, rows_of
+from graphprune.spread import Innermost, Outermost, columns_of, rows_of
 
 ROUNDS = 64  # between which everything is judged again
 
@@ -61,14 +61,10 @@ class Problem:
         return added
 
 
-class Obs(Score):
+class Obs(Innermost):
     """The error after the best refit, of each index alone."""
 
     moments = "full"
-
-    def applies(self, group: Group, consumers: Sequence[Consumer]) -> bool:
-        """Innermost groups that linear maps contract."""
-        return bool(consumers) and group.inner == 1
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:
         """The score of every index, shape (rows, group.size)."""
@@ -76,14 +72,10 @@ class Obs(Score):
         return torch.stack([Problem.of(consumer, group, evidence).errors() for consumer in consumers]).sum(0)
 
 
-class Osscar(Score):
+class Osscar(Outermost):
     """The place of every index in the order in which the greedy search removes them; the last is kept longest."""
 
     moments = "full"
-
-    def applies(self, group: Group, consumers: Sequence[Consumer]) -> bool:
-        """Neurons, channels and whole heads."""
-        return outermost(group, consumers)
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:
         """The score of every index, shape (rows, group.size)."""

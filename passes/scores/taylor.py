@@ -5,34 +5,29 @@ adds up ``|g w|`` over all coupled weights, ``taylor-vector`` takes ``|sum g w|`
 up ``w^2 h``, and ``taylor-mixed`` ``|g w - w^2 h / 2|``.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from graphprune.contracts import Consumer
 from graphprune.dependencies import Group
-from graphprune.methods import Evidence, Score
+from graphprune.methods import Evidence
 from graphprune.passes.scores import SCORES
-from graphprune.spread import at_places, outermost
+from graphprune.spread import Outermost, at_places
 
 #: From weights, their gradients and the squares of those to one number a weight.
 Element = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
-class Taylor(Score):
+class Taylor(Outermost):
     """A term of the Taylor series of the loss, summed over the coupled places; `vector`: absolute after the sum."""
 
     element: Element
     vector: bool = False
 
     gradients = True
-
-    def applies(self, group: Group, consumers: Sequence[Consumer]) -> bool:
-        """Neurons, channels, hidden sizes and whole heads."""
-        return outermost(group, consumers)
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:
         """The score of every index, shape (rows, group.size)."""

@@ -13,7 +13,7 @@ from graphprune.contracts import Consumer
 from graphprune.dependencies import Group
 from graphprune.methods import Evidence, Score
 from graphprune.passes.scores import SCORES
-from graphprune.spread import at_consumers, at_producers, greatest, outermost
+from graphprune.spread import Outermost, at_consumers, at_producers, greatest
 
 PEAK = 10.0
 
@@ -35,14 +35,10 @@ class Transact(Score):
         return at_producers(group, evidence, lambda producer: energy(producer, evidence)).sqrt()
 
 
-class Heads(Score):
+class Heads(Outermost):
     """The norms of the columns of an index, their mean and their greatest; of one column alone its norm."""
 
     moments = "diagonal"
-
-    def applies(self, group: Group, consumers: Sequence[Consumer]) -> bool:
-        """Neurons, channels and whole heads."""
-        return outermost(group, consumers)
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:
         """The score of every index, shape (rows, group.size)."""

@@ -1,24 +1,18 @@
 """Wanda-sp, the structured form of Wanda that FLAP (arXiv:2312.11983) compares with; from its authors' code."""
 
-from collections.abc import Sequence
-
 from torch import Tensor
 
 from graphprune.contracts import Consumer
 from graphprune.dependencies import Group
-from graphprune.methods import Evidence, Score
+from graphprune.methods import Evidence
 from graphprune.passes.scores import SCORES
-from graphprune.spread import at_consumers, outermost
+from graphprune.spread import Outermost, at_consumers
 
 
-class WandaSp(Score):
+class WandaSp(Outermost):
     """The mean of |W_ij| ||x_j|| over a column; whole heads average their columns."""
 
     moments = "diagonal"
-
-    def applies(self, group: Group, consumers: Sequence[Consumer]) -> bool:
-        """Neurons, channels and whole heads."""
-        return outermost(group, consumers)
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:
         """The score of every index, shape (rows, group.size)."""
