@@ -18,8 +18,8 @@ from graphprune.workspace import zeros
 
 GRID = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0)  # dampings, of the mean of the diagonal
 DEFAULT = 1e-2
-LARGE = 1 << 23  # elements of a matrix of second moments
-JUDGED = 256  # outputs of a map by which dampings are compared
+LONG = 1 << 35  # multiplications, for which single precision is taken where it suffices: double takes twice as long
+JUDGED = 32  # random sums of the outputs of a map, by which dampings are compared
 #: Shares of the mean of the diagonal by which second moments of inputs and of gradients are shrunk towards multiples of
 #: the identity where the growth of the loss says what goes: so what matters in other texts is spared, too.
 SPARING = 0.1, 1.0
@@ -29,9 +29,9 @@ SPARING = 0.1, 1.0
 class Equations:
     """The normal equations of a correction C to the kept columns, shape (m, kept).
 
-    R = W X + D - W_K X_K is what is missing: `inner` is X_K X_K^T, `cross` R X_K^T, `removed` ||R||^2, the error
-    without correction, and `whole` ||W X||^2. `missing`, shape (m,), and `inputs`, shape (kept,), are the sums of R
-    and X_K over the `tokens`. `unit` is the mean of the diagonal of X X^T.
+    R = W X + D - W_K X_K is what is missing: `inner` is X_K X_K^T, `cross` R X_K^T, and `removed` ||R||^2, the error
+    without correction. `gone` is ||W X||^2 - ||W_K X_K||^2. `missing`, shape (m,), and `inputs`, shape (kept,), are the
+    sums of R and X_K over the `tokens`. `unit` is the mean of the diagonal of X X^T.
     """
 
     weight: Tensor
@@ -39,7 +39,7 @@ class Equations:
     inner: Tensor
     cross: Tensor
     removed: float
-    whole: float
+    gone: float
     missing: Tensor
     inputs: Tensor
     tokens: int
@@ -49,27 +49,36 @@ class Equations:
     def of(cls, weight: Tensor, kept: Tensor, moments: Moments) -> "Equations":
         """The equations for a matrix of shape (m, n), in double precision, and the moments of its n inputs."""
         second, drift = moments.second, moments.drift
-        gone = torch.ones(second.shape[0], dtype=torch.bool, device=second.device)
-        gone[kept] = False
-        rest = weight[:, gone]
-        rows = rest @ second[gone]
-        removed, cross, missing = (rows[:, gone] * rest).sum(), rows[:, kept], rest @ moments.first[gone]
+        lost = torch.ones(second.shape[0], dtype=torch.bool, device=second.device)
+        lost[kept] = False
+        rest = weight[:, lost]
+        rows = rest @ second[lost]
+        removed, cross, missing = (rows[:, lost] * rest).sum(), rows[:, kept], rest @ moments.first[lost]
         del rows
+        gone = removed + 2 * (cross * weight[:, kept]).sum()
         if drift is not None:
-            removed = removed + 2 * (drift.cross[:, gone] * rest).sum() + drift.second.sum()
+            removed = removed + 2 * (drift.cross[:, lost] * rest).sum() + drift.second.sum()
             cross, missing = cross + drift.cross[:, kept], missing + drift.first
-        whole = max(_energy(weight, second), torch.finfo(second.dtype).tiny)
         unit = float(second.diagonal().mean())
         inner = zeros(len(kept), len(kept), device=second.device)
         torch.index_select(second.index_select(0, kept), 1, kept, out=inner)
         return cls(
-            weight, kept, inner, cross, float(removed), whole, missing, moments.first[kept], moments.tokens, unit
+            weight, kept, inner, cross, float(removed), float(gone), missing, moments.first[kept], moments.tokens, unit
         )
 
     def some(self, count: int) -> "Equations":
-        """Those of about so many of the outputs, evenly spread."""
-        rows = slice(None, None, max(len(self.cross) // count, 1))
-        return replace(self, weight=self.weight[rows], cross=self.cross[rows], missing=self.missing[rows])
+        """Those of so many sums of all outputs with random signs: on average their squares add up to those of all
+        outputs (Hutchinson, 1990, doi:10.1080/03610919008812866). The same signs for all equations of a map."""
+        if count >= len(self.cross):
+            return self
+        coins = torch.randint(2, (count, len(self.cross)), generator=torch.Generator().manual_seed(0))
+        signs = (2 * coins - 1).to(self.cross) / count**0.5
+        return replace(self, weight=signs @ self.weight, cross=signs @ self.cross, missing=signs @ self.missing)
+
+    @cached_property
+    def whole(self) -> float:
+        """``||W X||^2``, of which errors are shares."""
+        return max(self.gone + _quadratic(self.left, self.inner), torch.finfo(self.inner.dtype).tiny)
 
     @property
     def left(self) -> Tensor:
@@ -80,7 +89,7 @@ class Equations:
         """Those of both sets of tokens, for the same map."""
         return Equations(
             self.weight, self.kept, _sum(self.inner, other.inner), self.cross + other.cross,
-            self.removed + other.removed, self.whole + other.whole, self.missing + other.missing,
+            self.removed + other.removed, self.gone + other.gone, self.missing + other.missing,
             self.inputs + other.inputs, self.tokens + other.tokens, self.unit + other.unit,
         )  # fmt: skip
 
@@ -104,7 +113,7 @@ class Equations:
 
     def error(self, correction: Tensor, bias: Tensor | None = None) -> float:
         """``||R - C X_K - b||^2``"""
-        found = self.removed + float((correction @ self.inner).sub_(self.cross, alpha=2).mul_(correction).sum())
+        found = self.removed + _quadratic(correction, self.inner) - 2 * float((correction * self.cross).sum())
         if bias is None:
             return found
         left = self.missing - correction @ self.inputs
@@ -116,12 +125,10 @@ def _sum(a: Tensor, b: Tensor) -> Tensor:
     return torch.add(a, b, out=zeros(*a.shape, device=a.device))
 
 
-def _energy(weight: Tensor, second: Tensor) -> float:
-    """``||W X||^2``, by which errors are divided: a sum of squares, for which single precision is enough where double
-    would take long."""
-    precision = torch.float32 if second.numel() > LARGE else torch.float64
-    wide = weight.to(precision)
-    return float((wide @ second.to(precision)).mul_(wide).sum(dtype=torch.float64))
+def _quadratic(rows: Tensor, matrix: Tensor) -> float:
+    """The trace of ``rows matrix rows^T``, a sum of squares: rounding in single precision hardly moves it."""
+    wide = rows.float() if len(rows) * matrix.numel() > LONG else rows
+    return float((wide @ matrix.to(wide)).mul_(wide).sum(dtype=torch.float64))
 
 
 def damped(matrix: Tensor, share: float) -> Tensor:
@@ -171,8 +178,8 @@ def prepared(
     error: Callable[[Equations, Equations, float], float], outputs: int | None = None,
 ) -> tuple[Equations, Equations, float]:  # fmt: skip
     """The equations of all tokens, those that judge, and the damping: the one given, or that with the lowest `error`
-    of a fit to the first equations by the second, those of held-out tokens; with none held out it is `DEFAULT`. Only so
-    many `outputs` are compared, if that is given, since each damping takes a solution for all that are."""
+    of a fit to the first equations by the second, those of held-out tokens; with none held out it is `DEFAULT`. With
+    `outputs`, only so many sums of outputs are compared, since each damping takes a solution for all that are."""
     everything = Equations.of(w, kept, seen)
     if held_out is None:
         return everything, everything, DEFAULT if damping is None else damping

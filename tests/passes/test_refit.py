@@ -117,6 +117,25 @@ def test_the_damping_is_the_best_on_held_out_tokens(problem: tuple[Tensor, Tenso
     assert LeastSquares().refit(w, kept, seen, held, 0.5).damping == 0.5
 
 
+def test_random_sums_of_outputs_stand_for_all_of_them() -> None:
+    """Their errors are those of all outputs, on average, and the same for both kinds of tokens."""
+    torch.manual_seed(0)
+    x, w = torch.randn(200, 8).double(), torch.randn(4096, 8).double()
+    system = Equations.of(w, torch.tensor([0, 2, 3, 5, 7]), moments(x))
+    few = system.some(1024)
+    assert few.cross.shape == (1024, 5) and few.weight.shape == (1024, 8)
+    assert few.error(few.correction(0.1)) == pytest.approx(system.error(system.correction(0.1)), rel=0.05)
+    same(few.correction(0.1) @ few.inner + 0.1 * few.unit * few.correction(0.1), few.cross)
+    assert system.some(4096) is system
+
+
+def test_the_energy_of_the_outputs_is_that_before_the_cut(problem: tuple[Tensor, Tensor]) -> None:
+    w, x = problem
+    system = Equations.of(w, torch.tensor([0, 2, 5]), moments(x))
+    assert system.whole == pytest.approx(float((x @ w.T).square().sum()))
+    assert (system + system).whole == pytest.approx(2 * system.whole)
+
+
 class Network(nn.Module):
     """Residual convolutions, so that the stream spans all segments, and a linear head."""
 
