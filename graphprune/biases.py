@@ -24,7 +24,7 @@ def obstacle(program: Program, consumer: Consumer) -> str | None:
         return "its operator takes no bias that is a parameter"
     if consumer.bias is not None:
         return "its bias is shared" if readers(program)[consumer.bias] > 1 else None
-    taken = name_of(consumer) in {program.name(str(node.target)) for node in program.tensors()}
+    taken = name_of(consumer) in program.names(program.tensors())
     return f"there is another parameter called {name_of(consumer)}" if taken else None
 
 

@@ -78,7 +78,7 @@ def without(program: Program, dropped: Sequence[Unit]) -> Program:
     graph._codegen = program.graph._codegen
     graph.eliminate_dead_code(_acts)
     graph.lint()
-    left = {program.name(str(node.target)) for node in graph.nodes if node.op == "get_attr"}
+    left = program.names(graph.nodes)
     ties = {alias: name for alias, name in program.ties.items() if name in left}
     return replace(program, graph=graph, parameters=program.parameters & left, ties=ties)
 
@@ -181,13 +181,12 @@ class _Finder:
             if node not in needed:
                 needed.add(node)
                 waiting += node.all_input_nodes
-        left = {self.program.name(str(node.target)) for node in needed if node.op == "get_attr"}
-        return frozenset(self._names - left)
+        return frozenset(self._names - self.program.names(needed))
 
     @cached_property
     def _names(self) -> frozenset[str]:
         """The parameters and buffers that are read."""
-        return frozenset(self.program.name(str(node.target)) for node in self.program.tensors() if node.users)
+        return frozenset(self.program.names(node for node in self.program.tensors() if node.users))
 
     def _entries(self) -> dict[str, list[_Branch]]:
         """The branches whose parameters lie in an entry of a list, by the entry's name: the innermost one."""

@@ -1,7 +1,7 @@
 """A program: an FX graph over ATen operators, weights by name, and what is known about both."""
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -127,6 +127,10 @@ class Program:
         """The name under which a parameter is stored, for any of its names."""
         return self.ties.get(alias, alias)
 
+    def names(self, nodes: Iterable[fx.Node]) -> set[str]:
+        """The names under which what these nodes read is stored; those that read no parameter or buffer are skipped."""
+        return {self.name(str(node.target)) for node in nodes if node.op == "get_attr"}
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shape of every stored parameter and buffer, without reading it."""
         found = {self.name(str(n.target)): n.meta["val"] for n in self.tensors()}
@@ -138,7 +142,7 @@ class Program:
 
     def written(self) -> set[str]:
         """The names of the buffers that a run writes into."""
-        return {self.name(str(node.target)) for node in self.tensors() if any(map(_writes, node.users))}
+        return self.names(node for node in self.tensors() if any(map(_writes, node.users)))
 
     def count(self) -> int:
         """How many parameters there are, shared ones counted once."""

@@ -31,8 +31,7 @@ class Segment:
 
     def weights(self, program: Program) -> set[str]:
         """The names under which the parameters and buffers that it reads are stored."""
-        reads = (n for node in self.nodes for n in node.all_input_nodes if n.op == "get_attr")
-        return {program.name(str(n.target)) for n in reads}
+        return program.names(n for node in self.nodes for n in node.all_input_nodes)
 
     def before(self, names: Collection[str]) -> "Segment":
         """The part that makes the values of these nodes; what does not lead to them is left out."""

@@ -132,7 +132,7 @@ class Costs:
 def _places(flow: AxisFlow) -> dict[Prime, list[tuple[str, int]]]:
     """Where every prime stands: in which dimensions of which parameters and buffers."""
     places: dict[Prime, list[tuple[str, int]]] = defaultdict(list)
-    used = {flow.program.name(str(node.target)) for node in flow.program.tensors() if node.users}
+    used = flow.program.names(node for node in flow.program.tensors() if node.users)
     for name, dims in flow.tensors.items():
         for dim, axis in enumerate(dims if name in used else ()):
             for p in dict.fromkeys(primes(axis)):

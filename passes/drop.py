@@ -166,8 +166,7 @@ def _renumbered(program: Program, entries: Sequence[str]) -> Program:
             node.target = new(program.name(str(node.target)))  # an alias may be gone
         stack: dict[str, Any] = node.meta.get("nn_module_stack") or {}
         node.meta = {**node.meta, "nn_module_stack": {key: (new(path), kind) for key, (path, kind) in stack.items()}}
-    left = {program.name(str(node.target)) for node in program.graph.nodes if node.op == "get_attr"}
-    names = {new(name): name for name in left if name in program.weights}
+    names = {new(name): name for name in program.names(program.graph.nodes) if name in program.weights}
     aliases = {renumbered(alias, entries): name for alias, name in program.ties.items()}
     ties = {alias: new(name) for alias, name in aliases.items() if alias is not None}
     parameters = frozenset(map(new, program.parameters))
