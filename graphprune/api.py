@@ -15,6 +15,7 @@ from graphprune.exporters.onnx_files import MODEL
 from graphprune.exporters.verify import verify_folder as verify_saved
 from graphprune.frontends.loading import load as load
 from graphprune.frontends.modules import trace as trace
+from graphprune.graph_files import Numbers
 from graphprune.page.content import runs_of
 from graphprune.passes.analysis import analyze as _analyze
 from graphprune.passes.calibrate import Calibrate
@@ -204,18 +205,19 @@ def view(
     output: str | Path,
     plan: Plan | str | Path | None = None,
     reports: Sequence[str | Path] = (),
-    sensitivity: Mapping[str, float] | None = None,
+    sensitivity: Numbers | None = None,
     title: str = "",
     force: bool = False,
 ) -> page.Content:
     """Write a page of HTML that shows the dependency graph of a model, and needs nothing else; returns what it shows.
 
     `plan`, one that was saved or the folder of a run, adds what goes and what stays; `reports`, folders of runs, are
-    shown side by side; `sensitivity`, any number by the name of a group, colours the groups.
+    shown side by side; `sensitivity`, any number by the name of a group, colours the groups, and what was measured
+    (`Sensitivities`) is shown as a heat map, too.
 
     Raises:
         LoadError: if the model, the plan or a report cannot be read, or a report is one of another model.
-        PlanError: if the plan was made for another model.
+        PlanError: if the plan was made, or the sensitivities were measured, for another model.
         RegistryError: if `sensitivity` names no group.
         ExportError: if `output` exists and `force` is not set, or may not be written.
     """

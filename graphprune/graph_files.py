@@ -14,6 +14,9 @@ from graphprune.sensitivities import Sensitivities
 
 Graph: TypeAlias = "nx.MultiDiGraph[str]"
 
+#: A number by the name of a group, or what was measured of groups.
+Numbers: TypeAlias = Mapping[str, float] | Sensitivities
+
 #: From the least to the greatest number: shades that differ in lightness too, so that a copier keeps them apart.
 SHADES = ("#fcfdbf", "#fecf92", "#fe9f6d", "#f7705c", "#de4968", "#b63679", "#8c2981", "#641a80")
 
@@ -42,15 +45,16 @@ def write_dot(graph: Graph, path: Path | str) -> None:
         file.write_text("\n".join([*lines, "}"]) + "\n", encoding="utf-8")
 
 
-def coloured(graph: Graph, numbers: Mapping[str, float]) -> Graph:
+def coloured(graph: Graph, given: Numbers) -> Graph:
     """A copy whose groups have the attribute ``value``, their number, and ``fillcolor`` (see `shades`).
 
-    `numbers` holds any number by the name of a group, its sensitivity say; groups without one keep their colour.
+    `given` holds any number by the name of a group, its sensitivity say; groups without one keep their colour.
 
     Raises:
         RegistryError: if there is no such group.
         LoadError: if a number is not finite.
     """
+    numbers = by_group(given)
     groups = {name for name, data in graph.nodes(data=True) if data["kind"] == "group"}
     if unknown := sorted(numbers.keys() - groups):
         raise RegistryError(f"no group {unknown[0]!r} in this graph; `graphprune inspect` lists its groups")
@@ -74,9 +78,15 @@ def shades(numbers: Mapping[str, float]) -> dict[str, str]:
     return {name: SHADES[min(int(share * len(SHADES)), len(SHADES) - 1)] for name, share in shares.items()}
 
 
-def read_numbers(path: Path | str) -> dict[str, float]:
-    """A file of JSON that holds a number by the name of a group; of a table of sensitivities, how much the loss rises
-    at the deepest cut that was measured.
+def by_group(given: Numbers) -> Mapping[str, float]:
+    """A number by the name of a group: of sensitivities, how much the loss rises at the deepest cut."""
+    if isinstance(given, Sensitivities):
+        return {name: given.rise(name)[-1][1] for name in given.groups}
+    return given
+
+
+def read_numbers(path: Path | str) -> Numbers:
+    """A file of JSON: a table of sensitivities, or a number by the name of a group.
 
     Raises:
         LoadError: if it cannot be read, or holds something else.
@@ -84,8 +94,7 @@ def read_numbers(path: Path | str) -> dict[str, float]:
     try:
         table = json.loads(Path(path).read_text(encoding="utf-8"))
         if "trials" in table:
-            found = Sensitivities.load(path)
-            return {name: found.rise(name)[-1][1] for name in found.groups}
+            return Sensitivities.load(path)
         return {name: float(number) for name, number in table.items()}
     except (OSError, ValueError, TypeError, AttributeError) as fault:
         raise LoadError(f'{path}: not an object of numbers by group, such as {{"NAME": 0.5}} ({fault})') from fault

@@ -89,15 +89,18 @@ class Sensitivities:
                 f"{missing[0]}; measure them with the same recipe, destination and protection as the plan"
             )
 
+    @cached_property
+    def ways(self) -> list[tuple[bool, float]]:
+        """How groups were cut: refitted or not, and the share that was to go."""
+        return sorted({(trial.refitted, trial.ratio) for trial in self.trials})
+
+    @cached_property
+    def rises(self) -> Mapping[tuple[str, bool, float], float]:
+        """By how much the loss rose, by the name of a group and the way in which it was cut."""
+        return {(trial.group, trial.refitted, trial.ratio): trial.loss - self.dense for trial in self.trials}
+
     def _repr_html_(self) -> str:
-        rises = {(trial.group, trial.ratio, trial.refitted): trial.loss - self.dense for trial in self.trials}
-        return pages.part(
-            "sensitivities.html",
-            found=self,
-            rises=rises,
-            ways=sorted({(trial.refitted, trial.ratio) for trial in self.trials}),
-            highest=max(rises.values(), default=0.0),
-        )
+        return pages.part("sensitivities.html", found=self, highest=max(self.rises.values(), default=0.0))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

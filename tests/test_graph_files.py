@@ -156,4 +156,4 @@ def test_inspect_writes_and_colours(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_a_table_of_sensitivities_colours_by_the_deepest_cut(tmp_path: Path) -> None:
     trials = tuple(Trial("a", 8, width, 1 - width / 8, False, 2.0 + 1 / width) for width in (4, 2))
     Sensitivities("f", 2.0, "nats a token", "magnitude", "none", trials).save(tmp_path / "s.json")
-    assert graph_files.read_numbers(tmp_path / "s.json") == {"a": 0.5}
+    assert graph_files.by_group(graph_files.read_numbers(tmp_path / "s.json")) == {"a": 0.5}

@@ -11,11 +11,13 @@ from graphprune.axes import Axis, Prime, Product, primes, resolve
 from graphprune.dependencies import Dependencies, Group
 from graphprune.errors import LoadError, RegistryError
 from graphprune.explanations import Dimension, Freedom, Part, Reason
+from graphprune.graph_files import Numbers
 from graphprune.kept import width
 from graphprune.page.modules import MARK, Modules
 from graphprune.plans import Plan, bind
 from graphprune.program import Dropped, Program
 from graphprune.report import Report, plain
+from graphprune.sensitivities import Sensitivities
 
 FORMAT = 1
 Content = Mapping[str, Any]
@@ -28,17 +30,21 @@ def content(
     title: str,
     plan: Plan | None = None,
     reports: Mapping[str, Report] | None = None,
-    numbers: Mapping[str, float] | None = None,
+    numbers: Numbers | None = None,
 ) -> Content:
     """Everything that a page shows, in the values that JSON has; things refer to each other by their place in lists.
 
     `plan` adds what goes and what stays, `reports` the runs that are to be compared, by name, and `numbers` a number a
-    group, which colours it.
+    group, which colours it; sensitivities make a heat map, too.
 
     Raises:
-        PlanError: if the plan was made for another model, or without blocks that this program has.
+        PlanError: if the plan was made for another model, or without blocks that this program has, or the
+            sensitivities were measured on another one.
         RegistryError: if a number is one of no group.
     """
+    measured = numbers if isinstance(numbers, Sensitivities) else None
+    if measured:
+        measured.require(program.fingerprint(), ())
     keep = bind(program, dependencies, plan) if plan else {}
     writer = _Writer(program, dependencies, Modules(program, dependencies), {p: rows.width for p, rows in keep.items()})
     shares = dependencies.freedom
@@ -56,9 +62,10 @@ def content(
             "modules": writer.modules(),
             "tensors": writer.tensors(),
             "calls": writer.calls(),
-            "groups": writer.groups(plan, numbers or {}),
+            "groups": writer.groups(plan, graph_files.by_group(numbers or {})),
             "reasons": writer.reasons.items,
             "plan": _plan(plan, program) if plan else None,
+            "heat": writer.heat(measured) if measured else None,
             "runs": [_run(name, report) for name, report in (reports or {}).items()],
         }
     )  # fmt: skip
@@ -184,6 +191,15 @@ class _Writer:
             }
             for group in self.dependencies.groups
         ]  # fmt: skip
+
+    def heat(self, measured: Sensitivities) -> dict[str, Any]:
+        """How groups were cut, and by how much the loss rose: the places of the group and the way, and the rise."""
+        ways = {way: i for i, way in enumerate(measured.ways)}
+        return {
+            "dense": measured.dense, "unit": measured.unit, "score": measured.score, "refit": measured.refit,
+            "ways": [{"refitted": refitted, "ratio": ratio} for refitted, ratio in ways],
+            "rises": [[self._groups[n], ways[how, ratio], rise] for (n, how, ratio), rise in measured.rises.items()],
+        }  # fmt: skip
 
     def _because(self, group: Group) -> dict[str, int]:
         if not group.inexact_because:

@@ -12,10 +12,10 @@ from graphprune.atomic import new_file
 from graphprune.page.content import Content
 
 ASSETS = files("graphprune.page") / "assets"
-STYLES = ("base", "graph", "groups", "detail", "charts")
+STYLES = ("base", "graph", "groups", "detail", "charts", "heat")
 SCRIPTS = (
     "dom", "data", "state", "fold", "layout", "boxes", "graph", "moves", "groups", "axes", "detail", "panels", "plan",
-    "runs", "search", "main",
+    "runs", "heat", "search", "main",
 )  # fmt: skip
 PLACE = re.compile(r"\{\{(\w+)\}\}")
 LIBRARY = "vendor/dagre.min.js"

@@ -1,15 +1,19 @@
 """The page in a real browser: what is seen, clicked, typed."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import nn
 
 import graphprune as gp
+from graphprune.errors import PlanError
 from graphprune.passes.drop import drop
 from graphprune.plans import make
 from graphprune.report import Report
+from graphprune.sensitivities import Trial
 
 Page = Any  # Playwright may be missing
 CONTRAST = Path(__file__).with_name("contrast.js")
@@ -232,3 +236,38 @@ def test_numbers_colour_groups(network: gp.Program, opened: Any) -> None:
         "[...document.querySelectorAll('.cell.shaded i')].map((i) => getComputedStyle(i).backgroundColor)"
     )
     assert len(colours) == len(names) and len(set(colours)) > 3
+
+
+def measured(network: gp.Program) -> gp.Sensitivities:
+    """Made up: a rise for every group and cut, but for the last group, which no map reads."""
+    names = [group.name for group in gp.analyze(network).groups]
+    trials = [
+        Trial(name, 8, width, 1 - width / 8, refitted, 1.0 + rise * 10.0**-i)
+        for i, name in enumerate(names)
+        for width, refitted, rise in ((6, False, 0.5), (6, True, -0.25), (4, False, 1.0), (4, True, 0.5))
+        if not (refitted and name == names[-1])
+    ]
+    return gp.Sensitivities(network.fingerprint(), 1.0, "nats a token", "fasp", "least-squares", tuple(trials))
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_sensitivities_make_a_heat_map(network: gp.Program, opened: Any, theme: str) -> None:
+    table = measured(network)
+    page = opened(network, sensitivity=table, theme=theme)
+    page.click("#tabs [data-tab=heat]")
+    cells = page.locator("#heat td button")
+    assert cells.count() == len(table.trials)
+    told = {cell.get_attribute("title"): cell for cell in cells.all()}
+    name = next(iter(table.groups))
+    assert told[f"{name}, 50% gone: +1"].inner_text() == "+1"
+    assert told[f"{name}, 25% gone, refitted: -0.25"].inner_text() == "-0.25"
+    shares = [float(cell.evaluate("(b) => b.style.getPropertyValue('--share')")) for cell in told.values()]
+    assert max(shares) == 100 and min(shares) == 0 and len(set(shares)) > 4
+    assert page.evaluate(CONTRAST.read_text())["weak"] == []
+    told[f"{name}, 50% gone: +1"].click()
+    assert page.inner_text("#detail h2") == name
+
+
+def test_sensitivities_of_another_model_are_refused(network: gp.Program, tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="measured on another model"):
+        gp.view(network, output=tmp_path / "x.html", sensitivity=replace(measured(network), program="other"))

@@ -1,9 +1,8 @@
 // Views, keys, light and dark.
 
-const NAMES = { groups: "Groups", graph: "Graph", detail: "Selected", plan: "Plan", runs: "Runs" };
-const tabs = Object.keys(NAMES).filter(
-  (name) => (name !== "plan" || data.plan) && (name !== "runs" || data.runs.length),
-);
+const NAMES = { groups: "Groups", graph: "Graph", detail: "Selected", plan: "Plan", runs: "Runs", heat: "Sensitivity" };
+const given = { plan: data.plan, runs: data.runs.length, heat: data.heat };
+const tabs = Object.keys(NAMES).filter((name) => !(name in given) || given[name]);
 const narrow = matchMedia("(max-width: 899px)");
 const isNarrow = () => narrow.matches;
 
@@ -129,6 +128,7 @@ startGraph();
 startGroups();
 startPlan();
 startRuns();
+startHeat();
 startSearch();
 state.listeners.push(showDetail, (thing) => {
   if (thing && isNarrow() && document.body.dataset.tab !== "graph") showTab("detail");
