@@ -57,8 +57,8 @@ def stock(folder: Path, ids: Tensor) -> Tensor:
 
 def plain(folder: Path, config: dict[str, Any], ids: Tensor) -> Tensor:
     """What the second-to-last block makes, from the files and the numbers of the configuration alone."""
-    files = [safe_open(path, "pt") for path in sorted(folder.glob("*.safetensors"))]
-    place = {name: file for file in files for name in file.offset_keys()}
+    files: list[Any] = [safe_open(path, "pt") for path in sorted(folder.glob("*.safetensors"))]
+    place = {name: file for file in files for name in file.keys()}  # noqa: SIM118
 
     def weight(name: str) -> Tensor:
         found: Tensor = place[f"model.{name}.weight"].get_tensor(f"model.{name}.weight").float()
@@ -76,7 +76,7 @@ def plain(folder: Path, config: dict[str, Any], ids: Tensor) -> Tensor:
 
 def normed(x: Tensor, scale: Tensor, config: dict[str, Any]) -> Tensor:
     """RMSNorm (Zhang and Sennrich, arXiv:1910.07467)."""
-    return scale * x / (x.square().mean(-1, keepdim=True) + config["rms_norm_eps"]).sqrt()
+    return scale * x * (x.square().mean(-1, keepdim=True) + float(config["rms_norm_eps"])).rsqrt()
 
 
 def attention(x: Tensor, own: str, weight: Any, config: dict[str, Any]) -> Tensor:
