@@ -4,7 +4,8 @@ Values that depend on no parameter (masks, rotary tables) are constants here: th
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -79,18 +80,77 @@ def activations(program: Program) -> set[fx.Node]:
     return found
 
 
+@dataclass
+class Constants:
+    """The values of inputs, and of all nodes that depend on no parameter: made once for all batches that are alike in
+    the inputs which those nodes read, as long as they take at most `most` bytes."""
+
+    program: Program
+    most: int = 0
+    device: torch.device | str | None = None
+    made: list[tuple[list[Any], dict[str, Any]]] = field(default_factory=list)
+
+    def of(self, leaves: Sequence[Any]) -> dict[str, Any]:
+        """Those of a batch of input leaves, by name."""
+        inputs = dict(zip(self._inputs, leaves, strict=True))
+        read = [inputs[name] for name in self._read]
+        found = next((made for known, made in self.made if all(map(_same, known, read))), None)
+        if found is None:
+            found = self._evaluated(inputs)
+            self.made.append((read, found))
+            while self.made and sum(_bytes(values) for _, values in self.made) > self.most:
+                del self.made[0]
+        return {name: self._there(inputs[name]) for name in self._used.intersection(inputs)} | found
+
+    def _evaluated(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        values = dict(inputs)
+        for node in self._nodes:
+            values[node.name] = evaluate(node, values, lambda n: _buffer(self.program, n))
+        return {node.name: self._there(values[node.name]) for node in self._nodes if node.name in self._used}
+
+    def _there(self, value: Any) -> Any:
+        if not isinstance(value, Tensor) or self.device is None:
+            return value
+        return value.to(self.device, non_blocking=True)
+
+    @cached_property
+    def _inputs(self) -> list[str]:
+        return [node.name for node in self.program.graph.nodes if node.op == "placeholder"]
+
+    @cached_property
+    def _nodes(self) -> list[fx.Node]:
+        active = self._active
+        return [node for node in self.program.graph.nodes if node.op == "call_function" and node not in active]
+
+    @cached_property
+    def _read(self) -> list[str]:
+        """The inputs that the nodes read."""
+        read = {n.name for node in self._nodes for n in node.all_input_nodes}
+        return [name for name in self._inputs if name in read]
+
+    @cached_property
+    def _used(self) -> set[str]:
+        """What the rest of the graph reads."""
+        return {n.name for node in self._active for n in node.all_input_nodes}
+
+    @cached_property
+    def _active(self) -> set[fx.Node]:
+        return activations(self.program)
+
+
 def constants(program: Program, leaves: Sequence[Any]) -> dict[str, Any]:
     """The values of inputs, and of all nodes that depend on no parameter, by name."""
-    active = activations(program)
-    values: dict[str, Any] = {}
-    inputs = iter(leaves)
-    for node in program.graph.nodes:
-        if node.op == "placeholder":
-            values[node.name] = next(inputs)
-        elif node.op == "call_function" and node not in active:
-            values[node.name] = evaluate(node, values, lambda n: _buffer(program, n))
-    used = {n.name for node in active for n in node.all_input_nodes}
-    return {name: value for name, value in values.items() if name in used}
+    return Constants(program).of(leaves)
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a is b or (a.dtype == b.dtype and torch.equal(a, b))
+    return type(a) is type(b) and not isinstance(a, Tensor) and bool(a == b)
+
+
+def _bytes(values: Mapping[str, Any]) -> int:
+    return sum(leaf.nbytes for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor))
 
 
 def evaluate(node: fx.Node, values: Mapping[str, Any], attribute: Any) -> Any:

@@ -6,18 +6,17 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
 
 from graphprune import processes
 from graphprune.calibration import Calibration, Collector, attended, products
 from graphprune.prefetch import Prefetched
 from graphprune.program import Program
-from graphprune.segments import Segment, constants, load, run
+from graphprune.segments import Constants, Segment, load, run
 from graphprune.weights import Weights
 from graphprune.workspace import values
 
-CONSTANTS = 1 << 26  # bytes of constants that are kept for all batches; more are made anew for each segment
+CONSTANTS = 1 << 26  # bytes of constants that are kept; more are made anew for each segment
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -37,15 +36,16 @@ class Stream:
     numbers: Sequence[int]
     real: Sequence[Tensor | None]
     entries: Sequence[Any]
-    known: dict[int, Mapping[str, Any]]
+    constants: Constants
 
     @classmethod
     def start(cls, program: Program, calibration: Calibration) -> "Stream":
         """All batches at the inputs of the graph."""
         numbers = processes.share(len(calibration.batches))
         program = program.with_facts(weights=Prefetched(program.weights, calibration.device))
+        made = Constants(program, CONSTANTS, calibration.device)
         real = [attended(program, calibration.batches[n]) for n in numbers]
-        return cls(program, calibration, numbers, real, [None] * len(numbers), {})
+        return cls(program, calibration, numbers, real, [None] * len(numbers), made)
 
     def through(
         self, segment: Segment, weights: Weights, step: Callable[[], None] = unseen,
@@ -78,7 +78,8 @@ class Stream:
     ) -> tuple[Any, dict[str, Tensor]]:  # fmt: skip
         """The exit value of one batch, and the values of the nodes in `watch`."""
         entry = self._there(self.entries[batch])
-        given = {**self._constants(batch), **{name: self._there(value) for name, value in known.items()}}
+        given = self.constants.of(self.calibration.batches[self.numbers[batch]])
+        given |= {name: self._there(value) for name, value in known.items()}
         with products(self.calibration.autocast, self.calibration.device):
             return run(segment, self.program, loaded, given, entry, watch)
 
@@ -94,17 +95,6 @@ class Stream:
     def _there(self, value: Any) -> Any:
         """A value on the device of the calibration."""
         return value.to(self.calibration.device, non_blocking=True) if isinstance(value, Tensor) else value
-
-    def _constants(self, batch: int) -> Mapping[str, Any]:
-        """What depends on no parameter, kept unless it is large."""
-        if batch in self.known:
-            return self.known[batch]
-        made = constants(self.program, self.calibration.batches[self.numbers[batch]])
-        found: Mapping[str, Any] = {name: self._there(value) for name, value in made.items()}
-        size = sum(leaf.nbytes for leaf in pytree.tree_leaves(found) if isinstance(leaf, Tensor))
-        if size * len(self.numbers) <= CONSTANTS:
-            self.known[batch] = found
-        return found
 
 
 def compare(

@@ -225,7 +225,7 @@ class _Trials:
             if not wanted:
                 break
             here = collector.within(segment.names)
-            ahead.entries = ahead.through(segment, self.program.weights, collectors=[here] * len(ahead.known))
+            ahead.entries = ahead.through(segment, self.program.weights, collectors=[here] * len(ahead.numbers))
             wanted -= segment.names
         return collector.moments
 
