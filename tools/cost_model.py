@@ -105,16 +105,24 @@ def costs(shape: Shape, tokens: int, length: int, sparsity: float) -> dict[str, 
     sweep = shape.layers * tokens * (2 * shape.block + attention)
     squares = shape.layers * tokens * 2 * SYMMETRIC * (shape.ff**2 + shape.values**2)
     left = 1 - sparsity * shape.parameters / (shape.layers * 4 * shape.hidden * shape.ff)  # of inner widths, about
-    solve = sum(_solving(n, int(left * n), shape.hidden) for n in (shape.ff, shape.values))
+    solve, scale = (
+        shape.layers * sum(count(n, int(left * n), shape.hidden) for n in (shape.ff, shape.values))
+        for count in (_solving, _energies)
+    )
     read = 2.0 * shape.layers * shape.block
-    return {"calibrate": Cost(sweep, 0, read), "refit": Cost(sweep + squares, shape.layers * solve, 2 * read)}
+    return {"calibrate": Cost(sweep, 0, read), "refit": Cost(sweep + squares + scale, solve, 2 * read)}
 
 
 def _solving(n: int, k: int, m: int) -> float:
     """For a map from n inputs, of which k stay, to m outputs: normal equations twice, every damping, and the fit."""
-    equations = 2 * (2 * m * n * n + 2 * m * (n - k) * n)
+    equations = 2 * 2 * m * (n - k) * n
     tried = len(GRID) * (k**3 / 3 + 4 * min(m, JUDGED) * k * k)
-    return equations + tried + k**3 / 3 + 4 * m * k * k
+    return equations + tried + k**3 / 3 + 2 * m * k * k
+
+
+def _energies(n: int, k: int, m: int) -> float:
+    """Of the outputs before and after, in single precision (where all is small, in double)."""
+    return 4 * m * k * k
 
 
 def measured_rates() -> Rates:
