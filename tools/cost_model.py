@@ -25,8 +25,10 @@ from graphprune.calibration import BATCH_TOKENS
 from graphprune.equations import GRID, JUDGED
 from graphprune.statistics import BLOCKS
 from tools import make_random_model
+from tools.readme import fill
 
 SYMMETRIC = (1 + 1 / BLOCKS) / 2  # the part of a square that is computed
+NAME = "cost_model"
 COUNTED = ("calibrate", "refit")  # the passes that the model tells
 
 
@@ -147,11 +149,22 @@ def timed(work: Callable[[], object], repeats: int = 5) -> float:
 
 
 def main() -> None:
-    """Print both tables."""
+    """Print both tables; with --readme write them there too."""
     options = arguments()
+    rows, rates = compared(options)
+    table = "\n".join([*rows, "", *larger(rates, options.sparsity)])
+    print(table)
+    if options.readme:
+        fill(options.readme, NAME, table)
+
+
+def compared(options: argparse.Namespace) -> tuple[list[str], Rates]:
+    """What the model tells of small shapes beside what runs take, and what the machine did in a second."""
     tokens = options.samples * options.length
-    print("| model | parameters | calibrate: told, measured | refit: told, measured | together |")
-    print("|---|---|---|---|---|")
+    rows = [
+        "| model | parameters | calibrate: told, measured | refit: told, measured | together |",
+        "|---|---|---|---|---|",
+    ]
     for name, shape in SMALL.items():
         before = measured_rates()
         found = pruned(shape, options)
@@ -159,13 +172,19 @@ def main() -> None:
         told = {p: cost.seconds(rates) for p, cost in costs(shape, tokens, options.length, options.sparsity).items()}
         cells = [f"{told[p]:.1f} s, {found[p]:.1f} s" for p in COUNTED]
         share = sum(found[p] for p in COUNTED) / sum(told.values())
-        print(f"| {name} | {shape.parameters / 1e6:,.0f} M | {' | '.join(cells)} | {share:.2f} |", flush=True)
-    print("\n| model | parameters | operations | 1 process | 8 processes | 64 processes |\n|---|---|---|---|---|---|")
+        rows.append(f"| {name} | {shape.parameters / 1e6:,.0f} M | {' | '.join(cells)} | {share:.2f} |")
+    return rows, rates
+
+
+def larger(rates: Rates, sparsity: float) -> list[str]:
+    """The hours that large shapes take, for 128 samples of 2048 tokens."""
+    rows = ["| model | parameters | operations | 1 process | 8 processes | 64 processes |", "|---|---|---|---|---|---|"]
     for name, shape in LARGE.items():
-        parts = costs(shape, 128 * 2048, 2048, options.sparsity).values()
+        parts = costs(shape, 128 * 2048, 2048, sparsity).values()
         hours = [f"{sum(c.seconds(rates, n) for c in parts) / 3600:,.1f} h" for n in (1, 8, 64)]
         done = sum(cost.single + cost.double for cost in parts)
-        print(f"| {name} | {shape.parameters / 1e9:,.0f} G | {done:.1e} | {' | '.join(hours)} |")
+        rows.append(f"| {name} | {shape.parameters / 1e9:,.0f} G | {done:.1e} | {' | '.join(hours)} |")
+    return rows
 
 
 def mean(a: Rates, b: Rates) -> Rates:
@@ -196,6 +215,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--sparsity", type=float, default=0.2)
     parser.add_argument("--scratch", type=Path, help="where the models lie meanwhile")
+    parser.add_argument("--readme", type=Path, help="a file with marker comments to write the tables between")
     return parser.parse_args()
 
 
