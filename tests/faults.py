@@ -61,6 +61,7 @@ class Forked:
 def _main(words: list[str], errors: str, limit: int | None) -> None:
     """The command line in a forked process; no file may be larger than `limit` bytes."""
     os.environ["OMP_NUM_THREADS"] = "1"
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
     with open(errors, "ab", buffering=0) as file:
         for number in (1, 2):
             os.dup2(file.fileno(), number)
