@@ -100,18 +100,13 @@ class Constants:
             self.made.append((read, found))
             while self.made and sum(_bytes(values) for _, values in self.made) > self.most:
                 del self.made[0]
-        return {name: self._there(inputs[name]) for name in self._used.intersection(inputs)} | found
+        return {name: there(inputs[name], self.device) for name in self._used.intersection(inputs)} | found
 
     def _evaluated(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         values = dict(inputs)
         for node in self._nodes:
             values[node.name] = evaluate(node, values, lambda n: _buffer(self.program, n))
-        return {node.name: self._there(values[node.name]) for node in self._nodes if node.name in self._used}
-
-    def _there(self, value: Any) -> Any:
-        if not isinstance(value, Tensor) or self.device is None:
-            return value
-        return value.to(self.device, non_blocking=True)
+        return {node.name: there(values[node.name], self.device) for node in self._nodes if node.name in self._used}
 
     @cached_property
     def _inputs(self) -> list[str]:
@@ -163,12 +158,17 @@ def evaluate(node: fx.Node, values: Mapping[str, Any], attribute: Any) -> Any:
     return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
+def there(value: Any, device: torch.device | str | None) -> Any:
+    """A tensor on a device, if one is given; whatever else it is stays as it is."""
+    return value.to(device=device, non_blocking=True) if isinstance(value, Tensor) else value
+
+
 def load(
     segment: Segment, program: Program, weights: Weights, device: torch.device | str | None = None
 ) -> dict[str, Tensor]:
     """The weights that a segment reads, on a device if one is given."""
     names = (name for name in segment.weights(program) if name in weights)
-    return {name: weights[name].to(device=device, non_blocking=True) for name in names}
+    return {name: there(weights[name], device) for name in names}
 
 
 def run(

@@ -12,7 +12,7 @@ from graphprune import processes
 from graphprune.calibration import Calibration, Collector, attended, products
 from graphprune.prefetch import Prefetched
 from graphprune.program import Program
-from graphprune.segments import Constants, Segment, load, run
+from graphprune.segments import Constants, Segment, load, run, there
 from graphprune.weights import Weights
 from graphprune.workspace import values
 
@@ -77,10 +77,11 @@ class Stream:
         known: Mapping[str, Any] = NOTHING,
     ) -> tuple[Any, dict[str, Tensor]]:  # fmt: skip
         """The exit value of one batch, and the values of the nodes in `watch`."""
-        entry = self._there(self.entries[batch])
+        device = self.calibration.device
+        entry = there(self.entries[batch], device)
         given = self.constants.of(self.calibration.batches[self.numbers[batch]])
-        given |= {name: self._there(value) for name, value in known.items()}
-        with products(self.calibration.autocast, self.calibration.device):
+        given |= {name: there(value, device) for name, value in known.items()}
+        with products(self.calibration.autocast, device):
             return run(segment, self.program, loaded, given, entry, watch)
 
     def load(self, segment: Segment, weights: Weights) -> dict[str, Tensor]:
@@ -91,10 +92,6 @@ class Stream:
         """Begin to read the program's own weights of a segment that comes later."""
         if isinstance(self.program.weights, Prefetched):
             self.program.weights.expect(segment.weights(self.program) & self.program.weights.keys())
-
-    def _there(self, value: Any) -> Any:
-        """A value on the device of the calibration."""
-        return value.to(self.calibration.device, non_blocking=True) if isinstance(value, Tensor) else value
 
 
 def compare(
