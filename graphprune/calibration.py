@@ -162,13 +162,13 @@ class Collector:
                 continue
             if consumer.taps == 1:
                 first[consumer.x] = same, features
-            if not torch.isfinite(features).all():
-                raise CalibrationError(
-                    f"the activations at {consumer.x} hold NaN or infinity; check the model and the calibration data"
-                )
             if same not in self.moments:
                 self.moments[same] = Moments.empty(features.shape[1], self.diagonal, features.device)
             self.moments[same].add(features)
+            if not torch.isfinite(self.moments[same].first).all():  # as soon as one feature is not
+                raise CalibrationError(
+                    f"the activations at {consumer.x} hold NaN or infinity; check the model and the calibration data"
+                )
 
     def _aim(
         self, consumer: Consumer, x: Tensor, seen: Mapping[str, Tensor], others: Mapping[str, Tensor],

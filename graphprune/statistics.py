@@ -49,7 +49,7 @@ class Moments:
     """Sums over the tokens seen by one consumer, features X of shape (tokens, n).
 
     `second` is X^T X, shape (n, n), or its diagonal alone, shape (n,); `first` the sum of rows, shape (n,).
-    All are float64; products are made in the precision of the features, one batch at a time. `drift` says how
+    All are float64; one batch at a time is summed in the precision of the features. `drift` says how
     the outputs differ at which a refit is to aim; None where it aims at those of the same inputs.
     """
 
@@ -76,10 +76,10 @@ class Moments:
     def add(self, x: Tensor) -> None:
         """See a batch of features, shape (tokens, n)."""
         if self.second.dim() == 1:
-            self.second += x.double().square().sum(0)
+            self.second += torch.linalg.vecdot(x, x, dim=0)
         else:
             _add_square(self.second, x)
-        self.first += x.sum(0, dtype=torch.float64)
+        self.first += x.sum(0)
         self.tokens += x.shape[0]
 
     @property

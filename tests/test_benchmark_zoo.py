@@ -35,7 +35,8 @@ def test_a_model_runs_in_a_process_of_its_own() -> None:
 def test_a_time_limit_ends_a_model_and_says_where_it_was() -> None:
     found = list(pool.run_all([(ours.NAME, NAME), (ours.NAME, "hf/enc/bert")], jobs=2, limit=0, ratio=0.5))
     assert sorted(r.name for r in found) == [NAME, "hf/enc/bert"]
-    assert {r.fault for r in found} == {"time limit of 0 s in stage 'build'"}
+    # how far a process gets before it is ended is up to the machine
+    assert [r.fault for r in found] == [f"time limit of 0 s in stage {r.stage!r}" for r in found]
 
 
 def test_what_is_known_is_not_run_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
