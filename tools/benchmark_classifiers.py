@@ -18,7 +18,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # tools is a folder of the checkout
 
-from tools.readme import fill
+from tools.documents import fill
 from tools.recipe_benchmark.alone import alone, records
 from tools.recipe_benchmark.classifiers import table, work
 from tools.recipe_benchmark.record import DENSE, Run
@@ -31,8 +31,8 @@ def main() -> None:
     found = records(runs(options), options.lines, partial(alone, work, options=options))
     lines = "\n".join(table(found))
     print(lines)
-    if options.readme:
-        fill(options.readme, f"benchmark_classifiers_{options.subject}", lines)
+    if options.write:
+        fill(f"benchmark_classifiers_{options.subject}", lines)
 
 
 def arguments() -> argparse.Namespace:
@@ -47,7 +47,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--samples", type=int, default=2048, help="sentences or images that calibrate")
     parser.add_argument("--lines", type=Path, required=True, help="the file that keeps the records")
-    parser.add_argument("--readme", type=Path, help="a file with marker comments to write the table between")
+    parser.add_argument("--write", action="store_true", help="write the table into the document that has it")
     return parser.parse_args()
 
 

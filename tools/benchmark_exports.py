@@ -1,6 +1,6 @@
 """Compare exported folders in one run: size, speed, memory, and how much of the smaller product count is realised.
 
-Usage: .venv/bin/python tools/benchmark_exports.py DENSE PRUNED [MORE...] [--text TEXT...] [--json FILE] [--readme FILE]
+Usage: .venv/bin/python tools/benchmark_exports.py DENSE PRUNED [MORE...] [--text TEXT...] [--json FILE] [--write]
        .venv/bin/python tools/benchmark_exports.py DENSE PRUNED [MORE...] --labelled FILE [--after FILE...] ...
 
 Each is a folder that `graphprune export` wrote, is run by the runtime of its target, and compared with the first one
@@ -19,9 +19,9 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # tools is a folder of the checkout
 
+from tools.documents import fill
 from tools.export_benchmark.measure import Measured, measure
 from tools.export_benchmark.table import table
-from tools.readme import fill
 
 
 def main() -> None:
@@ -33,8 +33,8 @@ def main() -> None:
         options.json.write_text(json.dumps([asdict(one) for one in found], indent=2) + "\n", encoding="utf-8")
     lines = "\n".join(table(found))
     print(lines)
-    if options.readme:
-        fill(options.readme, options.marker, lines)
+    if options.write:
+        fill(options.marker, lines)
 
 
 def arguments() -> argparse.Namespace:
@@ -52,7 +52,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--provider", default="CPUExecutionProvider")
     parser.add_argument("--json", type=Path, help="a file for all that was measured")
-    parser.add_argument("--readme", type=Path, help="a file with marker comments to write the table between")
+    parser.add_argument("--write", action="store_true", help="write the table into the document that has it")
     parser.add_argument("--marker", default="benchmark_exports", help="the name of those comments")
     return parser.parse_args()
 

@@ -17,8 +17,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # tools is a folder of the checkout
 
+from tools.documents import fill
 from tools.packaged import packaged
-from tools.readme import fill
 
 RECIPES = {
     "FASP, refit": "fasp",
@@ -29,12 +29,12 @@ RECIPES = {
 
 
 def main() -> None:
-    """Measure the dense model and every recipe, and print the table; with --readme write it there too."""
+    """Measure the dense model and every recipe, and print the table; with --write, put it into its document, too."""
     options = arguments()
     with tempfile.TemporaryDirectory(dir=options.scratch) as folder:
         table = "\n".join(rows(options, Path(folder)))
-    if options.readme:
-        fill(options.readme, "benchmark_fasp", table)
+    if options.write:
+        fill("benchmark_fasp", table)
 
 
 def arguments() -> argparse.Namespace:
@@ -46,7 +46,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--windows", type=int, default=64, help="windows of 512 tokens to measure on")
     parser.add_argument("--scratch", type=Path, help="where the pruned models lie while they are measured")
-    parser.add_argument("--readme", type=Path, help="a file with marker comments to write the table between")
+    parser.add_argument("--write", action="store_true", help="write the table into the document that has it")
     return parser.parse_args()
 
 

@@ -2,7 +2,7 @@
 
 Usage: .venv/bin/python tools/benchmark_recipes.py --calibration C4.jsonl.gz[0:1500] \
            --evaluate WIKITEXT.raw.gz C4.jsonl.gz[1500:2000] --questions HELLASWAG.jsonl.gz PIQA.jsonl.gz \
-           --sparsity 0.1 0.2 0.3 0.5 --lines recipes.jsonl [--recipes fasp flap] [--plots FOLDER] [--readme README.md]
+           --sparsity 0.1 0.2 0.3 0.5 --lines recipes.jsonl [--recipes fasp flap] [--plots FOLDER] [--write]
 
 Every run is a process of its own. What is in the file of JSON lines already is not run again.
 """
@@ -16,8 +16,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parent.parent))  # tools is a folder of the checkout
 
 from graphprune.recipes import RECIPES
+from tools.documents import fill
 from tools.packaged import packaged
-from tools.readme import fill
 from tools.recipe_benchmark.alone import alone, records
 from tools.recipe_benchmark.record import DENSE, Run
 from tools.recipe_benchmark.table import plot, table
@@ -32,8 +32,8 @@ def main() -> None:
     print(lines)
     if options.plots:
         plot(found, options.plots)
-    if options.readme:
-        fill(options.readme, options.marker, lines)
+    if options.write:
+        fill(options.marker, lines)
 
 
 def arguments() -> argparse.Namespace:
@@ -53,7 +53,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--destination", default="free")
     parser.add_argument("--lines", type=Path, required=True, help="the file that keeps the records")
     parser.add_argument("--plots", type=Path, help="a folder for pictures of the frontier; needs matplotlib")
-    parser.add_argument("--readme", type=Path, help="a file with marker comments to write the table between")
+    parser.add_argument("--write", action="store_true", help="write the table into the document that has it")
     parser.add_argument("--marker", default="benchmark_recipes", help="the name of those comments")
     options = parser.parse_args()
     options.model = options.model or str(packaged())

@@ -1,7 +1,7 @@
 """Measure how long pruning takes beside the forward passes that its calibration needs at least, and its memory.
 
 Usage: .venv/bin/python tools/benchmark_speed.py --calibration C4.jsonl.gz[0:1500] [--model FOLDER] [--recipe fasp]
-           [--samples 128 --length 512] [--memory 1GiB] [--device cuda] [--readme README.md]
+           [--samples 128 --length 512] [--memory 1GiB] [--device cuda] [--write]
 
 Plain passes of the model without its head, in float32, are timed before and after the runs, on the same tokens in the
 same batches: one of them for recipes that look at the dense model alone, two for those that refit on pruned inputs.
@@ -26,15 +26,15 @@ from graphprune import corpus, hf
 from graphprune.calibration import BATCH_TOKENS
 from graphprune.frontends import gguf
 from graphprune.recipes import RECIPES
+from tools.documents import fill
 from tools.packaged import packaged
-from tools.readme import fill
 
 APART = ("analyze", "verify")  # what proves and looks at the graph takes no calibration
 NAME = "benchmark_speed"
 
 
 def main() -> None:
-    """Print the table; with --readme write it there too."""
+    """Print the table; with --write, put it into its document, too."""
     options = arguments()
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
         model = Path(options.model) if options.model else gguf.folder(packaged())
@@ -43,8 +43,8 @@ def main() -> None:
         plain = (before + forward(model, options)) / 2
     table = "\n".join(rows(options, plain, runs))
     print(table)
-    if options.readme:
-        fill(options.readme, NAME, table)
+    if options.write:
+        fill(NAME, table)
 
 
 def arguments() -> argparse.Namespace:
@@ -58,7 +58,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--memory", nargs="*", default=[], help="limits to run within, besides none")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--scratch", type=Path, help="where the pruned models lie meanwhile")
-    parser.add_argument("--readme", type=Path, help="a file with marker comments to write the table between")
+    parser.add_argument("--write", action="store_true", help="write the table into the document that has it")
     return parser.parse_args()
 
 

@@ -1,6 +1,6 @@
 """Print how long the page of `graphprune view` takes to write, and to open in headless Chromium.
 
-Usage: .venv/bin/python tools/benchmark_view.py [--model FILE] [--repeats N] [--browser CHROMIUM] [--readme FILE]
+Usage: .venv/bin/python tools/benchmark_view.py [--model FILE] [--repeats N] [--browser CHROMIUM] [--write]
 
 The models are those of benchmark_analysis.py. A page is open when its graph is drawn and it waits for its reader; every
 repeat opens it in a new context, and the median and the slowest are told.
@@ -21,8 +21,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # tools is a folder of th
 
 import graphprune as gp
 from tools.benchmark_analysis import large
+from tools.documents import fill
 from tools.packaged import packaged
-from tools.readme import fill
 
 FLAGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"]
 
@@ -33,7 +33,7 @@ def main() -> None:
     parser.add_argument("--model", help="a model to use in place of SmolLM2")
     parser.add_argument("--repeats", type=int, default=5, help="how often each page is opened")
     parser.add_argument("--browser", default=shutil.which("chromium"), help="the program; chromium if it is on PATH")
-    parser.add_argument("--readme", type=Path, help="a file with marker comments to write the table between")
+    parser.add_argument("--write", action="store_true", help="write the table into the document that has it")
     options = parser.parse_args()
     if not options.browser:
         parser.error("there is no chromium on PATH; name a browser of its kind with --browser")
@@ -46,8 +46,8 @@ def main() -> None:
         lines.append(measured(Path(model).name, lambda: gp.load(model), browser, page, options.repeats))
         browser.close()
     print("\n".join(lines))
-    if options.readme:
-        fill(options.readme, "benchmark_view", "\n".join(lines))
+    if options.write:
+        fill("benchmark_view", "\n".join(lines))
 
 
 def measured(name: str, capture: Callable[[], gp.Program], browser: Browser, page: Path, repeats: int) -> str:

@@ -19,7 +19,7 @@ cuts only what is exact; in a model where nothing is, it cuts the rest, and prov
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,7 +31,7 @@ from tests import zoo  # first, for it helps torchvision
 # isort: split
 from graphprune.atomic import new_file
 from graphprune.progress import progress
-from tools.readme import fill
+from tools.documents import fill
 from tools.zoo_benchmark import ours
 from tools.zoo_benchmark.pool import Task, run_all
 from tools.zoo_benchmark.record import Record
@@ -56,8 +56,9 @@ def main() -> None:
     tables = {tool: [records[tool, name] for name in names] for tool in _tools(options)}
     for tool in tables:
         _print(tool, tables[tool])
-    if options.readme:
-        fill(options.readme, "benchmark_zoo", "\n".join(_summary(tables)))
+    if options.write:
+        fill("benchmark_zoo", "\n".join(_summary(tables.get(ours.NAME, []))))
+        fill("benchmark_zoo_tools", "\n".join(comparison(tables)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -69,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--limit", type=float, default=180.0, help="seconds of processor time a model may take")
     parser.add_argument("--ratio", type=float, default=0.5, help="the share of every group that is kept")
     parser.add_argument("--json", type=Path, help="the file that keeps the records")
-    parser.add_argument("--readme", type=Path, help="a file with marker comments to write a summary between")
+    parser.add_argument("--write", action="store_true", help="write a summary into the document that has it")
     parser.add_argument("--retry", action="store_true", help="run again what was not exact")
     parser.add_argument("--peer", action="append", default=[], choices=tuple(PEERS), help="another tool to run too")
     parser.add_argument("--peers-only", action="store_true", help="leave graphprune out")
@@ -116,11 +117,9 @@ def _print(tool: str, records: list[Record]) -> None:
         print(line)
 
 
-def _summary(tables: Mapping[str, Sequence[Record]]) -> Iterator[str]:
-    """What graphprune did by family, what it did not do, and all tools side by side."""
-    own = tables.get(ours.NAME, [])
-    yield from (*table(own, OUR_COLUMNS), "", "Not exact:", "", *failures([r for r in own if not r.exact]), "")
-    yield from comparison(tables)
+def _summary(own: list[Record]) -> Iterator[str]:
+    """What graphprune did by family, and what it did not do."""
+    yield from (*table(own, OUR_COLUMNS), "", "Not exact:", "", *failures([r for r in own if not r.exact]))
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ from graphprune.calibration import BATCH_TOKENS
 from graphprune.equations import GRID, JUDGED
 from graphprune.statistics import BLOCKS
 from tools import make_random_model
-from tools.readme import fill
+from tools.documents import fill
 
 SYMMETRIC = (1 + 1 / BLOCKS) / 2  # the part of a square that is computed
 NAME = "cost_model"
@@ -149,13 +149,13 @@ def timed(work: Callable[[], object], repeats: int = 5) -> float:
 
 
 def main() -> None:
-    """Print both tables; with --readme write them there too."""
+    """Print both tables; with --write, put them into their document, too."""
     options = arguments()
     rows, rates = compared(options)
     table = "\n".join([*rows, "", *larger(rates, options.sparsity)])
     print(table)
-    if options.readme:
-        fill(options.readme, NAME, table)
+    if options.write:
+        fill(NAME, table)
 
 
 def compared(options: argparse.Namespace) -> tuple[list[str], Rates]:
@@ -215,7 +215,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--sparsity", type=float, default=0.2)
     parser.add_argument("--scratch", type=Path, help="where the models lie meanwhile")
-    parser.add_argument("--readme", type=Path, help="a file with marker comments to write the tables between")
+    parser.add_argument("--write", action="store_true", help="write the tables into the document that has it")
     return parser.parse_args()
 
 
