@@ -43,6 +43,7 @@ from graphprune.runs import files_of, note_outcome, resumable, tidy
 from graphprune.shards import LIMIT
 from graphprune.targets import Wanted
 from graphprune.version import __version__
+from graphprune.workspace import HOLD
 
 log = logging.getLogger("graphprune.run")
 SHARE = 4  # a saved model is checked as its users load it, in float32 beside the graph, if it takes no more of memory
@@ -145,10 +146,10 @@ def _run(
         job = replace(job, room=_room(program, steps(calibrate), job, options, calibrate, work))
     if job.room and calibrate:
         calibrate = replace(calibrate, tokens=job.room.tokens)
-    passes, spill = steps(calibrate), job.room.spill if job.room else None
+    passes, (spill, hold) = steps(calibrate), (job.room.spill, 0) if job.room else (None, HOLD)
     with processes.joined(work.device), peak_anonymous() as peak:
         asked = {**work.asked, "processes": processes.count()}
-        with resumable(work.beside(job.output), asked, work.restart, spill):
+        with resumable(work.beside(job.output), asked, work.restart, spill, hold):
             processes.wait()  # all of them have seen that the output is free
             if processes.rank() == 0:
                 remove_unfinished(job.output)

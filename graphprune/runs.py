@@ -14,7 +14,7 @@ from graphprune import processes
 from graphprune.atomic import put
 from graphprune.errors import CalibrationError, InvalidProgram, PlanError, VerificationError, WorkspaceError
 from graphprune.steps import table_of
-from graphprune.workspace import SUMS, Workspace, current, within, writing
+from graphprune.workspace import HOLD, SUMS, Workspace, current, within, writing
 
 FINAL = (PlanError, InvalidProgram, CalibrationError, VerificationError)  # the same would come of it another time
 ASKED, LOCK, OUTCOME = "asked.json", "lock", "outcome"
@@ -22,7 +22,9 @@ log = logging.getLogger("graphprune.run")
 
 
 @contextmanager
-def resumable(folder: Path, asked: Mapping[str, Any], restart: bool, spill: int | None) -> Iterator[Workspace]:
+def resumable(
+    folder: Path, asked: Mapping[str, Any], restart: bool, spill: int | None = None, hold: int = HOLD
+) -> Iterator[Workspace]:
     """A workspace in `folder` for the block; it goes when the block succeeds, or fails before any step was finished.
 
     `asked` is all that the outcome depends on: an earlier run that asked for the same is continued.
@@ -40,7 +42,7 @@ def resumable(folder: Path, asked: Mapping[str, Any], restart: bool, spill: int 
         raise WorkspaceError(f"{own} is in use by another run; wait for it, or choose another output") from fault
     try:
         _prepare(own, asked, restart)
-        workspace = Workspace(own, spill)
+        workspace = Workspace(own, spill, hold)
         try:
             with within(workspace):
                 yield workspace

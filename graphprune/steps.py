@@ -1,19 +1,25 @@
 """The finished steps of a run in a workspace: a run that was killed goes on after the last of them.
 
 A step counts once all its files are on the disk and one that tells their sizes and checksums has got its name. So a
-kill at any moment leaves the steps before it whole, and what is damaged later is noticed and made again. Several
-processes go on after the last step that all of them have finished: they finish steps together, so that none is ahead of
-another by more than one, and keep what both of the last two ended with.
+kill at any moment leaves the steps before it whole, and what is damaged later is noticed and made again.
+
+What a step ends with can be large. Where it takes long to write beside the step itself, only some steps write it, and
+those before wait for them: they are made durable together, the earliest last, so that it makes the others count.
+
+Several processes go on after the last step that all of them have finished: they finish steps together, so that none is
+ahead of another by more than one time, and keep what both of the last two ended with.
 """
 
 import json
 import logging
+import math
 import shutil
 import zlib
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 from safetensors.torch import save_file
@@ -72,15 +78,32 @@ def stage(name: str) -> Stage:
 
 
 @dataclass
+class _Noted:
+    """A step that is not durable yet: what will be said of it, and where; `values` are what it ends with."""
+
+    path: Path
+    table: Mapping[str, Any]
+    tensors: Path
+    values: Sequence[Values]
+
+    def reduced(self) -> "_Noted":
+        """The same without what it ends with, which a later step makes needless."""
+        return _Noted(self.path, {**self.table, "names": {}, "counts": {}}, self.tensors, ())
+
+
+@dataclass
 class _Kept(Stage):
-    """Steps in files of a workspace: each is made durable while the next one runs."""
+    """Steps in files of a workspace, made durable while the next ones run."""
 
     workspace: Workspace
     folder: Path
     count: int = 0
+    noted: list[_Noted] = field(default_factory=list)
     pending: "Future[None] | None" = None
     before: Sequence[Values] = ()
     spent: Sequence[Values] = ()
+    last: float = -math.inf  # when steps were made durable
+    took: float = 0.0  # how long that took, in seconds
 
     def finished(self, steps: int) -> list[Step]:
         found: list[Step] = []
@@ -99,41 +122,70 @@ class _Kept(Stage):
         return found
 
     def finish(self, step: Step) -> Step:
-        self.wait()
         path, keep = self._path("safetensors"), _files(step)
         with writing(self.folder):
             save_file({name: tensor.contiguous() for name, tensor in step.tensors.items()}, path)
-        for value in keep:
-            value.kept = True
         table = {
             "facts": dict(step.facts),
             "names": {name: value.folder.name for name, value in step.values.items() if isinstance(value, Values)},
             "counts": {value.folder.name: len(value) for value in keep},
         }
-        parts = {"tensors": [path], "values": [file for value in keep for file in value.files]}
-        self.spent = [value for value in self.before if value.folder.name not in table["counts"]]
-        self.pending = self.workspace.worker.submit(self._commit, self._path("json"), table, parts)
-        self.before, self.count = keep, self.count + 1
+        self.noted = [*(one.reduced() for one in self.noted), _Noted(self._path("json"), table, path, keep)]
+        self.count += 1
+        if processes.least(self._is_due()):
+            self._keep()
         return Step(step.facts, mapped(path), step.values)
 
     def wait(self) -> None:
+        self._settle()
+        if self.noted:
+            self._keep()
+            self._settle()
+
+    def _is_due(self) -> bool:
+        """Is it time to make steps durable?"""
+        share, busy = self.workspace.share, self.pending is not None and not self.pending.done()
+        return share >= 1 or (not busy and (monotonic() - self.last) * share >= self.took)
+
+    def _keep(self) -> None:
+        """Begin to make durable what was noted."""
+        self._settle()
+        noted, self.noted = self.noted, []
+        keep = noted[-1].values
+        for value in keep:
+            value.kept = True
+        self.spent = [value for value in self.before if value.folder.name not in noted[-1].table["counts"]]
+        self.pending = self.workspace.worker.submit(self._commit, noted)
+        self.before = keep
+
+    def _settle(self) -> None:
+        """Wait for what is being made durable."""
         pending, self.pending = self.pending, None
         if pending is not None:
             pending.result()
             processes.wait()
             self._release()
 
-    def _commit(self, path: Path, table: Mapping[str, Any], parts: Mapping[str, list[Path]]) -> None:
-        """Have the disk hold a step, then say so."""
+    def _commit(self, noted: Sequence[_Noted]) -> None:
+        """Have the disk hold steps, then say so."""
+        start = monotonic()
         with writing(self.folder):
-            for file in (file for files in parts.values() for file in files):
-                sync(file)
-            sums = {part: [_sum(self.workspace.folder, file) for file in files] for part, files in parts.items()}
-            text = json.dumps({**table, **sums})
-            put(path, f"{zlib.crc32(text.encode())}\n{text}")
-        self.workspace.finished += 1
+            for step in reversed(noted):
+                self._write(step)
+        self.workspace.finished += len(noted)
+        self.last, self.took = monotonic(), monotonic() - start
         if processes.count() == 1:
             self._release()
+
+    def _write(self, step: _Noted) -> None:
+        for value in step.values:
+            value.write()
+        parts = {"tensors": [step.tensors], "values": [file for value in step.values for file in value.files]}
+        for file in (file for files in parts.values() for file in files):
+            sync(file)
+        sums = {part: [_sum(self.workspace.folder, file) for file in files] for part, files in parts.items()}
+        text = json.dumps({**step.table, **sums})
+        put(step.path, f"{zlib.crc32(text.encode())}\n{text}")
 
     def _release(self) -> None:
         """Let go of what the last step started with, which nobody goes back to."""

@@ -1,7 +1,7 @@
 """A folder of plain files in which a run keeps the activations of its samples, and what it has finished.
 
-Inside `within`, what is large lies in memory-mapped files, whose pages the system drops when memory is short. Outside
-of it everything is held in memory. See `steps` for how a run that was killed goes on.
+Inside `within`, what is too large lies in memory-mapped files, whose pages the system drops when memory is short.
+Outside of it everything is held in memory. See `steps` for how a run that was killed goes on.
 """
 
 import os
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
+from weakref import WeakSet
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,25 +24,35 @@ from torch import Tensor
 from graphprune.errors import WorkspaceError
 
 SUMS = "sums-"
+HOLD = 1 << 30  # bytes of activations that stay in memory where nobody sets a limit
 
 
 @dataclass
 class Workspace:
-    """Where the files of one run lie. Sums over tokens that take at least `spill` bytes lie in files, too.
+    """Where the files of one run lie.
 
-    `stages` counts the passes that keep steps, and `finished` the steps that they have kept.
+    Activations beyond `hold` bytes lie in files, and sums over tokens that take at least `spill` bytes. Keeping steps
+    takes about `share` of the time; at 1 every step is kept. `stages` counts the passes that keep steps, and `finished`
+    the steps that they have kept.
     """
 
     folder: Path
     spill: int | None = None
+    hold: int = HOLD
+    share: float = 0.1
     stages: int = 0
     finished: int = 0
     worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
+    alive: "WeakSet[Values]" = field(default_factory=WeakSet)
 
     @property
     def values(self) -> Path:
         """Where activations lie."""
         return self.folder / "values"
+
+    def holds(self, size: int) -> bool:
+        """Is there room in memory for activations of so many bytes?"""
+        return sum(values.bytes for values in self.alive) + size <= self.hold
 
 
 _current: ContextVar[Workspace | None] = ContextVar("workspace", default=None)
@@ -81,10 +92,15 @@ def writing(folder: Path) -> Iterator[None]:
 
 
 class Values(Sequence[Any]):
-    """Activations of all batches, a file each; they go with the object unless a finished step keeps them."""
+    """Activations of all batches: in memory while a workspace has room there, in a file each otherwise.
+
+    Files go with the object unless a finished step keeps them.
+    """
 
     def __init__(self, folder: Path, batches: int = 0, kept: bool = False) -> None:
         self.folder, self.batches, self.kept = folder, batches, kept
+        self.held: dict[int, Tensor] = {}
+        self.bytes, self.written = 0, batches
 
     def append(self, value: Tensor) -> None:
         """Add that of the next batch.
@@ -92,13 +108,30 @@ class Values(Sequence[Any]):
         Raises:
             WorkspaceError: if it cannot be written.
         """
-        with writing(self.folder):
-            save_file({"value": value.detach().cpu().contiguous()}, self._path(self.batches))
+        value, place = value.detach().cpu().contiguous(), current()
+        size = value.untyped_storage().nbytes()
+        if place is not None and place.holds(size):
+            self.held[self.batches] = value
+            self.bytes += size
+        else:
+            self._save(self.batches, value)
         self.batches += 1
 
+    def write(self) -> None:
+        """Have a file of each.
+
+        Raises:
+            WorkspaceError: if one cannot be written.
+        """
+        for i in range(self.written, self.batches):
+            if i in self.held:
+                self._save(i, self.held[i])
+        self.written = self.batches
+
     def __getitem__(self, i: Any) -> Any:
-        """That of one batch, memory-mapped."""
-        return mapped(self._path(range(self.batches)[i]))["value"]
+        """That of one batch, memory-mapped if it is not in memory."""
+        i = range(self.batches)[i]
+        return self.held[i] if i in self.held else mapped(self._path(i))["value"]
 
     def __len__(self) -> int:
         return self.batches
@@ -112,14 +145,22 @@ class Values(Sequence[Any]):
         """The files of all batches."""
         return [self._path(i) for i in range(self.batches)]
 
+    def _save(self, i: int, value: Tensor) -> None:
+        with writing(self.folder):
+            save_file({"value": value}, self._path(i))
+
     def _path(self, i: int) -> Path:
         return self.folder / f"{i:05d}.safetensors"
 
 
 def values() -> list[Any] | Values:
-    """A place for the activations of all batches: a list, or files in the workspace."""
+    """A place for the activations of all batches: a list, or one in the workspace."""
     place = current()
-    return [] if place is None else Values(place.values / token_hex(8))
+    if place is None:
+        return []
+    found = Values(place.values / token_hex(8))
+    place.alive.add(found)
+    return found
 
 
 def mapped(path: Path) -> dict[str, Tensor]:

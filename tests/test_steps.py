@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from graphprune import processes
+from graphprune import processes, steps
+from graphprune.atomic import put
 from graphprune.errors import WorkspaceError
 from graphprune.runs import note_outcome, resumable, tidy
 from graphprune.steps import Step, stage, table_of
@@ -26,7 +27,7 @@ def filled(*tensors: Tensor) -> Values:
 
 @pytest.fixture
 def workspace(tmp_path: Path) -> Iterator[Workspace]:
-    with within(Workspace(tmp_path)) as found:
+    with within(Workspace(tmp_path, hold=0, share=1)) as found:
         yield found
 
 
@@ -44,6 +45,18 @@ def test_activations_lie_in_files_that_go_with_them(workspace: Workspace) -> Non
     folder = found.folder
     del found
     assert not folder.exists()
+
+
+def test_activations_stay_in_memory_while_there_is_room(tmp_path: Path) -> None:
+    with within(Workspace(tmp_path, hold=20)) as workspace:
+        both = [filled(torch.arange(2), torch.arange(3)) for _ in range(2)]
+        assert [sorted(found.held) for found in both] == [[0], []], "16 bytes, and no room for 24 or another 16"
+        assert [len(list(found.folder.glob("*"))) for found in both] == [1, 2]
+        assert all(found[i].equal(torch.arange(2 + i)) for found in both for i in range(2))
+        both[0].write()
+        assert all(path.is_file() for path in both[0].files) and both[0][0] is both[0].held[0]
+        del both
+        assert workspace.holds(20) and not any(workspace.values.iterdir())
 
 
 @pytest.mark.parametrize("spill", [None, 8, 1 << 20])
@@ -84,24 +97,55 @@ def test_a_process_that_is_ahead_goes_back_to_the_others(tmp_path: Path, monkeyp
     monkeypatch.setattr(processes, "count", lambda: 2)
     monkeypatch.setattr(processes, "wait", lambda: None)
     monkeypatch.setattr(processes, "least", int)
-    with within(Workspace(tmp_path)) as workspace:
+    with within(Workspace(tmp_path, hold=0, share=1)) as workspace:
         kept = stage("walk")
         for n in range(4):
             kept.finish(Step({"n": n}, {"w": torch.full((2,), n)}, {"a": filled(torch.full((3,), n))}))
         assert len(list(workspace.values.iterdir())) == 2, "the last step is not known to be durable everywhere"
     monkeypatch.setattr(processes, "least", lambda number: min(number, 3))
-    with within(Workspace(tmp_path)) as workspace:
+    with within(Workspace(tmp_path, hold=0, share=1)) as workspace:
         found = stage("walk").finished(9)
         assert [step.facts["n"] for step in found] == [0, 1, 2] and found[-1].values["a"][0].equal(torch.full((3,), 2))
         assert len(list(workspace.values.iterdir())) == 1 and not (tmp_path / "01-walk" / "00003.json").exists()
     monkeypatch.setattr(processes, "least", lambda number: 0)
-    with within(Workspace(tmp_path)) as workspace:
+    with within(Workspace(tmp_path, hold=0, share=1)) as workspace:
         assert stage("walk").finished(9) == [] and not any(workspace.values.iterdir())
         kept = stage("walk")
         kept.finish(Step({}, {}, {"a": filled(torch.zeros(1))}))
         kept.finish(Step({}, {}, {"a": filled(torch.zeros(1))}))
         kept.wait()
         assert len(list(workspace.values.iterdir())) == 1, "all have finished the last step"
+
+
+def test_steps_wait_for_one_another_where_writing_takes_long(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: Path, text: str) -> None:
+        raise OSError("no room")
+
+    with within(Workspace(tmp_path, share=1e-9)) as workspace:
+        kept = stage("walk")
+        for n in range(4):
+            kept.finish(Step({"n": n}, {}, {"a": filled(torch.full((3,), n))}))
+        workspace.worker.submit(int).result()
+        assert workspace.finished == 1 and len(list(tmp_path.glob("01-walk/*.json"))) == 1
+        monkeypatch.setattr(steps, "put", lambda path, text: (full if path.stem == "00001" else put)(path, text))
+        with pytest.raises(WorkspaceError, match="no room"):
+            kept.wait()
+    assert [path.stem for path in sorted(tmp_path.glob("01-walk/*.json"))] == ["00000", "00002", "00003"]
+    with within(Workspace(tmp_path)) as workspace:
+        (found,) = stage("walk").finished(9)
+        assert found.values["a"][0].equal(torch.full((3,), 0)) and len(list(workspace.values.iterdir())) == 1
+
+
+def test_a_repeated_run_finds_steps_that_waited(tmp_path: Path) -> None:
+    with within(Workspace(tmp_path, share=0)):
+        kept = stage("walk")
+        for n in range(3):
+            kept.finish(Step({"n": n}, {"w": torch.full((2,), n)}, {"a": filled(torch.full((3,), n))}))
+        kept.wait()
+    with within(Workspace(tmp_path)):
+        found = stage("walk").finished(9)
+    assert [(step.facts["n"], int(step.tensors["w"][0])) for step in found] == [(0, 0), (1, 1), (2, 2)]
+    assert [len(step.values) for step in found] == [0, 0, 1] and found[-1].values["a"][0].equal(torch.full((3,), 2))
 
 
 @pytest.mark.parametrize("hurt", ["cut", "flipped", "gone"])
