@@ -15,7 +15,7 @@ from graphprune.dependencies import Dependencies
 from graphprune.dimensions import argument
 from graphprune.program import Program
 from graphprune.progress import progress
-from graphprune.segments import constants, run, split
+from graphprune.segments import Constants, run, split
 
 aten = torch.ops.aten
 FUSED = aten.scaled_dot_product_attention.default
@@ -51,10 +51,10 @@ def _measured(program: Program, calibration: Calibration) -> dict[str, Heads]:
     (whole,) = split(program, frozenset())
     watched = {n.name for node in found for n in (node, *node.all_input_nodes)}
     totals: dict[fx.Node, Tensor] = {}
-    batches = calibration.batches[:BATCHES]
+    batches, made = calibration.batches[:BATCHES], Constants(program)
     with progress("comparing heads", len(batches)) as step, torch.no_grad():
         for leaves in batches:
-            _, seen = run(whole, program, program.weights, known := constants(program, leaves), None, watched)
+            _, seen = run(whole, program, program.weights, known := made.of(leaves), None, watched)
             for node, dims in found.items():
                 distances = divergence(_flat(maps(node, {**known, **seen}), dims))
                 totals[node] = totals.get(node, torch.zeros(())) + distances / len(batches)

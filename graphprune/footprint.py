@@ -21,9 +21,8 @@ from graphprune.dimensions import sized, token_symbols
 from graphprune.errors import WorkspaceError
 from graphprune.facts import Eligible
 from graphprune.program import Program
-from graphprune.segments import Segment, between_maps
+from graphprune.segments import CONSTANTS, Segment, between_maps
 from graphprune.statistics import block_width
-from graphprune.sweep import CONSTANTS
 
 SPILL = 1 << 24  # sums that take at least so many bytes lie in files, if all of them do not fit
 MARGIN = 1.1  # for what libraries hold beside tensors

@@ -92,11 +92,15 @@ def read_numbers(path: Path | str) -> Numbers:
         LoadError: if it cannot be read, or holds something else.
     """
     try:
-        table = json.loads(Path(path).read_text(encoding="utf-8"))
+        text = Path(path).read_text(encoding="utf-8")
+    except OSError as fault:
+        raise LoadError(f"cannot read {path}: {fault.strerror}") from fault
+    try:
+        table = json.loads(text)
         if "trials" in table:
             return Sensitivities.load(path)
         return {name: float(number) for name, number in table.items()}
-    except (OSError, ValueError, TypeError, AttributeError) as fault:
+    except (ValueError, TypeError, AttributeError) as fault:
         raise LoadError(f'{path}: not an object of numbers by group, such as {{"NAME": 0.5}} ({fault})') from fault
 
 

@@ -10,7 +10,7 @@ from graphprune.errors import ExportError
 from graphprune.sensitivities import Sensitivities
 
 NUMBERED = 12  # so many layers at most have their numbers written into the panels
-DECADES = 1e-4  # rises below this share of the highest have one colour
+DECADES = 1e-3  # rises below this share of the highest have one colour
 
 
 def require() -> None:

@@ -15,7 +15,7 @@ from graphprune.errors import CalibrationError
 from graphprune.evaluation import negative_log_likelihood
 from graphprune.plans import Rows, by_parameter, primes_to_keep
 from graphprune.program import Program
-from graphprune.segments import Segment, between_maps, constants, load, run, split
+from graphprune.segments import Constants, Segment, between_maps, load, run, split
 from graphprune.weights import Masked, Weights
 
 BATCHES = 4  # on which a loss is measured, at most
@@ -96,7 +96,8 @@ class Objective:
     def loss_of(self, program: Program) -> float:
         """The loss of another program with the same inputs and outputs."""
         whole = split(program, frozenset())
-        found = (_run(program, whole, constants(program, leaves)) for leaves in self.batches)
+        known = Constants(program)
+        found = (_run(program, whole, known.of(leaves)) for leaves in self.batches)
         return self._mean(self._judge(i, outputs) for i, (outputs, _) in enumerate(found))
 
     @cached_property
@@ -109,7 +110,7 @@ class Objective:
             return False
         other = torch.cat([ids[:, :-1], (ids[:, -1:] == 0).to(ids)], 1)
         leaves = [other if leaf is ids else leaf for leaf in self.batches[0]]
-        changed = _first(_run(self.program, self.segments, constants(self.program, leaves))[0])
+        changed = _first(_run(self.program, self.segments, self._constants.of(leaves))[0])
         causal = torch.allclose(changed[:, :-1], logits[:, :-1], rtol=1e-4, atol=1e-4)
         return causal and logits.shape[2] > int(ids.max())
 
@@ -139,7 +140,11 @@ class Objective:
 
     @cached_property
     def _known(self) -> list[dict[str, Any]]:
-        return [constants(self.program, leaves) for leaves in self.batches]
+        return [self._constants.of(leaves) for leaves in self.batches]
+
+    @cached_property
+    def _constants(self) -> Constants:
+        return Constants(self.program)
 
     @cached_property
     def _dense(self) -> list["_Dense"]:

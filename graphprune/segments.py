@@ -16,6 +16,8 @@ from graphprune.dependencies import Dependencies
 from graphprune.program import Program
 from graphprune.weights import Weights
 
+CONSTANTS = 1 << 26  # bytes of constants that are kept; more are made anew for each segment
+
 
 @dataclass(frozen=True)
 class Segment:
@@ -86,7 +88,7 @@ class Constants:
     the inputs which those nodes read, as long as they take at most `most` bytes."""
 
     program: Program
-    most: int = 0
+    most: int = CONSTANTS
     device: torch.device | str | None = None
     made: list[tuple[list[Any], dict[str, Any]]] = field(default_factory=list)
 
@@ -131,11 +133,6 @@ class Constants:
     @cached_property
     def _active(self) -> set[fx.Node]:
         return activations(self.program)
-
-
-def constants(program: Program, leaves: Sequence[Any]) -> dict[str, Any]:
-    """The values of inputs, and of all nodes that depend on no parameter, by name."""
-    return Constants(program).of(leaves)
 
 
 def _same(a: Any, b: Any) -> bool:

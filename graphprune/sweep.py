@@ -16,7 +16,6 @@ from graphprune.segments import Constants, Segment, load, run, there
 from graphprune.weights import Weights
 from graphprune.workspace import values
 
-CONSTANTS = 1 << 26  # bytes of constants that are kept; more are made anew for each segment
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
@@ -43,7 +42,7 @@ class Stream:
         """All batches at the inputs of the graph."""
         numbers = processes.share(len(calibration.batches))
         program = program.with_facts(weights=Prefetched(program.weights, calibration.device))
-        made = Constants(program, CONSTANTS, calibration.device)
+        made = Constants(program, device=calibration.device)
         real = [attended(program, calibration.batches[n]) for n in numbers]
         return cls(program, calibration, numbers, real, [None] * len(numbers), made)
 

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import graphprune as gp
-from graphprune.segments import Constants, constants
+from graphprune.segments import Constants
 
 
 class Masked(nn.Module):
@@ -33,7 +33,7 @@ def test_they_are_those_of_every_batch(program: gp.Program, most: int) -> None:
     kept = Constants(program, most)
     for mask in (*MASKS, *MASKS):
         batch = torch.randn(len(mask), 3, 4), mask
-        found, direct = kept.of(batch), constants(program, batch)
+        found, direct = kept.of(batch), Constants(program).of(batch)
         assert found.keys() == direct.keys() and len(direct) == 2
         for name, value in direct.items():
             torch.testing.assert_close(found[name], value, rtol=0, atol=0)

@@ -33,7 +33,7 @@ from graphprune.passes.allocation import ALLOCATIONS
 from graphprune.program import Program
 from graphprune.progress import progress
 from graphprune.ranking import projected, shares_of
-from graphprune.segments import Segment, between_maps, constants, load, run
+from graphprune.segments import Constants, Segment, between_maps, load, run
 from graphprune.weights import Weights
 
 BUMP = 0.15  # how wide the first mixture is
@@ -136,7 +136,8 @@ class _Walk:
     @classmethod
     def start(cls, program: Program, batches: Sequence[Sequence[Any]]) -> "_Walk":
         """All batches at the inputs."""
-        return cls(program, [constants(program, leaves) for leaves in batches], [None] * len(batches))
+        made = Constants(program)
+        return cls(program, [made.of(leaves) for leaves in batches], [None] * len(batches))
 
     @cached_property
     def dependencies(self) -> Dependencies:

@@ -13,7 +13,7 @@ from graphprune.depth import Importance, Unit
 from graphprune.passes.depth import IMPORTANCES
 from graphprune.program import Program
 from graphprune.progress import progress
-from graphprune.segments import constants, run, split
+from graphprune.segments import Constants, run, split
 
 
 class ShortGpt(Importance):
@@ -45,11 +45,11 @@ def _means(program: Program, units: Sequence[Unit], judge: Callable[[Tensor, Ten
     batches = program.fact(Calibration).batches
     watched = {name for unit in units for name in (unit.entry, unit.exit)}
     totals, counts = [0.0] * len(units), [0] * len(units)
-    (whole,) = split(program, frozenset())
+    (whole,), made = split(program, frozenset()), Constants(program)
     with progress("looking at blocks", len(batches)) as step:
         for leaves in batches:
             with torch.no_grad():
-                _, seen = run(whole, program, program.weights, constants(program, leaves), None, watched)
+                _, seen = run(whole, program, program.weights, made.of(leaves), None, watched)
             for i, unit in enumerate(units):
                 found = judge(*(_features(program, seen, name) for name in (unit.entry, unit.exit)))
                 totals[i] += float(found.double().sum())

@@ -16,7 +16,7 @@ from graphprune.passes.reconstructions import RECONSTRUCTIONS
 from graphprune.passes.reconstructions.least_squares import LeastSquares
 from graphprune.passes.refit import Refit
 from graphprune.program import Program, Rewritten
-from graphprune.segments import constants, run, split
+from graphprune.segments import Constants, run, split
 from graphprune.statistics import Moments
 
 
@@ -180,7 +180,7 @@ def test_segment_by_segment_is_the_graph(cut: Program) -> None:
         segments = split(program, wanted)
         assert len(segments) >= 4
         for leaves in cut.fact(Calibration).batches[:2]:
-            known, value = constants(program, leaves), None
+            known, value = Constants(program).of(leaves), None
             for segment in segments:
                 last = [node.name for node in segment.nodes][-1]
                 value, seen = run(segment, program, program.weights, known, value, {last})
