@@ -49,7 +49,7 @@ class Stage:
     """The steps of one pass, in order. Outside of a workspace none is kept."""
 
     def finished(self, steps: int) -> list[Step]:
-        """Those of all `steps` that an earlier run has finished."""
+        """Those of all `steps` that an earlier run has finished; the last of them has its activations."""
         return []
 
     def finish(self, step: Step) -> Step:
@@ -79,16 +79,19 @@ def stage(name: str) -> Stage:
 
 @dataclass
 class _Noted:
-    """A step that is not durable yet: what will be said of it, and where; `values` are what it ends with."""
+    """A step that is not durable yet: what will be said of it, and where.
+
+    `values` are what it ends with; None if they are not kept, since a later step makes them needless.
+    """
 
     path: Path
     table: Mapping[str, Any]
     tensors: Path
-    values: Sequence[Values]
+    values: Sequence[Values] | None
 
     def reduced(self) -> "_Noted":
-        """The same without what it ends with, which a later step makes needless."""
-        return _Noted(self.path, {**self.table, "names": {}, "counts": {}}, self.tensors, ())
+        """The same without what it ends with."""
+        return _Noted(self.path, {**self.table, "names": {}, "counts": {}}, self.tensors, None)
 
 
 @dataclass
@@ -151,7 +154,7 @@ class _Kept(Stage):
         """Begin to make durable what was noted."""
         self._settle()
         noted, self.noted = self.noted, []
-        keep = noted[-1].values
+        keep = noted[-1].values or ()
         for value in keep:
             value.kept = True
         self.spent = [value for value in self.before if value.folder.name not in noted[-1].table["counts"]]
@@ -178,13 +181,14 @@ class _Kept(Stage):
             self._release()
 
     def _write(self, step: _Noted) -> None:
-        for value in step.values:
+        for value in step.values or ():
             value.write()
-        parts = {"tensors": [step.tensors], "values": [file for value in step.values for file in value.files]}
-        for file in (file for files in parts.values() for file in files):
+        files = [file for value in step.values or () for file in value.files]
+        for file in (step.tensors, *files):
             sync(file)
-        sums = {part: [_sum(self.workspace.folder, file) for file in files] for part, files in parts.items()}
-        text = json.dumps({**step.table, **sums})
+        tensors, *sums = (_sum(self.workspace.folder, file) for file in (step.tensors, *files))
+        parts = {"tensors": [tensors], "values": None if step.values is None else sums}
+        text = json.dumps({**step.table, **parts})
         put(step.path, f"{zlib.crc32(text.encode())}\n{text}")
 
     def _release(self) -> None:
@@ -212,9 +216,10 @@ class _Kept(Stage):
         return Step(table["facts"], tensors, {name: places[at] for name, at in table["names"].items()})
 
     def _whole(self, number: int, part: str) -> bool:
-        """Are the files of a step what they were?"""
+        """Are the files of a step what they were? Those that were not kept are not."""
         sums = (table_of(self._path("json", number)) or {})[part]
-        return all(_sum(self.workspace.folder, self.workspace.folder / name) == [name, *rest] for name, *rest in sums)
+        root = self.workspace.folder
+        return sums is not None and all(_sum(root, root / name) == [name, *rest] for name, *rest in sums)
 
     def _path(self, kind: str, number: int | None = None) -> Path:
         return self.folder / f"{self.count if number is None else number:05d}.{kind}"

@@ -146,6 +146,9 @@ def test_a_repeated_run_finds_steps_that_waited(tmp_path: Path) -> None:
         found = stage("walk").finished(9)
     assert [(step.facts["n"], int(step.tensors["w"][0])) for step in found] == [(0, 0), (1, 1), (2, 2)]
     assert [len(step.values) for step in found] == [0, 0, 1] and found[-1].values["a"][0].equal(torch.full((3,), 2))
+    (tmp_path / "01-walk" / "00002.safetensors").unlink()
+    with within(Workspace(tmp_path)):
+        assert stage("walk").finished(9) == [], "step 1 did not keep what it ended with"
 
 
 @pytest.mark.parametrize("hurt", ["cut", "flipped", "gone"])
