@@ -77,7 +77,7 @@ def stage(name: str) -> Stage:
     return _Kept(place, place.folder / f"{place.stages:02d}-{name}")
 
 
-@dataclass
+@dataclass(frozen=True)
 class _Noted:
     """A step that is not durable yet: what will be said of it, and where.
 
@@ -133,7 +133,8 @@ class _Kept(Stage):
             "names": {name: value.folder.name for name, value in step.values.items() if isinstance(value, Values)},
             "counts": {value.folder.name: len(value) for value in keep},
         }
-        self.noted = [*(one.reduced() for one in self.noted), _Noted(self._path("json"), table, path, keep)]
+        self.noted[-1:] = [one.reduced() for one in self.noted[-1:]]
+        self.noted.append(_Noted(self._path("json"), table, path, keep))
         self.count += 1
         if processes.least(self._is_due()):
             self._keep()

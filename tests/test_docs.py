@@ -33,8 +33,7 @@ from graphprune.statistics import Moments, Statistics
 from tools.documents import documents
 
 ROOT = Path(__file__).parent.parent
-PAGES = sorted(ROOT.glob("tools/docs/pages/*.md"))
-DOCUMENTS = (ROOT / "README.md", ROOT / "passes/README.md", ROOT / "exporters/README.md", *PAGES)
+DOCUMENTS = (*documents(), ROOT / "passes/README.md", ROOT / "exporters/README.md")
 LINK = re.compile(r"\]\((?!https?:)([^)#]+)?(?:#([^)]+))?\)")
 
 
