@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 import graphprune as gp
 from graphprune.errors import VerificationError
-from graphprune.proof import compare, fresh_inputs, verify_cut, verify_finite
+from graphprune.plans import make
+from graphprune.proof import STORED, compare, fresh_inputs, masked, verify_cut, verify_finite
 
 
 def cut() -> tuple[gp.Program, gp.Program, gp.Plan]:
@@ -60,3 +61,40 @@ def test_numbers_that_are_not_finite_are_refused() -> None:
 def test_other_shapes_are_refused() -> None:
     with pytest.raises(VerificationError, match=r"it, output 0: shapes are \(2, 3\) and \(3, 2\)"):
         compare(torch.zeros(2, 3), torch.zeros(3, 2), "it")
+
+
+class Cancelling(nn.Module):
+    """Its outputs are what two large sums, almost the same, differ by."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(16, 512), nn.Linear(512, 16)
+        large = torch.randn(16, 256) * 1e5
+        self.up.weight.data[256:], self.up.bias.data[256:] = self.up.weight.data[:256], self.up.bias.data[:256]
+        self.down.weight.data = torch.cat([large, torch.randn(16, 256) - large], 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        found: Tensor = self.down(self.up(x).relu())
+        return found
+
+
+def cancelling() -> tuple[gp.Program, gp.Program, gp.Plan]:
+    """A right cut, whose sums are rounded otherwise than those of the original."""
+    torch.manual_seed(0)
+    program = gp.trace(Cancelling(), (torch.randn(64, 16),))
+    pairs = torch.randperm(256)[:100]
+    kept = tuple(torch.cat([pairs, pairs + 256]).sort().values.tolist())
+    plan = make(program, gp.analyze(program), {"up.weight:0": (kept,)})
+    return program, gp.apply(program, plan), plan
+
+
+def test_rounding_of_single_precision_is_told_from_a_wrong_cut() -> None:
+    program, small, plan = cancelling()
+    x = torch.randn(64, 16)
+    with pytest.raises(VerificationError, match="they differ"):
+        compare(masked(program, plan.keep).module()(x), small.module()(x), "in single precision")
+    found = verify_cut(program, small, plan.keep)
+    assert found.max_error < 1e-9 and found.tolerance == STORED
+    wrong = with_weight(small, "up.bias", small.weights["up.bias"] + 1e-4 * torch.eye(200)[0])
+    with pytest.raises(VerificationError, match=r"masked and cut program: they differ by .* allowed is 1e-04"):
+        verify_cut(program, wrong, plan.keep)
