@@ -144,8 +144,8 @@ add(
     replace(
         BEST,
         name="best-tuned",
-        description="best, then minutes of training of norms, biases and updates of low rank towards the dense model",
-        tune=Tune(steps=100, rate=3e-3, rank=8, aim="dense"),
+        description="best, then a few minutes of training of norms, biases and updates of low rank",
+        tune=Tune(steps=100, rate=3e-3, rank=8),
     ),
     Recipe("sleb", "whole blocks without which the loss is lowest, step by step", "arXiv:2402.09025", drops="sleb"),
     Recipe("shortgpt", "whole blocks that turn the stream least", "arXiv:2403.03853", drops="shortgpt"),

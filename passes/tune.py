@@ -26,7 +26,7 @@ from graphprune.program import Factored, Program, Rewritten
 from graphprune.progress import progress
 from graphprune.weights import Layered
 
-CHECKS = 5  # times that the loss is measured on held-out batches
+CHECKS = 10  # times that the loss is measured on held-out batches
 
 
 @PASSES.register("tune")
