@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
@@ -37,7 +37,8 @@ def program(single: Program) -> Program:
 
 def inputs(single: Inputs) -> Inputs:
     """The same numbers."""
-    return cast(Inputs, pytree.tree_map_only(Tensor, _wide, single))
+    found: Inputs = pytree.tree_map_only(Tensor, _wide, single)
+    return found
 
 
 @contextmanager

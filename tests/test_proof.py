@@ -98,3 +98,11 @@ def test_rounding_of_single_precision_is_told_from_a_wrong_cut() -> None:
     wrong = with_weight(small, "up.bias", small.weights["up.bias"] + 1e-4 * torch.eye(200)[0])
     with pytest.raises(VerificationError, match=r"masked and cut program: they differ by .* allowed is 1e-04"):
         verify_cut(program, wrong, plan.keep)
+
+
+def test_a_program_in_double_precision_keeps_its_bound() -> None:
+    torch.manual_seed(0)
+    program = gp.trace(nn.Linear(6, 3).double(), (torch.randn(4, 6).double(),))
+    near = with_weight(program, "weight", program.weights["weight"] * (1 + 1e-6))
+    with pytest.raises(VerificationError, match=r"they differ by .* allowed is 1e-07"):
+        verify_cut(program, near, {})
