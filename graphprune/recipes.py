@@ -49,7 +49,7 @@ add(
     ),
     Recipe(
         "comp",
-        "whole layers for half of what is to go, then condition of the input matrix, mask tuning",
+        "whole layers for half of what is to go, then inputs the matrix condition does not feel, mask tuning",
         "arXiv:2501.15255, formula reconstructed",
         "comp",
         refit="mask",
@@ -144,8 +144,8 @@ add(
     replace(
         BEST,
         name="best-tuned",
-        description="best, then a few minutes of training of norms, biases and updates of low rank",
-        tune=Tune(steps=100, rate=3e-3, rank=8),
+        description="best, then norms, biases and updates of low rank trained towards the dense model",
+        tune=Tune(steps=100, rate=1e-3, rank=16, aim="dense"),
     ),
     Recipe("sleb", "whole blocks without which the loss is lowest, step by step", "arXiv:2402.09025", drops="sleb"),
     Recipe("shortgpt", "whole blocks that turn the stream least", "arXiv:2403.03853", drops="shortgpt"),

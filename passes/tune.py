@@ -27,6 +27,7 @@ from graphprune.progress import progress
 from graphprune.weights import Layered
 
 CHECKS = 10  # times that the loss is measured on held-out batches
+WARM = 0.1  # of the steps go by until the rate is reached, which is so much of itself at first
 
 
 @PASSES.register("tune")
@@ -38,11 +39,12 @@ class Tune(Pass):
     arXiv:2106.09685), which is added to the weight at the end: the model runs as before. Maps that a refit gave a lower
     rank keep theirs, and get none; once they are factors, these do.
 
-    A step sees one calibration batch; its length follows a cosine from `rate` to 0. The loss is `loss`, given from
-    Python. Otherwise, with ``aim=labels``, it is that of the next token for causal language models; with ``aim=dense``
-    it is how far their predictions are from those of the dense model, as Kullback-Leibler divergence (distillation,
-    arXiv:1503.02531). For other models it is the squared error of the outputs, relative to those of the dense model.
-    What was best on held-out batches is kept, the start included.
+    A step sees one calibration batch; its length rises to `rate` in the first tenth of the steps, since AdamW's first
+    ones are as long as any and follow the noise of one batch; then it falls to 0. The loss is `loss`, given
+    from Python. Otherwise, with ``aim=labels``, it is that of the next token for causal language models; with
+    ``aim=dense`` it is how far their predictions are from those of the dense model, as Kullback-Leibler divergence
+    (distillation, arXiv:1503.02531). For other models it is the squared error of the outputs, relative to those of the
+    dense model. What was best on held-out batches is kept, the start included.
     """
 
     name: ClassVar[str] = "tune"
@@ -147,7 +149,9 @@ class _Training:
     def run(self, steps: int, rate: float) -> dict[str, Tensor]:
         """The best weights by the loss on held-out batches."""
         optimiser = torch.optim.AdamW([*self.weights.values(), *chain(*self.updates.values())], rate, weight_decay=0.0)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimiser, max(steps, 1))
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, rate, max(steps, 1), pct_start=WARM, div_factor=1 / WARM, cycle_momentum=False
+        )
         lowest, best = self.judge(), self.state()
         every = max(1, steps // CHECKS)
         with progress("tuning", steps) as step, torch.enable_grad():

@@ -1,9 +1,10 @@
-"""COMP (arXiv:2501.15255): the condition of the matrix of inputs; what others can say as well goes first.
+"""COMP (arXiv:2501.15255): the condition of the matrix of inputs, as the importance of each of them.
 
 After COMP; its formula is not public, and the abstract speaks of a matrix condition only. Two reconstructions: ``comp``
-is the logarithm of the condition number of S without input j, for what leaves the rest well conditioned may go;
-``comp-inflation`` the inverse of the variance inflation factor ``C_jj [C^-1]_jj``, which is the share of the
-variance of input j that the others do not explain. Neither looks at the weights.
+is how far the logarithm of the condition number of S falls when input j leaves, so what the condition does not feel
+goes first, and an input of massive values, which alone makes it, goes last; ``comp-inflation`` the inverse of the
+variance inflation factor ``C_jj [C^-1]_jj``, which is the share of the variance of input j that the others do not
+explain. Neither looks at the weights.
 """
 
 from collections.abc import Callable
@@ -24,17 +25,18 @@ STEPS = 100  # of bisection: no number in double precision needs more
 
 
 def condition(seen: Moments) -> Tensor:
-    """The logarithm of the condition number of the damped S without each of its inputs, shape (n,).
+    """How far the logarithm of the condition number of the damped S falls without each of its inputs, shape (n,).
 
     The eigenvalues of S without row and column j are the roots of ``sum_i q_ji^2 / (e_i - x)`` for the eigenvalues e
-    and eigenvectors q of S; they lie between those of S.
+    and eigenvectors q of S. They lie between those of S, so that no fall is below 0.
     """
     if len(seen.second) < 3:
         return torch.zeros(len(seen.second), dtype=torch.float64)
     values, vectors = torch.linalg.eigh(damped(seen.second, RIDGE))
     shares = vectors.square()
     lowest, highest = (_root(values, shares, *values[i : i + 2]) for i in (0, len(values) - 2))
-    return highest.log() - lowest.log()
+    found: Tensor = (values[-1] / values[0]).log() - (highest / lowest).log()
+    return found
 
 
 def unexplained(seen: Moments) -> Tensor:
