@@ -208,7 +208,7 @@ def test_comp_is_the_fall_of_the_condition(program: Program, seen: dict[str, Ten
     x = damped(seen["down"], RIDGE)
 
     def condition(inputs: Tensor) -> Tensor:
-        values = torch.linalg.eigvalsh(inputs.T @ inputs)
+        values: Tensor = torch.linalg.eigvalsh(inputs.T @ inputs)
         return (values[-1] / values[0]).log()
 
     falls = [condition(x) - condition(x[:, [i for i in range(10) if i != j]]) for j in range(10)]
