@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from graphprune.contracts import Exporter, FolderVerification, Needs
+from graphprune.exporters.contract import Exporter, FolderVerification, Needs
 from graphprune.registry import Registry, discover
 
 EXPORTERS: Registry[str, Exporter] = Registry("target")

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from graphprune.program import Program
+from graphprune.ir.program import Program
 from graphprune.registry import Registry, discover
 
 

@@ -12,9 +12,9 @@ from torch import nn
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming, rename_source_key
 
-from graphprune import hf
 from graphprune.errors import LoadError
-from graphprune.weights import Stamp, stamp
+from graphprune.huggingface import model_folder
+from graphprune.ir.weights import Stamp, stamp
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -39,8 +39,8 @@ def entries(folder: Path) -> dict[str, Entry]:
     Raises:
         LoadError: if a file is missing, truncated or not in the safetensors format.
     """
-    hf.require_safetensors(folder)
-    return {entry.key: entry for path in hf.weight_files(folder) for entry in _read_header(path)}
+    model_folder.require_safetensors(folder)
+    return {entry.key: entry for path in model_folder.weight_files(folder) for entry in _read_header(path)}
 
 
 def stored_dtype(found: Mapping[str, Entry]) -> torch.dtype:
@@ -81,7 +81,7 @@ def check_shapes(folder: Path, model: nn.Module, matched: Mapping[str, Entry]) -
     first = matched[wrong[0]]
     raise LoadError(
         f"{first.path}: {first.key} has shape {list(first.shape)}, expected {list(state[wrong[0]].shape)} by "
-        f"{folder / hf.CONFIG} ({len(wrong)} such weights); one of the two files belongs to another model"
+        f"{folder / model_folder.CONFIG} ({len(wrong)} such weights); one of the two files belongs to another model"
     )
 
 

@@ -23,8 +23,8 @@ from transformers.modeling_gguf_pytorch_utils import (
     load_gguf_checkpoint,
 )
 
-from graphprune import shards
-from graphprune.meta_models import weightless
+from graphprune.huggingface.meta_models import weightless
+from graphprune.ir import weight_files
 
 CHUNK = 1 << 20  # numbers that are unpacked at once
 
@@ -93,12 +93,13 @@ def write(file: Path, target: Path) -> None:
     model: Any = weightless(lambda settings: auto.from_config(settings, dtype=torch.float32), config)
     source = _File.open(file, model)
     stored = {
-        group[0]: next((name for name in group if name in source.tensors), None) for group in shards.aliases(model)
+        group[0]: next((name for name in group if name in source.tensors), None)
+        for group in weight_files.aliases(model)
     }
     if missing := [name for name, found in stored.items() if found is None]:
         raise NotByName(f"no tensor is known by name that would be {missing[0]}")
-    state = shards.distinct(model)
-    shards.write_shards(target, state, lambda name: source.read(str(stored[name])))
+    state = weight_files.distinct(model)
+    weight_files.write_shards(target, state, lambda name: source.read(str(stored[name])))
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(target)
     model.generation_config.save_pretrained(target)

@@ -10,13 +10,14 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.initialization import no_init_weights
 
-from graphprune import cache, hf
 from graphprune.errors import LoadError
 from graphprune.frontends import FRONTENDS, Frontend, checkpoints, modules
 from graphprune.frontends.inputs import example_inputs
 from graphprune.frontends.skeletons import is_fake, skeleton
-from graphprune.program import Program, Source
-from graphprune.weights import Layered, Stored
+from graphprune.huggingface import model_folder
+from graphprune.ir.program import Program, Source
+from graphprune.ir.weights import Layered, Stored
+from graphprune.support import cache
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ def load(folder: Path | str, *, dtype: torch.dtype = torch.float32) -> Program:
         TraceError: if torch.export refuses the model.
     """
     folder = Path(folder)
-    settings = hf.config(folder)
+    settings = model_folder.config(folder)
     settings.use_cache = False
     found = checkpoints.entries(folder)
     model = skeleton(lambda: _build(folder, settings), dtype)
@@ -44,7 +45,7 @@ def load(folder: Path | str, *, dtype: torch.dtype = torch.float32) -> Program:
 
 def _build(folder: Path, settings: Any) -> nn.Module:
     with no_init_weights():
-        model = hf.build(folder, settings)
+        model = model_folder.build(folder, settings)
     model.tie_weights()  # type: ignore[operator]
     return model
 
@@ -58,7 +59,7 @@ def _places(folder: Path, model: nn.Module, found: Mapping[str, checkpoints.Entr
     if absent := checkpoints.missing(model, matched):
         raise LoadError(
             f"{folder} lacks {len(absent)} weights of {type(model).__name__}, the first {absent[0]}; copy the files "
-            f"again, or name the class that was saved in {hf.CONFIG}: architectures"
+            f"again, or name the class that was saved in {model_folder.CONFIG}: architectures"
         )
     checkpoints.check_shapes(folder, model, matched)
     _report_unused(folder, found, matched)
@@ -78,9 +79,9 @@ def _converted(folder: Path) -> Path:
 
     def convert(target: Path) -> None:
         log.info("%s: converting the weights to the layout of transformers once, into %s", folder, target.parent)
-        save_file(_unshared(hf.module(folder)), target / hf.WEIGHTS)
+        save_file(_unshared(model_folder.module(folder)), target / model_folder.WEIGHTS)
 
-    return cache.once("converted", [folder / hf.CONFIG, *hf.weight_files(folder)], convert)
+    return cache.once("converted", [folder / model_folder.CONFIG, *model_folder.weight_files(folder)], convert)
 
 
 def _unshared(model: nn.Module) -> dict[str, Tensor]:
@@ -101,7 +102,7 @@ def _weights(captured: Mapping[str, Tensor], places: Mapping[str, checkpoints.En
 
 
 def _is_folder(text: str) -> bool:
-    return hf.is_folder(Path(text))
+    return model_folder.is_folder(Path(text))
 
 
 FRONTENDS.register("huggingface")(

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphprune import hf
 from graphprune.errors import LoadError
+from graphprune.huggingface import model_folder
 
 BATCH = 2  # a size of 1 would be taken for a constant
 SEQUENCE = 8
@@ -59,7 +59,7 @@ def _image(folder: Path, config: Any, generator: torch.Generator) -> Tensor:
 def _preprocessed(folder: Path) -> Any:
     """The image size that the folder's preprocessor makes."""
     path = folder / "preprocessor_config.json"
-    settings = hf.read_json(path) if path.is_file() else {}
+    settings = model_folder.read_json(path) if path.is_file() else {}
     return settings.get("crop_size") or settings.get("size") or SIDE
 
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from graphprune.errors import LoadError
 from graphprune.frontends import FRONTENDS
-from graphprune.program import Program
+from graphprune.ir.program import Program
 
 
 def load(model: str | Path) -> Program:

@@ -10,12 +10,12 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
 from graphprune.errors import TraceError
+from graphprune.execution.module_state import evaluation, named_keywords, undisturbed
 from graphprune.frontends.calls import apart, require_plain
 from graphprune.frontends.lowering import functional, tidy
 from graphprune.frontends.refusals import explain, quiet
-from graphprune.modes import evaluation, named_keywords, undisturbed
-from graphprune.program import Program, Source
-from graphprune.weights import Present
+from graphprune.ir.program import Program, Source
+from graphprune.ir.weights import Present
 
 
 def trace(

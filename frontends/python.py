@@ -13,7 +13,7 @@ from torch import nn
 from graphprune.errors import LoadError
 from graphprune.frontends import FRONTENDS, Frontend
 from graphprune.frontends.modules import trace
-from graphprune.program import Program, Source
+from graphprune.ir.program import Program, Source
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 

@@ -4,35 +4,40 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from graphprune import assembly, choices, evaluation, free, hf, page
-from graphprune.atomic import check_file, new_folder
-from graphprune.comparison import Comparison
-from graphprune.contracts import ExportOptions, ExportReport, FolderVerification
-from graphprune.dependencies import Dependencies
-from graphprune.exporters import EXPORTERS, scoring
-from graphprune.exporters.folders import require_apart
-from graphprune.exporters.onnx_files import MODEL
-from graphprune.exporters.verify import verify_folder as verify_saved
+from graphprune.axes.groups import Dependencies
+from graphprune.evaluation import multiple_choice, perplexity
+from graphprune.execution.equivalence import Verification, verify_cut
+from graphprune.exporters import EXPORTERS
+from graphprune.exporters.checks import scoring
+from graphprune.exporters.contract import ExportOptions, ExportReport, FolderVerification
+from graphprune.exporters.export_folders.folder_check import verify_folder as verify_saved
+from graphprune.exporters.model_folders.folder_files import require_apart
+from graphprune.exporters.onnx_tools.onnx_files import MODEL
 from graphprune.frontends.loading import load as load
 from graphprune.frontends.modules import trace as trace
-from graphprune.graph_files import Numbers
-from graphprune.page.content import runs_of
-from graphprune.passes.analysis import analyze as _analyze
-from graphprune.passes.calibrate import Calibrate
-from graphprune.passes.drop import drop
-from graphprune.passes.gradients import Loss
-from graphprune.passes.measure import Measure
-from graphprune.passes.rewrite import rewrite
-from graphprune.passes.search import Search
-from graphprune.passes.verify import prove
-from graphprune.plans import Plan
-from graphprune.program import Dropped, Program
-from graphprune.proof import Verification, verify_cut
-from graphprune.pruning import apply_plan as apply_plan
-from graphprune.pruning import prune as prune
-from graphprune.pruning import write
-from graphprune.recipes import RECIPES
-from graphprune.scanning import sensitivity as sensitivity
+from graphprune.huggingface import model_folder
+from graphprune.ir.program import Dropped, Program
+from graphprune.passes.allocation.search import Search
+from graphprune.passes.analysis.find_groups import analyze as _analyze
+from graphprune.passes.calibration.calibrate import Calibrate
+from graphprune.passes.calibration.gradients import Loss
+from graphprune.passes.calibration.measure_latency import Measure
+from graphprune.passes.depth.drop_blocks import drop
+from graphprune.passes.rewriting.rewrite import rewrite
+from graphprune.passes.verification.verify import prove
+from graphprune.planning.plan import Plan
+from graphprune.reports import viewer
+from graphprune.reports.comparison import Comparison
+from graphprune.reports.graph_export import Numbers
+from graphprune.reports.viewer.content import runs_of
+from graphprune.support.atomic_output import check_file, new_folder
+from graphprune.workflows import free_destination
+from graphprune.workflows import recipe as assembly
+from graphprune.workflows.catalogue import RECIPES
+from graphprune.workflows.prune import apply_plan as apply_plan
+from graphprune.workflows.prune import prune as prune
+from graphprune.workflows.prune import write
+from graphprune.workflows.sensitivity_scan import sensitivity as sensitivity
 
 #: What `export` can write.
 TARGETS = tuple(sorted(EXPORTERS))
@@ -136,7 +141,7 @@ def save(
 
 def evaluate(
     model: Program | str | Path, text: str | Path, *, length: int = 512, windows: int | None = None
-) -> evaluation.Evaluation:
+) -> perplexity.Evaluation:
     """Measure the perplexity of a language model on consecutive windows of a text.
 
     It is whatever `load` takes, or an exported folder, which ONNX Runtime runs.
@@ -147,21 +152,21 @@ def evaluate(
     """
     if not isinstance(model, Program) and (Path(model) / MODEL).is_file():
         return scoring.evaluate(Path(model), text, length=length, windows=windows)
-    if not isinstance(model, Program) and not hf.is_folder(Path(model)):
+    if not isinstance(model, Program) and not model_folder.is_folder(Path(model)):
         model = load(model)
-    return evaluation.evaluate(model, text, length=length, windows=windows)
+    return perplexity.evaluate(model, text, length=length, windows=windows)
 
 
-def ask(model: Program | str | Path, questions: str | Path, *, first: int | None = None) -> choices.Accuracy:
+def ask(model: Program | str | Path, questions: str | Path, *, first: int | None = None) -> multiple_choice.Accuracy:
     """Measure how many questions of a file a language model, whatever `load` takes, answers rightly (see `choices`).
 
     Raises:
         LoadError: if the model, its tokenizer or the questions cannot be read.
         CalibrationError: if there is no question, or the model predicts no finite numbers.
     """
-    if not isinstance(model, Program) and not hf.is_folder(Path(model)):
+    if not isinstance(model, Program) and not model_folder.is_folder(Path(model)):
         model = load(model)
-    return choices.ask(model, questions, first)
+    return multiple_choice.ask(model, questions, first)
 
 
 def compare(*folders: str | Path) -> Comparison:
@@ -194,8 +199,8 @@ def export(
         RegistryError: if there is no such target.
     """
     options = ExportOptions(dtype, quant, opset, dict(static or {}), portable)
-    if hf.holds_graph(Path(folder)):
-        return free.export(Path(folder), target, Path(output), options, force=force)
+    if model_folder.holds_graph(Path(folder)):
+        return free_destination.export(Path(folder), target, Path(output), options, force=force)
     return EXPORTERS[target](Path(folder), Path(output), options, force=force)
 
 
@@ -208,7 +213,7 @@ def view(
     sensitivity: Numbers | None = None,
     title: str = "",
     force: bool = False,
-) -> page.Content:
+) -> viewer.Content:
     """Write a page of HTML that shows the dependency graph of a model, and needs nothing else; returns what it shows.
 
     `plan`, one that was saved or the folder of a run, adds what goes and what stays; `reports`, folders of runs, are
@@ -228,8 +233,8 @@ def view(
     if given and given.blocks and Dropped not in program.facts:
         program = drop(program, given.blocks)
     name = title or ("model" if isinstance(model, Program) else Path(model).name)
-    shown = page.content(program, analyze(program), title=name, plan=given, reports=runs, numbers=sensitivity)
-    page.write(shown, output, force=force)
+    shown = viewer.content(program, analyze(program), title=name, plan=given, reports=runs, numbers=sensitivity)
+    viewer.write(shown, output, force=force)
     return shown
 
 
@@ -239,5 +244,5 @@ def verify_folder(folder: str | Path) -> FolderVerification:
     Raises:
         VerificationError: if something in it is missing, damaged, or no longer agrees.
     """
-    checks = free.check_folder if hf.holds_graph(Path(folder)) else verify_saved
+    checks = free_destination.check_folder if model_folder.holds_graph(Path(folder)) else verify_saved
     return checks(Path(folder))

@@ -9,9 +9,9 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from graphprune.errors import PipelineError
-from graphprune.memory import peak_anonymous
-from graphprune.program import Program
+from graphprune.ir.program import Program
 from graphprune.registry import Registry
+from graphprune.support.memory import peak_anonymous
 
 PASSES: "Registry[str, type[Pass]]" = Registry("pass")
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 from safetensors.torch import load_file
 
-from graphprune import hf
-from graphprune.frontends import gguf, gguf_weights
+from graphprune.frontends import gguf_models, gguf_weights
+from graphprune.huggingface import model_folder
 
 
 def alike(file: Path, place: Path) -> None:
@@ -14,10 +14,10 @@ def alike(file: Path, place: Path) -> None:
     for folder in (whole, single):
         folder.mkdir(parents=True)
     gguf_weights.write(file, single)
-    gguf._write_whole(file, whole, {"gguf_file": file.name, "local_files_only": True})
+    gguf_models._write_whole(file, whole, {"gguf_file": file.name, "local_files_only": True})
     assert sorted(path.name for path in single.iterdir()) == sorted(path.name for path in whole.iterdir())
     for name in ("config.json", "generation_config.json"):
-        assert hf.read_json(single / name) == hf.read_json(whole / name)
+        assert model_folder.read_json(single / name) == model_folder.read_json(whole / name)
     one, other = (load_file(folder / "model.safetensors") for folder in (single, whole))
     assert one.keys() == other.keys()
     for name, expected in other.items():

@@ -6,9 +6,9 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from graphprune import streamed
-from graphprune.program import Program
-from graphprune.proof import fresh_inputs, run
+from graphprune.execution import interpreter
+from graphprune.execution.equivalence import fresh_inputs, run
+from graphprune.ir.program import Program
 
 SEEDS = (3, 4)
 
@@ -16,7 +16,7 @@ SEEDS = (3, 4)
 def assert_streamed(program: Program) -> None:
     """Two cases at once give what the module, made anew for each, gives for either."""
     cases = [fresh_inputs(program, seed) for seed in SEEDS]
-    found = streamed.run(program, cases, SEEDS)
+    found = interpreter.run(program, cases, SEEDS)
     for (args, kwargs), seed, got in zip(cases, SEEDS, found, strict=True):
         assert_same(run(program.module(), args, kwargs, seed), got)
 

@@ -12,29 +12,29 @@ import torch
 from torch import Tensor, fx, nn
 
 import graphprune as gp
-from graphprune.assembly import Options, pipeline
-from graphprune.budget import Budget, Knob
-from graphprune.contracts import Example, Masked
-from graphprune.dependencies import Dependencies, Group
+from graphprune.axes.groups import Dependencies, Group
+from graphprune.axes.rule import Example, Masked
+from graphprune.execution.equivalence import Verification, verify_cut, verify_finite
 from graphprune.frontends.modules import trace
-from graphprune.methods import Evidence
+from graphprune.ir.program import Program, Rewritten
 from graphprune.passes.allocation import ALLOCATIONS
-from graphprune.passes.analysis import analyze
-from graphprune.passes.calibrate import Calibrate
-from graphprune.passes.gradients import Gradients
+from graphprune.passes.analysis.find_groups import analyze
+from graphprune.passes.calibration.calibrate import Calibrate
+from graphprune.passes.calibration.gradients import Gradients
 from graphprune.passes.operators import RULES
 from graphprune.passes.operators.elementwise import Choice, Elementwise
 from graphprune.passes.reconstructions import RECONSTRUCTIONS
-from graphprune.passes.rewrite import rewrite
+from graphprune.passes.rewriting.rewrite import rewrite
 from graphprune.passes.scores import SCORES
 from graphprune.pipeline import PASSES, Pipeline
-from graphprune.plans import Plan, Rows, make
-from graphprune.program import Program, Rewritten
-from graphprune.proof import Verification, verify_cut, verify_finite
-from graphprune.recipes import RECIPES
-from graphprune.spread import rows_of
-from graphprune.statistics import Gradients as Found
-from graphprune.statistics import Moments, Statistics
+from graphprune.planning.budget import Budget, Knob
+from graphprune.planning.index_scores import rows_of
+from graphprune.planning.interfaces import Evidence
+from graphprune.planning.plan import Plan, Rows, make
+from graphprune.statistics.moments import Gradients as Found
+from graphprune.statistics.moments import Moments, Statistics
+from graphprune.workflows.catalogue import RECIPES
+from graphprune.workflows.recipe import Options, pipeline
 
 KINDS = {type(rule).__name__: rule for rule in RULES.values()}
 #: One rule for each set of examples: a rule may inherit those of another.

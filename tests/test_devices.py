@@ -7,14 +7,14 @@ import torch
 from torch import nn
 
 import graphprune as gp
-from graphprune.calibration import Calibration
-from graphprune.dependencies import Dependencies
+from graphprune.axes.groups import Dependencies
 from graphprune.errors import CalibrationError
-from graphprune.facts import Eligible
-from graphprune.passes.analyze import Analyze
-from graphprune.passes.calibrate import Calibrate
-from graphprune.prefetch import Prefetched
-from graphprune.statistics import Statistics
+from graphprune.ir.prefetch import Prefetched
+from graphprune.passes.analysis.analyze import Analyze
+from graphprune.passes.calibration.calibrate import Calibrate
+from graphprune.planning.facts import Eligible
+from graphprune.statistics.collector import Calibration
+from graphprune.statistics.moments import Statistics
 
 GIVEN = (Dependencies, Eligible, Calibration, Statistics)
 

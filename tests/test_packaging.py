@@ -71,8 +71,8 @@ def test_the_wheel_is_typed_and_licensed(wheel: Path) -> None:
 
 
 def test_the_wheel_holds_the_templates_of_pages(wheel: Path) -> None:
-    folder = ROOT / "graphprune" / "templates"
-    wanted = {f"graphprune/templates/{path.name}" for path in folder.iterdir()}
+    folder = ROOT / "graphprune" / "display" / "templates"
+    wanted = {f"graphprune/display/templates/{path.name}" for path in folder.iterdir()}
     assert wanted and wanted <= set(zipfile.ZipFile(wheel).namelist())
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 import graphprune as gp
-from graphprune.writeback import WrittenBack
+from graphprune.writeback.module import WrittenBack
 
 X = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(0))
 

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # tools is a folder of th
 
 import graphprune as gp
 from graphprune.frontends.skeletons import skeleton
-from graphprune.passes.analysis import analyze_afresh
+from graphprune.passes.analysis.find_groups import analyze_afresh
 from tools.packaged import packaged
 
 T = TypeVar("T")

@@ -22,10 +22,11 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # tools is a folder of the checkout
 
-from graphprune import corpus, hf
-from graphprune.calibration import BATCH_TOKENS
-from graphprune.frontends import gguf
-from graphprune.recipes import RECIPES
+from graphprune.frontends import gguf_models
+from graphprune.huggingface import model_folder
+from graphprune.statistics import texts
+from graphprune.statistics.collector import BATCH_TOKENS
+from graphprune.workflows.catalogue import RECIPES
 from tools.documents import fill
 from tools.packaged import packaged
 
@@ -37,7 +38,7 @@ def main() -> None:
     """Print the table; with --write, put it into its document, too."""
     options = arguments()
     with tempfile.TemporaryDirectory(dir=options.scratch) as scratch:
-        model = Path(options.model) if options.model else gguf.folder(packaged())
+        model = Path(options.model) if options.model else gguf_models.folder(packaged())
         before = forward(model, options)
         runs = [prune(model, options, Path(scratch), limit) for limit in (None, *options.memory)]
         plain = (before + forward(model, options)) / 2
@@ -65,9 +66,9 @@ def arguments() -> argparse.Namespace:
 @torch.no_grad()
 def forward(folder: Path, options: argparse.Namespace) -> float:
     """The seconds of one plain pass over all samples."""
-    model: Any = hf.module(folder).base_model.to(options.device)
-    text = corpus.read(options.calibration)
-    ids = corpus.samples(hf.tokenizer(folder), text, options.samples, options.length, 0).to(options.device)
+    model: Any = model_folder.module(folder).base_model.to(options.device)
+    text = texts.read(options.calibration)
+    ids = texts.samples(model_folder.tokenizer(folder), text, options.samples, options.length, 0).to(options.device)
     batches = torch.split(ids, max(BATCH_TOKENS // options.length, 1))
     model(input_ids=batches[0], use_cache=False)
     start = time.perf_counter()

@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # tests and tools are fol
 from tests import zoo  # first, for it helps torchvision
 
 # isort: split
-from graphprune.atomic import new_file
-from graphprune.progress import progress
+from graphprune.display.progress import progress
+from graphprune.support.atomic_output import new_file
 from tools.documents import fill
 from tools.zoo_benchmark import ours
 from tools.zoo_benchmark.pool import Task, run_all

@@ -21,9 +21,9 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # tools is a folder of the checkout
 
-from graphprune.calibration import BATCH_TOKENS
-from graphprune.equations import GRID, JUDGED
-from graphprune.statistics import BLOCKS
+from graphprune.solvers.normal_equations import GRID, JUDGED
+from graphprune.statistics.collector import BATCH_TOKENS
+from graphprune.statistics.moments import BLOCKS
 from tools import make_random_model
 from tools.documents import fill
 

@@ -17,8 +17,8 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # tools is a folder of th
 
 import graphprune as gp
 from graphprune.cli.edge import prepare
-from graphprune.exporters.generation import generate
-from graphprune.frontends import gguf
+from graphprune.exporters.checks.generation import generate
+from graphprune.frontends import gguf_models
 from tools.packaged import packaged
 
 SENTENCE = "The Python programming language is"
@@ -42,7 +42,7 @@ def main() -> None:
     prepare()
     start = time.perf_counter()
     console.rule("taking SmolLM2-135M from its package")
-    dense = gguf.folder(packaged())
+    dense = gguf_models.folder(packaged())
     console.rule(f"pruning {options.sparsity:.0%} with FASP, calibrated on the first half of Python's help texts")
     pruned = options.output / "pruned"
     gp.prune(

@@ -19,11 +19,11 @@ from transformers import LlamaConfig
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # tools is a folder of the checkout
 
-from graphprune import hf
-from graphprune.atomic import new_folder
-from graphprune.exporters.folders import copy_beside, write_config
-from graphprune.meta_models import on_meta
-from graphprune.shards import distinct, write_shards
+from graphprune.exporters.model_folders.folder_files import copy_beside, write_config
+from graphprune.huggingface import model_folder
+from graphprune.huggingface.meta_models import on_meta
+from graphprune.ir.weight_files import distinct, write_shards
+from graphprune.support.atomic_output import new_folder
 
 SIZES = {"hidden": 4096, "layers": 32, "heads": 32, "kv-heads": 32, "intermediate": 11008, "vocab": 32000}
 DTYPE = torch.bfloat16
@@ -32,7 +32,7 @@ DTYPE = torch.bfloat16
 def main(arguments: list[str] | None = None) -> None:
     """Write the folder, and say how far it has come."""
     options = parsed(arguments)
-    tokenizer = hf.tokenizer(options.tokenizer)
+    tokenizer = model_folder.tokenizer(options.tokenizer)
     if len(tokenizer) > options.vocab:
         sys.exit(f"the tokenizer of {options.tokenizer} has {len(tokenizer)} tokens, more than --vocab {options.vocab}")
     settings = config(options, tokenizer)

@@ -13,7 +13,7 @@ ROOT = Path(__file__).parent.parent
 
 def main() -> int:
     """Let the golden tests write what they see."""
-    command = [sys.executable, "-m", "pytest", "-q", "-k", "golden", "tests/passes/test_analysis.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "golden", "tests/passes/analysis/test_find_groups.py"]
     done = subprocess.run(command, cwd=ROOT, env={**os.environ, "UPDATE_GOLDENS": "1"}, check=False)
     subprocess.run(["git", "diff", "--stat", "--", "tests/golden"], cwd=ROOT, check=False)
     return done.returncode

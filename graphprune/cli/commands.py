@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from graphprune import api, graph_files
-from graphprune.choices import KINDS
+from graphprune import api
 from graphprune.cli import dependencies, show
 from graphprune.cli.edge import command, print_json
 from graphprune.cli.options import (
@@ -53,12 +52,14 @@ from graphprune.cli.options import (
     shares,
     sizes,
 )
-from graphprune.passes.measure import Measure
-from graphprune.passes.search import Search
-from graphprune.recipes import RECIPES
-from graphprune.report import Report, plain
-from graphprune.scanning import RATIOS
+from graphprune.evaluation.multiple_choice import KINDS
+from graphprune.passes.allocation.search import Search
+from graphprune.passes.calibration.measure_latency import Measure
+from graphprune.reports import graph_export
+from graphprune.reports.report import Report, plain
 from graphprune.version import __version__
+from graphprune.workflows.catalogue import RECIPES
+from graphprune.workflows.sensitivity_scan import RATIOS
 
 app = typer.Typer(
     name="graphprune",
@@ -104,8 +105,8 @@ def inspect(
     """Show what can be cut out of a model, what cannot, and why."""
     program = api.load(model)
     found = api.analyze(program)
-    graph = graph_files.coloured(found.to_networkx(), graph_files.read_numbers(sensitivity) if sensitivity else {})
-    writers = (graph_files.write_dot, graph_files.write_graphml, graph_files.write_json)
+    graph = graph_export.coloured(found.to_networkx(), graph_export.read_numbers(sensitivity) if sensitivity else {})
+    writers = (graph_export.write_dot, graph_export.write_graphml, graph_export.write_json)
     for path, write in zip((dot, graphml, graph_json), writers, strict=True):
         if path:
             write(graph, path)
@@ -130,7 +131,7 @@ def view(
     json: Json = False,
 ) -> Show:
     """Write a page of HTML that shows the dependency graph, and needs nothing else."""
-    numbers = graph_files.read_numbers(sensitivity) if sensitivity else None
+    numbers = graph_export.read_numbers(sensitivity) if sensitivity else None
     made = api.view(model, output=output, plan=plan, reports=report or (), sensitivity=numbers, force=force)
     facts = {name: len(made[name]) for name in ("groups", "tensors", "modules", "calls", "runs")}
     return _answer(f"{model} shown in {output}", {"page": output, **facts, "bytes": output.stat().st_size}, json)

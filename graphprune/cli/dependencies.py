@@ -5,10 +5,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
+from graphprune.axes.explanations import Dimension, Explanation, Freedom, Reason
+from graphprune.axes.groups import Dependencies, Group, kind
 from graphprune.cli import show
-from graphprune.dependencies import Dependencies, Group, kind
-from graphprune.explanations import Dimension, Explanation, Freedom, Reason
-from graphprune.program import Program
+from graphprune.ir.program import Program
 
 MARKS = {Freedom.EXACT: "", Freedom.RESCALED: "~", Freedom.INEXACT: "~", Freedom.PINNED: "!"}
 

@@ -17,9 +17,9 @@ from typing import ParamSpec
 import typer
 from transformers.utils import logging as transformers_logging
 
-from graphprune import processes
 from graphprune.errors import GraphpruneError
-from graphprune.report import plain
+from graphprune.reports.report import plain
+from graphprune.support import distributed
 
 P = ParamSpec("P")
 
@@ -35,7 +35,7 @@ def command(run: Callable[P, Callable[[], None]]) -> Callable[P, None]:
         with _told():
             with redirect_stdout(sys.stderr):  # whatever libraries and user code print is no answer
                 show = run(*args, **kwargs)
-            if processes.rank() == 0:
+            if distributed.rank() == 0:
                 show()
             sys.stdout.flush()
 

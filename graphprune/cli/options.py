@@ -6,8 +6,8 @@ from typing import Annotated
 
 import typer
 
-from graphprune.corpus import WHAT
 from graphprune.errors import ExportError, PlanError
+from graphprune.statistics.texts import WHAT
 
 
 class Destination(StrEnum):

@@ -8,11 +8,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from graphprune.comparison import Comparison
-from graphprune.contracts import ExportReport
-from graphprune.dependencies import kind_of
-from graphprune.report import Report
-from graphprune.sensitivities import Sensitivities
+from graphprune.axes.groups import kind_of
+from graphprune.exporters.contract import ExportReport
+from graphprune.planning.sensitivity_table import Sensitivities
+from graphprune.reports.comparison import Comparison
+from graphprune.reports.report import Report
 
 
 def facts(title: str, table: Mapping[str, Any]) -> None:

@@ -23,18 +23,18 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
 
-from graphprune.budget import Budget, Knob
-from graphprune.calibration import Calibration
-from graphprune.dependencies import Dependencies
+from graphprune.axes.groups import Dependencies
+from graphprune.display.progress import progress
 from graphprune.errors import CalibrationError
-from graphprune.masks import Gated
-from graphprune.methods import Allocation, Evidence
+from graphprune.execution.segments import Constants, Segment, between_maps, load, run
+from graphprune.ir.program import Program
+from graphprune.ir.weights import Weights
 from graphprune.passes.allocation import ALLOCATIONS
-from graphprune.program import Program
-from graphprune.progress import progress
-from graphprune.ranking import projected, shares_of
-from graphprune.segments import Constants, Segment, between_maps, load, run
-from graphprune.weights import Weights
+from graphprune.planning.budget import Budget, Knob
+from graphprune.planning.interfaces import Allocation, Evidence
+from graphprune.planning.masks import Gated
+from graphprune.planning.ranking import projected, shares_of
+from graphprune.statistics.collector import Calibration
 
 BUMP = 0.15  # how wide the first mixture is
 

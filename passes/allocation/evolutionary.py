@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from graphprune.budget import Budget
-from graphprune.methods import Allocation, Evidence
-from graphprune.objective import Objective
+from graphprune.display.progress import progress
+from graphprune.evaluation.masked_loss import Objective
 from graphprune.passes.allocation import ALLOCATIONS
-from graphprune.progress import progress
-from graphprune.ranking import chosen, projected, shares_of
+from graphprune.planning.budget import Budget
+from graphprune.planning.interfaces import Allocation, Evidence
+from graphprune.planning.ranking import chosen, projected, shares_of
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 from torch import Tensor, stack
 
-from graphprune.budget import Budget, Knob
-from graphprune.methods import Allocation, Evidence
 from graphprune.passes.allocation import ALLOCATIONS
-from graphprune.ranking import Pool, ranked, shares_of
+from graphprune.planning.budget import Budget, Knob
+from graphprune.planning.interfaces import Allocation, Evidence
+from graphprune.planning.ranking import Pool, ranked, shares_of
 
 
 class Marginal(Allocation):

@@ -16,14 +16,14 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from graphprune.budget import Budget, Knob
-from graphprune.dependencies import between
-from graphprune.methods import Allocation, Evidence
-from graphprune.objective import Objective
+from graphprune.axes.groups import between
+from graphprune.display.progress import progress
+from graphprune.evaluation.masked_loss import Objective
 from graphprune.passes.allocation import ALLOCATIONS
-from graphprune.progress import progress
-from graphprune.ranking import Point, Pool, chosen, hull, shares_of
-from graphprune.sensitivities import Sensitivities
+from graphprune.planning.budget import Budget, Knob
+from graphprune.planning.interfaces import Allocation, Evidence
+from graphprune.planning.ranking import Point, Pool, chosen, hull, shares_of
+from graphprune.planning.sensitivity_table import Sensitivities
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from graphprune.budget import Budget
-from graphprune.methods import Allocation, Evidence
 from graphprune.passes.allocation import ALLOCATIONS
-from graphprune.ranking import Pool, ranked, shares_of
+from graphprune.planning.budget import Budget
+from graphprune.planning.interfaces import Allocation, Evidence
+from graphprune.planning.ranking import Pool, ranked, shares_of
 
 
 @dataclass(frozen=True)

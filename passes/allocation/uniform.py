@@ -4,9 +4,9 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from graphprune.budget import Budget
-from graphprune.methods import Allocation, Evidence
 from graphprune.passes.allocation import ALLOCATIONS
+from graphprune.planning.budget import Budget
+from graphprune.planning.interfaces import Allocation, Evidence
 
 
 class Uniform(Allocation):

@@ -1,6 +1,6 @@
 """Importances of blocks: which of them can be dropped; one method a file."""
 
-from graphprune.depth import Importance
+from graphprune.axes.residual_blocks import Importance
 from graphprune.registry import Registry, discover
 
 IMPORTANCES: Registry[str, Importance] = Registry("importance of blocks")

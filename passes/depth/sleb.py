@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Sequence
 
-from graphprune.depth import Importance, Unit
-from graphprune.objective import Objective
+from graphprune.axes.residual_blocks import Importance, Unit
+from graphprune.evaluation.masked_loss import Objective
+from graphprune.ir.program import Program
 from graphprune.passes.depth import IMPORTANCES
-from graphprune.program import Program
 
 
 class Sleb(Importance):

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from typing import Any
 
-from graphprune.contracts import Rule
+from graphprune.axes.rule import Rule
 from graphprune.registry import Registry, discover
 
 

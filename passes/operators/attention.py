@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from graphprune.axes import Axis, factor
-from graphprune.contracts import Call, Cut, Dims, Example, Flow, Rule
-from graphprune.dimensions import argument, broadcast, meet
+from graphprune.axes.algebra import Axis, factor
+from graphprune.axes.rule import Call, Cut, Dims, Example, Flow, Rule
+from graphprune.axes.rule_helpers import argument, broadcast, meet
 from graphprune.passes.operators import rule
 
 aten = torch.ops.aten

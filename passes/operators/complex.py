@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from graphprune.axes import prime
-from graphprune.contracts import Dims, Example, Flow, Rule
-from graphprune.dimensions import broadcast
+from graphprune.axes.algebra import prime
+from graphprune.axes.rule import Dims, Example, Flow, Rule
+from graphprune.axes.rule_helpers import broadcast
 from graphprune.passes.operators import RULES, rule
 
 aten = torch.ops.aten

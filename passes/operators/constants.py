@@ -6,8 +6,8 @@ from math import isfinite
 import torch
 from torch import fx
 
-from graphprune.contracts import Call, Cut, Dims, Example, Flow, Masked, Rule, Zeros
-from graphprune.dimensions import argument, between
+from graphprune.axes.rule import Call, Cut, Dims, Example, Flow, Masked, Rule, Zeros
+from graphprune.axes.rule_helpers import argument, between
 from graphprune.passes.operators import RULES, rule
 
 aten = torch.ops.aten

@@ -7,9 +7,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from graphprune.axes import Axis, Misaligned, Product, factor, resolve
-from graphprune.contracts import Call, Consumer, Cut, Dims, Example, Flow, Rule
-from graphprune.dimensions import argument, bias, literal, slid
+from graphprune.axes.algebra import Axis, Misaligned, Product, factor, resolve
+from graphprune.axes.rule import Call, Consumer, Cut, Dims, Example, Flow, Rule
+from graphprune.axes.rule_helpers import argument, bias, literal, slid
 from graphprune.passes.operators import RULES
 
 aten = torch.ops.aten

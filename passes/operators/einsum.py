@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from graphprune.contracts import Dims, Example, Flow, Rule, Zeros
-from graphprune.dimensions import broadcast, consume, meet, positions
+from graphprune.axes.rule import Dims, Example, Flow, Rule, Zeros
+from graphprune.axes.rule_helpers import broadcast, consume, meet, positions
 from graphprune.passes.operators import RULES
 
 aten = torch.ops.aten

@@ -8,8 +8,8 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
-from graphprune.contracts import Dims, Example, Flow, Masked, Rule, Zeros
-from graphprune.dimensions import between, broadcast, meet, tensors
+from graphprune.axes.rule import Dims, Example, Flow, Masked, Rule, Zeros
+from graphprune.axes.rule_helpers import between, broadcast, meet, tensors
 from graphprune.passes.operators import RULES, rule
 
 aten = torch.ops.aten

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from graphprune.axes import Misaligned
-from graphprune.contracts import Call, Cut, Dims, Example, Flow, Rule, Zeros
-from graphprune.dimensions import argument, literal
+from graphprune.axes.algebra import Misaligned
+from graphprune.axes.rule import Call, Cut, Dims, Example, Flow, Rule, Zeros
+from graphprune.axes.rule_helpers import argument, literal
 from graphprune.passes.operators import RULES, rule
 
 aten = torch.ops.aten

@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import fx
 
-from graphprune.contracts import Dims, Example, Flow, Rule
-from graphprune.dimensions import argument, between, positions
+from graphprune.axes.rule import Dims, Example, Flow, Rule
+from graphprune.axes.rule_helpers import argument, between, positions
 from graphprune.passes.operators import RULES
 
 aten = torch.ops.aten

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import torch
 from torch import fx, nn
 
-from graphprune.axes import cut
-from graphprune.contracts import Dims, Example, Flow, Rule
-from graphprune.dimensions import argument, position
+from graphprune.axes.algebra import cut
+from graphprune.axes.rule import Dims, Example, Flow, Rule
+from graphprune.axes.rule_helpers import argument, position
 from graphprune.passes.operators import rule
 
 

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from graphprune.axes import UNIT, Misaligned
-from graphprune.contracts import Dims, Example, Flow, Rule, Zeros
-from graphprune.dimensions import between, indexed, literal, matched, position
+from graphprune.axes.algebra import UNIT, Misaligned
+from graphprune.axes.rule import Dims, Example, Flow, Rule, Zeros
+from graphprune.axes.rule_helpers import between, indexed, literal, matched, position
 from graphprune.passes.operators import RULES, rule
 
 aten = torch.ops.aten

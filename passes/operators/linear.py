@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from graphprune.axes import Axis, Misaligned
-from graphprune.contracts import Dims, Example, Flow, Rule
-from graphprune.dimensions import between, broadcast, consume
+from graphprune.axes.algebra import Axis, Misaligned
+from graphprune.axes.rule import Dims, Example, Flow, Rule
+from graphprune.axes.rule_helpers import between, broadcast, consume
 from graphprune.passes.operators import RULES
 
 aten = torch.ops.aten

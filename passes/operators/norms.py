@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from graphprune.axes import factor
-from graphprune.contracts import Call, Cut, Dims, Example, Flow, Rule, Zeros
-from graphprune.dimensions import argument, between, literal, position
+from graphprune.axes.algebra import factor
+from graphprune.axes.rule import Call, Cut, Dims, Example, Flow, Rule, Zeros
+from graphprune.axes.rule_helpers import argument, between, literal, position
 from graphprune.passes.operators import RULES, rule
 
 aten = torch.ops.aten

@@ -7,10 +7,10 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from graphprune.contracts import Dims, Example, Flow, Masked, Rule
-from graphprune.dimensions import argument, meet
+from graphprune.axes.rule import Dims, Example, Flow, Masked, Rule
+from graphprune.axes.rule_helpers import argument, meet
+from graphprune.execution.equivalence import direction
 from graphprune.passes.operators import rule
-from graphprune.proof import direction
 
 
 @rule(torch.ops.aten._weight_norm.default)

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import torch
 from torch import fx, nn
 
-from graphprune.axes import Axis, Product, factor, prime, resolve
-from graphprune.contracts import Call, Cut, Dims, Example, Flow, Rule, Zeros
-from graphprune.dimensions import between, literal, position
+from graphprune.axes.algebra import Axis, Product, factor, prime, resolve
+from graphprune.axes.rule import Call, Cut, Dims, Example, Flow, Rule, Zeros
+from graphprune.axes.rule_helpers import between, literal, position
 from graphprune.passes.operators import RULES, rule
 
 aten = torch.ops.aten

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from graphprune.contracts import Dims, Example, Flow, Rule, Zeros
-from graphprune.dimensions import pinned
+from graphprune.axes.rule import Dims, Example, Flow, Rule, Zeros
+from graphprune.axes.rule_helpers import pinned
 from graphprune.passes.operators import RULES
 
 aten = torch.ops.aten

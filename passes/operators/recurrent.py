@@ -9,8 +9,8 @@ from typing import Any, cast
 import torch
 from torch import fx, nn
 
-from graphprune.axes import Axis, factor, resolve, total
-from graphprune.contracts import Dims, Example, Flow, Rule, Zeros
+from graphprune.axes.algebra import Axis, factor, resolve, total
+from graphprune.axes.rule import Dims, Example, Flow, Rule, Zeros
 from graphprune.passes.operators import RULES
 
 aten = torch.ops.aten

@@ -6,9 +6,9 @@ from math import prod
 import torch
 from torch import fx, nn
 
-from graphprune.axes import UNIT, Axis
-from graphprune.contracts import Cut, Dims, Example, Flow, Rule, Zeros
-from graphprune.dimensions import argument, between, broadcast, position, positions
+from graphprune.axes.algebra import UNIT, Axis
+from graphprune.axes.rule import Cut, Dims, Example, Flow, Rule, Zeros
+from graphprune.axes.rule_helpers import argument, between, broadcast, position, positions
 from graphprune.passes.operators import RULES, rule
 
 aten = torch.ops.aten

@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import torch
 from torch import fx
 
-from graphprune.axes import Misaligned, Product, factor, resolve
-from graphprune.contracts import Call, Cut, Dims, Example, Flow, Rule, Zeros
-from graphprune.dimensions import argument, between, literal, position
+from graphprune.axes.algebra import Misaligned, Product, factor, resolve
+from graphprune.axes.rule import Call, Cut, Dims, Example, Flow, Rule, Zeros
+from graphprune.axes.rule_helpers import argument, between, literal, position
 from graphprune.passes.operators import rule
 
 aten = torch.ops.aten

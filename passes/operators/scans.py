@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import fx
 
-from graphprune.contracts import Dims, Example, Flow, Masked, Rule, Zeros
-from graphprune.dimensions import argument, between, literal, position, positions
+from graphprune.axes.rule import Dims, Example, Flow, Masked, Rule, Zeros
+from graphprune.axes.rule_helpers import argument, between, literal, position, positions
 from graphprune.passes.operators import RULES, rule
 
 aten = torch.ops.aten

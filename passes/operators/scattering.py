@@ -5,11 +5,11 @@ from collections.abc import Iterator
 import torch
 from torch import fx
 
-from graphprune.axes import UNIT, Misaligned
-from graphprune.contracts import Call, Cut, Dims, Example, Flow, Rule, Zeros
-from graphprune.dimensions import argument, between, broadcast, indexed, literal, matched, position
+from graphprune.axes.algebra import UNIT, Misaligned
+from graphprune.axes.rule import Call, Cut, Dims, Example, Flow, Rule, Zeros
+from graphprune.axes.rule_helpers import argument, between, broadcast, indexed, literal, matched, position
+from graphprune.axes.slice_helpers import bounds, narrowed, part
 from graphprune.passes.operators import RULES, rule
-from graphprune.slices import bounds, narrowed, part
 
 aten = torch.ops.aten
 

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import fx, nn
 
-from graphprune.axes import UNIT, Axis, Misaligned, Product, factor, primes, resolve
-from graphprune.contracts import Call, Cut, Dims, Example, Flow, Rule, Zeros
-from graphprune.dimensions import DYNAMIC, between, literal, position, positions
+from graphprune.axes.algebra import UNIT, Axis, Misaligned, Product, factor, primes, resolve
+from graphprune.axes.rule import Call, Cut, Dims, Example, Flow, Rule, Zeros
+from graphprune.axes.rule_helpers import DYNAMIC, between, literal, position, positions
 from graphprune.passes.operators import RULES, rule
 
 aten = torch.ops.aten

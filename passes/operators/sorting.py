@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from graphprune.axes import UNIT, prime
-from graphprune.contracts import Dims, Example, Flow, Rule, Zeros
-from graphprune.dimensions import argument, between, hint, literal, position, positions
+from graphprune.axes.algebra import UNIT, prime
+from graphprune.axes.rule import Dims, Example, Flow, Rule, Zeros
+from graphprune.axes.rule_helpers import argument, between, hint, literal, position, positions
 from graphprune.passes.operators import RULES, rule
 
 aten = torch.ops.aten

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import torch
 from torch import fx, nn
 
-from graphprune.contracts import Dims, Example, Flow, Rule
+from graphprune.axes.rule import Dims, Example, Flow, Rule
 from graphprune.passes.operators import rule
 
 aten = torch.ops.aten

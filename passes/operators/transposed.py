@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from graphprune.axes import Axis, Product, factor, resolve
-from graphprune.contracts import Call, Consumer, Cut, Dims, Example, Flow, Rule
-from graphprune.dimensions import argument, slid
+from graphprune.axes.algebra import Axis, Product, factor, resolve
+from graphprune.axes.rule import Call, Consumer, Cut, Dims, Example, Flow, Rule
+from graphprune.axes.rule_helpers import argument, slid
 from graphprune.passes.operators import RULES
 
 aten = torch.ops.aten

@@ -1,6 +1,6 @@
 """Reconstructions: new values for what is left of a consumer; one method a file."""
 
-from graphprune.methods import Reconstruction
+from graphprune.planning.interfaces import Reconstruction
 from graphprune.registry import Registry, discover
 
 RECONSTRUCTIONS: Registry[str, Reconstruction] = Registry("reconstruction")

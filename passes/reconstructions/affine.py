@@ -7,10 +7,10 @@ covariance C of the inputs and their mean mu, ``Q = C_MK (C_KK + lambda I)^-1`` 
 
 from torch import Tensor
 
-from graphprune.equations import Equations, refit
-from graphprune.methods import Reconstruction, Refitted
 from graphprune.passes.reconstructions import RECONSTRUCTIONS
-from graphprune.statistics import Moments
+from graphprune.planning.interfaces import Reconstruction, Refitted
+from graphprune.solvers.normal_equations import Equations, refit
+from graphprune.statistics.moments import Moments
 
 
 class Affine(Reconstruction):

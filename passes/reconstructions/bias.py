@@ -6,10 +6,10 @@
 import torch
 from torch import Tensor
 
-from graphprune.equations import Equations, refit
-from graphprune.methods import Reconstruction, Refitted
 from graphprune.passes.reconstructions import RECONSTRUCTIONS
-from graphprune.statistics import Moments
+from graphprune.planning.interfaces import Reconstruction, Refitted
+from graphprune.solvers.normal_equations import Equations, refit
+from graphprune.statistics.moments import Moments
 
 
 class Bias(Reconstruction):

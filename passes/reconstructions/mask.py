@@ -7,10 +7,10 @@ the factors cost nothing when the model runs.
 
 from torch import Tensor
 
-from graphprune.equations import Equations, refit, ridge
-from graphprune.methods import Reconstruction, Refitted
 from graphprune.passes.reconstructions import RECONSTRUCTIONS
-from graphprune.statistics import Moments
+from graphprune.planning.interfaces import Reconstruction, Refitted
+from graphprune.solvers.normal_equations import Equations, refit, ridge
+from graphprune.statistics.moments import Moments
 
 
 class Mask(Reconstruction):

@@ -1,6 +1,6 @@
 """Scores: how much every index of a group matters; one method a file."""
 
-from graphprune.methods import Score
+from graphprune.planning.interfaces import Score
 from graphprune.registry import Registry, discover
 
 SCORES: Registry[str, Score] = Registry("score")

@@ -13,12 +13,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from graphprune.dependencies import Group
-from graphprune.equations import damped
-from graphprune.methods import Evidence
+from graphprune.axes.groups import Group
 from graphprune.passes.scores import SCORES
-from graphprune.spread import Innermost, at_consumers
-from graphprune.statistics import Moments
+from graphprune.planning.index_scores import Innermost, at_consumers
+from graphprune.planning.interfaces import Evidence
+from graphprune.solvers.normal_equations import damped
+from graphprune.statistics.moments import Moments
 
 RIDGE = 1e-8  # of the mean of the diagonal: as much as makes every matrix invertible; more would hide what is redundant
 STEPS = 100  # of bisection: no number in double precision needs more

@@ -6,11 +6,11 @@ the score is ||W_j||_1 ||x_j||_2. A group with several consumers adds up theirs.
 
 from torch import Tensor
 
-from graphprune.contracts import Consumer
-from graphprune.dependencies import Group
-from graphprune.methods import Evidence
+from graphprune.axes.groups import Group
+from graphprune.axes.rule import Consumer
 from graphprune.passes.scores import SCORES
-from graphprune.spread import Innermost, at_consumers
+from graphprune.planning.index_scores import Innermost, at_consumers
+from graphprune.planning.interfaces import Evidence
 
 
 class Fasp(Innermost):

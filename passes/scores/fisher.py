@@ -6,10 +6,10 @@ the squared derivative of the loss by each of its entries, at one.
 
 from torch import Tensor
 
-from graphprune.dependencies import Group
-from graphprune.methods import Evidence
+from graphprune.axes.groups import Group
 from graphprune.passes.scores import SCORES
-from graphprune.spread import Outermost
+from graphprune.planning.index_scores import Outermost
+from graphprune.planning.interfaces import Evidence
 
 
 class Fisher(Outermost):

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from graphprune.contracts import Consumer
-from graphprune.dependencies import Group
-from graphprune.methods import Evidence
+from graphprune.axes.groups import Group
+from graphprune.axes.rule import Consumer
 from graphprune.passes.scores import SCORES
-from graphprune.spread import Outermost, at_consumers
-from graphprune.statistics import Moments
+from graphprune.planning.index_scores import Outermost, at_consumers
+from graphprune.planning.interfaces import Evidence
+from graphprune.statistics.moments import Moments
 
 
 def weighted_variance(weight: Tensor, seen: Moments) -> Tensor:

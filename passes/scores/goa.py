@@ -13,13 +13,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from graphprune.attention import Heads, heads
-from graphprune.axes import primes
-from graphprune.contracts import Consumer
-from graphprune.dependencies import Group
-from graphprune.methods import Evidence
+from graphprune.axes.algebra import primes
+from graphprune.axes.groups import Group
+from graphprune.axes.rule import Consumer
 from graphprune.passes.scores import SCORES
-from graphprune.spread import Outermost, at_consumers, at_producers, positions
+from graphprune.planning.index_scores import Outermost, at_consumers, at_producers, positions
+from graphprune.planning.interfaces import Evidence
+from graphprune.statistics.attention_maps import Heads, heads
 
 
 class SecondMoment(Outermost):

@@ -15,14 +15,14 @@ from itertools import chain, pairwise
 import torch
 from torch import Tensor
 
-from graphprune.contracts import Consumer
-from graphprune.dependencies import Group
-from graphprune.equations import SPARING, damped
-from graphprune.methods import Evidence
+from graphprune.axes.groups import Group
+from graphprune.axes.rule import Consumer
 from graphprune.passes.scores import SCORES
 from graphprune.passes.scores.obs import Problem, greedy
-from graphprune.ranking import Point, hull
-from graphprune.spread import Outermost, rows_of
+from graphprune.planning.index_scores import Outermost, rows_of
+from graphprune.planning.interfaces import Evidence
+from graphprune.planning.ranking import Point, hull
+from graphprune.solvers.normal_equations import SPARING, damped
 
 TIE = 1e-9  # by which later indices of one stretch matter more, relatively
 

@@ -5,10 +5,10 @@ import zlib
 import torch
 from torch import Tensor
 
-from graphprune.dependencies import Group
-from graphprune.methods import Evidence, Score
+from graphprune.axes.groups import Group
 from graphprune.passes.scores import SCORES
-from graphprune.spread import at_places, rows_of
+from graphprune.planning.index_scores import at_places, rows_of
+from graphprune.planning.interfaces import Evidence, Score
 
 
 class Magnitude(Score):

@@ -11,13 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from graphprune.contracts import Consumer
-from graphprune.dependencies import Group
-from graphprune.equations import DEFAULT, damped
-from graphprune.methods import Evidence
+from graphprune.axes.groups import Group
+from graphprune.axes.rule import Consumer
 from graphprune.passes.scores import SCORES
-from graphprune.ranking import Point
-from graphprune.spread import Innermost, Outermost, columns_of, rows_of
+from graphprune.planning.index_scores import Innermost, Outermost, columns_of, rows_of
+from graphprune.planning.interfaces import Evidence
+from graphprune.planning.ranking import Point
+from graphprune.solvers.normal_equations import DEFAULT, damped
 
 ROUNDS = 64  # between which everything is judged again
 

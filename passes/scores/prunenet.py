@@ -11,12 +11,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from graphprune.axes import resolve
-from graphprune.contracts import Consumer
-from graphprune.dependencies import Group
-from graphprune.methods import Evidence, Score
+from graphprune.axes.algebra import resolve
+from graphprune.axes.groups import Group
+from graphprune.axes.rule import Consumer
 from graphprune.passes.scores import SCORES
-from graphprune.spread import at_producers
+from graphprune.planning.index_scores import at_producers
+from graphprune.planning.interfaces import Evidence, Score
 
 
 class Spectrum(Score):

@@ -12,10 +12,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from graphprune.dependencies import Group
-from graphprune.methods import Evidence, Score
+from graphprune.axes.groups import Group
 from graphprune.passes.scores import SCORES
-from graphprune.spread import at_places
+from graphprune.planning.index_scores import at_places
+from graphprune.planning.interfaces import Evidence, Score
 
 #: From the places, shape (places, rows, size), to one number an index.
 Reduction = Callable[[Tensor], Tensor]

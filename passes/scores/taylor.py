@@ -11,10 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from graphprune.dependencies import Group
-from graphprune.methods import Evidence
+from graphprune.axes.groups import Group
 from graphprune.passes.scores import SCORES
-from graphprune.spread import Outermost, at_places
+from graphprune.planning.index_scores import Outermost, at_places
+from graphprune.planning.interfaces import Evidence
 
 #: From weights, their gradients and the squares of those to one number a weight.
 Element = Callable[[Tensor, Tensor, Tensor], Tensor]

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from graphprune.contracts import Consumer
-from graphprune.dependencies import Group
-from graphprune.methods import Evidence, Score
+from graphprune.axes.groups import Group
+from graphprune.axes.rule import Consumer
 from graphprune.passes.scores import SCORES
-from graphprune.spread import Outermost, at_consumers, at_producers, greatest
+from graphprune.planning.index_scores import Outermost, at_consumers, at_producers, greatest
+from graphprune.planning.interfaces import Evidence, Score
 
 PEAK = 10.0
 

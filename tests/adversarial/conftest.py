@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import graphprune as gp
 from graphprune.errors import WriteBackError
-from graphprune.plans import make
-from graphprune.spread import rows_of
+from graphprune.planning.index_scores import rows_of
+from graphprune.planning.plan import make
 from tests.streams import assert_streamed
 
 

@@ -15,12 +15,12 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 import graphprune as gp
-from graphprune import per_layer
-from graphprune.exporters.decoders import cached_decoder
-from graphprune.exporters.huggingface import save as save_folder
-from graphprune.exporters.onnx import export_program
+from graphprune.exporters.model_folders.folder_writer import save as save_folder
+from graphprune.exporters.subjects.decoders import cached_decoder
+from graphprune.exporters.targets.onnx import export_program
 from graphprune.frontends.modules import trace
-from graphprune.program import Program, Source
+from graphprune.huggingface import per_layer
+from graphprune.ir.program import Program, Source
 
 VOCABULARY = 60
 CONFIGS: dict[str, tuple[str, str, dict[str, Any]]] = {

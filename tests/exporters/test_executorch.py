@@ -10,10 +10,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 import graphprune as gp
-from graphprune.contracts import ExportOptions
 from graphprune.errors import ExportError, VerificationError
 from graphprune.exporters import EXPORTERS
-from graphprune.exporters.verify import verify_folder
+from graphprune.exporters.contract import ExportOptions
+from graphprune.exporters.export_folders.folder_check import verify_folder
 
 pytest.importorskip("executorch", reason="needs graphprune[executorch]")
 

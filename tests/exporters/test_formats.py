@@ -7,7 +7,7 @@ import pytest
 
 from graphprune.errors import ExportError
 from graphprune.exporters import EXPORTERS
-from graphprune.exporters.formats import FORMATS
+from graphprune.exporters.export_folders.package_formats import FORMATS
 
 
 @pytest.mark.parametrize(

@@ -12,12 +12,12 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from graphprune import hf
-from graphprune.contracts import ExportOptions
 from graphprune.errors import ExportError, VerificationError
 from graphprune.exporters import EXPORTERS
-from graphprune.exporters.genai_runtime import PROMPTS, Writer, unlike
-from graphprune.exporters.verify import verify_folder
+from graphprune.exporters.checks.genai_runtime import PROMPTS, Writer, unlike
+from graphprune.exporters.contract import ExportOptions
+from graphprune.exporters.export_folders.folder_check import verify_folder
+from graphprune.huggingface import model_folder
 
 Save = Callable[..., Path]
 
@@ -152,7 +152,7 @@ def test_other_tokens_than_those_of_onnx_runtime_are_noticed(llama: Path, tmp_pa
 
 @needs_genai
 def test_what_it_reads_otherwise_is_told(llama: Path, tmp_path: Path) -> None:
-    writer, reader = Writer.open(llama), hf.tokenizer(llama)
+    writer, reader = Writer.open(llama), model_folder.tokenizer(llama)
     reader.chat_template = "{{ messages[0]['content'] }}"
     assert unlike(writer, reader) == ["its chat template makes 'user: Hi\\n', not 'Hi'"]
     shutil.copytree(llama, tmp_path / "x")
@@ -175,7 +175,7 @@ def test_a_model_that_writes_no_text(saved: Save, tmp_path: Path) -> None:
 
 @needs_genai
 def test_a_model_of_no_length(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("graphprune.exporters.genai._LENGTHS", ("max_position_embeddings_elsewhere",))
+    monkeypatch.setattr("graphprune.exporters.targets.genai._LENGTHS", ("max_position_embeddings_elsewhere",))
     with pytest.raises(ExportError, match=r"does not say how many tokens a text may have, .*; add max_position_emb"):
         export(llama.parent / "source", tmp_path / "x")
 

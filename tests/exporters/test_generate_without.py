@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from graphprune.contracts import ExportOptions
 from graphprune.exporters import EXPORTERS
-from graphprune.exporters.generation import generate
+from graphprune.exporters.checks.generation import generate
+from graphprune.exporters.contract import ExportOptions
 
 Save = Callable[..., Path]
 README = Path(__file__).parents[2] / "exporters" / "README.md"

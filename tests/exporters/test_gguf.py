@@ -16,15 +16,15 @@ from torch import nn
 from transformers import PreTrainedTokenizerFast
 
 import graphprune as gp
-from graphprune import hf, per_layer
-from graphprune.contracts import ExportOptions
 from graphprune.errors import ExportError, VerificationError
 from graphprune.exporters import EXPORTERS
-from graphprune.exporters.gguf_file import finite
-from graphprune.exporters.gguf_runtime import open_file
-from graphprune.exporters.gguf_vocabulary import vocabulary
-from graphprune.exporters.verify import verify_folder
-from graphprune.frontends import gguf as frontend
+from graphprune.exporters.contract import ExportOptions
+from graphprune.exporters.export_folders.folder_check import verify_folder
+from graphprune.exporters.gguf_tools.gguf_file import finite
+from graphprune.exporters.gguf_tools.gguf_runtime import open_file
+from graphprune.exporters.gguf_tools.gguf_vocabulary import vocabulary
+from graphprune.frontends import gguf_models as frontend
+from graphprune.huggingface import model_folder, per_layer
 from tests.converted import alike
 
 VOCABULARY = 320
@@ -154,13 +154,15 @@ def test_transformers_reads_what_was_written(build: Build, tmp_path: Path, tied:
     source = build("llama", tie_word_embeddings=tied, rope_parameters={"rope_type": "default", "rope_theta": 5e4})
     export(source, tmp_path / "x")
     assert ("output.weight" in names(tmp_path / "x")) is not tied
-    again, model = hf.module(frontend.folder(tmp_path / "x" / "model.gguf")), hf.module(source)
+    again, model = model_folder.module(frontend.folder(tmp_path / "x" / "model.gguf")), model_folder.module(source)
     ids = torch.arange(21).view(3, 7)
     with torch.no_grad():
         torch.testing.assert_close(again(ids).logits, model(ids).logits, atol=1e-5, rtol=1e-5)
     assert again.config.rope_parameters["rope_theta"] == 5e4
     text = "the 1905 dog's"
-    assert hf.tokenizer(frontend.folder(tmp_path / "x" / "model.gguf"))(text) == hf.tokenizer(source)(text)
+    assert model_folder.tokenizer(frontend.folder(tmp_path / "x" / "model.gguf"))(text) == model_folder.tokenizer(
+        source
+    )(text)
 
 
 @pytest.mark.parametrize("kind", ["llama", "mistral", "qwen2"])  # which transformers reads back
@@ -324,7 +326,7 @@ def test_models_and_options_that_are_refused(saved: Callable[..., Path], build: 
 
 def test_numbers_that_half_precision_does_not_hold(build: Build, tmp_path: Path) -> None:
     source = build("llama")
-    model = hf.module(source)
+    model = model_folder.module(source)
     model.model.layers[0].mlp.up_proj.weight.data[0, 0] = 1e6
     model.save_pretrained(source)
     with pytest.raises(

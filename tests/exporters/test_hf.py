@@ -10,12 +10,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from graphprune import hf, per_layer
-from graphprune.contracts import ExportOptions
 from graphprune.errors import ExportError, VerificationError
 from graphprune.exporters import EXPORTERS
-from graphprune.exporters import hf as target
-from graphprune.exporters.verify import verify_folder
+from graphprune.exporters.contract import ExportOptions
+from graphprune.exporters.export_folders.folder_check import verify_folder
+from graphprune.exporters.targets import hf as target
+from graphprune.huggingface import model_folder, per_layer
 
 Save = Callable[..., Path]
 IDS = torch.arange(3, 17).view(2, 7)
@@ -39,7 +39,7 @@ def test_a_portable_folder_is_one_of_the_stock_class(folder: Path, tmp_path: Pat
     )
     model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "x")
     assert type(model).__name__ == "LlamaForCausalLM"
-    torch.testing.assert_close(model(IDS).logits, hf.module(folder)(IDS).logits, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(model(IDS).logits, model_folder.module(folder)(IDS).logits, atol=1e-5, rtol=1e-5)
     assert facts["tokens_compared"] == 24 and facts["stored_numbers"] > facts["parameters"]
     zeros = facts["stored_numbers"] - facts["parameters"]
     assert (

@@ -14,13 +14,13 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import graphprune as gp
 from graphprune.errors import ExportError
-from graphprune.exporters.huggingface import save
-from graphprune.exporters.reloading import reload
+from graphprune.exporters.checks.reloading import reload
+from graphprune.exporters.model_folders.folder_writer import save
 from graphprune.frontends import huggingface
 from graphprune.frontends.modules import trace
-from graphprune.meta_models import auto_class
-from graphprune.program import Program, Source
-from graphprune.weights import Layered
+from graphprune.huggingface.meta_models import auto_class
+from graphprune.ir.program import Program, Source
+from graphprune.ir.weights import Layered
 
 Narrow = Callable[..., Program]
 KINDS: list[tuple[str, dict[str, Any]]] = [

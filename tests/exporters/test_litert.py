@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 
 import graphprune as gp
-from graphprune.contracts import ExportOptions
 from graphprune.errors import ExportError, VerificationError
 from graphprune.exporters import EXPORTERS
-from graphprune.exporters.verify import verify_folder
+from graphprune.exporters.contract import ExportOptions
+from graphprune.exporters.export_folders.folder_check import verify_folder
 
 pytest.importorskip("litert_torch", reason="needs graphprune[litert]")
 

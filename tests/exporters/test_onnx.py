@@ -14,19 +14,20 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, AutoTokenizer, Wav2Vec2Config, Wav2Vec2ForCTC
 
 import graphprune as gp
-from graphprune import hf
-from graphprune.contracts import ExportOptions
 from graphprune.errors import ExportError, LoadError, VerificationError
-from graphprune.exporters import EXPORTERS, parity
-from graphprune.exporters.decoders import cached_decoder, decoder_subject
-from graphprune.exporters.encoders import encoder_subject
-from graphprune.exporters.generation import generate
-from graphprune.exporters.onnx import export_program
-from graphprune.exporters.programs import program_subject
-from graphprune.exporters.subjects import Subject
-from graphprune.exporters.validation import own_error
-from graphprune.exporters.verify import verify_folder
+from graphprune.exporters import EXPORTERS
+from graphprune.exporters.checks import parity
+from graphprune.exporters.checks.generation import generate
+from graphprune.exporters.checks.validation import own_error
+from graphprune.exporters.contract import ExportOptions
+from graphprune.exporters.export_folders.folder_check import verify_folder
+from graphprune.exporters.onnx_tools.program_subjects import program_subject
+from graphprune.exporters.subjects.decoders import cached_decoder, decoder_subject
+from graphprune.exporters.subjects.encoders import encoder_subject
+from graphprune.exporters.subjects.subject import Subject
+from graphprune.exporters.targets.onnx import export_program
 from graphprune.frontends.modules import trace
+from graphprune.huggingface import model_folder
 
 Save = Callable[..., Path]
 Model = Callable[..., nn.Module]
@@ -76,7 +77,7 @@ def test_the_report_says_what_was_checked(llama: Path) -> None:
     assert report["operators"]["ai.onnx"]["Attention"] == 2
     assert report["sizes"]["attention_mask"] == ["batch_size", "total_sequence_length"]
     assert report["sizes"]["present.1.key"][1::2] == [4, 4] and report["parameters_before"] is None
-    assert report["parameters"] == sum(p.numel() for p in hf.module(Path(report["source"])).parameters())
+    assert report["parameters"] == sum(p.numel() for p in model_folder.module(Path(report["source"])).parameters())
     assert report["bytes"] == (llama / "model.onnx").stat().st_size
     assert report["source_bytes"] == (Path(report["source"]) / "model.safetensors").stat().st_size
     assert {"torch", "onnx", "transformers"} <= report["versions"].keys()

@@ -7,9 +7,9 @@ from typing import Any
 import onnx
 import pytest
 
-from graphprune.contracts import ExportOptions
 from graphprune.exporters import EXPORTERS
-from graphprune.exporters.verify import verify_folder
+from graphprune.exporters.contract import ExportOptions
+from graphprune.exporters.export_folders.folder_check import verify_folder
 
 Save = Callable[..., Path]
 

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
-from graphprune.contracts import NO_OPTIONS, ExportOptions
 from graphprune.errors import ExportError
-from graphprune.exporters import EXPORTERS, divergence
-from graphprune.exporters.cases import step_feeds, written
-from graphprune.exporters.decoders import decoder_subject
-from graphprune.exporters.onnx_runtime import open_model
-from graphprune.exporters.subjects import Subject
-from graphprune.exporters.verify import verify_folder
+from graphprune.exporters import EXPORTERS
+from graphprune.exporters.checks import divergence
+from graphprune.exporters.contract import NO_OPTIONS, ExportOptions
+from graphprune.exporters.export_folders.folder_check import verify_folder
+from graphprune.exporters.onnx_tools.sessions import open_model
+from graphprune.exporters.subjects.decoders import decoder_subject
+from graphprune.exporters.subjects.subject import Subject
+from graphprune.exporters.subjects.trial_inputs import step_feeds, written
 
 Save = Callable[..., Path]
 WINDOW = {"batch": 1, "sequence": 1, "past": 9}

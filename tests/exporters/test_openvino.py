@@ -7,11 +7,12 @@ from typing import Any
 
 import pytest
 
-from graphprune import hf
-from graphprune.contracts import ExportOptions
 from graphprune.errors import ExportError, VerificationError
-from graphprune.exporters import EXPORTERS, divergence
-from graphprune.exporters.verify import verify_folder
+from graphprune.exporters import EXPORTERS
+from graphprune.exporters.checks import divergence
+from graphprune.exporters.contract import ExportOptions
+from graphprune.exporters.export_folders.folder_check import verify_folder
+from graphprune.huggingface import model_folder
 
 openvino: Any = pytest.importorskip("openvino", reason="needs graphprune[openvino]")
 
@@ -76,7 +77,7 @@ def test_fixed_sizes(saved: Save, tmp_path: Path) -> None:
 
 def test_values_beyond_half_precision(saved: Save, tmp_path: Path) -> None:
     source = saved("resnet")
-    large = hf.module(source)
+    large = model_folder.module(source)
     next(p for p in large.parameters() if p.dim() > 1).data[0] = 1e5
     large.save_pretrained(source)
     with pytest.raises(ExportError, match="has values beyond what half precision holds; use --dtype fp32"):

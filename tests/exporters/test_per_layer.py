@@ -11,13 +11,13 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from graphprune import hf, per_layer
 from graphprune.errors import ExportError
-from graphprune.exporters.huggingface import save
+from graphprune.exporters.model_folders.folder_writer import save
 from graphprune.frontends import huggingface
 from graphprune.frontends.modules import trace
-from graphprune.meta_models import describe, on_meta
-from graphprune.program import Program, Source
+from graphprune.huggingface import model_folder, per_layer
+from graphprune.huggingface.meta_models import describe, on_meta
+from graphprune.ir.program import Program, Source
 
 Configure = Callable[..., PreTrainedConfig]
 WIDTHS: dict[int | str, dict[str, Any]] = {
@@ -88,7 +88,7 @@ def test_graphprune_loads_it_without_running_its_code(folder: Path, uneven: nn.M
     path.write_text("raise SystemExit('code of a folder was run')")
     try:
         with torch.no_grad():
-            assert torch.equal(hf.module(folder)(IDS).logits, uneven(IDS).logits)
+            assert torch.equal(model_folder.module(folder)(IDS).logits, uneven(IDS).logits)
         assert huggingface.load(folder).count() == sum(p.numel() for p in uneven.parameters())
     finally:
         path.write_text(text)

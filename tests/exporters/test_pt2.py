@@ -13,9 +13,10 @@ from typer.testing import CliRunner
 import graphprune as gp
 from graphprune.cli import app
 from graphprune.errors import ExportError
-from graphprune.exporters import EXPORTERS, pt2
+from graphprune.exporters import EXPORTERS
+from graphprune.exporters.targets import pt2
 from graphprune.frontends.modules import trace
-from graphprune.program import Program
+from graphprune.ir.program import Program
 
 Narrow = Callable[..., Program]
 

@@ -7,10 +7,10 @@ import onnx
 import pytest
 
 import graphprune as gp
-from graphprune.contracts import ExportOptions
 from graphprune.errors import ExportError, VerificationError
 from graphprune.exporters import EXPORTERS
-from graphprune.exporters.verify import verify_folder
+from graphprune.exporters.contract import ExportOptions
+from graphprune.exporters.export_folders.folder_check import verify_folder
 
 
 def export(source: Path, output: Path, target: str, **options: Any) -> dict[str, Any]:

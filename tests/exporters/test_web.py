@@ -18,15 +18,17 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-from graphprune import per_layer
-from graphprune.contracts import ExportOptions
 from graphprune.errors import ExportError, VerificationError
-from graphprune.exporters import EXPORTERS, web, web_cases
-from graphprune.exporters.generation import generate
-from graphprune.exporters.huggingface import save
-from graphprune.exporters.verify import verify_folder
+from graphprune.exporters import EXPORTERS
+from graphprune.exporters.checks import web_cases
+from graphprune.exporters.checks.generation import generate
+from graphprune.exporters.contract import ExportOptions
+from graphprune.exporters.export_folders.folder_check import verify_folder
+from graphprune.exporters.model_folders.folder_writer import save
+from graphprune.exporters.targets import web
 from graphprune.frontends.modules import trace
-from graphprune.program import Source
+from graphprune.huggingface import per_layer
+from graphprune.ir.program import Source
 
 Save = Callable[..., Path]
 ROOT = Path(__file__).parents[2]

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import graphprune as gp
-from graphprune import hf
 from graphprune.errors import LoadError
-from graphprune.frontends import gguf, gguf_weights
+from graphprune.frontends import gguf_models, gguf_weights
 from graphprune.frontends.loading import load
-from graphprune.memory import anonymous, peak_anonymous
+from graphprune.huggingface import model_folder
+from graphprune.support.memory import anonymous, peak_anonymous
 from tests.converted import alike
 from tools.packaged import packaged
 
@@ -74,13 +74,13 @@ def test_a_file_becomes_a_folder_once_and_then_a_program(tmp_path: Path) -> None
     program = load(tmp_path / "model.gguf")
     assert program.source is not None
     folder = program.source.path
-    assert folder == gguf.folder(tmp_path / "model.gguf")
+    assert folder == gguf_models.folder(tmp_path / "model.gguf")
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in folder.iterdir()}
     stored = program.weights["model.layers.0.mlp.up_proj.weight"]
     torch.testing.assert_close(stored, torch.from_numpy(tensors["blk.0.ffn_up"]), rtol=0, atol=0.02)
-    model, inputs = hf.module(folder), dict(program.inputs[1])
+    model, inputs = model_folder.module(folder), dict(program.inputs[1])
     torch.testing.assert_close(program.module()(**inputs).logits, model(**inputs).logits)
-    assert hf.tokenizer(folder)("ABA", add_special_tokens=False)["input_ids"]
+    assert model_folder.tokenizer(folder)("ABA", add_special_tokens=False)["input_ids"]
     assert (tmp_path / "cache" / "graphprune" / "gguf") == folder.parent
 
 

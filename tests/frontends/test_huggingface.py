@@ -11,11 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from graphprune import hf
 from graphprune.errors import LoadError
 from graphprune.frontends import huggingface
 from graphprune.frontends.loading import load
-from graphprune.program import Program
+from graphprune.huggingface import model_folder
+from graphprune.ir.program import Program
 
 Save = Callable[..., tuple[Path, Any]]
 FAMILIES = (
@@ -63,7 +63,7 @@ def test_weights_are_read_when_asked_for_and_in_float32(save: Save) -> None:
     assert program.source.dtype == torch.bfloat16
     name = "pooler.dense.weight"
     assert program.weights[name].dtype == torch.float32
-    shutil.move(folder / hf.WEIGHTS, folder / "gone")
+    shutil.move(folder / model_folder.WEIGHTS, folder / "gone")
     with pytest.raises(LoadError, match=r"holds no pooler.dense.weight that can be read: .*No such file"):
         program.weights[name]
 
@@ -73,9 +73,9 @@ def test_shared_weights_answer_under_their_stored_name(save: Save) -> None:
     program = huggingface.load(folder)
     assert program.name("lm_head.weight") == "model.embed_tokens.weight"
     assert "lm_head.weight" not in program.weights
-    stored = load_file(folder / hf.WEIGHTS)
+    stored = load_file(folder / model_folder.WEIGHTS)
     shared = stored.pop("model.embed_tokens.weight").clone()
-    save_file({"lm_head.weight": shared, **stored}, folder / hf.WEIGHTS)
+    save_file({"lm_head.weight": shared, **stored}, folder / model_folder.WEIGHTS)
     torch.testing.assert_close(huggingface.load(folder).weights["model.embed_tokens.weight"], shared)
 
 
@@ -89,7 +89,7 @@ def test_shards(save: Save) -> None:
 def test_names_of_older_checkpoints(save: Save) -> None:
     folder, model = save("BertModel")
     old = {f"bert.{n}".replace("LayerNorm.weight", "LayerNorm.gamma"): t for n, t in model.state_dict().items()}
-    save_file(old, folder / hf.WEIGHTS)
+    save_file(old, folder / model_folder.WEIGHTS)
     program = huggingface.load(folder)
     assert_same(program, model, dict(program.inputs[1]))
 
@@ -104,26 +104,26 @@ def test_what_transformers_computes_while_loading_is_converted(save: Save, caplo
 
 def test_a_per_layer_folder_is_built_without_its_code(save: Save) -> None:
     folder, _ = save()
-    state = load_file(folder / hf.WEIGHTS)
+    state = load_file(folder / model_folder.WEIGHTS)
     for kind, dim in (("gate", 0), ("up", 0), ("down", 1)):
         name = f"model.layers.1.mlp.{kind}_proj.weight"
         state[name] = state[name].narrow(dim, 0, 16).contiguous()
-    save_file(state, folder / hf.WEIGHTS, {"format": "pt"})
+    save_file(state, folder / model_folder.WEIGHTS, {"format": "pt"})
     edit(
-        folder / hf.CONFIG, allow_global_per_layer_attribute_access=True,
+        folder / model_folder.CONFIG, allow_global_per_layer_attribute_access=True,
         per_layer_config={"0": {"intermediate_size": 48}, "1": {"intermediate_size": 16}},
         auto_map={"AutoModelForCausalLM": "evil.Model"},
     )  # fmt: skip
     (folder / "evil.py").write_text("raise SystemExit('code of the folder ran')")
     program = huggingface.load(folder)
     assert program.shapes()["model.layers.1.mlp.up_proj.weight"] == (16, 32)
-    assert_same(program, hf.module(folder), dict(program.inputs[1]))
+    assert_same(program, model_folder.module(folder), dict(program.inputs[1]))
 
 
 def test_the_real_module(save: Save) -> None:
     folder, model = save()
     ids = torch.randint(0, 99, (1, 5))
-    torch.testing.assert_close(hf.module(folder)(ids).logits, model(ids).logits)
+    torch.testing.assert_close(model_folder.module(folder)(ids).logits, model(ids).logits)
 
 
 def refused(folder: Path, match: str) -> None:
@@ -134,16 +134,16 @@ def refused(folder: Path, match: str) -> None:
 def test_missing_things_are_named(save: Save, tmp_path: Path) -> None:
     refused(tmp_path / "nowhere", r"nowhere is not a folder")
     folder, _ = save()
-    (folder / hf.CONFIG).rename(folder / "other.json")
+    (folder / model_folder.CONFIG).rename(folder / "other.json")
     refused(folder, r"has no config\.json: expected a Hugging Face model folder")
-    (folder / "other.json").rename(folder / hf.CONFIG)
-    (folder / hf.WEIGHTS).unlink()
+    (folder / "other.json").rename(folder / model_folder.CONFIG)
+    (folder / model_folder.WEIGHTS).unlink()
     refused(folder, r"has no weights: expected model\.safetensors")
 
 
 def test_pickles_are_never_read(save: Save) -> None:
     folder, _ = save()
-    (folder / hf.WEIGHTS).rename(folder / "pytorch_model.bin")
+    (folder / model_folder.WEIGHTS).rename(folder / "pytorch_model.bin")
     refused(folder, r"pytorch_model\.bin, which may run code when read; expected model\.safetensors.*save_pretrained")
 
 
@@ -158,7 +158,7 @@ def test_pickles_are_never_read(save: Save) -> None:
 )
 def test_broken_configurations(save: Save, content: str, match: str) -> None:
     folder, _ = save()
-    (folder / hf.CONFIG).write_text(content)
+    (folder / model_folder.CONFIG).write_text(content)
     refused(folder, match)
 
 
@@ -177,17 +177,17 @@ def test_broken_configurations(save: Save, content: str, match: str) -> None:
 )
 def test_configurations_that_fit_no_model(save: Save, changes: dict[str, Any], match: str) -> None:
     folder, _ = save()
-    edit(folder / hf.CONFIG, **changes)
+    edit(folder / model_folder.CONFIG, **changes)
     refused(folder, match)
 
 
 def test_broken_weights(save: Save) -> None:
     folder, _ = save()
-    whole = (folder / hf.WEIGHTS).read_bytes()
+    whole = (folder / model_folder.WEIGHTS).read_bytes()
     for content in (whole[: len(whole) // 2], b"", b"garbage" * 100):
-        (folder / hf.WEIGHTS).write_bytes(content)
+        (folder / model_folder.WEIGHTS).write_bytes(content)
         refused(folder, rf"model\.safetensors \({len(content)} bytes\) is truncated or no safetensors file: .*again")
-    (folder / hf.WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\n")
+    (folder / model_folder.WEIGHTS).write_text("version https://git-lfs.github.com/spec/v1\n")
     refused(folder, r"a Git LFS pointer, not the file itself")
 
 
@@ -196,9 +196,9 @@ def test_broken_indices(save: Save) -> None:
     first = next(folder.glob("*.safetensors"))
     first.rename(folder / "aside")
     refused(folder, rf"{first.name} is missing, one of \d+ files that model\.safetensors\.index\.json lists")
-    edit(folder / hf.INDEX, weight_map={"a": "../outside.safetensors"})
+    edit(folder / model_folder.INDEX, weight_map={"a": "../outside.safetensors"})
     refused(folder, r"names '\.\./outside\.safetensors', expected a file in the same folder")
-    edit(folder / hf.INDEX, weight_map={})
+    edit(folder / model_folder.INDEX, weight_map={})
     refused(folder, r"has no weight_map")
 
 
@@ -218,7 +218,7 @@ def test_the_image_size_of_a_preprocessor(save: Save) -> None:
 def test_a_tokenizer_must_be_there(save: Save) -> None:
     folder, _ = save()
     with pytest.raises(LoadError, match=r"has no tokenizer: expected one of tokenizer\.json"):
-        hf.tokenizer(folder)
+        model_folder.tokenizer(folder)
 
 
 def test_unknown_models_say_what_can_be_loaded(tmp_path: Path) -> None:

@@ -12,11 +12,11 @@ import torch
 from torch import Tensor, nn
 from torch.export.pt2_archive import PT2ArchiveReader, PT2ArchiveWriter
 
-from graphprune import pt2_safety
 from graphprune.errors import LoadError
-from graphprune.frontends import pt2
+from graphprune.frontends import pt2_programs
 from graphprune.frontends.loading import load
 from graphprune.frontends.modules import export, trace
+from graphprune.ir import pt2_safety
 
 X = torch.randn(3, 8)
 Edit = Callable[[Any], object]
@@ -180,7 +180,7 @@ def test_what_may_run_code_is_refused(saved: tuple[Path, nn.Module], tmp_path: P
     record, change, match = HOSTILE[what]
     path = rewritten(saved[0], tmp_path / "evil.pt2", {record: change})
     with pytest.raises(LoadError, match=rf"evil\.pt2 is refused: it holds .*{match}.*trust the file"):
-        pt2.load(path)
+        pt2_programs.load(path)
 
 
 def test_broken_files(saved: tuple[Path, nn.Module], tmp_path: Path) -> None:

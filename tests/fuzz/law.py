@@ -12,13 +12,14 @@ from torch import Tensor
 from torch.export import ShapesCollection
 
 import graphprune as gp
-from graphprune.dependencies import Dependencies, Group
+from graphprune.axes.algebra import primes
+from graphprune.axes.groups import Dependencies, Group
 from graphprune.errors import TraceError, WriteBackError
-from graphprune.passes.analysis import analyze_afresh
-from graphprune.plans import Plan, Rows, make
-from graphprune.program import Program
-from graphprune.proof import compare, fresh_inputs, masked
-from graphprune.spread import rows_of
+from graphprune.execution.equivalence import compare, fresh_inputs, masked
+from graphprune.ir.program import Program
+from graphprune.passes.analysis.find_groups import analyze_afresh
+from graphprune.planning.index_scores import rows_of
+from graphprune.planning.plan import Plan, Rows, make
 from tests.fuzz.graphs import Built, build
 from tests.fuzz.world import Graph
 from tests.streams import assert_streamed
@@ -118,7 +119,7 @@ def touched(program: Program, found: Dependencies, plan: Plan) -> set[str]:
     cut = {found.by_name[name].prime for name, width in plan.widths.items() if width < found.by_name[name].size}
     names = set()
     for node in program.graph.nodes:
-        here = (p for axis in found.axes_of(node.name) for p in gp.axes.primes(axis))
+        here = (p for axis in found.axes_of(node.name) for p in primes(axis))
         if node.op == "call_function" and not cut.isdisjoint(here):
             names.add(str(node.target))
     return names

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor, nn
 
 import graphprune as gp
-from graphprune.facts import Refits
-from graphprune.passes.calibrate import Calibrate
-from graphprune.passes.gradients import Gradients
+from graphprune.execution.equivalence import Verification
+from graphprune.ir.program import Program
+from graphprune.passes.calibration.calibrate import Calibrate
+from graphprune.passes.calibration.gradients import Gradients
 from graphprune.passes.reconstructions import RECONSTRUCTIONS
-from graphprune.passes.refit import Refit
+from graphprune.passes.reconstructions.refit import Refit
 from graphprune.passes.scores import SCORES
-from graphprune.passes.verify import Verify
-from graphprune.program import Program
-from graphprune.proof import Verification
+from graphprune.passes.verification.verify import Verify
+from graphprune.planning.facts import Refits
 
 KINDS = ("llama", "bert", "resnet-basic")
 

@@ -10,12 +10,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from graphprune.execution.equivalence import fresh_inputs, verify_cut
 from graphprune.frontends.modules import trace
-from graphprune.passes.analysis import analyze
-from graphprune.passes.rewrite import rewrite
-from graphprune.plans import make
-from graphprune.proof import fresh_inputs, verify_cut
-from graphprune.spread import rows_of
+from graphprune.passes.analysis.find_groups import analyze
+from graphprune.passes.rewriting.rewrite import rewrite
+from graphprune.planning.index_scores import rows_of
+from graphprune.planning.plan import make
 
 
 class Layers(nn.Module):

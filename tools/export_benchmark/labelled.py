@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from graphprune import hf
+from graphprune.huggingface import model_folder
 from tools.export_benchmark.opened import Opened
 from tools.recipe_benchmark.resnet import images
 from tools.recipe_benchmark.subjects import LONGEST, labelled_lines
@@ -44,7 +44,7 @@ def items(path: Path, tokenizer: Path, most: int | None) -> list[Item]:
     if path.suffix == ".bin":
         pixels, classes = images(path, most)
         return [Item({"image": x[None]}, int(y)) for x, y in zip(pixels, classes, strict=True)]
-    reader = hf.tokenizer(tokenizer)
+    reader = model_folder.tokenizer(tokenizer)
     return [
         Item(
             dict(reader(text, truncation=True, max_length=LONGEST, return_tensors="pt", return_token_type_ids=True)),

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from graphprune.errors import ExportError
-from graphprune.evaluation import perplexity, windows_of
-from graphprune.exporters import reports
-from graphprune.exporters.onnx_files import model_file
-from graphprune.exporters.onnx_runtime import Runner
-from graphprune.memory import peak_memory
+from graphprune.evaluation.perplexity import perplexity, windows_of
+from graphprune.exporters.export_folders import export_report
+from graphprune.exporters.onnx_tools.onnx_files import model_file
+from graphprune.exporters.onnx_tools.sessions import Runner
+from graphprune.support.memory import peak_memory
 from tools.export_benchmark.labelled import Item, answers, items
 from tools.export_benchmark.opened import Opened, opened
 from tools.export_benchmark.products import products
@@ -92,7 +92,7 @@ def _take_turns(
 
 
 def _facts(folder: Path, memory: int) -> Measured:
-    report = reports.read(folder / reports.REPORT)
+    report = export_report.read(folder / export_report.REPORT)
     worst = max((case["worst"] for case in report["parity"].values()), default=report.get("error", {}).get("relative"))
     path = model_file(folder)
     count = products(path) if path is not None else None

@@ -7,16 +7,16 @@ from typing import Any
 
 import torch
 
-from graphprune import hf
 from graphprune.errors import ExportError
-from graphprune.exporters import reports
-from graphprune.exporters.formats import FORMATS, library
-from graphprune.exporters.genai_runtime import Writer
-from graphprune.exporters.gguf_file import MODEL as GGUF
-from graphprune.exporters.gguf_runtime import Runtime, open_file
-from graphprune.exporters.onnx_files import model_file
-from graphprune.exporters.onnx_runtime import CPU, open_model
-from graphprune.exporters.onnx_writer import subject_of_model
+from graphprune.exporters.checks.genai_runtime import Writer
+from graphprune.exporters.export_folders import export_report
+from graphprune.exporters.export_folders.onnx_writer import subject_of_model
+from graphprune.exporters.export_folders.package_formats import FORMATS, library
+from graphprune.exporters.gguf_tools.gguf_file import MODEL as GGUF
+from graphprune.exporters.gguf_tools.gguf_runtime import Runtime, open_file
+from graphprune.exporters.onnx_tools.onnx_files import model_file
+from graphprune.exporters.onnx_tools.sessions import CPU, open_model
+from graphprune.huggingface import model_folder
 
 
 @dataclass(frozen=True)
@@ -37,9 +37,9 @@ def opened(folder: Path, provider: str = CPU, threads: int = 0, length: int = 0)
     """
     if threads:
         torch.set_num_threads(threads)  # by which the runtimes go here, but for one
-    report = reports.read(folder / reports.REPORT)
+    report = export_report.read(folder / export_report.REPORT)
     if "target" not in report:
-        raise ExportError(f"{folder} has no {reports.REPORT}; export a model there first")
+        raise ExportError(f"{folder} has no {export_report.REPORT}; export a model there first")
     if report["target"] == "executorch":
         library("executorch.extension.pybindings.portable_lib", "executorch")._unsafe_reset_threadpool(
             torch.get_num_threads()
@@ -60,7 +60,7 @@ def _opened(folder: Path, report: Mapping[str, Any], provider: str, length: int)
     if path is not None:
         runner = open_model(path, provider)
         return runner, tuple(runner.inputs)
-    subject = subject_of_model(hf.module(folder), folder)
+    subject = subject_of_model(model_folder.module(folder), folder)
     return subject, subject.inputs
 
 

@@ -8,11 +8,11 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from graphprune.exporters.genai_runtime import Writer
-from graphprune.exporters.gguf_runtime import Runtime
-from graphprune.exporters.onnx_runtime import CUDA, Runner
-from graphprune.exporters.static_decoders import Stepwise
-from graphprune.exporters.subjects import PAST, PRESENT, Subject, following
+from graphprune.exporters.checks.genai_runtime import Writer
+from graphprune.exporters.gguf_tools.gguf_runtime import Runtime
+from graphprune.exporters.onnx_tools.sessions import CUDA, Runner
+from graphprune.exporters.subjects.static_decoders import Stepwise
+from graphprune.exporters.subjects.subject import PAST, PRESENT, Subject, following
 from tools.export_benchmark.opened import Opened
 
 

@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import graphprune as gp
-from graphprune.assembly import Options, Recipe, pipeline, planning
-from graphprune.calibration import Calibration
 from graphprune.errors import GraphpruneError, first_line
-from graphprune.evaluation import classify, logits
-from graphprune.memory import peak_memory
-from graphprune.program import Rewritten
-from graphprune.recipes import RECIPES
-from graphprune.statistics import Statistics
+from graphprune.evaluation.perplexity import classify, logits
+from graphprune.ir.program import Rewritten
+from graphprune.statistics.collector import Calibration
+from graphprune.statistics.moments import Statistics
+from graphprune.support.memory import peak_memory
+from graphprune.workflows.catalogue import RECIPES
+from graphprune.workflows.recipe import Options, Recipe, pipeline, planning
 from tools.recipe_benchmark.record import DENSE, Record, Run
 from tools.recipe_benchmark.subjects import SUBJECTS, Batch
 

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from graphprune import hf
-from graphprune.program import Inputs
+from graphprune.huggingface import model_folder
+from graphprune.ir.program import Inputs
 from tools.recipe_benchmark.resnet import ResNet, images
 
 Batch = tuple[Inputs, Tensor]
@@ -38,8 +38,8 @@ class Subject:
 
 def encoder(options: argparse.Namespace) -> Subject:
     """A Hugging Face sequence classifier; what its own folder lacks comes from the folder of its base model."""
-    settings, tokenizer = hf.config(options.model), hf.tokenizer(options.base or options.model)
-    module = hf.build(options.model, settings)
+    settings, tokenizer = model_folder.config(options.model), model_folder.tokenizer(options.base or options.model)
+    module = model_folder.build(options.model, settings)
     base = _stored(options.base, f"{module.base_model_prefix}.") if options.base else {}
     known = module.state_dict().keys()
     stored = {**{name: value for name, value in base.items() if name in known}, **_stored(options.model)}

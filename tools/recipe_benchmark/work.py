@@ -11,12 +11,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import graphprune as gp
-from graphprune import assembly, choices, corpus, evaluation, hf
-from graphprune.calibration import products, token_inputs
 from graphprune.errors import GraphpruneError, first_line
-from graphprune.memory import peak_memory
-from graphprune.passes.calibrate import Calibrate
-from graphprune.recipes import RECIPES
+from graphprune.evaluation import multiple_choice, perplexity
+from graphprune.huggingface import model_folder
+from graphprune.passes.calibration.calibrate import Calibrate
+from graphprune.statistics import texts
+from graphprune.statistics.collector import products, token_inputs
+from graphprune.support.memory import peak_memory
+from graphprune.workflows import recipe as assembly
+from graphprune.workflows.catalogue import RECIPES
 from tools.recipe_benchmark.record import DENSE, Record, Run
 
 LENGTH = 512  # tokens of a window of the texts
@@ -48,16 +51,16 @@ def _pruned(program: gp.Program, run: Run, options: argparse.Namespace) -> gp.Pr
 
 def _measure(record: Record, program: gp.Program, small: gp.Program, options: argparse.Namespace) -> None:
     """Everything about the pruned program that does not depend on how it came about."""
-    tokenizer = hf.tokenizer(evaluation.folder(program))
+    tokenizer = model_folder.tokenizer(perplexity.folder(program))
     record.parameters, record.removed = small.count(), 1 - small.count() / program.count()
     record.macs, record.cache = macs(small), gp.analyze(small).kv_cache_bytes
     for text in options.evaluate:
-        windows = corpus.windows(tokenizer, corpus.read(text), LENGTH)[: options.windows]
-        record.perplexity[text] = evaluation.perplexity(small, windows).perplexity
+        windows = texts.windows(tokenizer, texts.read(text), LENGTH)[: options.windows]
+        record.perplexity[text] = perplexity.perplexity(small, windows).perplexity
         print(f"{record.run.recipe}, {Path(text).name}: {record.perplexity[text]:.2f}", file=sys.stderr)
     for questions in options.questions:
-        asked = choices.read(questions)[: options.first]
-        record.right[questions] = list(choices.accuracy(small, tokenizer, asked).right_norm)
+        asked = multiple_choice.read(questions)[: options.first]
+        record.right[questions] = list(multiple_choice.accuracy(small, tokenizer, asked).right_norm)
 
 
 @torch.no_grad()

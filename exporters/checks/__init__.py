@@ -1,0 +1,1 @@
+"""Comparisons of an exported model with its source."""

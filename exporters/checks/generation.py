@@ -1,0 +1,108 @@
+"""Greedy text from an exported decoder, by ONNX Runtime alone."""
+
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoTokenizer
+
+from graphprune.errors import ExportError, LoadError
+from graphprune.exporters.onnx_tools.onnx_files import MODEL, model_file
+from graphprune.exporters.onnx_tools.sessions import CPU, Runner, open_model
+from graphprune.exporters.subjects.subject import PAST, following
+from graphprune.huggingface import model_folder
+
+
+def generate(folder: Path | str, prompt: str, max_new_tokens: int = 32, *, provider: str = CPU) -> str:
+    """Continue `prompt` with the likeliest tokens, up to the end of the text; returns only what is new.
+
+    Raises:
+        ExportError: if the folder holds no exported decoder with a tokenizer.
+    """
+    folder = Path(folder)
+    tokenizer = _tokenizer(folder)
+    ids = torch.tensor([tokenizer(prompt)["input_ids"]], dtype=torch.long)
+    if not ids.numel():
+        raise ExportError("the prompt has no tokens; give at least one word")
+    decoder = Decoder(open_decoder(folder, provider))
+    new: list[int] = []
+    for token in decoder.tokens(ids, max_new_tokens):
+        if token in end_tokens(folder):
+            break
+        new.append(token)
+    text: str = tokenizer.decode([*ids[0].tolist(), *new], skip_special_tokens=True)
+    start: str = tokenizer.decode(ids[0].tolist(), skip_special_tokens=True)
+    return text[len(start) :]
+
+
+def open_decoder(folder: Path, provider: str = CPU) -> Runner:
+    """The exported decoder of a folder.
+
+    Raises:
+        ExportError: if there is none.
+    """
+    path = model_file(folder)
+    if path is None:
+        raise ExportError(f"{folder} has no {MODEL}; export a model there first")
+    runner = open_model(path, provider)
+    if not any(name.startswith(f"{PAST}.") for name in runner.inputs):
+        raise ExportError(f"{path} takes no {PAST}: it is no decoder and writes no text")
+    return runner
+
+
+@dataclass
+class Decoder:
+    """A decoder file, run token by token with the cache that it returns."""
+
+    runner: Runner
+
+    def tokens(self, ids: Tensor, count: int, *, without: Collection[int] = ()) -> Iterator[int]:
+        """The likeliest next tokens after `ids`, shape (1, length), but for some."""
+        past, done = self.empty(), 0
+        for _ in range(count):
+            logits, past = self.step(ids, done, past)
+            scores = logits[0, -1].index_fill(0, torch.tensor(list(without), dtype=torch.long), -torch.inf)
+            done, token = ids.shape[1], int(scores.argmax())
+            ids = torch.cat([ids, torch.tensor([[token]])], 1)
+            yield token
+
+    def step(self, ids: Tensor, done: int, past: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits of the tokens after the first `done`, whose cache is `past`, and the new cache."""
+        outputs = self.runner.run({**self._feeds(ids, done), **past})
+        return outputs["logits"], following(outputs)
+
+    def empty(self, batch: int = 1) -> dict[str, Tensor]:
+        """A cache of length 0, in the sizes of each layer."""
+        values = {n: value.shape for n, value in self.runner.inputs.items() if n.startswith(f"{PAST}.")}
+        return {name: torch.zeros(batch, shape[1], 0, shape[3]) for name, shape in values.items()}
+
+    def _feeds(self, ids: Tensor, done: int) -> dict[str, Tensor]:
+        feeds = {"input_ids": ids[:, done:], "attention_mask": torch.ones_like(ids)}
+        if "position_ids" in self.runner.inputs:
+            feeds["position_ids"] = torch.arange(done, ids.shape[1]).expand(len(ids), -1)
+        return feeds
+
+
+def end_tokens(folder: Path) -> set[int]:
+    """The tokens after which a text is over, as the folder's settings say."""
+    return token_ids(folder, "eos_token_id")
+
+
+def token_ids(folder: Path, name: str) -> set[int]:
+    """The special tokens of a name, one, several or none, as the folder's settings say."""
+    for file in ("generation_config.json", "config.json"):
+        path = folder / file
+        found: Any = model_folder.read_json(path).get(name) if path.is_file() else None
+        if found is not None:
+            return set(found) if isinstance(found, list) else {found}
+    return set()
+
+
+def _tokenizer(folder: Path) -> Any:
+    try:
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    except (OSError, ValueError, KeyError, LoadError) as fault:
+        raise ExportError(f"{folder} has no tokenizer that transformers can read: {fault}") from fault

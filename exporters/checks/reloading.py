@@ -1,0 +1,106 @@
+"""Does a written folder say what the program says? It is loaded as its users do, or read again a part at a time."""
+
+import gc
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from graphprune.display.units import byte_size
+from graphprune.errors import ExportError, GraphpruneError, first_line
+from graphprune.execution import interpreter
+from graphprune.exporters.checks.agreement import Error, compare, numbers
+from graphprune.huggingface import model_folder, per_layer
+from graphprune.huggingface.meta_models import auto_class, stock_class
+from graphprune.ir.program import Inputs, Program
+
+Destination = Literal["stock", "per-layer"]
+Capture = Callable[[Path], Program]
+WHOLE = "transformers loaded the folder in float32, and the outputs of both were compared"
+
+
+@dataclass(frozen=True)
+class Checked:
+    """How far a folder is from its program, what was `compared` in few words, and `how` in more."""
+
+    error: Error
+    compared: str
+    how: str
+
+
+def check(
+    program: Program, folder: Path, *, destination: Destination, limit: int | None = None,
+    capture: Capture | None = None,
+) -> Checked:  # fmt: skip
+    """Compare a folder with its program, as `rounded` makes it, on the program's example inputs.
+
+    Where the weights take more than `limit` bytes in float32, transformers does not load them: `capture` reads the
+    folder again, and both programs run with the weights of at most one segment in memory.
+
+    Raises:
+        ExportError: if it cannot be loaded, weights are missing, or the outputs differ.
+    """
+    size = 4 * program.count()
+    if limit is None or size <= limit:
+        return Checked(_whole(program, folder, destination), "reloaded folder and rewritten graph", WHOLE)
+    if capture is None:
+        raise ExportError(f"{folder} takes {byte_size(size)} in float32, over the limit, and nothing reads it in parts")
+    how = (
+        f"the weights take {byte_size(size)} in float32, and the limit was {byte_size(limit)}: graphprune "
+        "read the folder again, by the class that its config.json names, and ran it a part at a time to compare "
+        "outputs; transformers did not load it"
+    )
+    return Checked(_in_parts(program, folder, capture), "folder read again in parts and rewritten graph", how)
+
+
+def _whole(program: Program, folder: Path, destination: Destination) -> Error:
+    args, kwargs = program.inputs
+    with torch.no_grad():
+        expected = [t.clone() for t in numbers(program.module()(*args, **kwargs))]
+        gc.collect()
+        found = numbers(reload(folder, destination)(*args, **kwargs))
+    return compare("the reloaded model", found[: len(expected)], expected)
+
+
+def _in_parts(program: Program, folder: Path, capture: Capture) -> Error:
+    """The same, without either model in memory."""
+    expected = _outputs(program, program.inputs)
+    try:
+        again = capture(folder)
+        if other := again.inputs[1].keys() ^ program.inputs[1].keys():
+            raise ExportError(f"only one of its class and the program takes {', '.join(sorted(other))}")
+        found = _outputs(again, program.inputs)
+    except (GraphpruneError, RuntimeError, ValueError) as fault:
+        raise ExportError(f"the saved folder cannot be read again: {first_line(fault)}") from fault
+    return compare("the folder, read again,", found[: len(expected)], expected)
+
+
+def _outputs(program: Program, inputs: Inputs) -> list[Tensor]:
+    (output,) = interpreter.run(program, [inputs], (0,))
+    return numbers(output)
+
+
+def reload(folder: Path, destination: Destination) -> nn.Module:
+    """The saved model as its users load it, in float32.
+
+    Raises:
+        ExportError: if it cannot be loaded, or weights are missing.
+    """
+    config = model_folder.config(folder)
+    config.use_cache = False
+    loader: Any = auto_class(config) if destination == "stock" else per_layer.model_class(stock_class(config))
+    try:
+        model, found = loader.from_pretrained(
+            str(folder), config=config, dtype=torch.float32, local_files_only=True, output_loading_info=True
+        )
+    except (RuntimeError, ValueError, KeyError, OSError) as fault:
+        raise ExportError(f"the saved folder cannot be loaded again: {fault}") from fault
+    if absent := sorted(found["missing_keys"]) or sorted(map(str, found["mismatched_keys"])):
+        raise ExportError(
+            f"the saved folder lacks {len(absent)} weights that {type(model).__name__} has, the first {absent[0]}"
+        )
+    loaded: nn.Module = model.eval()
+    return loaded

@@ -1,0 +1,33 @@
+"""How well an exported decoder predicts a text, by ONNX Runtime alone."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from graphprune.errors import ExportError
+from graphprune.evaluation.perplexity import Evaluation, perplexity, windows_of
+from graphprune.exporters.checks.generation import Decoder, open_decoder
+from graphprune.exporters.onnx_tools.sessions import CPU
+
+
+def evaluate(
+    folder: Path, text: str | Path, *, length: int = 512, windows: int | None = None, provider: str = CPU
+) -> Evaluation:
+    """Measure an exported folder as `evaluation.evaluate` does a model.
+
+    Raises:
+        ExportError: if it holds no decoder, or one of fixed sizes.
+        LoadError: if the tokenizer or the text cannot be read.
+        CalibrationError: if the text is too short, or the model predicts no finite numbers.
+    """
+    runner = open_decoder(folder, provider)
+    if all(isinstance(size, int) for size in runner.inputs["input_ids"].shape):
+        raise ExportError(f"{folder} has a decoder of fixed sizes; export it without --static to measure it on windows")
+    decoder = Decoder(runner)
+
+    def logits(input_ids: Tensor) -> Tensor:
+        with torch.no_grad():
+            return decoder.step(input_ids, 0, decoder.empty(len(input_ids)))[0].float()
+
+    return perplexity(logits, windows_of(folder, text, length, windows))

@@ -1,0 +1,88 @@
+"""What an exporter promises."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any, Protocol
+
+from graphprune.errors import ExportError
+
+
+@dataclass
+class ExportReport:
+    """What an exporter wrote and how it checked it."""
+
+    target: str
+    output: Path
+    files: list[str] = field(default_factory=list)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class ExportOptions:
+    """What may be asked of an exporter; each takes some of it, and refuses the rest with `require`.
+
+    `dtype` is ``fp32`` or ``fp16``, `quant` the kind of stored weights: ``none``, ``int8`` or ``int4``. `static` has
+    sizes by dimension: ``batch``, ``sequence``, ``past`` of a cache, and ``written`` of a decoder behind an encoder.
+    `portable` asks for what most readers take, at a price that each target tells.
+    """
+
+    dtype: str | None = None
+    quant: str = "none"
+    opset: int | None = None
+    static: Mapping[str, int] = field(default_factory=dict)
+    portable: bool = False
+
+    def require(self, target: str, **takes: Collection[object]) -> None:
+        """Refuse what a target does not take: `takes` has the values of each option that may be asked for there.
+
+        Raises:
+            ExportError: if another option was set, or one to another value.
+        """
+        for one in fields(self):
+            value, allowed = getattr(self, one.name), takes.get(one.name, ())
+            if value == ExportOptions.__dataclass_fields__[one.name].default or not value:
+                continue
+            asked = set(value) if isinstance(value, Mapping) else {value}
+            if not asked <= set(allowed):
+                can = ", ".join(f"{name} ({', '.join(map(str, of))})" for name, of in takes.items()) or "no options"
+                raise ExportError(f"target {target} cannot be made with {one.name} {value}; it takes {can}")
+
+
+NO_OPTIONS = ExportOptions()
+
+
+@dataclass
+class FolderVerification:
+    """What a saved or exported folder holds, and what was found right about it."""
+
+    folder: Path
+    kind: str  # "huggingface", "pt2", "onnx" or another target
+    parameters: int
+    checks: list[str] = field(default_factory=list)
+    max_error: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        return {**vars(self), "folder": str(self.folder)}
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a target wants of a model before it is pruned: where it must run (one of `destinations`, the first if nobody
+    says otherwise), and of what the widths of matrix products and of convolutions should be multiples, and `why`. With
+    `graphs`, of destination free it takes the graph itself, in which a decoder has no cache, and not its ONNX files."""
+
+    destinations: tuple[str, ...]
+    products: int
+    convolutions: int
+    why: str
+    graphs: bool = False
+
+
+class Exporter(Protocol):
+    """Writes a saved model for a target; verified before it gets its final name."""
+
+    def __call__(
+        self, source: Path, output: Path, options: ExportOptions = ..., *, force: bool = ...
+    ) -> ExportReport: ...

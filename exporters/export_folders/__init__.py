@@ -1,0 +1,1 @@
+"""Folders of exported models: written, reported, and checked again."""

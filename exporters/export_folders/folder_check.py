@@ -1,0 +1,137 @@
+"""Is a saved or exported folder still what it was when it was checked?"""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graphprune.errors import ExportError, GraphpruneError, VerificationError
+from graphprune.exporters import CHECKS, VERIFIERS
+from graphprune.exporters.checks import parity
+from graphprune.exporters.checks.agreement import error, numbers
+from graphprune.exporters.checks.generation import Decoder
+from graphprune.exporters.checks.validation import Reference, compared
+from graphprune.exporters.contract import ExportOptions, FolderVerification
+from graphprune.exporters.export_folders.export_report import REPORT, read, require_size, require_whole, source_of
+from graphprune.exporters.export_folders.onnx_writer import subject_of, subject_of_model
+from graphprune.exporters.onnx_tools.onnx_files import MODEL, model_file, written_bytes
+from graphprune.exporters.onnx_tools.onnx_files import check as check_file
+from graphprune.exporters.onnx_tools.sessions import Runner, open_model
+from graphprune.exporters.subjects.subject import PAST
+from graphprune.huggingface import model_folder
+
+_TOKENS = 6
+
+
+def verify_folder(folder: Path | str) -> FolderVerification:
+    """Repeat the checks of a folder that `save` or an exporter wrote.
+
+    Raises:
+        VerificationError: if something is missing, damaged, or no longer agrees.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise VerificationError(f"{folder} is not a folder; name one that graphprune wrote")
+    path = model_file(folder)
+    if path is None and not any((folder / name).is_file() for name in (model_folder.CONFIG, REPORT)):
+        raise VerificationError(
+            f"{folder} has no {MODEL} and no {model_folder.CONFIG}; name a folder that graphprune wrote"
+        )
+    try:
+        return _of_its_kind(folder, path)
+    except VerificationError:
+        raise
+    except GraphpruneError as fault:
+        raise VerificationError(f"{folder}: {fault}") from fault
+
+
+def _of_its_kind(folder: Path, path: Path | None) -> FolderVerification:
+    """By the check of the target that wrote the folder, where it has one of its own."""
+    report = read(folder / REPORT)
+    if report.get("target") in VERIFIERS:
+        return VERIFIERS[report["target"]](folder, report)
+    return _onnx(folder, path) if path is not None else _huggingface(folder)
+
+
+def _huggingface(folder: Path) -> FolderVerification:
+    checks = require_whole(folder)
+    model = model_folder.module(folder)
+    checks.append("the model loads with all its weights")
+    found = FolderVerification(folder, "huggingface", _parameters(model), checks)
+    found.checks.append(_finite_outputs(model, folder))
+    expected = read(folder / "report.json").get("parameters_after")
+    if expected is not None and expected != found.parameters:
+        raise VerificationError(
+            f"{folder} has {found.parameters} parameters, its report.json says {expected}; save it again"
+        )
+    if expected is not None:
+        found.checks.append("it has as many parameters as its report says")
+    return found
+
+
+def _finite_outputs(model: nn.Module, folder: Path) -> str:
+    try:
+        subject = subject_of_model(model, folder)
+    except ExportError as unknown:
+        return f"it was not run: {unknown}"
+    _require_finite(folder, numbers(list(subject.run(subject.example()).values())))
+    return "its outputs are finite"
+
+
+def _onnx(folder: Path, path: Path) -> FolderVerification:
+    report = read(folder / REPORT)
+    check_file(path)
+    runner = open_model(path)
+    found = FolderVerification(
+        folder, "onnx", int(report.get("parameters", 0)), ["the checker of onnx passes", "it opens"]
+    )
+    if report:
+        require_size(f"{path} has", written_bytes(path), report)
+    also = CHECKS.get(str(report.get("target")))
+    found.checks += also(folder) if also is not None else []
+    bound = _bound(report)
+    source, options = source_of(report), ExportOptions(**report.get("options", {}))
+    if source is not None:
+        reference = Reference.of(subject_of(source, options))
+        for other in sorted(folder.glob("*.ort")):
+            compared(reference, open_model(other), options.quant)
+        found.max_error = float(compared(reference, runner, options.quant)["worst"])
+        found.checks.append(f"it agrees with the model in {source}")
+    elif any(name.startswith(PAST) for name in runner.inputs):
+        found.max_error = _against_itself(path, runner, bound)
+        found.checks.append("decoding token by token agrees with reading the text at once")
+    return found
+
+
+def _bound(report: dict[str, Any]) -> float:
+    """The bound that the export was held to."""
+    checked = report.get("parity", {}).values()
+    return max((float(one.get("bound", parity.FLOAT32)) for one in checked), default=parity.FLOAT32)
+
+
+def _against_itself(path: Path, runner: Runner, bound: float) -> float:
+    """The model is gone; but a cache that is wrong shows when a text is read in parts."""
+    decoder = Decoder(runner)
+    ids = torch.arange(1, _TOKENS + 1).view(1, -1)
+    whole = decoder.step(ids, 0, decoder.empty())[0]
+    past, parts = decoder.empty(), []
+    for end in range(1, _TOKENS + 1):
+        logits, past = decoder.step(ids[:, :end], end - 1, past)
+        parts.append(logits)
+    _require_finite(path.parent, [whole])
+    worst = error(torch.cat(parts, 1), whole).relative
+    if not worst <= bound:
+        raise VerificationError(
+            f"{path}: token by token its logits differ by {worst:.1e}, allowed are {bound:.0e}; export again"
+        )
+    return worst
+
+
+def _require_finite(folder: Path, tensors: list[Tensor]) -> None:
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+        raise VerificationError(f"{folder}: the model gives NaN or infinity; its weights are damaged, save it again")
+
+
+def _parameters(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

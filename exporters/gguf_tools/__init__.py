@@ -1,0 +1,1 @@
+"""GGUF files: weights, tokenizer and kinds of models that llama.cpp runs."""

@@ -1,0 +1,1 @@
+"""Hugging Face folders: written, and completed with the files beside the weights."""

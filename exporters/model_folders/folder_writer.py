@@ -1,0 +1,155 @@
+"""Programs as Hugging Face folders, which transformers loads without graphprune."""
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from graphprune.errors import ExportError
+from graphprune.exporters.checks.agreement import rounded
+from graphprune.exporters.checks.reloading import Capture, Destination, check
+from graphprune.exporters.contract import ExportReport
+from graphprune.exporters.model_folders.folder_files import copy_beside, require_apart, write_config
+from graphprune.huggingface import model_folder, per_layer
+from graphprune.huggingface.config_biases import with_parameters
+from graphprune.huggingface.config_widths import fit
+from graphprune.huggingface.meta_models import auto_class, describe, flat, on_meta
+from graphprune.ir import weight_files
+from graphprune.ir.program import Program, Source
+from graphprune.support.atomic_output import new_folder
+
+
+def save(
+    program: Program, output: Path, *, destination: Destination, force: bool = False, limit: int | None = None,
+    shard_bytes: int = weight_files.LIMIT, capture: Capture | None = None,
+) -> ExportReport:  # fmt: skip
+    """Save a program as a Hugging Face folder, which appears when it was reloaded and agrees; see `write`.
+
+    Raises:
+        ExportError: if no config has its widths, the reloaded model differs, or `output` may not be written.
+    """
+    require_apart(_source(program).path, output)
+    with new_folder(output, force) as folder:
+        report = write(program, folder, destination=destination, limit=limit, shard_bytes=shard_bytes, capture=capture)
+    return ExportReport(report.target, output, report.files, report.facts)
+
+
+def write(
+    program: Program, folder: Path, *, destination: Destination, limit: int | None = None,
+    shard_bytes: int = weight_files.LIMIT, capture: Capture | None = None,
+) -> ExportReport:  # fmt: skip
+    """Fill an empty folder with the program and check it; for callers that add files before it gets its name.
+
+    Weights are written one at a time, into files of at most `shard_bytes`. A model of more than `limit` bytes in
+    float32 is not loaded as a whole to be checked, but read again by `capture`, in parts; the report says so.
+
+    Raises:
+        ExportError: as `save`.
+    """
+    source, start = _source(program), time.perf_counter()
+    config = _fitted(program, source, destination)
+    destination = "per-layer" if per_layer.is_per_layer(config) else "stock"
+    copy_beside(source.path, folder)
+    write_settings(folder, config, source.dtype, destination)
+    stored = _write_weights(program, folder, _skeleton(config, destination), source.dtype, shard_bytes)
+    written = time.perf_counter()
+    kept = rounded(program, source.dtype, stored)
+    found = check(kept, folder, destination=destination, limit=limit, capture=capture)
+    facts = {
+        "destination": destination,
+        "error": {"absolute": found.error.absolute, "relative": found.error.relative},
+        "compared": found.compared,
+        "check": found.how,
+        "seconds": {"write": written - start, "verify": time.perf_counter() - written},
+        "loads_with": loads_with(config, destination),
+    }
+    return ExportReport("huggingface", folder, sorted(path.name for path in folder.iterdir()), facts)
+
+
+def loads_with(config: PreTrainedConfig, destination: Destination) -> list[str]:
+    """The calls that load such a folder."""
+    name = auto_class(config).__name__
+    if destination == "stock":
+        return [f"transformers.{name}.from_pretrained(folder)"]
+    return ["graphprune.load(folder)", f"transformers.{name}.from_pretrained(folder, trust_remote_code=True)"]
+
+
+def _source(program: Program) -> Source:
+    source = program.source
+    if source is None or source.kind != "huggingface":
+        raise ExportError(
+            "the program does not come from a Hugging Face folder, so there is no config to save it with; "
+            "use destination free, which saves a .pt2 file"
+        )
+    if not (source.path / model_folder.CONFIG).is_file():
+        raise ExportError(
+            f"{source.path / model_folder.CONFIG}, from which the program was made, is gone; restore the folder"
+        )
+    return source
+
+
+def _fitted(program: Program, source: Source, destination: Destination) -> PreTrainedConfig:
+    config = model_folder.settings(source)
+    names = describe(on_meta(flat(config))).shapes
+    if unknown := program.parameters - names.keys():
+        try:
+            config = with_parameters(flat(config), unknown)
+        except ExportError as fault:
+            raise ExportError(f"{fault}; the program is not of the model in {source.path}") from fault
+    shapes = program.shapes()
+    return fit(config, shapes) if destination == "stock" else per_layer.fit_layers(config, shapes)
+
+
+def _skeleton(config: PreTrainedConfig, destination: Destination) -> PreTrainedModel:
+    return on_meta(config) if destination == "stock" else per_layer.build_on_meta(config)
+
+
+def write_settings(folder: Path, config: PreTrainedConfig, dtype: torch.dtype, destination: Destination) -> None:
+    """Write config.json, and the code file of layers that differ."""
+    if destination == "stock":
+        write_config(folder, config, dtype)
+        return
+    write_config(folder, config, dtype, auto_map={auto_class(config).__name__: per_layer.reference(config)})
+    (folder / per_layer.FILE).write_text(per_layer.code(config), encoding="utf-8")
+
+
+def _write_weights(
+    program: Program, folder: Path, model: PreTrainedModel, dtype: torch.dtype, shard_bytes: int
+) -> set[str]:
+    """Write every saved tensor once, what the class ties under one of its names; the program's names of them."""
+    state: Mapping[str, Tensor] = model.state_dict(keep_vars=True)
+    names = {group[0]: _stored(program, group) for group in weight_files.aliases(model)}
+    skeleton = {name: _typed(state[name], dtype) for name in names}
+
+    def read(name: str) -> Tensor:
+        tensor = program.weights[names[name]].to(skeleton[name].dtype)
+        if names[name] in program.parameters:
+            _require_finite(name, tensor)
+        return tensor
+
+    weight_files.write_shards(folder, skeleton, read, limit=shard_bytes)
+    return set(names.values())
+
+
+def _require_finite(name: str, tensor: Tensor) -> None:
+    """An example may not see every number, such as the row of a word that it does not hold."""
+    values = tensor if tensor.itemsize > 1 else tensor.float()
+    if values.is_floating_point() and values.numel() and not torch.stack(values.aminmax()).isfinite().all():
+        raise ExportError(
+            f"{name} holds NaN or infinity as {str(tensor.dtype).removeprefix('torch.')}; nothing was saved. The file "
+            "that it was read from may be damaged, or a number be too large for this type"
+        )
+
+
+def _stored(program: Program, group: list[str]) -> str:
+    for name in group:
+        if program.name(name) in program.weights:
+            return program.name(name)
+    raise ExportError(f"the program has no weight {group[0]}, which the saved class needs")
+
+
+def _typed(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    return tensor.detach().to(dtype) if tensor.is_floating_point() else tensor.detach()

@@ -1,0 +1,1 @@
+"""ONNX files: written, read, quantized and run."""

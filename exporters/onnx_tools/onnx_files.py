@@ -1,0 +1,143 @@
+"""Modules as ONNX files of standard operators."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import onnx
+import onnx_ir as ir
+import torch
+from onnx import TensorProto
+
+from graphprune.errors import ExportError
+from graphprune.execution.module_state import quiet
+from graphprune.exporters.subjects.subject import Subject
+
+OPSET = 23  # attention, RMS norm and rotary embedding are standard operators there, and every runtime reads it
+OPSETS = range(18, 25)
+MODEL = "model.onnx"
+ONE_FILE = 100_000_000  # bytes of weights that stay inside model.onnx
+
+
+def to_onnx(subject: Subject, opset: int = OPSET) -> Any:
+    """The subject as a `torch.onnx.ONNXProgram`, its inputs, outputs and free dimensions named.
+
+    Raises:
+        ExportError: if torch.onnx refuses it.
+    """
+    try:
+        with torch.no_grad(), quiet():
+            program = torch.onnx.export(
+                subject.module, subject.args, dynamo=True, opset_version=opset, verbose=False,
+                input_names=list(subject.inputs), output_names=list(subject.outputs), dynamic_shapes=subject.dynamic,
+            )  # fmt: skip
+    except (torch.onnx.errors.OnnxExporterError, RuntimeError) as fault:
+        raise ExportError(f"torch.onnx cannot export {type(subject.module).__name__}: {_said(fault)}") from fault
+    assert program is not None
+    _require_names(subject, program)
+    return program
+
+
+def save_onnx(model: ir.Model, folder: Path, name: str = MODEL) -> Path:
+    """Write a file, and one that is called ``.data`` besides for large weights; those that lie in files stay there.
+
+    Raises:
+        ExportError: if the file does not pass the checker of onnx.
+    """
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()  # stack traces: a third of a small file, and paths of this machine
+    stored = [value.const_value for value in model.graph.initializers.values()]
+    inside = [tensor for tensor in stored if tensor is not None and not isinstance(tensor, ir.ExternalTensor)]
+    large = sum(tensor.nbytes for tensor in inside) > ONE_FILE
+    path = folder / name
+    ir.save(model, path, external_data=f"{name}.data" if large else None)
+    check(path)
+    return path
+
+
+def model_file(folder: Path) -> Path | None:
+    """The ONNX file of an exported folder: model.onnx, or the one in ``onnx/``, where the web looks; None without."""
+    if (folder / MODEL).is_file():
+        return folder / MODEL
+    return next(iter(sorted((folder / "onnx").glob("model*.onnx"))), None)
+
+
+def written_bytes(path: Path) -> int:
+    """The size of an ONNX file with all that lies beside it under its name: its external data."""
+    return sum(file.stat().st_size for file in path.parent.glob(f"{path.name}*"))
+
+
+def check(path: Path) -> None:
+    """Run the checker of onnx on a file.
+
+    Raises:
+        ExportError: if it finds a fault, or this is no ONNX file.
+    """
+    try:
+        onnx.checker.check_model(str(path))
+    except (onnx.checker.ValidationError, OSError, ValueError) as fault:
+        raise ExportError(f"{path.name} is no valid ONNX model: {_said(fault)}; export it again") from fault
+    except Exception as fault:
+        if type(fault).__module__.startswith("google.protobuf"):
+            raise ExportError(f"{path.name} is no ONNX file: {_said(fault)}; export it again") from fault
+        raise
+
+
+def facts(path: Path, subject: Subject, quant: str = "none") -> dict[str, Any]:
+    """What the file holds: operators by domain, parameters and bytes.
+
+    Raises:
+        ExportError: if weights were written with another shape than the module's, or twice.
+    """
+    model = onnx.load(str(path), load_external_data=False)
+    shapes = {tensor.name: tuple(tensor.dims) for tensor in model.graph.initializer}
+    for name, shape in subject.shapes().items():
+        if sorted(shapes.get(name, shape)) != sorted(shape):
+            raise ExportError(f"{path.name} holds {name} in shape {shapes[name]}, the pruned model has {shape}")
+    size = written_bytes(path)
+    weights = sum(p.numel() * p.element_size() for p in subject.module.parameters())
+    if size > (1.2 if quant == "none" else 1.0) * weights + 2_000_000:
+        raise ExportError(f"{path.name} takes {size} bytes for {weights} bytes of weights: some were written twice")
+    return {
+        "opset": {entry.domain or "ai.onnx": entry.version for entry in model.opset_import},
+        "operators": operators(model),
+        "sizes": {value.name: sizes(value) for value in (*model.graph.input, *model.graph.output)},
+        "parameters": sum(p.numel() for p in subject.module.parameters()),
+        "stored_numbers": sum(_count(tensor) for tensor in model.graph.initializer),
+        "bytes": size,
+    }
+
+
+def sizes(value: onnx.ValueInfoProto) -> list[int | str]:
+    """The shape of an input or output: numbers, and the names of dimensions that are free."""
+    return [dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim]
+
+
+def operators(model: onnx.ModelProto) -> dict[str, dict[str, int]]:
+    """How often each operator occurs, by domain."""
+    nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
+    found: dict[str, Counter[str]] = {}
+    for node in nodes:
+        found.setdefault(node.domain or "ai.onnx", Counter())[node.op_type] += 1
+    return {domain: dict(sorted(counts.items())) for domain, counts in sorted(found.items())}
+
+
+def _count(tensor: TensorProto) -> int:
+    return torch.Size(tuple(tensor.dims)).numel()
+
+
+def _require_names(subject: Subject, program: Any) -> None:
+    graph = program.model.graph
+    for kind, found, wanted in (("inputs", graph.inputs, subject.inputs), ("outputs", graph.outputs, subject.outputs)):
+        names = tuple(value.name for value in found)
+        if names != wanted:
+            lost = next((name for name in wanted if name not in names), names[-1])
+            raise ExportError(f"the exported graph has other {kind} than the module: {lost!r} is not among them")
+
+
+def _said(fault: BaseException) -> str:
+    """The innermost reason, on one line."""
+    while fault.__cause__ is not None:
+        fault = fault.__cause__
+    lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
+    return lines[0] if lines else type(fault).__name__

@@ -1,0 +1,1 @@
+"""Models as exporters need them: how they are called, and on which inputs they are compared."""

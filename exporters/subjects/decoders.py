@@ -1,0 +1,107 @@
+"""Language models with their cache of keys and values as plain inputs and outputs."""
+
+import inspect
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import DynamicLayer
+
+from graphprune.errors import ExportError
+from graphprune.exporters.subjects.subject import PAST, PRESENT, Alias, Subject, cache_names, named_dimensions
+from graphprune.huggingface import model_folder
+
+Pairs = list[tuple[Tensor, Tensor]]
+
+# Every size of an example differs from every other, so that none is taken for another.
+_BATCH, _SEQUENCE, _CACHED = 2, 3, 4
+
+
+class _Cached(Alias):
+    """Runs a model with its cache given as pairs."""
+
+    def _run(self, past: Pairs, **inputs: Tensor) -> tuple[Tensor, Pairs]:
+        output = self.model_itself(**inputs, past_key_values=DynamicCache(past), use_cache=True)
+        return output.logits, [(layer.keys, layer.values) for layer in output.past_key_values.layers]
+
+
+class CachedDecoder(_Cached):
+    """A decoder that takes the cache as a list of (key, value) and returns the logits and the new list."""
+
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past_key_values: Pairs
+    ) -> tuple[Tensor, Pairs]:
+        """Logits of shape (batch, sequence, vocabulary) and keys and values of (batch, heads, total, head size)."""
+        return self._run(past_key_values, input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
+
+
+class CachedDecoderWithoutPositions(_Cached):
+    """The same for models that find positions by themselves."""
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, past_key_values: Pairs) -> tuple[Tensor, Pairs]:
+        """As `CachedDecoder`."""
+        return self._run(past_key_values, input_ids=input_ids, attention_mask=attention_mask)
+
+
+def is_decoder(model: nn.Module) -> bool:
+    """Does the model write text from left to right?"""
+    return isinstance(model, PreTrainedModel) and model_folder.writes_text(type(model), model.config)
+
+
+def cached_decoder(source: Path | nn.Module) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any], Any]:
+    """A decoder with its cache as inputs and outputs: (module, args, kwargs, dynamic shapes for torch.export).
+
+    Names of parameters are those of the wrapped model. ``past_key_values*`` is what may be narrowed.
+
+    Raises:
+        ExportError: if it is no decoder, or its cache is not one key and value a layer.
+    """
+    subject = decoder_subject(model_folder.module(source) if isinstance(source, Path) else source)
+    return subject.module, subject.args, {}, subject.free()
+
+
+def decoder_subject(model: nn.Module) -> Subject:
+    """A decoder with example inputs, none of whose sizes is 1 or equal to another.
+
+    Raises:
+        ExportError: if it is no decoder, or its cache is not one key and value a layer.
+    """
+    if not isinstance(model, PreTrainedModel) or not is_decoder(model):
+        raise ExportError(f"{type(model).__name__} is no decoder; only a causal language model has a cache")
+    takes = inspect.signature(model.forward).parameters
+    _require(model, takes)
+    positions = "position_ids" in takes
+    wrapper = (CachedDecoder if positions else CachedDecoderWithoutPositions)(model)
+    past = _example_past(model)
+    ids = torch.arange(_BATCH * _SEQUENCE).view(_BATCH, _SEQUENCE) % model.config.get_text_config().vocab_size
+    mask = torch.ones(_BATCH, _SEQUENCE + _CACHED, dtype=torch.long)
+    place = torch.arange(_CACHED, _CACHED + _SEQUENCE).expand(_BATCH, -1).contiguous()
+    args = (ids, mask, place, past) if positions else (ids, mask, past)
+    names = ["input_ids", "attention_mask", *["position_ids"] * positions, *cache_names(PAST, len(past))]
+    return Subject(
+        wrapper, args, tuple(names), ("logits", *cache_names(PRESENT, len(past))),
+        named_dimensions(names, args), model.config.get_text_config().vocab_size, model.dtype,
+    )  # fmt: skip
+
+
+def _require(model: PreTrainedModel, takes: Any) -> None:
+    for name in ("attention_mask", "past_key_values"):
+        if name not in takes:
+            raise ExportError(f"{type(model).__name__}.forward takes no {name}; decoders without it cannot be exported")
+
+
+def _example_past(model: PreTrainedModel) -> Pairs:
+    """Keys and values as the model itself makes them, layer by layer."""
+    with torch.no_grad():
+        ids = torch.zeros(_BATCH, _CACHED, dtype=torch.long)
+        cache = model(input_ids=ids, use_cache=True).past_key_values
+    layers = getattr(cache, "layers", None)
+    if not layers or any(type(layer) is not DynamicLayer for layer in layers):
+        kinds = sorted({type(layer).__name__ for layer in layers or ()}) or [type(cache).__name__]
+        raise ExportError(
+            f"{type(model).__name__} keeps {', '.join(kinds)} between steps; only full attention, with one key and "
+            "value a layer, can be exported with a cache"
+        )
+    return [(layer.keys.clone(), layer.values.clone()) for layer in layers]

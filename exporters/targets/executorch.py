@@ -1,0 +1,175 @@
+"""Saved models as ExecuTorch programs for XNNPACK: phones, and other processors without Python."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.export import Dim, ExportedProgram
+
+from graphprune.errors import ExportError, first_line
+from graphprune.execution.module_state import quiet
+from graphprune.exporters import EXPORTERS, NEEDS
+from graphprune.exporters.checks import parity
+from graphprune.exporters.checks.parity import Runs
+from graphprune.exporters.checks.validation import Reference
+from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, Needs
+from graphprune.exporters.export_folders.onnx_writer import subject_of_model
+from graphprune.exporters.export_folders.package_formats import (
+    FORMATS,
+    Format,
+    export_as,
+    fixed_size,
+    library,
+    register,
+)
+from graphprune.exporters.onnx_tools.program_subjects import saved_subject
+from graphprune.exporters.subjects.decoders import is_decoder
+from graphprune.exporters.subjects.static_decoders import StaticDecoder, Stepwise, WholeText, likeliest, static_subject
+from graphprune.exporters.subjects.subject import Subject
+from graphprune.exporters.targets.pt2 import captured
+from graphprune.huggingface import model_folder
+
+FILE = "model.pte"
+_FORWARD, _LENGTH = "forward", "get_max_context_len"
+
+
+NEEDS["executorch"] = Needs(
+    ("per-layer", "stock", "free"),
+    32,
+    8,
+    "groups of weights in 8 bits hold 32; XNNPACK takes 8 channels at a time",
+    graphs=True,
+)
+
+
+@EXPORTERS.register("executorch")
+def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, force: bool = False) -> ExportReport:
+    """Export the model of a Hugging Face folder as model.pte, all sizes fixed.
+
+    A decoder keeps its cache of `past` tokens inside; it takes tokens, up to `sequence` at once, and their positions.
+    ``int8`` keeps the weights of linear layers, and what they are multiplied with, in 8 bits.
+
+    Raises:
+        ExportError: if ExecuTorch is missing, the model cannot be exported, the file does not agree with it, or
+            `output` may not be written.
+    """
+    options.require("executorch", quant=("int8",), static=("batch", "sequence", "past"))
+    library("executorch.exir", "executorch")
+    return export_as(FORMATS["executorch"], source, output, options, force=force)
+
+
+@dataclass(frozen=True)
+class Runner:
+    """A program in ExecuTorch's own runtime, called with inputs in order."""
+
+    method: Any
+    inputs: Sequence[str]
+    outputs: Sequence[str]
+
+    def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Outputs by name."""
+        try:
+            found = self.method.execute([feeds[name].contiguous() for name in self.inputs])
+        except RuntimeError as fault:
+            raise ExportError(f"ExecuTorch failed: {first_line(fault)}") from fault
+        # The runtime gives views of memory that the next call writes to.
+        return {name: tensor.clone() for name, tensor in zip(self.outputs, found, strict=True)}
+
+
+def _reference(source: Path, options: ExportOptions) -> Reference:
+    if model_folder.holds_graph(source):
+        if options.quant != "none":
+            raise ExportError(
+                f"{source} holds a graph of operators, and int8 takes linear layers of PyTorch; use --quant none, or "
+                "prune with destination stock or per-layer"
+            )
+        return fixed_size(saved_subject(source), options)
+    model: Any = model_folder.module(source)
+    if not is_decoder(model):
+        return fixed_size(subject_of_model(model, source), options)
+    subject = static_subject(model, options.static)
+    return Reference(subject, parity.FLOAT32, more=(likeliest(subject),))
+
+
+def _write(subject: Subject, folder: Path, options: ExportOptions) -> dict[str, Any]:
+    module = _quantised(subject.module) if options.quant == "int8" else subject.module
+    decoder = module.decoder if isinstance(module, WholeText) else None
+    program = _decoder(decoder) if decoder else captured(module, subject.args, {}, None)
+    told = _told(decoder, subject.vocabulary) if decoder else {}
+    try:
+        with quiet():
+            operators, made = _lowered(program, told)
+    except ExportError:
+        raise
+    except Exception as fault:  # its passes raise anything
+        raise ExportError(f"ExecuTorch cannot lower the model: {type(fault).__name__}: {first_line(fault)}") from fault
+    with (folder / FILE).open("wb") as file:
+        made.write_to_file(file)
+    return {"operators": operators, "methods": told}
+
+
+def _quantised(module: nn.Module) -> Any:
+    """A copy with linear layers as XNNPACK computes them in 8 bits: weights with a scale for each output, what they are
+    multiplied with rounded token by token. The other layers stay as they are.
+
+    Raises:
+        ExportError: if there is no linear layer.
+    """
+    if not any(isinstance(part, nn.Linear) for part in module.modules()):
+        raise ExportError(f"{type(module).__name__} has no linear layer to keep in int8; use --quant none")
+    torchao, made = library("torchao.quantization", "executorch"), deepcopy(module)
+    granularity = library("torchao.quantization.granularity", "executorch").PerAxis(0)
+    with quiet():
+        torchao.quantize_(
+            made, torchao.Int8DynamicActivationIntxWeightConfig(torch.int8, weight_granularity=granularity)
+        )
+    return made
+
+
+def _lowered(program: ExportedProgram, told: dict[str, Any]) -> tuple[dict[str, int], Any]:
+    """How often each operator remains, those that XNNPACK takes as one call of it, and the program to write."""
+    exir = library("executorch.exir", "executorch")
+    partition = library("executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch")
+    partitioner = [partition.XnnpackPartitioner()]
+    edge = exir.to_edge_transform_and_lower(program, partitioner=partitioner, constant_methods=told)
+    called = [node.target for node in edge.exported_program().graph.nodes if node.op == "call_function"]
+    kinds = Counter(str(getattr(target, "__name__", target)) for target in called)
+    return dict(sorted(kinds.items())), edge.to_executorch()
+
+
+def _decoder(decoder: StaticDecoder) -> ExportedProgram:
+    """With a free number of tokens only where more than one may come at once."""
+    at_once = decoder.at_once
+    free = Dim("sequence", min=1, max=at_once) if at_once > 1 else None
+    args = torch.zeros(1, at_once, dtype=torch.long), torch.arange(at_once)
+    return captured(decoder, args, {}, ({1: free}, {0: free}) if free else None)
+
+
+def _told(decoder: StaticDecoder, vocabulary: int) -> dict[str, Any]:
+    """What the runners of ExecuTorch ask a language model for."""
+    end: Any = decoder.model.config.get_text_config().eos_token_id
+    return {
+        _LENGTH: decoder.length, "get_max_seq_len": decoder.at_once if decoder.at_once > 1 else decoder.length,
+        "get_vocab_size": vocabulary, "use_kv_cache": True, "enable_dynamic_shape": decoder.at_once > 1,
+        **({} if end is None else {"get_eos_ids": end if isinstance(end, list) else [end]}),
+    }  # fmt: skip
+
+
+def _open(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> Runs:
+    runtime = library("executorch.runtime", "executorch")
+    try:
+        program = runtime.Runtime.get().load_program(path, verification=runtime.Verification.InternalConsistency)
+        method = program.load_method(_FORWARD)
+    except (RuntimeError, OSError) as fault:
+        raise ExportError(f"ExecuTorch cannot open {path.name}: {first_line(fault)}; export it again") from fault
+    if _LENGTH not in program.method_names:
+        return Runner(method, inputs, outputs)
+    return Stepwise(lambda *tokens: method.execute(tokens)[0].clone(), method.metadata.input_tensor_meta(0).sizes()[1])
+
+
+register(Format("executorch", FILE, ("executorch", "torchao"), _reference, _write, _open))

@@ -1,0 +1,138 @@
+"""Folders from which onnxruntime-genai writes text: a decoder, its tokenizer, and a description of both."""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from graphprune.errors import ExportError
+from graphprune.exporters import CHECKS, EXPORTERS, NEEDS
+from graphprune.exporters.checks.genai_runtime import SETTINGS, library, prove
+from graphprune.exporters.checks.generation import token_ids
+from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, Needs
+from graphprune.exporters.export_folders.onnx_writer import TAKES, Target, export_folder
+from graphprune.exporters.model_folders.folder_files import copy_beside
+from graphprune.exporters.onnx_tools.onnx_files import MODEL
+from graphprune.exporters.subjects.subject import PAST, PRESENT
+from graphprune.huggingface import model_folder
+
+#: Any graph with these names; every other type that it loads is one architecture, and runs the same code.
+_TYPE = "decoder"
+#: What transformers takes where generation_config.json says nothing.
+_SEARCH: dict[str, Any] = {
+    "do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "num_beams": 1, "repetition_penalty": 1.0,
+    "length_penalty": 1.0, "no_repeat_ngram_size": 0,
+}  # fmt: skip
+_LENGTHS = ("max_position_embeddings", "max_sequence_length", "max_seq_len", "seq_length")
+_ENDLESS = 10**9  # tokenizers without a limit name a far greater one
+
+
+NEEDS["genai"] = Needs(
+    ("per-layer", "stock", "free"), 32, 32, "onnxruntime-genai runs any width; blocks of stored weights hold 32"
+)
+
+
+@EXPORTERS.register("genai")
+def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, force: bool = False) -> ExportReport:
+    """Export the decoder of a Hugging Face folder with what onnxruntime-genai reads beside it, and let it write.
+
+    Layers may differ in the sizes of their cache. Weights in fewer bits are multiplied by ONNX Runtime's MatMulNBits.
+
+    Raises:
+        ExportError: if it cannot be exported, onnxruntime-genai is missing, does not read its tokenizer, or writes
+            other tokens than ONNX Runtime, or `output` may not be written.
+    """
+    options.require("genai", **{name: TAKES[name] for name in ("dtype", "quant", "opset")})
+    library()
+    settings = _settings(source)  # all that may be missing is asked for before the work
+    target = Target("genai", partial(_describe, source, settings), prove=prove)
+    return export_folder(source, output, target, options, force=force)
+
+
+@CHECKS.register("genai")
+def check(folder: Path) -> list[str]:
+    """Let onnxruntime-genai write once more.
+
+    Raises:
+        ExportError: as `prove`.
+    """
+    return [f"onnxruntime-genai writes the {prove(folder)['equal_tokens']} tokens that ONNX Runtime does"]
+
+
+def _describe(source: Path, settings: dict[str, Any], model: ir.Model, folder: Path) -> dict[str, Any]:
+    """Put the tokenizer and genai_config.json beside the model."""
+    copy_beside(source, folder)
+    whole = {
+        "model": {**_sized(model, settings), "type": _TYPE, "decoder": _decoder(model, settings)},
+        "search": {
+            **_search(source), "max_length": settings["context_length"],
+            "past_present_share_buffer": False,  # the graph returns the longer cache as a new one
+        },
+    }  # fmt: skip
+    (folder / SETTINGS).write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+    return {}
+
+
+def _settings(source: Path) -> dict[str, Any]:
+    """What the source says of its length, its attention and its special tokens.
+
+    Raises:
+        LoadError: if it has no tokenizer.
+        ExportError: if it does not say how long a text may be.
+    """
+    config, tokenizer = model_folder.config(source).get_text_config(), model_folder.tokenizer(source)
+    lengths = *(getattr(config, name, None) for name in _LENGTHS), tokenizer.model_max_length
+    length = next((n for n in lengths if isinstance(n, int) and 0 < n < _ENDLESS), None)
+    if length is None:
+        raise ExportError(
+            f"{source / model_folder.CONFIG} does not say how many tokens a text may have, which onnxruntime-genai "
+            f"must know; add {_LENGTHS[0]}"
+        )
+    tokens = {name: sorted(token_ids(source, name)) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    sizes = {name: getattr(config, name, None) for name in ("hidden_size", "num_attention_heads")}
+    return {"context_length": length, "tokens": tokens, "sizes": sizes}
+
+
+def _sized(model: ir.Model, settings: dict[str, Any]) -> dict[str, Any]:
+    """Vocabulary, length and special tokens; a number that is no token of the vocabulary is never written."""
+    size = _sizes(model.graph.outputs)["logits"][-1]
+    tokens = {name: [i for i in ids if 0 <= i < size] for name, ids in settings["tokens"].items()}
+    end = tokens["eos_token_id"]
+    single = {"bos_token_id": tokens["bos_token_id"], "pad_token_id": tokens["pad_token_id"] or end}
+    found: dict[str, Any] = {name: ids[0] for name, ids in single.items() if ids}
+    return {"vocab_size": size, "context_length": settings["context_length"], "eos_token_id": end, **found}
+
+
+def _decoder(model: ir.Model, settings: dict[str, Any]) -> dict[str, Any]:
+    """File, names and sizes; the sizes of each layer's cache are read from the file itself, here are the widest."""
+    takes = _sizes(model.graph.inputs)
+    keys = [shape for name, shape in takes.items() if name.startswith(f"{PAST}.") and name.endswith(".key")]
+    if not keys:
+        raise ExportError("the model keeps no keys and values: it is no decoder and writes no text; use target onnx")
+    return {
+        "filename": MODEL, "session_options": {"log_id": "onnxruntime-genai", "provider_options": []},
+        "num_hidden_layers": len(keys), "num_key_value_heads": max(shape[1] for shape in keys),
+        "head_size": max(shape[3] for shape in keys),
+        **{name: size for name, size in settings["sizes"].items() if isinstance(size, int)},
+        "inputs": {
+            **{name: name for name in takes if not name.startswith(f"{PAST}.")},
+            "past_key_names": f"{PAST}.%d.key", "past_value_names": f"{PAST}.%d.value",
+        },
+        "outputs": {
+            "logits": "logits", "present_key_names": f"{PRESENT}.%d.key", "present_value_names": f"{PRESENT}.%d.value",
+        },
+    }  # fmt: skip
+
+
+def _search(source: Path) -> dict[str, Any]:
+    """How the model is sampled, as its makers propose it."""
+    path = source / "generation_config.json"
+    proposed = model_folder.read_json(path) if path.is_file() else {}
+    return {name: default if proposed.get(name) is None else proposed[name] for name, default in _SEARCH.items()}
+
+
+def _sizes(values: Any) -> dict[str, tuple[Any, ...]]:
+    """Shapes by name; a free dimension is no number."""
+    return {value.name: tuple(value.shape) for value in values}

@@ -1,0 +1,154 @@
+"""Saved decoders as GGUF files for llama.cpp."""
+
+import time
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import gguf
+
+from graphprune.errors import ExportError
+from graphprune.exporters import EXPORTERS, NEEDS, VERIFIERS
+from graphprune.exporters.checks import parity
+from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, FolderVerification, Needs
+from graphprune.exporters.export_folders.export_report import require_size, source_of, write_report
+from graphprune.exporters.gguf_tools import gguf_runtime
+from graphprune.exporters.gguf_tools.gguf_file import MODEL, check, finite, is_quantised, write
+from graphprune.exporters.gguf_tools.gguf_model import Described, describe
+from graphprune.exporters.gguf_tools.gguf_vocabulary import vocabulary
+from graphprune.exporters.model_folders.folder_files import copy_licence, require_output
+from graphprune.huggingface import model_folder
+from graphprune.support.atomic_output import new_folder
+
+_TAKES: dict[str, Collection[object]] = {"dtype": ("fp32", "fp16"), "quant": ("int8", "int4")}
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A model and all that its file must say."""
+
+    source: Path
+    model: Any
+    described: Described
+    fields: Mapping[str, Any]
+    notes: list[str]
+
+
+NEEDS["gguf"] = Needs(("per-layer", "stock"), 32, 32, "blocks of Q8_0 and Q4_0 hold 32 weights of a row; K-quants, 256")
+
+
+@EXPORTERS.register("gguf")
+def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, force: bool = False) -> ExportReport:
+    """Export the decoder of a Hugging Face folder, with its tokenizer in the same file.
+
+    Layers of different widths become architecture ``deci``. Every number is read back; where llama-cpp-python is
+    installed, llama.cpp itself runs the file, and must say what the model says.
+
+    Raises:
+        ExportError: if llama.cpp does not compute this model, the file does not agree with it, or `output` may not be
+            written.
+    """
+    options.require("gguf", **_TAKES)
+    require_output(source, output, force)
+    start = time.perf_counter()
+    subject = _subject(source)
+    with new_folder(output, force) as folder:
+        path = folder / MODEL
+        write(path, subject.described, subject.fields, options)
+        written = time.perf_counter()
+        found, notes = _checked(path, subject, options)
+        seconds = {"export": written - start, "check": time.perf_counter() - written}
+        table = {**_facts(path, subject), **found, "notes": notes, "seconds": seconds}
+        copy_licence(source, folder)
+        report = write_report(folder, source, "gguf", options, table, found["parity"])
+    return replace(report, output=output)
+
+
+def _subject(source: Path) -> _Subject:
+    model = model_folder.module(source)
+    described = describe(model)
+    fields, notes = vocabulary(source, int(model.config.vocab_size))
+    return _Subject(source, model, described, fields, [*described.notes, *notes])
+
+
+def _facts(path: Path, subject: _Subject) -> dict[str, Any]:
+    keys = gguf.Keys.Tokenizer
+    return {
+        "architecture": subject.described.architecture,
+        "tokenizer": {"kind": subject.fields[keys.MODEL], "split": subject.fields.get(keys.PRE)},
+        "parameters": sum(tensor.numel() for tensor in subject.model.parameters()),
+        "bytes": path.stat().st_size,
+    }
+
+
+def _checked(path: Path, subject: _Subject, options: ExportOptions) -> tuple[dict[str, Any], list[str]]:
+    """What was found when the file was read back and run, and notes."""
+    found = check(path, subject.described, subject.fields, options)
+    notes = [*subject.notes, *_unquantised(subject.described, options)]
+    runtime = gguf_runtime.open_file(path, min(subject.described.context, gguf_runtime.PLACES))
+    if runtime is None:
+        notes.append("llama.cpp did not run it: that takes pip install 'graphprune[gguf]'")
+        return {**found, "parity": {}}, notes
+    ran = _run(subject, runtime, options)
+    kind = subject.fields[gguf.Keys.Tokenizer.MODEL]
+    if kind != "none":
+        ran["texts_cut_alike"], more = gguf_runtime.same_tokens(subject.source, runtime, kind == "llama")
+        notes += more
+    return {**found, "parity": {"llama.cpp": ran}}, notes
+
+
+def _run(subject: _Subject, runtime: gguf_runtime.Runtime, options: ExportOptions) -> dict[str, Any]:
+    """How far llama.cpp is from the model: number by number, or in fewer bits by what it says."""
+    described, model = subject.described, subject.model
+    if options.quant != "none":
+        found = gguf_runtime.diverging(model, runtime, options.quant, described.context)
+        return {**found, "greedy": gguf_runtime.greedy(gguf_runtime.subject_of(model), runtime)}
+    reference = gguf_runtime.reference_of(model, options.dtype or "fp32", described.bound)
+    found = parity.check(reference.subject, runtime, reference.bound).to_dict()
+    if reference.half_precision_itself is not None:
+        found["half_precision_itself"] = reference.half_precision_itself
+    return {**found, "greedy": gguf_runtime.greedy(reference.subject, runtime)}
+
+
+def _unquantised(described: Described, options: ExportOptions) -> list[str]:
+    if options.quant == "none":
+        return []
+    matrices = {name: tuple(tensor.shape) for name, tensor in described.tensors.items() if tensor.dim() > 1}
+    kept = [shape[-1] for name, shape in matrices.items() if not is_quantised(name, shape, options)]
+    notes = ["the table of embeddings and the head keep 8 bits"] if options.quant == "int4" else []
+    if kept:
+        widths = ", ".join(map(str, sorted(set(kept))))
+        notes.append(
+            f"{len(kept)} of {len(matrices)} matrices keep {options.dtype or 'fp16'}: their rows of {widths} are no "
+            "multiple of 32; prune to multiples of 32"
+        )
+    return notes
+
+
+@VERIFIERS.register("gguf")
+def verify(folder: Path, report: Mapping[str, Any]) -> FolderVerification:
+    """Repeat the check of an export; without its source, only that the file is whole.
+
+    Raises:
+        VerificationError: if its file has another size.
+        ExportError: if it is not what it was.
+    """
+    path = folder / MODEL
+    if not path.is_file():
+        raise ExportError(f"{folder} has no {MODEL}; export it again")
+    require_size(f"{path} has", path.stat().st_size, report)
+    finite(path)
+    made = FolderVerification(
+        folder, "gguf", int(report.get("parameters", 0)), ["it opens, all its weights are numbers"]
+    )
+    source = source_of(report)
+    if source is None:
+        return made
+    found, _ = _checked(path, _subject(source), ExportOptions(**report["options"]))
+    made.checks.append(f"each of its weights is that of the model in {source}")
+    made.max_error = max(found["error"].values())
+    if found["parity"]:
+        made.checks.append(f"llama.cpp says with it what the model in {source} says")
+        made.max_error = found["parity"]["llama.cpp"]["worst"]
+    return made

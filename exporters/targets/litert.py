@@ -1,0 +1,113 @@
+"""Saved encoders and vision models as LiteRT files (.tflite), for phones and microcontrollers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from graphprune.errors import ExportError, first_line
+from graphprune.execution.module_state import quiet
+from graphprune.exporters import EXPORTERS, NEEDS
+from graphprune.exporters.checks.validation import Reference
+from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, Needs
+from graphprune.exporters.export_folders.onnx_writer import subject_of_model
+from graphprune.exporters.export_folders.package_formats import (
+    FORMATS,
+    Format,
+    export_as,
+    fixed_size,
+    library,
+    register,
+)
+from graphprune.exporters.onnx_tools.program_subjects import saved_subject
+from graphprune.exporters.subjects.decoders import is_decoder
+from graphprune.exporters.subjects.subject import Subject
+from graphprune.huggingface import model_folder
+
+FILE = "model.tflite"
+
+
+NEEDS["litert"] = Needs(
+    ("stock", "per-layer", "free"), 8, 8, "XNNPACK, which runs the file on processors, takes 8 numbers at a time",
+    graphs=True,
+)  # fmt: skip
+
+
+@EXPORTERS.register("litert")
+def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, force: bool = False) -> ExportReport:
+    """Export the encoder or vision model of a Hugging Face folder as model.tflite, all sizes fixed.
+
+    Raises:
+        ExportError: if LiteRT is missing, the model is a decoder or cannot be exported, the file does not agree with
+            it, or `output` may not be written.
+    """
+    options.require("litert", static=("batch", "sequence"))
+    library("litert_torch", "litert")
+    return export_as(FORMATS["litert"], source, output, options, force=force)
+
+
+class ByName(nn.Module):
+    """A subject called with keywords and answering by name, for LiteRT keeps these names."""
+
+    def __init__(self, subject: Subject) -> None:
+        super().__init__()
+        self.module, self.subject = subject.module, subject
+
+    def forward(self, **feeds: Tensor) -> dict[str, Tensor]:
+        """Outputs by name."""
+        return self.subject.run(feeds)
+
+
+@dataclass(frozen=True)
+class Runner:
+    """The one signature of a file in LiteRT's interpreter."""
+
+    signature: Any
+    takes: Mapping[str, Any]
+
+    def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Outputs by name; integers are cast to the 32 bits that the file takes."""
+        arrays = {name: feeds[name].contiguous().numpy().astype(kind["dtype"]) for name, kind in self.takes.items()}
+        try:
+            found = self.signature(**arrays)
+        except (RuntimeError, ValueError) as fault:
+            raise ExportError(f"LiteRT failed: {first_line(fault)}") from fault
+        return {name: torch.from_numpy(array.copy()) for name, array in found.items()}
+
+
+def _reference(source: Path, options: ExportOptions) -> Reference:
+    if model_folder.holds_graph(source):
+        return fixed_size(saved_subject(source), options)
+    model = model_folder.module(source)
+    if is_decoder(model):
+        raise ExportError(
+            f"{type(model).__name__} writes text, and its cache, which changes with every call, is nothing that the "
+            "conversion to LiteRT takes; use target executorch for phones, or openvino or onnx"
+        )
+    return fixed_size(subject_of_model(model, source), options)
+
+
+def _write(subject: Subject, folder: Path, options: ExportOptions) -> dict[str, Any]:
+    litert = library("litert_torch", "litert")
+    try:
+        with quiet(), torch.no_grad():
+            made = litert.convert(ByName(subject), (), subject.example())
+            made.export(str(folder / FILE))
+    except Exception as fault:  # its passes raise anything
+        raise ExportError(f"LiteRT cannot convert the model: {type(fault).__name__}: {first_line(fault)}") from fault
+    return {}
+
+
+def _open(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> Runner:
+    interpreter = library("ai_edge_litert.interpreter", "litert")
+    try:
+        signature = interpreter.Interpreter(str(path), num_threads=torch.get_num_threads()).get_signature_runner()
+    except (RuntimeError, ValueError) as fault:
+        raise ExportError(f"LiteRT cannot open {path.name}: {first_line(fault)}; export it again") from fault
+    return Runner(signature, signature.get_input_details())
+
+
+register(Format("litert", FILE, ("litert-torch", "ai-edge-litert"), _reference, _write, _open))

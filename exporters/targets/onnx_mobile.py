@@ -1,0 +1,86 @@
+"""Saved models as ONNX for phones: fixed shapes, attention in single products, and the .ort format beside it."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import onnx_ir as ir
+
+from graphprune.errors import ExportError, first_line
+from graphprune.execution.module_state import imported, quiet
+from graphprune.exporters import EXPORTERS, NEEDS
+from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, Needs
+from graphprune.exporters.export_folders.onnx_writer import TAKES, Target, subject_of, write
+from graphprune.exporters.model_folders.folder_files import require_output
+from graphprune.exporters.onnx_tools.onnx_files import MODEL
+from graphprune.exporters.onnx_tools.onnx_subjects import is_stored
+from graphprune.exporters.onnx_tools.usability import usability
+from graphprune.exporters.subjects.subject import Subject
+from graphprune.huggingface import model_folder
+
+#: Sizes that nobody asked for otherwise: of a decoder, one token at a time in a window of 256.
+USUAL = {"batch": 1, "sequence": 128, "past": 255, "written": 32}
+_OPSET = 20  # the newest that converters for devices take
+
+
+NEEDS["onnx-mobile"] = Needs(
+    ("per-layer", "stock", "free"),
+    32,
+    8,
+    "stored blocks hold 32 weights, and kernels of ARM processors take 8 channels at a time",
+)
+
+
+@EXPORTERS.register("onnx-mobile")
+def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, force: bool = False) -> ExportReport:
+    """Export the model of a Hugging Face folder at fixed sizes, with a report of what accelerators would take of it.
+
+    A decoder of fixed sizes reads `sequence` tokens behind `past` places of cache; those not yet filled are masked, on
+    the left. With weights in fewer bits products are those of ONNX Runtime, which its packages for devices have.
+
+    Raises:
+        ExportError: if it cannot be exported, a file does not agree with the model, or `output` may not be written.
+    """
+    options.require("onnx-mobile", **TAKES)
+    require_output(source, output, force)
+    options = replace(options, opset=options.opset or (None if is_stored(source) else _OPSET))
+    subject = subject_of(source, options)
+    if not options.static:
+        options = replace(options, static=_usual(source, subject))
+        subject = subject.at(options.static)
+    return write(subject, source, output, Target("onnx-mobile", _finished), options, force=force)
+
+
+def _usual(source: Path, subject: Subject) -> dict[str, int]:
+    """Sizes for the dimensions that this model has, no longer than the texts that it takes."""
+    most = _longest(source) or max(USUAL.values())
+    sizes = {name: min(USUAL[name], most) for name in subject.sizes}
+    return sizes | {"sequence": 1, "past": min(USUAL["past"], most - 1)} if "past" in sizes else sizes
+
+
+def _longest(source: Path) -> int | None:
+    """How many tokens a text may have, if that is said."""
+    config = model_folder.config(source).get_text_config() if (source / model_folder.CONFIG).is_file() else None
+    return getattr(config, "max_position_embeddings", None)
+
+
+def _finished(model: ir.Model, folder: Path) -> dict[str, Any]:
+    """Write the .ort file; it and what accelerators would take go into the report."""
+    _to_ort(folder / MODEL)
+    return {"usability": usability(folder / MODEL)}
+
+
+def _to_ort(path: Path) -> None:
+    """Optimised for any processor: only so may it be run on another machine.
+
+    Raises:
+        ExportError: if ONNX Runtime cannot convert it.
+    """
+    converter = imported("onnxruntime.tools.convert_onnx_models_to_ort")
+    try:
+        with quiet():
+            converter.convert_onnx_models_to_ort(
+                path, optimization_styles=[converter.OptimizationStyle.Fixed], target_platform="arm"
+            )
+    except Exception as fault:  # its errors share no base class
+        raise ExportError(f"{path.name} cannot become an .ort file: {first_line(fault)}") from fault

@@ -1,0 +1,111 @@
+"""A GGUF file is converted once into a Hugging Face folder and loaded from there."""
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from graphprune.errors import LoadError
+from graphprune.frontends import FRONTENDS, Frontend, gguf_weights, huggingface
+from graphprune.ir.program import Program
+from graphprune.support import cache
+from graphprune.support.atomic_output import UNWRITABLE
+
+log = logging.getLogger(__name__)
+
+MAGIC = b"GGUF"
+
+
+def load(file: Path | str) -> Program:
+    """Capture the model of a GGUF file; its weights are read from a float32 copy that is made once.
+
+    Raises:
+        LoadError: if the file is missing or corrupt, or transformers cannot convert its architecture.
+        TraceError: if torch.export refuses the model.
+    """
+    return huggingface.load(folder(file))
+
+
+def folder(file: Path | str) -> Path:
+    """The Hugging Face folder with the model, tokenizer and generation settings of a GGUF file.
+
+    Raises:
+        LoadError: if the file is missing or corrupt, or transformers cannot convert its architecture.
+    """
+    file = Path(file)
+    _check(file)
+
+    def convert(target: Path) -> None:
+        log.info("%s: dequantising into %s, once", file, target.parent)
+        _convert(file, target)
+
+    return cache.once("gguf", [file], convert)
+
+
+def _check(file: Path) -> None:
+    if not file.is_file():
+        raise LoadError(f"{file} does not exist, expected a GGUF file")
+    with file.open("rb") as opened:
+        start = opened.read(len(MAGIC))
+    if start != MAGIC:
+        raise LoadError(f"{file} starts with {start!r}, expected {MAGIC!r}: it is no GGUF file; download it again")
+
+
+def _convert(file: Path, target: Path) -> None:
+    where = str(file.parent)
+    only: Any = {"gguf_file": file.name, "local_files_only": True}
+    try:
+        _write(file, target, only)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(where, **only)
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except OSError as fault:
+        if fault.errno in UNWRITABLE:
+            raise
+        raise _unreadable(file, fault) from fault
+    except BaseException as fault:  # a panic of the tokenizers library is no Exception
+        raise _unreadable(file, fault) from fault
+    tokenizer.save_pretrained(target)
+
+
+def _unreadable(file: Path, fault: BaseException) -> LoadError:
+    return LoadError(
+        f"{file} ({file.stat().st_size} bytes) is truncated, corrupt or of an architecture that transformers "
+        f"cannot convert: {fault}; download it again, or convert it with other tools to a Hugging Face folder"
+    )
+
+
+def _write(file: Path, target: Path, only: Any) -> None:
+    """Write the model a tensor at a time, or as a whole where that cannot be."""
+    try:
+        gguf_weights.write(file, target)
+    except gguf_weights.NotByName as why:
+        log.warning("%s: %s, so all its weights are held in memory while it is converted", file, why)
+        _write_whole(file, target, only)
+
+
+def _write_whole(file: Path, target: Path, only: Any) -> None:
+    """Let transformers read and write the model."""
+    auto: Any = transformers.AutoModelForCausalLM
+    model, found = auto.from_pretrained(str(file.parent), dtype=torch.float32, output_loading_info=True, **only)
+    if missing := sorted(found["missing_keys"]):  # it takes random numbers instead
+        raise LoadError(f"it holds no {missing[0]}")
+    _forget_quantisation(model)
+    model.save_pretrained(target)
+
+
+def _forget_quantisation(model: Any) -> None:
+    """Clear the marks by which transformers takes the model for a quantised one and refuses to save it."""
+    if hasattr(model.config, "quantization_config"):
+        del model.config.quantization_config
+    model.hf_quantizer = None
+    model.is_quantized = False
+
+
+def _is_gguf(text: str) -> bool:
+    return text.lower().endswith(".gguf")
+
+
+FRONTENDS.register("gguf")(Frontend("a .gguf file", _is_gguf, load))

@@ -1,0 +1,88 @@
+"""Which indices of a dimension stay, once it is decided which indices of its primes stay."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import accumulate
+from math import prod
+from typing import TypeVar
+
+from graphprune.axes.algebra import Axis, Prime, Product, Sum, primes, product, resolve
+
+N = TypeVar("N", int, float)
+
+
+@dataclass(frozen=True)
+class Kept:
+    """The kept indices of a prime: one row, or a row for each index of the axis `owner` around it."""
+
+    rows: tuple[tuple[int, ...], ...]
+    owner: Prime | None = None
+
+    @property
+    def width(self) -> int:
+        return len(self.rows[0])
+
+
+Keep = Mapping[Prime, Kept]
+
+
+def kept(axis: Axis, keep: Keep, around: Mapping[Prime, int] | None = None) -> list[int]:
+    """The indices of `axis` that stay when its primes keep what `keep` says (all, if it is silent)."""
+    axis = resolve(axis)
+    if not any(p in keep for p in primes(axis)):
+        return list(range(axis.size))
+    if isinstance(axis, Prime):
+        return _kept_prime(keep[axis], around or {})
+    if isinstance(axis, Sum):
+        starts = accumulate((part.size for part in axis.parts), initial=0)
+        segments = zip(starts, axis.parts, strict=False)
+        return [start + i for start, part in segments for i in kept(part, keep, around)]
+    return _kept_product(axis, keep, around or {})
+
+
+def _kept_prime(own: Kept, around: Mapping[Prime, int]) -> list[int]:
+    if own.owner is None:
+        return list(own.rows[0])
+    return list(own.rows[around[own.owner]])
+
+
+def _kept_product(axis: Product, keep: Keep, around: Mapping[Prime, int]) -> list[int]:
+    first, rest = axis.parts[0], product(axis.parts[1:])
+    outers = kept(first, keep, around)
+    if isinstance(first, Prime) and any(p in keep and keep[p].owner is first for p in primes(rest)):
+        return [i * rest.size + j for i in outers for j in kept(rest, keep, {**around, first: i})]
+    inners = kept(rest, keep, around)
+    return [i * rest.size + j for i in outers for j in inners]
+
+
+def width(axis: Axis, widths: Mapping[Prime, N]) -> N | int:
+    """The size of `axis` once its primes have `widths` (their own size, if it is silent); fractions are allowed."""
+    axis = resolve(axis)
+    if isinstance(axis, Prime):
+        return widths.get(axis, axis.size)
+    sizes = [width(part, widths) for part in axis.parts]
+    return prod(sizes) if isinstance(axis, Product) else sum(sizes)
+
+
+def locate(axis: Axis, p: Prime, owner: Prime | None = None) -> list[tuple[int, int]]:
+    """For every index of `axis`: the index of `owner` around it (0 if there is none) and that of `p`.
+
+    The latter is -1 in segments where `p` does not stand.
+    """
+    return _locate(resolve(axis), p, owner)
+
+
+def _locate(axis: Axis, p: Prime, owner: Prime | None) -> list[tuple[int, int]]:
+    if axis is p:
+        return [(0, i) for i in range(axis.size)]
+    if axis is owner:
+        return [(i, -1) for i in range(axis.size)]
+    if isinstance(axis, Prime):
+        return [(0, -1)] * axis.size
+    if isinstance(axis, Sum):
+        return [place for part in axis.parts for place in _locate(part, p, owner)]
+    places = [(0, -1)]
+    for part in axis.parts:
+        inner = _locate(part, p, owner)
+        places = [(r + row, max(c, column)) for r, c in places for row, column in inner]
+    return places

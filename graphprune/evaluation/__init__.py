@@ -1,0 +1,1 @@
+"""Quality of a model: perplexity, multiple-choice accuracy, and the loss under masks."""

@@ -1,0 +1,223 @@
+"""How well a language model predicts a text, and how fast; how many inputs a classifier gets right."""
+
+import math
+import statistics
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from graphprune.display.progress import progress
+from graphprune.errors import CalibrationError
+from graphprune.huggingface import model_folder
+from graphprune.ir.program import Inputs, Program
+from graphprune.statistics import texts
+from graphprune.statistics.collector import token_inputs
+
+Model = Program | Callable[..., Any]
+_ROWS = 512  # of logits whose softmax is computed at once
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What was measured; `nll` is the mean negative log likelihood of a predicted token, in nats."""
+
+    perplexity: float
+    nll: float
+    windows: int
+    length: int
+    tokens: int
+    seconds: float
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens that went through the model in a second, the computation of the likelihood included."""
+        return self.windows * self.length / self.seconds
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How many tokens went through a forward pass in a second, in the median of some passes."""
+
+    tokens_per_second: float
+    seconds: float
+    tokens: int
+
+
+@dataclass(frozen=True)
+class Classified:
+    """Which inputs a classifier got right, in their order."""
+
+    right: tuple[bool, ...]
+    seconds: float
+
+    @property
+    def accuracy(self) -> float:
+        """The share that is right."""
+        return sum(self.right) / len(self.right)
+
+
+def evaluate(
+    model: Program | Path | str, text: str | Path, *, length: int = 512, windows: int | None = None, batch: int = 4
+) -> Evaluation:
+    """Measure a program, or the model of a Hugging Face folder, on consecutive windows of a text (see `corpus.read`).
+
+    Raises:
+        LoadError: if the model, its tokenizer or the text cannot be read.
+        CalibrationError: if the text is too short, or the model predicts no finite numbers.
+    """
+    source = folder(model)
+    ids = windows_of(source, text, length, windows)
+    return perplexity(model if isinstance(model, Program) else model_folder.module(source), ids, batch=batch)
+
+
+def windows_of(folder: Path, text: str | Path, length: int, count: int | None) -> Tensor:
+    """The first windows of a text, shape (count, length), by the tokenizer of a folder; all if `count` is None.
+
+    Raises:
+        LoadError: if the tokenizer or the text cannot be read.
+        CalibrationError: if the text is too short.
+    """
+    ids = texts.windows(model_folder.tokenizer(folder), texts.read(text), length)
+    if count is not None and len(ids) < count:
+        raise CalibrationError(f"the text {text} has {len(ids)} windows of {length} tokens, {count} were asked for")
+    return ids[:count]
+
+
+def folder(model: Program | Path | str) -> Path:
+    """Where the tokenizer of a model lies.
+
+    Raises:
+        CalibrationError: if it came from no folder.
+    """
+    if not isinstance(model, Program):
+        return Path(model)
+    if model.source is None:
+        raise CalibrationError("the program came from no folder, so it has no tokenizer; use perplexity with token ids")
+    return model.source.path
+
+
+def perplexity(model: Model, windows: Tensor, *, batch: int = 4) -> Evaluation:
+    """Measure how well each token is predicted from those before it in its window.
+
+    `windows` are token ids of shape ``(n, length)``; a model that is no program is called with `input_ids`.
+    Logits are turned into likelihoods some rows at a time, since a large vocabulary makes them large.
+
+    Raises:
+        CalibrationError: if the likelihoods are not finite.
+    """
+    count, length = windows.shape
+    call = caller(model)
+    start, total = time.perf_counter(), 0.0
+    with torch.inference_mode(), progress("measuring perplexity", count) as step:
+        for first in range(0, count, batch):
+            part = windows[first : first + batch]
+            total += negative_log_likelihood(call(part)[:, :-1].flatten(0, 1), part[:, 1:].flatten())
+            if not math.isfinite(total):
+                last = first + len(part) - 1
+                raise CalibrationError(f"the model predicts numbers that are not finite in windows {first} to {last}")
+            step(len(part))
+    tokens = count * (length - 1)
+    nll = total / tokens
+    return Evaluation(_exponential(nll), nll, count, length, tokens, time.perf_counter() - start)
+
+
+@dataclass(frozen=True)
+class Exam:
+    """Texts that a language model is measured on before and after something, read once: windows of token ids."""
+
+    windows: Mapping[str, Tensor]
+
+    @classmethod
+    def of(cls, program: Program, texts: Sequence[str | Path], length: int, count: int) -> "Exam":
+        """The first windows of some texts, by the tokenizer of a program.
+
+        Raises:
+            LoadError: if a text or the tokenizer cannot be read.
+            CalibrationError: if a text is too short, or the program came from no folder.
+        """
+        return cls({str(text): windows_of(folder(program), text, length, count) for text in texts})
+
+    def perplexities(self, model: Model) -> dict[str, float]:
+        """The perplexity on every text, by its name.
+
+        Raises:
+            CalibrationError: if the likelihoods are not finite, or the model is no language model.
+        """
+        return {text: perplexity(model, windows).perplexity for text, windows in self.windows.items()}
+
+
+def classify(model: Model, batches: Iterable[tuple[Inputs, Tensor]]) -> Classified:
+    """Count how often the highest score is that of the right class.
+
+    Every batch is a call ``(args, kwargs)`` of the model, and the numbers of the right classes, shape ``(n,)``. The
+    model returns their scores, shape ``(n, classes)``: alone, first in a tuple, or as `logits`.
+
+    Raises:
+        CalibrationError: if there is no batch, or the model returns other things, or numbers that are not finite.
+    """
+    run = model.module() if isinstance(model, Program) else model
+    start, right = time.perf_counter(), list[bool]()
+    with torch.inference_mode():
+        for (args, kwargs), labels in batches:
+            scores = logits(run(*args, **kwargs), 2)
+            if scores.shape[0] != len(labels) or not scores.isfinite().all():
+                shape = tuple(scores.shape)
+                raise CalibrationError(f"for {len(labels)} labels there are scores {shape}, or some are not finite")
+            right += (scores.argmax(1) == labels).tolist()
+    if not right:
+        raise CalibrationError("there is nothing to classify; expected at least one batch of inputs and labels")
+    return Classified(tuple(right), time.perf_counter() - start)
+
+
+def tokens_per_second(model: Model, windows: Tensor, *, repeats: int = 5) -> Speed:
+    """Time forward passes over token ids of shape ``(batch, length)``, after one that is not timed."""
+    call = caller(model)
+    times = []
+    with torch.inference_mode(), progress("measuring speed", repeats + 1) as step:
+        for _ in range(repeats + 1):
+            start = time.perf_counter()
+            call(windows)
+            times.append(time.perf_counter() - start)
+            step()
+    seconds = statistics.median(times[1:])
+    return Speed(windows.numel() / seconds, seconds, windows.numel())
+
+
+def caller(model: Model) -> Callable[[Tensor], Tensor]:
+    """From token ids to logits of shape ``(batch, length, vocabulary)``."""
+    if not isinstance(model, Program):
+        return lambda ids: logits(model(input_ids=ids))
+    module, program = model.module(), model
+    return lambda ids: logits(module(**token_inputs(program, ids)))
+
+
+def logits(output: Any, rank: int = 3) -> Tensor:
+    """The scores in what a model returns: of every token (rank 3), or of the whole input (rank 2).
+
+    Raises:
+        CalibrationError: if there are none of this rank.
+    """
+    found = output["logits"] if isinstance(output, dict) else getattr(output, "logits", output)
+    found = found[0] if isinstance(found, tuple | list) else found
+    if not isinstance(found, Tensor) or found.dim() != rank:
+        kind, what = type(output).__name__, "language model" if rank == 3 else "classifier"
+        where = "for every token" if rank == 3 else "of shape (inputs, classes)"
+        raise CalibrationError(f"the model returns a {kind} without logits {where}: it is no {what}")
+    return found
+
+
+def negative_log_likelihood(rows: Tensor, targets: Tensor) -> float:
+    """The negative log likelihoods of tokens, shape (n,), by logits of shape (n, vocabulary), summed in double
+    precision; some rows at a time, since a large vocabulary makes them large."""
+    parts = zip(torch.split(rows, _ROWS), torch.split(targets, _ROWS), strict=True)
+    return sum(cross_entropy(row.float(), target, reduction="none").double().sum().item() for row, target in parts)
+
+
+def _exponential(nll: float) -> float:
+    return math.exp(nll) if nll < 700 else math.inf

@@ -1,0 +1,1 @@
+"""Programs run segment by segment, compared with each other, and timed."""

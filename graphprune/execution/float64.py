@@ -1,0 +1,60 @@
+"""Programs and inputs in double precision: what differs there too is no rounding of single precision."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor
+from torch.fx.node import map_aggregate
+
+from graphprune.ir.program import Inputs, Program, copy_graph
+from graphprune.ir.weights import Over
+
+WIDER = {torch.float32: torch.float64, torch.complex64: torch.complex128}
+
+
+@dataclass(frozen=True)
+class _Doubled(Over):
+    """The weights of `base`, in double precision where they are in single."""
+
+    def __getitem__(self, name: str) -> Tensor:
+        return _wide(self.base[name])
+
+
+def program(single: Program) -> Program:
+    """The program with the same weights, computing in double precision wherever it does in single.
+
+    Graphs inside of operators (loops, branches) stay as they are.
+    """
+    graph = copy_graph(single.graph)
+    for node in graph.nodes:
+        node.args, node.kwargs = map_aggregate(node.args, _type), map_aggregate(node.kwargs, _type)
+    return replace(single, graph=graph, weights=_Doubled(single.weights))
+
+
+def inputs(single: Inputs) -> Inputs:
+    """The same numbers."""
+    found: Inputs = pytree.tree_map_only(Tensor, _wide, single)
+    return found
+
+
+@contextmanager
+def default() -> Iterator[None]:
+    """Operators that are told no type make double precision here."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _wide(tensor: Tensor) -> Tensor:
+    return tensor.to(WIDER.get(tensor.dtype, tensor.dtype))
+
+
+def _type(leaf: Any) -> Any:
+    return WIDER.get(leaf, leaf) if isinstance(leaf, torch.dtype) else leaf

@@ -1,0 +1,209 @@
+"""Segments: stretches of the graph between places where a single activation is alive.
+
+Values that depend on no parameter (masks, rotary tables) are constants here: they are made once a batch.
+"""
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx
+
+from graphprune.axes.groups import Dependencies
+from graphprune.ir.program import Program
+from graphprune.ir.weights import Weights
+
+CONSTANTS = 1 << 26  # bytes of constants that are kept; more are made anew for each segment
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive nodes that read one activation, `entry` (None for the first), and leave one, `exit`."""
+
+    nodes: tuple[fx.Node, ...]
+    entry: fx.Node | None
+    exit: fx.Node | None
+
+    @property
+    def names(self) -> set[str]:
+        """The names of its nodes."""
+        return {node.name for node in self.nodes}
+
+    def weights(self, program: Program) -> set[str]:
+        """The names under which the parameters and buffers that it reads are stored."""
+        return program.names(n for node in self.nodes for n in node.all_input_nodes)
+
+    def before(self, names: Collection[str]) -> "Segment":
+        """The part that makes the values of these nodes; what does not lead to them is left out."""
+        nodes = {node.name: node for node in self.nodes}
+        wanted, stack = set[str](), list(names)
+        while stack:
+            node = nodes.get(stack.pop())
+            if node is not None and node.name not in wanted:
+                wanted.add(node.name)
+                stack += [n.name for n in node.all_input_nodes]
+        return Segment(tuple(node for node in self.nodes if node.name in wanted), self.entry, None)
+
+
+def split(program: Program, busy: Collection[str]) -> list[Segment]:
+    """Cut the graph wherever one activation is alive, so that every segment but the last holds a `busy` node."""
+    active = activations(program)
+    position = {node: i for i, node in enumerate(program.graph.nodes)}
+    last_use = {node: max((position[user] for user in node.users), default=-1) for node in active}
+    segments: list[Segment] = []
+    run: list[fx.Node] = []
+    live: set[fx.Node] = set()
+    entry: fx.Node | None = None
+    for node in (n for n in program.graph.nodes if n in active):
+        run.append(node)
+        live = {n for n in (*live, node) if last_use[n] > position[node]}
+        left = next(iter(live)) if len(live) == 1 else None
+        if left is not None and isinstance(left.meta.get("val"), Tensor) and any(n.name in busy for n in run):
+            segments.append(Segment(tuple(run), entry, left))
+            run, entry = [], left
+    return [*segments, Segment(tuple(run), entry, None)] if run else segments
+
+
+def between_maps(program: Program) -> list[Segment]:
+    """The graph, cut so that every segment but the last holds a linear map."""
+    return split(program, {consumer.node for consumer in program.fact(Dependencies).consumers})
+
+
+def activations(program: Program) -> set[fx.Node]:
+    """The operator nodes whose values depend on a parameter."""
+    found: set[fx.Node] = set()
+    sources = {n for n in program.tensors() if program.name(str(n.target)) in program.parameters}
+    for node in program.graph.nodes:
+        if node.op == "call_function" and any(n in found or n in sources for n in node.all_input_nodes):
+            found.add(node)
+    return found
+
+
+@dataclass
+class Constants:
+    """The values of inputs, and of all nodes that depend on no parameter: made once for all batches that are alike in
+    the inputs which those nodes read, as long as they take at most `most` bytes."""
+
+    program: Program
+    most: int = CONSTANTS
+    device: torch.device | str | None = None
+    made: list[tuple[list[Any], dict[str, Any]]] = field(default_factory=list)
+
+    def of(self, leaves: Sequence[Any]) -> dict[str, Any]:
+        """Those of a batch of input leaves, by name."""
+        inputs = dict(zip(self._inputs, leaves, strict=True))
+        read = [inputs[name] for name in self._read]
+        found = next((made for known, made in self.made if all(map(_same, known, read))), None)
+        if found is None:
+            found = self._evaluated(inputs)
+            self.made.append((read, found))
+            while self.made and sum(_bytes(values) for _, values in self.made) > self.most:
+                del self.made[0]
+        return {name: there(inputs[name], self.device) for name in self._used.intersection(inputs)} | found
+
+    def _evaluated(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        values = dict(inputs)
+        for node in self._nodes:
+            values[node.name] = evaluate(node, values, lambda n: _buffer(self.program, n))
+        return {node.name: there(values[node.name], self.device) for node in self._nodes if node.name in self._used}
+
+    @cached_property
+    def _inputs(self) -> list[str]:
+        return [node.name for node in self.program.graph.nodes if node.op == "placeholder"]
+
+    @cached_property
+    def _nodes(self) -> list[fx.Node]:
+        active = self._active
+        return [node for node in self.program.graph.nodes if node.op == "call_function" and node not in active]
+
+    @cached_property
+    def _read(self) -> list[str]:
+        """The inputs that the nodes read."""
+        read = {n.name for node in self._nodes for n in node.all_input_nodes}
+        return [name for name in self._inputs if name in read]
+
+    @cached_property
+    def _used(self) -> set[str]:
+        """What the rest of the graph reads."""
+        return {n.name for node in self._active for n in node.all_input_nodes}
+
+    @cached_property
+    def _active(self) -> set[fx.Node]:
+        return activations(self.program)
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Tensor) and isinstance(b, Tensor):
+        return a is b or (a.dtype == b.dtype and torch.equal(a, b))
+    return type(a) is type(b) and not isinstance(a, Tensor) and bool(a == b)
+
+
+def _bytes(values: Mapping[str, Any]) -> int:
+    return sum(leaf.nbytes for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor))
+
+
+def evaluate(node: fx.Node, values: Mapping[str, Any], attribute: Any) -> Any:
+    """The value of one operator node."""
+
+    def value(n: fx.Node) -> Any:
+        return attribute(n) if n.op == "get_attr" else values[n.name]
+
+    args, kwargs = pytree.tree_map_only(fx.Node, value, (node.args, node.kwargs))
+    return node.target(*args, **kwargs)  # type: ignore[operator]
+
+
+def there(value: Any, device: torch.device | str | None) -> Any:
+    """A tensor on a device, if one is given; whatever else it is stays as it is."""
+    return value.to(device=device, non_blocking=True) if isinstance(value, Tensor) else value
+
+
+def load(
+    segment: Segment, program: Program, weights: Weights, device: torch.device | str | None = None
+) -> dict[str, Tensor]:
+    """The weights that a segment reads, on a device if one is given."""
+    names = (name for name in segment.weights(program) if name in weights)
+    return {name: there(weights[name], device) for name in names}
+
+
+def run(
+    segment: Segment,
+    program: Program,
+    weights: Weights,
+    known: Mapping[str, Any],
+    entry: Any,
+    watch: Collection[str] = (),
+) -> tuple[Any, dict[str, Any]]:
+    """Run a segment on one batch: its exit value, and the values of the nodes in `watch`.
+
+    Values are dropped after their last use, so that memory is bounded by what is alive.
+    """
+    values = dict(known)
+    if segment.entry is not None:
+        values[segment.entry.name] = entry
+    seen = {name: values[name] for name in watch if name in values}
+    uses = _last_uses(segment)
+    for i, node in enumerate(segment.nodes):
+        values[node.name] = evaluate(node, values, lambda n: weights[program.name(str(n.target))])
+        if node.name in watch:
+            seen[node.name] = values[node.name]
+        for name in uses.get(i, ()):
+            values.pop(name, None)
+    return (values[segment.exit.name] if segment.exit else None), seen
+
+
+def _last_uses(segment: Segment) -> dict[int, list[str]]:
+    """Which values of the segment are used last at which of its nodes."""
+    last = {n.name: i for i, node in enumerate(segment.nodes) for n in node.all_input_nodes}
+    found: dict[int, list[str]] = {}
+    for name, i in last.items():
+        if segment.exit is None or name != segment.exit.name:
+            found.setdefault(i, []).append(name)
+    return found
+
+
+def _buffer(program: Program, node: fx.Node) -> Any:
+    name = program.name(str(node.target))
+    return program.weights[name] if name in program.weights else program.submodules[name]

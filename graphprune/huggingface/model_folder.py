@@ -1,0 +1,231 @@
+"""Hugging Face folders: their configuration, their class and the real model; for frontends and exporters alike."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from safetensors.torch import load_file
+from torch import nn
+
+from graphprune.errors import LoadError, first_line
+from graphprune.huggingface import per_layer
+from graphprune.huggingface.layer_removal import shorten_config
+from graphprune.ir.program import Source
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+PROGRAM = "model.pt2"  # in place of weights, where no class of transformers can hold them
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tokenizer_config.json")
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        LoadError: if it is missing, not JSON, or no object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as fault:
+        raise LoadError(f"cannot read {path}: {fault.strerror}") from fault
+    except ValueError as fault:
+        raise LoadError(f"{path} is not valid JSON ({fault}); copy the file again") from fault
+    if not isinstance(content, dict):
+        raise LoadError(f"{path} holds a {type(content).__name__}, expected an object")
+    return content
+
+
+def config(folder: Path) -> Any:
+    """The configuration of the model in `folder`; code that lies there is not run.
+
+    Raises:
+        LoadError: if there is none, or transformers cannot make sense of it.
+    """
+    raw = _raw_config(folder)
+    kind = raw.get("model_type")
+    if not isinstance(kind, str) or kind not in transformers.CONFIG_MAPPING:
+        raise LoadError(
+            f"{folder / CONFIG}: model_type is {kind!r}, which transformers {transformers.__version__} does not know; "
+            "code in the folder is never run: build the model yourself and pass it to graphprune.trace"
+        )
+    try:
+        return transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as fault:
+        raise LoadError(
+            f"{folder / CONFIG} is no valid configuration of a {kind} model: {first_line(fault)}"
+        ) from fault
+
+
+def settings(source: Source) -> Any:
+    """The configuration of the model that a program came from, without the blocks that it dropped.
+
+    Raises:
+        LoadError: if there is none.
+        ExportError: if it has no field that can say so.
+    """
+    found = config(source.path)
+    return shorten_config(found, source.dropped) if source.dropped else found
+
+
+def model_class(folder: Path, settings: Any) -> Any:
+    """The transformers class that the configuration names in `architectures`.
+
+    Raises:
+        LoadError: if it names none that transformers has.
+    """
+    names = getattr(settings, "architectures", None) or []
+    for name in names:
+        found = getattr(transformers, str(name), None)
+        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
+            return found
+    raise LoadError(
+        f"{folder / CONFIG}: architectures is {names!r}, expected the name of a model class of transformers "
+        f"{transformers.__version__}; for a class of your own use graphprune.trace"
+    )
+
+
+def writes_text(found: Any, settings: Any) -> bool:
+    """Does a model class of transformers, so configured, write text from left to right?"""
+    return bool(found.can_generate() and found.main_input_name == "input_ids" and not settings.is_encoder_decoder)
+
+
+def build(folder: Path, settings: Any) -> nn.Module:
+    """A model of the configured class and sizes, its weights still to be filled in.
+
+    Raises:
+        LoadError: if the configured sizes make no model.
+    """
+    try:
+        make = per_layer.build if per_layer.is_per_layer(settings) else model_class(folder, settings)
+        model: nn.Module = make(settings)
+    except LoadError:
+        raise
+    except Exception as fault:
+        raise LoadError(f"{folder / CONFIG}: no model can be built from it: {first_line(fault)}") from fault
+    return model.eval()
+
+
+def is_folder(folder: Path) -> bool:
+    """Is this a folder whose model a class of transformers holds?"""
+    return (folder / CONFIG).is_file() and not holds_graph(folder)
+
+
+def holds_graph(folder: Path) -> bool:
+    """Is this a folder of destination free?"""
+    return (folder / PROGRAM).is_file()
+
+
+def module(folder: Path | str, dtype: torch.dtype = torch.float32) -> Any:
+    """The real model with all its weights in memory, for generation and export.
+
+    Raises:
+        LoadError: if the folder holds no complete model in safetensors.
+    """
+    folder = Path(folder)
+    settings = config(folder)
+    require_safetensors(folder)
+    if per_layer.is_per_layer(settings):
+        return _per_layer_module(folder, settings, dtype)
+    try:
+        model, info = model_class(folder, settings).from_pretrained(
+            str(folder), config=settings, dtype=dtype, local_files_only=True, use_safetensors=True,
+            output_loading_info=True,
+        )  # fmt: skip
+    except LoadError:
+        raise
+    except Exception as fault:
+        raise LoadError(f"transformers cannot load {folder}: {first_line(fault)}") from fault
+    _require_complete(folder, info["missing_keys"], info["mismatched_keys"])
+    return model.eval()
+
+
+def tokenizer(source: Path | str) -> Any:
+    """The tokenizer of a folder, or of the folder in which a file lies.
+
+    Raises:
+        LoadError: if there is none, or it cannot be read.
+    """
+    folder = Path(source) if Path(source).is_dir() else Path(source).parent
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        raise LoadError(f"{folder} has no tokenizer: expected one of {', '.join(TOKENIZERS)}")
+    try:
+        return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+    except Exception as fault:
+        raise LoadError(f"transformers cannot load the tokenizer of {folder}: {first_line(fault)}") from fault
+
+
+def require_safetensors(folder: Path) -> None:
+    """Check that the weights are there, and not as pickles, which could run code.
+
+    Raises:
+        LoadError: if they are not.
+    """
+    if (folder / WEIGHTS).is_file() or (folder / INDEX).is_file():
+        return
+    pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
+    if pickles:
+        raise LoadError(
+            f"{folder} has its weights in {pickles[0]}, which may run code when read; expected {WEIGHTS}. Convert it: "
+            "load the model with transformers where you trust it, then model.save_pretrained(folder)"
+        )
+    raise LoadError(f"{folder} has no weights: expected {WEIGHTS} or {INDEX}")
+
+
+def _per_layer_module(folder: Path, settings: Any, dtype: torch.dtype) -> nn.Module:
+    model = build(folder, settings).to(dtype)
+    stored = {name: tensor for file in weight_files(folder) for name, tensor in load_file(file).items()}
+    try:
+        found = model.load_state_dict(stored, strict=False)
+    except RuntimeError as fault:
+        raise LoadError(f"{folder}: the weights do not fit {CONFIG}: {first_line(fault)}") from fault
+    tied = getattr(model, "all_tied_weights_keys", {})
+    _require_complete(folder, [name for name in found.missing_keys if name not in tied], [])
+    model.tie_weights()  # type: ignore[operator]
+    return model.eval()
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The safetensors files of the folder, as its index lists them where there is one.
+
+    Raises:
+        LoadError: if the index is broken, or names a file that is absent or outside the folder.
+    """
+    if not (folder / INDEX).is_file():
+        return [folder / WEIGHTS]
+    listed = read_json(folder / INDEX).get("weight_map")
+    if not isinstance(listed, dict) or not listed:
+        raise LoadError(f"{folder / INDEX} has no weight_map; copy the file again")
+    names = sorted({str(name) for name in listed.values()})
+    for name in names:
+        if Path(name).name != name:
+            raise LoadError(f"{folder / INDEX} names {name!r}, expected a file in the same folder")
+        if not (folder / name).is_file():
+            raise LoadError(f"{folder / name} is missing, one of {len(names)} files that {INDEX} lists; copy it again")
+    return [folder / name for name in names]
+
+
+def _raw_config(folder: Path) -> dict[str, Any]:
+    if not folder.is_dir():
+        raise LoadError(f"{folder} is not a folder")
+    if not (folder / CONFIG).is_file():
+        raise LoadError(f"{folder} has no {CONFIG}: expected a Hugging Face model folder")
+    raw = read_json(folder / CONFIG)
+    if "quantization_config" in raw:
+        raise LoadError(
+            f"{folder / CONFIG}: the weights are quantised (quantization_config), expected plain floating-point ones. "
+            "Load the model with transformers, call model.dequantize() and save it"
+        )
+    return raw
+
+
+def _require_complete(folder: Path, missing: Iterable[str], mismatched: Iterable[Any]) -> None:
+    """Random numbers in place of a weight would make every score and figure nonsense, so refuse them."""
+    if absent := sorted(missing):
+        raise LoadError(f"{folder} lacks {len(absent)} weights, the first {absent[0]}; copy the files again")
+    if wrong := sorted(str(entry) for entry in mismatched):
+        raise LoadError(f"{folder}: {len(wrong)} weights do not have the shapes of {CONFIG}, the first {wrong[0]}")

@@ -1,0 +1,226 @@
+"""Decoders and encoders whose layers differ in width, as transformers' `per_layer_config` describes them."""
+
+import inspect
+import json
+from collections.abc import Hashable
+from functools import lru_cache
+from string import Template
+from typing import Any, cast
+
+from torch import nn
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from graphprune.errors import ExportError
+from graphprune.huggingface.config_widths import fit
+from graphprune.huggingface.meta_models import (
+    Shapes,
+    as_text,
+    describe,
+    flat,
+    from_table,
+    on_meta,
+    stock_class,
+    weightless,
+)
+
+FILE = "modeling_per_layer.py"
+
+_CODE = Template('''\
+"""$stock whose layers have widths of their own, each built from `config.per_layer_config[i]`. Written by graphprune."""
+
+import inspect
+
+from transformers import $stock
+
+
+class PerLayer$stock($stock):
+    def __init__(self, config):
+        super().__init__(config)
+        layers = self.get_submodule("$layers")
+        for index, wide in enumerate(layers):
+            own = config.per_layer_config[index]
+            takes_index = "layer_idx" in inspect.signature(type(wide).__init__).parameters
+            layer = type(wide)(own, layer_idx=index) if takes_index else type(wide)(own)
+            for module in layer.modules():
+                if getattr(module, "config", None) is own:
+                    module.config = config  # what is not a width, as the kind of attention, is set there
+            layers[index] = layer
+        self.post_init()
+''')
+
+
+def is_per_layer(config: PreTrainedConfig) -> bool:
+    """Does the config give layers widths of their own?"""
+    return bool(getattr(config, "is_heterogeneous", False))
+
+
+def code(config: PreTrainedConfig) -> str:
+    """The Python file with which transformers loads such a model, given trust_remote_code."""
+    return _CODE.substitute(stock=stock_class(config).__name__, layers=_layers(config))
+
+
+def reference(config: PreTrainedConfig) -> str:
+    """What `auto_map` says for it."""
+    return f"{FILE.removesuffix('.py')}.PerLayer{stock_class(config).__name__}"
+
+
+def build(config: PreTrainedConfig) -> PreTrainedModel:
+    """The model of a per-layer config; code that lies beside the config is not run.
+
+    Raises:
+        ExportError: if the class does not keep its layers in one list.
+    """
+    return model_class(stock_class(config))(config)
+
+
+def build_on_meta(config: PreTrainedConfig) -> PreTrainedModel:
+    """The same without memory for its weights."""
+    return weightless(build, config)
+
+
+def model_class(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
+    """The class that the code file of such a folder defines; the same one for every call."""
+    return _model_class(cast(Hashable, stock))
+
+
+@lru_cache
+def _model_class(stock: Any) -> type[PreTrainedModel]:
+
+    class PerLayer(stock):  # type: ignore[misc]
+        def __init__(self, config: PreTrainedConfig) -> None:
+            super().__init__(config)
+            _rebuild_layers(self, config)
+            self.post_init()
+
+    PerLayer.__name__ = PerLayer.__qualname__ = f"PerLayer{stock.__name__}"
+    return PerLayer
+
+
+def fit_layers(config: PreTrainedConfig, shapes: Shapes) -> PreTrainedConfig:
+    """A copy of `config` with which every layer has the widths that `shapes` gives it; a plain one if they are equal.
+
+    `shapes` may leave out names (of tied weights); buffers may be among them.
+
+    Raises:
+        ExportError: if no fields make the widths of some layer, or the class cannot build layers one by one.
+    """
+    base = flat(config)
+    prefix, known = _layers(base), describe(on_meta(base)).shapes
+    shapes = {name: shape for name, shape in shapes.items() if name in known}
+    tables = [_fit_layer(base, prefix, layer, shapes) for layer in range(_count(base))]
+    differing = {key for table in tables for key in table if table[key] != tables[0][key]}
+    _require_own(base, tables, differing)
+    widest = {key: max(table[key] or 0 for table in tables) for key in differing}
+    fitted = from_table(type(base), {**tables[0], **widest})
+    if not differing:
+        return fitted
+    fitted.allow_global_per_layer_attribute_access = True  # generation reads numbers of heads there
+    fitted.per_layer_config = {i: {key: table[key] for key in sorted(differing)} for i, table in enumerate(tables)}
+    _require_shapes(fitted, shapes)
+    return fitted
+
+
+def _fit_layer(base: PreTrainedConfig, prefix: str, layer: int, shapes: Shapes) -> dict[str, Any]:
+    """The config, as plain values, of a model that has the widths of this layer everywhere."""
+    mine = f"{prefix}.{layer}."
+    own = {name.removeprefix(mine): shape for name, shape in shapes.items() if name.startswith(mine)}
+    shared = {name: shape for name, shape in shapes.items() if not name.startswith(f"{prefix}.")}
+    try:
+        short = fit(_shortened(base), {**shared, **{f"{prefix}.0.{name}": shape for name, shape in own.items()}})
+        found = {**_table(base), **_changes(_shortened(base), short)}
+    except ExportError:  # layers that differ in kind are not all like the first: slower, with all of them
+        every = {f"{prefix}.{i}.{name}": shape for i in range(_count(base)) for name, shape in own.items()}
+        found = _table(fit(base, {**shared, **every}))
+    return found
+
+
+def _changes(before: PreTrainedConfig, after: PreTrainedConfig) -> dict[str, Any]:
+    old, new = _table(before), _table(after)
+    return {key: value for key, value in new.items() if old.get(key) != value}
+
+
+def _table(config: PreTrainedConfig) -> dict[str, Any]:
+    table: dict[str, Any] = json.loads(as_text(config))
+    return table
+
+
+def _shortened(base: PreTrainedConfig) -> PreTrainedConfig:
+    """The same config with one layer: it has the same fields and is quicker to build."""
+    count, table = _count(base), _table(base)
+    table = {k: v[:1] if isinstance(v, list) and len(v) == count else v for k, v in table.items()}
+    name: str = base.attribute_map.get("num_hidden_layers", "num_hidden_layers")
+    try:
+        return from_table(type(base), {**table, name: 1})
+    except (ValueError, TypeError) as refusal:
+        raise ExportError(f"{type(base).__name__} cannot have one layer: {refusal}") from refusal
+
+
+def _require_own(base: PreTrainedConfig, tables: list[dict[str, Any]], differing: set[str]) -> None:
+    """Only plain numbers can be given to each layer."""
+    if bad := sorted(key for key in differing if not all(isinstance(table[key], int | None) for table in tables)):
+        raise ExportError(f"{type(base).__name__}.{bad[0]} cannot differ from layer to layer; use destination free")
+
+
+def _require_shapes(config: PreTrainedConfig, shapes: Shapes) -> None:
+    made = describe(build_on_meta(config)).shapes
+    for name, shape in shapes.items():
+        if name in made and made[name] != shape:
+            raise ExportError(
+                f"{name} would have shape {made[name]} with a per-layer config, not {shape}; use destination free"
+            )
+
+
+def _count(config: PreTrainedConfig) -> int:
+    count = getattr(config, "num_hidden_layers", None)
+    if not isinstance(count, int):
+        raise ExportError(
+            f"{type(config).__name__} has no num_hidden_layers, so layers cannot be told apart; use destination free"
+        )
+    return count
+
+
+def _layers(config: PreTrainedConfig) -> str:
+    """The name of the one list of equal layers in the stock model.
+
+    Raises:
+        ExportError: if there is none, or more than one.
+    """
+    return _layers_in(on_meta(flat(config)), _count(config))
+
+
+def _layers_in(model: nn.Module, count: int) -> str:
+    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    found: list[str] = [n for n, layers in lists.items() if len(layers) == count and len(set(map(type, layers))) == 1]
+    if len(found) != 1:
+        raise ExportError(
+            f"{type(model).__name__} keeps its layers in {len(found)} lists of {count} equal modules, expected one: "
+            "per-layer widths cannot be given to it; use destination stock or free"
+        )
+    return found[0]
+
+
+def _rebuild_layers(model: PreTrainedModel, config: PreTrainedConfig) -> None:
+    """Put a layer built from its own config in the place of each."""
+    layers = model.get_submodule(_layers_in(model, _count(config)))
+    assert isinstance(layers, nn.ModuleList)
+    for index, wide in enumerate(layers):
+        own = config.per_layer_config[index]
+        layer = _layer(type(wide), own, index)
+        if layer.state_dict().keys() != wide.state_dict().keys():
+            raise ExportError(
+                f"a {type(wide).__name__} built alone has other weights than layer {index}; "
+                "use destination stock or free"
+            )
+        for module in layer.modules():
+            if getattr(module, "config", None) is own:
+                vars(module)["config"] = config  # what is not a width, as the kind of attention, is set there
+        layers[index] = layer
+
+
+def _layer(kind: Any, config: PreTrainedConfig, index: int) -> nn.Module:
+    takes = inspect.signature(kind.__init__).parameters
+    more = [p for p in list(takes.values())[2:] if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "layer_idx"]
+    if needed := [p.name for p in more if p.default is p.empty]:
+        raise ExportError(f"{kind.__name__} also needs {needed[0]!r} to be built; use destination stock or free")
+    layer: nn.Module = kind(config, layer_idx=index) if "layer_idx" in takes else kind(config)
+    return layer

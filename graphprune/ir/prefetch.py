@@ -1,0 +1,41 @@
+"""Weights that are read from the disk while a device is busy with those before them."""
+
+from collections.abc import Collection
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from graphprune.ir.weights import Over
+
+
+@dataclass(frozen=True)
+class Prefetched(Over):
+    """The weights of `base`; those that are expected are read ahead, into memory from which a GPU copies by itself."""
+
+    device: str
+    ready: dict[str, "Future[Tensor]"] = field(default_factory=dict)
+    soon: set[str] = field(default_factory=set)
+    reader: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
+
+    def expect(self, names: Collection[str]) -> None:
+        """Begin to read these, unless segments run where the weights are read to.
+
+        What was expected before the last time, and nobody has asked for since, is let go.
+        """
+        if self.device == "cpu":
+            return
+        for name in self.ready.keys() - self.soon:
+            del self.ready[name]
+        self.soon.clear()
+        self.soon.update(names)
+        self.ready.update({name: self.reader.submit(self._read, name) for name in names if name not in self.ready})
+
+    def __getitem__(self, name: str) -> Tensor:
+        expected = self.ready.pop(name, None)
+        return self.base[name] if expected is None else expected.result()
+
+    def _read(self, name: str) -> Tensor:
+        tensor = self.base[name]
+        return tensor.pin_memory() if torch.device(self.device).type == "cuda" else tensor

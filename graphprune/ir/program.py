@@ -1,0 +1,222 @@
+"""A program: an FX graph over ATen operators, weights by name, and what is known about both."""
+
+import hashlib
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, TypeVar
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
+
+from graphprune.errors import WriteBackError
+from graphprune.ir.weights import KeepByName, Weights
+
+F = TypeVar("F")
+Inputs = tuple[tuple[Any, ...], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where a program came from: a folder or file, and the text that a user gave for it."""
+
+    path: Path
+    kind: str  # "huggingface", "pt2" or "python"
+    dtype: torch.dtype = torch.float32  # in which the weights are stored
+    dropped: tuple[str, ...] = ()  # entries of its lists of modules that the program does not have
+
+
+@dataclass(frozen=True)
+class Rewritten:
+    """A fact: the program that this one was cut from, what was kept of its parameters and of its groups, which
+    weights were multiplied, and how the original module can follow."""
+
+    original: "Program"
+    keep: KeepByName
+    groups: Mapping[str, tuple[tuple[int, ...], ...]]
+    scales: Mapping[str, float]
+    follow: Callable[["Program", nn.Module], Any]
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """A fact: the program from which blocks were dropped, their names there, and how the original module can follow.
+
+    `follow` takes blocks out of a module and returns what it found and how to undo it; it is None if the module cannot
+    follow, since parts of blocks were dropped.
+    """
+
+    original: "Program"
+    blocks: tuple[str, ...]
+    follow: Callable[["Program", nn.Module], tuple[Any, Callable[[], None]]] | None
+
+
+@dataclass(frozen=True)
+class Factored:
+    """A fact: the program of which weights became factors of a low rank, and the rank of each.
+
+    `errors` holds the relative squared error of the outputs of each map before and after the fit to calibration
+    inputs, `left` what was left as it is, and why.
+    """
+
+    original: "Program"
+    ranks: Mapping[str, int]
+    errors: Mapping[str, tuple[float, float]]
+    left: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Rotatable:
+    """A fact: the program of which residual streams were freed of the weights of norms, so that they can be rotated.
+
+    `groups` are the streams' names in that program. `ones` names weights of norms that are all one now, `added` new
+    parameters, `shortcuts` those of them that lead from one stream to the next, and `changed` all with new values.
+    `foreign`: no module of the model's class computes it, since it has maps or norms that the class has not.
+    """
+
+    original: "Program"
+    groups: frozenset[str]
+    ones: frozenset[str]
+    added: frozenset[str]
+    shortcuts: frozenset[str]
+    changed: frozenset[str]
+    foreign: bool
+
+
+@dataclass(frozen=True)
+class Program:
+    """An immutable graph with its weights; every pass returns a new one.
+
+    `graph` holds one ``get_attr`` node a parameter or buffer and one ``placeholder`` an input leaf, and every
+    node's ``meta["val"]`` is a fake tensor with its (possibly symbolic) shape. `weights` are read lazily.
+    `ties` maps each further name of a shared parameter to the name under which it is stored. Inputs and
+    outputs whose names match `state` (a key/value cache) may be narrowed, all others are an interface.
+    """
+
+    graph: fx.Graph
+    weights: Weights
+    parameters: frozenset[str]
+    ties: Mapping[str, str]
+    inputs: Inputs
+    submodules: Mapping[str, nn.Module] = field(default_factory=lambda: MappingProxyType({}))
+    state: tuple[str, ...] = ()
+    source: Source | None = None
+    facts: Mapping[type, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    def fact(self, kind: type[F]) -> F:
+        """The fact of this kind that an earlier pass made.
+
+        Raises:
+            KeyError: if none did; a pipeline checks that before anything runs.
+        """
+        found: F = self.facts[kind]
+        return found
+
+    def with_facts(self, *facts: object, **changes: Any) -> "Program":
+        """This program knowing `facts` too, and with its fields changed as named."""
+        known = {**self.facts, **{type(fact): fact for fact in facts}}
+        return replace(self, facts=MappingProxyType(known), **changes)
+
+    def without(self, *kinds: type) -> "Program":
+        """This program without facts that no longer hold."""
+        return replace(self, facts=MappingProxyType({k: v for k, v in self.facts.items() if k not in kinds}))
+
+    def name(self, alias: str) -> str:
+        """The name under which a parameter is stored, for any of its names."""
+        return self.ties.get(alias, alias)
+
+    def names(self, nodes: Iterable[fx.Node]) -> set[str]:
+        """The names under which what these nodes read is stored; those that read no parameter or buffer are skipped."""
+        return {self.name(str(node.target)) for node in nodes if node.op == "get_attr"}
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of every stored parameter and buffer, without reading it."""
+        found = {self.name(str(n.target)): n.meta["val"] for n in self.tensors()}
+        return {name: tuple(int(size) for size in val.shape) for name, val in found.items()}
+
+    def tensors(self) -> Iterator[fx.Node]:
+        """The nodes that read a parameter, a buffer or a lifted constant."""
+        return (n for n in self.graph.nodes if n.op == "get_attr" and isinstance(n.meta.get("val"), Tensor))
+
+    def written(self) -> set[str]:
+        """The names of the buffers that a run writes into."""
+        return self.names(node for node in self.tensors() if any(map(_writes, node.users)))
+
+    def count(self) -> int:
+        """How many parameters there are, shared ones counted once."""
+        shapes = self.shapes()
+        return sum(torch.Size(shapes[name]).numel() for name in shapes if name in self.parameters)
+
+    def fingerprint(self) -> str:
+        """A hash of the names and shapes of all parameters: the same for every capture of one model."""
+        shapes = sorted((name, shape) for name, shape in self.shapes().items() if name in self.parameters)
+        return hashlib.sha256(repr(shapes).encode()).hexdigest()[:16]
+
+    def flat(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
+        """The input leaves in the order of the placeholders."""
+        named = {key: kwargs[key] for key in self.inputs[1]}
+        return pytree.tree_leaves((args, named))
+
+    def module(self) -> fx.GraphModule:
+        """A module that runs the graph and is called like the one that was traced; loads all weights."""
+        root: dict[str, Any] = dict(self.submodules)
+        stored = {name: self.tensor(name) for name in self.shapes()}
+        stored |= {name: stored[name].clone() for name in self.written()}  # a run must not change the program
+        root |= {str(node.target): stored[self.name(str(node.target))] for node in self.tensors()}
+        return fx.GraphModule(root, copy_graph(self.graph)).eval()
+
+    def write_back(self, module: nn.Module) -> Any:
+        """Make the original `module` as narrow as this program; see `writeback.write_back`.
+
+        Raises:
+            WriteBackError: if nothing was cut, or the module cannot follow; it is left as it was.
+        """
+        rewritten, dropped = self.facts.get(Rewritten), self.facts.get(Dropped)
+        if Factored in self.facts:
+            raise WriteBackError(
+                "a module has no layers that hold factors of a low rank; use the rewritten graph, program.module(), "
+                "instead"
+            )
+        if Rotatable in self.facts and self.fact(Rotatable).foreign:
+            raise WriteBackError(
+                "the module has not the maps and norms of rotated streams; use the rewritten graph, program.module(), "
+                "instead"
+            )
+        if rewritten is None and dropped is None:
+            raise WriteBackError("nothing was cut from this program; apply a plan first")
+        if rewritten is not None and dropped is None:
+            return rewritten.follow(self, module)
+        assert dropped is not None
+        if dropped.follow is None:
+            raise WriteBackError(
+                f"parts of blocks, such as {dropped.blocks[0]}, cannot be taken out of a module; use the rewritten "
+                "graph, program.module(), instead"
+            )
+        found, undo = dropped.follow(rewritten.original if rewritten else self, module)
+        if rewritten is None:
+            return found
+        try:
+            return rewritten.follow(self, module)
+        except BaseException:
+            undo()
+            raise
+
+    def tensor(self, name: str) -> Tensor:
+        """A weight as a module has it: parameters are ones, and kernels choose by that how they add up."""
+        tensor = self.weights[name]
+        trainable = tensor.is_floating_point() or tensor.is_complex()
+        return nn.Parameter(tensor, trainable) if name in self.parameters else tensor
+
+
+def _writes(node: fx.Node) -> bool:
+    return node.target is torch.ops.aten.copy_.default
+
+
+def copy_graph(graph: fx.Graph) -> fx.Graph:
+    """A copy with nodes of its own and the same calling convention."""
+    copy = fx.Graph()
+    copy.output(copy.graph_copy(graph, {}))
+    copy._codegen = graph._codegen
+    return copy

@@ -1,0 +1,60 @@
+"""Exported programs in .pt2 files; reading one runs no code from it."""
+
+import json
+import re
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.export import ExportedProgram
+from torch.export.pt2_archive import PT2ArchiveReader
+from torch.export.pt2_archive._package import load_pt2  # torch.export.load falls back to a format that is all pickles
+
+from graphprune.errors import LoadError
+from graphprune.ir import pt2_safety
+
+_OUTPUT_TYPES = re.compile(r"transformers(?:\.\w+)*\.(?:modeling_\w+)(?=\.\w)")
+
+
+def read(file: Path) -> ExportedProgram:
+    """The program in a file.
+
+    Raises:
+        LoadError: if the file is missing or corrupt, or might run code when read.
+    """
+    if not file.is_file():
+        raise LoadError(f"{file} does not exist, expected a program saved with torch.export.save")
+    try:
+        reader = PT2ArchiveReader(str(file))
+        pt2_safety.inspect(reader)
+        _register_outputs(reader)
+        with file.open("rb") as opened:
+            return load_pt2(opened).exported_programs["model"]
+    except LoadError as fault:
+        raise LoadError(f"{file} is refused: {fault}") from fault
+    except Exception as fault:
+        said = (str(fault).splitlines() or [""])[0]
+        raise LoadError(
+            f"{file} ({file.stat().st_size} bytes) is truncated, corrupt or of another version of torch than "
+            f"{torch.__version__}: {type(fault).__name__} {said}; save it again with torch.export.save"
+        ) from fault
+
+
+def inputs(exported: ExportedProgram, file: Path) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The example inputs of a program that was read from a file, positional and named.
+
+    Raises:
+        LoadError: if it holds none.
+    """
+    if exported.example_inputs is None:
+        raise LoadError(f"{file} holds no example inputs; save it again as torch.export.export made it")
+    args, kwargs = exported.example_inputs
+    return tuple(args), dict(kwargs)
+
+
+def _register_outputs(reader: PT2ArchiveReader) -> None:
+    """Import the modules of transformers whose output classes the program returns, so that torch knows them."""
+    graph = json.loads(reader.read_string(pt2_safety.MODEL))
+    for name in sorted(set(_OUTPUT_TYPES.findall(json.dumps(graph.get("module_call_graph", []))))):
+        import_module(name)

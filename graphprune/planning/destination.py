@@ -1,0 +1,110 @@
+"""Where a pruned model must run, and which widths can be said there."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from graphprune.axes.groups import Dependencies, Group
+from graphprune.axes.index_sets import width
+from graphprune.errors import ExportError, PlanError
+from graphprune.huggingface import config_biases, config_widths, model_folder, per_layer
+from graphprune.huggingface.meta_models import flat
+from graphprune.ir.program import Program
+
+NAMES = ("stock", "per-layer", "free")
+FEW = 64  # widths that are tried one by one
+
+
+@dataclass(frozen=True)
+class Destination:
+    """``free`` takes whatever the axes allow; ``per-layer`` and ``stock`` what the fields of the Hugging Face
+    configuration `settings` can say, each layer for itself or all layers alike."""
+
+    name: str
+    settings: Any
+    dependencies: Dependencies
+    shapes: Mapping[str, tuple[int, ...]]
+
+    @staticmethod
+    def require(name: str) -> None:
+        """Refuse a name that is none.
+
+        Raises:
+            PlanError: if there is no such destination.
+        """
+        if name not in NAMES:
+            raise PlanError(f"no destination {name!r}; choose one of {', '.join(NAMES)}")
+
+    @classmethod
+    def of(cls, name: str, program: Program, dependencies: Dependencies) -> "Destination":
+        """The destination of that name for this program.
+
+        Raises:
+            PlanError: if there is none, or it needs a configuration that the program does not have.
+        """
+        cls.require(name)
+        if name == "free":
+            return cls(name, None, dependencies, {})
+        if program.source is None or program.source.kind != "huggingface":
+            raise PlanError(f"destination {name} needs a Hugging Face folder, with its configuration; use free")
+        return cls(name, model_folder.settings(program.source), dependencies, program.shapes())
+
+    @property
+    def uniform(self) -> bool:
+        """Must groups of one kind have equal widths?"""
+        return self.name == "stock"
+
+    def fault(self, widths: Mapping[str, int]) -> str | None:
+        """Why groups cannot have these widths there, all together; None if they can."""
+        if self.name == "free":
+            return None
+        after = self._narrowed(widths)
+        if self.name == "stock":
+            return config_widths.expressible(self.settings, self.shapes, after)
+        try:
+            per_layer.fit_layers(self.settings, after)
+        except ExportError as fault:
+            return str(fault)
+        return None
+
+    def bias_fault(self, name: str) -> str | None:
+        """Why there can be no new bias of this name there; None if there can."""
+        try:
+            self.biases([name])
+        except ExportError as fault:
+            return str(fault)
+        return None
+
+    def biases(self, names: Collection[str]) -> set[str]:
+        """New parameters of these names, and those that come with them, since one field speaks for several layers.
+
+        Raises:
+            ExportError: if there can be no such parameters there.
+        """
+        if self.name == "free":
+            return set(names)
+        before = config_biases.with_parameters(flat(self.settings), ())
+        after = config_biases.with_parameters(before, names)
+        return config_biases.parameters(after) - config_biases.parameters(before)
+
+    def survey(self, groups: Sequence[Group]) -> Iterator[tuple[str, Collection[int], str]]:
+        """For every kind of groups that is restricted: the widths that it may have, and why not others."""
+        for kind in dict.fromkeys(group.kind for group in groups if self.name != "free"):
+            alike = [group.name for group in groups if group.kind == kind]
+            size = self.dependencies.by_name[alike[0]].size
+            narrow = alike if self.uniform else alike[:1]
+            probes = [self.fault(dict.fromkeys(narrow, trial)) for trial in {size // 2, size - 1}]
+            if all(probes):
+                yield kind, (), str(probes[0])
+            elif size <= FEW or any(probes):
+                every = range(1, size) if size <= FEW else range(size // 16, size, size // 16)
+                yield kind, {w for w in every if self.fault(dict.fromkeys(narrow, w)) is None}, ""
+
+    def _narrowed(self, widths: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
+        """All shapes when these groups have these widths."""
+        groups = [self.dependencies.by_name[name] for name in widths]
+        by_prime = {group.prime: widths[group.name] for group in groups}
+        touched = {place.parameter for group in groups for place in group.places}
+        tensors = self.dependencies.tensors
+        new = {name: tuple(width(axis, by_prime) for axis in tensors[name]) for name in touched}
+        return {**self.shapes, **new}

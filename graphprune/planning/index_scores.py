@@ -1,0 +1,130 @@
+"""From the columns of a dimension to the indices of a group."""
+
+from collections.abc import Callable, Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from graphprune.axes.algebra import Axis, Prime, Product, primes, resolve
+from graphprune.axes.groups import Dependencies, Group, Place
+from graphprune.axes.index_sets import locate
+from graphprune.axes.rule import Consumer
+from graphprune.planning.interfaces import Evidence, Score
+
+
+def rows_of(group: Group, dependencies: Dependencies) -> int:
+    """How many rows of kept indices the group may have: one, or one for each index of its link."""
+    return dependencies.by_name[group.linked].size if group.linked else 1
+
+
+def chooser(place: Place, group: Group, dependencies: Dependencies) -> int | None:
+    """The dimension of the parameter that chooses the indices of the group in another one; it comes before that."""
+    owner = dependencies.by_name[group.linked].prime if group.linked else None
+    dims = dependencies.tensors[place.parameter]
+    inside = owner is None or owner in primes(place.axis)
+    return None if inside else next(i for i, axis in enumerate(dims) if resolve(axis) is owner)
+
+
+def by_index(values: Tensor, axis: Axis, group: Group, dependencies: Dependencies) -> Tensor:
+    """Sum the values of all positions of a dimension, shape (axis.size,), at the indices of `group` that they hold.
+
+    Where another dimension chooses them, values have the shape (rows, axis.size). Returns a tensor of shape
+    (rows, group.size), one row for each index of the group that it is linked to.
+    """
+    if values.dim() == 2:
+        columns = torch.tensor(locate(axis, group.prime))[:, 1]
+        found = torch.zeros(len(values), group.size, dtype=values.dtype)
+        return found.index_add(1, columns[columns >= 0], values[:, columns >= 0])
+    owner = dependencies.by_name[group.linked].prime if group.linked else None
+    rows, columns = torch.tensor(locate(axis, group.prime, owner)).unbind(1)
+    inside = columns >= 0
+    found = torch.zeros(rows_of(group, dependencies), group.size, dtype=values.dtype)
+    return found.index_put((rows[inside], columns[inside]), values[inside], accumulate=True)
+
+
+def greatest(values: Tensor, axis: Axis, group: Group, dependencies: Dependencies) -> Tensor:
+    """The greatest of the values of all positions, shape (axis.size,), of each index: (rows, group.size)."""
+    places = positions(axis, group, dependencies)
+    return values[places].amax(2)
+
+
+def positions(axis: Axis, group: Group, dependencies: Dependencies) -> Tensor:
+    """Where each index of the group stands in a dimension, shape (rows, group.size, count); all stand equally often."""
+    owner = dependencies.by_name[group.linked].prime if group.linked else None
+    rows, columns = torch.tensor(locate(axis, group.prime, owner)).unbind(1)
+    inside = (columns >= 0).nonzero()[:, 0]
+    order = (rows[inside] * group.size + columns[inside]).argsort(stable=True)
+    return inside[order].view(rows_of(group, dependencies), group.size, -1)
+
+
+def columns_of(consumer: Consumer, group: Group, dependencies: Dependencies) -> Tensor:
+    """The columns of a map's matrix that belong to each index of a group, shape (rows, group.size, count)."""
+    places = positions(dependencies.tensors[consumer.weight][consumer.dim], group, dependencies)
+    return (places[..., None] * consumer.taps + torch.arange(consumer.taps)).flatten(2)
+
+
+class Outermost(Score):
+    """A score of neurons, channels and whole heads: where they are contracted, they are inside no other free group."""
+
+    def applies(self, group: Group, consumers: Sequence[Consumer]) -> bool:
+        """Is it such a group?"""
+        return bool(consumers) and not any(p for c in consumers for p in _around(c.axis, group.prime) if not p.pins)
+
+
+class Innermost(Score):
+    """A score of innermost groups that linear maps contract."""
+
+    def applies(self, group: Group, consumers: Sequence[Consumer]) -> bool:
+        """Is it such a group?"""
+        return bool(consumers) and group.inner == 1
+
+
+def _around(axis: Axis, inner: Prime) -> Iterator[Prime]:
+    """The primes each of whose indices holds all of another one, in a dimension of this structure."""
+    axis = resolve(axis)
+    if isinstance(axis, Prime):
+        return
+    for i, part in enumerate(axis.parts):
+        if inner in primes(part):
+            yield from (p for other in axis.parts[:i] if isinstance(axis, Product) for p in primes(other))
+            yield from _around(part, inner)
+
+
+def at_consumers(group: Group, evidence: Evidence, value: Callable[[Consumer], Tensor], mean: bool = False) -> Tensor:
+    """What `value` says of the columns of every map that contracts the group, shape (columns * taps,), by index.
+
+    All that belongs to an index is added up, or averaged with `mean`, within a map, and added up over the maps; the
+    result has the shape (rows, group.size).
+    """
+    dependencies = evidence.dependencies
+    total = torch.zeros(rows_of(group, dependencies), group.size, dtype=torch.float64)
+    for consumer in dependencies.consumers_of(group):
+        columns = value(consumer).double().reshape(-1, consumer.taps).sum(1)
+        axis = dependencies.tensors[consumer.weight][consumer.dim]
+        found = by_index(columns, axis, group, dependencies)
+        total += found / by_index(torch.ones_like(columns), axis, group, dependencies) if mean else found
+    return total
+
+
+def at_producers(group: Group, evidence: Evidence, value: Callable[[Consumer], Tensor]) -> Tensor:
+    """The sum of what `value` says of the rows of every map that makes the group, shape (rows * taps,), by index."""
+    dependencies = evidence.dependencies
+    total = torch.zeros(rows_of(group, dependencies), group.size, dtype=torch.float64)
+    for producer in dependencies.producers_of(group):
+        axis = dependencies.tensors[producer.weight][1 - producer.dim]
+        rows = value(producer).double().reshape(axis.size, -1).sum(1)
+        total += by_index(rows, axis, group, dependencies)
+    return total
+
+
+def at_places(group: Group, evidence: Evidence, value: Callable[[str], Tensor]) -> list[Tensor]:
+    """For every parameter and dimension in which the group stands, the sum of its `value` at every index."""
+    dependencies = evidence.dependencies
+    found = []
+    for place in group.places:
+        if place.parameter in evidence.program.parameters:
+            weight = value(place.parameter).double()
+            stay = (place.dim, chooser(place, group, dependencies))
+            other = [dim for dim in range(weight.dim()) if dim not in stay]
+            found.append(by_index(weight.sum(other) if other else weight, place.axis, group, dependencies))
+    return found

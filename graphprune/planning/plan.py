@@ -1,0 +1,229 @@
+"""A plan is data: the kept indices of every group, and of every dimension of every parameter."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from graphprune.axes.algebra import Axis, Prime, primes, resolve
+from graphprune.axes.groups import Dependencies, Group, kind_of, layer_of
+from graphprune.axes.index_sets import Keep, Kept, kept
+from graphprune.display import html
+from graphprune.errors import LoadError, PlanError
+from graphprune.ir.program import Dropped, Program
+from graphprune.support.atomic_output import put
+
+FORMAT = 1
+FILE = "plan.json"  # its name in the folder of a run
+ROTATION = "rotation"  # what scored the indices of a plan for streams that were rotated before
+Rows = tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Which indices stay.
+
+    `groups` holds, for every group that is cut, the kept indices of its axis: one row, or a row for each index of
+    the group that it is linked to. `keep` says the same of every dimension of every parameter and buffer that
+    changes, as LongTensors: 1-D, or with a dimension for each of the parameter's where one of them, the experts of a
+    stack say, chooses the indices of another. `blocks` names what is dropped as a whole, before anything else is
+    cut. `ranks` holds those of the weights that become factors of a low rank, after everything else. `fingerprint`
+    names the program for which the plan was made, without those blocks.
+    """
+
+    fingerprint: str
+    groups: Mapping[str, Rows]
+    keep: Mapping[str, Mapping[int, Tensor]]
+    made_by: Mapping[str, Any] = field(default_factory=dict)
+    blocks: tuple[str, ...] = ()
+    ranks: Mapping[str, int] = field(default_factory=dict)
+
+    @cached_property
+    def widths(self) -> Mapping[str, int]:
+        """The width of every group that is cut."""
+        return {name: len(rows[0]) for name, rows in self.groups.items()}
+
+    def require_cuts(self) -> None:
+        """Refuse a plan that does not say everything, where there is no calibration.
+
+        Raises:
+            PlanError: if it says ranks, or what is left of rotated streams.
+        """
+        if self.made_by.get("score") == ROTATION:
+            raise PlanError(
+                "the plan is one for rotated streams; the rotations come from calibration and are in no plan: prune "
+                "the model anew, with the recipe that made it"
+            )
+        if self.ranks:
+            raise PlanError(
+                f"the plan makes factors of a low rank of {len(self.ranks)} weights; their numbers come from "
+                "calibration and are in no plan: prune the model anew, with the recipe that made it"
+            )
+
+    @cached_property
+    def digest(self) -> str:
+        """A hash of everything that decides what is cut."""
+        known = {"program": self.fingerprint, "groups": self.groups}
+        more = {"blocks": self.blocks, "ranks": dict(self.ranks)}
+        text = json.dumps(known | {key: value for key, value in more.items() if value}, sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def _repr_html_(self) -> str:
+        kinds: dict[str, dict[str, int]] = {}
+        for name, width in self.widths.items():
+            kinds.setdefault(kind_of(name), {})[layer_of(name) or name] = width
+        return html.part("plan.html", plan=self, kinds=kinds)
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON."""
+        keep = {name: {dim: index.tolist() for dim, index in dims.items()} for name, dims in self.keep.items()}
+        text = json.dumps(
+            {"format": FORMAT, "fingerprint": self.fingerprint, "made_by": dict(self.made_by),
+             "groups": dict(self.groups), "keep": keep, "blocks": self.blocks,
+             "ranks": dict(self.ranks)}
+        )  # fmt: skip
+        put(Path(path), text)
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Plan":
+        """Read a plan that `save` wrote.
+
+        Raises:
+            LoadError: if the file is missing or is no plan.
+        """
+        try:
+            data = json.loads(Path(path).read_text())
+            if data["format"] != FORMAT:
+                raise LoadError(
+                    f"{path} is a plan of format {data['format']}; this version reads {FORMAT}: make it anew"
+                )
+            groups = {name: tuple(map(tuple, rows)) for name, rows in data["groups"].items()}
+            keep = {
+                name: {int(dim): torch.tensor(index, dtype=torch.long) for dim, index in dims.items()}
+                for name, dims in data["keep"].items()
+            }
+            blocks, ranks = tuple(data.get("blocks", ())), dict(data.get("ranks", {}))
+            return cls(data["fingerprint"], groups, keep, data["made_by"], blocks, ranks)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
+            raise LoadError(
+                f"{path} is no plan that graphprune saved: {fault!r}; make one with `graphprune prune --plan-only`"
+            ) from fault
+
+    @classmethod
+    def of(cls, place: str | Path) -> "Plan":
+        """Read a plan from its file, or from the folder of a run.
+
+        Raises:
+            LoadError: if there is none.
+        """
+        return cls.load(Path(place) / FILE if Path(place).is_dir() else place)
+
+
+def make(program: Program, dependencies: Dependencies, groups: Mapping[str, Rows], **made_by: Any) -> Plan:
+    """The plan that keeps `groups`; names and sizes are checked.
+
+    Raises:
+        PlanError: if a group is unknown, or its rows do not fit it.
+    """
+    keep = primes_to_keep(dependencies, groups)
+    blocks = program.fact(Dropped).blocks if Dropped in program.facts else ()
+    return Plan(program.fingerprint(), dict(groups), by_parameter(dependencies, keep), made_by, blocks)
+
+
+def bind(program: Program, dependencies: Dependencies, plan: Plan) -> Keep:
+    """What the plan keeps of every axis of this program.
+
+    Raises:
+        PlanError: if the plan was made for another model, or contradicts itself.
+    """
+    if plan.fingerprint != program.fingerprint():
+        raise PlanError(
+            f"the plan was made for another model: its fingerprint is {plan.fingerprint}, the model's is "
+            f"{program.fingerprint()}; make a plan for this model"
+        )
+    keep = primes_to_keep(dependencies, plan.groups)
+    for name, dims in by_parameter(dependencies, keep).items():
+        for dim, indices in dims.items():
+            said = plan.keep.get(name, {}).get(dim)
+            if said is None or not torch.equal(said, indices):
+                raise PlanError(
+                    f"the plan contradicts itself: {name}, dimension {dim}, does not follow from its groups"
+                )
+    return keep
+
+
+def primes_to_keep(dependencies: Dependencies, groups: Mapping[str, Rows]) -> dict[Prime, Kept]:
+    """The kept indices of every prime.
+
+    Raises:
+        PlanError: if a group is unknown, or its rows do not fit it.
+    """
+    found = {}
+    for name, rows in groups.items():
+        if name not in dependencies.by_name:
+            raise PlanError(f"the model has no group {name!r}; its groups are listed by `graphprune inspect`")
+        group = dependencies.by_name[name]
+        _check(group, rows, dependencies)
+        owner = dependencies.by_name[group.linked].prime if group.linked and len(rows) > 1 else None
+        found[group.prime] = Kept(rows, owner)
+    return found
+
+
+def _check(group: Group, rows: Rows, dependencies: Dependencies) -> None:
+    """Refuse rows that are empty, unsorted, out of range, of unequal length, or too few."""
+    allowed = {1} | ({dependencies.by_name[group.linked].size} if group.linked else set())
+    if len(rows) not in allowed:
+        raise PlanError(
+            f"group {group.name} wants {' or '.join(map(str, sorted(allowed)))} rows of indices, got {len(rows)}"
+        )
+    for row in rows:
+        lawful = len(rows[0]) == len(row) >= group.least and list(row) == sorted(set(row))
+        if lawful and len(row) % group.unit and len(row) < group.size:
+            raise PlanError(f"group {group.name} can have multiples of {group.unit} as its width, got {len(row)}")
+        if not lawful or row[0] < 0 or row[-1] >= group.size:
+            raise PlanError(
+                f"group {group.name} of size {group.size}: kept indices must be equally many, at least {group.least}, "
+                f"sorted, unique and below {group.size}, got {list(row)[:8]}"
+            )
+
+
+def by_parameter(dependencies: Dependencies, keep: Keep) -> dict[str, dict[int, Tensor]]:
+    """The kept indices of every dimension that changes."""
+    found: dict[str, dict[int, Tensor]] = {}
+    for name, dim in sorted({(place.parameter, place.dim) for p in keep for place in dependencies.by_prime[p].places}):
+        found.setdefault(name, {})[dim] = kept_beside(dependencies.tensors[name], dim, keep)
+    return found
+
+
+def kept_beside(dims: Sequence[Axis], dim: int, keep: Keep) -> Tensor:
+    """The indices that stay of dimension `dim` of a tensor, a LongTensor.
+
+    It has one dimension, or, where another dimension of the tensor chooses them, as many as the tensor: those that
+    choose nothing have size 1, as `torch.take_along_dim` takes it.
+    """
+    owners = _owners(dims, dim, keep)
+    if not owners:
+        return torch.tensor(kept(dims[dim], keep), dtype=torch.long)
+    choices = product(*(range(p.size) for p in owners))
+    rows = [kept(dims[dim], keep, dict(zip(owners, at, strict=True))) for at in choices]
+    shape = [len(rows[0]) if i == dim else 1 for i in range(len(dims))]
+    for p, i in owners.items():
+        shape[i] = p.size
+    last = [i for i in range(len(dims)) if i != dim] + [dim]
+    stacked = torch.tensor(rows, dtype=torch.long).reshape([shape[i] for i in last])
+    return stacked.movedim(-1, dim)
+
+
+def _owners(dims: Sequence[Axis], dim: int, keep: Keep) -> dict[Prime, int]:
+    """The axes that choose rows for primes of a dimension, and are a dimension of their own, in order."""
+    inside = set(primes(dims[dim]))
+    wanted = {keep[p].owner for p in inside if p in keep} - inside
+    places = {axis: i for i, axis in reversed(list(enumerate(map(resolve, dims)))) if axis in wanted}
+    return {p: places[p] for p in sorted(places, key=places.__getitem__) if isinstance(p, Prime)}

@@ -1,0 +1,1 @@
+"""Reports of runs: tables, comparisons, heat maps, graph files and the viewer."""

@@ -1,0 +1,105 @@
+"""Sensitivities as a picture: a row of panels for every kind of group, in them a row for every layer."""
+
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from graphprune.axes.groups import kind_of, layer_of
+from graphprune.errors import ExportError
+from graphprune.planning.sensitivity_table import Sensitivities
+
+NUMBERED = 12  # so many layers at most have their numbers written into the panels
+DECADES = 1e-3  # rises below this share of the highest have one colour
+
+
+def require() -> None:
+    """Ask for matplotlib before any work is done.
+
+    Raises:
+        ExportError: if it is not installed.
+    """
+    if find_spec("matplotlib") is None:
+        raise ExportError("pictures want matplotlib, which is not installed: pip install 'graphprune[plots]'")
+
+
+def draw(found: Sensitivities, path: Path) -> None:
+    """Draw the rise of the loss into a file, in the format that its ending names: left as cut, right refitted.
+
+    Raises:
+        ExportError: if matplotlib is missing, or knows no such format.
+    """
+    require()
+    from matplotlib.figure import Figure
+
+    kinds = by_kind(found)
+    ways = (False, True) if any(trial.refitted for trial in found.trials) else (False,)
+    tall = [max(0.22 * len(groups), 0.5) + 0.7 for groups in kinds.values()]
+    figure = Figure(figsize=(1 + 4.4 * len(ways), sum(tall) + 0.4), layout="constrained", dpi=120)
+    axes: Any = figure.subplots(len(kinds), len(ways), squeeze=False, height_ratios=tall)
+    norm, image = _norm(found), None
+    for line, (name, groups) in zip(axes, kinds.items(), strict=True):
+        for axis, refitted in zip(line, ways, strict=True):
+            drawn = _panel(axis, found, groups, refitted, norm)
+            image = drawn or image
+            axis.set_title(f"{_short(name)}{', refitted' if refitted else ''}", fontsize=8)
+    if image is not None:
+        bar = figure.colorbar(image, ax=axes, shrink=0.6, aspect=40)
+        bar.set_label(f"rise of the loss, {found.unit}", fontsize=8)
+    try:
+        figure.savefig(path)
+    except ValueError as fault:
+        raise ExportError(f"cannot draw {path}: {fault}") from fault
+
+
+def by_kind(found: Sensitivities) -> dict[str, list[str]]:
+    """The names of groups that do the same in different layers."""
+    kinds: dict[str, list[str]] = {}
+    for name in found.groups:
+        kinds.setdefault(kind_of(name), []).append(name)
+    return kinds
+
+
+def _norm(found: Sensitivities) -> Any:
+    """Colours for all rises that are above zero, by their logarithms."""
+    from matplotlib.colors import LogNorm
+
+    rises = [rise for trial in found.trials if (rise := trial.loss - found.dense) > 0] or [1.0]
+    return LogNorm(max(min(rises), max(rises) * DECADES), max(rises), clip=True)
+
+
+def _panel(axis: Any, found: Sensitivities, groups: Sequence[str], refitted: bool, norm: Any) -> Any:
+    """One kind, as it is or refitted, or that there is nothing to show; a loss that fell has the lowest colour."""
+    ratios = sorted({trial.ratio for trial in found.trials})
+    table = [[float("nan")] * len(ratios) for _ in groups]
+    trials = [(row, trial) for row, group in enumerate(groups) for trial in found.groups[group]]
+    for row, trial in trials:
+        if trial.refitted == refitted:
+            table[row][ratios.index(trial.ratio)] = trial.loss - found.dense
+    if not any(trial.refitted == refitted for _, trial in trials):
+        axis.text(0.5, 0.5, "no linear map reads it", ha="center", va="center", fontsize=8, transform=axis.transAxes)
+        axis.set_axis_off()
+        return None
+    image = axis.imshow(
+        [[max(value, norm.vmin) for value in row] for row in table], norm=norm, cmap="viridis", aspect="auto"
+    )
+    axis.set_xticks(range(len(ratios)), [f"{ratio:.0%} gone" for ratio in ratios], fontsize=7)
+    step = -(-len(groups) // 16)
+    axis.set_yticks(range(0, len(groups), step), [layer_of(g) or _short(g, 16) for g in groups[::step]], fontsize=7)
+    axis.set_ylabel("layer", fontsize=7)
+    if len(groups) <= NUMBERED:
+        _write(axis, table, norm)
+    return image
+
+
+def _write(axis: Any, table: Sequence[Sequence[float]], norm: Any) -> None:
+    """Numbers in their cells, dark on light and light on dark; none where nothing was measured."""
+    for row, values in enumerate(table):
+        for column, value in enumerate(values):
+            if value == value:
+                colour = "black" if norm(max(value, norm.vmin)) > 0.6 else "white"
+                axis.text(column, row, f"{value:.2g}", ha="center", va="center", fontsize=6, color=colour)
+
+
+def _short(name: str, most: int = 44) -> str:
+    return name if len(name) <= most else f"...{name[3 - most :]}"

@@ -1,0 +1,276 @@
+"""What is told about a pruned model: `report.json` for machines, `README.md` and `report.html` for people."""
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any
+
+from graphprune.display import html
+from graphprune.errors import LoadError
+from graphprune.reports.grouping import by_kind, by_layer, strips, together
+
+FILE = "report.json"
+PAGE = "report.html"
+WEIGHTS = (".safetensors", ".pt2", ".onnx", ".data")  # how the names of files end that hold weights
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """The text that a method looked at, and how much of it."""
+
+    source: str
+    samples: int
+    length: int  # tokens a sample
+    sha256: str = ""
+    autocast: bool = False  # matrices were multiplied in bfloat16
+
+
+@dataclass(frozen=True)
+class Quality:
+    """The perplexity on the first windows of a text before and after; None where it is not finite."""
+
+    text: str
+    windows: int
+    length: int  # tokens a window
+    before: float | None
+    after: float | None
+
+    @property
+    def short(self) -> str:
+        """The name of the text without its folders."""
+        return Path(self.text).name
+
+
+@dataclass(frozen=True)
+class Report:
+    """How a pruned model came about and what was proved of it.
+
+    `seconds` are wall time by pass, `memory` the most bytes that it held then, and `anonymous_memory` the most of the
+    whole run, all without mapped files, which the system can drop; `estimated_memory` is what was told beforehand of
+    that. `peak_memory` has mapped files in it. `errors` are the largest relative differences by what was compared with
+    what, `widths` the size before and after by group, `counts` the elements before and after by parameter, `scores` the
+    deciles of the scores of a group's indices, from the least to the greatest in eleven steps. `sha256` has the
+    checksum of every file of weights (see `digests`).
+    """
+
+    model: str
+    recipe: str
+    destination: str
+    parameters_before: int
+    parameters_after: int
+    sparsity_asked: float | None  # None: a given plan was applied
+    plan: str  # fingerprint of the plan
+    program: str  # fingerprint of the model that the plan is made for
+    seed: int = 0
+    calibration: Calibration | None = None
+    widths: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    scores: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    seconds: Mapping[str, float] = field(default_factory=dict)
+    peak_memory: int = 0
+    anonymous_memory: int = 0
+    estimated_memory: int = 0
+    errors: Mapping[str, float] = field(default_factory=dict)
+    tolerance: float = 1e-4
+    loads_with: tuple[str, ...] = ()
+    command: str = ""
+    version: str = ""
+    base_model: str | None = None  # its name on the Hugging Face hub, where it is known
+    licence: str | None = None
+    notes: tuple[str, ...] = ()
+    cut: bool = True  # False: only a plan was made
+    quality: tuple[Quality, ...] = ()
+    counts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    memory: Mapping[str, int] = field(default_factory=dict)
+    sha256: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def sparsity_reached(self) -> float:
+        """The share of the parameters that is gone."""
+        return 1 - self.parameters_after / self.parameters_before if self.parameters_before else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, ready for JSON."""
+        table = plain(self)
+        assert isinstance(table, dict)
+        return {**table, "sparsity_reached": self.sparsity_reached}
+
+    def save(self, folder: Path) -> None:
+        """Write `report.json`, the model card and a page into a folder."""
+        (folder / PAGE).write_text(html.page("report.html", f"{self.name}: report", **_shown(self)), encoding="utf-8")
+        (folder / FILE).write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", encoding="utf-8")
+        (folder / "README.md").write_text(card(self), encoding="utf-8")
+
+    @classmethod
+    def load(cls, folder: Path) -> "Report":
+        """Read what `save` wrote.
+
+        Raises:
+            LoadError: if there is no readable report in the folder.
+        """
+        path = folder / FILE
+        try:
+            table = json.loads(path.read_text(encoding="utf-8"))
+            known = {f.name: table[f.name] for f in fields(cls) if f.name in table}
+            given = known.get("calibration")
+            quality = tuple(Quality(**one) for one in known.get("quality", ()))
+            return cls(**{**known, "calibration": Calibration(**given) if given else None, "quality": quality})
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as fault:
+            raise LoadError(f"{path}: not a report of graphprune ({fault})") from fault
+
+    @property
+    def name(self) -> str:
+        """What the model is called."""
+        return self.base_model or Path(self.model).name
+
+    def _repr_html_(self) -> str:
+        return html.part("report.html", **_shown(self))
+
+
+def _shown(report: Report) -> dict[str, Any]:
+    """What the page of a report shows."""
+    elsewhere = ("Time", "Peak memory", "Perplexity")
+    facts = {key: value.replace("`", "") for key, value in _facts(report).items() if key not in elsewhere}
+    return {
+        "report": report,
+        "name": report.name,
+        "layers": together(by_layer(report.counts)),
+        "kinds": by_kind(report.counts),
+        "strips": strips(report.widths),
+        "slowest": max(report.seconds, key=lambda name: report.seconds[name], default=""),
+        "longest": max(report.seconds.values(), default=0) or 1,
+        "highest": max(report.memory.values(), default=0) or 1,
+        "facts": {**facts, "Loads with": "; ".join(way.replace("`", "") for way in report.loads_with)},
+    }
+
+
+def digests(folder: Path) -> dict[str, str]:
+    """The sha256 of every file of weights in a folder, by its name there."""
+    found = {}
+    for path in sorted(path for path in folder.rglob("*") if path.suffix in WEIGHTS):
+        with path.open("rb") as file:
+            found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def plain(thing: object) -> Any:
+    """`thing` in the values that JSON has; what is not a number there becomes None."""
+    if is_dataclass(thing) and not isinstance(thing, type):
+        return plain(asdict(thing))
+    if isinstance(thing, Mapping):
+        return {str(key): plain(value) for key, value in thing.items()}
+    if isinstance(thing, list | tuple | set | frozenset):
+        return [plain(item) for item in thing]
+    if isinstance(thing, float) and not math.isfinite(thing):
+        return None
+    return thing if thing is None or isinstance(thing, bool | int | float | str) else str(thing)
+
+
+def card(report: Report) -> str:
+    """The model card of a pruned model: what it is, what loads it, how it was made and checked."""
+    parts = (_front(report), _about(report), _loading(report), _making(report), _proof(report), _widths(report))
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _front(report: Report) -> str:
+    """The YAML that the Hugging Face hub reads; a JSON string is a YAML string."""
+    lines = ["---", f"library_name: {'transformers' if report.destination != 'free' else 'graphprune'}"]
+    if report.base_model:
+        lines += [f"base_model: {json.dumps(report.base_model)}", "base_model_relation: finetune"]
+    if report.licence:
+        lines.append(f"license: {json.dumps(report.licence)}")
+    lines += ["tags:", "- pruned", "- structured-pruning", "- graphprune", "---"]
+    return "\n".join(lines)
+
+
+def _about(report: Report) -> str:
+    name = _line(report.name)
+    if not report.cut:
+        return (
+            f"# A plan to prune {name}\n\n"
+            f"Applied by `graphprune apply`, it takes {report.sparsity_reached:.2%} of the parameters: "
+            f"{report.parameters_before:,} become {report.parameters_after:,}. There are no weights here."
+        )
+    return (
+        f"# {name}, pruned\n\n"
+        f"Structured pruning by graphprune {report.version} took {report.sparsity_reached:.2%} of the parameters: "
+        f"{report.parameters_before:,} became {report.parameters_after:,}. "
+        "The tensors themselves are smaller; no mask and no special kernel is needed."
+    )
+
+
+def _loading(report: Report) -> str:
+    lines = [f"- {_line(way)}" for way in report.loads_with] or ["- `graphprune.load`"]
+    return "\n".join(["## What loads it", "", *lines, *(f"\n{_line(note)}" for note in report.notes)])
+
+
+def _making(report: Report) -> str:
+    rows = _facts(report)
+    table = ["| | |", "|---|---|", *(f"| {key} | {_line(value)} |" for key, value in rows.items() if value)]
+    again = ["", "Made by:", "", "```", report.command.replace("```", ""), "```"] if report.command else []
+    return "\n".join(["## How it was made", "", *table, *again])
+
+
+def _facts(report: Report) -> dict[str, str]:
+    asked = "a given plan" if report.sparsity_asked is None else f"{report.sparsity_asked:.2%} of all parameters"
+    return {
+        "Model": f"`{report.model}`",
+        "Recipe": report.recipe,
+        "Destination": report.destination,
+        "Asked for": asked,
+        "Reached": f"{report.sparsity_reached:.2%}",
+        "Calibration": _calibration(report.calibration),
+        "Perplexity": "; ".join(map(_perplexity, report.quality)),
+        "Seed": str(report.seed),
+        "Plan": f"`{report.plan}`",
+        "Time": _time(report.seconds),
+        "Peak memory": f"{report.peak_memory / 2**20:,.0f} MiB" if report.peak_memory else "",
+        "without mapped files": _anonymous(report),
+    }
+
+
+def _calibration(given: Calibration | None) -> str:
+    if given is None:
+        return "none"
+    precision = ", matrices multiplied in bfloat16" if given.autocast else ""
+    return f"`{given.source}`, {given.samples} samples of {given.length} tokens{precision}"
+
+
+def _perplexity(found: Quality) -> str:
+    before, after = ("not finite" if value is None else f"{value:.2f}" for value in (found.before, found.after))
+    return f"{before} before, {after} after, on {found.windows} windows of {found.length} tokens of `{found.text}`"
+
+
+def _time(seconds: Mapping[str, float]) -> str:
+    if not seconds:
+        return ""
+    steps = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
+    return f"{sum(seconds.values()):.1f} s ({steps})"
+
+
+def _anonymous(report: Report) -> str:
+    told = f" ({report.estimated_memory / 2**20:,.0f} MiB estimated)" if report.estimated_memory else ""
+    return f"{report.anonymous_memory / 2**20:,.0f} MiB{told}" if report.anonymous_memory else ""
+
+
+def _proof(report: Report) -> str:
+    if not report.errors:
+        return ""
+    rows = [f"| {_line(name)} | {error:.1e} |" for name, error in report.errors.items()]
+    head = f"Compared on fresh random inputs; nothing is saved where the difference exceeds {report.tolerance:.0e}."
+    table = ["| compared | largest relative difference |", "|---|---|"]
+    return "\n".join(["## How it was checked", "", head, "", *table, *rows])
+
+
+def _widths(report: Report) -> str:
+    if not report.widths:
+        return ""
+    rows = [f"| `{_line(name)}` | {before} | {after} |" for name, (before, after) in report.widths.items()]
+    return "\n".join(["## What is narrower", "", "| group | before | after |", "|---|---|---|", *rows])
+
+
+def _line(text: str) -> str:
+    """Text on one line that stays inside its table cell."""
+    return " ".join(text.split()).replace("|", r"\|")

@@ -1,0 +1,263 @@
+"""What a page shows, as plain values: groups, tensors and their axes, modules, operators, a plan and runs."""
+
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from graphprune.axes.algebra import Axis, Prime, Product, primes, resolve
+from graphprune.axes.explanations import Dimension, Freedom, Part, Reason
+from graphprune.axes.groups import Dependencies, Group
+from graphprune.axes.index_sets import width
+from graphprune.errors import LoadError, RegistryError
+from graphprune.ir.program import Dropped, Program
+from graphprune.planning.plan import Plan, bind
+from graphprune.planning.sensitivity_table import Sensitivities
+from graphprune.reports import graph_export
+from graphprune.reports.graph_export import Numbers
+from graphprune.reports.report import Report, plain
+from graphprune.reports.viewer.module_tree import MARK, Modules
+
+FORMAT = 1
+Content = Mapping[str, Any]
+
+
+def content(
+    program: Program,
+    dependencies: Dependencies,
+    *,
+    title: str,
+    plan: Plan | None = None,
+    reports: Mapping[str, Report] | None = None,
+    numbers: Numbers | None = None,
+) -> Content:
+    """Everything that a page shows, in the values that JSON has; things refer to each other by their place in lists.
+
+    `plan` adds what goes and what stays, `reports` the runs that are to be compared, by name, and `numbers` a number a
+    group, which colours it; sensitivities make a heat map, too.
+
+    Raises:
+        PlanError: if the plan was made for another model, or without blocks that this program has, or the
+            sensitivities were measured on another one.
+        RegistryError: if a number is one of no group.
+    """
+    measured = numbers if isinstance(numbers, Sensitivities) else None
+    if measured:
+        measured.require(program.fingerprint(), ())
+    keep = bind(program, dependencies, plan) if plan else {}
+    writer = _Writer(program, dependencies, Modules(program, dependencies), {p: rows.width for p, rows in keep.items()})
+    shares = dependencies.freedom
+    found: Content = plain(
+        {
+            "format": FORMAT,
+            "title": title,
+            "total": shares.total,
+            "freedoms": [
+                {"name": freedom, "told": freedom.told, "count": shares.counts[freedom],
+                 "removable": shares.removable.get(freedom, 0)}
+                for freedom in Freedom
+            ],
+            "opaque": dependencies.opaque,
+            "modules": writer.modules(),
+            "tensors": writer.tensors(),
+            "calls": writer.calls(),
+            "groups": writer.groups(plan, graph_export.by_group(numbers or {})),
+            "reasons": writer.reasons.items,
+            "plan": _plan(plan, program) if plan else None,
+            "heat": writer.heat(measured) if measured else None,
+            "runs": [_run(name, report) for name, report in (reports or {}).items()],
+        }
+    )  # fmt: skip
+    return found
+
+
+@dataclass
+class _Table:
+    """A list in which everything stands once."""
+
+    items: list[dict[str, Any]] = field(default_factory=list)
+    places: dict[Hashable, int] = field(default_factory=dict)
+
+    def place(self, key: Hashable, item: dict[str, Any]) -> int:
+        """Where the item with this key stands; it is added if it is new."""
+        if key not in self.places:
+            self.places[key] = len(self.items)
+            self.items.append(item)
+        return self.places[key]
+
+
+@dataclass(frozen=True)
+class _Writer:
+    """Turns what was found into plain values; the reasons gather while it does."""
+
+    program: Program
+    dependencies: Dependencies
+    found: Modules
+    widths: Mapping[Prime, int]
+    reasons: _Table = field(default_factory=_Table)
+
+    def modules(self) -> list[dict[str, Any]]:
+        """Path, class and the place of the module around it, which comes before; the first is the whole model."""
+        return [
+            {"path": path, "class": self.found.classes.get(path, ""), "parent": self._parent(path),
+             "apart": path.rpartition(MARK)[2] if MARK in path else ""}
+            for path in self._paths
+        ]  # fmt: skip
+
+    def _parent(self, path: str) -> int | None:
+        """The place of the module around; what is set apart stands in the module whose operators it holds."""
+        if not path:
+            return None
+        outer = path.rpartition(MARK)[0].rstrip(".") if MARK in path else path.rpartition(".")[0]
+        return self._paths[outer if outer in self._paths else self.found.nearest(outer)]
+
+    @cached_property
+    def _paths(self) -> dict[str, int]:
+        apart = dict.fromkeys(call.module for call in self.found.calls if call.module not in self.found.classes)
+        outer = dict.fromkeys(path.rpartition(MARK)[0].rstrip(".") for path in apart)  # it may be set apart itself
+        return {path: i for i, path in enumerate(dict.fromkeys([*self.found.classes, *outer, *apart]))}
+
+    def tensors(self) -> list[dict[str, Any]]:
+        """Every parameter and buffer, its axes, its module, and the shape that a plan leaves of it."""
+        aliases: dict[str, list[str]] = {}
+        for alias, name in self.program.ties.items():
+            aliases.setdefault(name, []).append(alias)
+        return [
+            {
+                "name": name, "aliases": aliases.get(name, []), "buffer": name not in self.dependencies.parameters,
+                "module": self._paths[self.found.nearest(name.rpartition(".")[0])],
+                "freedom": explanation.freedom,
+                "left": [width(axis, self.widths) for axis in self.dependencies.tensors[name]],
+                "dims": list(map(self._dimension, self.dependencies.tensors[name], explanation.dimensions)),
+            }
+            for name, explanation in ((n, self.dependencies.explanation(n)) for n in self.dependencies.tensors)
+        ]  # fmt: skip
+
+    def _dimension(self, axis: Axis, dimension: Dimension) -> dict[str, Any]:
+        parts = dict(zip(dict.fromkeys(primes(axis)), dimension.parts, strict=True))
+        return {"size": dimension.size, "text": dimension.structure, "axis": self._axis(axis, parts)}
+
+    def _axis(self, axis: Axis, parts: Mapping[Prime, Part]) -> dict[str, Any]:
+        """An axis as a tree: its size `n`, and its factors, its segments, its group, or the reasons why it stays."""
+        axis = resolve(axis)
+        if not isinstance(axis, Prime):
+            inside = [self._axis(part, parts) for part in axis.parts]
+            return {"n": axis.size, ("factors" if isinstance(axis, Product) else "segments"): inside}
+        part = parts[axis]
+        reasons = {"reasons": list(map(self._reason, part.reasons))} if part.reasons else {}
+        return {"n": axis.size, **({"group": self._groups[part.group]} if part.group else {}), **reasons}
+
+    @cached_property
+    def _groups(self) -> Mapping[str, int]:
+        return {group.name: i for i, group in enumerate(self.dependencies.groups)}
+
+    @cached_property
+    def _tensors(self) -> Mapping[str, int]:
+        return {name: i for i, name in enumerate(self.dependencies.tensors)}
+
+    def _reason(self, reason: Reason) -> int:
+        told = _told(reason)
+        return self.reasons.place(tuple(told.values()), told)
+
+    def calls(self) -> list[dict[str, Any]]:
+        """Every operator, input and output, and what it reads."""
+        places = {call.name: i for i, call in enumerate(self.found.calls)}
+        return [
+            {
+                "name": call.name, "operator": call.operator, "module": self._paths[call.module], "type": call.type,
+                "inputs": [places[name] for name in call.inputs],
+                "tensors": [self._tensors[name] for name in call.tensors if name in self._tensors],
+                "groups": [self._groups[name] for name in call.groups],
+                **({"code": self._reason(call.code)} if call.code.line else {}),
+            }
+            for call in self.found.calls
+        ]  # fmt: skip
+
+    def groups(self, plan: Plan | None, numbers: Mapping[str, float]) -> list[dict[str, Any]]:
+        """Every group, its places, what the plan keeps of it, and its number and colour."""
+        if unknown := sorted(numbers.keys() - self._groups.keys()):
+            raise RegistryError(f"there is a number for {unknown[0]!r}, which is no group of this model")
+        shades = graph_export.shades(numbers)
+        return [
+            {
+                **_group(group),
+                "linked": self._groups[group.linked] if group.linked else None,
+                "places": [[self._tensors[p.parameter], p.dim, p.role] for p in group.places],
+                **self._because(group),
+                **({"kept": [bits(row, group.size) for row in plan.groups[group.name]],
+                    "width": plan.widths[group.name]} if plan and group.name in plan.groups else {}),
+                **({"value": numbers[group.name], "shade": shades[group.name]} if group.name in numbers else {}),
+            }
+            for group in self.dependencies.groups
+        ]  # fmt: skip
+
+    def heat(self, measured: Sensitivities) -> dict[str, Any]:
+        """How groups were cut, and by how much the loss rose: the places of the group and the way, and the rise."""
+        ways = {way: i for i, way in enumerate(measured.ways)}
+        return {
+            "dense": measured.dense, "unit": measured.unit, "score": measured.score, "refit": measured.refit,
+            "ways": [{"refitted": refitted, "ratio": ratio} for refitted, ratio in ways],
+            "rises": [[self._groups[n], ways[how, ratio], rise] for (n, how, ratio), rise in measured.rises.items()],
+        }  # fmt: skip
+
+    def _because(self, group: Group) -> dict[str, int]:
+        if not group.inexact_because:
+            return {}
+        reason = self.dependencies.because.get(group.inexact_because) or Reason(group.inexact_because)
+        return {"reason": self._reason(reason)}
+
+
+def bits(kept: Sequence[int], size: int) -> str:
+    """Which of `size` indices are kept, four a hexadecimal digit, the first of them its highest bit."""
+    number = sum(1 << (size - 1 - i) for i in kept) << (-size % 4)
+    return f"{number:0{(size + 3) // 4}x}"
+
+
+def _group(group: Group) -> dict[str, Any]:
+    return {
+        "name": group.name, "kind": group.kind, "layer": group.layer, "size": group.size, "freedom": group.freedom,
+        "least": group.least, "unit": group.unit,
+        "cost": [group.cost.parameters, group.cost.macs, group.cost.kv_cache_bytes],
+    }  # fmt: skip
+
+
+def _told(reason: Reason) -> dict[str, Any]:
+    """A reason without the folders in which this machine keeps its packages."""
+    file = reason.file.rpartition("site-packages/")[2] if "site-packages/" in reason.file else ""
+    file = file or reason.file.rpartition("/")[2]
+    return {"why": reason.why, "operator": reason.operator, "file": file, "line": reason.line, "code": reason.code}
+
+
+def _plan(plan: Plan, program: Program) -> dict[str, Any]:
+    """What a plan says besides groups; `before` counts the parameters of the model with the blocks that it drops."""
+    before = program.fact(Dropped).original.count() if Dropped in program.facts else program.count()
+    return {"made_by": plan.made_by, "blocks": plan.blocks, "ranks": plan.ranks, "before": before}
+
+
+def runs_of(program: Program, folders: Sequence[str | Path]) -> dict[str, Report]:
+    """The reports of runs on this model, by the names of their folders, or by their paths where those are alike.
+
+    Raises:
+        LoadError: if a folder has no report, or one of another model.
+    """
+    paths = [Path(folder) for folder in folders]
+    names = [path.resolve().name for path in paths]
+    found = {}
+    for path, name in zip(paths, names, strict=True):
+        report, count = Report.load(path), program.count()
+        if report.parameters_before != count:
+            raise LoadError(
+                f"{path} holds a run on a model of {report.parameters_before:,} parameters, this one has {count:,}: "
+                "name runs on the same model"
+            )
+        found[name if names.count(name) == 1 else str(path)] = report
+    return found
+
+
+def _run(name: str, report: Report) -> dict[str, Any]:
+    return {
+        "name": name, "recipe": report.recipe, "model": report.model, "before": report.parameters_before,
+        "after": report.parameters_after, "seconds": sum(report.seconds.values()), "widths": report.widths,
+        "scores": report.scores, "command": report.command,
+    }  # fmt: skip

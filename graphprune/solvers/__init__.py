@@ -1,0 +1,1 @@
+"""Linear algebra of reconstructions: normal equations, low-rank factors, new biases."""

@@ -1,0 +1,55 @@
+"""Which linear layers can become a product of two factors of a low rank."""
+
+from collections.abc import Collection
+from fnmatch import fnmatch
+
+import torch
+from torch import fx
+
+from graphprune.axes.groups import Dependencies
+from graphprune.axes.rule import Consumer
+from graphprune.ir.program import Program
+from graphprune.solvers import new_biases
+
+aten = torch.ops.aten
+PRODUCTS = (aten.linear.default, aten.mm.default, aten.matmul.default, aten.addmm.default)
+
+
+def factorable(
+    program: Program, dependencies: Dependencies, protect: Collection[str] = ()
+) -> tuple[list[Consumer], dict[str, str]]:
+    """The linear maps that can become factors of a low rank, in order; and the weights that cannot, with reasons."""
+    found, left = [], {}
+    consumers, shapes = dependencies.consumers, program.shapes()
+    nodes = {node.name: node for node in program.graph.nodes}
+    leads, readers = _leading(program, {c.node for c in consumers}), new_biases.readers(program)
+    for consumer in consumers:
+        node, name = nodes[consumer.node], consumer.weight
+        if any(fnmatch(name, glob) for glob in protect):
+            left[name] = "it is protected"
+        elif len(shapes[name]) != 2 or node.target not in PRODUCTS or node.kwargs:
+            left[name] = "its operator is no plain matrix product"
+        elif readers[name] > 1 or not _alone(node, name, program):
+            left[name] = "it is shared"
+        elif not any(user in leads for user in node.users):
+            left[name] = "no linear map follows, it makes outputs of the model"
+        elif min(shapes[name]) > 1:
+            found.append(consumer)
+    return [consumer for consumer in found if consumer.weight not in left], left
+
+
+def _leading(program: Program, maps: Collection[str]) -> set[fx.Node]:
+    """The nodes from which a linear map is reached, these included."""
+    found: set[fx.Node] = set()
+    for node in reversed(program.graph.nodes):
+        if node.name in maps or any(user in found for user in node.users):
+            found.add(node)
+    return found
+
+
+def _alone(node: fx.Node, name: str, program: Program) -> bool:
+    """Is a weight, or a transposed view of it, read by this node only?"""
+    reads = next(n for n in program.tensors() if program.name(str(n.target)) == name and n.users)
+    while node not in reads.users and len(reads.users) == 1:
+        reads = next(iter(reads.users))
+    return len(reads.users) == 1

@@ -1,0 +1,139 @@
+"""Low rank: a matrix as some of its rows and what the others are made of them, fitted to what a linear map sees."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from math import isqrt
+
+import torch
+from torch import Tensor
+
+from graphprune.planning.interfaces import Refitted
+from graphprune.solvers.normal_equations import Equations, prepared, ridge, root
+from graphprune.statistics.moments import Moments
+
+Factors = tuple[Tensor, Tensor]  # of shapes (m, r) and (r, n)
+#: From equations for all columns, a rank and a damping to the factors of the new matrix.
+Fit = Callable[[Equations, int, float], Factors]
+
+
+@dataclass(frozen=True)
+class Pivoted:
+    """A matrix of rank r, shape (m, n), by pivoting factorisation (PIFA, arXiv:2501.19090).
+
+    `rows`, shape (r, n), are rows of it; the others are `coefficients`, shape (m - r, r), times those. `order`, shape
+    (m,), says where each row of the matrix stands among the former and, behind them, the latter.
+    """
+
+    rows: Tensor
+    coefficients: Tensor
+    order: Tensor
+
+    @classmethod
+    def of(cls, left: Tensor, right: Tensor) -> "Pivoted":
+        """The product of two matrices of shapes (m, r) and (r, n), its rows picked by LU with pivoting."""
+        rank, (m, _) = left.shape[1], left.shape
+        _, swaps, _ = torch.linalg.lu_factor_ex(left)
+        places = list(range(m))
+        for i, j in enumerate(int(swap) - 1 for swap in swaps):
+            places[i], places[j] = places[j], places[i]
+        chosen = torch.tensor(places)
+        picked, rest = left[chosen[:rank]], left[chosen[rank:]]
+        # picked rows may depend on each other, if the rank is lower than it was asked to be
+        return cls(picked @ right, rest @ torch.linalg.pinv(picked), chosen.argsort())
+
+    def to(self, dtype: torch.dtype) -> "Pivoted":
+        """The same in another precision."""
+        return replace(self, rows=self.rows.to(dtype), coefficients=self.coefficients.to(dtype))
+
+    @property
+    def product(self) -> Tensor:
+        """The matrix itself, in double precision."""
+        rows = self.rows.double()
+        return torch.cat([rows, self.coefficients.double() @ rows])[self.order]
+
+
+def size(m: int, n: int, rank: int) -> int:
+    """The numbers that a pivoted matrix holds, its order aside; as many as the matrix itself at full rank."""
+    return rank * (m + n - rank)
+
+
+def rank_at(m: int, n: int, density: float, step: int = 1) -> int:
+    """The greatest rank, a multiple of `step` or the full one, at which no greater share of the numbers is held."""
+    most, allowed = min(m, n), int(density * m * n)
+    if allowed >= m * n:
+        return most
+    rank = (m + n - isqrt((m + n) ** 2 - 4 * allowed)) // 2
+    rank -= size(m, n, rank) > allowed
+    return max(min(rank, most - 1) // step * step, min(step, most))
+
+
+def reduced(equations: Equations, rank: int, damping: float) -> Factors:
+    """The best matrix of a rank, by reduced-rank regression.
+
+    With S' the damped second moment and L the best matrix of full rank, the error of M lies ``||(M - L) S'^(1/2)||^2``
+    above that of L. So it is the singular values of ``L S'^(1/2)`` that are truncated; where the aim is what the layer
+    makes, L is its weight. Any square root of S' does.
+    """
+    best, half = _best(equations, damping)
+    left = leading(best @ half, rank)
+    return left, left.T @ best
+
+
+def leading(matrix: Tensor, rank: int) -> Tensor:
+    """The left singular vectors of the greatest singular values, shape (m, rank), by eigenvectors of the smaller of
+    both products with the transposed, which takes a fraction of the time."""
+    m, n = matrix.shape
+    small = matrix @ matrix.T if m <= n else matrix.T @ matrix
+    vectors: Tensor = torch.linalg.eigh(small).eigenvectors[:, -rank:].flip(1)
+    return vectors if m <= n else torch.linalg.qr(matrix @ vectors).Q
+
+
+def alternating(rounds: int) -> Fit:
+    """Whitened truncation of the weight, then rounds of least squares, of the left factor and of the right one, to
+    what the layer shall make (MPIFA, arXiv:2501.19090); their limit is the reduced-rank regression."""
+
+    def fit(equations: Equations, rank: int, damping: float) -> Factors:
+        best, half = _best(equations, damping)
+        left = leading(equations.left @ half, rank)
+        right = left.T @ equations.left
+        for _ in range(rounds):
+            seen = right @ half
+            left = ridge(seen @ seen.T, seen @ (best @ half).T, 0.0).T
+            right = torch.linalg.lstsq(left, best).solution
+        return left, right
+
+    return fit
+
+
+def _best(equations: Equations, damping: float) -> Factors:
+    """The best matrix of full rank, and a root of the damped second moment."""
+    best = equations.left + equations.correction(damping)
+    return best, root(equations.inner, damping * equations.unit)
+
+
+def exact(weight: Tensor, rank: int) -> Pivoted:
+    """A matrix that has that rank, but for rounding, as its factors."""
+    w = weight.double()
+    left = leading(w, rank)
+    return Pivoted.of(left, left.T @ w).to(weight.dtype)
+
+
+def refit(
+    weight: Tensor, kept: Tensor, rank: int, seen: Moments, held_out: Moments | None, damping: float | None, fit: Fit
+) -> tuple[Pivoted, Refitted]:
+    """A matrix of a rank in the place of the `kept` columns of a weight, shape (m, n), from moments of its n inputs;
+    and what that did.
+
+    With no `damping` given it is that with the least error on held-out tokens, or `DEFAULT`.
+    """
+    w = weight.double()
+
+    def missed(tried: Equations, judge: Equations, d: float) -> float:
+        left, right = fit(tried, rank, d)
+        return judge.error(left @ right - judge.left)
+
+    everything, judge, chosen = prepared(w, kept, seen, held_out, damping, missed)
+    pivoted = Pivoted.of(*fit(everything, rank, chosen)).to(weight.dtype)
+    new = pivoted.product
+    error = judge.error(new - w[:, kept]) / judge.whole
+    return pivoted, Refitted(new.to(weight.dtype), chosen, judge.removed / judge.whole, error)

@@ -1,0 +1,1 @@
+"""Calibration texts, and the moments of activations over them."""

@@ -1,0 +1,1 @@
+"""Whole jobs, from a model and options to a verified folder."""

@@ -1,0 +1,183 @@
+"""Saving what no stock class can hold: the graph itself, as a .pt2 file and as ONNX, a decoder with its cache."""
+
+import logging
+import shutil
+from pathlib import Path
+
+import torch
+
+from graphprune.axes.groups import Dependencies
+from graphprune.errors import ExportError, LoadError, PlanError, VerificationError
+from graphprune.execution.equivalence import compare, verify_finite
+from graphprune.exporters import EXPORTERS, NEEDS
+from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, FolderVerification
+from graphprune.exporters.export_folders.export_report import require_whole
+from graphprune.exporters.export_folders.folder_check import verify_folder
+from graphprune.exporters.model_folders.folder_files import copy_beside, require_apart
+from graphprune.exporters.onnx_tools.onnx_subjects import FREE
+from graphprune.exporters.subjects.decoders import cached_decoder, is_decoder
+from graphprune.exporters.targets import onnx, pt2
+from graphprune.frontends.loading import load
+from graphprune.frontends.modules import trace
+from graphprune.huggingface import model_folder
+from graphprune.huggingface.layer_removal import shorten_module
+from graphprune.ir.program import Dropped, Factored, Program, Rewritten, Rotatable
+from graphprune.ir.weights import Layered
+from graphprune.passes.analysis.find_groups import analyze
+from graphprune.passes.low_rank.factorize import factored
+from graphprune.passes.rewriting.rewrite import rewrite
+from graphprune.passes.rotation.fuse_norms import prepare
+from graphprune.planning.facts import Refits
+from graphprune.planning.plan import Plan
+from graphprune.reports.report import FILE as REPORT
+from graphprune.reports.report import Report
+from graphprune.solvers import new_biases
+from graphprune.solvers.factorable import factorable
+from graphprune.support.atomic_output import new_folder
+from graphprune.support.undo import Undo
+
+STATE = ("past_key_values*", "[[]1]*")  # the cache: inputs by name, outputs by their place behind the logits
+
+
+def write(program: Program, folder: Path) -> list[tuple[str, float]]:
+    """Fill a folder; return what was compared in it, and how far it was apart.
+
+    Raises:
+        ExportError: if a file cannot be written, or does not agree with the program.
+    """
+    report = pt2.write(program, folder / model_folder.PROGRAM)
+    found = [("reloaded .pt2 and rewritten graph", float(report.facts["error"]["relative"]))]
+    if program.source is None or program.source.kind != "huggingface":
+        try:
+            return [*found, _export(program, folder)]
+        except ExportError as fault:  # a module of one's own may hold what ONNX has no word for
+            logging.getLogger(__name__).warning("no ONNX files were made: %s", fault)
+            return found
+    copy_beside(program.source.path, folder)
+    model = model_folder.module(program.source.path)
+    dropped = program.facts.get(Dropped)
+    if not is_decoder(model) or (dropped is not None and dropped.follow is None):
+        return [*found, _export(program, folder)]  # a decoder that lacks parts of blocks has no cache of its own
+    shorten_module(Undo(), model, program.source.dropped)
+    cached = with_cache(program, model)
+    found.append(("graph with cache and rewritten graph", _agree(program, cached)))
+    return [*found, _export(cached, folder)]
+
+
+def _export(program: Program, folder: Path) -> tuple[str, float]:
+    """Write the ONNX files, and say how far they are from the graph."""
+    report = onnx.export_program(program, folder / FREE)
+    return "ONNX and graph", max(float(case["worst"]) for case in report.facts["parity"].values())
+
+
+def with_cache(program: Program, model: torch.nn.Module) -> Program:
+    """The same cut of the same model, captured with its cache of keys and values as inputs and outputs."""
+    module, args, kwargs, free = cached_decoder(model)
+    whole = trace(module, args, kwargs, dynamic_shapes=free, state=STATE)
+    rotatable = program.facts.get(Rotatable)
+    if rotatable is not None:
+        streams = [group for group in analyze(whole).groups if group.name in rotatable.groups]
+        whole = prepare(whole, streams, bool(rotatable.shortcuts)).program
+    cached = _cut_alike(whole, program)
+    refits = program.facts.get(Refits)
+    if refits is not None:
+        consumers = cached.fact(Rewritten).original.fact(Dependencies).consumers
+        cached, _ = new_biases.add(cached, [c for c in consumers if c.weight in refits.biases])
+    changed = (refits.changed if refits else set()) | (rotatable.changed if rotatable else set())
+    new = {name: program.weights[name] for name in changed}
+    cached = cached.with_facts(weights=Layered((new, cached.weights)), source=program.source)
+    ranks = program.facts[Factored].ranks if Factored in program.facts else {}
+    return factored(
+        cached,
+        [c for c in factorable(cached, cached.facts.get(Dependencies) or analyze(cached))[0] if c.weight in ranks],
+        program.weights,
+    )
+
+
+def _cut_alike(whole: Program, program: Program) -> Program:
+    """The model with its cache, cut as the program was, if it was."""
+    if Plan not in program.facts:
+        return whole
+    try:
+        return rewrite(whole, program.fact(Plan))
+    except PlanError as fault:
+        raise ExportError(
+            f"the cut cannot be repeated on the model with its cache: {fault}; cut it in one step, or save it for "
+            "destination stock or per-layer"
+        ) from fault
+
+
+def _agree(program: Program, cached: Program) -> float:
+    """Compare the logits of both at the start of a text, where the cache is empty."""
+    ids = program.inputs[1]["input_ids"]
+    places = torch.arange(ids.shape[1]).expand(*ids.shape).contiguous()
+    past = [node.meta["val"].shape for node in cached.graph.nodes if node.op == "placeholder" and "past" in node.name]
+    empty = [torch.zeros(ids.shape[0], shape[1], 0, shape[3]) for shape in past]
+    leading = (ids, torch.ones_like(ids), places)[: len(cached.inputs[0]) - 1]
+    pairs = list(zip(empty[::2], empty[1::2], strict=True))
+    with torch.no_grad():
+        logits = cached.module()(*leading, pairs)[0]
+        reference = program.module()(**program.inputs[1])
+    return compare([reference.logits], [logits], "graph with cache and rewritten graph").max_error
+
+
+def check_folder(folder: Path) -> FolderVerification:
+    """Repeat the checks of a folder that `write` filled.
+
+    Raises:
+        VerificationError: if it is damaged, or not what its report says.
+    """
+    checks = require_whole(folder)
+    program = load(folder)
+    verify_finite(program)
+    found = FolderVerification(folder, "pt2", program.count(), [*checks, "the graph loads", "its outputs are finite"])
+    expected = Report.load(folder).parameters_after if (folder / REPORT).is_file() else found.parameters
+    if expected != found.parameters:
+        raise VerificationError(
+            f"{folder} has {found.parameters} parameters, its {REPORT} says {expected}; save it again"
+        )
+    if (folder / FREE).is_dir():
+        onnx_found = verify_folder(folder / FREE)
+        found.checks += [f"in {FREE}: {check}" for check in onnx_found.checks]
+        found.max_error = onnx_found.max_error
+    return found
+
+
+def export(folder: Path, target: str, output: Path, options: ExportOptions, *, force: bool = False) -> ExportReport:
+    """Make a target of the graph, or of the ONNX files that were made with it; `onnx` hands these out, after checking
+    them anew.
+
+    Raises:
+        ExportError: if the target takes a model that a class of transformers runs, or ONNX files that are not there.
+        LoadError: if the graph cannot be read.
+        RegistryError: if there is no such target.
+    """
+    for read in (folder, folder / FREE, folder / model_folder.PROGRAM):
+        require_apart(read, output)
+    export, needs = EXPORTERS[target], NEEDS.get(target)
+    if needs is not None and needs.graphs:
+        return export(folder, output, options, force=force)
+    if not (folder / FREE).is_dir():
+        raise ExportError(
+            f"{folder} holds a graph that ONNX has no words for; use a target that takes the graph itself: "
+            f"{', '.join(name for name in sorted(NEEDS) if NEEDS[name].graphs)}"
+        )
+    if target == "onnx" and options == NO_OPTIONS:
+        return _handed_out(folder, output, force)
+    try:
+        return export(folder / FREE, output, options, force=force)
+    except LoadError as fault:
+        if needs is not None and "free" in needs.destinations:
+            raise
+        raise ExportError(
+            f"{folder} holds a graph that no class of transformers runs, and target {target} takes one that does; "
+            "use another target, or prune with destination stock or per-layer"
+        ) from fault
+
+
+def _handed_out(folder: Path, output: Path, force: bool) -> ExportReport:
+    with new_folder(output, force) as fresh:
+        shutil.copytree(folder / FREE, fresh, dirs_exist_ok=True)
+        checks = verify_folder(fresh)
+    files = sorted(path.name for path in output.iterdir())
+    return ExportReport("onnx", output, files, {"parameters": checks.parameters, "checks": checks.checks})

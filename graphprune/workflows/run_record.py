@@ -1,0 +1,215 @@
+"""What a run was asked for, and what its report tells of it."""
+
+import inspect
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+
+from graphprune.axes.groups import Dependencies
+from graphprune.execution.equivalence import Verification
+from graphprune.ir.program import Dropped, Factored, Program, Rewritten, Rotatable
+from graphprune.ir.weights import beside
+from graphprune.passes.low_rank.factorize import PARTS
+from graphprune.pipeline import Timings
+from graphprune.planning.budget import UNITS
+from graphprune.planning.facts import Refits, Scores
+from graphprune.planning.plan import Plan
+from graphprune.reports.report import Calibration as CalibrationReport
+from graphprune.reports.report import Quality, Report
+from graphprune.solvers.pivoted_factors import size
+from graphprune.statistics.collector import Calibration
+from graphprune.support.memory import peak_memory
+from graphprune.version import __version__
+from graphprune.workflows.memory_estimate import Footprint
+from graphprune.workflows.target_needs import Wanted
+
+
+@dataclass(frozen=True)
+class Job:
+    """What was asked for, as far as a report tells of it; `room` is how the run stays within its memory."""
+
+    model: str
+    output: Path
+    recipe: str
+    destination: str
+    sparsity: float | None = None
+    seed: int = 0
+    force: bool = False
+    command: str = ""
+    plan_only: bool = False
+    budget: str = "parameters"
+    wanted: Wanted | None = None
+    quality: tuple[Quality, ...] = ()
+    room: Footprint | None = None
+
+
+def tell(job: Job, program: Program, plan: Plan, errors: dict[str, float], peak: int = 0) -> Report:
+    """The report of a run; `errors` say how far apart what was saved is, `peak` is in bytes."""
+    rewritten = program.facts.get(Rewritten)
+    original = rewritten.original if rewritten else program
+    proof = program.facts.get(Verification)
+    timings = program.facts.get(Timings, Timings())
+    before, after = _sizes(_first(program)), _planned(program, plan) if job.plan_only else _sizes(program)
+    return Report(
+        model=job.model,
+        recipe=job.recipe,
+        destination=job.destination,
+        parameters_before=sum(before.values()),
+        parameters_after=sum(after.values()),
+        sparsity_asked=job.sparsity,
+        plan=plan.digest,
+        program=plan.fingerprint,
+        seed=job.seed,
+        calibration=_calibration(program),
+        widths=_widths(original, plan),
+        scores=_scores(program),
+        seconds=_summed(timings.seconds),
+        memory=dict(timings.memory),
+        peak_memory=peak_memory(),
+        anonymous_memory=peak,
+        estimated_memory=job.room.peak if job.room else 0,
+        errors={**({_proved(program): proof.max_error} if proof else {}), **errors},
+        loads_with=_loads_with(job),
+        command=job.command,
+        version=__version__,
+        notes=(*_asked(job), *_wanted(job, original, plan), *_notes(program), *_maps(program)),
+        cut=not job.plan_only,
+        quality=job.quality,
+        counts={name: (before.get(name, 0), after.get(name, 0)) for name in {**before, **after}},
+    )
+
+
+def _proved(program: Program) -> str:
+    """What was compared with what."""
+    return "products and their factors" if Factored in program.facts else "masked original and cut graph"
+
+
+def _first(program: Program) -> Program:
+    """The program from which this one came, by however many steps."""
+    steps = (program.facts[kind] for kind in (Factored, Rewritten, Rotatable, Dropped) if kind in program.facts)
+    latest = next(steps, None)
+    return program if latest is None else _first(latest.original)
+
+
+def _sizes(program: Program) -> dict[str, int]:
+    """How many elements every parameter has, shared ones under one name, factors under that of their product."""
+    found = {name: prod(shape) for name, shape in program.shapes().items() if name in program.parameters}
+    for name in program.facts[Factored].ranks if Factored in program.facts else ():
+        found[name] = sum(found.pop(f"{name}_{part}", 0) for part in PARTS)
+    return found
+
+
+def _planned(program: Program, plan: Plan) -> dict[str, int]:
+    """How many elements a plan would leave of every parameter."""
+    shapes, left = program.shapes(), _sizes(program)
+    for name in plan.keep.keys() & left.keys():
+        kept = {d: beside(indices, d, len(shapes[name])).shape[d] for d, indices in plan.keep[name].items()}
+        left[name] = prod(kept.get(d, n) for d, n in enumerate(shapes[name]))
+    for name, rank in plan.ranks.items():
+        m, n = shapes[name]
+        left[name] = size(m, n, rank)
+    return left
+
+
+def _calibration(program: Program) -> CalibrationReport | None:
+    seen = program.facts.get(Calibration)
+    return CalibrationReport(seen.source, seen.samples, seen.length, seen.sha256, seen.autocast) if seen else None
+
+
+def _summed(seconds: Sequence[tuple[str, float]]) -> dict[str, float]:
+    """Seconds by pass; of passes that ran more than once the sum."""
+    found: dict[str, float] = {}
+    for name, value in seconds:
+        found[name] = found.get(name, 0.0) + value
+    return {name: round(value, 3) for name, value in found.items()}
+
+
+def _widths(program: Program, plan: Plan) -> dict[str, tuple[int, int]]:
+    """The size of every group before and after, if the plan cuts any."""
+    groups = program.fact(Dependencies).by_name if plan.groups else {}
+    return {name: (groups[name].size, width) for name, width in plan.widths.items()}
+
+
+def _scores(program: Program) -> dict[str, tuple[float, ...]]:
+    """The deciles of the finite scores of every group in play, to four digits."""
+    steps, found = torch.linspace(0, 1, 11, dtype=torch.float64), {}
+    for name, scores in program.facts.get(Scores, Scores({}, "")).by_group.items():
+        finite = scores[scores.isfinite()].double()
+        found[name] = tuple(float(f"{x:.4g}") for x in torch.quantile(finite, steps)) if finite.numel() else ()
+    return found
+
+
+def _loads_with(job: Job) -> tuple[str, ...]:
+    if job.plan_only:
+        return ("nothing: it holds a plan, for `graphprune apply`",)
+    return {
+        "stock": ("transformers from_pretrained, without graphprune installed",),
+        "per-layer": ("graphprune.load", "transformers from_pretrained with trust_remote_code=True"),
+        "free": ("graphprune.load", "torch.export.load(model.pt2)", "ONNX Runtime, if there is a folder onnx"),
+    }[job.destination]
+
+
+def _asked(job: Job) -> tuple[str, ...]:
+    return () if job.budget == "parameters" else (f"the sparsity that was asked for is one of {UNITS[job.budget]}",)
+
+
+def _wanted(job: Job, original: Program, plan: Plan) -> tuple[str, ...]:
+    """What the target has to say of the plan."""
+    return job.wanted.notes(original, plan) if job.wanted else ()
+
+
+def _notes(program: Program) -> tuple[str, ...]:
+    """What was dropped; what the refit chose, and what it left alone."""
+    refits = program.facts.get(Refits)
+    dropped = (f"dropped {', '.join(program.fact(Dropped).blocks)}",) if Dropped in program.facts else ()
+    if refits is None:
+        return dropped
+    done = refits.by_weight.values()
+    before, after = (sum(getattr(r, f) for r in done) / max(len(done), 1) for f in ("error_before", "error_after"))
+    chosen = sorted({r.damping for r in done})
+    skipped = tuple(f"{name} was not refitted: {why}" for name, why in refits.skipped.items())
+    return (
+        *dropped,
+        f"refitted {len(done)} weights with damping {chosen}: mean relative output error {before:.4f} -> {after:.4f}",
+        *skipped,
+    )
+
+
+def _maps(program: Program) -> tuple[str, ...]:
+    """What became of linear maps: rotations, ranks, and what was left as it is."""
+    found, rotated = program.facts.get(Factored), program.facts.get(Rotatable)
+    turned = (
+        (f"rotated {len(rotated.groups)} streams, for which {len(rotated.added)} maps were added",) if rotated else ()
+    )
+    if found is None:
+        return turned
+    before, after = (sum(errors) / len(found.errors) for errors in zip(*found.errors.values(), strict=True))
+    return (
+        *turned,
+        f"{len(found.ranks)} weights became factors of ranks {min(found.ranks.values())} to "
+        f"{max(found.ranks.values())}: mean relative output error {after:.4f}, of which {before:.4f} to begin with",
+        *(f"{name} was left as it is: {why}" for name, why in found.left.items()),
+    )
+
+
+def command() -> str:
+    """The command line that reproduces the run, if it was one."""
+    program = Path(sys.argv[0])
+    ours = program.name == "graphprune" or (program.name, program.parent.name) == ("__main__.py", "graphprune")
+    return shlex.join(["graphprune", *sys.argv[1:]]) if ours else ""
+
+
+def call(function: Callable[..., object], given: Mapping[str, Any]) -> str:
+    """The call from Python that reproduces the run; what has its default value is left out."""
+    known = inspect.signature(function).parameters
+    changed = {name: value for name, value in given.items() if value != known[name].default}
+    told = pytree.tree_map_only(Path, str, changed)
+    words = [repr(told.pop("model")), *(f"{name}={value!r}" for name, value in told.items())]
+    return f"graphprune.{function.__name__}({', '.join(words)})"

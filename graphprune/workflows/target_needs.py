@@ -1,0 +1,109 @@
+"""Pruning for a target of export: where the model must run, and which widths run fast there."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+from graphprune.axes.groups import Dependencies
+from graphprune.errors import PlanError
+from graphprune.exporters import EXPORTERS, NEEDS
+from graphprune.exporters.contract import Needs
+from graphprune.huggingface import model_folder
+from graphprune.ir.program import Program
+from graphprune.planning.facts import Eligible
+from graphprune.planning.plan import Plan
+
+_DEFAULT = Needs(("stock", "per-layer", "free"), 8, 8, "")
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a run asks of widths: by its target, or as it was said."""
+
+    target: str | None
+    needs: Needs
+    destination: str
+    asked: int | None
+
+    @classmethod
+    def of(cls, target: str | None, destination: str | None, align: int | None) -> "Wanted":
+        """What `target` wants, but for what is given.
+
+        Raises:
+            RegistryError: if there is no such target.
+            PlanError: if the target cannot be made of a model pruned for that destination.
+        """
+        if target is None:
+            return cls(None, _DEFAULT, destination or _DEFAULT.destinations[0], align)
+        EXPORTERS[target]
+        needs = NEEDS[target]
+        if destination is not None and destination not in needs.destinations:
+            raise PlanError(
+                f"target {target} cannot be made of a model pruned for destination {destination}; "
+                f"use {' or '.join(needs.destinations)}"
+            )
+        return cls(target, needs, destination or needs.destinations[0], align)
+
+    def accepted(self, program: Program) -> Program:
+        """The program, if the target can be made of it.
+
+        Raises:
+            PlanError: if it writes text, and the target takes graphs without a cache.
+        """
+        source, graph = program.source, self.needs.graphs and self.destination == "free"
+        if graph and source is not None and source.kind == "huggingface" and _writes_text(source.path):
+            others = " or ".join(name for name in self.needs.destinations if name != "free")
+            raise PlanError(
+                f"target {self.target} takes of destination free a graph without a cache, and {source.path} writes "
+                f"text; use destination {others}, or a target of ONNX files"
+            )
+        return program
+
+    def align_of(self, program: Program) -> int:
+        """Of which number widths are to be multiples."""
+        return self.asked if self.asked is not None else self._fast(program)
+
+    def notes(self, program: Program, plan: Plan) -> tuple[str, ...]:
+        """What was decided for the target, what it cannot express, and which widths are no faster than wider ones."""
+        if self.target is None:
+            return ()
+        fast = self._fast(program)
+        said = (
+            f"for target {self.target}: destination {self.destination}, widths in multiples of {self.align_of(program)}"
+        )
+        return (f"{said} ({self.needs.why})", *self._refused(program), *self._slow(program, plan, fast))
+
+    def _fast(self, program: Program) -> int:
+        return self.needs.convolutions if _convolutional(program) else self.needs.products
+
+    def _refused(self, program: Program) -> Iterator[str]:
+        refused: Mapping[str, str] = program.facts[Eligible].refused if Eligible in program.facts else {}
+        for kind, why in refused.items():
+            yield f"destination {self.destination} cannot express other widths of {kind}: {why}"
+
+    def _slow(self, program: Program, plan: Plan, fast: int) -> Iterator[str]:
+        """Widths that end within a block although the next whole one would be there."""
+        groups = program.fact(Dependencies).by_name if plan.groups else {}
+        found: dict[tuple[int, int], list[str]] = {}
+        for name, width in plan.widths.items():
+            inner, size = groups[name].inner, groups[name].size
+            wider = -(-width * inner // fast) * fast
+            if width < size and width * inner % fast and wider <= size * inner:
+                found.setdefault((width * inner, wider), []).append(name)
+        for (now, wider), names in found.items():
+            yield (
+                f"warning: {len(names)} groups such as {names[0]} are {now} wide, which runs no faster on "
+                f"{self.target} than {wider}; leave --align out, or give a multiple of {fast}"
+            )
+
+
+def _writes_text(folder: Path) -> bool:
+    settings = model_folder.config(folder)
+    return model_folder.writes_text(model_folder.model_class(folder, settings), settings)
+
+
+def _convolutional(program: Program) -> bool:
+    """Are most parameters those of convolutions?"""
+    sizes = [(len(shape) > 2, prod(shape)) for shape in program.shapes().values()]
+    return sum(n if filters else -n for filters, n in sizes) > 0

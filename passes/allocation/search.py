@@ -1,0 +1,133 @@
+"""The pass that chooses calibration data and metric together, by the plans that they lead to.
+
+AdaPruner (arXiv:2503.06184) searches both by Bayesian optimisation. Its formulas are not public; this is a
+reconstruction: metrics are those of the Taylor family, and of the calibration data any parts may be left out.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
+from typing import Any, ClassVar
+
+from graphprune.axes.groups import Dependencies
+from graphprune.display.progress import progress
+from graphprune.errors import PlanError
+from graphprune.evaluation.masked_loss import Objective
+from graphprune.ir.program import Program
+from graphprune.passes.allocation.allocate import Allocate
+from graphprune.passes.calibration.gradients import Gradients, Loss, likelihood
+from graphprune.passes.scores.score import Score
+from graphprune.passes.selection.select import Select
+from graphprune.pipeline import PASSES, Pass, Pipeline
+from graphprune.planning.facts import Eligible, Scores
+from graphprune.planning.plan import Plan
+from graphprune.statistics.collector import Calibration
+
+TAYLOR = ("taylor", "taylor-vector", "taylor-second", "taylor-mixed")
+
+
+@PASSES.register("search")
+@dataclass(frozen=True)
+class Search(Pass):
+    """Score indices by the one of `metrics`, on that part of the calibration data, whose plan does least harm.
+
+    The data are divided into `parts`, each of which a trial may leave out. The tree-structured Parzen estimator of
+    optuna makes `trials` proposals, the first being all data and the first metric. A trial is judged by the loss of the
+    model on held-out calibration batches under the plan for `sparsity` (or `ratio`), `allocation`, `budget` and
+    `align`, and costs a backward pass over its data.
+    """
+
+    name: ClassVar[str] = "search"
+    needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible, Calibration)
+    makes: ClassVar[tuple[type, ...]] = (Scores,)
+    metrics: tuple[str, ...] = TAYLOR
+    allocation: str = "uniform"
+    sparsity: float | None = None
+    ratio: float | None = None
+    budget: str = "parameters"
+    align: int = 1
+    parts: int = 8
+    trials: int = 24
+    seed: int = 0
+    loss: Loss | None = field(default=None, repr=False)
+
+    def check(self) -> None:
+        """Refuse to start without what is needed.
+
+        Raises:
+            PlanError: if optuna is not installed, or there is nothing to try.
+        """
+        if find_spec("optuna") is None:
+            raise PlanError(
+                "the search for calibration data and metric needs optuna, which is not installed: "
+                "pip install 'optuna>=5,<6', which is the extra graphprune[search]"
+            )
+        if min(self.trials, self.parts, len(self.metrics)) < 1:
+            raise PlanError("a search needs at least one trial, one part of the data and one metric")
+
+    def run(self, program: Program) -> Program:
+        """The program with the scores of the best trial.
+
+        Raises:
+            PlanError: if the share asked for cannot be reached.
+            CalibrationError: if no loss is given or known, or a gradient is not finite.
+        """
+        import optuna
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=self.seed))
+        study.enqueue_trial({"metric": self.metrics[0], **{f"part {i}": True for i in range(self.parts)}})
+        tries = _Tries(self, program, Objective.of(program))
+        with progress("searching calibration data and metric", self.trials) as step:
+            for _ in range(self.trials):
+                trial = study.ask()
+                metric = trial.suggest_categorical("metric", self.metrics)
+                kept = [i for i in range(self.parts) if trial.suggest_categorical(f"part {i}", (True, False))]
+                study.tell(trial, tries.loss(metric, tuple(kept)))
+                step()
+        assert tries.best is not None  # there was a trial
+        return program.with_facts(tries.best.fact(Scores), tries.best.fact(Eligible))
+
+
+@dataclass
+class _Tries:
+    """What was tried, and the program with the best plan."""
+
+    search: Search
+    program: Program
+    objective: Objective
+    known: dict[tuple[str, tuple[int, ...]], float] = field(default_factory=dict)
+    best: Program | None = None
+
+    def loss(self, metric: str, kept: tuple[int, ...]) -> float:
+        """The loss under the plan of a metric on these parts of the data; on all of them if there is none."""
+        key = metric, kept
+        if key not in self.known:
+            planned = self._planned(metric, list(self._numbers(kept)) or list(self._numbers(range(self.search.parts))))
+            loss = self.objective.loss(planned.fact(Plan).groups)
+            self.best = planned if loss < min(self.known.values(), default=float("inf")) else self.best
+            self.known[key] = loss
+        return self.known[key]
+
+    def _numbers(self, kept: Sequence[int]) -> Iterator[int]:
+        """The numbers of the calibration batches in these parts; none is held out."""
+        calibration = self.program.fact(Calibration)
+        count = len(calibration.batches)
+        free = [i for i in range(count) if not calibration.held_out(i)]
+        return (number for at, number in enumerate(free) if at * self.search.parts // len(free) in kept)
+
+    def _planned(self, metric: str, numbers: Sequence[int]) -> Program:
+        search, calibration = self.search, self.program.fact(Calibration)
+        loss = search.loss or likelihood(self.program)
+        part = replace(calibration, batches=[calibration.batches[i] for i in numbers])
+
+        def numbered(output: Any, i: int) -> Any:
+            return loss(output, numbers[i])
+
+        steps = (
+            Gradients(numbered),
+            Score(metric, search.seed),
+            Allocate(search.allocation, search.sparsity, search.ratio, search.seed, search.budget),
+            Select(search.align),
+        )
+        return Pipeline(steps, given=search.needs)(self.program.with_facts(part))

@@ -1,0 +1,61 @@
+"""The pass that finds groups and says which of them may be cut."""
+
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from typing import ClassVar
+
+from graphprune.axes.groups import Dependencies, Group
+from graphprune.ir.program import Program
+from graphprune.passes.analysis.find_groups import analyze
+from graphprune.pipeline import PASSES, Pass
+from graphprune.planning.destination import Destination
+from graphprune.planning.facts import Eligible
+
+
+@PASSES.register("analyze")
+@dataclass(frozen=True)
+class Analyze(Pass):
+    """Find the groups, and which of them the destination can express.
+
+    `destination`: ``free`` allows whatever the axes allow; ``per-layer`` and ``stock`` what the fields of the
+    configuration can say, each layer for itself or all alike. `protect` holds globs of parameters or groups to
+    leave alone. `exact_only` leaves out groups whose cut is not the same as zeroing.
+    """
+
+    name: ClassVar[str] = "analyze"
+    makes: ClassVar[tuple[type, ...]] = (Dependencies, Eligible)
+    frugal: ClassVar[bool] = True
+    destination: str = "free"
+    protect: tuple[str, ...] = ()
+    exact_only: bool = True
+
+    def check(self) -> None:
+        """Refuse destinations that are none.
+
+        Raises:
+            PlanError: if there is no destination of that name.
+        """
+        Destination.require(self.destination)
+
+    def run(self, program: Program) -> Program:
+        """The program with its dependencies and eligible groups.
+
+        Raises:
+            PlanError: if the destination is unknown, or needs a configuration that the program does not have.
+        """
+        dependencies = program.facts.get(Dependencies) or analyze(program)
+        destination = Destination.of(self.destination, program, dependencies)
+        possible = [
+            g for g in dependencies.groups if (g.exact or not self.exact_only) and not self._protected(program, g)
+        ]
+        survey = list(destination.survey(possible))
+        refused = {kind: why for kind, widths, why in survey if not widths}
+        groups = tuple(group for group in possible if group.kind not in refused)
+        widths = {kind: widths for kind, widths, _ in survey if widths}
+        return program.with_facts(dependencies, Eligible(groups, destination, refused, widths))
+
+    def _protected(self, program: Program, group: Group) -> bool:
+        """Does a glob match the group, or any name of a parameter in which it stands?"""
+        stored = {place.parameter for place in group.places}
+        names = [group.name, *stored, *(alias for alias, name in program.ties.items() if name in stored)]
+        return any(fnmatch(name, glob) for name in names for glob in self.protect)

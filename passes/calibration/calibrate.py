@@ -1,0 +1,137 @@
+"""The pass that runs calibration inputs through the dense model and keeps their moments."""
+
+import hashlib
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+
+from graphprune.axes.groups import Dependencies
+from graphprune.display.progress import progress
+from graphprune.errors import CalibrationError, first_line
+from graphprune.execution.segments import split
+from graphprune.huggingface import model_folder
+from graphprune.ir.program import Program
+from graphprune.pipeline import PASSES, Pass
+from graphprune.planning.facts import Eligible
+from graphprune.statistics import texts
+from graphprune.statistics.collector import BATCH_TOKENS, Calibration, Collector, token_batches
+from graphprune.statistics.moments import Statistics, restored, stored
+from graphprune.statistics.stream import Stream
+from graphprune.support.durable_steps import Step, stage
+
+
+@PASSES.register("calibrate")
+@dataclass(frozen=True)
+class Calibrate(Pass):
+    """Gather statistics of the dense model at every consumer of an eligible group.
+
+    `text` names a calibration text (see `corpus`), of which `samples` windows of `length` tokens are drawn by `seed`;
+    or `batches` holds calls ``(args, kwargs)`` of the model; tokens that their `attention_mask` leaves out are not
+    counted. `moments`: ``diagonal`` keeps what most scores need, ``full`` the whole matrices, ``none`` nothing, for
+    those who want the inputs only. With `producers`, also the maps that make the groups are watched. With `autocast`,
+    this pass and those that run the same inputs later, segment by segment or for gradients, multiply matrices in
+    bfloat16, which is faster where the processor has it; sums over tokens are as precise as ever. `device` is where
+    segments run, with about so many `tokens` at once.
+    """
+
+    name: ClassVar[str] = "calibrate"
+    needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible)
+    makes: ClassVar[tuple[type, ...]] = (Calibration, Statistics)
+    frugal: ClassVar[bool] = True
+    text: str = ""
+    samples: int = 128
+    length: int = 512
+    seed: int = 0
+    moments: str = "diagonal"
+    producers: bool = False
+    autocast: bool = False
+    device: str = "cpu"
+    tokens: int = BATCH_TOKENS
+    batches: tuple[Any, ...] = field(default=(), repr=False)
+
+    def check(self) -> None:
+        """Refuse a device that is not there.
+
+        Raises:
+            CalibrationError: if that is so.
+        """
+        try:
+            torch.empty(0, device=self.device)
+        except (RuntimeError, AssertionError) as fault:
+            raise CalibrationError(f"there is no device {self.device!r} here: {first_line(fault)}") from fault
+
+    def run(self, program: Program) -> Program:
+        """The program with its calibration inputs and statistics.
+
+        Raises:
+            CalibrationError: if there is no usable calibration data, or activations are not finite.
+        """
+        if self.moments not in ("none", "diagonal", "full"):
+            raise CalibrationError(f"moments are none, diagonal or full, not {self.moments!r}")
+        calibration = self._calibration(program)
+        if self.moments == "none":
+            return program.with_facts(calibration, Statistics({}))
+        consumers = program.fact(Dependencies).maps_of(program.fact(Eligible).groups, self.producers)
+        collector = Collector(consumers, self.moments == "diagonal")
+        sweep(program, calibration, collector)
+        return program.with_facts(calibration, Statistics(collector.moments))
+
+    def _calibration(self, program: Program) -> Calibration:
+        if self.batches:
+            leaves = [program.flat(args, kwargs) for args, kwargs in self.batches]
+            return Calibration(
+                leaves,
+                "batches given from Python",
+                len(leaves),
+                0,
+                self.seed,
+                autocast=self.autocast,
+                device=self.device,
+            )
+        known: Calibration | None = program.facts.get(Calibration)
+        asked = self.text, self.samples, self.length, self.seed, self.autocast, self.device
+        if known and _asked(known) == asked:
+            return known
+        if not self.text or program.source is None:
+            raise CalibrationError(
+                "there is nothing to calibrate on: name a text file, or pass batches of inputs from Python"
+            )
+        tokenizer = model_folder.tokenizer(program.source.path)
+        ids = texts.samples(tokenizer, texts.read(self.text), self.samples, self.length, self.seed)
+        sha256 = hashlib.sha256(ids.numpy().tobytes()).hexdigest()
+        batches = token_batches(program, ids, self.tokens)
+        return Calibration(batches, self.text, self.samples, self.length, self.seed, sha256, self.autocast, self.device)
+
+
+def _asked(known: Calibration) -> tuple[Any, ...]:
+    """The options that led to these inputs."""
+    return known.source, known.samples, known.length, known.seed, known.autocast, known.device
+
+
+def sweep(program: Program, calibration: Calibration, collector: Collector) -> None:
+    """Run all batches through the dense segments, as far as there is something to collect."""
+    wanted = {consumer.node for consumer in collector.consumers}
+    segments = split(program, wanted)
+    segments = segments[: max((i + 1 for i, segment in enumerate(segments) if wanted & segment.names), default=0)]
+    stream, steps = Stream.start(program, calibration), stage("calibrate")
+    done = steps.finished(len(segments))
+    for step in done:
+        _resume(step, stream, collector)
+    with progress("calibrating", (len(segments) - len(done)) * len(stream.numbers)) as tick:
+        for i, segment in enumerate(segments[len(done) :], len(done) + 1):
+            here = collector.within(segment.names)
+            for following in segments[i : i + 1]:
+                stream.expect(following)
+            exits = stream.through(segment, stream.program.weights, tick, [here] * len(stream.numbers))
+            here.gather()
+            found = {consumer.node: collector.moments[consumer.node] for consumer in here.consumers}
+            tensors, tokens = stored(found)
+            _resume(steps.finish(Step(tokens, tensors, {"entries": exits})), stream, collector)
+    steps.wait()
+
+
+def _resume(step: Step, stream: Stream, collector: Collector) -> None:
+    """Go on from where a step ended."""
+    collector.moments |= restored(step.tensors, step.facts)
+    stream.entries = step.values.get("entries", ())  # only the last of those that were finished before has them

@@ -1,0 +1,199 @@
+"""The pass that runs calibration inputs forward and backward, and keeps the gradients of a loss."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx, nn
+from torch.nn.functional import cross_entropy
+
+from graphprune.axes.groups import Dependencies, Group
+from graphprune.axes.rule import Consumer
+from graphprune.display.progress import progress
+from graphprune.errors import CalibrationError
+from graphprune.evaluation.masked_loss import Objective
+from graphprune.evaluation.perplexity import logits
+from graphprune.ir.program import Program
+from graphprune.pipeline import PASSES, Pass
+from graphprune.planning.facts import Eligible
+from graphprune.planning.index_scores import at_consumers, rows_of
+from graphprune.planning.interfaces import Evidence
+from graphprune.solvers.factorable import factorable
+from graphprune.statistics.collector import Calibration, leaf, products, single
+from graphprune.statistics.moments import Gradients as Found
+
+#: The loss of an output, and the number of the calibration batch that it belongs to.
+Loss = Callable[[Any, int], Tensor]
+PLACES = ("parameters", "outputs", "maps")
+
+
+@PASSES.register("gradients")
+@dataclass(frozen=True)
+class Gradients(Pass):
+    """Gather gradients of a loss by full backward passes over the dense model.
+
+    `of` says where: at all ``parameters`` of eligible groups, or at the ``outputs`` of the linear maps that contract
+    such groups, where it is their second moments that are kept, or of all ``maps`` that can be of a lower rank, too.
+    `most` says on how many calibration batches, if not on all. The loss of a causal language model is that of the next
+    token; for any other model `loss` is given from Python.
+    """
+
+    name: ClassVar[str] = "gradients"
+    needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible, Calibration)
+    makes: ClassVar[tuple[type, ...]] = (Found,)
+    loss: Loss | None = field(default=None, repr=False)
+    of: str = "parameters"
+    most: int | None = None
+
+    def run(self, program: Program) -> Program:
+        """The program with gradients.
+
+        Raises:
+            CalibrationError: if no loss is given or known, a gradient is not finite, or there is no such place.
+        """
+        if self.of not in PLACES:
+            raise CalibrationError(f"there are gradients of {', '.join(PLACES[:-1])} or {PLACES[-1]}, not {self.of!r}")
+        groups, module = program.fact(Eligible).groups, program.module()
+        if self.of != "parameters":
+            watched(module, program, set())
+            more = factorable(program, program.fact(Dependencies))[0] if self.of == "maps" else []
+            contracting = {c.node: c for c in (*program.fact(Dependencies).maps_of(groups), *more)}
+            taps = _tapped(module, list(contracting.values()))
+            batches = sum(1 for _ in self._backward(program, module))
+            known = program.facts.get(Found) or Found({}, {}, {}, batches)
+            return program.with_facts(replace(known, outputs={node: tap.mean(node) for node, tap in taps.items()}))
+        names = {place.parameter for group in groups for place in group.places} & program.parameters
+        weights, sums = watched(module, program, names), _Sums(program, groups)
+        for _ in self._backward(program, module):
+            sums.add({name: _gradient(name, weight) for name, weight in weights.items()})
+        known = program.facts.get(Found)
+        return program.with_facts(replace(sums.found(), outputs=known.outputs if known else {}))
+
+    def _backward(self, program: Program, module: fx.GraphModule) -> Iterator[int]:
+        """Every calibration batch, after its backward pass."""
+        loss, calibration = self.loss or likelihood(program), program.fact(Calibration)
+        spec = pytree.tree_flatten((program.inputs[0], dict(program.inputs[1])))[1]
+        batches = calibration.batches[: self.most]
+        with progress("differentiating", len(batches)) as step, torch.enable_grad():
+            for i, leaves in enumerate(batches):
+                args, kwargs = pytree.tree_unflatten(list(leaves), spec)
+                module.zero_grad()
+                with products(calibration.autocast):
+                    found = loss(module(*args, **kwargs), i)
+                found.backward()  # type: ignore[no-untyped-call]
+                yield i
+                step()
+
+
+class _Tap(nn.Module):
+    """Hands a value on, and adds up the second moments of its gradients."""
+
+    def __init__(self, layout: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.layout, self.total, self.count = layout, torch.zeros((), dtype=torch.float64), 0
+
+    def forward(self, value: Tensor) -> Tensor:
+        value = value if value.requires_grad else value.detach().requires_grad_()
+        value.register_hook(self._add)  # type: ignore[no-untyped-call]
+        return value
+
+    @torch.no_grad()
+    def _add(self, gradient: Tensor) -> None:
+        rows = single(self.layout(gradient))
+        self.total = self.total + (rows.T @ rows).double()
+        self.count += len(rows)
+
+    def mean(self, node: str) -> Tensor:
+        """The second moments, shape (m, m), a row each."""
+        if not torch.isfinite(self.total).all():
+            raise CalibrationError(f"the gradient at {node} holds NaN or infinity; check the loss and the data")
+        return self.total / max(self.count, 1)
+
+
+def _tapped(module: fx.GraphModule, consumers: Sequence[Consumer]) -> dict[str, _Tap]:
+    """Taps at the outputs of linear maps, put into the graph; those without a layout of tokens have none."""
+    nodes, found = {node.name: node for node in module.graph.nodes}, dict[str, _Tap]()
+    for consumer in consumers:
+        if consumer.outputs is None:
+            continue
+        node, name = nodes[consumer.node], f"tap_{len(found)}"
+        found[consumer.node] = _Tap(consumer.outputs)
+        module.add_submodule(name, found[consumer.node])
+        with module.graph.inserting_after(node):
+            tap = module.graph.call_module(name, (node,))
+        node.replace_all_uses_with(tap, delete_user_cb=lambda user, tap=tap: user is not tap)
+    module.recompile()
+    return found
+
+
+def watched(module: fx.GraphModule, program: Program, names: set[str]) -> dict[str, Tensor]:
+    """The parameters of these names, which alone want gradients."""
+    found = {program.name(alias): weight for alias, weight in module.named_parameters(remove_duplicate=False)}
+    for name, weight in found.items():
+        weight.requires_grad_(name in names and weight.is_floating_point())
+    return {name: found[name] for name in sorted(names) if found[name].requires_grad}
+
+
+def _gradient(name: str, weight: Tensor) -> Tensor:
+    grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+    if not torch.isfinite(grad).all():
+        raise CalibrationError(f"the gradient of {name} holds NaN or infinity; check the loss and the calibration data")
+    return grad
+
+
+@dataclass
+class _Sums:
+    """What is added up over batches."""
+
+    program: Program
+    groups: Sequence[Group]
+    first: dict[str, Tensor] = field(default_factory=dict)
+    squares: dict[str, Tensor] = field(default_factory=dict)
+    masks: dict[str, Tensor] = field(default_factory=dict)
+    batches: int = 0
+
+    def add(self, gradients: Mapping[str, Tensor]) -> None:
+        """See the gradients of one batch."""
+        self.batches += 1
+        for name, grad in gradients.items():
+            self.first[name] = self.first.get(name, torch.zeros(())) + grad
+            self.squares[name] = self.squares.get(name, torch.zeros(())) + grad.square()
+        evidence = Evidence(self.program, self.program.fact(Dependencies), None)
+        for group in self.groups:
+            slope = _slope(group, evidence, gradients)
+            self.masks[group.name] = self.masks.get(group.name, torch.zeros(())) + slope.square()
+
+    def found(self) -> Found:
+        """The fact."""
+        return Found(self.first, self.squares, self.masks, self.batches)
+
+
+def _slope(group: Group, evidence: Evidence, gradients: Mapping[str, Tensor]) -> Tensor:
+    """The derivative of the loss by a factor on the inputs of all maps that contract the group, (rows, group.size)."""
+    if not evidence.dependencies.consumers_of(group):
+        return torch.zeros(rows_of(group, evidence.dependencies), group.size, dtype=torch.float64)
+    return at_consumers(
+        group, evidence, lambda c: (evidence.matrix(c) * c.matrix(gradients[c.weight])).sum(0, dtype=torch.float64)
+    )
+
+
+def likelihood(program: Program) -> Loss:
+    """The mean negative log likelihood of the next token.
+
+    Raises:
+        CalibrationError: if the program is no causal language model.
+    """
+    if not Objective.of(program).predicts:
+        raise CalibrationError(
+            "the model is no causal language model, whose loss would be known; pass loss, a function of the output and "
+            "the number of the calibration batch, from Python"
+        )
+    batches = program.fact(Calibration).batches
+
+    def loss(output: Any, i: int) -> Tensor:
+        ids = leaf(program, batches[i], "input_ids")
+        return cross_entropy(logits(output)[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
+
+    return loss

@@ -1,0 +1,178 @@
+"""The pass that measures how long the parts of a model take at several widths, for budgets in latency.
+
+Operators through which the same groups run are measured together, as one small model with random weights; once as
+they are, and for every group at some of its widths. In between it is interpolated. Where several groups run through a
+part, their factors are multiplied; what no group touches is measured, too, so that shares are of the whole run.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch.utils._pytree as pytree
+from torch import Tensor, fx
+
+from graphprune.axes.algebra import Prime, primes
+from graphprune.axes.groups import Curve, Dependencies, Group, Term
+from graphprune.axes.rule_helpers import sized, token_symbols
+from graphprune.display.progress import progress
+from graphprune.errors import PlanError
+from graphprune.execution.latency import RUNTIMES, Piece, Shape, Table
+from graphprune.ir.program import Program
+from graphprune.passes.rewriting.rewrite import rewrite
+from graphprune.passes.scores.score import in_play
+from graphprune.pipeline import PASSES, Pass
+from graphprune.planning.facts import Eligible
+from graphprune.planning.plan import make
+
+NANO = 1e9
+
+
+@PASSES.register("measure")
+@dataclass(frozen=True)
+class Measure(Pass):
+    """Measure what groups that the score `by` cuts save in latency on `runtime`: ``onnxruntime`` (CPU),
+    ``onnxruntime-cuda`` or ``torch``. `table` names a JSON file in which measurements are kept, and from which they are
+    taken; without it they are kept in memory. Each group is measured at `points` widths. Where the model takes token
+    ids of any number, a run is one sequence of `length`; else it is the example that was captured."""
+
+    name: ClassVar[str] = "measure"
+    needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible)
+    makes: ClassVar[tuple[type, ...]] = (Dependencies,)
+    by: str = "magnitude"
+    runtime: str = "onnxruntime"
+    table: str = ""
+    length: int = 128
+    points: int = 4
+
+    def run(self, program: Program) -> Program:
+        """The program whose dependencies know the terms of a budget in ``latency``, in nanoseconds.
+
+        Raises:
+            PlanError: if there is no such runtime, or it cannot run a part of the model.
+            LoadError: if the file is no table of this runtime.
+        """
+        if self.runtime not in RUNTIMES:
+            raise PlanError(f"no runtime {self.runtime!r}; choose one of {', '.join(RUNTIMES)}")
+        table, dependencies = Table.open(self.table, self.runtime), program.fact(Dependencies)
+        parts = _Parts(program, in_play(program, self.by), table, self.length, self.points)
+        found = list[Term]()
+        with progress("measuring", len(parts.touched)) as step:
+            for groups, nodes in parts.touched.items():
+                found.append(parts.term(groups, nodes))
+                step()
+        table.save()
+        return program.with_facts(replace(dependencies, terms={**dependencies.terms, "latency": tuple(found)}))
+
+
+@dataclass
+class _Parts:
+    """The parts of one program, by the groups that run through them."""
+
+    program: Program
+    groups: Sequence[Group]
+    table: Table
+    length: int
+    points: int
+    known: dict[str, tuple[float, tuple[Any, ...]]] = field(default_factory=dict)
+    narrower: dict[tuple[str, int], Program] = field(default_factory=dict)
+
+    @cached_property
+    def dependencies(self) -> Dependencies:
+        """The axes of the program."""
+        return self.program.fact(Dependencies)
+
+    @cached_property
+    def touched(self) -> Mapping[tuple[Group, ...], list[fx.Node]]:
+        """The operators of every part; those that make no tensors are none."""
+        found: dict[tuple[Group, ...], list[fx.Node]] = {}
+        of: dict[fx.Node, tuple[Group, ...]] = {}
+        for node in self.program.graph.nodes:
+            if node.op == "call_function" and _shapes(node, {}):
+                source = node.args[0] if node.args else None
+                taken = isinstance(source, fx.Node) and isinstance(source.meta.get("val"), list | tuple)
+                of[node] = of[source] if taken and source in of else self._through(node)
+                found.setdefault(of[node], []).append(node)
+        return found
+
+    def _through(self, node: fx.Node) -> tuple[Group, ...]:
+        """The groups in the axes of what a node reads or makes, in order."""
+        here = {p for value in (node, *node.all_input_nodes) for dims in self._dims(value) for p in dims}
+        return tuple(group for group in self.groups if group.prime in here)
+
+    def _dims(self, value: fx.Node) -> list[list[Prime]]:
+        """The primes in every dimension of every output of a node."""
+        return [list(primes(axis)) for axis in self.dependencies.axes_of(value.name)]
+
+    def term(self, groups: tuple[Group, ...], nodes: Sequence[fx.Node]) -> Term:
+        """Its nanoseconds, and by which factor they fall with the width of each group."""
+        piece = self._piece(self.program, nodes)
+        number = {group.prime: i for i, group in enumerate(groups)}
+        layout = [[[number.get(p) for p in dims] for dims in self._dims(node)] for node in nodes]
+        key = f"{piece.key} {layout} {[(g.size, g.least, g.unit) for g in groups]}"
+        if key not in self.known:
+            whole = self.table.of(piece)
+            self.known[key] = whole, tuple(self._curve(group, nodes, whole) for group in groups)
+        seconds, curves = self.known[key]
+        return Curve(tuple(group.prime for group in groups), seconds * NANO, curves)
+
+    def _curve(self, group: Group, nodes: Sequence[fx.Node], whole: float) -> tuple[tuple[int, float], ...]:
+        """The factor at some widths; measurements that rise as the width falls are noise, and are levelled."""
+        steps = {max(group.size * i // self.points // group.unit * group.unit, group.least) for i in range(self.points)}
+        found, most = [(group.size, 1.0)], 1.0
+        for width in sorted(steps - {group.size}, reverse=True):
+            names = {node.name for node in nodes}
+            small = self._narrowed(group, width)
+            left = [node for node in small.graph.nodes if node.name in names]
+            most = min(most, self.table.of(self._piece(small, left)) / whole)
+            found.append((width, most))
+        return tuple(reversed(found))
+
+    def _narrowed(self, group: Group, width: int) -> Program:
+        """The program with one group cut to a width."""
+        key = group.name, width
+        if key not in self.narrower:
+            rows = dict.fromkeys([group.name], (tuple(range(width)),))
+            self.narrower[key] = rewrite(self.program, make(self.program, self.dependencies, rows))
+        return self.narrower[key]
+
+    def _piece(self, program: Program, nodes: Sequence[fx.Node]) -> Piece:
+        """Operators as a graph of their own."""
+        graph, new, shapes = fx.Graph(), dict[fx.Node, fx.Node](), dict[str, Shape]()
+        submodules = dict[str, Any]()
+        inside = set(nodes)
+        for source in dict.fromkeys(n for node in nodes for n in node.all_input_nodes if n not in inside):
+            found = _shapes(source, self._sizes)
+            if source.op == "get_attr":
+                name = f"a{len(shapes) + len(submodules)}"
+                new[source] = graph.get_attr(name)
+                if not found:
+                    submodules[name] = program.submodules[str(source.target)]
+            elif found:
+                name = f"x{len(shapes)}"
+                new[source] = graph.placeholder(name)
+            if found:
+                shapes[name] = found[0]
+
+        def value(n: fx.Node) -> Any:
+            return new[n] if n in new else sized(n.meta["val"], self._sizes)
+
+        for node in nodes:
+            args, kwargs = pytree.tree_map_only(fx.Node, value, (node.args, node.kwargs))
+            new[node] = graph.call_function(node.target, args, kwargs)  # type: ignore[arg-type]
+        made = [n for n in nodes if (isinstance(n.meta["val"], Tensor) and not inside >= n.users.keys()) or not n.users]
+        graph.output(tuple(new[node] for node in made or nodes[-1:]))
+        return Piece(graph, shapes, submodules)
+
+    @cached_property
+    def _sizes(self) -> dict[Any, int]:
+        """What symbols of token ids are: one sequence of the length."""
+        free = token_symbols(self.program.graph)
+        return dict(zip(free, (1, self.length), strict=True)) if len(free) == 2 else {}
+
+
+def _shapes(node: fx.Node, sizes: Mapping[Any, int]) -> list[Shape]:
+    """Those of the tensors that a node makes."""
+    leaves = [leaf for leaf in pytree.tree_leaves(node.meta.get("val")) if isinstance(leaf, Tensor)]
+    return [(tuple(sized(n, sizes) for n in leaf.shape), leaf.dtype) for leaf in leaves]

@@ -1,0 +1,173 @@
+"""The pass that drops whole blocks, or parts of them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any, ClassVar
+
+import torch
+
+from graphprune.axes.groups import Dependencies
+from graphprune.axes.residual_blocks import Importance, Unit, silenced, units, without
+from graphprune.errors import ExportError, PlanError
+from graphprune.execution.equivalence import Verification, verify_cut
+from graphprune.huggingface.layer_removal import renumbered, shorten_config
+from graphprune.ir.program import Dropped, Program, copy_graph
+from graphprune.ir.weights import Renamed
+from graphprune.passes.depth import IMPORTANCES
+from graphprune.pipeline import PASSES, Pass, Timings
+from graphprune.planning.facts import Eligible
+from graphprune.planning.plan import Plan
+from graphprune.statistics.collector import Calibration
+from graphprune.writeback.module import drop_back
+
+
+@PASSES.register("drop")
+@dataclass(frozen=True)
+class Drop(Pass):
+    """Drop what matters least, `by` a registered importance: `count` blocks, or blocks of together about `sparsity` of
+    all parameters. Blocks are entries of lists of modules; or their `branches`, such as attention alone, which only
+    destination free can hold. With `least` 0 it may be that none goes, where that is nearer to the sparsity."""
+
+    name: ClassVar[str] = "drop"
+    needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible, Calibration)
+    makes: ClassVar[tuple[type, ...]] = (Dropped, Plan, Verification)
+    by: str = "shortgpt"
+    sparsity: float | None = None
+    count: int | None = None
+    branches: bool = False
+    least: int = 1
+
+    def check(self) -> None:
+        """Refuse options that cannot be.
+
+        Raises:
+            PlanError: if not just one of count and sparsity is given, or one that cannot be.
+        """
+        if (self.sparsity is None) == (self.count is None):
+            raise PlanError("give either count (of blocks to drop) or sparsity (a share of all parameters)")
+        if self.sparsity is not None and not 0 < self.sparsity < 1:
+            raise PlanError(f"sparsity must lie between 0 and 1 (0.2 removes 20 %), got {self.sparsity}")
+        if self.count is not None and (not isinstance(self.count, int) or self.count < 1):
+            raise PlanError(f"count must be a positive whole number, got {self.count}")
+
+    def run(self, program: Program) -> Program:
+        """The program without the blocks, proven.
+
+        Raises:
+            PlanError: if there are no blocks, or not so many.
+            VerificationError: if the numbers disagree.
+        """
+        found = self._candidates(program)
+        chosen = self._chosen(program, found)
+        if not chosen:
+            return program
+        small = drop(program, [unit.name for unit in chosen])
+        kept = {kind: program.facts[kind] for kind in (Calibration, Timings) if kind in program.facts}
+        made_by = {"importance": self.by, "destination": program.fact(Eligible).destination.name}
+        return small.with_facts(*kept.values(), replace(small.fact(Plan), made_by=made_by))
+
+    def _candidates(self, program: Program) -> list[Unit]:
+        """What may be dropped for the destination."""
+        destination = program.fact(Eligible).destination
+        if self.branches:
+            if destination.name != "free":
+                raise PlanError(
+                    f"branches cannot be dropped for destination {destination.name}: a layer without one of its parts "
+                    "is no layer of a class of transformers; drop whole blocks, or use destination free"
+                )
+            return _innermost(units(program))
+        found = [unit for unit in units(program) if unit.whole]
+        if destination.name != "free" and found:
+            try:
+                shorten_config(destination.settings, [found[0].name])
+            except ExportError as fault:
+                raise PlanError(f"destination {destination.name} cannot hold fewer blocks: {fault}") from fault
+        return found
+
+    def _chosen(self, program: Program, found: Sequence[Unit]) -> list[Unit]:
+        """The units with the lowest importance, as many as are asked for; one at least stays."""
+        method, wanted, parts = IMPORTANCES[self.by], self.count or 1, "branches" if self.branches else "blocks"
+        most = len(found) - 1
+        if most < wanted and self.least:
+            raise PlanError(
+                f"{wanted} of {len(found)} {parts} cannot be dropped: one at least must stay, and only those "
+                "count that are residual branches"
+            )
+        target = program.count() if self.sparsity is None else round(self.sparsity * program.count())
+        chosen: list[Unit] = []
+        ranking: list[Unit] = []
+        while len(chosen) < (self.count or most):
+            if method.stepwise or not chosen:
+                ranking = _ranked(method, program, found, chosen)
+            following = [*chosen, ranking.pop(0)]
+            if self.count is None and abs(_lost(program, following) - target) > abs(_lost(program, chosen) - target):
+                break
+            chosen = following
+        if not chosen and self.least:
+            raise PlanError(f"none of the {parts} is as small as {target:,} parameters; ask for more, or give count")
+        return chosen
+
+
+def _ranked(method: Importance, program: Program, found: Sequence[Unit], gone: Sequence[Unit]) -> list[Unit]:
+    """The units that are left, the least important first."""
+    left = [unit for unit in found if unit not in gone]
+    values = method.importance(program, left, lambda unit: without(program, [*gone, unit]))
+    return [left[i] for i in sorted(range(len(left)), key=values.__getitem__)]
+
+
+def _innermost(found: Sequence[Unit]) -> list[Unit]:
+    """Branches; of blocks with a single branch the block."""
+    places = {unit.name.rpartition(":")[0] for unit in found if not unit.whole}
+    return [unit for unit in found if not unit.whole or unit.name not in places]
+
+
+def _lost(program: Program, gone: Sequence[Unit]) -> int:
+    """How many parameters go with these units."""
+    names = frozenset[str]().union(*(unit.parameters for unit in gone)) & program.parameters
+    shapes = program.shapes()
+    return sum(torch.Size(shapes[name]).numel() for name in names)
+
+
+def drop(program: Program, names: Sequence[str]) -> Program:
+    """The program without the units of these names, proven; entries of lists are renumbered.
+
+    Raises:
+        PlanError: if there is no such unit.
+        VerificationError: if the numbers disagree.
+    """
+    known = {unit.name: unit for unit in units(program)}
+    if missing := [name for name in names if name not in known]:
+        raise PlanError(
+            f"the model has no block {missing[0]!r} that can be dropped; it has {', '.join(known) or 'none'}"
+        )
+    chosen = sorted((known[name] for name in names), key=list(known.values()).index)
+    reduced = without(program, chosen)
+    found = verify_cut(silenced(program, chosen), reduced, {})
+    whole = [unit.name for unit in chosen if unit.whole]
+    small = _renumbered(reduced, whole)
+    source = small.source and replace(small.source, dropped=(*small.source.dropped, *whole))
+    follow = partial(drop_back, entries=tuple(whole)) if len(whole) == len(chosen) else None
+    blocks = tuple(unit.name for unit in chosen)
+    fact = Dropped(program, blocks, follow)
+    plan = Plan(small.fingerprint(), {}, {}, {}, blocks)
+    return replace(small, source=source, facts={}).with_facts(fact, plan, found)
+
+
+def _renumbered(program: Program, entries: Sequence[str]) -> Program:
+    """The program under the names that its parameters have once the lists have no gaps."""
+
+    def new(name: str) -> str:
+        return renumbered(name, entries) or name
+
+    graph = copy_graph(program.graph)
+    for node in graph.nodes:
+        if node.op == "get_attr" and str(node.target) not in program.submodules:
+            node.target = new(program.name(str(node.target)))  # an alias may be gone
+        stack: dict[str, Any] = node.meta.get("nn_module_stack") or {}
+        node.meta = {**node.meta, "nn_module_stack": {key: (new(path), kind) for key, (path, kind) in stack.items()}}
+    names = {new(name): name for name in program.names(program.graph.nodes) if name in program.weights}
+    aliases = {renumbered(alias, entries): name for alias, name in program.ties.items()}
+    ties = {alias: new(name) for alias, name in aliases.items() if alias is not None}
+    parameters = frozenset(map(new, program.parameters))
+    return replace(program, graph=graph, weights=Renamed(program.weights, names), ties=ties, parameters=parameters)

@@ -1,0 +1,235 @@
+"""The pass that puts factors of a low rank in the place of weights, fitted one segment at a time."""
+
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx
+from torch._dispatch.python import enable_python_dispatcher
+
+from graphprune.axes.groups import Dependencies
+from graphprune.axes.rule import Consumer
+from graphprune.display.progress import progress
+from graphprune.errors import CalibrationError, PlanError
+from graphprune.execution.equivalence import Verification, verify_cut
+from graphprune.execution.segments import Segment, between_maps
+from graphprune.ir.program import Dropped, Factored, Program, Rewritten, copy_graph
+from graphprune.ir.weights import Layered, Weights
+from graphprune.pipeline import PASSES, Pass, Timings
+from graphprune.planning.facts import Refits
+from graphprune.planning.plan import Plan
+from graphprune.solvers.factorable import factorable
+from graphprune.solvers.pivoted_factors import Pivoted, alternating, exact, reduced, refit
+from graphprune.statistics.collector import Calibration, Collector
+from graphprune.statistics.stream import Stream, compare
+
+aten = torch.ops.aten
+PARTS = ("rows", "coefficients", "order")
+STAYS = (Calibration, Timings, Plan, Rewritten, Dropped, Refits)
+
+
+@PASSES.register("factorise")
+@dataclass(frozen=True)
+class Factorise(Pass):
+    """Replace weights by factors of the ranks that the plan says, in the form of rows and coefficients (PIFA), and
+    prove that the graph computes what it would with the products of the factors.
+
+    The factors are fitted on the inputs that the already factored maps before make, and aim at what the layer makes
+    of a mixture of those with inputs of the model as it was, with the share `mix` of the latter (MPIFA,
+    arXiv:2501.19090). With `rounds` they are those after so many rounds of alternating least squares, as published;
+    without, the limit. `damping` is relative to the mean second moment; without it, it is chosen on held-out tokens.
+    Where a refit has given the weights these ranks already, they are taken apart as they are.
+    """
+
+    name: ClassVar[str] = "factorise"
+    needs: ClassVar[tuple[type, ...]] = (Dependencies, Plan, Calibration)
+    makes: ClassVar[tuple[type, ...]] = (Factored, Verification)
+    mix: float = 0.25
+    rounds: int | None = None
+    damping: float | None = None
+
+    def check(self) -> None:
+        """Refuse options that cannot be.
+
+        Raises:
+            CalibrationError: if the mixture is none.
+        """
+        if not 0 <= self.mix <= 1:
+            raise CalibrationError(f"mix is a share between 0 and 1, got {self.mix}")
+
+    def run(self, program: Program) -> Program:
+        """The program with factors.
+
+        Raises:
+            PlanError: if the plan has no ranks, or not those of this program.
+            CalibrationError: if activations are not finite.
+            VerificationError: if the numbers disagree.
+        """
+        ranks = program.fact(Plan).ranks
+        found, left = factorable(program, program.fact(Dependencies))
+        maps = [consumer for consumer in found if consumer.weight in ranks]
+        if not ranks or len(maps) < len(ranks):
+            raise PlanError("the plan has no ranks for linear maps of this program; put ranks before factorise")
+        walk = _Walk(program, maps, ranks, self)
+        if ranks.keys() <= lowered(program):
+            walk.take_apart()
+        else:
+            walk.run()
+        parts = {f"{name}_{part}": getattr(p, part) for name, p in walk.parts.items() for part in PARTS}
+        small = factored(program, maps, parts)
+        products = replace(program, weights=Layered((walk.changed, program.weights)))
+        fact = Factored(program, ranks, walk.errors, left)
+        kept = [program.facts[kind] for kind in STAYS if kind in program.facts]
+        return replace(small, facts={}).with_facts(*kept, fact, verify_cut(products, small, {}))
+
+
+@dataclass
+class _Walk:
+    """One walk over all segments, of the dense model and of the one with the products of the factors so far."""
+
+    program: Program
+    maps: Sequence[Consumer]
+    ranks: Mapping[str, int]
+    options: Factorise
+    changed: dict[str, Tensor] = field(default_factory=dict)
+    parts: dict[str, Pivoted] = field(default_factory=dict)
+    errors: dict[str, tuple[float, float]] = field(default_factory=dict)
+
+    def take_apart(self) -> None:
+        """Make factors of weights that have their ranks already."""
+        fits = self.program.fact(Refits).by_weight
+        for consumer in self.maps:
+            name = consumer.weight
+            self.parts[name] = exact(consumer.matrix(self.program.weights[name]), self.ranks[name])
+            self.changed[name] = consumer.restore(self.parts[name].product).to(self.program.weights[name].dtype)
+            self.errors[name] = fits[name].error_before, fits[name].error_after
+
+    def run(self) -> None:
+        """Fit all factors."""
+        calibration = self.program.fact(Calibration)
+        wanted = {consumer.node for consumer in self.maps}
+        segments = between_maps(self.program)
+        last = max(i for i, segment in enumerate(segments) if wanted & segment.names)
+        self.dense = Stream.start(self.program, calibration)
+        self.pruned = replace(self.dense)
+        with progress("factorising", len(self.maps)) as step:
+            for i, segment in enumerate(segments[: last + 1]):
+                here = [consumer for consumer in self.maps if consumer.node in segment.names]
+                for stage in stages(segment, here):
+                    self._fit(segment.before({c.x for c in stage}), stage)
+                    step(len(stage))
+                if i < last:
+                    self._on(segment)
+
+    def _on(self, segment: Segment) -> None:
+        """Carry both streams to the next segment."""
+        alike = self.dense.entries is self.pruned.entries or segment.entry is None
+        exits = self.dense.through(segment, self.program.weights)
+        if not alike or segment.weights(self.program) & self.changed.keys():
+            self.pruned.entries = self.pruned.through(segment, self._weights)
+        else:
+            self.pruned.entries = exits
+        self.dense.entries = exits
+
+    @property
+    def _weights(self) -> Weights:
+        return Layered((self.changed, self.program.weights))
+
+    def _fit(self, before: Segment, stage: Sequence[Consumer]) -> None:
+        """Look at what enters some maps, and find their factors."""
+        calibration, mix = self.program.fact(Calibration), self.options.mix
+        weights = {c.weight: self.program.weights[c.weight] for c in stage}
+        seen, held = (Collector(stage, mix=mix, weights=weights) for _ in range(2))
+        collectors = [held if calibration.held_out(i) else seen for i in range(len(calibration.batches))]
+        compare(self.dense, self.pruned, before, self._weights, collectors)
+        fit = reduced if self.options.rounds is None else alternating(self.options.rounds)
+        for consumer in stage:
+            name, weight = consumer.weight, consumer.matrix(self.program.weights[consumer.weight])
+            moments = seen.found[consumer.node], held.found.get(consumer.node)
+            every = torch.arange(weight.shape[1])
+            found, result = refit(weight, every, self.ranks[name], *moments, self.options.damping, fit)
+            self.parts[name] = found
+            self.changed[name] = consumer.restore(result.weight).contiguous()
+            self.errors[name] = result.error_before, result.error_after
+
+
+def lowered(program: Program) -> Set[str]:
+    """The weights to which a refit gave a lower rank."""
+    refits = program.facts.get(Refits)
+    return refits.reduced if refits else frozenset()
+
+
+def stages(segment: Segment, maps: Sequence[Consumer]) -> Iterator[list[Consumer]]:
+    """The maps of a segment in groups: those of one group read nothing that is made of each other or of later ones."""
+    nodes, level = {c.node for c in maps}, dict[str, int]()
+    for node in segment.nodes:
+        above = [level.get(n.name, 0) for n in node.all_input_nodes]
+        level[node.name] = max(above, default=0) + (node.name in nodes)
+    for depth in sorted({level.get(c.x, 0) for c in maps}):
+        yield [c for c in maps if level.get(c.x, 0) == depth]
+
+
+def factored(program: Program, maps: Sequence[Consumer], parts: Weights) -> Program:
+    """The program whose linear maps multiply by rows and coefficients, of names as `Factorise` gives them."""
+    graph = copy_graph(program.graph)
+    nodes = {node.name: node for node in graph.nodes}
+    for consumer in maps:
+        old = nodes[consumer.node]
+        with graph.inserting_before(old):
+            new = _product(graph, old, nodes[consumer.x], consumer, parts)
+        old.replace_all_uses_with(new)
+        _erase(graph, old)
+    graph.lint()
+    gone = {consumer.weight for consumer in maps}
+    names = [f"{name}_{part}" for name in sorted(gone) for part in PARTS]
+    made = {name for name in names if not name.endswith(PARTS[-1])}
+    ties = {alias: name for alias, name in program.ties.items() if name not in gone}
+    weights = Layered(({name: parts[name] for name in names}, program.weights))
+    return replace(program, graph=graph, weights=weights, parameters=program.parameters - gone | made, ties=ties)
+
+
+def _product(graph: fx.Graph, old: fx.Node, x: fx.Node, consumer: Consumer, parts: Weights) -> fx.Node:
+    """What a linear map makes, by way of the picked rows."""
+
+    def call(target: Any, *args: Any) -> fx.Node:
+        node = graph.call_function(target, args)
+        node.meta = {**old.meta, "val": _made(node, mode)}
+        return node
+
+    def read(part: str) -> fx.Node:
+        name = f"{consumer.weight}_{part}"
+        node = graph.get_attr(name)
+        with mode:
+            node.meta["val"] = torch.empty_like(parts[name], device=old.meta["val"].device)
+        return node
+
+    mode = old.meta["val"].fake_mode
+    first = call(aten.linear.default, x, read("rows"))
+    rest = call(aten.linear.default, first, read("coefficients"))
+    made = call(aten.index_select.default, call(aten.cat.default, [first, rest], -1), -1, read("order"))
+    bias = _bias(old)
+    return made if bias is None else call(aten.add.Tensor, made, bias)
+
+
+def _bias(node: fx.Node) -> Any:
+    """What a product adds, if it adds something."""
+    if node.target is aten.addmm.default:
+        return node.args[0]
+    return node.args[2] if node.target is aten.linear.default and len(node.args) > 2 else None
+
+
+def _made(node: fx.Node, mode: Any) -> Any:
+    args = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], node.args)
+    with mode, enable_python_dispatcher():
+        return node.target(*args)  # type: ignore[operator]
+
+
+def _erase(graph: fx.Graph, node: fx.Node) -> None:
+    """Take out a node that nothing reads, and what is then read by nothing: its weight, and views of it."""
+    inputs = node.all_input_nodes
+    graph.erase_node(node)
+    for source in inputs:
+        if not source.users and source.op != "placeholder":
+            _erase(graph, source)

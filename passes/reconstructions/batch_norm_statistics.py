@@ -1,0 +1,106 @@
+"""The pass that measures the statistics of batch norms anew, on what reaches them after a cut."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import Tensor, fx
+
+from graphprune.display.progress import progress
+from graphprune.errors import CalibrationError
+from graphprune.execution.segments import Segment, split
+from graphprune.ir.program import Program, Rewritten
+from graphprune.ir.weights import Layered
+from graphprune.passes.operators import RULES
+from graphprune.pipeline import PASSES, Pass
+from graphprune.planning.facts import Refits
+from graphprune.statistics.collector import Calibration
+from graphprune.statistics.moments import Moments
+from graphprune.statistics.stream import Stream
+
+
+@dataclass(frozen=True)
+class Norm:
+    """A norm by running statistics: its node, the node of its input, and the names of its mean and variance."""
+
+    node: str
+    x: str
+    mean: str
+    variance: str
+
+
+@PASSES.register("norms")
+@dataclass(frozen=True)
+class Norms(Pass):
+    """Give batch norms the mean and variance of their inputs over all calibration batches.
+
+    A cut changes what flows into a norm, while its running statistics tell of the dense model. One norm is
+    measured after the other, each behind those that have new statistics, so that the result does not depend on how
+    the inputs are divided into batches. After EagleEye's adaptive batch normalisation (arXiv:2007.02491, section 3.3),
+    which takes a moving average of the statistics of single batches instead. A model without such norms stays as it is.
+    """
+
+    name: ClassVar[str] = "norms"
+    needs: ClassVar[tuple[type, ...]] = (Rewritten, Calibration)
+    makes: ClassVar[tuple[type, ...]] = (Refits,)
+
+    def run(self, program: Program) -> Program:
+        """The program with new statistics.
+
+        Raises:
+            CalibrationError: if activations are not finite.
+        """
+        found = list(norms_of(program))
+        uses = Counter(name for norm in found for name in (norm.mean, norm.variance))
+        own = [norm for norm in found if uses[norm.mean] == uses[norm.variance] == 1]
+        changed = _measured(program, own)
+        refits = program.facts.get(Refits) or Refits({}, {}, program.weights)
+        shared = {norm.mean: "several layers share it" for norm in found if norm not in own}
+        refits = replace(refits, tuned=tuple(sorted({*refits.tuned, *changed})), skipped={**refits.skipped, **shared})
+        return program.with_facts(refits, weights=Layered((changed, program.weights)))
+
+
+def norms_of(program: Program) -> Iterator[Norm]:
+    """All norms by stored statistics, in the order in which they run."""
+    for node in program.graph.nodes:
+        running = RULES[node.target].running(node) if node.op == "call_function" and node.target in RULES else None
+        if running and all(isinstance(value, fx.Node) and value.op == "get_attr" for value in running):
+            names = [program.name(str(value.target)) for value in running if isinstance(value, fx.Node)]
+            yield Norm(node.name, node.args[0].name, *names)
+
+
+def _measured(program: Program, norms: Sequence[Norm]) -> dict[str, Tensor]:
+    """New means and variances by name, each of shape (channels,)."""
+    changed: dict[str, Tensor] = {}
+    if not norms:
+        return changed
+    segments = split(program, {norm.node for norm in norms})
+    stream = Stream.start(program, program.fact(Calibration))
+    weights = Layered((changed, program.weights))
+    with progress("measuring norms", len(norms) * len(stream.numbers)) as step:
+        for segment in segments:
+            for norm in (norm for norm in norms if norm.node in segment.names):
+                moments = _moments(stream, segment.before({norm.x}), norm, weights)
+                mean, variance = moments.mean, moments.squares / moments.tokens - moments.mean.square()
+                unbiased = variance.clamp(min=0) * moments.tokens / max(moments.tokens - 1, 1)
+                for name, value in ((norm.mean, mean), (norm.variance, unbiased)):
+                    changed[name] = value.to(program.weights[name].dtype)
+                step(len(stream.numbers))
+            if segment.exit is not None:
+                stream.entries = stream.through(segment, weights)
+    return changed
+
+
+def _moments(stream: Stream, part: Segment, norm: Norm, weights: Layered) -> Moments:
+    """The sums of what enters a norm, over all batches and all places of a channel."""
+    loaded = stream.load(part, weights)
+    total = Moments.empty(weights[norm.mean].shape[0], diagonal=True)
+    for batch in range(len(stream.numbers)):
+        _, seen = stream.one(batch, part, loaded, {norm.x})
+        total.add(seen[norm.x].movedim(1, -1).flatten(0, -2))
+    if not total.squares.isfinite().all():
+        raise CalibrationError(
+            f"the activations at {norm.x} hold NaN or infinity; check the model and the calibration data"
+        )
+    return total

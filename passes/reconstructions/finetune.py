@@ -1,0 +1,205 @@
+"""The pass that trains a pruned model a little: biases, norms, and updates of a low rank that are merged at the end."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from itertools import chain
+from types import MappingProxyType
+from typing import Any, ClassVar, Protocol
+
+import torch
+import torch.utils._pytree as pytree
+from torch import Tensor, fx
+from torch.func import functional_call
+from torch.nn.functional import kl_div
+
+from graphprune.axes.groups import Dependencies
+from graphprune.display.progress import progress
+from graphprune.errors import CalibrationError
+from graphprune.evaluation.masked_loss import Objective
+from graphprune.evaluation.perplexity import logits
+from graphprune.ir.program import Factored, Program, Rewritten
+from graphprune.ir.weights import Layered
+from graphprune.passes.calibration.gradients import Loss, likelihood, watched
+from graphprune.passes.low_rank.factorize import lowered
+from graphprune.pipeline import PASSES, Pass
+from graphprune.planning.facts import Refits
+from graphprune.solvers import new_biases
+from graphprune.statistics.collector import Calibration, products
+
+CHECKS = 10  # times that the loss is measured on held-out batches
+WARM = 0.1  # of the steps go by until the rate is reached, which is so much of itself at first
+
+
+@PASSES.register("tune")
+@dataclass(frozen=True)
+class Tune(Pass):
+    """Take `steps` of AdamW on all parameters of one dimension: biases and norms (PERP, arXiv:2312.15230).
+
+    With a `rank`, every linear map with a weight of its own also gets an update ``B A`` of that rank (LoRA,
+    arXiv:2106.09685), which is added to the weight at the end: the model runs as before. Maps that a refit gave a lower
+    rank keep theirs, and get none; once they are factors, these do.
+
+    A step sees one calibration batch; its length rises to `rate` in the first tenth of the steps, since AdamW's first
+    ones are as long as any and follow the noise of one batch; then it falls to 0. The loss is `loss`, given
+    from Python. Otherwise, with ``aim=labels``, it is that of the next token for causal language models; with
+    ``aim=dense`` it is how far their predictions are from those of the dense model, as Kullback-Leibler divergence
+    (distillation, arXiv:1503.02531). For other models it is the squared error of the outputs, relative to those of the
+    dense model. What was best on held-out batches is kept, the start included.
+    """
+
+    name: ClassVar[str] = "tune"
+    needs: ClassVar[tuple[type, ...]] = (Rewritten, Calibration)
+    makes: ClassVar[tuple[type, ...]] = (Refits,)
+    steps: int = 100
+    rate: float = 1e-3
+    rank: int = 0
+    aim: str = "labels"
+    loss: Loss | None = field(default=None, repr=False)
+
+    def run(self, program: Program) -> Program:
+        """The program with trained biases and norms.
+
+        Raises:
+            CalibrationError: if the loss is not finite, or there is no such aim.
+        """
+        if self.aim not in ("labels", "dense"):
+            raise CalibrationError(f"a model is tuned to labels or to the dense model, not to {self.aim!r}")
+        training = _Training.of(program, self.loss or known_loss(program, self.aim == "dense"), self.rank)
+        best = training.run(self.steps, self.rate) if training.weights or training.updates else {}
+        refits = program.facts.get(Refits) or Refits({}, {}, program.weights)
+        tuned = tuple(sorted({*refits.tuned, *best}))
+        return program.with_facts(replace(refits, tuned=tuned), weights=Layered((best, program.weights)))
+
+
+def known_loss(program: Program, distilled: bool = False) -> Loss:
+    """The loss of the next token, if it is not to be `distilled`; or the distance to the dense model."""
+    original, calibration = program.fact(Rewritten).original, program.fact(Calibration)
+    original = original.with_facts(calibration)
+    predicts = Objective.of(original).predicts
+    if predicts and not distilled:
+        return likelihood(original)
+    dense, call = original.module(), _caller(original)
+
+    def divergence(output: Any, i: int) -> Tensor:
+        with torch.no_grad():
+            wanted = logits(call(dense, i)).flatten(0, 1).float().log_softmax(1)
+        found = logits(output).flatten(0, 1).float().log_softmax(1)
+        return kl_div(found, wanted, reduction="batchmean", log_target=True)
+
+    def distance(output: Any, i: int) -> Tensor:
+        with torch.no_grad():
+            wanted = [leaf for leaf in pytree.tree_leaves(call(dense, i)) if _is_number(leaf)]
+        pairs = zip((leaf for leaf in pytree.tree_leaves(output) if _is_number(leaf)), wanted, strict=True)
+        parts = [(got - want).square().sum() / want.square().sum().clamp(min=1e-12) for got, want in pairs]
+        return torch.stack(parts).mean()
+
+    return divergence if predicts else distance
+
+
+def _is_number(leaf: object) -> bool:
+    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+
+
+class Call(Protocol):
+    """Calls a module like the program with the inputs of a calibration batch, and others in the place of weights."""
+
+    def __call__(self, module: fx.GraphModule, i: int, swapped: Mapping[str, Tensor] = MappingProxyType({})) -> Any:
+        """What the module makes of batch `i`."""
+
+
+def _caller(program: Program) -> Call:
+    batches = program.fact(Calibration).batches
+    spec = pytree.tree_flatten((program.inputs[0], dict(program.inputs[1])))[1]
+
+    def call(module: fx.GraphModule, i: int, swapped: Mapping[str, Tensor] = MappingProxyType({})) -> Any:
+        args, kwargs = pytree.tree_unflatten(list(batches[i]), spec)
+        return functional_call(module, dict(swapped), args, kwargs)
+
+    return call
+
+
+@dataclass
+class _Training:
+    """A module of which some weights are trained on some batches, and judged on others."""
+
+    module: fx.GraphModule
+    call: Call
+    loss: Loss
+    weights: Mapping[str, Tensor]
+    updates: Mapping[str, tuple[Tensor, Tensor]]
+    aliases: Mapping[str, str]
+    seen: list[int]
+    held: list[int]
+    autocast: bool
+
+    @classmethod
+    def of(cls, program: Program, loss: Loss, rank: int) -> "_Training":
+        module, calibration = program.module(), program.fact(Calibration)
+        aliases = {program.name(alias): alias for alias, _ in module.named_parameters(remove_duplicate=False)}
+        names = {name for name, shape in program.shapes().items() if len(shape) == 1} & program.parameters
+        weights = watched(module, program, names)
+        for weight in weights.values():
+            weight.data = weight.data.clone()  # the program's own stay as they are
+        own = [name for name in sorted(_own(program) - lowered(program)) if rank and name in aliases]
+        updates = {name: _update(module.get_parameter(aliases[name]), rank) for name in own}
+        held = [i for i in range(len(calibration.batches)) if calibration.held_out(i)]
+        seen = [i for i in range(len(calibration.batches)) if i not in held]
+        return cls(module, _caller(program), loss, weights, updates, aliases, seen, held or seen, calibration.autocast)
+
+    def run(self, steps: int, rate: float) -> dict[str, Tensor]:
+        """The best weights by the loss on held-out batches."""
+        optimiser = torch.optim.AdamW([*self.weights.values(), *chain(*self.updates.values())], rate, weight_decay=0.0)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(
+            optimiser, rate, max(steps, 1), pct_start=WARM, div_factor=1 / WARM, cycle_momentum=False
+        )
+        lowest, best = self.judge(), self.state()
+        every = max(1, steps // CHECKS)
+        with progress("tuning", steps) as step, torch.enable_grad():
+            for i in range(steps):
+                optimiser.zero_grad()
+                self.lost(self.seen[i % len(self.seen)]).backward()  # type: ignore[no-untyped-call]
+                optimiser.step()
+                schedule.step()
+                step()
+                if (i + 1) % every == 0 and (now := self.judge()) < lowest:
+                    lowest, best = now, self.state()
+        return best
+
+    @torch.no_grad()
+    def judge(self) -> float:
+        """The mean loss on held-out batches."""
+        found = torch.stack([self.lost(i) for i in self.held]).mean()
+        if not torch.isfinite(found):
+            raise CalibrationError("the loss is not finite on held-out batches; choose a lower rate")
+        return float(found)
+
+    def state(self) -> dict[str, Tensor]:
+        """Copies of the weights, with their updates."""
+        return {name: weight.detach().clone() for name, weight in {**self.weights, **self.merged()}.items()}
+
+    def lost(self, i: int) -> Tensor:
+        """The loss on a batch."""
+        swapped = {self.aliases[name]: weight for name, weight in self.merged().items()}
+        with products(self.autocast):
+            return self.loss(self.call(self.module, i, swapped), i)
+
+    def merged(self) -> dict[str, Tensor]:
+        """The weights of the maps that have an update, with it."""
+        found = {name: self.module.get_parameter(self.aliases[name]) for name in self.updates}
+        return {name: w + (self.updates[name][0] @ self.updates[name][1]).view_as(w) for name, w in found.items()}
+
+
+def _own(program: Program) -> set[str]:
+    """The weights of linear maps that nothing else reads, and the factors of others."""
+    found, readers = program.fact(Rewritten).original.fact(Dependencies).consumers, new_biases.readers(program)
+    factored = program.facts.get(Factored)
+    factors = program.parameters - factored.original.parameters if factored else set[str]()
+    return {c.weight for c in found if readers[c.weight] == 1} | factors
+
+
+def _update(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """Factors of an update that is zero at first, shapes (m, rank) and (rank, n)."""
+    generator, n = torch.Generator().manual_seed(0), weight[0].numel()
+    right = torch.randn(rank, n, generator=generator) / n**0.5
+    left = torch.zeros(len(weight), rank)
+    return left.to(weight).requires_grad_(True), right.to(weight).requires_grad_(True)

@@ -1,0 +1,176 @@
+"""The rewrite: parameters are indexed, literals rebuilt, and the graph traced anew on fake tensors."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import Any, ClassVar
+
+import torch
+import torch.utils._pytree as pytree
+from torch import fx
+from torch._dispatch.python import enable_python_dispatcher
+
+from graphprune.axes.algebra import Axis, Prime, primes
+from graphprune.axes.groups import Dependencies
+from graphprune.axes.index_sets import Keep, kept, width
+from graphprune.axes.rule import Dims
+from graphprune.errors import GraphpruneError, InvalidProgram, first_line
+from graphprune.ir.printer import neighbourhood
+from graphprune.ir.program import Program, Rewritten
+from graphprune.ir.weights import Narrowed, Scaled
+from graphprune.passes.analysis.find_groups import analyze
+from graphprune.passes.analysis.mean_rescaling import Rescaling
+from graphprune.passes.operators import RULES
+from graphprune.pipeline import PASSES, Pass
+from graphprune.planning.plan import Plan, bind
+from graphprune.writeback.module import write_back
+
+
+def rewrite(program: Program, plan: Plan) -> Program:
+    """A new program without what `plan` leaves out; the given one is untouched.
+
+    Raises:
+        PlanError: if the plan does not fit the program.
+        InvalidProgram: if the rewritten graph does not hold together.
+    """
+    dependencies = program.facts.get(Dependencies) or analyze(program)
+    keep = bind(program, dependencies, plan)
+    graph, scales = _Rewriter(program, dependencies, keep).run()
+    follow = partial(write_back, rewrite)
+    rewritten = Rewritten(program.with_facts(dependencies), plan.keep, plan.groups, scales, follow)
+    weights = Scaled(Narrowed(program.weights, plan.keep), scales)
+    small = program.with_facts(rewritten, graph=graph, weights=weights)
+    return small.without(Dependencies)  # the axes of the old graph say nothing of the new one
+
+
+@dataclass(frozen=True)
+class CutAxes:
+    """What rules see while literals are rebuilt; see `contracts.Cut`."""
+
+    dependencies: Dependencies
+    keep: Keep
+
+    @cached_property
+    def widths(self) -> Mapping[Prime, int]:
+        """The new sizes of all axes that are cut."""
+        return {p: rows.width for p, rows in self.keep.items()}
+
+    def dims(self, value: object) -> Dims:
+        """The axes of a value; none of a literal."""
+        return self.dependencies.values.get(value.name, ()) if isinstance(value, fx.Node) else ()  # type: ignore[return-value]
+
+    def width(self, axis: Axis) -> int:
+        """The size of an axis after the cut."""
+        return width(axis, self.widths)
+
+    def changed(self, axis: Axis) -> bool:
+        """Does the axis hold anything that is cut?"""
+        return any(p in self.keep for p in primes(axis))
+
+    def within(self, axis: Axis, start: int, end: int) -> int:
+        """How many of the indices from `start` to `end` are kept."""
+        return sum(start <= i < end for i in kept(axis, self._shared()))
+
+    def _shared(self) -> Keep:
+        """Linked rows are equally long, so that any of them tells how many are kept."""
+        return {p: type(rows)(rows.rows[:1]) for p, rows in self.keep.items()}
+
+    def excess(self, axis: Axis) -> float:
+        """How much greater a mean over the axis is than it would be with zeros in the place of what is cut."""
+        groups = (self.dependencies.by_prime[p] for p in primes(axis) if p in self.keep)
+        return axis.size / self.width(axis) if any(group.rescaled for group in groups) else 1.0
+
+    def touches(self, node: fx.Node) -> bool:
+        """Does the node read or make a value that changes?"""
+        values = (node, *node.all_input_nodes)
+        return any(self.changed(axis) for value in values for axis in self.dependencies.axes_of(value.name))
+
+
+@dataclass
+class _Rewriter:
+    """One walk over the graph: every node is copied, those that a cut touches are rebuilt and traced."""
+
+    program: Program
+    dependencies: Dependencies
+    keep: Keep
+
+    def run(self) -> tuple[fx.Graph, dict[str, float]]:
+        """The new graph, and by what parameters are to be multiplied."""
+        cut = CutAxes(self.dependencies, self.keep)
+        graph, new = fx.Graph(), dict[fx.Node, fx.Node]()
+        for node in self.program.graph.nodes:
+            new[node] = graph.node_copy(node, new.__getitem__)
+            if node.name not in self.dependencies.values or not cut.touches(node):
+                continue  # what is no tensor, a dynamic size say, has no axis that could change
+            if node.op == "call_function":
+                call = RULES[node.target].rebuild(cut, node)
+                new[node].target = call.target
+                new[node].args, new[node].kwargs = pytree.tree_map_only(
+                    fx.Node, new.__getitem__, (call.args, call.kwargs)
+                )
+            self._retrace(cut, node, new[node])
+        graph._codegen = self.program.graph._codegen
+        rescaling = Rescaling(self.program, cut, {made: old for old, made in new.items()}).run(graph)
+        graph.lint()
+        return graph, rescaling.weights
+
+    def _retrace(self, cut: CutAxes, old: fx.Node, new: fx.Node) -> None:
+        """Give the new node its fake value, and see that its shape is what the axes say."""
+        if old.op == "call_function":
+            new.meta["val"] = self._call(new)
+        else:
+            new.meta["val"] = _narrowed(old.meta["val"], [cut.width(axis) for axis in cut.dims(old)])
+        self._check(cut, old, new)
+
+    def _call(self, node: fx.Node) -> Any:
+        args, kwargs = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], (node.args, node.kwargs))
+        try:
+            with _mode(node), enable_python_dispatcher():  # kernels that know no symbols are decomposed
+                return node.target(*args, **kwargs)  # type: ignore[operator]
+        except GraphpruneError:
+            raise
+        except Exception as fault:  # whatever a fake kernel raises is one fault: the graph does not hold together
+            raise InvalidProgram(
+                f"after the cut, {node.name} fails: {first_line(fault)}\n{neighbourhood(node)}"
+            ) from fault
+
+    def _check(self, cut: CutAxes, old: fx.Node, new: fx.Node) -> None:
+        dims, val = self.dependencies.values[old.name], new.meta["val"]
+        pairs = zip(dims, val, strict=True) if isinstance(dims, list) else [(dims, val)]
+        for axes, tensor in pairs:
+            for dim, axis in enumerate(axes):
+                got = tensor.shape[dim]
+                if isinstance(got, int) and got != cut.width(axis):
+                    raise InvalidProgram(
+                        f"after the cut, dimension {dim} of {new.name} has size {got}, the axes say {cut.width(axis)}\n"
+                        f"{neighbourhood(new)}\nThe rule of {new.target} is wrong: please report it."
+                    )
+
+
+def _mode(node: fx.Node) -> Any:
+    """The fake mode in which the inputs of a node live, or its own old value if it has none."""
+    fakes = (n.meta.get("val") for n in (*node.all_input_nodes, node))
+    modes = [fake.fake_mode for val in fakes for fake in pytree.tree_leaves(val) if hasattr(fake, "fake_mode")]
+    return modes[0]
+
+
+def _narrowed(val: Any, sizes: list[int]) -> Any:
+    """A fake tensor like `val` with static sizes replaced."""
+    shape = [new if isinstance(old, int) else old for old, new in zip(val.shape, sizes, strict=True)]
+    with val.fake_mode:
+        return torch.empty(shape, dtype=val.dtype, device=val.device)
+
+
+@PASSES.register("rewrite")
+@dataclass(frozen=True)
+class Rewrite(Pass):
+    """Cut out what the plan leaves out."""
+
+    name: ClassVar[str] = "rewrite"
+    needs: ClassVar[tuple[type, ...]] = (Plan,)
+    makes: ClassVar[tuple[type, ...]] = (Rewritten,)
+    frugal: ClassVar[bool] = True
+
+    def run(self, program: Program) -> Program:
+        """The narrower program."""
+        return rewrite(program, program.fact(Plan))

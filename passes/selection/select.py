@@ -1,0 +1,117 @@
+"""The pass that rounds shares to widths, under the same budget, and picks the indices that stay."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+from graphprune.axes.groups import Dependencies, Group
+from graphprune.errors import PlanError
+from graphprune.ir.program import Program
+from graphprune.pipeline import PASSES, Pass
+from graphprune.planning.budget import Budget, Knob
+from graphprune.planning.facts import Eligible, Scores, Shares
+from graphprune.planning.plan import Plan, make
+from graphprune.planning.ranking import top
+
+
+@PASSES.register("select")
+@dataclass(frozen=True)
+class Select(Pass):
+    """Keep the indices with the highest scores, at widths such that dimensions are multiples of `align`."""
+
+    name: ClassVar[str] = "select"
+    needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible, Scores, Shares)
+    makes: ClassVar[tuple[type, ...]] = (Plan,)
+    frugal: ClassVar[bool] = True
+    align: int = 1
+
+    def check(self) -> None:
+        """Refuse alignments that are none.
+
+        Raises:
+            PlanError: if it is no positive whole number.
+        """
+        if not isinstance(self.align, int) or self.align < 1:
+            raise PlanError(f"align must be a positive whole number, got {self.align}")
+
+    def run(self, program: Program) -> Program:
+        """The program with a plan.
+
+        Raises:
+            PlanError: if the target cannot be reached with this alignment.
+        """
+        eligible, shares, scores = program.fact(Eligible), program.fact(Shares), program.fact(Scores)
+        dependencies = program.fact(Dependencies)
+        movable = knobs(eligible, self.align)
+        widths = _rounded(movable, shares.by_group)
+        if shares.target is not None:
+            budget = Budget(dependencies, movable, shares.target, program.parameters, shares.unit)
+            widths = _fill(budget, widths, shares.by_group)
+        cut = {group: widths[group.name] for group in eligible.groups if widths[group.name] < group.size}
+        if fault := eligible.destination.fault({group.name: width for group, width in cut.items()}):
+            raise PlanError(
+                f"destination {eligible.destination.name} cannot hold the chosen widths together: {fault}; "
+                "protect one of the kinds, or choose another sparsity or destination"
+            )
+        rows = {group.name: top(scores.by_group[group.name], width) for group, width in cut.items()}
+        made_by = {"score": scores.method, "align": self.align, "destination": eligible.destination.name}
+        return program.with_facts(make(program, dependencies, rows, **made_by))
+
+
+def knobs(eligible: Eligible, align: int) -> list[Knob]:
+    """Groups that move together: those of one kind where widths must be uniform."""
+    if not eligible.destination.uniform:
+        return [Knob.of([group], align, eligible.widths.get(group.kind)) for group in eligible.groups]
+    kinds: dict[str, list[Group]] = {}
+    for group in eligible.groups:
+        kinds.setdefault(group.kind, []).append(group)
+    return [Knob.of(groups, align, eligible.widths.get(kind)) for kind, groups in kinds.items()]
+
+
+def _rounded(knobs: Sequence[Knob], shares: Mapping[str, float]) -> dict[str, int]:
+    """The greatest legal widths below the exact ones."""
+    sizes = ((knob, knob.floor(min(shares[g.name] for g in knob.groups) * knob.size)) for knob in knobs)
+    return {group.name: size for knob, size in sizes for group in knob.groups}
+
+
+def _fill(budget: Budget, widths: dict[str, int], shares: Mapping[str, float]) -> dict[str, int]:
+    """Move knobs by single steps, as long as that comes nearer to the target.
+
+    First those are widened that lost most by rounding; then one knob of any kind at a time is moved either way.
+
+    Raises:
+        PlanError: if the target lies beyond what the groups can give.
+    """
+    budget.require()
+    excess = {knob: widths[knob.groups[0].name] - shares[knob.groups[0].name] * knob.size for knob in budget.knobs}
+    gone = budget.removed(widths)
+    for knob in sorted(budget.knobs, key=lambda k: excess[k] / k.size):
+        moved = _moved(knob, widths, 1)
+        less = gone + budget.difference(knob, widths, moved)
+        if abs(less - budget.target) < abs(gone - budget.target):
+            widths, gone = moved, less
+    while True:
+        tried = [_moved(knob, widths, way) for knob in _one_of_each_kind(budget.knobs) for way in (-1, 1)]
+        best = min(tried, key=lambda w: _miss(budget, w))
+        if _miss(budget, best) >= _miss(budget, widths):
+            return widths
+        widths = best
+
+
+def _miss(budget: Budget, widths: Mapping[str, int]) -> float:
+    """How many parameters too many or too few are gone."""
+    return abs(budget.removed(widths) - budget.target)
+
+
+def _moved(knob: Knob, widths: dict[str, int], way: int) -> dict[str, int]:
+    """The widths with one knob a step wider or narrower, within its bounds."""
+    new = knob.step(widths[knob.groups[0].name], way)
+    return {**widths, **{group.name: new for group in knob.groups}}
+
+
+def _one_of_each_kind(knobs: Sequence[Knob]) -> list[Knob]:
+    """The middle knob of each kind: there a step more or less hurts least."""
+    kinds: dict[str, list[Knob]] = {}
+    for knob in knobs:
+        kinds.setdefault(knob.groups[0].kind, []).append(knob)
+    return [alike[len(alike) // 2] for alike in kinds.values()]

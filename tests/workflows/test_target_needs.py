@@ -1,0 +1,93 @@
+"""A target decides where a pruned model must run and how wide it is, unless that is said."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, ResNetConfig, ResNetForImageClassification
+
+import graphprune as gp
+from graphprune.api import TARGETS
+from graphprune.errors import PlanError, RegistryError
+from graphprune.exporters import NEEDS
+from graphprune.workflows.target_needs import Wanted
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("llama")
+    config = LlamaConfig(
+        vocab_size=60, hidden_size=32, intermediate_size=160, num_hidden_layers=2, num_attention_heads=8,
+        num_key_value_heads=4, tie_word_embeddings=True,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def prune(model: Path, output: Path, **options: Any) -> Any:
+    return gp.prune(model, output=output, recipe="magnitude", **{"sparsity": 0.2, **options}).report
+
+
+def test_every_target_says_what_it_needs() -> None:
+    assert NEEDS.keys() == set(TARGETS)
+    for needs in NEEDS.values():
+        assert needs.why and set(needs.destinations) <= {"stock", "per-layer", "free"}
+
+
+def test_a_graph_without_a_cache_is_refused_before_any_work(llama: Path, tmp_path: Path) -> None:
+    words = (
+        "target litert takes of destination free a graph without a cache, .* writes text; use destination stock or per"
+    )
+    with pytest.raises(PlanError, match=words):
+        gp.prune(llama, sparsity=0.2, target="litert", destination="free", recipe="magnitude", output=tmp_path / "x")
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_target_sets_destination_and_alignment(llama: Path, tmp_path: Path) -> None:
+    report = prune(llama, tmp_path / "x", target="onnx-gpu")
+    assert report.destination == "per-layer"
+    assert all(width % 64 == 0 for name, (_, width) in report.widths.items() if "mlp" in name)
+    assert report.notes[0].startswith(
+        "for target onnx-gpu: destination per-layer, widths in multiples of 64 (tensor cor"
+    )
+    assert any("cannot express other widths of model.layers.*.self_attn.v_proj" in note for note in report.notes)
+    made = gp.export(tmp_path / "x", target="onnx-gpu", output=tmp_path / "y")
+    assert made.facts["parameters"] == report.parameters_after
+    assert made.facts["parameters_before"] == report.parameters_before
+
+
+def test_what_is_said_holds_and_slow_widths_are_named(llama: Path, tmp_path: Path) -> None:
+    report = prune(llama, tmp_path / "x", target="onnx-gpu", align=8, destination="stock", sparsity=0.3)
+    assert report.destination == "stock"
+    width = next(width for name, (_, width) in report.widths.items() if "mlp" in name)
+    assert width % 64 and any(
+        f"such as model.layers.0.mlp.gate_proj.weight:0 are {width} wide, which runs no faster on onnx-gpu than 128"
+        in note
+        for note in report.notes
+    )
+
+
+def test_without_a_target_nothing_changes(llama: Path, tmp_path: Path) -> None:
+    report = prune(llama, tmp_path / "x")
+    assert report.destination == "stock" and not any("target" in note for note in report.notes)
+    assert Wanted.of(None, None, None).align_of(gp.load(llama)) == 8
+
+
+def test_convolutions_have_an_alignment_of_their_own(tmp_path: Path) -> None:
+    config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
+    ResNetForImageClassification(config).save_pretrained(tmp_path / "resnet")
+    program = gp.load(tmp_path / "resnet")
+    assert Wanted.of("onnx", None, None).align_of(program) == 16
+    program = gp.trace(nn.Linear(3, 4), (torch.randn(2, 3),))
+    assert Wanted.of("onnx", None, None).align_of(program) == 32
+
+
+def test_what_a_target_cannot_be_made_of(llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match="target gguf cannot be made of a model pruned for destination free; use per-l"):
+        prune(llama, tmp_path / "x", target="gguf", destination="free")
+    with pytest.raises(RegistryError, match="no target 'onx'; did you mean onnx"):
+        prune(llama, tmp_path / "x", target="onx")
+    assert not (tmp_path / "x").exists()

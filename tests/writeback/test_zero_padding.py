@@ -1,0 +1,208 @@
+"""Write-back where sizes alone cannot follow: factors in weights, zeros, or a module that is left alone."""
+
+from collections.abc import Callable
+from math import sqrt
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import graphprune as gp
+from graphprune.errors import WriteBackError
+from graphprune.ir.weights import Layered
+from graphprune.planning.facts import Refits
+from graphprune.planning.plan import make
+from graphprune.writeback.attribute_slots import slots
+from tests.written import Attention, Normed, X, narrow, written
+
+
+@pytest.fixture(autouse=True)
+def seed() -> None:
+    torch.manual_seed(0)
+
+
+def test_what_shares_a_size_with_something_wider_keeps_zeros() -> None:
+    module = nn.Sequential(Normed(), nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, 32))
+    small, result = written(module)
+    assert list(result.padded) == ["*.v.weight:0.1"]
+    assert "one size, Normed.head_dim, for it and for what stays 8 wide" in result.padded["*.v.weight:0.1"]
+    attention: Any = module[0]
+    touched = (attention.v.weight, attention.v.bias, attention.out.weight)
+    assert result.unremoved == sum(tensor.numel() // 2 for tensor in touched)
+    assert (attention.v.weight == 0).all(1).sum() == attention.v.out_features // 2
+    assert module[1].out_features == 24
+    assert "kept wider in the module (zeros): *.v.weight:0.1 - its forward has one size" in str(result)
+    assert f"{result.unremoved:,} parameters" in str(result)
+    assert small.count() < sum(p.numel() for p in module.parameters())
+
+
+def test_two_widths_under_one_size_meet_at_the_wider_one() -> None:
+    module = Attention().eval()
+    program = gp.trace(module, (X,))
+    found = gp.analyze(program)
+    names = {g.places[0].parameter: g.name for g in found.groups if g.size == 8}
+    score, value = (next(n for n in names.values() if n.startswith(p)) for p in ("q", "v"))
+    rows = {score: ((0, 1, 2, 3, 4, 6),), value: ((1, 2, 3),)}
+    small = gp.apply(program, make(program, found, rows))
+    result = small.write_back(module)
+    assert list(result.padded) == [value] and module.head_dim == 6
+    assert module.v.weight.shape == (12, 32)
+    with torch.no_grad():
+        assert torch.allclose(module(X), small.module()(X), atol=1e-5)
+
+
+class RunTime(Attention):
+    """The scale is computed anew, from the attribute that the views use."""
+
+    def scores(self, q: Tensor, k: Tensor) -> Any:
+        return q @ k.mT / sqrt(self.head_dim)
+
+
+class FromShape(Attention):
+    """The scale is computed anew, from a shape."""
+
+    def scores(self, q: Tensor, k: Tensor) -> Any:
+        return q @ k.mT * q.shape[-1] ** -0.5
+
+
+class Default(Attention):
+    """The scale is left to fused attention."""
+
+    def forward(self, x: Tensor) -> Any:
+        q, k, v = self.split(self.q(x)), self.split(self.k(x)), self.split(self.v(x))
+        k, v = (y.repeat_interleave(q.shape[1] // y.shape[1], 1) for y in (k, v))
+        return self.out(F.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+
+
+class OneAxis(RunTime):
+    """Queries, keys and values come of one view, so that they share their inner axis."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = self.heads
+        self.qkv = nn.Linear(32, (self.heads + 2) * self.size)
+        nn.init.normal_(self.qkv.weight, 0, 0.5)
+        del self.q, self.k, self.v
+
+    def forward(self, x: Tensor) -> Any:
+        parts = self.qkv(x).unflatten(2, (self.count + 2, self.head_dim)).transpose(1, 2)
+        q, k, v = parts[:, :-2], parts[:, -2:-1], parts[:, -1:]
+        return self.out((self.scores(q, k).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+@pytest.mark.parametrize("kind", [RunTime, FromShape, Default, OneAxis])
+def test_weights_take_the_factor_of_a_scale_that_follows_a_size(kind: Callable[[], nn.Module]) -> None:
+    result = narrow(kind())
+    assert set(result.multiplied) >= ({"qkv.weight", "qkv.bias"} if kind is OneAxis else {"q.weight", "k.bias"})
+
+
+class Counting(Attention):
+    """The size itself goes into the numbers, where no factor in a weight can undo it."""
+
+    def scores(self, q: Tensor, k: Tensor) -> Any:
+        return super().scores(q, k) + (q @ k.mT - sqrt(self.head_dim)).abs() * self.scale
+
+
+def test_a_size_that_goes_into_the_numbers_stays() -> None:
+    _, result = written(Counting())
+    assert {why for why in result.padded.values() if "they differ by" in why}
+
+
+class Recomputed(nn.Module):
+    """The forward takes the merged size from its input, so that heads times their size must stay."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.gate, self.down = nn.Linear(32, 32), nn.Linear(32, 32), nn.Linear(32, 32)
+        self.wide, self.narrow = nn.Linear(32, 64), nn.Linear(64, 32)
+
+    def forward(self, x: Tensor) -> Any:
+        y = (self.up(x).tanh() * self.gate(x)).reshape(x.shape)
+        return self.down(y) + self.narrow(self.wide(x).relu())
+
+
+def test_only_what_must_stay_wide_does() -> None:
+    module = Recomputed()
+    _, result = written(module)
+    assert list(result.padded) == ["up.weight:0"] and "is invalid for input of size" in result.padded["up.weight:0"]
+    assert module.wide.out_features == module.narrow.in_features == 32
+    assert module.up.out_features == 32 and (module.up.weight == 0).all(1).sum() == 16
+
+
+class Multihead(nn.Module):
+    """Torch's own attention checks that its width is that of its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.attention, self.up, self.down = nn.MultiheadAttention(32, 4), nn.Linear(32, 64), nn.Linear(64, 32)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.down(self.up(self.attention(x, x, x)[0]).relu())
+
+
+def test_torchs_own_attention_stays_wide() -> None:
+    module = Multihead()
+    _, result = written(module)
+    assert all(kind.startswith("attention.") for kind in result.padded) and module.up.out_features == 32
+
+
+def test_refitted_weights_are_padded_as_they_are() -> None:
+    module = nn.Sequential(Normed(), nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, 32)).eval()
+    program = gp.trace(module, (X,))
+    small = gp.apply(program, gp.plan(program, ratio=0.5))
+    new = {"0.out.weight": torch.randn_like(small.weights["0.out.weight"])}
+    refitted = small.with_facts(Refits({}, {}, small.weights), weights=Layered((new, small.weights)))
+    result = refitted.write_back(module)
+    assert result.padded
+    with torch.no_grad():
+        assert torch.allclose(module(X), refitted.module()(X), atol=1e-5)
+    assert new["0.out.weight"].flatten()[0] in module.get_parameter("0.out.weight")
+
+
+def state(module: nn.Module) -> list[Any]:
+    """Everything that a failure must leave as it was: which tensors, their numbers, and all attributes."""
+    tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers()]
+    return [
+        [(name, id(tensor), tensor.detach().clone().flatten().tolist()) for name, tensor in tensors],
+        [{k: v for k, v in vars(part).items() if not isinstance(v, dict)} for part in module.modules()],
+        [(id(slot.owner), slot.key, slot.index, slot.value) for slot in slots(module)],
+    ]
+
+
+class Moody(Attention):
+    """Each call gives something else."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls, self.config = 0, SimpleNamespace(sizes=(8, 4))
+        self.register_buffer("seen", torch.zeros(1))
+
+    def forward(self, x: Tensor) -> Any:
+        self.calls += 1
+        return super().forward(x) + self.calls
+
+
+class Picky(Attention):
+    """Refuses whatever is not as it was, with an error that nobody expects."""
+
+    def forward(self, x: Tensor) -> Any:
+        if self.q.weight.sum() != self.total:
+            raise LookupError("not my weights")
+        return super().forward(x)
+
+
+@pytest.mark.parametrize(("kind", "match"), [(Moody, "they differ by"), (Picky, "not my weights")])
+def test_a_module_that_cannot_follow_is_left_as_it_was(kind: Callable[[], nn.Module], match: str) -> None:
+    module: Any = kind().eval()
+    program = gp.trace(Attention().eval(), (X,)) if kind is Picky else gp.trace(module, (X,))
+    module.total = module.q.weight.sum().item()
+    small = gp.apply(program, gp.plan(program, ratio=0.5))
+    if kind is Moody:
+        module.calls = 100
+    before = state(module)
+    with pytest.raises(WriteBackError, match=rf"even with zeros in all the removed places: .*{match}.*program.module"):
+        small.write_back(module)
+    assert state(module) == before
