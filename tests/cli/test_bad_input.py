@@ -266,7 +266,16 @@ def test_a_program_from_which_nothing_was_cut(program: gp.Program) -> None:
     assert replace(program, facts={}).facts == {}
 
 
-@pytest.mark.parametrize("where", ["rewrite.Rewrite", "refit.Refit", "verify.Verify", "calibrate.Calibrate"])
+@pytest.mark.parametrize(
+    "where",
+    "where",
+    [
+        "rewriting.rewrite.Rewrite",
+        "reconstructions.refit.Refit",
+        "verification.verify.Verify",
+        "calibration.calibrate.Calibrate",
+    ],
+)
 def test_an_interrupt_leaves_no_output(
     where: str, prune: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
