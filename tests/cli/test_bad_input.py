@@ -268,7 +268,6 @@ def test_a_program_from_which_nothing_was_cut(program: gp.Program) -> None:
 
 @pytest.mark.parametrize(
     "where",
-    "where",
     [
         "rewriting.rewrite.Rewrite",
         "reconstructions.refit.Refit",
