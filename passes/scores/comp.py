@@ -1,10 +1,10 @@
-"""COMP (arXiv:2501.15255): the condition of the matrix of inputs, as the importance of each of them.
+"""COMP (arXiv:2501.15255): importance of an input by the condition number of the Gram matrix.
 
-After COMP; its formula is not public, and the abstract speaks of a matrix condition only. Two reconstructions: ``comp``
-is how far the logarithm of the condition number of S falls when input j leaves, so what the condition does not feel
-goes first, and an input of massive values, which alone makes it, goes last; ``comp-inflation`` the inverse of the
-variance inflation factor ``C_jj [C^-1]_jj``, which is the share of the variance of input j that the others do not
-explain. Neither looks at the weights.
+After COMP; formula reconstructed, because the abstract mentions a matrix condition only. ``comp`` is the decrease of
+the log condition number of the Gram matrix ``S = X X^T`` when input j is removed. An input that the condition number
+does not depend on is removed first; an input with massive activations, which alone determines it, is removed last.
+``comp-inflation`` is the inverse of the variance inflation factor ``C_jj [C^-1]_jj`` of the covariance C: the share of
+the variance of input j that the other inputs do not explain. Neither uses the weights.
 """
 
 from collections.abc import Callable
@@ -20,35 +20,35 @@ from graphprune.planning.interfaces import Evidence
 from graphprune.solvers.normal_equations import damped
 from graphprune.statistics.moments import Moments
 
-RIDGE = 1e-8  # of the mean of the diagonal: as much as makes every matrix invertible; more would hide what is redundant
-STEPS = 100  # of bisection: no number in double precision needs more
+RIDGE = 1e-8  # of the mean of the diagonal: enough to invert every matrix; more would hide redundant inputs
+STEPS = 100  # of bisection: enough for double precision
 
 
 def condition(seen: Moments) -> Tensor:
-    """How far the logarithm of the condition number of the damped S falls without each of its inputs, shape (n,).
+    """Decrease of the log condition number of the damped S on removal of each input, shape (n,).
 
     The eigenvalues of S without row and column j are the roots of ``sum_i q_ji^2 / (e_i - x)`` for the eigenvalues e
-    and eigenvectors q of S. They lie between those of S, so that no fall is below 0.
+    and eigenvectors q of S. They interlace with those of S, so the decrease is never negative.
     """
     if len(seen.second) < 3:
         return torch.zeros(len(seen.second), dtype=torch.float64)
     values, vectors = torch.linalg.eigh(damped(seen.second, RIDGE))
     shares = vectors.square()
     lowest, highest = (_root(values, shares, *values[i : i + 2]) for i in (0, len(values) - 2))
-    found: Tensor = (values[-1] / values[0]).log() - (highest / lowest).log()
-    return found
+    decrease: Tensor = (values[-1] / values[0]).log() - (highest / lowest).log()
+    return decrease
 
 
 def unexplained(seen: Moments) -> Tensor:
-    """The share of the variance of every input that the others do not explain, shape (n,)."""
+    """Share of the variance of every input that the other inputs do not explain, shape (n,)."""
     covariance = damped(seen.second / seen.tokens - seen.mean.outer(seen.mean), RIDGE)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
-    found: Tensor = 1 / (covariance.diagonal() * inverse.diagonal())
-    return found
+    shares: Tensor = 1 / (covariance.diagonal() * inverse.diagonal())
+    return shares
 
 
 def _root(values: Tensor, shares: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """The root between two neighbouring eigenvalues for every input, shape (n,); the sum rises between them."""
+    """Root between two neighboring eigenvalues for every input, shape (n,), by bisection of an increasing function."""
     bounds = low.expand(len(values)).clone(), high.expand(len(values)).clone()
     for _ in range(STEPS):
         middle = (bounds[0] + bounds[1]) / 2
@@ -59,14 +59,14 @@ def _root(values: Tensor, shares: Tensor, low: Tensor, high: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Comp(Innermost):
-    """What `measure` says of the inputs of a linear map, averaged over the columns of an index."""
+    """Value of `measure` for the inputs of a linear layer, averaged over the columns of an index."""
 
     measure: Callable[[Moments], Tensor]
 
     moments = "full"
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:
-        """The score of every index, shape (rows, group.size)."""
+        """Score of every index, shape (rows, group.size)."""
         return at_consumers(group, evidence, lambda c: self.measure(evidence.moments(c)), mean=True)
 
 

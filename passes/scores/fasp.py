@@ -1,7 +1,7 @@
-"""FASP (arXiv:2501.09412): the column sums of Wanda's metric.
+"""FASP (arXiv:2501.09412): column sums of the Wanda metric.
 
-After FASP, section 3; from the abstract and reviews of the paper. For column j of a consumer W with inputs X
-the score is ||W_j||_1 ||x_j||_2. A group with several consumers adds up theirs.
+After FASP, section 3; from the abstract and reviews of the paper. The score of column j of a consumer W with inputs X
+is ``||W_j||_1 ||x_j||_2``, summed over the consumers of a group.
 """
 
 from torch import Tensor
@@ -16,14 +16,14 @@ from graphprune.planning.interfaces import Evidence
 class Fasp(Innermost):
     """Sum of |W_ij| ||x_j|| over a column.
 
-    Groups are those that a linear map contracts and that lie innermost in it: the neurons of a feed-forward layer,
-    the value dimensions of a head. Query and key dimensions have no such consumer and are left alone.
+    It prunes groups that a linear layer contracts and that are innermost in its input: feed-forward neurons and value
+    dimensions. Query and key dimensions have no such consumer and are not pruned.
     """
 
     moments = "diagonal"
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:
-        """The score of every index, shape (rows, group.size)."""
+        """Score of every index, shape (rows, group.size)."""
 
         def columns(consumer: Consumer) -> Tensor:
             return evidence.matrix(consumer).abs().sum(0) * evidence.moments(consumer).squares.sqrt()

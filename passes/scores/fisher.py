@@ -1,7 +1,7 @@
-"""Kwon et al. (arXiv:2204.09656): the diagonal Fisher information of masks, from the authors' code.
+"""Kwon et al. (arXiv:2204.09656): diagonal Fisher information of masks, from the authors' code.
 
-A mask multiplies the inputs of the maps that contract a group; the score is the sum over calibration batches of
-the squared derivative of the loss by each of its entries, at one.
+A mask multiplies the inputs of the linear layers that contract a group. The score is the squared derivative of the loss
+with respect to each mask entry, at one, summed over calibration batches.
 """
 
 from torch import Tensor
@@ -13,12 +13,12 @@ from graphprune.planning.interfaces import Evidence
 
 
 class Fisher(Outermost):
-    """``sum over batches of (dL / dmask_j)^2``"""
+    """``sum over batches of (dL / dmask_j)^2``."""
 
     gradients = True
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:
-        """The score of every index, shape (rows, group.size)."""
+        """Score of every index, shape (rows, group.size)."""
         return evidence.known_gradients.masks[group.name]
 
 

@@ -1,6 +1,6 @@
-"""FLAP (arXiv:2312.11983, section 3.2): how much the output fluctuates without an input; from the authors' code.
+"""FLAP (arXiv:2312.11983, section 3.2): fluctuation of the output that an input causes; from the authors' code.
 
-What a removed input makes on average, a bias can replace; what is left is its variance. The three metrics of the paper
+A bias compensates for the mean of a removed input; its variance is the remaining error. The three metrics of the paper
 are weighted input feature variance (``flap``), the variance alone (``flap-ifv``), and the weighted input feature norm
 (``flap-wifn``).
 """
@@ -19,30 +19,30 @@ from graphprune.statistics.moments import Moments
 
 
 def weighted_variance(weight: Tensor, seen: Moments) -> Tensor:
-    """``Var(x_j) ||W_j||^2``, shape (n,)"""
+    """Weighted input feature variance ``Var(x_j) ||W_j||^2``, shape (n,)."""
     return variance(weight, seen) * weight.square().sum(0)
 
 
 def variance(weight: Tensor, seen: Moments) -> Tensor:
-    """``Var(x_j)``, shape (n,)"""
+    """Input feature variance ``Var(x_j)``, shape (n,)."""
     return (seen.squares / seen.tokens - seen.mean.square()).clamp(min=0)
 
 
 def weighted_norm(weight: Tensor, seen: Moments) -> Tensor:
-    """The mean of ``|W_ij|`` times the root mean square of x_j, shape (n,)."""
+    """Mean of ``|W_ij|`` times the root mean square of x_j, shape (n,)."""
     return weight.abs().mean(0) * (seen.squares / seen.tokens).sqrt()
 
 
 @dataclass(frozen=True)
 class Flap(Outermost):
-    """One metric of a column; whole heads average their columns."""
+    """A metric of the columns, averaged over the columns of a head."""
 
     metric: Callable[[Tensor, Moments], Tensor]
 
     moments = "diagonal"
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:
-        """The score of every index, shape (rows, group.size)."""
+        """Score of every index, shape (rows, group.size)."""
 
         def columns(consumer: Consumer) -> Tensor:
             return self.metric(evidence.matrix(consumer), evidence.moments(consumer))

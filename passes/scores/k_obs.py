@@ -1,11 +1,12 @@
-"""Kronecker-factored Optimal Brain Surgeon on columns: by how much the loss grows, after the best refit.
+"""Kronecker-factored Optimal Brain Surgeon on columns: growth of the loss after the best refit.
 
-Where a map changes by dW the loss grows by ``1/2 tr(G dW S dW^T)``, with the second moments S of its inputs and G of
-the gradients at its outputs (K-FAC, arXiv:1503.05671; for pruning EigenDamage, arXiv:1905.05934, section 3). Removed
-columns cost ``1/2 tr(G W_g [(S^-1)_gg]^-1 W_g^T)``. The order is that of a greedy search with refits in between, as
-that of OSSCAR (arXiv:2403.12983); other than errors of outputs, what an index costs compares among all maps.
+A weight change dW of a linear layer increases the loss by ``1/2 tr(G dW S dW^T)``, with the Gram matrices S of its
+inputs and G of the gradients at its outputs (K-FAC, arXiv:1503.05671; for pruning EigenDamage, arXiv:1905.05934,
+section 3). Removing the columns g costs ``1/2 tr(G W_g [(S^-1)_gg]^-1 W_g^T)``. The order is that of a greedy search
+with refits in between, as in OSSCAR (arXiv:2403.12983). Unlike output errors, these costs compare across layers.
 
-Both moments are shrunk (`equations.SPARING`) towards multiples of the identity, which is the order by weights alone.
+Both Gram matrices are shrunk (`normal_equations.SPARING`) towards multiples of the identity, where the order depends on
+the weights alone.
 """
 
 from collections.abc import Sequence
@@ -24,37 +25,37 @@ from graphprune.planning.interfaces import Evidence
 from graphprune.planning.ranking import Point, hull
 from graphprune.solvers.normal_equations import SPARING, damped
 
-TIE = 1e-9  # by which later indices of one stretch matter more, relatively
+TIE = 1e-9  # relative increase of the score along equal slopes, which keeps the order
 
 
 class KObs(Outermost):
-    """The growth of the loss when an index goes, after those that matter less; its curve is made convex."""
+    """Growth of the loss on removal of an index after all less important ones, made convex."""
 
     moments = "full"
     gradients = True
     gradients_of = "outputs"
 
     def applies(self, group: Group, consumers: Sequence[Consumer]) -> bool:
-        """Neurons, channels and whole heads, where the outputs of all maps have a layout."""
+        """Whether the group holds neurons, channels or whole heads whose consumers lay out their outputs by token."""
         return super().applies(group, consumers) and all(c.outputs is not None for c in consumers)
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:
-        """The score of every index, shape (rows, group.size)."""
+        """Score of every index, shape (rows, group.size)."""
         problems = [_problem(consumer, group, evidence) for consumer in evidence.dependencies.consumers_of(group)]
         place, points = greedy(problems, rows_of(group, evidence.dependencies), group.size)
-        return _slopes(points)[place] / (2 * len(place))  # the indices of one place go from all rows
+        return _slopes(points)[place] / (2 * len(place))  # indices at one position are removed from all rows
 
 
 def _problem(consumer: Consumer, group: Group, evidence: Evidence) -> Problem:
-    """The map with its outputs in units in which the growth of the loss is their squared error."""
+    """Least-squares problem of a layer, with outputs scaled so that the squared error is the growth of the loss."""
     inputs, outputs = SPARING
-    found = Problem.of(consumer, group, evidence, inputs)
+    problem = Problem.of(consumer, group, evidence, inputs)
     values, vectors = torch.linalg.eigh(damped(evidence.sensitivity(consumer), outputs))
-    return replace(found, weight=(vectors * values.clamp(min=0).sqrt()).T @ found.weight)
+    return replace(problem, weight=(vectors * values.clamp(min=0).sqrt()).T @ problem.weight)
 
 
 def _slopes(points: Sequence[Point]) -> Tensor:
-    """The slopes of the convex hull at every unit of the first number, never equal, so that they keep the order."""
+    """Slopes of the convex hull at every unit of the first coordinate, made distinct to keep the order."""
     pieces = [[(y - v) / (x - w)] * round(x - w) for (w, v), (x, y) in pairwise(hull(points))]
     slopes = torch.tensor(list(chain(*pieces)), dtype=torch.float64)
     return slopes * (1 + TIE * torch.arange(len(slopes), dtype=torch.float64))

@@ -1,4 +1,4 @@
-"""The norm of the weights that would go; and chance, the baseline of every score."""
+"""Magnitude of the coupled weights, and random scores as a baseline."""
 
 import zlib
 
@@ -12,20 +12,20 @@ from graphprune.planning.interfaces import Evidence, Score
 
 
 class Magnitude(Score):
-    """The L2 norm of all weights at an index, over every parameter in which the group stands."""
+    """L2 norm of all weights at an index, over every parameter of the group."""
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:
-        """The score of every index, shape (rows, group.size)."""
+        """Score of every index, shape (rows, group.size)."""
         weights = evidence.program.weights
         places = at_places(group, evidence, lambda name: weights[name].abs().double().square())
         return torch.stack(places).sum(0).sqrt()
 
 
 class Random(Score):
-    """Uniform noise, the same for the same seed and group."""
+    """Uniform noise, reproducible by seed and group."""
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:
-        """The score of every index, shape (rows, group.size)."""
+        """Score of every index, shape (rows, group.size)."""
         seed = zlib.crc32(f"{evidence.seed}:{group.name}".encode())
         generator = torch.Generator().manual_seed(seed)
         return torch.rand(rows_of(group, evidence.dependencies), group.size, generator=generator, dtype=torch.float64)

@@ -1,8 +1,8 @@
-"""Optimal Brain Surgeon on columns (OSSCAR, arXiv:2403.12983): the error that is left after the best refit.
+"""Optimal Brain Surgeon on columns (OSSCAR, arXiv:2403.12983): output error after the best refit.
 
-Of one column it is ``||W_j||^2 / [S^-1]_jj``, of several that go together ``tr(W_g [(S^-1)_gg]^-1 W_g^T)``. ``obs``
-takes every index alone; ``osscar`` removes one after the other, refits the rest, and judges it again. The pass
-``swap`` is its local search.
+Removing one column costs ``||W_j||^2 / [S^-1]_jj``, removing the columns g together ``tr(W_g [(S^-1)_gg]^-1 W_g^T)``,
+with the Gram matrix ``S = X X^T`` of the inputs. ``obs`` scores every index alone. ``osscar`` removes indices one after
+another, refits the remaining columns and scores them again. The pass ``local-search`` improves its selection.
 """
 
 from collections.abc import Sequence
@@ -19,13 +19,17 @@ from graphprune.planning.interfaces import Evidence
 from graphprune.planning.ranking import Point
 from graphprune.solvers.normal_equations import DEFAULT, damped
 
-ROUNDS = 64  # between which everything is judged again
+ROUNDS = 64  # of removal; the remaining indices are scored again after each
 
 
 @dataclass
 class Problem:
-    """One linear map: its matrix (m, n), the inverse of the damped S of its inputs (n, n), and the columns that belong
-    to each index of a group, shape (rows, size, count). Columns that are gone are zero, with ones in the diagonal."""
+    """Least-squares problem of one linear layer.
+
+    It holds the weight, shape (m, n), the inverse of the damped Gram matrix of the inputs, shape (n, n), and the
+    columns of each index of a group, shape (rows, size, count). Removed columns are zero, with ones on the diagonal of
+    the inverse.
+    """
 
     weight: Tensor
     inverse: Tensor
@@ -33,52 +37,51 @@ class Problem:
 
     @classmethod
     def of(cls, consumer: Consumer, group: Group, evidence: Evidence, damping: float = DEFAULT) -> "Problem":
-        """The problem of a map, nothing removed."""
+        """Build the problem of a linear layer with all columns."""
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(evidence.moments(consumer).second, damping)))
         return cls(evidence.matrix(consumer), inverse, columns_of(consumer, group, evidence.dependencies))
 
     def errors(self) -> Tensor:
-        """``tr(W_g [(S^-1)_gg]^-1 W_g^T)`` of every index, shape (rows, size)."""
+        """Removal cost ``tr(W_g [(S^-1)_gg]^-1 W_g^T)`` of every index, shape (rows, size)."""
         sets = self.columns.flatten(0, 1)
         inner = self.inverse[sets[:, :, None], sets[:, None, :]]
         weight = self.weight.T[sets]
-        found: Tensor = (weight * torch.linalg.solve(inner, weight)).sum((1, 2))
-        return found.view(self.columns.shape[:2])
+        costs: Tensor = (weight * torch.linalg.solve(inner, weight)).sum((1, 2))
+        return costs.view(self.columns.shape[:2])
 
     def remove(self, chosen: Tensor) -> float:
-        """Remove the columns of the indices `chosen` of every row, shape (rows, how many), and refit the rest: the
-        error that this adds."""
-        gone = self.columns.gather(1, chosen[..., None].expand(-1, -1, self.columns.shape[2])).flatten()
-        cross, weight = self.inverse[gone], self.weight[:, gone].T
-        solved = torch.linalg.solve(cross[:, gone], torch.cat([cross, weight], 1))
+        """Remove the indices `chosen`, shape (rows, count), refit the remaining columns, and return the added error."""
+        removed = self.columns.gather(1, chosen[..., None].expand(-1, -1, self.columns.shape[2])).flatten()
+        cross, weight = self.inverse[removed], self.weight[:, removed].T
+        solved = torch.linalg.solve(cross[:, removed], torch.cat([cross, weight], 1))
         step, added = solved[:, : cross.shape[1]], float((weight * solved[:, cross.shape[1] :]).sum())
-        self.weight = self.weight - self.weight[:, gone] @ step
+        self.weight = self.weight - self.weight[:, removed] @ step
         self.inverse = self.inverse - cross.T @ step
-        self.weight[:, gone] = 0
-        self.inverse[gone] = 0
-        self.inverse[:, gone] = 0
-        self.inverse[gone, gone] = 1
+        self.weight[:, removed] = 0
+        self.inverse[removed] = 0
+        self.inverse[:, removed] = 0
+        self.inverse[removed, removed] = 1
         return added
 
 
 class Obs(Innermost):
-    """The error after the best refit, of each index alone."""
+    """Output error after the best refit, for each index alone."""
 
     moments = "full"
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:
-        """The score of every index, shape (rows, group.size)."""
+        """Score of every index, shape (rows, group.size)."""
         consumers = evidence.dependencies.consumers_of(group)
         return torch.stack([Problem.of(consumer, group, evidence).errors() for consumer in consumers]).sum(0)
 
 
 class Osscar(Outermost):
-    """The place of every index in the order in which the greedy search removes them; the last is kept longest."""
+    """Position of every index in the removal order of the greedy search."""
 
     moments = "full"
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:
-        """The score of every index, shape (rows, group.size)."""
+        """Score of every index, shape (rows, group.size)."""
         consumers = evidence.dependencies.consumers_of(group)
         problems = [Problem.of(consumer, group, evidence) for consumer in consumers]
         place, _ = greedy(problems, rows_of(group, evidence.dependencies), group.size)
@@ -86,8 +89,10 @@ class Osscar(Outermost):
 
 
 def greedy(problems: Sequence[Problem], rows: int, size: int) -> tuple[Tensor, list[Point]]:
-    """The place of every index in the order in which they go, shape (rows, size), all rows losing equally many; and
-    how many are gone, with the sum of errors, after each of the rounds."""
+    """Position of every index in the removal order, shape (rows, size), and the removed count with its error by round.
+
+    All rows lose equally many indices in a round.
+    """
     place, batch, points = torch.full((rows, size), -1), -(-size // ROUNDS), [(0.0, 0.0)]
     for start in range(0, size, batch):
         errors = torch.stack([problem.errors() for problem in problems]).sum(0).masked_fill(place >= 0, torch.inf)

@@ -1,9 +1,9 @@
-"""PruneNet (arXiv:2501.15296): keep the spectrum of singular values, without any calibration data.
+"""PruneNet (arXiv:2501.15296): preservation of the singular value spectrum, without calibration data.
 
-The authors train a policy whose reward is the Kolmogorov-Smirnov distance between the spectra of a matrix before and
-after. That distance cannot tell single rows apart: without one row, every singular value lies between two old ones, so
-that it is one step for each of them. Here, without training, it is the distance in the mean (Wasserstein's, which for
-spectra that only shrink is the loss of their sum), to first order: row j holds ``sum_k s_k u_jk^2``.
+After PruneNet; score reconstructed. The authors train a policy whose reward is the Kolmogorov-Smirnov distance between
+the spectra before and after pruning. That distance does not distinguish single rows: on removal of any row the singular
+values interlace with the old ones, so it is one step for each row. This score needs no training. It is the Wasserstein
+distance (for shrinking spectra the decrease of their sum) to first order: row j contributes ``sum_k s_k u_jk^2``.
 """
 
 from collections.abc import Sequence
@@ -20,20 +20,20 @@ from graphprune.planning.interfaces import Evidence, Score
 
 
 class Spectrum(Score):
-    """How much of the sum of the singular values the rows of an index hold, in the maps that make it."""
+    """Contribution of the rows of an index to the nuclear norm of its producers."""
 
     def applies(self, group: Group, consumers: Sequence[Consumer]) -> bool:
-        """Neurons and channels: what is alone in the dimension that is contracted, and made by a linear map."""
-        made = any("produced" in place.role for place in group.places)
-        return made and bool(consumers) and all(resolve(consumer.axis) is group.prime for consumer in consumers)
+        """Whether the group holds neurons or channels: the whole contracted dimension, produced by a linear layer."""
+        produced = any("produced" in place.role for place in group.places)
+        return produced and bool(consumers) and all(resolve(consumer.axis) is group.prime for consumer in consumers)
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:
-        """The score of every index, shape (rows, group.size)."""
-        return at_producers(group, evidence, lambda producer: held(evidence.matrix(producer)))
+        """Score of every index, shape (rows, group.size)."""
+        return at_producers(group, evidence, lambda producer: nuclear_shares(evidence.matrix(producer)))
 
 
-def held(matrix: Tensor) -> Tensor:
-    """``sum_k s_k u_jk^2`` of every row, the diagonal of ``(W W^T)^(1/2)``; they add up to the nuclear norm."""
+def nuclear_shares(matrix: Tensor) -> Tensor:
+    """Share ``sum_k s_k u_jk^2`` of every row in the nuclear norm: the diagonal of ``(W W^T)^(1/2)``, shape (m,)."""
     u, s, _ = torch.linalg.svd(matrix, full_matrices=False)
     shares: Tensor = u.square() @ s
     return shares

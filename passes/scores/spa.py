@@ -1,8 +1,8 @@
-"""SPA (arXiv:2403.18955): any criterion of single weights, brought together over all coupled places.
+"""SPA (arXiv:2403.18955): a criterion of single weights, aggregated over all coupled places.
 
-After SPA; from the abstract. At every place the criterion is added up for each index and divided by its mean over
-the indices, so that large tensors do not outvote small ones; then the places are reduced to one number. The
-criterion is ``|w|``, or with ``spa-gradient`` the connection sensitivity ``|g w|``.
+After SPA; from the abstract. At every place the criterion is summed for each index and divided by its mean over the
+indices, so that large tensors do not dominate small ones. Then the places are reduced to one number. The criterion is
+``|w|``, or with ``spa-gradient`` the connection sensitivity ``|g w|``.
 """
 
 from collections.abc import Callable
@@ -17,7 +17,7 @@ from graphprune.passes.scores import SCORES
 from graphprune.planning.index_scores import at_places
 from graphprune.planning.interfaces import Evidence, Score
 
-#: From the places, shape (places, rows, size), to one number an index.
+#: Reduces values of shape (places, rows, size) to one score for each index.
 Reduction = Callable[[Tensor], Tensor]
 REDUCTIONS: dict[str, Reduction] = {
     "sum": partial(torch.sum, dim=0),
@@ -29,28 +29,28 @@ REDUCTIONS: dict[str, Reduction] = {
 
 @dataclass(frozen=True)
 class Spa(Score):
-    """The absolute weights at an index, relative to those at the others, reduced over the places."""
+    """Absolute weights at an index, relative to the mean over all indices, reduced over the places."""
 
     reduce: Reduction
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:
-        """The score of every index, shape (rows, group.size)."""
+        """Score of every index, shape (rows, group.size)."""
         places = at_places(group, evidence, lambda name: self.criterion(name, evidence))
         tiny = torch.finfo(torch.float64).tiny
         return self.reduce(torch.stack([place / place.mean().clamp(min=tiny) for place in places]))
 
     def criterion(self, name: str, evidence: Evidence) -> Tensor:
-        """How much every single weight of a parameter matters, in its shape."""
+        """Criterion of every weight of a parameter, in its shape."""
         return evidence.program.weights[name].abs()
 
 
 class Sensitive(Spa):
-    """The same with ``|g w|``."""
+    """Connection sensitivity ``|g w|`` in the place of ``|w|``."""
 
     gradients = True
 
     def criterion(self, name: str, evidence: Evidence) -> Tensor:
-        """How much every single weight of a parameter matters, in its shape."""
+        """Criterion of every weight of a parameter, in its shape."""
         return (evidence.program.weights[name] * evidence.gradient(name)).abs()
 
 

@@ -1,8 +1,8 @@
-"""LLM-Pruner (arXiv:2305.11627): how much the loss changes without what is coupled; from the authors' code.
+"""LLM-Pruner (arXiv:2305.11627): Taylor terms of the loss over the coupled weights; from the authors' code.
 
-With the gradient g of a batch of calibration inputs and the sum h of squared gradients of single batches: ``taylor``
-adds up ``|g w|`` over all coupled weights, ``taylor-vector`` takes ``|sum g w|`` of each place, ``taylor-second`` adds
-up ``w^2 h``, and ``taylor-mixed`` ``|g w - w^2 h / 2|``.
+With the mean gradient g over calibration batches and the mean h of the squared gradients of single batches, ``taylor``
+sums ``|g w|`` over all coupled weights, ``taylor-vector`` takes ``|sum g w|`` of each place, ``taylor-second`` sums
+``w^2 h``, and ``taylor-mixed`` sums ``|g w - w^2 h / 2|``.
 """
 
 from collections.abc import Callable
@@ -16,13 +16,16 @@ from graphprune.passes.scores import SCORES
 from graphprune.planning.index_scores import Outermost, at_places
 from graphprune.planning.interfaces import Evidence
 
-#: From weights, their gradients and the squares of those to one number a weight.
+#: Maps weights, their gradients and the squared gradients to one number for each weight.
 Element = Callable[[Tensor, Tensor, Tensor], Tensor]
 
 
 @dataclass(frozen=True)
 class Taylor(Outermost):
-    """A term of the Taylor series of the loss, summed over the coupled places; `vector`: absolute after the sum."""
+    """Term of the Taylor series of the loss, summed over the coupled places.
+
+    With `vector` the absolute value is taken after the sum of a place, not of every weight.
+    """
 
     element: Element
     vector: bool = False
@@ -30,12 +33,12 @@ class Taylor(Outermost):
     gradients = True
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:
-        """The score of every index, shape (rows, group.size)."""
+        """Score of every index, shape (rows, group.size)."""
 
         def salience(name: str) -> Tensor:
             weight = evidence.program.weights[name].double()
-            found = self.element(weight, evidence.gradient(name).double(), evidence.curvature(name).double())
-            return found if self.vector else found.abs()
+            terms = self.element(weight, evidence.gradient(name).double(), evidence.curvature(name).double())
+            return terms if self.vector else terms.abs()
 
         return torch.stack([place.abs() for place in at_places(group, evidence, salience)]).sum(0)
 

@@ -1,8 +1,7 @@
-"""TransAct (arXiv:2407.05690): the norm of the activations inside a module; from the authors' code.
+"""TransAct (arXiv:2407.05690): norm of the activations inside a module; from the authors' code.
 
-``transact`` judges what lies innermost: neurons, and the dimensions of queries, keys and values, so that the
-cache of keys and values shrinks. ``transact-heads`` judges whole heads, of which the norms of the
-dimensions are brought together as ``mean + (10 / head_dim) max``.
+``transact`` scores innermost groups: neurons, and query, key and value dimensions, so that the KV cache shrinks.
+``transact-heads`` scores whole heads, by ``mean + (10 / head_dim) max`` over the norms of their dimensions.
 """
 
 from collections.abc import Sequence
@@ -19,29 +18,29 @@ PEAK = 10.0
 
 
 class Transact(Score):
-    """``(sum over tokens of a_j^2)^(1/2)``, before the map that contracts it, else behind those that make it."""
+    """Norm ``(sum over tokens of a_j^2)^(1/2)``, at the inputs of consumers or else the outputs of producers."""
 
     moments = "full"
     producers = True
 
     def applies(self, group: Group, consumers: Sequence[Consumer]) -> bool:
-        """Innermost groups that linear maps make or contract."""
+        """Whether the group is innermost and linear layers produce or contract it."""
         return group.inner == 1 and (bool(consumers) or any("produced" in place.role for place in group.places))
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:
-        """The score of every index, shape (rows, group.size)."""
+        """Score of every index, shape (rows, group.size)."""
         if evidence.dependencies.consumers_of(group):
             return at_consumers(group, evidence, lambda c: evidence.moments(c).squares).sqrt()
         return at_producers(group, evidence, lambda producer: energy(producer, evidence)).sqrt()
 
 
 class Heads(Outermost):
-    """The norms of the columns of an index, their mean and their greatest; of one column alone its norm."""
+    """Mean plus weighted maximum of the norms of the columns of an index; the norm itself for a single column."""
 
     moments = "diagonal"
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:
-        """The score of every index, shape (rows, group.size)."""
+        """Score of every index, shape (rows, group.size)."""
         dependencies = evidence.dependencies
         total = at_consumers(group, evidence, lambda c: evidence.moments(c).squares.sqrt(), mean=True)
         for consumer in dependencies.consumers_of(group) if group.inner > 1 else ():
@@ -52,7 +51,7 @@ class Heads(Outermost):
 
 
 def energy(producer: Consumer, evidence: Evidence) -> Tensor:
-    """The sum of squares of every output of a linear map, shape (outputs,)."""
+    """Sum of squares over tokens of every output of a linear layer, shape (outputs,)."""
     weight, seen = evidence.matrix(producer), evidence.moments(producer)
     squares = ((weight @ seen.second) * weight).sum(1)
     if producer.bias is None:

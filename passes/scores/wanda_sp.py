@@ -10,12 +10,12 @@ from graphprune.planning.interfaces import Evidence
 
 
 class WandaSp(Outermost):
-    """The mean of |W_ij| ||x_j|| over a column; whole heads average their columns."""
+    """Mean of ``|W_ij| ||x_j||`` over a column, averaged over the columns of a head."""
 
     moments = "diagonal"
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:
-        """The score of every index, shape (rows, group.size)."""
+        """Score of every index, shape (rows, group.size)."""
 
         def columns(consumer: Consumer) -> Tensor:
             return evidence.matrix(consumer).abs().mean(0) * evidence.moments(consumer).squares.sqrt()

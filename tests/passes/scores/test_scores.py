@@ -17,7 +17,7 @@ from graphprune.passes.calibration.gradients import Gradients
 from graphprune.passes.scores import SCORES
 from graphprune.passes.scores.comp import RIDGE
 from graphprune.passes.scores.obs import Problem
-from graphprune.passes.scores.prunenet import held
+from graphprune.passes.scores.prunenet import nuclear_shares
 from graphprune.planning.facts import Eligible
 from graphprune.planning.interfaces import Evidence
 from graphprune.planning.ranking import hull
@@ -240,7 +240,7 @@ def test_prunenet_is_the_slope_of_the_nuclear_norm(program: Program) -> None:
     assert scale.grad is not None
     same(found, scale.grad[:, 0])
     wide = torch.randn(3, 7).double()
-    same(held(wide).sum(), torch.linalg.matrix_norm(wide, "nuc"))
+    same(nuclear_shares(wide).sum(), torch.linalg.matrix_norm(wide, "nuc"))
 
 
 def test_spa_reduces_what_each_place_says(program: Program) -> None:
