@@ -1,6 +1,7 @@
 """What tests of several folders share: real data where it is at hand, and tiny random models."""
 
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,11 @@ TINY: dict[str, tuple[str, str, dict[str, Any]]] = {
     }),
 }  # fmt: skip
 DECODERS = ("llama", "opt", "gpt2")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
+FLAGS = (
+    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+    "--disable-background-networking", "--disable-component-update", "--disable-sync",
+)  # fmt: skip
 
 Tiny = Callable[..., nn.Module]
 Inputs = Callable[[str], dict[str, Any]]
@@ -115,3 +121,16 @@ def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("text") / "words.txt"
     path.write_text(" ".join(f"w{3 + (i * i + i // 7) % (WORDS - 3)}" for i in range(4000)))
     return path
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Any]:
+    """Chromium, driven by Playwright."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install '.[dev]'")
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        pytest.skip(f"no browser is installed: none of {', '.join(BROWSERS)} is on PATH")
+    with playwright.sync_playwright() as started:
+        running = started.chromium.launch(executable_path=program, args=FLAGS)
+        yield running
+        running.close()

@@ -1,8 +1,6 @@
 """Every code block of every page runs as printed, and the site is whole."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -37,20 +35,6 @@ def test_all_code_of_a_page_runs(page: Path, reader: Reader) -> None:
 
 def test_only_the_first_page_installs() -> None:
     assert {page.stem for page in PAGES for block in blocks(text_of(page)) if block.title == INSTALLS} == {"first"}
-
-
-def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
-    for package in ("mkdocs", "material", "mkdocstrings"):
-        pytest.importorskip(package, reason=f"{package} is not installed: pip install '.[docs]'")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--config-file", str(DOCS / "mkdocs.yml")]
-    done = subprocess.run(
-        [*command, "--site-dir", str(tmp_path / "site")], cwd=ROOT, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    built = {path.stem for path in (tmp_path / "site").glob("*.html")}
-    assert {page.stem for page in PAGES} <= built
-    for page in (tmp_path / "site").glob("*.html"):
-        assert "<!-- include" not in page.read_text(encoding="utf-8"), page.name
 
 
 def test_the_reference_tells_of_every_public_name() -> None:

@@ -11,12 +11,23 @@ from typing import Any
 
 ROOT = Path(__file__).parents[2]
 INCLUDE = re.compile(r"^<!-- include (?P<file>[^#\s]+)#(?P<name>.+) -->$", re.MULTILINE)
+CELL = re.compile(r"<t[dh]\b.*?</t[dh]>", re.DOTALL)
+NAME = re.compile(r"<[^>]*>|(?:--|[^\s<>]*[\w*][-/_={.])[^\s<>]+")
 OUTWARD = re.compile(r"\[(?P<text>[^\]]+)\]\(\.\./[^)]*\)")
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """What mkdocs renders: the whole page."""
     return OUTWARD.sub(r"\g<text>", whole(markdown))
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """The rendered page, with names in table cells that no browser breaks in the middle."""
+    return CELL.sub(lambda cell: NAME.sub(_unbroken, cell[0]), html)
+
+
+def _unbroken(found: re.Match[str]) -> str:
+    return found[0] if found[0].startswith("<") else f'<span class="whole">{found[0]}</span>'
 
 
 def whole(markdown: str) -> str:

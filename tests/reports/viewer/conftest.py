@@ -1,6 +1,5 @@
 """Models, their pages, and a browser that opens them."""
 
-import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -10,12 +9,6 @@ import torch
 from torch import Tensor, nn
 
 import graphprune as gp
-
-FLAGS = (
-    "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
-    "--disable-background-networking", "--disable-component-update", "--disable-sync",
-)  # fmt: skip
-PROGRAMS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 Open = Callable[..., Any]
 
@@ -68,19 +61,6 @@ def run(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("runs") / "by-magnitude"
     gp.prune(folder, output=output, recipe="magnitude", sparsity=0.2, destination="free", align=1, plan_only=True)
     return output
-
-
-@pytest.fixture(scope="session")
-def browser() -> Iterator[Any]:
-    """Chromium, driven by Playwright."""
-    playwright = pytest.importorskip("playwright.sync_api", reason="Playwright is not installed: pip install '.[dev]'")
-    program = next(filter(None, map(shutil.which, PROGRAMS)), None)
-    if program is None:
-        pytest.skip(f"no browser is installed: none of {', '.join(PROGRAMS)} is on PATH")
-    with playwright.sync_playwright() as started:
-        running = started.chromium.launch(executable_path=program, args=FLAGS)
-        yield running
-        running.close()
 
 
 @pytest.fixture
