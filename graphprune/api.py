@@ -21,7 +21,7 @@ from graphprune.passes.allocation.search import Search
 from graphprune.passes.analysis.find_groups import analyze as _analyze
 from graphprune.passes.calibration.calibrate import Calibrate
 from graphprune.passes.calibration.gradients import Loss
-from graphprune.passes.calibration.measure_latency import Measure
+from graphprune.passes.calibration.measure_latency import MeasureLatency
 from graphprune.passes.depth.drop_blocks import drop
 from graphprune.passes.rewriting.rewrite import rewrite
 from graphprune.passes.verification.verify import prove
@@ -67,8 +67,8 @@ def plan(
     loss: Loss | None = None,
     budget: str = "parameters",
     trials: int = Search.trials,
-    latency: str | Path = Measure.table,
-    runtime: str = Measure.runtime,
+    latency: str | Path = MeasureLatency.table,
+    runtime: str = MeasureLatency.runtime,
     shots: int | None = None,
     coarse: float | None = None,
     sensitivity: str | Path = "",

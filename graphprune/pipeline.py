@@ -28,14 +28,14 @@ class Timings:
 class Pass(ABC):
     """One step of a pipeline; its fields are its options.
 
-    `needs` and `makes` name the facts that it reads and leaves on the program. A `frugal` pass holds the weights of no
-    more than a segment of the graph at a time.
+    `needs` and `makes` name the facts that it reads and leaves on the program. A `memory_bounded` pass holds the
+    weights of no more than a segment of the graph at a time.
     """
 
     name: ClassVar[str]
     needs: ClassVar[tuple[type, ...]] = ()
     makes: ClassVar[tuple[type, ...]] = ()
-    frugal: ClassVar[bool] = False
+    memory_bounded: ClassVar[bool] = False
 
     @abstractmethod
     def run(self, program: Program) -> Program:

@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 
 import graphprune as gp
 from graphprune.axes.groups import Dependencies, Group
-from graphprune.axes.rule import Example, Masked
+from graphprune.axes.rule import Example, MaskedArguments
 from graphprune.execution.equivalence import Verification, verify_cut, verify_finite
 from graphprune.frontends.modules import trace
 from graphprune.ir.program import Program, Rewritten
@@ -31,8 +31,7 @@ from graphprune.planning.budget import Budget, Knob
 from graphprune.planning.index_scores import rows_of
 from graphprune.planning.interfaces import Evidence
 from graphprune.planning.plan import Plan, Rows, make
-from graphprune.statistics.moments import Gradients as Found
-from graphprune.statistics.moments import Moments, Statistics
+from graphprune.statistics.moments import GradientSums, Moments, Statistics
 from graphprune.workflows.catalogue import RECIPES
 from graphprune.workflows.recipe import Options, pipeline
 
@@ -123,7 +122,7 @@ def test_element_wise_operators_make_of_masked_numbers_what_their_rule_says(targ
     for node in nodes:
         node.meta["val"] = torch.ones(3, dtype=dtype)
     for known in [dict.fromkeys(nodes, 0.0), dict.fromkeys(nodes, 1.0), *({node: 0.0} for node in nodes)]:
-        said = RULES[target].masked(call, Masked(known, frozenset(nodes), ()))
+        said = RULES[target].masked(call, MaskedArguments(known, frozenset(nodes), ()))
         for other in (1, 2, -3):
             values = [torch.full((3,), known.get(node, other), dtype=dtype or torch.float32) for node in nodes]
             if said is not None and isfinite(said):
@@ -171,7 +170,7 @@ def energy(output: Tensor, batch: int) -> Tensor:
 
 
 def evidence(program: Program, seed: int) -> Evidence:
-    return Evidence(program, program.fact(Dependencies), program.fact(Statistics), seed, program.fact(Found))
+    return Evidence(program, program.fact(Dependencies), program.fact(Statistics), seed, program.fact(GradientSums))
 
 
 @pytest.mark.parametrize("name", SCORES)
@@ -223,7 +222,7 @@ def test_a_pass_is_its_text(name: str) -> None:
     names = {f.name for f in fields(kind)}
     needed = {"sparsity": 0.25} if "sparsity" in names else {}
     words = {"destination": "stock", "budget": "macs", "device": "cpu:0"}
-    checked = {"allocate": {"by": "sensitivity"}, "sense": {"by": "none"}}.get(name, {})
+    checked = {"allocate": {"by": "sensitivity"}, "measure-sensitivity": {"by": "none"}}.get(name, {})
     legal = needed | checked | {option: word for option, word in words.items() if option in names}
     options = {key: value for key, value in changed.items() if value is not None} | legal
     for step in (kind(**needed), kind(**options)):

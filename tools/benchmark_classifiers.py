@@ -6,8 +6,8 @@ Usage: .venv/bin/python tools/benchmark_classifiers.py encoder --model FOLDER [-
            --train TRAIN.bin --test TEST.bin --sparsity 0.3 0.5 --lines FILE.jsonl --methods METHOD...
 
 A method is the name of a recipe, or a score, an allocation, and the passes after the cut, if there are any:
-flap/uniform, or flap/global/refit{by=affine},norms. Every run is a process of its own. What is in the file of JSON
-lines already is not run again. Of an encoder, sparsity is that of its blocks, without the embeddings.
+flap/uniform, or flap/global/refit{by=affine},batch-norm-statistics. Every run is a process of its own. What is in the
+file of JSON lines already is not run again. Of an encoder, sparsity is that of its blocks, without the embeddings.
 """
 
 import argparse

@@ -11,7 +11,7 @@ from transformers import AutoTokenizer
 
 from graphprune.errors import ExportError, LoadError
 from graphprune.exporters.onnx_tools.onnx_files import MODEL, model_file
-from graphprune.exporters.onnx_tools.sessions import CPU, Runner, open_model
+from graphprune.exporters.onnx_tools.sessions import CPU, OnnxRunner, open_model
 from graphprune.exporters.subjects.subject import PAST, following
 from graphprune.huggingface import model_folder
 
@@ -38,7 +38,7 @@ def generate(folder: Path | str, prompt: str, max_new_tokens: int = 32, *, provi
     return text[len(start) :]
 
 
-def open_decoder(folder: Path, provider: str = CPU) -> Runner:
+def open_decoder(folder: Path, provider: str = CPU) -> OnnxRunner:
     """The exported decoder of a folder.
 
     Raises:
@@ -57,7 +57,7 @@ def open_decoder(folder: Path, provider: str = CPU) -> Runner:
 class Decoder:
     """A decoder file, run token by token with the cache that it returns."""
 
-    runner: Runner
+    runner: OnnxRunner
 
     def tokens(self, ids: Tensor, count: int, *, without: Collection[int] = ()) -> Iterator[int]:
         """The likeliest next tokens after `ids`, shape (1, length), but for some."""

@@ -15,7 +15,7 @@ from graphprune.errors import VerificationError
 from graphprune.exporters.checks import parity
 from graphprune.exporters.checks.generation import Decoder
 from graphprune.exporters.contract import ExportOptions
-from graphprune.exporters.onnx_tools.sessions import Runner
+from graphprune.exporters.onnx_tools.sessions import OnnxRunner
 from graphprune.exporters.subjects import trial_inputs
 from graphprune.exporters.subjects.subject import PRESENT, Feeds, Subject, following
 
@@ -23,7 +23,7 @@ _PLACES, _STEPS, _PROMPT, _GREEDY = 16, 2, 8, 16
 _TYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 
 
-def made(subject: Subject, runner: Runner, options: ExportOptions) -> dict[str, Any]:
+def made(subject: Subject, runner: OnnxRunner, options: ExportOptions) -> dict[str, Any]:
     """Cases of a file that ONNX Runtime opened, and for a decoder the likeliest tokens after a prompt of its own.
 
     The runner should compute in floats, as wasm does even where a file allows to round activations to 8 bits.
@@ -44,7 +44,7 @@ def made(subject: Subject, runner: Runner, options: ExportOptions) -> dict[str, 
     return table
 
 
-def check(table: Mapping[str, Any], runner: Runner) -> float:
+def check(table: Mapping[str, Any], runner: OnnxRunner) -> float:
     """Run the cases; the largest error, relative to the largest value of its output.
 
     Raises:
@@ -78,7 +78,7 @@ def wave(shape: torch.Size, seed: int) -> Tensor:
     return (whole.double() / 5003.5 - 1).float().view(shape)
 
 
-def _decoded(subject: Subject, runner: Runner, text: trial_inputs.Text, bound: float) -> Iterator[dict[str, Any]]:
+def _decoded(subject: Subject, runner: OnnxRunner, text: trial_inputs.Text, bound: float) -> Iterator[dict[str, Any]]:
     """A prompt, in its parts, and the likeliest tokens after it."""
     past, done = Decoder(runner).empty(len(text.ids)), 0
     ids, mask = text.ids, text.mask
@@ -96,7 +96,7 @@ def _decoded(subject: Subject, runner: Runner, text: trial_inputs.Text, bound: f
 
 
 def _step(
-    runner: Runner, feeds: Feeds, written: dict[str, Any], valid: Feeds, bound: float
+    runner: OnnxRunner, feeds: Feeds, written: dict[str, Any], valid: Feeds, bound: float
 ) -> tuple[dict[str, Any], Feeds]:
     outputs = runner.run(feeds)
     places = {
@@ -144,7 +144,7 @@ def _decided(rows: Tensor, margin: float) -> Tensor:
     return best[:, 0] - best[:, 1] > margin
 
 
-def _greedy(subject: Subject, runner: Runner, bound: float) -> dict[str, Any]:
+def _greedy(subject: Subject, runner: OnnxRunner, bound: float) -> dict[str, Any]:
     """The likeliest tokens after a prompt that the model wrote, up to one that is undecided within the bound."""
     prompt = trial_inputs.written(subject, 1, _PROMPT)
     decoder = Decoder(runner)
@@ -168,7 +168,7 @@ def _compare(what: str, places: Mapping[str, Any], x: Tensor, table: Mapping[str
     return error
 
 
-def _same_tokens(greedy: Mapping[str, Any], runner: Runner) -> None:
+def _same_tokens(greedy: Mapping[str, Any], runner: OnnxRunner) -> None:
     count, wanted = greedy["decided"], greedy["tokens"]
     found = list(Decoder(runner).tokens(torch.tensor([greedy["prompt"]]), count))
     if found != wanted[:count]:

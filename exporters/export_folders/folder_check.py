@@ -17,7 +17,7 @@ from graphprune.exporters.export_folders.export_report import REPORT, read, requ
 from graphprune.exporters.export_folders.onnx_writer import subject_of, subject_of_model
 from graphprune.exporters.onnx_tools.onnx_files import MODEL, model_file, written_bytes
 from graphprune.exporters.onnx_tools.onnx_files import check as check_file
-from graphprune.exporters.onnx_tools.sessions import Runner, open_model
+from graphprune.exporters.onnx_tools.sessions import OnnxRunner, open_model
 from graphprune.exporters.subjects.subject import PAST
 from graphprune.huggingface import model_folder
 
@@ -110,7 +110,7 @@ def _bound(report: dict[str, Any]) -> float:
     return max((float(one.get("bound", parity.FLOAT32)) for one in checked), default=parity.FLOAT32)
 
 
-def _against_itself(path: Path, runner: Runner, bound: float) -> float:
+def _against_itself(path: Path, runner: OnnxRunner, bound: float) -> float:
     """The model is gone; but a cache that is wrong shows when a text is read in parts."""
     decoder = Decoder(runner)
     ids = torch.arange(1, _TOKENS + 1).view(1, -1)

@@ -16,7 +16,7 @@ from graphprune.exporters.export_folders.export_report import write_report
 from graphprune.exporters.model_folders.folder_files import copy_beside, require_output
 from graphprune.exporters.onnx_tools.onnx_files import OPSET, OPSETS, model_file, save_onnx, to_onnx
 from graphprune.exporters.onnx_tools.onnx_quantize import BITS, quantise
-from graphprune.exporters.onnx_tools.onnx_subjects import Stored, is_stored, stored_graph, stored_subject
+from graphprune.exporters.onnx_tools.onnx_subjects import OnnxModule, is_stored, stored_graph, stored_subject
 from graphprune.exporters.onnx_tools.sessions import CPU, open_model
 from graphprune.exporters.subjects.decoders import decoder_subject, is_decoder
 from graphprune.exporters.subjects.encoders import encoder_subject
@@ -41,7 +41,7 @@ Prove = Callable[[Path], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Target:
+class OnnxTarget:
     """By what one target of ONNX files differs from another: what is done to a checked model at last, on which
     providers it is checked then, and how the whole folder is proved."""
 
@@ -51,7 +51,9 @@ class Target:
     prove: Prove | None = None
 
 
-def export_folder(source: Path, output: Path, target: Target, options: ExportOptions, *, force: bool) -> ExportReport:
+def export_folder(
+    source: Path, output: Path, target: OnnxTarget, options: ExportOptions, *, force: bool
+) -> ExportReport:
     """Export the model of a Hugging Face folder; a decoder with its cache as inputs and outputs.
 
     Raises:
@@ -86,14 +88,14 @@ def graph_of(subject: Subject, opset: int | None) -> ir.Model:
     Raises:
         ExportError: if it cannot be said in them.
     """
-    if isinstance(subject.module, Stored):
+    if isinstance(subject.module, OnnxModule):
         return stored_graph(subject, opset)
     model: ir.Model = to_onnx(subject, opset or OPSET).model
     return model
 
 
 def write(
-    subject: Subject, source: Path | None, output: Path, target: Target, options: ExportOptions, *, force: bool,
+    subject: Subject, source: Path | None, output: Path, target: OnnxTarget, options: ExportOptions, *, force: bool,
     of_source: bool = True,
 ) -> ExportReport:  # fmt: skip
     """Export, check, and only then give the folder its name.
@@ -124,7 +126,7 @@ def write(
 
 
 def finish(
-    folder: Path, source: Path | None, target: Target, options: ExportOptions, table: Mapping[str, Any],
+    folder: Path, source: Path | None, target: OnnxTarget, options: ExportOptions, table: Mapping[str, Any],
     parity: Mapping[str, Any],
 ) -> ExportReport:  # fmt: skip
     """Add what generation needs, try it, and write the report."""

@@ -15,7 +15,7 @@ from graphprune.exporters.checks.parity import FLOAT32, Runs
 from graphprune.exporters.checks.validation import Reference, compared
 from graphprune.exporters.contract import ExportOptions, ExportReport, FolderVerification
 from graphprune.exporters.export_folders.export_report import require_size, source_of, versions
-from graphprune.exporters.export_folders.onnx_writer import Target, finish
+from graphprune.exporters.export_folders.onnx_writer import OnnxTarget, finish
 from graphprune.exporters.model_folders.folder_files import require_output
 from graphprune.exporters.subjects.subject import Subject
 from graphprune.registry import Registry
@@ -94,7 +94,7 @@ def export_as(made: Format, source: Path, output: Path, options: ExportOptions, 
             "parameters": sum(p.numel() for p in subject.module.parameters()), "bytes": size(folder, made.file),
             **facts, "seconds": seconds,
         }  # fmt: skip
-        report = finish(folder, source, Target(made.target), options, table, parity)
+        report = finish(folder, source, OnnxTarget(made.target), options, table, parity)
     return replace(report, output=output)
 
 

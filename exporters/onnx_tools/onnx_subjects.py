@@ -23,7 +23,7 @@ _SIZES = {SEQUENCE: 3, CACHED: 4, TOTAL: 7}
 _OTHER = 2
 
 
-class Stored(nn.Module):
+class OnnxModule(nn.Module):
     """A model file, called with its inputs in order; its parameters are the numbers in the file."""
 
     def __init__(self, path: Path) -> None:
@@ -64,7 +64,7 @@ def stored_graph(subject: Subject, opset: int | None) -> ir.Model:
     Raises:
         ExportError: as `Stored.graph`.
     """
-    assert isinstance(subject.module, Stored)
+    assert isinstance(subject.module, OnnxModule)
     shapes = {name: value.shape for name, value in subject.module.runner.inputs.items()}
     pairs = ((word, leaf.shape[dim]) for n, leaf in subject.example().items() for dim, word in enumerate(shapes[n]))
     fixed = {word: size for word, size in pairs if isinstance(word, str)} if subject.dynamic is None else {}
@@ -92,7 +92,7 @@ def stored_subject(source: Path, options: ExportOptions) -> Subject:
             f"{source} holds a graph in float32, which cannot be made {options.dtype} as a model of transformers can; "
             "use --dtype fp32, or prune with destination stock or per-layer"
         )
-    module = Stored(source / MODEL)
+    module = OnnxModule(source / MODEL)
     takes = module.runner.inputs
     examples = [_example(name, value) for name, value in takes.items()]
     free = [{dim: n for dim, n in enumerate(value.shape) if isinstance(n, str)} for value in takes.values()]

@@ -31,7 +31,7 @@ def tensor_type(value: Any) -> torch.dtype:
 
 
 @dataclass
-class Runner:
+class OnnxRunner:
     """A model file in ONNX Runtime; `provider` is the one that the session reports, not the one asked for."""
 
     session: Any
@@ -55,7 +55,7 @@ class Runner:
         return {name: torch.from_numpy(np.asarray(array)) for name, array in zip(names, outputs, strict=True)}
 
 
-def open_model(path: Path, provider: str = CPU) -> Runner:
+def open_model(path: Path, provider: str = CPU) -> OnnxRunner:
     """Open a model file on a provider.
 
     Raises:
@@ -64,7 +64,7 @@ def open_model(path: Path, provider: str = CPU) -> Runner:
     return _opened(str(path), path.name, provider, {})
 
 
-def open_in_floats(path: Path) -> Runner:
+def open_in_floats(path: Path) -> OnnxRunner:
     """Open a model file on the CPU so that activations are never rounded, whatever its quantised products allow.
 
     Weights behind DequantizeLinear become floats.
@@ -82,7 +82,7 @@ def open_in_floats(path: Path) -> Runner:
     return _opened(model.SerializeToString(), path.name, CPU, settings)
 
 
-def _opened(model: str | bytes, name: str, provider: str, settings: Mapping[str, str]) -> Runner:
+def _opened(model: str | bytes, name: str, provider: str, settings: Mapping[str, str]) -> OnnxRunner:
     options = onnxruntime.SessionOptions()
     for key, value in settings.items():
         options.add_session_config_entry(key, value)
@@ -96,7 +96,7 @@ def _opened(model: str | bytes, name: str, provider: str, settings: Mapping[str,
     used = session.get_providers()[0]
     if used != provider:
         raise ExportError(f"ONNX Runtime fell back from {provider} to {used}; check the driver and its libraries")
-    return Runner(session, used, time.perf_counter() - start)
+    return OnnxRunner(session, used, time.perf_counter() - start)
 
 
 def has_cuda(path: Path) -> bool:

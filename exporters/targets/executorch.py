@@ -64,7 +64,7 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
 
 
 @dataclass(frozen=True)
-class Runner:
+class ExecutorchRunner:
     """A program in ExecuTorch's own runtime, called with inputs in order."""
 
     method: Any
@@ -168,7 +168,7 @@ def _open(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> Runs:
     except (RuntimeError, OSError) as fault:
         raise ExportError(f"ExecuTorch cannot open {path.name}: {first_line(fault)}; export it again") from fault
     if _LENGTH not in program.method_names:
-        return Runner(method, inputs, outputs)
+        return ExecutorchRunner(method, inputs, outputs)
     return Stepwise(lambda *tokens: method.execute(tokens)[0].clone(), method.metadata.input_tensor_meta(0).sizes()[1])
 
 

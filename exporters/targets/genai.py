@@ -12,7 +12,7 @@ from graphprune.exporters import CHECKS, EXPORTERS, NEEDS
 from graphprune.exporters.checks.genai_runtime import SETTINGS, library, prove
 from graphprune.exporters.checks.generation import token_ids
 from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, Needs
-from graphprune.exporters.export_folders.onnx_writer import TAKES, Target, export_folder
+from graphprune.exporters.export_folders.onnx_writer import TAKES, OnnxTarget, export_folder
 from graphprune.exporters.model_folders.folder_files import copy_beside
 from graphprune.exporters.onnx_tools.onnx_files import MODEL
 from graphprune.exporters.subjects.subject import PAST, PRESENT
@@ -47,7 +47,7 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
     options.require("genai", **{name: TAKES[name] for name in ("dtype", "quant", "opset")})
     library()
     settings = _settings(source)  # all that may be missing is asked for before the work
-    target = Target("genai", partial(_describe, source, settings), prove=prove)
+    target = OnnxTarget("genai", partial(_describe, source, settings), prove=prove)
     return export_folder(source, output, target, options, force=force)
 
 

@@ -62,7 +62,7 @@ class ByName(nn.Module):
 
 
 @dataclass(frozen=True)
-class Runner:
+class LitertRunner:
     """The one signature of a file in LiteRT's interpreter."""
 
     signature: Any
@@ -101,13 +101,13 @@ def _write(subject: Subject, folder: Path, options: ExportOptions) -> dict[str, 
     return {}
 
 
-def _open(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> Runner:
+def _open(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> LitertRunner:
     interpreter = library("ai_edge_litert.interpreter", "litert")
     try:
         signature = interpreter.Interpreter(str(path), num_threads=torch.get_num_threads()).get_signature_runner()
     except (RuntimeError, ValueError) as fault:
         raise ExportError(f"LiteRT cannot open {path.name}: {first_line(fault)}; export it again") from fault
-    return Runner(signature, signature.get_input_details())
+    return LitertRunner(signature, signature.get_input_details())
 
 
 register(Format("litert", FILE, ("litert-torch", "ai-edge-litert"), _reference, _write, _open))

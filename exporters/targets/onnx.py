@@ -4,7 +4,7 @@ from pathlib import Path
 
 from graphprune.exporters import EXPORTERS, NEEDS
 from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, Needs
-from graphprune.exporters.export_folders.onnx_writer import TAKES, Target, export_folder, write
+from graphprune.exporters.export_folders.onnx_writer import TAKES, OnnxTarget, export_folder, write
 from graphprune.exporters.onnx_tools.program_subjects import program_subject
 from graphprune.ir.program import Program
 from graphprune.support.atomic_output import check_output
@@ -17,7 +17,7 @@ NEEDS["onnx"] = Needs(
 )
 
 
-_ONNX = Target("onnx")
+_ONNX = OnnxTarget("onnx")
 
 
 @EXPORTERS.register("onnx")

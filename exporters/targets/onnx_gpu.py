@@ -11,7 +11,7 @@ import onnx_ir as ir
 from graphprune.errors import ExportError
 from graphprune.exporters import EXPORTERS, NEEDS
 from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, Needs
-from graphprune.exporters.export_folders.onnx_writer import TAKES, Target, export_folder
+from graphprune.exporters.export_folders.onnx_writer import TAKES, OnnxTarget, export_folder
 from graphprune.exporters.onnx_tools.onnx_files import MODEL, save_onnx
 from graphprune.exporters.onnx_tools.sessions import CPU, CUDA, has_cuda, open_model
 
@@ -30,7 +30,7 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
     """
     options.require("onnx-gpu", **TAKES, portable=(True,))
     options = replace(options, dtype=options.dtype or "fp16")
-    target = Target("onnx-gpu", _standard if options.portable else _fused, _providers)
+    target = OnnxTarget("onnx-gpu", _standard if options.portable else _fused, _providers)
     return export_folder(source, output, target, options, force=force)
 
 

@@ -10,7 +10,7 @@ from graphprune.errors import ExportError, first_line
 from graphprune.execution.module_state import imported, quiet
 from graphprune.exporters import EXPORTERS, NEEDS
 from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, Needs
-from graphprune.exporters.export_folders.onnx_writer import TAKES, Target, subject_of, write
+from graphprune.exporters.export_folders.onnx_writer import TAKES, OnnxTarget, subject_of, write
 from graphprune.exporters.model_folders.folder_files import require_output
 from graphprune.exporters.onnx_tools.onnx_files import MODEL
 from graphprune.exporters.onnx_tools.onnx_subjects import is_stored
@@ -48,7 +48,7 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
     if not options.static:
         options = replace(options, static=_usual(source, subject))
         subject = subject.at(options.static)
-    return write(subject, source, output, Target("onnx-mobile", _finished), options, force=force)
+    return write(subject, source, output, OnnxTarget("onnx-mobile", _finished), options, force=force)
 
 
 def _usual(source: Path, subject: Subject) -> dict[str, int]:

@@ -46,7 +46,7 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
 
 
 @dataclass(frozen=True)
-class Runner:
+class OpenvinoRunner:
     """A model compiled for the CPU."""
 
     request: Any
@@ -62,7 +62,7 @@ class Runner:
         return {port.get_any_name(): torch.from_numpy(np.array(array)) for port, array in found.items()}
 
 
-def _open(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> Runner:
+def _open(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> OpenvinoRunner:
     """Read the file anew, and compute in float32: what a device rounds besides is no fault of the file."""
     core = library("openvino", "openvino").Core()
     hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
@@ -71,7 +71,7 @@ def _open(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> Runner:
     except RuntimeError as fault:
         raise ExportError(f"OpenVINO cannot open {path.name} on CPU: {first_line(fault)}; export it again") from fault
     takes = {port.get_any_name(): np.dtype(port.get_element_type().to_dtype()) for port in compiled.inputs}
-    return Runner(compiled.create_infer_request(), takes)
+    return OpenvinoRunner(compiled.create_infer_request(), takes)
 
 
 def _reference(source: Path, options: ExportOptions) -> Reference:

@@ -13,10 +13,10 @@ from graphprune.exporters import CHECKS, EXPORTERS, NEEDS
 from graphprune.exporters.checks import web_cases
 from graphprune.exporters.checks.generation import end_tokens
 from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, Needs
-from graphprune.exporters.export_folders.onnx_writer import TAKES, Target, subject_of, write
+from graphprune.exporters.export_folders.onnx_writer import TAKES, OnnxTarget, subject_of, write
 from graphprune.exporters.model_folders.folder_files import require_output
 from graphprune.exporters.onnx_tools.onnx_files import MODEL, ONE_FILE, model_file, save_onnx, written_bytes
-from graphprune.exporters.onnx_tools.sessions import Runner, open_in_floats
+from graphprune.exporters.onnx_tools.sessions import OnnxRunner, open_in_floats
 from graphprune.exporters.subjects.subject import Subject
 from graphprune.huggingface import model_folder
 
@@ -58,7 +58,7 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
     options.require("web", **TAKES, portable=(True,))
     require_output(source, output, force)
     subject = subject_of(source, options)
-    target = Target("web", partial(_laid_out, subject=subject, source=source, options=options))
+    target = OnnxTarget("web", partial(_laid_out, subject=subject, source=source, options=options))
     return write(subject, source, output, target, options, force=force)
 
 
@@ -119,7 +119,7 @@ def _grouped(values: list[Any]) -> Iterator[list[Any]]:
     yield group
 
 
-def manifest(folder: Path, path: Path, parts: list[Path], runner: Runner, ends: set[int]) -> dict[str, Any]:
+def manifest(folder: Path, path: Path, parts: list[Path], runner: OnnxRunner, ends: set[int]) -> dict[str, Any]:
     """What a page must know before it can call the model; free sizes are names."""
     sides = {"inputs": runner.session.get_inputs(), "outputs": runner.session.get_outputs()}
     named = {

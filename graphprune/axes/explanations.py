@@ -66,7 +66,7 @@ class Reason:
 
 
 @dataclass(frozen=True)
-class Part:
+class DimensionPart:
     """An axis inside a dimension: its size, how it can be cut, its group, and why not better."""
 
     size: int
@@ -84,10 +84,10 @@ class Dimension:
 
     size: int
     template: str
-    parts: tuple[Part, ...]
+    parts: tuple[DimensionPart, ...]
 
     @classmethod
-    def of(cls, axis: Axis, part: Callable[[Prime], Part]) -> "Dimension":
+    def of(cls, axis: Axis, part: Callable[[Prime], DimensionPart]) -> "Dimension":
         """A dimension with this axis; `part` tells about its primes."""
         found = list(dict.fromkeys(primes(axis)))
         return cls(axis.size, _template(resolve(axis), found), tuple(map(part, found)))
@@ -127,7 +127,7 @@ class Explanation:
 
 
 @dataclass(frozen=True)
-class Shares:
+class FreedomCounts:
     """How many of all parameters can be cut how, each counted once, and how many could go at most.
 
     A parameter tensor counts with all its elements for the freest axis in any of its dimensions. `removable` holds,
@@ -163,6 +163,6 @@ def _template(axis: Axis, found: Sequence[Prime]) -> str:
     return between.join(text if isinstance(part, Prime) else f"({text})" for part, text in pairs)
 
 
-def _told(part: Part) -> list[str]:
+def _told(part: DimensionPart) -> list[str]:
     head = f"{part.size} {part.freedom.told}" + (f", group {part.group}" if part.group else "")
     return [head, *(f"  because {reason}" for reason in part.reasons)]

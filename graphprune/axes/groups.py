@@ -11,7 +11,7 @@ from math import prod
 import networkx as nx
 
 from graphprune.axes.algebra import Axis, Prime, flat, primes
-from graphprune.axes.explanations import Dimension, Explanation, Freedom, Part, Reason, Shares
+from graphprune.axes.explanations import Dimension, DimensionPart, Explanation, Freedom, FreedomCounts, Reason
 from graphprune.axes.index_sets import width
 from graphprune.axes.rule import Consumer, Dims
 from graphprune.display import html
@@ -205,7 +205,7 @@ class Dependencies:
         return Explanation(name, tuple(Dimension.of(axis, self._part) for axis in self.tensors[name]))
 
     @cached_property
-    def freedom(self) -> Shares:
+    def freedom(self) -> FreedomCounts:
         """How many of the parameters can be cut, and how many could go at most."""
         counts = dict.fromkeys(Freedom, 0)
         sizes = {name: prod(axis.size for axis in dims) for name, dims in self.tensors.items()}
@@ -213,20 +213,20 @@ class Dependencies:
             counts[explanation.freedom] += sizes[explanation.parameter]
         free = [freedom for freedom in Freedom if freedom is not Freedom.PINNED]
         total = sum(counts.values())
-        return Shares(total, counts, {f: total - self._least({*free[: i + 1]}) for i, f in enumerate(free)})
+        return FreedomCounts(total, counts, {f: total - self._least({*free[: i + 1]}) for i, f in enumerate(free)})
 
     def _least(self, freedoms: set[Freedom]) -> int:
         """How many parameters are left when all groups of these freedoms are as narrow as they may be."""
         widths = {group.prime: group.least for group in self.groups if group.freedom in freedoms}
         return sum(prod(width(axis, widths) for axis in self.tensors[name]) for name in self.parameters)
 
-    def _part(self, p: Prime) -> Part:
+    def _part(self, p: Prime) -> DimensionPart:
         group = self.by_prime.get(p)
         if group is None:
             reasons = tuple(map(self._reason, p.pins)) or (Reason("nothing reads it"),)
-            return Part(p.size, Freedom.PINNED, "", reasons)
+            return DimensionPart(p.size, Freedom.PINNED, "", reasons)
         reasons = (self._reason(group.inexact_because),) if group.inexact_because else ()
-        return Part(p.size, group.freedom, group.name, reasons)
+        return DimensionPart(p.size, group.freedom, group.name, reasons)
 
     def _reason(self, text: str) -> Reason:
         return self.because.get(text) or Reason(text)

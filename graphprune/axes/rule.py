@@ -16,7 +16,7 @@ Dims = tuple[Axis, ...]
 
 
 @dataclass(frozen=True)
-class Call:
+class OpCall:
     """A call of an operator: what a rule makes of a node once its axes are narrower."""
 
     target: Any
@@ -148,7 +148,7 @@ class Cut(Protocol):
 
 
 @dataclass(frozen=True)
-class Masked:
+class MaskedArguments:
     """What the arguments of a call are where one axis is masked.
 
     `known` has the number that a tensor is there, as far as it is one known number; `holds` tells the tensors that
@@ -185,7 +185,7 @@ class Rule(ABC):
     #: ``f(c * x) = c**degree * f(x)`` for c > 0 and the first argument x; None where that does not hold.
     degree: float | None = None
 
-    def masked(self, node: fx.Node, inputs: Masked) -> float | None:
+    def masked(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
         """The number that the output is where an axis of it is masked; None if that is not known, NaN or infinite if
         it may be no number, so that the axis is not exact."""
         numbers = {inputs.known.get(value) for value in inputs.holds}
@@ -206,9 +206,9 @@ class Rule(ABC):
             Misaligned: where the axes cannot be aligned; everything that the node touches is pinned then.
         """
 
-    def rebuild(self, cut: Cut, node: fx.Node) -> Call:
+    def rebuild(self, cut: Cut, node: fx.Node) -> OpCall:
         """The call after the cut; asked for only where an axis of an input or output changed."""
-        return Call(node.target, node.args, dict(node.kwargs))
+        return OpCall(node.target, node.args, dict(node.kwargs))
 
     def gain(self, cut: Cut, node: fx.Node) -> float:
         """How much greater the rebuilt call's result is than with zeros in the place of what is cut."""

@@ -54,7 +54,7 @@ from graphprune.cli.options import (
 )
 from graphprune.evaluation.multiple_choice import KINDS
 from graphprune.passes.allocation.search import Search
-from graphprune.passes.calibration.measure_latency import Measure
+from graphprune.passes.calibration.measure_latency import MeasureLatency
 from graphprune.reports import graph_export
 from graphprune.reports.report import Report, plain
 from graphprune.version import __version__
@@ -155,8 +155,8 @@ def prune(
     inexact: Inexact = False,
     seed: Seed = 0,
     budget: Budget = "parameters",
-    latency: Latency = Measure.table,
-    runtime: Runtime = Measure.runtime,
+    latency: Latency = MeasureLatency.table,
+    runtime: Runtime = MeasureLatency.runtime,
     trials: Trials = Search.trials,
     shots: Shots = None,
     coarse: Coarse = None,

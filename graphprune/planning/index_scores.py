@@ -9,7 +9,7 @@ from graphprune.axes.algebra import Axis, Prime, Product, primes, resolve
 from graphprune.axes.groups import Dependencies, Group, Place
 from graphprune.axes.index_sets import locate
 from graphprune.axes.rule import Consumer
-from graphprune.planning.interfaces import Evidence, Score
+from graphprune.planning.interfaces import Evidence, ScoreMethod
 
 
 def rows_of(group: Group, dependencies: Dependencies) -> int:
@@ -63,7 +63,7 @@ def columns_of(consumer: Consumer, group: Group, dependencies: Dependencies) -> 
     return (places[..., None] * consumer.taps + torch.arange(consumer.taps)).flatten(2)
 
 
-class Outermost(Score):
+class Outermost(ScoreMethod):
     """A score of neurons, channels and whole heads: where they are contracted, they are inside no other free group."""
 
     def applies(self, group: Group, consumers: Sequence[Consumer]) -> bool:
@@ -71,7 +71,7 @@ class Outermost(Score):
         return bool(consumers) and not any(p for c in consumers for p in _around(c.axis, group.prime) if not p.pins)
 
 
-class Innermost(Score):
+class Innermost(ScoreMethod):
     """A score of innermost groups that linear maps contract."""
 
     def applies(self, group: Group, consumers: Sequence[Consumer]) -> bool:

@@ -12,21 +12,21 @@ from graphprune.axes.rule import Consumer
 from graphprune.errors import CalibrationError
 from graphprune.ir.program import Program
 from graphprune.planning.budget import Budget
-from graphprune.statistics.moments import Gradients, Moments, Statistics
+from graphprune.statistics.moments import GradientSums, Moments, Statistics
 
 
 @dataclass(frozen=True)
 class Evidence:
     """What a score may look at: the program, its axes, and what calibration gathered (None without it).
 
-    `statistics` are the moments of the inputs of linear maps, `gradients` those of a loss; see what `Score` asks for.
+    `statistics` are the moments of the inputs of linear maps, `gradients` those of a loss; see `ScoreMethod`.
     """
 
     program: Program
     dependencies: Dependencies
     statistics: Statistics | None
     seed: int = 0
-    gradients: Gradients | None = None
+    gradients: GradientSums | None = None
 
     def moments(self, consumer: Consumer) -> Moments:
         """What a linear map saw.
@@ -41,7 +41,7 @@ class Evidence:
         return self.statistics.moments[consumer.node]
 
     @property
-    def known_gradients(self) -> Gradients:
+    def known_gradients(self) -> GradientSums:
         """The gradients of a loss.
 
         Raises:
@@ -77,7 +77,7 @@ class Evidence:
         return consumer.matrix(self.program.weights[consumer.weight]).double()
 
 
-class Score(ABC):
+class ScoreMethod(ABC):
     """Says how much every index of a group matters.
 
     `moments` says which sums over calibration inputs it reads: ``none``, their ``diagonal`` (squares and means), or

@@ -15,7 +15,7 @@ from graphprune.support.atomic_output import new_file
 
 
 @dataclass(frozen=True)
-class Run:
+class ComparedRun:
     """A folder that `prune` or `apply` wrote; `name` is the shortest that no other run has."""
 
     name: str
@@ -37,7 +37,7 @@ class Run:
 class Comparison:
     """Some runs, in the order in which they were given."""
 
-    runs: tuple[Run, ...]
+    runs: tuple[ComparedRun, ...]
 
     @classmethod
     def of(cls, folders: Sequence[str | Path]) -> "Comparison":
@@ -49,7 +49,9 @@ class Comparison:
         paths = [Path(folder) for folder in folders]
         if len(paths) < 2:
             raise LoadError(f"got {len(paths)} folder to compare, expected at least two that graphprune prune wrote")
-        return cls(tuple(Run(name, path, Report.load(path)) for name, path in zip(_names(paths), paths, strict=True)))
+        return cls(
+            tuple(ComparedRun(name, path, Report.load(path)) for name, path in zip(_names(paths), paths, strict=True))
+        )
 
     @cached_property
     def texts(self) -> tuple[str, ...]:
@@ -75,7 +77,7 @@ class Comparison:
         front = {text: {p.name for p in self.points(text) if p.ahead and not p.dense} for text in self.texts}
         return {"one_model": self.one_model, "texts": self.texts, "runs": [self._row(run, front) for run in self.runs]}
 
-    def _row(self, run: Run, front: dict[str, set[str]]) -> dict[str, Any]:
+    def _row(self, run: ComparedRun, front: dict[str, set[str]]) -> dict[str, Any]:
         report = run.report
         quality = {text: found for text in self.texts if (found := run.quality(text)) is not None}
         return {

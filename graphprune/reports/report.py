@@ -18,7 +18,7 @@ WEIGHTS = (".safetensors", ".pt2", ".onnx", ".data")  # how the names of files e
 
 
 @dataclass(frozen=True)
-class Calibration:
+class CalibrationReport:
     """The text that a method looked at, and how much of it."""
 
     source: str
@@ -65,7 +65,7 @@ class Report:
     plan: str  # fingerprint of the plan
     program: str  # fingerprint of the model that the plan is made for
     seed: int = 0
-    calibration: Calibration | None = None
+    calibration: CalibrationReport | None = None
     widths: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     scores: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     seconds: Mapping[str, float] = field(default_factory=dict)
@@ -116,7 +116,7 @@ class Report:
             known = {f.name: table[f.name] for f in fields(cls) if f.name in table}
             given = known.get("calibration")
             quality = tuple(Quality(**one) for one in known.get("quality", ()))
-            return cls(**{**known, "calibration": Calibration(**given) if given else None, "quality": quality})
+            return cls(**{**known, "calibration": CalibrationReport(**given) if given else None, "quality": quality})
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as fault:
             raise LoadError(f"{path}: not a report of graphprune ({fault})") from fault
 
@@ -231,7 +231,7 @@ def _facts(report: Report) -> dict[str, str]:
     }
 
 
-def _calibration(given: Calibration | None) -> str:
+def _calibration(given: CalibrationReport | None) -> str:
     if given is None:
         return "none"
     precision = ", matrices multiplied in bfloat16" if given.autocast else ""

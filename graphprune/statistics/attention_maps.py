@@ -24,11 +24,11 @@ PRODUCTS = (aten.matmul.default, aten.bmm.default, aten.einsum.default)
 CARRIED = 6  # operators at most between a softmax and the product that it feeds: dropout, casts, views
 BATCHES, QUERIES = 4, 64  # that are looked at, at most
 
-_known: WeakKeyDictionary[fx.Graph, tuple[Calibration, dict[str, "Heads"]]] = WeakKeyDictionary()
+_known: WeakKeyDictionary[fx.Graph, tuple[Calibration, dict[str, "AttentionHeads"]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
-class Heads:
+class AttentionHeads:
     """The heads of one attention: their axis, and the Jensen-Shannon divergence of the maps of each two of them, a mean
     over queries, in nats, shape (axis.size, axis.size)."""
 
@@ -36,7 +36,7 @@ class Heads:
     divergence: Tensor
 
 
-def heads(program: Program) -> Mapping[str, Heads]:
+def heads(program: Program) -> Mapping[str, AttentionHeads]:
     """Those of every attention, by its node, on the first batches of the program's calibration; measured once."""
     calibration = program.fact(Calibration)
     known = _known.get(program.graph)
@@ -45,7 +45,7 @@ def heads(program: Program) -> Mapping[str, Heads]:
     return known[1]
 
 
-def _measured(program: Program, calibration: Calibration) -> dict[str, Heads]:
+def _measured(program: Program, calibration: Calibration) -> dict[str, AttentionHeads]:
     found = {node: _head_dims(program, node) for node in _attentions(program)}
     found = {node: dims for node, dims in found.items() if dims}
     (whole,) = split(program, frozenset())
@@ -60,7 +60,7 @@ def _measured(program: Program, calibration: Calibration) -> dict[str, Heads]:
                 totals[node] = totals.get(node, torch.zeros(())) + distances / len(batches)
             step()
     axes = {node: product([resolve(_lead(program, node)[i]) for i in dims]) for node, dims in found.items()}
-    return {node.name: Heads(axes[node], total) for node, total in totals.items()}
+    return {node.name: AttentionHeads(axes[node], total) for node, total in totals.items()}
 
 
 def _attentions(program: Program) -> Iterator[fx.Node]:

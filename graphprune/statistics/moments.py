@@ -139,7 +139,7 @@ class Statistics:
 
 
 @dataclass(frozen=True)
-class Gradients:
+class GradientSums:
     """A fact: sums over calibration batches of the gradients of a loss; `batches` is how many there were.
 
     For every parameter of an eligible group, by name: `first` the sum of gradients, `squares` that of their squares.

@@ -55,7 +55,7 @@ class Footprint:
 
 
 def within(program: Program, length: int, limit: int, refits: bool, aims: bool) -> Footprint:
-    """The least frugal way to stay below a limit in bytes, for an analysed program and samples of `length` tokens.
+    """The fastest way to stay below a limit in bytes, for an analysed program and samples of `length` tokens.
 
     `refits`: the run refits weights; `aims`: to what the dense model makes, which takes its weights beside.
 

@@ -26,7 +26,7 @@ from graphprune.passes.allocation.search import Search
 from graphprune.passes.analysis.analyze import Analyze
 from graphprune.passes.calibration.calibrate import Calibrate
 from graphprune.passes.calibration.gradients import Loss
-from graphprune.passes.calibration.measure_latency import Measure
+from graphprune.passes.calibration.measure_latency import MeasureLatency
 from graphprune.passes.depth.drop_blocks import drop
 from graphprune.passes.rewriting.rewrite import Rewrite
 from graphprune.passes.verification.verify import Verify
@@ -66,8 +66,8 @@ def prune(
     calibration: str | Path | None = None, samples: int = 128, length: int = 512, autocast: bool = False,
     target: str | None = None, align: int | None = None, destination: str | None = None, protect: tuple[str, ...] = (),
     exact_only: bool = True, seed: int = 0, budget: str = "parameters", plan_only: bool = False, force: bool = False,
-    loss: Loss | None = None, trials: int = Search.trials, latency: str | Path = Measure.table,
-    runtime: str = Measure.runtime, shots: int | None = None, coarse: float | None = None,
+    loss: Loss | None = None, trials: int = Search.trials, latency: str | Path = MeasureLatency.table,
+    runtime: str = MeasureLatency.runtime, shots: int | None = None, coarse: float | None = None,
     sensitivity: str | Path = "", evaluate: Sequence[str | Path] = (), windows: int = 64, device: str = "cpu",
     memory: str | None = None, scratch: str | Path | None = None, restart: bool = False,
 ) -> Result:  # fmt: skip
@@ -176,7 +176,7 @@ def _room(
     Raises:
         WorkspaceError: if it cannot.
     """
-    recipe, greedy = RECIPES[job.recipe], [step.name for step in steps.passes if not step.frugal]
+    recipe, greedy = RECIPES[job.recipe], [step.name for step in steps.passes if not step.memory_bounded]
     greedy += [f"allocate{{by={recipe.allocation}}}"] if ALLOCATIONS[recipe.allocation].needs_calibration else []
     if greedy:
         raise WorkspaceError(

@@ -7,25 +7,25 @@ from graphprune.errors import PlanError
 from graphprune.passes.allocation import ALLOCATIONS
 from graphprune.passes.allocation.allocate import Allocate
 from graphprune.passes.allocation.budget_check import Reach
-from graphprune.passes.allocation.iterative import Shots
+from graphprune.passes.allocation.iterative import Iterative
 from graphprune.passes.allocation.search import Search
 from graphprune.passes.analysis.analyze import Analyze
 from graphprune.passes.calibration.calibrate import Calibrate
 from graphprune.passes.calibration.gradients import Gradients, Loss
-from graphprune.passes.calibration.measure_latency import Measure
+from graphprune.passes.calibration.measure_latency import MeasureLatency
 from graphprune.passes.depth.drop_blocks import Drop
-from graphprune.passes.low_rank.allocate_ranks import BUDGETS, Ranks
-from graphprune.passes.low_rank.factorize import Factorise
+from graphprune.passes.low_rank.allocate_ranks import BUDGETS, AllocateRanks
+from graphprune.passes.low_rank.factorize import Factorize
 from graphprune.passes.reconstructions import RECONSTRUCTIONS
 from graphprune.passes.reconstructions.bias_check import Room
 from graphprune.passes.reconstructions.finetune import Tune
 from graphprune.passes.reconstructions.refit import Refit
 from graphprune.passes.rewriting.rewrite import Rewrite
-from graphprune.passes.rotation.fuse_norms import Streams
+from graphprune.passes.rotation.fuse_norms import FuseNorms
 from graphprune.passes.rotation.rotate import Rotate
 from graphprune.passes.scores import SCORES
 from graphprune.passes.scores.score import Score
-from graphprune.passes.selection.local_search import Swap
+from graphprune.passes.selection.local_search import LocalSearch
 from graphprune.passes.selection.select import Select
 from graphprune.passes.sensitivity.measure_sensitivity import Sense
 from graphprune.passes.verification.verify import Verify
@@ -95,10 +95,10 @@ class Options:
     """What a user may ask of any recipe.
 
     `loss` is for those that need gradients of other than language models. A budget in ``latency`` is one on `runtime`,
-    with a table that is kept in the file `latency` (see `Measure`). `trials` are those of recipes that search. `shots`
-    say in how many steps a plan is made, by recipes that cut groups (see `Shots`), and `coarse` which share of what is
-    to go whole blocks give first, in recipes that do both; without them the recipe's own numbers hold. `sensitivity`
-    names a table that `sensing` made: shares follow from it, and not from the recipe's own allocation.
+    with a table that is kept in the file `latency` (see `MeasureLatency`). `trials` are those of recipes that search.
+    `shots` say in how many steps a plan is made, by recipes that cut groups (see `Iterative`), and `coarse` which share
+    of what is to go whole blocks give first, in recipes that do both; without them the recipe's own numbers hold.
+    `sensitivity` names a table that `sensing` made: shares follow from it, and not from the recipe's own allocation.
     """
 
     sparsity: float | None = None
@@ -111,8 +111,8 @@ class Options:
     loss: Loss | None = None
     budget: str = "parameters"
     trials: int = Search.trials
-    latency: str = Measure.table
-    runtime: str = Measure.runtime
+    latency: str = MeasureLatency.table
+    runtime: str = MeasureLatency.runtime
     shots: int | None = None
     coarse: float | None = None
     sensitivity: str = ""
@@ -140,7 +140,7 @@ def planning(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> t
         moments = calibrate.moments if searches else score.moments
         calibrate = replace(calibrate, moments=moments, producers=score.producers)
     reach = [] if options.sparsity is None else [Reach(recipe.score, options.sparsity, options.align, options.budget)]
-    measure = [Measure(recipe.score, options.runtime, options.latency)] if options.budget == "latency" else []
+    measure = [MeasureLatency(recipe.score, options.runtime, options.latency)] if options.budget == "latency" else []
     return (
         analyze,
         *((*first, analyze) if first else ()),
@@ -196,12 +196,12 @@ def choosing(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> t
             allocate, by="sensitivity", table=options.sensitivity, refitted=recipe.refit not in ("none", "bias")
         )
     steps, select = scoring(recipe, options), Select(options.align)
-    swaps = [Swap(recipe.swaps)] if recipe.swaps else []
+    swaps = [LocalSearch(recipe.swaps)] if recipe.swaps else []
     count = recipe.shots if options.shots is None else options.shots
     if count == 1:
         return *steps, allocate, select, *swaps
     again = (calibrate,) if calibrate else ()
-    return Shots(count, again, steps, allocate, select, refitting(recipe)), *swaps
+    return Iterative(count, again, steps, allocate, select, refitting(recipe)), *swaps
 
 
 def scoring(recipe: Recipe, options: Options) -> tuple[Pass, ...]:
@@ -243,13 +243,13 @@ def _dropping(recipe: Recipe, options: Options, data: Calibrate) -> tuple[Calibr
 
 def _factoring(options: Options, data: Calibrate) -> tuple[Pass, ...]:
     """What says ranks; by density they need no data."""
-    return Ranks(options.sparsity, options.ratio, options.align, options.budget, tuple(options.protect)), data
+    return AllocateRanks(options.sparsity, options.ratio, options.align, options.budget, tuple(options.protect)), data
 
 
 def _turning(recipe: Recipe, options: Options, data: Calibrate) -> tuple[Pass, ...]:
     """What rotates streams, and says how much of them goes."""
     return (
-        Streams(recipe.turns == "stretches"),
+        FuseNorms(recipe.turns == "stretches"),
         replace(data, moments="full"),
         Rotate(),
         Allocate("uniform", options.sparsity, options.ratio, options.seed, options.budget),
@@ -262,7 +262,7 @@ def _lowering(recipe: Recipe, options: Options) -> tuple[Pass, ...]:
     if not recipe.lowers or options.sparsity is None or options.destination != "free" or options.budget not in BUDGETS:
         return ()
     protect = tuple(options.protect)
-    ranks = Ranks(options.sparsity, None, options.align, options.budget, protect, by="growth")
+    ranks = AllocateRanks(options.sparsity, None, options.align, options.budget, protect, by="growth")
     return Analyze(options.destination, protect, options.exact_only), ranks
 
 
@@ -271,9 +271,9 @@ def cutting(recipe: Recipe, options: Options) -> tuple[Pass, ...]:
     if not recipe.score and recipe.drops:
         return ()
     if recipe.factors:
-        return (Factorise(),)
+        return (Factorize(),)
     ranks, tune = _lowering(recipe, options), [recipe.tune] if recipe.tune else []
-    last = (Verify(), Factorise(), *tune) if ranks else (*tune, Verify())
+    last = (Verify(), Factorize(), *tune) if ranks else (*tune, Verify())
     return Rewrite(), *ranks, *refitting(recipe), *last
 
 

@@ -21,8 +21,7 @@ from graphprune.pipeline import Timings
 from graphprune.planning.budget import UNITS
 from graphprune.planning.facts import Refits, Scores
 from graphprune.planning.plan import Plan
-from graphprune.reports.report import Calibration as CalibrationReport
-from graphprune.reports.report import Quality, Report
+from graphprune.reports.report import CalibrationReport, Quality, Report
 from graphprune.solvers.pivoted_factors import size
 from graphprune.statistics.collector import Calibration
 from graphprune.support.memory import peak_memory

@@ -23,15 +23,15 @@ class Allocate(Pass):
     """Divide what is to go: `sparsity` of all parameters of the model, `by` a registered method; or simply `ratio` of
     every group. What went with whole blocks before counts as gone. Both lie strictly between 0 and 1. A `budget` may be
     in ``macs``, the multiply-accumulates for the example inputs, ``kv_cache``, the bytes that a decoder keeps a token,
-    or ``latency`` (see `Measure`), instead of ``parameters``.
+    or ``latency`` (see `MeasureLatency`), instead of ``parameters``.
 
-    Allocation ``sensitivity`` takes what `sense` has measured, or a `table` that was saved, instead of trying groups
-    itself; `refitted`: the losses after a refit, where there was one."""
+    Allocation ``sensitivity`` takes what `measure-sensitivity` has measured, or a `table` that was saved, instead of
+    trying groups itself; `refitted`: the losses after a refit, where there was one."""
 
     name: ClassVar[str] = "allocate"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible, Scores)
     makes: ClassVar[tuple[type, ...]] = (Shares,)
-    frugal: ClassVar[bool] = True
+    memory_bounded: ClassVar[bool] = True
     by: str = "uniform"
     sparsity: float | None = None
     ratio: float | None = None

@@ -22,7 +22,7 @@ class Reach(Pass):
     name: ClassVar[str] = "reach"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible)
     makes: ClassVar[tuple[type, ...]] = ()
-    frugal: ClassVar[bool] = True
+    memory_bounded: ClassVar[bool] = True
     by: str = "magnitude"
     sparsity: float = 0.5
     align: int = 1

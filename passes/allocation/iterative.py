@@ -21,7 +21,7 @@ LOWER = 1e-6  # of the range of scores: by so much those of what is gone lie bel
 
 
 @dataclass(frozen=True)
-class Shots(Pass):
+class Iterative(Pass):
     """Plan in `count` shots, the share that goes growing linearly (as in TransAct, arXiv:2407.05690).
 
     After every shot but the last the model is cut and refitted by `refit`, and what is left is scored anew by `scoring`
@@ -30,7 +30,7 @@ class Shots(Pass):
     cut and one refit, at the full widths, follow.
     """
 
-    name: ClassVar[str] = "shots"
+    name: ClassVar[str] = "iterative"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible)
     makes: ClassVar[tuple[type, ...]] = (Scores, Shares, Plan)
     count: int

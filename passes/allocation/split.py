@@ -20,7 +20,7 @@ from graphprune.planning.ranking import Pool, ranked, shares_of
 
 
 @dataclass(frozen=True)
-class Split(Allocation):
+class KindSplit(Allocation):
     """The best of all splits of the budget among kinds of groups, on a grid of `levels` costs."""
 
     levels: int = 1000
@@ -76,4 +76,4 @@ def _lost(pool: Pool, grid: Tensor) -> Tensor:
     return values.masked_fill(grid > cost[-1] * (1 + 1e-9), torch.inf)
 
 
-ALLOCATIONS.register("kwon")(Split())
+ALLOCATIONS.register("kwon")(KindSplit())

@@ -24,7 +24,7 @@ class Analyze(Pass):
 
     name: ClassVar[str] = "analyze"
     makes: ClassVar[tuple[type, ...]] = (Dependencies, Eligible)
-    frugal: ClassVar[bool] = True
+    memory_bounded: ClassVar[bool] = True
     destination: str = "free"
     protect: tuple[str, ...] = ()
     exact_only: bool = True

@@ -9,7 +9,7 @@ import torch
 from torch import fx
 
 from graphprune.axes.algebra import Axis, Prime, Product, primes, resolve
-from graphprune.axes.rule import Masked, Rule, Zeros
+from graphprune.axes.rule import MaskedArguments, Rule, Zeros
 from graphprune.passes.analysis.axis_flow import AxisFlow
 from graphprune.passes.analysis.index_values import parts
 from graphprune.registry import Registry
@@ -77,7 +77,7 @@ class _Follower:
         dims = tuple(i for i, axis in enumerate(self.flow.dims(node)) if isinstance(axis, tuple) or p in primes(axis))
         known = {n: self.known[n][p] for n in holders if p in self.known[n]}
         repeated = frozenset(n for n in holders if self._is_repeated(n, p))
-        inputs = Masked(known, frozenset(holders), dims, repeated)
+        inputs = MaskedArguments(known, frozenset(holders), dims, repeated)
         number = rule.masked(node, inputs)
         spoilt = number is not None and isfinite(number) and self._spreads(node, rule, p, inputs)
         return None if spoilt else number
@@ -87,7 +87,7 @@ class _Follower:
         rule = self.rules.get(node.target)
         return rule is not None and rule.repeats and not any(p in self.primes[n] for n in node.all_input_nodes)
 
-    def _spreads(self, node: fx.Node, rule: Rule, p: Prime, inputs: Masked) -> bool:
+    def _spreads(self, node: fx.Node, rule: Rule, p: Prime, inputs: MaskedArguments) -> bool:
         """Does the prime stand in more dimensions than before, so that one of them may be masked and the other not?"""
         count = _count(self.flow, node, p)
         if count < 2 or (rule.zeros is Zeros.PRODUCT and all(inputs.at(n) == 0 for n in inputs.holds)):

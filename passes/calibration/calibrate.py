@@ -38,7 +38,7 @@ class Calibrate(Pass):
     name: ClassVar[str] = "calibrate"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible)
     makes: ClassVar[tuple[type, ...]] = (Calibration, Statistics)
-    frugal: ClassVar[bool] = True
+    memory_bounded: ClassVar[bool] = True
     text: str = ""
     samples: int = 128
     length: int = 512

@@ -22,7 +22,7 @@ from graphprune.planning.index_scores import at_consumers, rows_of
 from graphprune.planning.interfaces import Evidence
 from graphprune.solvers.factorable import factorable
 from graphprune.statistics.collector import Calibration, leaf, products, single
-from graphprune.statistics.moments import Gradients as Found
+from graphprune.statistics.moments import GradientSums
 
 #: The loss of an output, and the number of the calibration batch that it belongs to.
 Loss = Callable[[Any, int], Tensor]
@@ -42,7 +42,7 @@ class Gradients(Pass):
 
     name: ClassVar[str] = "gradients"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible, Calibration)
-    makes: ClassVar[tuple[type, ...]] = (Found,)
+    makes: ClassVar[tuple[type, ...]] = (GradientSums,)
     loss: Loss | None = field(default=None, repr=False)
     of: str = "parameters"
     most: int | None = None
@@ -62,13 +62,13 @@ class Gradients(Pass):
             contracting = {c.node: c for c in (*program.fact(Dependencies).maps_of(groups), *more)}
             taps = _tapped(module, list(contracting.values()))
             batches = sum(1 for _ in self._backward(program, module))
-            known = program.facts.get(Found) or Found({}, {}, {}, batches)
+            known = program.facts.get(GradientSums) or GradientSums({}, {}, {}, batches)
             return program.with_facts(replace(known, outputs={node: tap.mean(node) for node, tap in taps.items()}))
         names = {place.parameter for group in groups for place in group.places} & program.parameters
         weights, sums = watched(module, program, names), _Sums(program, groups)
         for _ in self._backward(program, module):
             sums.add({name: _gradient(name, weight) for name, weight in weights.items()})
-        known = program.facts.get(Found)
+        known = program.facts.get(GradientSums)
         return program.with_facts(replace(sums.found(), outputs=known.outputs if known else {}))
 
     def _backward(self, program: Program, module: fx.GraphModule) -> Iterator[int]:
@@ -165,9 +165,9 @@ class _Sums:
             slope = _slope(group, evidence, gradients)
             self.masks[group.name] = self.masks.get(group.name, torch.zeros(())) + slope.square()
 
-    def found(self) -> Found:
+    def found(self) -> GradientSums:
         """The fact."""
-        return Found(self.first, self.squares, self.masks, self.batches)
+        return GradientSums(self.first, self.squares, self.masks, self.batches)
 
 
 def _slope(group: Group, evidence: Evidence, gradients: Mapping[str, Tensor]) -> Tensor:

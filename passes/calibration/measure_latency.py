@@ -29,15 +29,15 @@ from graphprune.planning.plan import make
 NANO = 1e9
 
 
-@PASSES.register("measure")
+@PASSES.register("measure-latency")
 @dataclass(frozen=True)
-class Measure(Pass):
+class MeasureLatency(Pass):
     """Measure what groups that the score `by` cuts save in latency on `runtime`: ``onnxruntime`` (CPU),
     ``onnxruntime-cuda`` or ``torch``. `table` names a JSON file in which measurements are kept, and from which they are
     taken; without it they are kept in memory. Each group is measured at `points` widths. Where the model takes token
     ids of any number, a run is one sequence of `length`; else it is the example that was captured."""
 
-    name: ClassVar[str] = "measure"
+    name: ClassVar[str] = "measure-latency"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible)
     makes: ClassVar[tuple[type, ...]] = (Dependencies,)
     by: str = "magnitude"

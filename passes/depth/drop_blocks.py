@@ -22,14 +22,14 @@ from graphprune.statistics.collector import Calibration
 from graphprune.writeback.module import drop_back
 
 
-@PASSES.register("drop")
+@PASSES.register("drop-blocks")
 @dataclass(frozen=True)
 class Drop(Pass):
     """Drop what matters least, `by` a registered importance: `count` blocks, or blocks of together about `sparsity` of
     all parameters. Blocks are entries of lists of modules; or their `branches`, such as attention alone, which only
     destination free can hold. With `least` 0 it may be that none goes, where that is nearer to the sparsity."""
 
-    name: ClassVar[str] = "drop"
+    name: ClassVar[str] = "drop-blocks"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible, Calibration)
     makes: ClassVar[tuple[type, ...]] = (Dropped, Plan, Verification)
     by: str = "shortgpt"

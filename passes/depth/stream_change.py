@@ -24,7 +24,7 @@ class ShortGpt(Importance):
         return _means(program, units, lambda old, new: 1 - torch.cosine_similarity(old, new, dim=1))
 
 
-class Comp(Importance):
+class RelativeChange(Importance):
     """The change of the stream, relative to it: E |x_out - x_in| / |x_in|.
 
     After COMP (arXiv:2501.15255), which drops whole layers by their importance before it cuts neurons; the formula
@@ -37,7 +37,7 @@ class Comp(Importance):
 
 
 IMPORTANCES.register("shortgpt")(ShortGpt())
-IMPORTANCES.register("comp")(Comp())
+IMPORTANCES.register("comp")(RelativeChange())
 
 
 def _means(program: Program, units: Sequence[Unit], judge: Callable[[Tensor, Tensor], Tensor]) -> list[float]:

@@ -24,16 +24,16 @@ from graphprune.solvers.factorable import factorable
 from graphprune.solvers.normal_equations import SPARING, root
 from graphprune.solvers.pivoted_factors import rank_at, size
 from graphprune.statistics.collector import Calibration, Collector
-from graphprune.statistics.moments import Gradients
+from graphprune.statistics.moments import GradientSums
 
 BUDGETS = ("parameters", "macs")
 WORTH = 0.9  # of the full rank; a square matrix still holds 99 % of its numbers there
 WAYS = ("density", "error", "growth")
 
 
-@PASSES.register("ranks")
+@PASSES.register("allocate-ranks")
 @dataclass(frozen=True)
-class Ranks(Pass):
+class AllocateRanks(Pass):
     """Give linear maps ranks at which they hold fewer numbers, such that `sparsity` of all parameters of the program
     goes, or of a `budget` in ``macs``; or `ratio` of what the maps hold. What an earlier cut removed counts, too.
 
@@ -45,7 +45,7 @@ class Ranks(Pass):
     share, or whose outputs are those of the model, stay too.
     """
 
-    name: ClassVar[str] = "ranks"
+    name: ClassVar[str] = "allocate-ranks"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible)
     makes: ClassVar[tuple[type, ...]] = (Plan,)
     sparsity: float | None = None
@@ -222,7 +222,9 @@ def ranked_errors(program: Program, found: Collection[Consumer], growth: bool = 
     the loss, relative to that without any of the maps."""
     calibration = program.facts.get(Calibration)
     if calibration is None:
-        raise CalibrationError("there are no calibration inputs for the errors of ranks; put calibrate before ranks")
+        raise CalibrationError(
+            "there are no calibration inputs for the errors of ranks; put calibrate before allocate-ranks"
+        )
     collector = Collector(list(found))
     sweep(program, calibration, collector)
     tails = {c.weight: _tail(program, c, collector.moments[c.node].second, growth) for c in found}
@@ -245,7 +247,7 @@ def _tail(program: Program, consumer: Consumer, second: Tensor, growth: bool) ->
 
 def _sensitivity(program: Program, consumer: Consumer) -> Tensor:
     """The second moments of the gradients at those outputs of a map that a cut left."""
-    gathered = program.facts.get(Gradients, Gradients({}, {}, {}, 0))
+    gathered = program.facts.get(GradientSums, GradientSums({}, {}, {}, 0))
     found = Evidence(program, program.fact(Dependencies), None, gradients=gathered).sensitivity(consumer)
     cut = program.facts.get(Rewritten)
     kept = cut.keep.get(consumer.weight, {}).get(1 - consumer.dim) if cut else None

@@ -30,9 +30,9 @@ PARTS = ("rows", "coefficients", "order")
 STAYS = (Calibration, Timings, Plan, Rewritten, Dropped, Refits)
 
 
-@PASSES.register("factorise")
+@PASSES.register("factorize")
 @dataclass(frozen=True)
-class Factorise(Pass):
+class Factorize(Pass):
     """Replace weights by factors of the ranks that the plan says, in the form of rows and coefficients (PIFA), and
     prove that the graph computes what it would with the products of the factors.
 
@@ -43,7 +43,7 @@ class Factorise(Pass):
     Where a refit has given the weights these ranks already, they are taken apart as they are.
     """
 
-    name: ClassVar[str] = "factorise"
+    name: ClassVar[str] = "factorize"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Plan, Calibration)
     makes: ClassVar[tuple[type, ...]] = (Factored, Verification)
     mix: float = 0.25
@@ -71,7 +71,9 @@ class Factorise(Pass):
         found, left = factorable(program, program.fact(Dependencies))
         maps = [consumer for consumer in found if consumer.weight in ranks]
         if not ranks or len(maps) < len(ranks):
-            raise PlanError("the plan has no ranks for linear maps of this program; put ranks before factorise")
+            raise PlanError(
+                "the plan has no ranks for linear maps of this program; put allocate-ranks before factorize"
+            )
         walk = _Walk(program, maps, ranks, self)
         if ranks.keys() <= lowered(program):
             walk.take_apart()
@@ -92,7 +94,7 @@ class _Walk:
     program: Program
     maps: Sequence[Consumer]
     ranks: Mapping[str, int]
-    options: Factorise
+    options: Factorize
     changed: dict[str, Tensor] = field(default_factory=dict)
     parts: dict[str, Pivoted] = field(default_factory=dict)
     errors: dict[str, tuple[float, float]] = field(default_factory=dict)
@@ -172,7 +174,7 @@ def stages(segment: Segment, maps: Sequence[Consumer]) -> Iterator[list[Consumer
 
 
 def factored(program: Program, maps: Sequence[Consumer], parts: Weights) -> Program:
-    """The program whose linear maps multiply by rows and coefficients, of names as `Factorise` gives them."""
+    """The program whose linear maps multiply by rows and coefficients, of names as `Factorize` gives them."""
     graph = copy_graph(program.graph)
     nodes = {node.name: node for node in graph.nodes}
     for consumer in maps:

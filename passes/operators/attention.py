@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from graphprune.axes.algebra import Axis, factor
-from graphprune.axes.rule import Call, Cut, Dims, Example, Flow, Rule
+from graphprune.axes.rule import Cut, Dims, Example, Flow, OpCall, Rule
 from graphprune.axes.rule_helpers import argument, broadcast, meet
 from graphprune.passes.operators import rule
 
@@ -43,12 +43,12 @@ class Attention(Rule):
             _masked(flow, [*lead, s, t], flow.dims(mask))
         return *lead, s, e
 
-    def rebuild(self, cut: Cut, node: fx.Node) -> Call:
+    def rebuild(self, cut: Cut, node: fx.Node) -> OpCall:
         kwargs = dict(node.kwargs)
         if argument(node, 6, "scale") is None:
             # The default is the root of the head size as it was; a cut must not change it.
             kwargs["scale"] = cut.dims(node.args[0])[-1].size ** -0.5
-        return Call(node.target, node.args[:6], kwargs)
+        return OpCall(node.target, node.args[:6], kwargs)
 
     def examples(self) -> Iterator[Example]:
         yield Example(SelfAttention(heads=4, groups=4), (torch.randn(2, 5, 6),))

@@ -65,7 +65,7 @@ class Polar(FromParts):
         yield Example(_Rotary(), (torch.randn(2, 5, 6),))
 
 
-class Part(Rule):
+class ComplexPart(Rule):
     """One part of a complex number, or its conjugate: zero where the number is."""
 
     degree = 1.0
@@ -80,7 +80,7 @@ class Part(Rule):
 RULES.register(
     aten.real.default, aten.imag.default, aten._conj.default, aten.conj.default, aten.resolve_conj.default,
     aten.resolve_neg.default,
-)(Part())  # fmt: skip
+)(ComplexPart())  # fmt: skip
 
 
 class _Rotary(nn.Module):

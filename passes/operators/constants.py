@@ -6,20 +6,20 @@ from math import isfinite
 import torch
 from torch import fx
 
-from graphprune.axes.rule import Call, Cut, Dims, Example, Flow, Masked, Rule, Zeros
+from graphprune.axes.rule import Cut, Dims, Example, Flow, MaskedArguments, OpCall, Rule, Zeros
 from graphprune.axes.rule_helpers import argument, between
 from graphprune.passes.operators import RULES, rule
 
 aten = torch.ops.aten
 
 
-class Uniform(Rule):
+class Filled(Rule):
     """One number everywhere: its sizes are literals."""
 
     def __init__(self, sizes: int) -> None:
         self.sizes = sizes
 
-    def masked(self, node: fx.Node, inputs: Masked) -> float | None:
+    def masked(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
         kind = str(node.target)
         value = argument(node, self.sizes + 1, "fill_value") if "full" in kind else 1 if "ones" in kind else 0
         number = None if "empty" in kind else inputs.at(value)
@@ -28,10 +28,10 @@ class Uniform(Rule):
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         return flow.fresh(node)
 
-    def rebuild(self, cut: Cut, node: fx.Node) -> Call:
+    def rebuild(self, cut: Cut, node: fx.Node) -> OpCall:
         old = argument(node, self.sizes, "size")
         new = [cut.width(a) if cut.changed(a) else size for a, size in zip(cut.dims(node), old, strict=True)]
-        return Call(node.target, (*node.args[: self.sizes], new, *node.args[self.sizes + 1 :]), dict(node.kwargs))
+        return OpCall(node.target, (*node.args[: self.sizes], new, *node.args[self.sizes + 1 :]), dict(node.kwargs))
 
     def examples(self) -> Iterator[Example]:
         yield between(lambda y: y * torch.full((5, 8), 2.0))
@@ -39,8 +39,8 @@ class Uniform(Rule):
         yield between(lambda y: torch.maximum(y + y.new_zeros(5, 8), torch.zeros(8)))
 
 
-RULES.register(aten.full.default, aten.zeros.default, aten.ones.default, aten.empty.memory_format)(Uniform(0))
-RULES.register(aten.new_ones.default, aten.new_zeros.default, aten.new_full.default, aten.new_empty.default)(Uniform(1))
+RULES.register(aten.full.default, aten.zeros.default, aten.ones.default, aten.empty.memory_format)(Filled(0))
+RULES.register(aten.new_ones.default, aten.new_zeros.default, aten.new_full.default, aten.new_empty.default)(Filled(1))
 
 
 class Generated(Rule):
@@ -78,7 +78,7 @@ class Unset(Rule):
 class Fill(Unset):
     """One number that a tensor holds, in the shape of a value."""
 
-    def masked(self, node: fx.Node, inputs: Masked) -> float | None:
+    def masked(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
         return inputs.at(node.args[1])
 
     def examples(self) -> Iterator[Example]:

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from graphprune.axes.algebra import Axis, Misaligned, Product, factor, resolve
-from graphprune.axes.rule import Call, Consumer, Cut, Dims, Example, Flow, Rule
+from graphprune.axes.rule import Consumer, Cut, Dims, Example, Flow, OpCall, Rule
 from graphprune.axes.rule_helpers import argument, bias, literal, slid
 from graphprune.passes.operators import RULES
 
@@ -40,17 +40,17 @@ class Convolution(Rule):
             consume(flow, node)
         return resolve(Product((out_groups, per_group)))
 
-    def rebuild(self, cut: Cut, node: fx.Node) -> Call:
+    def rebuild(self, cut: Cut, node: fx.Node) -> OpCall:
         groups = argument(node, GROUPS, "groups", 1)
         if groups == 1:
-            return Call(node.target, node.args, dict(node.kwargs))
+            return OpCall(node.target, node.args, dict(node.kwargs))
         inner = cut.width(cut.dims(node.args[1])[1])
         spatial = len(cut.dims(node.args[1])) - 2
         new = cut.width(cut.dims(node.args[0])[-spatial - 1]) // inner
         kwargs = {key: value for key, value in node.kwargs.items() if key != "groups"}
         defaults = (None, None, None, [1], [0], [1], 1)
         args = (*node.args, *(kwargs.pop(*_named(i, defaults)) for i in range(len(node.args), GROUPS)))
-        return Call(node.target, (*args[:GROUPS], new), kwargs)
+        return OpCall(node.target, (*args[:GROUPS], new), kwargs)
 
     def examples(self) -> Iterator[Example]:
         image = torch.randn(2, 3, 9, 9)

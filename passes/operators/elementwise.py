@@ -8,7 +8,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
-from graphprune.axes.rule import Dims, Example, Flow, Masked, Rule, Zeros
+from graphprune.axes.rule import Dims, Example, Flow, MaskedArguments, Rule, Zeros
 from graphprune.axes.rule_helpers import between, broadcast, meet, tensors
 from graphprune.passes.operators import RULES, rule
 
@@ -65,7 +65,7 @@ class Elementwise(Rule):
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         return broadcast(flow, [flow.dims(value) for value in tensors(node)])
 
-    def masked(self, node: fx.Node, inputs: Masked) -> float | None:
+    def masked(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
         values = [trial(value, inputs) for value in tensors(node)]
         literals = [x for x in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(x, float)]
         got = compute(node, values)
@@ -87,13 +87,13 @@ class Conjunction(Elementwise):
 
     zeros = Zeros.PRODUCT
 
-    def masked(self, node: fx.Node, inputs: Masked) -> float | None:
+    def masked(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
         if any(inputs.at(value) == 0 for value in node.args):
             return 0.0
         return super().masked(node, inputs) if all(inputs.at(value) is not None for value in node.args) else None
 
 
-class Product(Conjunction):
+class Multiplication(Conjunction):
     """Zero where any factor is, and linear in both."""
 
     linear_in = (0, 1)
@@ -103,7 +103,7 @@ class Product(Conjunction):
 class Quotient(Elementwise):
     """Zero where the dividend is and the divisor is not."""
 
-    def masked(self, node: fx.Node, inputs: Masked) -> float | None:
+    def masked(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
         found = super().masked(node, inputs)
         return 0.0 if found is None and inputs.at(node.args[0]) == 0 else found
 
@@ -127,7 +127,7 @@ class Dropout(Elementwise):
 class Choice(Elementwise):
     """One of two values, where they are the same."""
 
-    def masked(self, node: fx.Node, inputs: Masked) -> float | None:
+    def masked(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
         values = (node.args[0], node.args[2]) if node.target in CHOICES[4:] else node.args[1:3]
         first, second = (inputs.at(value) for value in values)
         return first if first == second and first is not None and math.isfinite(first) else None
@@ -139,7 +139,7 @@ class Choice(Elementwise):
 class Filled(Elementwise):
     """One number everywhere, whatever was there."""
 
-    def masked(self, node: fx.Node, inputs: Masked) -> float | None:
+    def masked(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
         number = compute(node, [(0.0,)]).item()
         return float(number) if math.isfinite(number) else None
 
@@ -148,7 +148,7 @@ class Filled(Elementwise):
         yield between(_partly_zeroed)
 
 
-def trial(value: fx.Node, inputs: Masked) -> tuple[float, ...]:
+def trial(value: fx.Node, inputs: MaskedArguments) -> tuple[float, ...]:
     """The number that an input is, or some that stand for those that it may be."""
     known = inputs.at(value)
     return (known,) if known is not None else ANY if value in inputs.holds - inputs.repeated else USUAL
@@ -215,7 +215,7 @@ class TypeAs(Rule):
 
 
 RULES.register(*CONJUNCTIONS)(Conjunction())
-RULES.register(*PRODUCTS)(Product())
+RULES.register(*PRODUCTS)(Multiplication())
 RULES.register(*QUOTIENTS)(Quotient())
 RULES.register(*FILLED)(Filled())
 RULES.register(*CHOICES)(Choice())

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphprune.axes.algebra import Misaligned
-from graphprune.axes.rule import Call, Cut, Dims, Example, Flow, Rule, Zeros
+from graphprune.axes.rule import Cut, Dims, Example, Flow, OpCall, Rule, Zeros
 from graphprune.axes.rule_helpers import argument, literal
 from graphprune.passes.operators import RULES, rule
 
@@ -65,9 +65,9 @@ class Histogram(Rule):
         flow.look_up(new[0], node.args[0])
         return new
 
-    def rebuild(self, cut: Cut, node: fx.Node) -> Call:
+    def rebuild(self, cut: Cut, node: fx.Node) -> OpCall:
         bins = cut.width(cut.dims(node)[0])
-        return Call(node.target, (node.args[0], bins, 0, bins - 1), {})
+        return OpCall(node.target, (node.args[0], bins, 0, bins - 1), {})
 
 
 @rule(aten.one_hot.default)
@@ -82,9 +82,9 @@ class OneHot(Rule):
         flow.look_up(new, node.args[0])
         return *flow.dims(node.args[0]), new
 
-    def rebuild(self, cut: Cut, node: fx.Node) -> Call:
+    def rebuild(self, cut: Cut, node: fx.Node) -> OpCall:
         count = cut.dims(node)[-1]
-        return Call(node.target, (node.args[0], cut.width(count) if cut.changed(count) else literal(node, 1)), {})
+        return OpCall(node.target, (node.args[0], cut.width(count) if cut.changed(count) else literal(node, 1)), {})
 
     def examples(self) -> Iterator[Example]:
         yield Example(_Masked(), (torch.randn(7, 6),))

@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 
 from graphprune.axes.algebra import factor
-from graphprune.axes.rule import Call, Cut, Dims, Example, Flow, Rule, Zeros
+from graphprune.axes.rule import Cut, Dims, Example, Flow, OpCall, Rule, Zeros
 from graphprune.axes.rule_helpers import argument, between, literal, position
 from graphprune.passes.operators import RULES, rule
 
@@ -31,10 +31,10 @@ class LayerNorm(Rule):
                 flow.unify(a, b)
         return dims
 
-    def rebuild(self, cut: Cut, node: fx.Node) -> Call:
+    def rebuild(self, cut: Cut, node: fx.Node) -> OpCall:
         dims = cut.dims(node.args[0])
         shape = [cut.width(axis) for axis in dims[len(dims) - len(literal(node, 1)) :]]
-        return Call(node.target, (node.args[0], shape, *node.args[2:]), dict(node.kwargs))
+        return OpCall(node.target, (node.args[0], shape, *node.args[2:]), dict(node.kwargs))
 
     def examples(self) -> Iterator[Example]:
         yield Example(
@@ -62,12 +62,12 @@ class RMSNorm(Rule):
             flow.unify(a, b)
         return dims
 
-    def rebuild(self, cut: Cut, node: fx.Node) -> Call:
+    def rebuild(self, cut: Cut, node: fx.Node) -> OpCall:
         last = cut.dims(node.args[0])[-len(literal(node, 1)) :]
         eps = argument(node, 3, "eps") or torch.finfo(node.meta["val"].dtype).eps
         eps *= prod(cut.excess(axis) for axis in last)
         shape = [cut.width(axis) for axis in last]
-        return Call(node.target, (node.args[0], shape, argument(node, 2, "weight"), eps), {})
+        return OpCall(node.target, (node.args[0], shape, argument(node, 2, "weight"), eps), {})
 
     def gain(self, cut: Cut, node: fx.Node) -> float:
         """The factor of the mean, under a root and in the denominator."""
@@ -172,9 +172,9 @@ class GroupNorm(ChannelNorm):
         _, inner = factor(dims[1], literal(node, 1))
         return inner, *dims[2:]
 
-    def rebuild(self, cut: Cut, node: fx.Node) -> Call:
+    def rebuild(self, cut: Cut, node: fx.Node) -> OpCall:
         groups, _ = factor(cut.dims(node.args[0])[1], literal(node, 1))
-        return Call(node.target, (node.args[0], cut.width(groups), *node.args[2:]), dict(node.kwargs))
+        return OpCall(node.target, (node.args[0], cut.width(groups), *node.args[2:]), dict(node.kwargs))
 
     def examples(self) -> Iterator[Example]:
         layers = nn.Conv2d(3, 8, 3), nn.GroupNorm(4, 8), nn.ReLU(), nn.Conv2d(8, 4, 1)

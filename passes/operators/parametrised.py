@@ -7,7 +7,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.parametrizations import weight_norm
 
-from graphprune.axes.rule import Dims, Example, Flow, Masked, Rule
+from graphprune.axes.rule import Dims, Example, Flow, MaskedArguments, Rule
 from graphprune.axes.rule_helpers import argument, meet
 from graphprune.execution.equivalence import direction
 from graphprune.passes.operators import rule
@@ -28,7 +28,7 @@ class WeightNorm(Rule):
             meet(flow, [vectors[i], axis])
         return vectors
 
-    def masked(self, node: fx.Node, inputs: Masked) -> float | None:
+    def masked(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
         """Zero with its magnitude, if the direction is left as it is there, for nought has none."""
         if node.args[1] in inputs.holds and direction(node) is None:
             return nan

@@ -6,7 +6,7 @@ import torch
 from torch import fx, nn
 
 from graphprune.axes.algebra import Axis, Product, factor, prime, resolve
-from graphprune.axes.rule import Call, Cut, Dims, Example, Flow, Rule, Zeros
+from graphprune.axes.rule import Cut, Dims, Example, Flow, OpCall, Rule, Zeros
 from graphprune.axes.rule_helpers import between, literal, position
 from graphprune.passes.operators import RULES, rule
 
@@ -110,9 +110,9 @@ class ChannelShuffle(Rule):
         outer, inner = factor(channels, literal(node, 1))
         return batch, resolve(Product((inner, outer))), *rest
 
-    def rebuild(self, cut: Cut, node: fx.Node) -> Call:
+    def rebuild(self, cut: Cut, node: fx.Node) -> OpCall:
         groups, _ = factor(cut.dims(node.args[0])[1], literal(node, 1))
-        return Call(node.target, (node.args[0], cut.width(groups)), {})
+        return OpCall(node.target, (node.args[0], cut.width(groups)), {})
 
     def examples(self) -> Iterator[Example]:
         layers = nn.Conv2d(3, 8, 1), nn.ChannelShuffle(2), nn.Conv2d(8, 4, 1)

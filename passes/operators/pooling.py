@@ -14,7 +14,7 @@ from graphprune.passes.operators import RULES
 aten = torch.ops.aten
 
 
-class Pool(Rule):
+class Pooling(Rule):
     """Windows over the last `spatial` dimensions."""
 
     def __init__(self, spatial: int) -> None:
@@ -38,7 +38,7 @@ class Pool(Rule):
         yield Example(nn.Sequential(*solid), (torch.randn(2, 3, 4, 4, 4),))
 
 
-class PoolWithIndices(Pool):
+class PoolWithIndices(Pooling):
     """Two outputs: the greatest values of the windows, and where they were."""
 
     zeros = Zeros.LOST
@@ -56,7 +56,7 @@ class PoolWithIndices(Pool):
         yield Example(_Unpooled(), (torch.randn(2, 3, 8, 8),))
 
 
-class Unpool(Pool):
+class Unpool(Pooling):
     """Values are put where they were taken from, into zeros."""
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
@@ -87,7 +87,7 @@ RULES.register(
     aten.upsample_nearest1d.default, aten.upsample_nearest1d.vec, aten._upsample_nearest_exact1d.default,
     aten._upsample_nearest_exact1d.vec, aten.upsample_linear1d.default, aten.upsample_linear1d.vec,
     aten.reflection_pad1d.default, aten.replication_pad1d.default,
-)(Pool(1))  # fmt: skip
+)(Pooling(1))  # fmt: skip
 RULES.register(
     aten.max_pool2d.default, aten.avg_pool2d.default, aten.adaptive_avg_pool2d.default,
     aten._adaptive_avg_pool2d.default, aten.upsample_nearest2d.default, aten.upsample_nearest2d.vec,
@@ -95,13 +95,13 @@ RULES.register(
     aten.upsample_bilinear2d.vec, aten.upsample_bicubic2d.default, aten.upsample_bicubic2d.vec,
     aten._upsample_bilinear2d_aa.default, aten._upsample_bilinear2d_aa.vec, aten._upsample_bicubic2d_aa.default,
     aten._upsample_bicubic2d_aa.vec, aten.reflection_pad2d.default, aten.replication_pad2d.default,
-)(Pool(2))  # fmt: skip
+)(Pooling(2))  # fmt: skip
 RULES.register(
     aten.max_pool3d.default, aten.avg_pool3d.default, aten.adaptive_avg_pool3d.default,
     aten._adaptive_avg_pool3d.default, aten.upsample_nearest3d.default, aten.upsample_nearest3d.vec,
     aten._upsample_nearest_exact3d.default, aten._upsample_nearest_exact3d.vec, aten.upsample_trilinear3d.default,
     aten.upsample_trilinear3d.vec, aten.reflection_pad3d.default, aten.replication_pad3d.default,
-)(Pool(3))  # fmt: skip
+)(Pooling(3))  # fmt: skip
 RULES.register(aten.max_pool1d_with_indices.default, aten.adaptive_max_pool1d.default)(PoolWithIndices(1))
 RULES.register(
     aten.max_pool2d_with_indices.default, aten.adaptive_max_pool2d.default, aten.fractional_max_pool2d.default,

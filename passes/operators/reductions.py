@@ -52,7 +52,7 @@ class Mean(Reduce):
 
 
 @rule(aten.sum.dim_IntList, aten.sum.default)
-class Sum(Reduce):
+class Summation(Reduce):
     """A sum is exact as long as what is cut would add nothing."""
 
     degree = 1.0
@@ -106,7 +106,7 @@ class LogSumExp(Reduce):
         yield between(lambda y: y.logsumexp(1).sum(-1)[:, None, None] * y)
 
 
-class Norm(Reduce):
+class VectorNorm(Reduce):
     """The length of vectors, to which zeros add nothing: ``(x, order, dim, keepdim)``."""
 
     degree = 1.0
@@ -131,7 +131,7 @@ class Norm(Reduce):
 RULES.register(
     aten.linalg_vector_norm.default, aten.linalg_norm.default, aten.norm.Scalar, aten.norm.ScalarOpt_dim,
     aten.norm.ScalarOpt_dim_dtype,
-)(Norm())  # fmt: skip
+)(VectorNorm())  # fmt: skip
 
 
 EVERYTHING = (aten.var.default, aten.std.default)

@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 from graphprune.axes.algebra import Misaligned, Product, factor, resolve
-from graphprune.axes.rule import Call, Cut, Dims, Example, Flow, Rule, Zeros
+from graphprune.axes.rule import Cut, Dims, Example, Flow, OpCall, Rule, Zeros
 from graphprune.axes.rule_helpers import argument, between, literal, position
 from graphprune.passes.operators import rule
 
@@ -33,12 +33,12 @@ class RepeatEach(Rule):
             flow.pin(copies, "the input says how many copies there are")
         return *dims[:dim], resolve(Product((old, copies))), *dims[dim + 1 :]
 
-    def rebuild(self, cut: Cut, node: fx.Node) -> Call:
+    def rebuild(self, cut: Cut, node: fx.Node) -> OpCall:
         dim = position(argument(node, 2, "dim") or 0, len(cut.dims(node)))
         old, new = cut.dims(node.args[0])[dim], cut.dims(node)[dim]
         if not cut.changed(new) or not isinstance(literal(node, 1), int):
-            return Call(node.target, node.args[:3], {k: v for k, v in node.kwargs.items() if k != "output_size"})
-        return Call(node.target, (node.args[0], cut.width(new) // cut.width(old), dim), {})
+            return OpCall(node.target, node.args[:3], {k: v for k, v in node.kwargs.items() if k != "output_size"})
+        return OpCall(node.target, (node.args[0], cut.width(new) // cut.width(old), dim), {})
 
     def examples(self) -> Iterator[Example]:
         yield between(lambda y: y.repeat_interleave(2, dim=2) * 2, 16)

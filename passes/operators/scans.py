@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import fx
 
-from graphprune.axes.rule import Dims, Example, Flow, Masked, Rule, Zeros
+from graphprune.axes.rule import Dims, Example, Flow, MaskedArguments, Rule, Zeros
 from graphprune.axes.rule_helpers import argument, between, literal, position, positions
 from graphprune.passes.operators import RULES, rule
 
@@ -98,7 +98,7 @@ class RunningSum(Rule):
         flow.mix(dims, [axis])
         return dims
 
-    def masked(self, node: fx.Node, inputs: Masked) -> float | None:
+    def masked(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
         """Along the dimension itself, the sums go on where nothing is added."""
         running = position(literal(node, 1), node.meta["val"].dim()) in inputs.dims
         return None if running else super().masked(node, inputs)

@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 from graphprune.axes.algebra import UNIT, Misaligned
-from graphprune.axes.rule import Call, Cut, Dims, Example, Flow, Rule, Zeros
+from graphprune.axes.rule import Cut, Dims, Example, Flow, OpCall, Rule, Zeros
 from graphprune.axes.rule_helpers import argument, between, broadcast, indexed, literal, matched, position
 from graphprune.axes.slice_helpers import bounds, narrowed, part
 from graphprune.passes.operators import RULES, rule
@@ -99,11 +99,11 @@ class SliceScatter(Rule):
             flow.unify(taken, new)
         return dims
 
-    def rebuild(self, cut: Cut, node: fx.Node) -> Call:
+    def rebuild(self, cut: Cut, node: fx.Node) -> OpCall:
         dims = cut.dims(node.args[0])
         dim = position(argument(node, 2, "dim", 0), len(dims))
         bound = narrowed(cut, dims[dim], bounds(node, 3, dims[dim].size))
-        return Call(node.target, (*node.args[:2], dim, *bound), {})
+        return OpCall(node.target, (*node.args[:2], dim, *bound), {})
 
     def examples(self) -> Iterator[Example]:
         yield between(lambda y: torch.slice_scatter(y, torch.relu(y)[..., :3], 2, 2, 5))

@@ -8,7 +8,7 @@ import torch
 from torch import fx, nn
 
 from graphprune.axes.algebra import UNIT, Axis, Misaligned, Product, factor, primes, resolve
-from graphprune.axes.rule import Call, Cut, Dims, Example, Flow, Rule, Zeros
+from graphprune.axes.rule import Cut, Dims, Example, Flow, OpCall, Rule, Zeros
 from graphprune.axes.rule_helpers import DYNAMIC, between, literal, position, positions
 from graphprune.passes.operators import RULES, rule
 
@@ -34,12 +34,12 @@ class Reshape(Rule):
                 flow.pin(axis, "a view computes several sizes")
         return tuple(result)
 
-    def rebuild(self, cut: Cut, node: fx.Node) -> Call:
+    def rebuild(self, cut: Cut, node: fx.Node) -> OpCall:
         sizes = resize(cut, literal(node, 1), cut.dims(node))
         if sizes.count(-1) > 1:  # what was inferred can be said
             given = zip(sizes, literal(node, 1), cut.dims(node), strict=True)
             sizes = [cut.width(axis) if isinstance(old, int) and old == -1 else new for new, old, axis in given]
-        return Call(node.target, (node.args[0], sizes), dict(node.kwargs))
+        return OpCall(node.target, (node.args[0], sizes), dict(node.kwargs))
 
     def examples(self) -> Iterator[Example]:
         yield Example(
@@ -101,11 +101,11 @@ class Squeeze(Rule):
         named = self.named(node, len(dims))
         return tuple(axis for i, axis in enumerate(dims) if i not in named or axis.size != 1)
 
-    def rebuild(self, cut: Cut, node: fx.Node) -> Call:
+    def rebuild(self, cut: Cut, node: fx.Node) -> OpCall:
         dims = cut.dims(node.args[0])
         named = self.named(node, len(dims))
         # An axis that is cut to size 1 must not be taken out.
-        return Call(aten.squeeze.dims, (node.args[0], [i for i in named if dims[i].size == 1]), {})
+        return OpCall(aten.squeeze.dims, (node.args[0], [i for i in named if dims[i].size == 1]), {})
 
     def named(self, node: fx.Node, rank: int) -> list[int]:
         """The dimensions that may go: an empty list, unlike none at all, names none."""
@@ -129,8 +129,8 @@ class Expand(Rule):
         pairs = zip(source[len(source) - len(target) :], target, strict=True)
         return tuple(new if old.size == 1 else old for old, new in pairs)
 
-    def rebuild(self, cut: Cut, node: fx.Node) -> Call:
-        return Call(node.target, (node.args[0], resize(cut, literal(node, 1), cut.dims(node))), dict(node.kwargs))
+    def rebuild(self, cut: Cut, node: fx.Node) -> OpCall:
+        return OpCall(node.target, (node.args[0], resize(cut, literal(node, 1), cut.dims(node))), dict(node.kwargs))
 
 
 RULES.register(aten.expand.default, aten.broadcast_to.default)(Expand())
@@ -156,12 +156,12 @@ class Repeat(Rule):
         flow.unify(inner, old)
         return resolve(Product((copies, inner)))
 
-    def rebuild(self, cut: Cut, node: fx.Node) -> Call:
+    def rebuild(self, cut: Cut, node: fx.Node) -> OpCall:
         rank, given = len(cut.dims(node)), literal(node, 1)
         source = (UNIT,) * (rank - len(cut.dims(node.args[0]))) + cut.dims(node.args[0])
         pairs = zip(source, cut.dims(node), [1] * (rank - len(given)) + list(given), strict=True)
         times = [cut.width(new) // cut.width(old) if cut.changed(new) else count for old, new, count in pairs]
-        return Call(node.target, (node.args[0], times), dict(node.kwargs))
+        return OpCall(node.target, (node.args[0], times), dict(node.kwargs))
 
     def examples(self) -> Iterator[Example]:
         yield between(lambda y: y.repeat(1, 1, 2), 16)

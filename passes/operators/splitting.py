@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from graphprune.axes.algebra import Axis, cut, resolve, total
 from graphprune.axes.algebra import prime as new_prime
-from graphprune.axes.rule import Call, Cut, Dims, Example, Flow, Masked, Rule, Zeros
+from graphprune.axes.rule import Cut, Dims, Example, Flow, MaskedArguments, OpCall, Rule, Zeros
 from graphprune.axes.rule_helpers import DYNAMIC, argument, between, hint, literal, position
 from graphprune.axes.slice_helpers import bounds, narrowed, part
 from graphprune.passes.operators import RULES, rule
@@ -88,14 +88,14 @@ class Split(Rule):
         """The sizes of the segments before a cut."""
         return [hint(value.shape[dim]) for value in node.meta["val"]]
 
-    def rebuild(self, cut: Cut, node: fx.Node) -> Call:
+    def rebuild(self, cut: Cut, node: fx.Node) -> OpCall:
         dims = cut.dims(node.args[0])
         dim = position(argument(node, 2, "dim", 0), len(dims))
         if not cut.changed(dims[dim]):
-            return Call(node.target, node.args, dict(node.kwargs))
+            return OpCall(node.target, node.args, dict(node.kwargs))
         ends = [0, *accumulate(self.sizes(node, dim))]
         sizes = [cut.within(dims[dim], a, b) for a, b in pairwise(ends)]
-        return Call(aten.split_with_sizes.default, (node.args[0], sizes, dim), {})
+        return OpCall(aten.split_with_sizes.default, (node.args[0], sizes, dim), {})
 
     def examples(self) -> Iterator[Example]:
         yield Example(_Fused(), (torch.randn(3, 6),))
@@ -135,7 +135,7 @@ class Item(Rule):
 
 
 @rule(aten.select.int)
-class Select(Rule):
+class IndexSelection(Rule):
     """One index of a dimension, which stays as it is."""
 
     zeros = Zeros.MOVED
@@ -163,12 +163,12 @@ class Slice(Rule):
         bound = bounds(node, 2, dims[dim].size)
         return *dims[:dim], part(flow, dims[dim], bound, size[dim]), *dims[dim + 1 :]
 
-    def rebuild(self, cut: Cut, node: fx.Node) -> Call:
+    def rebuild(self, cut: Cut, node: fx.Node) -> OpCall:
         x, dims = node.args[0], cut.dims(node.args[0])
         dim = position(argument(node, 1, "dim", 0), len(dims))
         if not cut.changed(dims[dim]):
-            return Call(node.target, node.args, dict(node.kwargs))
-        return Call(node.target, (x, dim, *narrowed(cut, dims[dim], bounds(node, 2, dims[dim].size))), {})
+            return OpCall(node.target, node.args, dict(node.kwargs))
+        return OpCall(node.target, (x, dim, *narrowed(cut, dims[dim], bounds(node, 2, dims[dim].size))), {})
 
     def examples(self) -> Iterator[Example]:
         yield Example(_Halves(), (torch.randn(3, 6),))
@@ -193,11 +193,11 @@ class Pad(Rule):
             dims[-i] = new[-i]
         return tuple(dims)
 
-    def masked(self, node: fx.Node, inputs: Masked) -> float | None:
+    def masked(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
         mirrored = argument(node, 2, "mode", "constant") != "constant" and node.target is aten.pad.default
         return super().masked(node, inputs) if mirrored or pads_zeros(node) else None
 
-    def rebuild(self, cut: Cut, node: fx.Node) -> Call:
+    def rebuild(self, cut: Cut, node: fx.Node) -> OpCall:
         old, new = cut.dims(node.args[0]), cut.dims(node)
         literals: list[Any] = []
         for i, (before, behind) in enumerate(pairs(node), start=1):
@@ -205,7 +205,7 @@ class Pad(Rule):
                 first, last = before, before + old[-i].size
                 before, behind = cut.within(new[-i], 0, first), cut.within(new[-i], last, new[-i].size)
             literals += [before, behind]
-        return Call(node.target, (node.args[0], literals, *node.args[2:]), dict(node.kwargs))
+        return OpCall(node.target, (node.args[0], literals, *node.args[2:]), dict(node.kwargs))
 
     def examples(self) -> Iterator[Example]:
         yield Example(_Padded(), (torch.randn(3, 6),))

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphprune.axes.algebra import Axis, Product, factor, resolve
-from graphprune.axes.rule import Call, Consumer, Cut, Dims, Example, Flow, Rule
+from graphprune.axes.rule import Consumer, Cut, Dims, Example, Flow, OpCall, Rule
 from graphprune.axes.rule_helpers import argument, slid
 from graphprune.passes.operators import RULES
 
@@ -36,18 +36,18 @@ class TransposedConvolution(Rule):
             consume(flow, node)
         return resolve(Product((outer, weight[1])))
 
-    def rebuild(self, cut: Cut, node: fx.Node) -> Call:
+    def rebuild(self, cut: Cut, node: fx.Node) -> OpCall:
         groups = argument(node, self.groups, "groups", 1)
         if groups == 1:
-            return Call(node.target, node.args, dict(node.kwargs))
+            return OpCall(node.target, node.args, dict(node.kwargs))
         outer, _ = factor(cut.dims(node.args[1])[0], groups)
         return self.grouped(node, int(cut.width(outer)))
 
-    def grouped(self, node: fx.Node, groups: int) -> Call:
+    def grouped(self, node: fx.Node, groups: int) -> OpCall:
         """The same call with another number of groups."""
         given = {name: argument(node, i, name, default) for i, (name, default) in enumerate(DEFAULTS, start=2)}
         new = (*node.args[:2], *(given | {"groups": groups}).values(), argument(node, 7, "dilation", [1]))
-        return Call(node.target, new, {})
+        return OpCall(node.target, new, {})
 
     def examples(self) -> Iterator[Example]:
         image = torch.randn(2, 3, 5, 5)

@@ -21,7 +21,7 @@ from graphprune.statistics.stream import Stream
 
 
 @dataclass(frozen=True)
-class Norm:
+class RunningNorm:
     """A norm by running statistics: its node, the node of its input, and the names of its mean and variance."""
 
     node: str
@@ -30,7 +30,7 @@ class Norm:
     variance: str
 
 
-@PASSES.register("norms")
+@PASSES.register("batch-norm-statistics")
 @dataclass(frozen=True)
 class Norms(Pass):
     """Give batch norms the mean and variance of their inputs over all calibration batches.
@@ -41,7 +41,7 @@ class Norms(Pass):
     which takes a moving average of the statistics of single batches instead. A model without such norms stays as it is.
     """
 
-    name: ClassVar[str] = "norms"
+    name: ClassVar[str] = "batch-norm-statistics"
     needs: ClassVar[tuple[type, ...]] = (Rewritten, Calibration)
     makes: ClassVar[tuple[type, ...]] = (Refits,)
 
@@ -61,16 +61,16 @@ class Norms(Pass):
         return program.with_facts(refits, weights=Layered((changed, program.weights)))
 
 
-def norms_of(program: Program) -> Iterator[Norm]:
+def norms_of(program: Program) -> Iterator[RunningNorm]:
     """All norms by stored statistics, in the order in which they run."""
     for node in program.graph.nodes:
         running = RULES[node.target].running(node) if node.op == "call_function" and node.target in RULES else None
         if running and all(isinstance(value, fx.Node) and value.op == "get_attr" for value in running):
             names = [program.name(str(value.target)) for value in running if isinstance(value, fx.Node)]
-            yield Norm(node.name, node.args[0].name, *names)
+            yield RunningNorm(node.name, node.args[0].name, *names)
 
 
-def _measured(program: Program, norms: Sequence[Norm]) -> dict[str, Tensor]:
+def _measured(program: Program, norms: Sequence[RunningNorm]) -> dict[str, Tensor]:
     """New means and variances by name, each of shape (channels,)."""
     changed: dict[str, Tensor] = {}
     if not norms:
@@ -92,7 +92,7 @@ def _measured(program: Program, norms: Sequence[Norm]) -> dict[str, Tensor]:
     return changed
 
 
-def _moments(stream: Stream, part: Segment, norm: Norm, weights: Layered) -> Moments:
+def _moments(stream: Stream, part: Segment, norm: RunningNorm, weights: Layered) -> Moments:
     """The sums of what enters a norm, over all batches and all places of a channel."""
     loaded = stream.load(part, weights)
     total = Moments.empty(weights[norm.mean].shape[0], diagonal=True)

@@ -21,7 +21,7 @@ class Room(Pass):
     name: ClassVar[str] = "room"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible)
     makes: ClassVar[tuple[type, ...]] = ()
-    frugal: ClassVar[bool] = True
+    memory_bounded: ClassVar[bool] = True
     by: str = "none"
     score: str = "magnitude"
 

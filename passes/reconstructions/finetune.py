@@ -30,7 +30,7 @@ CHECKS = 10  # times that the loss is measured on held-out batches
 WARM = 0.1  # of the steps go by until the rate is reached, which is so much of itself at first
 
 
-@PASSES.register("tune")
+@PASSES.register("finetune")
 @dataclass(frozen=True)
 class Tune(Pass):
     """Take `steps` of AdamW on all parameters of one dimension: biases and norms (PERP, arXiv:2312.15230).
@@ -47,7 +47,7 @@ class Tune(Pass):
     dense model. What was best on held-out batches is kept, the start included.
     """
 
-    name: ClassVar[str] = "tune"
+    name: ClassVar[str] = "finetune"
     needs: ClassVar[tuple[type, ...]] = (Rewritten, Calibration)
     makes: ClassVar[tuple[type, ...]] = (Refits,)
     steps: int = 100
@@ -100,14 +100,14 @@ def _is_number(leaf: object) -> bool:
     return isinstance(leaf, Tensor) and leaf.is_floating_point()
 
 
-class Call(Protocol):
+class BatchCall(Protocol):
     """Calls a module like the program with the inputs of a calibration batch, and others in the place of weights."""
 
     def __call__(self, module: fx.GraphModule, i: int, swapped: Mapping[str, Tensor] = MappingProxyType({})) -> Any:
         """What the module makes of batch `i`."""
 
 
-def _caller(program: Program) -> Call:
+def _caller(program: Program) -> BatchCall:
     batches = program.fact(Calibration).batches
     spec = pytree.tree_flatten((program.inputs[0], dict(program.inputs[1])))[1]
 
@@ -123,7 +123,7 @@ class _Training:
     """A module of which some weights are trained on some batches, and judged on others."""
 
     module: fx.GraphModule
-    call: Call
+    call: BatchCall
     loss: Loss
     weights: Mapping[str, Tensor]
     updates: Mapping[str, tuple[Tensor, Tensor]]

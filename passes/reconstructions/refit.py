@@ -43,14 +43,14 @@ class Refit(Pass):
     to something aims at the sum in the dense model: so every block makes up for what the stream of a residual network
     has lost before it.
 
-    Weights to which the plan gives a rank (see `ranks`) get new values of that rank; the pass `factorise` then needs
-    no data to make factors of them.
+    Weights to which the plan gives a rank (see `allocate-ranks`) get new values of that rank; the pass `factorize` then
+    needs no data to make factors of them.
     """
 
     name: ClassVar[str] = "refit"
     needs: ClassVar[tuple[type, ...]] = (Rewritten, Calibration, Statistics)
     makes: ClassVar[tuple[type, ...]] = (Refits,)
-    frugal: ClassVar[bool] = True
+    memory_bounded: ClassVar[bool] = True
     by: str = "least-squares"
     statistics: str = "sequential"
     damping: float | None = None

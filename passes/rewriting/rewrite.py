@@ -169,7 +169,7 @@ class Rewrite(Pass):
     name: ClassVar[str] = "rewrite"
     needs: ClassVar[tuple[type, ...]] = (Plan,)
     makes: ClassVar[tuple[type, ...]] = (Rewritten,)
-    frugal: ClassVar[bool] = True
+    memory_bounded: ClassVar[bool] = True
 
     def run(self, program: Program) -> Program:
         """The narrower program."""

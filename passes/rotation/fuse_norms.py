@@ -23,7 +23,7 @@ from graphprune.planning.facts import Eligible
 
 NONE = (
     "no residual stream may be rotated: it must be free, and looked at only by RMS or layer norms; put "
-    "analyze{exact_only=False} before streams"
+    "analyze{exact_only=false} before fuse-norms"
 )
 NORMS = (aten.mul.Tensor, aten.rms_norm.default)  # operators that multiply by a norm's weight
 
@@ -39,9 +39,9 @@ class _Prepared:
     changed: frozenset[str]
 
 
-@PASSES.register("streams")
+@PASSES.register("fuse-norms")
 @dataclass(frozen=True)
-class Streams(Pass):
+class FuseNorms(Pass):
     """Make residual streams under norms such that an orthogonal matrix may turn them (SliceGPT, arXiv:2401.15024).
 
     Layer norms become RMS norms. Weights of norms go into the linear maps behind them; where those share their weights,
@@ -50,7 +50,7 @@ class Streams(Pass):
     proven, for a random rotation too.
     """
 
-    name: ClassVar[str] = "streams"
+    name: ClassVar[str] = "fuse-norms"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible)
     makes: ClassVar[tuple[type, ...]] = (Rotatable, Verification)
     shortcuts: bool = True
@@ -125,7 +125,7 @@ def turned(program: Program, turns: Mapping[Prime, Tensor]) -> Program:
 
 
 def prepare(program: Program, groups: Collection[Group], shortcuts: bool) -> _Prepared:
-    """The program that computes the same with streams that may be rotated; see `Streams`."""
+    """The program that computes the same with streams that may be rotated; see `FuseNorms`."""
     layered = centred(program, [group for group in groups if is_centrable(group)])
     plain = layered.done()
     streams = [group for group in _related(plain, groups, layered.added) if group.rescaled]

@@ -18,7 +18,7 @@ from graphprune.axes.rule import Consumer
 from graphprune.passes.scores import SCORES
 from graphprune.planning.index_scores import Outermost, at_consumers, at_producers, positions
 from graphprune.planning.interfaces import Evidence
-from graphprune.statistics.attention_maps import Heads, heads
+from graphprune.statistics.attention_maps import AttentionHeads, heads
 
 
 class SecondMoment(Outermost):
@@ -67,7 +67,7 @@ def order(distances: Tensor, moment: Tensor) -> Tensor:
     return places
 
 
-def _between(attention: Heads, group: Group, evidence: Evidence) -> Tensor:
+def _between(attention: AttentionHeads, group: Group, evidence: Evidence) -> Tensor:
     """Smallest divergence between a head of one index and a head of another, shape (size, size)."""
     inside = positions(attention.axis, group, evidence.dependencies)[0]
     return attention.divergence[inside[:, None, :, None], inside[None, :, None, :]].amin((2, 3))

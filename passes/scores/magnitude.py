@@ -8,10 +8,10 @@ from torch import Tensor
 from graphprune.axes.groups import Group
 from graphprune.passes.scores import SCORES
 from graphprune.planning.index_scores import at_places, rows_of
-from graphprune.planning.interfaces import Evidence, Score
+from graphprune.planning.interfaces import Evidence, ScoreMethod
 
 
-class Magnitude(Score):
+class Magnitude(ScoreMethod):
     """L2 norm of all weights at an index, over every parameter of the group."""
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:
@@ -21,7 +21,7 @@ class Magnitude(Score):
         return torch.stack(places).sum(0).sqrt()
 
 
-class Random(Score):
+class Random(ScoreMethod):
     """Uniform noise, reproducible by seed and group."""
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:

@@ -16,10 +16,10 @@ from graphprune.axes.groups import Group
 from graphprune.axes.rule import Consumer
 from graphprune.passes.scores import SCORES
 from graphprune.planning.index_scores import at_producers
-from graphprune.planning.interfaces import Evidence, Score
+from graphprune.planning.interfaces import Evidence, ScoreMethod
 
 
-class Spectrum(Score):
+class Spectrum(ScoreMethod):
     """Contribution of the rows of an index to the nuclear norm of its producers."""
 
     def applies(self, group: Group, consumers: Sequence[Consumer]) -> bool:

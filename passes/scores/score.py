@@ -10,7 +10,7 @@ from graphprune.passes.scores import SCORES
 from graphprune.pipeline import PASSES, Pass
 from graphprune.planning.facts import Eligible, Scores
 from graphprune.planning.interfaces import Evidence
-from graphprune.statistics.moments import Gradients, Statistics
+from graphprune.statistics.moments import GradientSums, Statistics
 
 
 @PASSES.register("score")
@@ -21,7 +21,7 @@ class Score(Pass):
     name: ClassVar[str] = "score"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible)
     makes: ClassVar[tuple[type, ...]] = (Scores,)
-    frugal: ClassVar[bool] = True
+    memory_bounded: ClassVar[bool] = True
     by: str = "magnitude"
     seed: int = 0
 
@@ -33,7 +33,7 @@ class Score(Pass):
         """
         method, dependencies = SCORES[self.by], program.fact(Dependencies)
         groups = in_play(program, self.by)
-        statistics, gradients = program.facts.get(Statistics), program.facts.get(Gradients)
+        statistics, gradients = program.facts.get(Statistics), program.facts.get(GradientSums)
         evidence = Evidence(program, dependencies, statistics, self.seed, gradients)
         scores = {group.name: method.score(group, evidence) for group in groups}
         return program.with_facts(Scores(scores, self.by), replace(program.fact(Eligible), groups=groups))

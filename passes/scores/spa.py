@@ -15,7 +15,7 @@ from torch import Tensor
 from graphprune.axes.groups import Group
 from graphprune.passes.scores import SCORES
 from graphprune.planning.index_scores import at_places
-from graphprune.planning.interfaces import Evidence, Score
+from graphprune.planning.interfaces import Evidence, ScoreMethod
 
 #: Reduces values of shape (places, rows, size) to one score for each index.
 Reduction = Callable[[Tensor], Tensor]
@@ -28,7 +28,7 @@ REDUCTIONS: dict[str, Reduction] = {
 
 
 @dataclass(frozen=True)
-class Spa(Score):
+class Spa(ScoreMethod):
     """Absolute weights at an index, relative to the mean over all indices, reduced over the places."""
 
     reduce: Reduction

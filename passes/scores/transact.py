@@ -12,12 +12,12 @@ from graphprune.axes.groups import Group
 from graphprune.axes.rule import Consumer
 from graphprune.passes.scores import SCORES
 from graphprune.planning.index_scores import Outermost, at_consumers, at_producers, greatest
-from graphprune.planning.interfaces import Evidence, Score
+from graphprune.planning.interfaces import Evidence, ScoreMethod
 
 PEAK = 10.0
 
 
-class Transact(Score):
+class Transact(ScoreMethod):
     """Norm ``(sum over tokens of a_j^2)^(1/2)``, at the inputs of consumers or else the outputs of producers."""
 
     moments = "full"
@@ -34,7 +34,7 @@ class Transact(Score):
         return at_producers(group, evidence, lambda producer: energy(producer, evidence)).sqrt()
 
 
-class Heads(Outermost):
+class HeadNorms(Outermost):
     """Mean plus weighted maximum of the norms of the columns of an index; the norm itself for a single column."""
 
     moments = "diagonal"
@@ -62,4 +62,4 @@ def energy(producer: Consumer, evidence: Evidence) -> Tensor:
 
 
 SCORES.register("transact")(Transact())
-SCORES.register("transact-heads")(Heads())
+SCORES.register("transact-heads")(HeadNorms())

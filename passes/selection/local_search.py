@@ -26,14 +26,14 @@ from graphprune.solvers.normal_equations import DEFAULT, damped
 from graphprune.statistics.moments import Statistics
 
 
-@PASSES.register("swap")
+@PASSES.register("local-search")
 @dataclass(frozen=True)
-class Swap(Pass):
+class LocalSearch(Pass):
     """Improve a plan by at most `rounds` exchanges in every group that linear maps contract, widths staying as they
     are. It begins with a tenth of what is kept, and halves that whenever nothing is gained. Each group is looked at by
     itself, as if no other were cut; it wants full second moments."""
 
-    name: ClassVar[str] = "swap"
+    name: ClassVar[str] = "local-search"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Statistics, Plan)
     makes: ClassVar[tuple[type, ...]] = (Plan,)
     rounds: int = 16

@@ -22,7 +22,7 @@ class Select(Pass):
     name: ClassVar[str] = "select"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible, Scores, Shares)
     makes: ClassVar[tuple[type, ...]] = (Plan,)
-    frugal: ClassVar[bool] = True
+    memory_bounded: ClassVar[bool] = True
     align: int = 1
 
     def check(self) -> None:

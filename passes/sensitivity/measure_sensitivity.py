@@ -41,7 +41,7 @@ from graphprune.support.journal import Journal
 NONE = "none"
 
 
-@PASSES.register("sense")
+@PASSES.register("measure-sensitivity")
 @dataclass(frozen=True)
 class Sense(Pass):
     """Cut each group alone by the shares `ratios`, by its scores, and measure the loss (see `Objective`) on held-out
@@ -49,7 +49,7 @@ class Sense(Pass):
     method (``none``: not at all). `journal` names a file in which the trials of finished groups are kept, so that
     the same work goes on where it stopped."""
 
-    name: ClassVar[str] = "sense"
+    name: ClassVar[str] = "measure-sensitivity"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible, Scores, Calibration)
     makes: ClassVar[tuple[type, ...]] = (Sensitivities,)
     ratios: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75)

@@ -20,7 +20,7 @@ class Verify(Pass):
     name: ClassVar[str] = "verify"
     needs: ClassVar[tuple[type, ...]] = (Rewritten, Plan)
     makes: ClassVar[tuple[type, ...]] = (Verification,)
-    frugal: ClassVar[bool] = True
+    memory_bounded: ClassVar[bool] = True
 
     def run(self, program: Program) -> Program:
         """The program with the verification.

@@ -233,7 +233,7 @@ UNKNOWN = [
     (
         "rewrite",
         PipelineError,
-        "pass 1, rewrite, needs Plan, .* put one of these before it: drop, ranks, select, swap$",
+        "pass 1, rewrite, needs Plan, .* put one of these before it: allocate-ranks, drop-blocks, local-",
     ),
 ]
 

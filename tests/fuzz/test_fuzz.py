@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, find, given, seed, settings
 
 from graphprune.axes.algebra import Prime
-from graphprune.axes.rule import Call
+from graphprune.axes.rule import OpCall
 from graphprune.passes.analysis import find_groups
 from graphprune.passes.analysis.axis_flow import AxisFlow
 from graphprune.passes.operators import RULES
@@ -101,9 +101,9 @@ def all_quiet(flow: AxisFlow, rules: Any) -> Iterator[tuple[Prime, str]]:
     return iter(())
 
 
-def as_it_was(self: Any, cut: Any, node: Any) -> Call:
+def as_it_was(self: Any, cut: Any, node: Any) -> OpCall:
     """Literals stay as they are."""
-    return Call(node.target, node.args, dict(node.kwargs))
+    return OpCall(node.target, node.args, dict(node.kwargs))
 
 
 PLAIN = [

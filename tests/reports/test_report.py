@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from graphprune.errors import LoadError
-from graphprune.reports.report import Calibration, Report, card, plain
+from graphprune.reports.report import CalibrationReport, Report, card, plain
 
 
 def example(**changes: object) -> Report:
@@ -20,7 +20,7 @@ def example(**changes: object) -> Report:
         "sparsity_asked": 0.2,
         "plan": "cafe",
         "program": "beef",
-        "calibration": Calibration("text.txt", 128, 512),
+        "calibration": CalibrationReport("text.txt", 128, 512),
         "widths": {"layers.0.mlp": (64, 48)},
         "seconds": {"trace": 1.0, "refit": 2.5},
         "peak_memory": 3 << 20,
@@ -87,7 +87,7 @@ def test_a_broken_report_is_refused_by_name(tmp_path: Path, content: str) -> Non
 
 
 def test_plain_values_are_json() -> None:
-    given = {"a": float("nan"), "b": (1, Path("x")), 3: {True}, "c": Calibration("s", 1, 2)}
+    given = {"a": float("nan"), "b": (1, Path("x")), 3: {True}, "c": CalibrationReport("s", 1, 2)}
     assert plain(given) == {
         "a": None,
         "b": [1, "x"],

@@ -13,7 +13,7 @@ from graphprune.display import html
 from graphprune.errors import CalibrationError, PlanError
 from graphprune.reports import report as report_module
 from graphprune.reports.grouping import by_kind, by_layer, strips, together
-from graphprune.reports.report import Calibration, Quality, Report
+from graphprune.reports.report import CalibrationReport, Quality, Report
 
 HOSTILE = "<script>alert('x')</script>\"&"
 EMPTY = ("br", "hr", "img", "input", "link", "meta")
@@ -66,7 +66,7 @@ def example(**changes: Any) -> Report:
     given: dict[str, Any] = {
         "model": "some/folder", "recipe": "fasp", "destination": "stock", "parameters_before": 1000,
         "parameters_after": 800, "sparsity_asked": 0.2, "plan": "cafe", "program": "beef",
-        "calibration": Calibration("text.txt", 128, 512),
+        "calibration": CalibrationReport("text.txt", 128, 512),
         "widths": {"layers.0.mlp:0": (64, 48), "layers.1.mlp:0": (64, 32)},
         "seconds": {"calibrate": 1.0, "refit": 130.0}, "memory": {"calibrate": 3 << 20, "refit": 2 << 20},
         "peak_memory": 4 << 20, "errors": {"masked against rewritten": 2e-7}, "loads_with": ("`graphprune.load`",),
@@ -114,7 +114,7 @@ def test_what_a_page_is_given_is_escaped() -> None:
         version=HOSTILE, errors={HOSTILE: 1e-7}, loads_with=(HOSTILE,), widths={f"a.0.{HOSTILE}:0": (4, 2)},
         seconds={HOSTILE: 1.0},
         memory={HOSTILE: 1}, counts={f"a.0.{HOSTILE}": (4, 2)}, quality=(Quality(HOSTILE, 1, 2, 3.0, 4.0),),
-        calibration=Calibration(HOSTILE, 1, 2), plan=HOSTILE, base_model=HOSTILE,
+        calibration=CalibrationReport(HOSTILE, 1, 2), plan=HOSTILE, base_model=HOSTILE,
     )  # fmt: skip
     for text in (hostile._repr_html_(), html.page("report.html", HOSTILE, **_values(hostile))):
         found = alone(text)

@@ -9,8 +9,8 @@ from torch import Tensor
 import graphprune as gp
 from graphprune.ir.program import Program
 from graphprune.passes.calibration.calibrate import Calibrate
-from graphprune.passes.low_rank.allocate_ranks import Ranks
-from graphprune.passes.low_rank.factorize import Factorise
+from graphprune.passes.low_rank.allocate_ranks import AllocateRanks
+from graphprune.passes.low_rank.factorize import Factorize
 from graphprune.passes.reconstructions.refit import Refit
 from graphprune.statistics.collector import attended
 from graphprune.statistics.moments import Statistics
@@ -69,7 +69,12 @@ def test_a_refit_does_not_count_it_either(encoder: Program, statistics: str) -> 
 def test_factors_do_not_count_it_either(encoder: Program) -> None:
     weights = []
     for batches in (alone(), padded(alone(), len(LENGTHS))):
-        steps = gp.Analyze(), Ranks(ratio=0.4), Calibrate(batches=batches, moments="none"), Factorise(damping=0.1)
+        steps = (
+            gp.Analyze(),
+            AllocateRanks(ratio=0.4),
+            Calibrate(batches=batches, moments="none"),
+            Factorize(damping=0.1),
+        )
         weights.append(gp.Pipeline(steps)(encoder).module())
     _, named = alone()[1]
     for left, right in zip(*(module(**named).values() for module in weights), strict=True):

@@ -68,7 +68,7 @@ def test_calibration_has_no_padding_and_is_drawn_by_the_seed(options: argparse.N
     assert [part.tolist() for part in ids] != [call[1]["input_ids"].tolist() for call, _ in other]
 
 
-@pytest.mark.parametrize("method", ["flap/uniform", "fisher/global/refit{by=affine},norms", "liar"])
+@pytest.mark.parametrize("method", ["flap/uniform", "fisher/global/refit{by=affine},batch-norm-statistics", "liar"])
 def test_half_of_the_blocks_goes_and_nothing_else(options: argparse.Namespace, method: str) -> None:
     receiver, sender = Pipe(duplex=False)
     work(Run(method, 0.5, 64, 0), options, sender)
@@ -82,7 +82,7 @@ def test_half_of_the_blocks_goes_and_nothing_else(options: argparse.Namespace, m
 
 def test_what_comes_after_the_cut_are_passes(options: argparse.Namespace) -> None:
     drawn = encoder(options).draw(8, 0)
-    text = "flap/global/refit{by=least-squares,statistics=mixed,producers=true},norms"
+    text = "flap/global/refit{by=least-squares,statistics=mixed,producers=true},batch-norm-statistics"
     kinds = [type(step) for step in passes(text, Options(0.2), drawn).passes]
     assert kinds[-4:-1] == [gp.Rewrite, Refit, Norms]
     with pytest.raises(PipelineError, match="has no option 'way'"):

@@ -16,7 +16,7 @@ from graphprune.errors import ExportError
 from graphprune.evaluation.perplexity import perplexity, windows_of
 from graphprune.exporters.export_folders import export_report
 from graphprune.exporters.onnx_tools.onnx_files import model_file
-from graphprune.exporters.onnx_tools.sessions import Runner
+from graphprune.exporters.onnx_tools.sessions import OnnxRunner
 from graphprune.support.memory import peak_memory
 from tools.export_benchmark.labelled import Item, answers, items
 from tools.export_benchmark.opened import Opened, opened
@@ -116,7 +116,7 @@ def _turn(model: Opened, reader: Reader | None, options: argparse.Namespace) -> 
     """
     if reader is not None:
         return _written(reader, options)
-    if not isinstance(model.runs, Runner):
+    if not isinstance(model.runs, OnnxRunner):
         raise ExportError("what is no decoder and no ONNX file is measured on labelled items; give --labelled FILE")
     feeds = {name: _filled(name, value.shape, value.type) for name, value in model.runs.inputs.items()}
     return {"run": [_timed(lambda: model.runs.run(feeds))]}

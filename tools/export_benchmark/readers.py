@@ -10,7 +10,7 @@ from torch import Tensor
 
 from graphprune.exporters.checks.genai_runtime import Writer
 from graphprune.exporters.gguf_tools.gguf_runtime import Runtime
-from graphprune.exporters.onnx_tools.sessions import CUDA, Runner
+from graphprune.exporters.onnx_tools.sessions import CUDA, OnnxRunner
 from graphprune.exporters.subjects.static_decoders import Stepwise
 from graphprune.exporters.subjects.subject import PAST, PRESENT, Subject, following
 from tools.export_benchmark.opened import Opened
@@ -39,7 +39,7 @@ def reader_of(model: Opened, length: int) -> Reader | None:
         return None
     if model.length is not None:
         return Window(model)
-    return Bound(runs) if isinstance(runs, Runner) and runs.provider == CUDA else Cached(model)
+    return Bound(runs) if isinstance(runs, OnnxRunner) and runs.provider == CUDA else Cached(model)
 
 
 class Cached:
@@ -91,7 +91,7 @@ class Window(Cached):
 class Bound:
     """A session of ONNX Runtime whose cache never leaves the device of its provider."""
 
-    def __init__(self, runner: Runner) -> None:
+    def __init__(self, runner: OnnxRunner) -> None:
         self.session, self.takes = runner.session, runner.inputs
         self.device = "cuda" if runner.provider == CUDA else "cpu"
         self.outputs = [value.name for value in runner.session.get_outputs()]
@@ -186,7 +186,7 @@ def step_feeds(ids: Tensor, done: int) -> dict[str, Tensor]:
 
 def _cache_shapes(runs: Any) -> dict[str, tuple[int, int, int]]:
     """Heads, places and the size of a head, by the inputs that hold a cache; free sizes mean nothing."""
-    if isinstance(runs, Runner):
+    if isinstance(runs, OnnxRunner):
         shapes: Mapping[str, Any] = {name: value.shape for name, value in runs.inputs.items()}
     elif isinstance(runs, Subject):
         shapes = {name: leaf.shape for name, leaf in runs.example().items()}

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from graphprune.axes.algebra import Axis, Prime, Product, primes, resolve
-from graphprune.axes.explanations import Dimension, Freedom, Part, Reason
+from graphprune.axes.explanations import Dimension, DimensionPart, Freedom, Reason
 from graphprune.axes.groups import Dependencies, Group
 from graphprune.axes.index_sets import width
 from graphprune.errors import LoadError, RegistryError
@@ -138,7 +138,7 @@ class _Writer:
         parts = dict(zip(dict.fromkeys(primes(axis)), dimension.parts, strict=True))
         return {"size": dimension.size, "text": dimension.structure, "axis": self._axis(axis, parts)}
 
-    def _axis(self, axis: Axis, parts: Mapping[Prime, Part]) -> dict[str, Any]:
+    def _axis(self, axis: Axis, parts: Mapping[Prime, DimensionPart]) -> dict[str, Any]:
         """An axis as a tree: its size `n`, and its factors, its segments, its group, or the reasons why it stays."""
         axis = resolve(axis)
         if not isinstance(axis, Prime):

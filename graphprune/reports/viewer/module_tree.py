@@ -21,7 +21,7 @@ PART = 50
 
 
 @dataclass(frozen=True)
-class Call:
+class GraphCall:
     """An operator, an input or the output: its module, the calls and tensors it reads, its groups, and its code.
 
     `module` is the path of the innermost module that runs it, `groups` are names, `type` is such as
@@ -76,16 +76,16 @@ class Modules:
         return next((path for path in _around(path) if path in self.classes), "")
 
     @cached_property
-    def calls(self) -> tuple[Call, ...]:
+    def calls(self) -> tuple[GraphCall, ...]:
         """What the graph computes, in order; where a module has too much of its own to be shown, it is set apart."""
         found = [self._call(node) for node in self.program.graph.nodes if _shown(node)]
         known = {call.name for call in found}
         found = [replace(call, inputs=tuple(name for name in call.inputs if name in known)) for call in found]
         return tuple(_in_parts(_quiet_apart(found)))
 
-    def _call(self, node: fx.Node) -> Call:
+    def _call(self, node: fx.Node) -> GraphCall:
         reads = list(node.all_input_nodes)
-        return Call(
+        return GraphCall(
             name=node.name,
             operator=_operator(node),
             module=self.owners[node.name],
@@ -128,14 +128,14 @@ def _operator(node: fx.Node) -> str:
     return str(getattr(node.target, "__name__", node.target)).removeprefix("aten.").partition(".")[0]
 
 
-def _quiet_apart(calls: Sequence[Call]) -> list[Call]:
+def _quiet_apart(calls: Sequence[GraphCall]) -> list[GraphCall]:
     """What touches no group is set apart in a module that has more than a few of them: positions and masks, mostly."""
     quiet = {c.name for c in calls if not c.groups and not c.tensors and c.operator not in ("input", "output")}
     many = Counter(call.module for call in calls if call.name in quiet)
     return [_apart(c, "without a group") if c.name in quiet and many[c.module] > FEW else c for c in calls]
 
 
-def _in_parts(calls: Sequence[Call]) -> list[Call]:
+def _in_parts(calls: Sequence[GraphCall]) -> list[GraphCall]:
     """What one module does itself is folded in parts if it is too much to be seen at once."""
     total, before = Counter(call.module for call in calls), defaultdict[str, int](int)
     found = []
@@ -147,5 +147,5 @@ def _in_parts(calls: Sequence[Call]) -> list[Call]:
     return found
 
 
-def _apart(call: Call, what: str) -> Call:
+def _apart(call: GraphCall, what: str) -> GraphCall:
     return replace(call, module=f"{call.module}.{MARK}operators {what}".lstrip("."))

@@ -11,7 +11,7 @@ import graphprune as gp
 from graphprune.errors import PlanError
 from graphprune.execution.equivalence import Verification
 from graphprune.ir.program import Program
-from graphprune.passes.allocation.iterative import Shots
+from graphprune.passes.allocation.iterative import Iterative
 from graphprune.passes.calibration.calibrate import Calibrate
 from graphprune.passes.reconstructions.refit import Refit
 from graphprune.pipeline import Pipeline
@@ -38,7 +38,7 @@ def program() -> Program:
 def test_two_shots_are_cut_refit_look_cut(program: Program) -> None:
     """By hand: a quarter goes, what is left is refitted and judged by itself, and loses a third."""
     again = (Calibrate(batches=calls(6, 4)),)
-    got = Shots(2, again, SCORING, ALLOCATE, SELECT, (Refit(),))(program)
+    got = Iterative(2, again, SCORING, ALLOCATE, SELECT, (Refit(),))(program)
     steps = *SCORING, gp.Allocate(ratio=0.25), SELECT, gp.Rewrite(), Refit()
     quarter = Pipeline(steps, tuple(program.facts))(program)
     x = torch.cat([args[0] for args, _ in calls(6, 4)]).double()
@@ -55,7 +55,7 @@ def test_two_shots_are_cut_refit_look_cut(program: Program) -> None:
 
 def test_one_shot_is_none(program: Program) -> None:
     plain = Pipeline((*SCORING, ALLOCATE, SELECT), tuple(program.facts))(program)
-    assert Shots(1, (), SCORING, ALLOCATE, SELECT)(program).fact(Plan).digest == plain.fact(Plan).digest
+    assert Iterative(1, (), SCORING, ALLOCATE, SELECT)(program).fact(Plan).digest == plain.fact(Plan).digest
 
 
 def test_shares_fall_linearly_and_what_is_gone_stays_gone(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +70,7 @@ def test_shares_fall_linearly_and_what_is_gone_stays_gone(program: Program, monk
         return made
 
     monkeypatch.setattr(gp.Select, "run", watched)
-    made = Shots(3, (Calibrate(batches=calls(6, 4)),), SCORING, ALLOCATE, SELECT, (Refit(),))(program)
+    made = Iterative(3, (Calibrate(batches=calls(6, 4)),), SCORING, ALLOCATE, SELECT, (Refit(),))(program)
     assert widths == [10, 8, 6] and kept[0] > kept[1] > kept[2]
     assert made.fact(Scores).by_group["0.weight:0"].shape == (1, 12)
 
@@ -95,4 +95,4 @@ def test_where_there_are_no_shots_is_said() -> None:
         with pytest.raises(PlanError, match=f"recipe {name} takes a single shot"):
             planning(RECIPES[name], Options(sparsity=0.3, shots=2), None)
     with pytest.raises(PlanError, match="positive whole number"):
-        Pipeline((Shots(0, (), SCORING, ALLOCATE, SELECT),), given=Shots.needs)
+        Pipeline((Iterative(0, (), SCORING, ALLOCATE, SELECT),), given=Iterative.needs)

@@ -16,7 +16,7 @@ from graphprune.errors import LoadError, PlanError
 from graphprune.execution import latency
 from graphprune.execution.latency import Piece
 from graphprune.ir.program import Program
-from graphprune.passes.calibration.measure_latency import Measure
+from graphprune.passes.calibration.measure_latency import MeasureLatency
 from graphprune.planning.budget import Budget, Knob
 
 
@@ -42,7 +42,7 @@ def budget(program: Program, target: int = 0) -> Budget:
 def test_latencies_add_up_and_multiply(program: Program, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(latency, "measure", made_up)
     file = tmp_path / "table.json"
-    measured = Measure(table=str(file))(program)
+    measured = MeasureLatency(table=str(file))(program)
     found = budget(measured)
     assert found.total == 4 * 10 + 10 * 6 + 6 * 4 + 4 * 4
     first, second, third = (group.name for group in measured.fact(Dependencies).groups)
@@ -53,7 +53,7 @@ def test_latencies_add_up_and_multiply(program: Program, monkeypatch: pytest.Mon
     assert solved.removed(solved.widths(shares)) == pytest.approx(40, abs=0.01)
 
     monkeypatch.setattr(latency, "measure", None)  # what is in the file is not measured again
-    assert budget(Measure(table=str(file))(program)).total == found.total
+    assert budget(MeasureLatency(table=str(file))(program)).total == found.total
     assert "threads" in json.loads(file.read_text())["machine"]
 
 
@@ -71,7 +71,7 @@ def test_layers_that_are_alike_are_measured_once(
     counts = []
     for layers in (2, 4):
         program = gp.trace(tiny("llama", num_hidden_layers=layers, use_cache=False), (), inputs("llama"))
-        found = Measure("fasp", table=str(tmp_path / "table.json"))(gp.Analyze()(program)).fact(Dependencies)
+        found = MeasureLatency("fasp", table=str(tmp_path / "table.json"))(gp.Analyze()(program)).fact(Dependencies)
         counts.append(len(seen))
         assert sum(isinstance(term, Curve) and bool(term.dims) for term in found.terms["latency"]) == 2 * layers
     assert (
@@ -81,7 +81,7 @@ def test_layers_that_are_alike_are_measured_once(
 
 @pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
 def test_a_real_measurement_is_sane(program: Program, runtime: str, tmp_path: Path) -> None:
-    measured = Measure(runtime=runtime, table=str(tmp_path / "table.json"), points=2)(program)
+    measured = MeasureLatency(runtime=runtime, table=str(tmp_path / "table.json"), points=2)(program)
     for term in measured.fact(Dependencies).terms["latency"]:
         assert isinstance(term, Curve) and term.factor > 0
         for points in term.points:
@@ -101,18 +101,18 @@ def test_a_plan_meets_a_latency(program: Program, monkeypatch: pytest.MonkeyPatc
 
 def test_what_cannot_be_measured_is_said(program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(PlanError, match="no runtime 'tpu'; choose one of onnxruntime, onnxruntime-cuda, torch"):
-        Measure(runtime="tpu")(program)
+        MeasureLatency(runtime="tpu")(program)
     file = tmp_path / "table.json"
     file.write_text("{}")
     with pytest.raises(LoadError, match="is no table of latencies"):
-        Measure(table=str(file))(program)
+        MeasureLatency(table=str(file))(program)
     file.write_text(json.dumps({"format": 1, "runtime": "torch", "machine": "", "seconds": {}}))
     with pytest.raises(LoadError, match="of format 1 for torch, not 1 for onnxruntime"):
-        Measure(table=str(file))(program)
+        MeasureLatency(table=str(file))(program)
 
     def fail(*given: object) -> None:
         raise RuntimeError("no kernel")
 
     monkeypatch.setattr(latency, "_in_torch", fail)
     with pytest.raises(PlanError, match="torch cannot run a piece of the model, .*: no kernel"):
-        Measure(runtime="torch", table=str(tmp_path / "other.json"))(program)
+        MeasureLatency(runtime="torch", table=str(tmp_path / "other.json"))(program)

@@ -20,8 +20,8 @@ from graphprune.frontends.modules import trace
 from graphprune.ir.program import Factored, Program, Rewritten
 from graphprune.passes.calibration.calibrate import Calibrate, sweep
 from graphprune.passes.calibration.gradients import Gradients
-from graphprune.passes.low_rank.allocate_ranks import Ranks, ranked_errors, shape_of
-from graphprune.passes.low_rank.factorize import Factorise
+from graphprune.passes.low_rank.allocate_ranks import AllocateRanks, ranked_errors, shape_of
+from graphprune.passes.low_rank.factorize import Factorize
 from graphprune.passes.reconstructions.finetune import Tune
 from graphprune.pipeline import Pass, Pipeline
 from graphprune.planning.facts import Refits
@@ -29,7 +29,7 @@ from graphprune.planning.plan import Plan
 from graphprune.solvers.factorable import factorable
 from graphprune.solvers.pivoted_factors import size
 from graphprune.statistics.collector import Calibration, Collector
-from graphprune.statistics.moments import Gradients as Gathered
+from graphprune.statistics.moments import GradientSums
 from graphprune.workflows.catalogue import RECIPES
 from graphprune.workflows.recipe import Options, pipeline
 
@@ -69,7 +69,7 @@ def low_rank(program: Program, *passes: Pass, **ranks: Any) -> Program:
     dtype = program.inputs[0][0].dtype
     calls: Any = tuple(((images(n).to(dtype),), {}) for n in range(40, 48))
     start = Pipeline((gp.Analyze(), Calibrate(batches=calls, moments="none")))(program)
-    return Pipeline((Ranks(**ranks), *passes, Factorise()), given=tuple(start.facts))(start)
+    return Pipeline((AllocateRanks(**ranks), *passes, Factorize()), given=tuple(start.facts))(start)
 
 
 def test_maps_of_their_own_become_factors_and_others_are_named() -> None:
@@ -92,8 +92,8 @@ def test_maps_of_their_own_become_factors_and_others_are_named() -> None:
 def test_factors_of_almost_full_rank_change_almost_nothing(rounds: int | None) -> None:
     program = mixed(torch.float64)
     calls: Any = tuple(((images(n).double(),), {}) for n in range(40, 48))
-    start = Pipeline((gp.Analyze(), Calibrate(batches=calls, moments="none"), Ranks(ratio=0.01)))(program)
-    small = Factorise(rounds=rounds, damping=0.0)(start)
+    start = Pipeline((gp.Analyze(), Calibrate(batches=calls, moments="none"), AllocateRanks(ratio=0.01)))(program)
+    small = Factorize(rounds=rounds, damping=0.0)(start)
     assert small.fact(Verification).max_error <= 1e-12
     assert small.count() < program.count()
     (x,) = program.inputs[0]
@@ -122,7 +122,7 @@ def test_macs_are_counted_where_weights_are_multiplied_most() -> None:
             return self.head(torch.tanh(self.mean(torch.tanh(self.all(x)).mean(1))))  # type: ignore[no-any-return]
 
     program = gp.Analyze()(trace(Two(), (torch.randn(2, 10, 16),)))
-    ranks = Ranks(sparsity=0.3, budget="macs")(program).fact(Plan).ranks
+    ranks = AllocateRanks(sparsity=0.3, budget="macs")(program).fact(Plan).ranks
     macs = {name: times * r * (32 - r) for (name, r), times in zip(ranks.items(), (20, 2), strict=True)}
     whole = 20 * 256 + 2 * 256 + 2 * 32
     assert list(ranks) == ["all.weight", "mean.weight"]
@@ -132,7 +132,7 @@ def test_macs_are_counted_where_weights_are_multiplied_most() -> None:
 def test_ranks_by_error_are_the_best_of_all_that_save_as_much() -> None:
     calls: Any = tuple(((images(n),), {}) for n in range(40, 48))
     start = Pipeline((gp.Analyze(), Calibrate(batches=calls, moments="none")))(mixed())
-    ranks = Ranks(sparsity=0.2, by="error", protect=("matmul", "bare*"))(start).fact(Plan).ranks
+    ranks = AllocateRanks(sparsity=0.2, by="error", protect=("matmul", "bare*"))(start).fact(Plan).ranks
     found, _ = factorable(start, gp.analyze(start), ("matmul", "bare*"))
     shapes = {c.weight: shape_of(start, c) for c in found}
     errors = ranked_errors(start, found)
@@ -151,9 +151,9 @@ def test_ranks_by_error_are_the_best_of_all_that_save_as_much() -> None:
     for name, tail in errors.items():
         assert tail[0] == pytest.approx(1.0) and tail[-1] == 0.0 and len(tail) == full[name] + 1
     with pytest.raises(CalibrationError, match="no calibration inputs for the errors of ranks; put calibrate before"):
-        Ranks(sparsity=0.2, by="error")(gp.Analyze()(mixed()))
+        AllocateRanks(sparsity=0.2, by="error")(gp.Analyze()(mixed()))
     with pytest.raises(PlanError, match="ranks are chosen by density or error or growth, not 'chance'"):
-        Ranks(sparsity=0.2, by="chance")(start)
+        AllocateRanks(sparsity=0.2, by="chance")(start)
 
 
 @pytest.mark.parametrize("cut", ["", "score{by=magnitude},allocate{ratio=0.1},select,rewrite,analyze"])
@@ -161,15 +161,15 @@ def test_growth_is_that_of_the_loss(cut: str) -> None:
     calls: Any = tuple(((images(n).double(),), {}) for n in range(40, 48))
     steps = gp.Analyze(), Calibrate(batches=calls), Gradients(lambda output, i: output.square().sum(), "maps", most=3)
     start = Pipeline(steps)(mixed(torch.float64))
-    assert start.fact(Gathered).batches == 3
+    assert start.fact(GradientSums).batches == 3
     program = Pipeline.parse(cut, tuple(start.facts))(start) if cut else start
-    ranks = Ranks(sparsity=0.4, by="growth", protect=("matmul",))(program).fact(Plan).ranks
+    ranks = AllocateRanks(sparsity=0.4, by="growth", protect=("matmul",))(program).fact(Plan).ranks
     found, _ = factorable(program, gp.analyze(program))
     errors, seen = ranked_errors(program, found, growth=True), Collector(found)
     sweep(program, program.fact(Calibration), seen)
     lost = {}
     for consumer in found:
-        g, s = program.fact(Gathered).outputs[consumer.node], seen.moments[consumer.node].second
+        g, s = program.fact(GradientSums).outputs[consumer.node], seen.moments[consumer.node].second
         w = consumer.matrix(program.weights[consumer.weight])
         if cut:
             kept = program.fact(Rewritten).keep.get(consumer.weight, {}).get(1 - consumer.dim, torch.arange(len(g)))
@@ -186,14 +186,14 @@ def test_growth_is_that_of_the_loss(cut: str) -> None:
         assert float(errors[name][0]) == pytest.approx(all_of_it / whole, rel=1e-4)
     assert ranks and "matmul" not in ranks
     with pytest.raises(CalibrationError, match="no gradients at the outputs of .*of=maps before the cut"):
-        Ranks(sparsity=0.4, by="growth")(program.without(Gathered))
+        AllocateRanks(sparsity=0.4, by="growth")(program.without(GradientSums))
 
 
 def test_inputs_are_those_that_factored_maps_before_make() -> None:
     def worst(mix: float) -> float:
         calls: Any = tuple(((images(n),), {}) for n in range(40, 48))
-        start = Pipeline((gp.Analyze(), Calibrate(batches=calls, moments="none"), Ranks(ratio=0.5)))(mixed())
-        small = Factorise(mix=mix)(start)
+        start = Pipeline((gp.Analyze(), Calibrate(batches=calls, moments="none"), AllocateRanks(ratio=0.5)))(mixed())
+        small = Factorize(mix=mix)(start)
         x = torch.cat([args[0] for args, _ in calls])
         return float(F.mse_loss(small.module()(x), mixed().module()(x)).detach())
 
@@ -204,7 +204,7 @@ def test_inputs_are_those_that_factored_maps_before_make() -> None:
 def test_encoders_and_decoders_become_factors(tiny: Tiny, inputs: Inputs, kind: str) -> None:
     program = trace(tiny(kind, **({"use_cache": False} if kind == "gpt2" else {})), (), inputs(kind))
     calls = tuple(((), inputs(kind)) for _ in range(2))
-    passes = gp.Analyze(), Ranks(sparsity=0.2), Calibrate(batches=calls, moments="none"), Factorise()
+    passes = gp.Analyze(), AllocateRanks(sparsity=0.2), Calibrate(batches=calls, moments="none"), Factorize()
     small = Pipeline(passes)(program)
     assert small.count() == pytest.approx(0.8 * program.count(), rel=0.01)
     assert small.fact(Verification).max_error <= 1e-4
@@ -217,11 +217,11 @@ def test_widths_first_or_ranks_first(tiny: Tiny, inputs: Inputs) -> None:
     start = Pipeline((gp.Analyze(), data))(program)
     width = "score{by=fasp},allocate{sparsity=0.1},select,rewrite,refit,verify"
     given = tuple(start.facts)
-    both = Pipeline.parse(f"{width},analyze,ranks{{sparsity=0.19}},factorise", given)(start)
+    both = Pipeline.parse(f"{width},analyze,allocate-ranks{{sparsity=0.19}},factorize", given)(start)
     assert both.count() == pytest.approx(0.81 * program.count(), rel=0.01)  # what was cut counts
     plan = both.fact(Plan)
     assert plan.groups and plan.ranks and both.fact(Verification).max_error <= 1e-4
-    ranked = Pipeline.parse("ranks{sparsity=0.1},factorise,analyze", given)(start)
+    ranked = Pipeline.parse("allocate-ranks{sparsity=0.1},factorize,analyze", given)(start)
     after = Pipeline((data,), given=tuple(ranked.facts))(ranked)
     other = Pipeline.parse("score{by=fasp},allocate{ratio=0.25},select,rewrite,verify", tuple(after.facts))(after)
     assert other.count() < ranked.count() and other.fact(Verification).max_error <= 1e-4
@@ -231,14 +231,14 @@ def test_widths_first_or_ranks_first(tiny: Tiny, inputs: Inputs) -> None:
 def test_a_refit_finds_widths_and_ranks_in_one_walk(tiny: Tiny, inputs: Inputs, statistics: str) -> None:
     program = trace(tiny("llama", use_cache=False), (), inputs("llama"))
     start = Pipeline((gp.Analyze(), Calibrate(batches=tuple(((), inputs("llama")) for _ in range(2)))))(program)
-    cut = "score{by=fasp},allocate{sparsity=0.1},select,rewrite,analyze,ranks{sparsity=0.19}"
+    cut = "score{by=fasp},allocate{sparsity=0.1},select,rewrite,analyze,allocate-ranks{sparsity=0.19}"
     whole = Pipeline.parse(f"{cut},refit{{statistics={statistics}}},verify", tuple(start.facts))(start)
     ranks, fits = whole.fact(Plan).ranks, whole.fact(Refits)
     assert fits.reduced == ranks.keys() == fits.by_weight.keys()
     for name, rank in ranks.items():
         values = torch.linalg.svdvals(whole.weights[name].double())
         assert values[rank - 1] > 1e3 * values[rank]
-    small = Pipeline.parse("factorise", tuple(whole.facts))(whole)
+    small = Pipeline.parse("factorize", tuple(whole.facts))(whole)
     assert small.count() == pytest.approx(0.81 * program.count(), rel=0.01)
     wanted, found = (part.module()(**inputs("llama"))["logits"] for part in (whole, small))
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
@@ -260,7 +260,7 @@ def test_a_recipe_cuts_lowers_ranks_and_tunes_the_factors(tiny: Tiny, inputs: In
 def test_ranks_are_left_out_where_no_destination_holds_factors() -> None:
     data = Calibrate(text="text.txt")
     free, stock = (pipeline(RECIPES["best"], Options(0.2, destination=name), data) for name in ("free", "stock"))
-    assert {"ranks", "factorise"} == {p.name for p in free.passes} - {p.name for p in stock.passes}
+    assert {"allocate-ranks", "factorize"} == {p.name for p in free.passes} - {p.name for p in stock.passes}
     shares = [next(p for p in found.passes if isinstance(p, gp.Allocate)).sparsity for found in (free, stock)]
     assert shares == pytest.approx([0.15, 0.2])
 
@@ -272,11 +272,11 @@ def test_refused_before_anything_is_calibrated(folder: Path, text: Path, tmp_pat
     with pytest.raises(PlanError, match="low rank saves parameters or macs, not 'kv_cache'"):
         gp.prune(folder, destination="free", budget="kv_cache", **options)
     with pytest.raises(PlanError, match="no linear map of the model can become factors"):
-        Ranks(ratio=0.5)(gp.Analyze()(trace(nn.Linear(4, 4), (torch.randn(2, 4),))))
+        AllocateRanks(ratio=0.5)(gp.Analyze()(trace(nn.Linear(4, 4), (torch.randn(2, 4),))))
     with pytest.raises(PlanError, match="give either sparsity"):
-        Pipeline((gp.Analyze(), Ranks()))
+        Pipeline((gp.Analyze(), AllocateRanks()))
     with pytest.raises(CalibrationError, match="mix is a share between 0 and 1, got 2"):
-        Factorise(mix=2).check()
+        Factorize(mix=2).check()
 
 
 def test_saved_and_loaded_again(folder: Path, text: Path, tmp_path: Path) -> None:
@@ -304,9 +304,11 @@ def test_saved_and_loaded_again(folder: Path, text: Path, tmp_path: Path) -> Non
 def test_modules_cannot_follow(tiny: Tiny, inputs: Inputs) -> None:
     model = tiny("bert")
     program = trace(model, (), inputs("bert"))
-    start = Pipeline((gp.Analyze(), Ranks(ratio=0.3), Calibrate(batches=(((), inputs("bert")),), moments="none")))
+    start = Pipeline(
+        (gp.Analyze(), AllocateRanks(ratio=0.3), Calibrate(batches=(((), inputs("bert")),), moments="none"))
+    )
     with pytest.raises(WriteBackError, match="a module has no layers that hold factors"):
-        Factorise()(start(program)).write_back(model)
+        Factorize()(start(program)).write_back(model)
 
 
 def test_protected_weights_stay() -> None:

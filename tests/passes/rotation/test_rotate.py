@@ -18,7 +18,7 @@ from graphprune.frontends.modules import trace
 from graphprune.ir.program import Program, Rewritten, Rotatable
 from graphprune.passes.allocation.allocate import Allocate
 from graphprune.passes.calibration.calibrate import Calibrate
-from graphprune.passes.rotation.fuse_norms import Streams
+from graphprune.passes.rotation.fuse_norms import FuseNorms
 from graphprune.passes.rotation.rotate import Rotate
 from graphprune.passes.selection.select import Select
 from graphprune.pipeline import Pipeline
@@ -85,7 +85,7 @@ def data(moments: str = "full") -> Calibrate:
 
 
 def rotated(program: Program, shortcuts: bool) -> Program:
-    return Pipeline((ANALYZE, Streams(shortcuts), data(), Rotate()))(program)
+    return Pipeline((ANALYZE, FuseNorms(shortcuts), data(), Rotate()))(program)
 
 
 @pytest.mark.parametrize("tied", [False, True])
@@ -160,23 +160,23 @@ def test_budgets_count_what_is_added(shortcuts: bool) -> None:
 
 def test_what_cannot_be_rotated_is_refused() -> None:
     with pytest.raises(PlanError, match="cannot be rotated, something else than linear maps and norms"):
-        Pipeline((ANALYZE, Streams()))(stack(between=nn.ReLU()))
+        Pipeline((ANALYZE, FuseNorms()))(stack(between=nn.ReLU()))
     with pytest.raises(PlanError, match="cannot be rotated"):
-        Pipeline((ANALYZE, Streams()))(stack(between=nn.LayerNorm(12)))  # its output is the stream itself
+        Pipeline((ANALYZE, FuseNorms()))(stack(between=nn.LayerNorm(12)))  # its output is the stream itself
     with pytest.raises(PlanError, match="no residual stream may be rotated"):
-        Pipeline((ANALYZE, Streams()))(trace(nn.Linear(4, 4), (torch.randn(2, 4),)))
-    with pytest.raises(PlanError, match=r"put analyze\{exact_only=False\} before streams"):
-        Pipeline((gp.Analyze(), Streams()))(stack())
+        Pipeline((ANALYZE, FuseNorms()))(trace(nn.Linear(4, 4), (torch.randn(2, 4),)))
+    with pytest.raises(PlanError, match=r"put analyze\{exact_only=false\} before fuse-norms"):
+        Pipeline((gp.Analyze(), FuseNorms()))(stack())
     with pytest.raises(CalibrationError, match="no full moments of the stream .* calibrate with moments=full"):
-        Pipeline((ANALYZE, Streams(), data("diagonal"), Rotate()))(stack())
+        Pipeline((ANALYZE, FuseNorms(), data("diagonal"), Rotate()))(stack())
     with pytest.raises(WriteBackError, match="the module has not the maps and norms of rotated streams"):
-        Streams()(ANALYZE(stack())).write_back(Stack().double())
+        FuseNorms()(ANALYZE(stack())).write_back(Stack().double())
 
 
 def test_refits_follow(tiny: Tiny, inputs: Inputs) -> None:
     program = trace(tiny("llama", use_cache=False), (), inputs("llama"))
     calls = Calibrate(batches=tuple(((), inputs("llama")) for _ in range(2)), moments="full")
-    start = Pipeline((ANALYZE, Streams(False), calls, Rotate()))(program)
+    start = Pipeline((ANALYZE, FuseNorms(False), calls, Rotate()))(program)
     text = "allocate{ratio=0.2},select,rewrite,refit,verify"
     small = Pipeline.parse(text, tuple(start.facts))(start)
     assert small.fact(Verification).max_error <= 1e-4
@@ -217,7 +217,7 @@ def test_one_rotation_of_all_needs_nothing_new(tiny: Tiny, inputs: Inputs, text:
     model = tiny("llama", tie_word_embeddings=False, use_cache=False)
     program = trace(model, (), inputs("llama"))
     calls = Calibrate(batches=(((), inputs("llama")),), moments="full")
-    start = Pipeline((ANALYZE, Streams(False), calls, Rotate(), Allocate(ratio=0.25), Select()))(program)
+    start = Pipeline((ANALYZE, FuseNorms(False), calls, Rotate(), Allocate(ratio=0.25), Select()))(program)
     small = Pipeline.parse("rewrite,verify", tuple(start.facts))(start)
     assert not small.fact(Rotatable).added
     small.write_back(model)

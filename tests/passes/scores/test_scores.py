@@ -23,8 +23,7 @@ from graphprune.planning.interfaces import Evidence
 from graphprune.planning.ranking import hull
 from graphprune.solvers.normal_equations import DEFAULT
 from graphprune.statistics.attention_maps import heads
-from graphprune.statistics.moments import Gradients as Found
-from graphprune.statistics.moments import Statistics
+from graphprune.statistics.moments import GradientSums, Statistics
 
 HEADS, SIZE = 3, 4
 
@@ -79,7 +78,7 @@ def group(program: Program, parameter: str, size: int) -> Group:
 
 
 def evidence(program: Program) -> Evidence:
-    facts = program.fact(Statistics), 0, program.fact(Found)
+    facts = program.fact(Statistics), 0, program.fact(GradientSums)
     return Evidence(program, program.fact(Dependencies), *facts)
 
 

@@ -12,7 +12,7 @@ from graphprune.axes.groups import Dependencies
 from graphprune.errors import CalibrationError
 from graphprune.ir.program import Program
 from graphprune.passes.calibration.calibrate import Calibrate
-from graphprune.passes.selection.local_search import Map, Swap, exchanged
+from graphprune.passes.selection.local_search import LocalSearch, Map, exchanged
 from graphprune.pipeline import Pipeline
 from graphprune.planning.interfaces import Evidence
 from graphprune.planning.plan import Plan
@@ -88,7 +88,7 @@ def program() -> Program:
 def test_a_plan_gets_better_at_the_same_widths(program: Program) -> None:
     steps = gp.Score("random"), gp.Allocate(ratio=0.5), gp.Select()
     planned = Pipeline(steps, tuple(program.facts))(program)
-    swapped = Swap()(planned)
+    swapped = LocalSearch()(planned)
     found = program.fact(Dependencies)
     evidence = Evidence(program, found, program.fact(Statistics))
     assert swapped.fact(Plan).widths == planned.fact(Plan).widths
@@ -100,6 +100,6 @@ def test_a_plan_gets_better_at_the_same_widths(program: Program) -> None:
 
 def test_diagonal_moments_do_not_do(program: Program) -> None:
     calibration = Calibrate(batches=tuple(((torch.randn(6, 4),), {}) for _ in range(2)))(program)
-    steps = gp.Score("magnitude"), gp.Allocate(ratio=0.5), gp.Select(), Swap()
+    steps = gp.Score("magnitude"), gp.Allocate(ratio=0.5), gp.Select(), LocalSearch()
     with pytest.raises(CalibrationError, match="swaps need full second moments"):
         Pipeline(steps, tuple(calibration.facts))(calibration)
