@@ -13,7 +13,7 @@ from graphprune.passes.operators import RULES, rule
 aten = torch.ops.aten
 
 
-class Filled(Rule):
+class ConstantFill(Rule):
     """One number everywhere: its sizes are literals."""
 
     def __init__(self, sizes: int) -> None:
@@ -39,8 +39,10 @@ class Filled(Rule):
         yield between(lambda y: torch.maximum(y + y.new_zeros(5, 8), torch.zeros(8)))
 
 
-RULES.register(aten.full.default, aten.zeros.default, aten.ones.default, aten.empty.memory_format)(Filled(0))
-RULES.register(aten.new_ones.default, aten.new_zeros.default, aten.new_full.default, aten.new_empty.default)(Filled(1))
+RULES.register(aten.full.default, aten.zeros.default, aten.ones.default, aten.empty.memory_format)(ConstantFill(0))
+RULES.register(aten.new_ones.default, aten.new_zeros.default, aten.new_full.default, aten.new_empty.default)(
+    ConstantFill(1)
+)
 
 
 class Generated(Rule):
