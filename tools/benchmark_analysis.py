@@ -41,7 +41,7 @@ def main() -> None:
         few, many = options.layers
         depths(few, many, options.repeats)
         return
-    print("| model | parameters | capture | analysis | groups | peak RSS |")
+    print("| model | parameters | capture time | analysis time | groups | peak RSS |")
     print("|---|---|---|---|---|---|")
     measure("32-layer Llama-2-7B shape, fake tensors", large, options.repeats)
     model = options.model or str(packaged())

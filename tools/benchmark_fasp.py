@@ -17,6 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # tools is a folder of the checkout
 
+from tools.dataset_names import perplexity_title
 from tools.documents import fill
 from tools.packaged import packaged
 
@@ -53,7 +54,7 @@ def arguments() -> argparse.Namespace:
 def rows(options: argparse.Namespace, folder: Path) -> Iterator[str]:
     """The lines of the table, each printed as soon as it is known."""
     model = options.model or str(packaged())
-    heads = [Path(text).name for text in options.evaluate]
+    heads = [perplexity_title(text) for text in options.evaluate]
     yield told("| model | parameters |", *(f" {head} |" for head in heads), " time | peak memory |")
     yield told("|---|---|", *("---|" for _ in heads), "---|---|")
     counted = cli("inspect", model)["parameters"]

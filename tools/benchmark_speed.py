@@ -97,8 +97,8 @@ def rows(options: argparse.Namespace, plain: float, runs: list[dict[str, Any]]) 
     recipe = RECIPES[options.recipe]
     sweeps = 2 if recipe.refit != "none" and recipe.statistics != "dense" else 1
     lines = [
-        f"| {options.recipe}, {options.samples} x {options.length} tokens | forward | pruning | of forward | of the "
-        "run | memory | estimated | with mapped files |",
+        f"| {options.recipe}, {options.samples} x {options.length} tokens | forward passes | pruning time | pruning / "
+        "forward passes | time of the whole run | memory | estimated memory | memory with mapped files |",
         "|---|---|---|---|---|---|---|---|",
     ]
     for run in runs:

@@ -38,7 +38,10 @@ def main() -> None:
     if not options.browser:
         parser.error("there is no chromium on PATH; name a browser of its kind with --browser")
     model = options.model or str(packaged())
-    lines = ["| model | nodes | page | written in | opened in | slowest |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| model | nodes | page size | time to write | median time to open | slowest |",
+        "|---|---|---|---|---|---|",
+    ]
     with sync_playwright() as playwright, tempfile.TemporaryDirectory() as folder:
         browser = playwright.chromium.launch(executable_path=options.browser, args=FLAGS)
         page = Path(folder) / "page.html"

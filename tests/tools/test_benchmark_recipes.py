@@ -25,16 +25,20 @@ def test_records_are_kept_and_a_broken_line_is_passed_over(tmp_path: Path) -> No
 
 
 def test_a_table_compares_with_the_dense_model() -> None:
-    dense = Record(Run(DENSE, 0.0, 0, 0), perplexity={"t": 2.0}, right={"q": [True] * 8}, parameters=2_000_000)
-    pruned = Record(RUN, perplexity={"t": 3.0}, right={"q": [False] * 8}, parameters=1_500_000, removed=0.25)
+    text, questions = "data/wikitext2.test.raw.gz", "q.jsonl"
+    dense = Record(Run(DENSE, 0.0, 0, 0), perplexity={text: 2.0}, right={questions: [True] * 8}, parameters=2_000_000)
+    pruned = Record(RUN, perplexity={text: 3.0}, right={questions: [False] * 8}, parameters=1_500_000, removed=0.25)
     lines = list(table([dense, pruned, Record(Run("flap", 0.2, 4, 16), fault="PlanError: no")]))
+    titles = "| WikiText-2 perplexity, lower is better | q accuracy (difference to dense) | parameters |"
+    assert lines[0].startswith(f"| recipe | parameters removed {titles}")
     assert lines[2:4] == [
         "| dense | 0.0% | 2.00 | 100.0% | 2.0 M | 0 K | 0 | 0 s | 0 MiB |",
         "| fasp | 25.0% | 3.00 | 0.0% (-100.0% to -100.0%) | 1.5 M | 0 K | 0 | 0 s | 0 MiB |",
     ]
     assert lines[4] == "\n`flap` at 20%: PlanError: no"
-    unasked = Record(Run("liar", 0.3, 4, 16), perplexity={"t": 4.0}, parameters=1_500_000, removed=0.25)
-    assert list(table([dense, unasked]))[3] == "| liar | 25.0% | 4.00 |  | 1.5 M | 0 K | 0 | 0 s | 0 MiB |"
+    without = Record(Run("liar", 0.3, 8, 16), perplexity={text: 4.0}, parameters=1_500_000, removed=0.25)
+    assert list(table([dense, without]))[3] == "| liar | 25.0% | 4.00 |  | 1.5 M | 0 K | 0 | 0 s | 0 MiB |"
+    assert list(table([pruned, without]))[3] == "| liar | 8 | 25.0% | 4.00 |  | 1.5 M | 0 K | 0 | 0 s | 0 MiB |"
 
 
 def test_the_interval_is_that_of_pairs() -> None:

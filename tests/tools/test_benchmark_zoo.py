@@ -73,8 +73,8 @@ def test_a_table_counts_by_family() -> None:
         record("hf/enc/bert", stage="trace", fault="TraceError: a\nbranch"),
     ]
     assert list(table(records, OUR_COLUMNS))[2:] == [
-        "| hf/clm | 2 | 2 | 2 | 2 | 2 | 1 | 1 | 30% | 2.00 s | 10 ms | 0.5% |",
-        "| hf/enc | 1 | 0 | 0 | 0 | 0 | 0 | 0 | - | - | - | - |",
+        "| transformers: causal language models | 2 | 2 | 2 | 2 | 2 | 1 | 1 | 30% | 2.00 s | 10 ms | 0.5% |",
+        "| transformers: text encoders | 1 | 0 | 0 | 0 | 0 | 0 | 0 | - | - | - | - |",
         "| total | 3 | 2 | 2 | 2 | 2 | 1 | 1 | 30% | 2.00 s | 10 ms | 0.5% |",
     ]
     assert list(failures(records)) == [
@@ -92,8 +92,8 @@ def test_tools_stand_side_by_side() -> None:
     mine = [record(exact=True, removed=0.5), record("hf/enc/bert", exact=True, removed=0.3)]
     others = [record(fault="time limit of 9 s"), record("hf/enc/bert", exact=True, removed=0.2)]
     assert list(comparison({"a": mine, "b": others}))[2:] == [
-        "| hf/clm | 1 | 1 (50%) | 0 (-), 1 out of time |",
-        "| hf/enc | 1 | 1 (30%) | 1 (20%) |",
+        "| transformers: causal language models | 1 | 1 (50%) | 0 (-), 1 out of time |",
+        "| transformers: text encoders | 1 | 1 (30%) | 1 (20%) |",
         "| total | 2 | 2 (40%) | 1 (20%), 1 out of time |",
     ]
 

@@ -2,19 +2,21 @@
 
 import statistics
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 
+from tools.dataset_names import perplexity_title
 from tools.export_benchmark.measure import Measured
 
 
 def table(found: Sequence[Measured]) -> Iterator[str]:
-    """One row a folder: how many tokens or items a second, and the median time of one with the 90th percentile."""
+    """One row a folder: tokens or items per second, and the median time of one with the 90th percentile."""
     kinds = list(found[0].seconds)
     texts = list(found[0].perplexity)
     labelled = found[0].right is not None
-    heads = ["folder", "MB", "parameters", "products", *kinds, *(f"realised, {kind}" for kind in kinds), "peak MB"]
-    heads += [f"perplexity, {Path(text).name.split('.')[0]}" for text in texts]
-    heads += ["accuracy", "error"] if labelled else ["error"]
+    heads = ["model", "size, MB", "parameters", "multiply-accumulates"]
+    heads += [f"{kind}: rate, median time (90th percentile)" for kind in kinds]
+    heads += [f"time saved / multiply-accumulates saved, {kind}" for kind in kinds]
+    heads += ["peak memory, MB", *map(perplexity_title, texts)]
+    heads += ["accuracy", "largest relative error"] if labelled else ["largest relative error"]
     yield f"| {' | '.join(heads)} |"
     yield f"|{'---|' * len(heads)}"
     for one in found:

@@ -72,10 +72,10 @@ def passes(method: str, asked: Options, drawn: Sequence[Batch]) -> gp.Pipeline:
 
 
 def table(records: Sequence[Record]) -> Iterator[str]:
-    """A row a method and sparsity: the median over seeds, in brackets the range, and what is kept of the dense."""
+    """One row a method and sparsity: the median over seeds with the range, also relative to the dense accuracy."""
     done = [record for record in records if not record.fault]
     dense = next((_accuracy(record) for record in done if record.run.recipe == DENSE), None)
-    yield "| method | gone | accuracy | of dense | seeds | time |"
+    yield "| method | parameters removed | accuracy | relative to dense | seeds | time |"
     yield "| --- | --- | --- | --- | --- | --- |"
     for run in dict.fromkeys((record.run.recipe, record.run.sparsity) for record in done):
         rows = [record for record in done if (record.run.recipe, record.run.sparsity) == run]

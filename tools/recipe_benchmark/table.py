@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from tools.dataset_names import dataset, perplexity_title
 from tools.recipe_benchmark.record import DENSE, Record
 
 DRAWS = 2000  # of the bootstrap
@@ -12,18 +13,21 @@ WORST = 1000.0  # perplexities above are not drawn
 
 
 def table(records: Sequence[Record]) -> Iterator[str]:
-    """A row a run, sorted by what is gone and by the first perplexity."""
+    """One row a run, sorted by sparsity and by the first perplexity."""
     dense = next((record for record in records if record.run.recipe == DENSE), None)
     done = [record for record in records if not record.fault]
     texts = list(dict.fromkeys(text for record in done for text in record.perplexity))
-    asked = list(dict.fromkeys(name for record in done for name in record.right))
-    yield _line(["recipe", "gone", *map(_short, texts), *map(_short, asked), "parameters", "MACs", "KV bytes", "time",
-                 "memory"])  # fmt: skip
-    yield _line(["---"] * (7 + len(texts) + len(asked)))
+    questions = list(dict.fromkeys(name for record in done for name in record.right))
+    titles = [*map(perplexity_title, texts), *(f"{dataset(name)} accuracy (difference to dense)" for name in questions)]
+    several = ["calibration samples"] if len({r.run.samples for r in done if r.run.recipe != DENSE}) > 1 else []
+    yield _line(["recipe", *several, "parameters removed", *titles, "parameters", "multiply-accumulates per token",
+                 "KV cache bytes per token", "pruning time", "peak memory"])  # fmt: skip
+    yield _line(["---"] * (7 + len(several) + len(titles)))
     for r in sorted(done, key=lambda r: (r.run.sparsity, next(iter(r.perplexity.values()), 0.0))):
         yield _line([
-            r.run.recipe, f"{r.removed:.1%}", *(f"{r.perplexity[t]:.2f}" if t in r.perplexity else "" for t in texts),
-            *(_accuracy(r.right.get(name, []), dense.right.get(name) if dense else None) for name in asked),
+            r.run.recipe, *(str(r.run.samples) for _ in several), f"{r.removed:.1%}",
+            *(f"{r.perplexity[text]:.2f}" if text in r.perplexity else "" for text in texts),
+            *(_accuracy(r.right.get(name, []), dense.right.get(name) if dense else None) for name in questions),
             _count(r.parameters), _count(r.macs), f"{r.cache:,}", f"{r.seconds:.0f} s",
             f"{r.memory / 2**20:,.0f} MiB",
         ])  # fmt: skip
@@ -37,8 +41,8 @@ def _count(number: int) -> str:
 
 
 def _accuracy(right: Sequence[bool], dense: Sequence[bool] | None) -> str:
-    """The share of right answers, and where 95 % of the bootstrapped differences from the dense model lie; nothing if
-    nothing was asked."""
+    """The share of right answers, and the 95 % bootstrap interval of its difference to that of the dense model; nothing
+    where there are no answers."""
     if not right:
         return ""
     text = f"{sum(right) / len(right):.1%}"
@@ -57,7 +61,7 @@ def interval(right: Sequence[bool], dense: Sequence[bool]) -> tuple[float, float
 
 
 def plot(records: Sequence[Record], folder: Path) -> None:
-    """One picture a text: perplexity over the share of the parameters that is gone, a line a recipe."""
+    """One picture a text: perplexity over the share of parameters removed, one line a recipe."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -72,14 +76,10 @@ def plot(records: Sequence[Record], folder: Path) -> None:
             own = sorted([*dense, *(r for r in done if r.run.recipe == recipe)], key=lambda r: r.removed)
             points = [(r.removed, r.perplexity[text]) for r in own if r.perplexity[text] < WORST]
             axes.plot(*zip(*points, strict=True), marker="o", label=recipe)
-        axes.set(xlabel="parameters removed", ylabel=f"perplexity, {_short(text)}", yscale="log")
+        axes.set(xlabel="parameters removed", ylabel=perplexity_title(text), yscale="log")
         axes.legend(fontsize="small")
-        figure.savefig(folder / f"{_short(text)}.png", dpi=150, bbox_inches="tight")
+        figure.savefig(folder / f"{Path(text).name}.png", dpi=150, bbox_inches="tight")
         pyplot.close(figure)
-
-
-def _short(path: str) -> str:
-    return Path(path).name
 
 
 def _line(cells: Sequence[str]) -> str:

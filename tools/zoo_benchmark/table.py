@@ -8,7 +8,13 @@ from statistics import median
 from tests import zoo
 from tools.zoo_benchmark.record import LATE, LEAST, Record
 
-FAMILIES = ("hf/clm", "hf/enc", "hf/s2s", "hf/img", "hf/aud", "hf/seg", "hf/depth", "hf/dual", "hf/base", "timm", "tv")
+FAMILIES = {
+    "hf/clm": "transformers: causal language models", "hf/enc": "transformers: text encoders",
+    "hf/s2s": "transformers: sequence to sequence", "hf/img": "transformers: image classifiers",
+    "hf/aud": "transformers: audio classifiers", "hf/seg": "transformers: segmentation",
+    "hf/depth": "transformers: depth estimation", "hf/dual": "transformers: dual encoders",
+    "hf/base": "transformers: others", "timm": "timm", "tv": "torchvision",
+}  # fmt: skip
 ANALYSIS = "analyze"
 REASON = 160  # characters
 PACKAGES = re.compile(r"\S*/site-packages/")  # where they are installed is nobody's concern
@@ -19,17 +25,17 @@ def table(records: Sequence[Record], columns: Sequence[Column]) -> Iterator[str]
     """The lines of the table of one tool."""
     yield _line(["family", *(head for head, _ in columns)])
     yield _line(["---"] * (1 + len(columns)))
-    for family in FAMILIES:
+    for family, title in FAMILIES.items():
         if own := _of(family, records):
-            yield _line([family, *(cell(own) for _, cell in columns)])
+            yield _line([title, *(cell(own) for _, cell in columns)])
     yield _line(["total", *(cell(records) for _, cell in columns)])
 
 
 def comparison(records: Mapping[str, Sequence[Record]]) -> Iterator[str]:
-    """The lines of one table for several tools, by name: exact models, the median of what is gone from these, and for
-    how many more there was no time."""
-    families = [(name, partial(_of, name)) for name in FAMILIES] + [("total", list)]
-    yield _line(["exact (parameters removed)", "models", *records])
+    """The lines of one table for several tools, by name: exact models, the median share of parameters removed from
+    these, and how many models ran out of time."""
+    families = [(title, partial(_of, name)) for name, title in FAMILIES.items()] + [("total", list)]
+    yield _line(["exact models (median of parameters removed)", "models", *records])
     yield _line(["---"] * (2 + len(records)))
     for name, own in families:
         if models := max(len(own(found)) for found in records.values()):
@@ -103,10 +109,10 @@ def _median(values: Sequence[float], text: str) -> str:
 
 
 OUR_COLUMNS: tuple[Column, ...] = (
-    ("models", len), ("captured", partial(_passed, "trace")), ("analysed", partial(_passed, ANALYSIS)),
-    ("cut", _pruned), ("exact", _exact), ("written back", _written_back), ("of these padded", _padded),
-    ("parameters removed", _removed),
-    ("capture", partial(_seconds, "trace")), ("analysis", _analysis), ("of capture", _share),
+    ("models", len), ("captured", partial(_passed, "trace")), ("analyzed", partial(_passed, ANALYSIS)),
+    ("pruned", _pruned), ("exact", _exact), ("written back", _written_back), ("of these with padding", _padded),
+    ("parameters removed", _removed), ("capture time", partial(_seconds, "trace")), ("analysis time", _analysis),
+    ("analysis / capture", _share),
 )  # fmt: skip
 PEER_COLUMNS: tuple[Column, ...] = (
     ("models", len), ("pruned", _pruned), ("still runs", partial(_passed, "run")),
