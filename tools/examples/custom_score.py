@@ -7,11 +7,11 @@ from graphprune.axes.groups import Group
 from graphprune.axes.rule import Consumer
 from graphprune.passes.scores import SCORES
 from graphprune.planning.index_scores import at_consumers
-from graphprune.planning.interfaces import Evidence, Score
+from graphprune.planning.interfaces import Evidence, ScoreMethod
 from tools.examples.small_cnn import accuracy, trained
 
 
-class Energy(Score):
+class Energy(ScoreMethod):
     """The energy that an index adds to the layers that read it: ``||W_j||^2 E[x_j^2]``, summed over these layers."""
 
     moments = "diagonal"  # the calibration statistics that it needs
