@@ -122,7 +122,7 @@ def test_element_wise_operators_make_of_masked_numbers_what_their_rule_says(targ
     for node in nodes:
         node.meta["val"] = torch.ones(3, dtype=dtype)
     for known in [dict.fromkeys(nodes, 0.0), dict.fromkeys(nodes, 1.0), *({node: 0.0} for node in nodes)]:
-        said = RULES[target].masked(call, MaskedArguments(known, frozenset(nodes), ()))
+        said = RULES[target].masked_value(call, MaskedArguments(known, frozenset(nodes), ()))
         for other in (1, 2, -3):
             values = [torch.full((3,), known.get(node, other), dtype=dtype or torch.float32) for node in nodes]
             if said is not None and isfinite(said):

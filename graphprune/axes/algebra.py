@@ -1,14 +1,14 @@
-"""The algebra of tensor axes: primes, products and sums, and the four operations on them.
+"""Algebra of tensor axes: primes, products and sums, and the four operations on them.
 
 An axis is one of
 
-* a `Prime` of some size: the unit that can be narrowed;
+* a `Prime` of some size: the unit that can be pruned;
 * a `Product` of axes, outermost first: ``(heads, head_dim)`` flattened to one dimension;
 * a `Sum` of axes, in order: the segments of a concatenation.
 
-Primes live in a union-find: `unify` makes two of them one, or binds a prime to a composite. `factor`
-sees an axis as ``(outer, rest)``, `cut` as consecutive segments, `pin` forbids narrowing, with a reason.
-Where two structures cannot be aligned, both are pinned: a freedom may be missed, never invented.
+Primes form a union-find: `unify` merges two of them, or binds a prime to a composite. `factor` splits an axis into
+``(outer, rest)``, `split_axis` into consecutive segments, and `pin` forbids pruning it, with a reason. Where two
+structures cannot be aligned, both are pinned: a possible cut may be missed, an impossible one is never offered.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from itertools import accumulate, count, pairwise
 from math import prod
 
-REASONS = 4  # so many are kept for an axis that cannot be cut
+MAX_REASONS = 4  # recorded for an axis that cannot be pruned
 _serial = count()
 
 
@@ -26,7 +26,7 @@ class Misaligned(Exception):  # noqa: N818 - control flow inside the algebra, ne
 
 @dataclass(eq=False)
 class Prime:
-    """An axis that can be narrowed as a whole; `bound` is what it turned out to be."""
+    """An indivisible axis, the unit of pruning; `bound` is the axis to which it was unified."""
 
     size: int
     pins: list[str] = field(default_factory=list)
@@ -53,7 +53,7 @@ class Product:
 
 @dataclass(frozen=True, eq=False)
 class Sum:
-    """Axes laid one after another in one dimension."""
+    """Axes concatenated in one dimension."""
 
     parts: tuple["Axis", ...]
 
@@ -70,35 +70,35 @@ UNIT = Product(())
 
 
 def prime(size: int, *pins: str) -> Axis:
-    """A fresh axis of `size`; of size 1 it is `UNIT`, which has nothing to cut."""
+    """A fresh axis of `size`; `UNIT` for size 1, which cannot be pruned."""
     return UNIT if size == 1 else Prime(size, list(pins))
 
 
 def resolve(axis: Axis) -> Axis:
-    """What `axis` is by now: bindings followed, nested products and sums flattened."""
+    """The current form of `axis`: bindings followed, nested products and sums flattened."""
     if isinstance(axis, Prime):
         if axis.bound is None:
             return axis
         axis.bound = resolve(axis.bound)
         return axis.bound
     parts = [resolve(part) for part in axis.parts]
-    return product(parts) if isinstance(axis, Product) else total(parts)
+    return product(parts) if isinstance(axis, Product) else direct_sum(parts)
 
 
 def product(parts: Sequence[Axis]) -> Axis:
-    """The flat product of resolved axes; one part alone stands for itself."""
-    flat = [p for part in parts for p in (part.parts if isinstance(part, Product) else (part,))]
-    return flat[0] if len(flat) == 1 else Product(tuple(flat))
+    """The flat product of resolved axes; the axis itself where there is one."""
+    factors = [p for part in parts for p in (part.parts if isinstance(part, Product) else (part,))]
+    return factors[0] if len(factors) == 1 else Product(tuple(factors))
 
 
-def total(parts: Sequence[Axis]) -> Axis:
-    """The flat sum of resolved axes, without empty segments."""
-    flat = [p for part in parts for p in (part.parts if isinstance(part, Sum) else (part,)) if p.size]
-    return flat[0] if len(flat) == 1 else Sum(tuple(flat))
+def direct_sum(parts: Sequence[Axis]) -> Axis:
+    """The flat sum of resolved axes, without empty segments; the axis itself where there is one."""
+    segments = [p for part in parts for p in (part.parts if isinstance(part, Sum) else (part,)) if p.size]
+    return segments[0] if len(segments) == 1 else Sum(tuple(segments))
 
 
 def primes(axis: Axis) -> Iterator[Prime]:
-    """Every prime in `axis`, in order, as often as it stands there."""
+    """The primes of `axis`, in order, with repetitions."""
     axis = resolve(axis)
     if isinstance(axis, Prime):
         yield axis
@@ -107,20 +107,20 @@ def primes(axis: Axis) -> Iterator[Prime]:
         yield from primes(part)
 
 
-def flat(dims: Iterable[Axis | tuple[Axis, ...]]) -> list[Axis]:
-    """The axes of a value; of one with several outputs, those of each, one output after the other."""
+def flatten_outputs(dims: Iterable[Axis | tuple[Axis, ...]]) -> list[Axis]:
+    """The axes of a value as one list; those of several outputs follow each other."""
     return [axis for item in dims for axis in (item if isinstance(item, tuple) else (item,))]
 
 
 def pin(axis: Axis, reason: str) -> None:
-    """Forbid narrowing any prime of `axis`; the first reasons are kept."""
+    """Forbid pruning any prime of `axis`; the first `MAX_REASONS` reasons are recorded."""
     for p in primes(axis):
-        if reason not in p.pins and len(p.pins) < REASONS:
+        if reason not in p.pins and len(p.pins) < MAX_REASONS:
             p.pins.append(reason)
 
 
 def unify(a: Axis, b: Axis, reason: str = "shapes that cannot be aligned") -> None:
-    """Make `a` and `b` the same axis; where they cannot be aligned, pin both for `reason`."""
+    """Make `a` and `b` the same axis; pin both for `reason` where they cannot be aligned."""
     try:
         align(a, b)
     except Misaligned as fault:
@@ -132,7 +132,7 @@ def align(a: Axis, b: Axis) -> None:
     """Make `a` and `b` the same axis.
 
     Raises:
-        Misaligned: if they have no common refinement; they must both be pinned then, for some of it may be unified.
+        Misaligned: if they have no common refinement; parts may be unified by then, so the caller must pin both.
     """
     a, b = resolve(a), resolve(b)
     if a is not b:
@@ -140,7 +140,7 @@ def align(a: Axis, b: Axis) -> None:
 
 
 def factor(axis: Axis, outer: int) -> tuple[Axis, Axis]:
-    """See `axis` as ``(outer, rest)``.
+    """Split `axis` into ``(outer, rest)``.
 
     Raises:
         Misaligned: if its structure has no boundary there.
@@ -158,8 +158,8 @@ def factor(axis: Axis, outer: int) -> tuple[Axis, Axis]:
     return _factor_product(axis, outer) if isinstance(axis, Product) else _factor_sum(axis, rest)
 
 
-def cut(axis: Axis, sizes: Sequence[int]) -> tuple[Axis, ...]:
-    """See `axis` as consecutive segments of `sizes`, which add up to its size.
+def split_axis(axis: Axis, sizes: Sequence[int]) -> tuple[Axis, ...]:
+    """Split `axis` into consecutive segments of `sizes`, which add up to its size.
 
     Raises:
         Misaligned: if its structure has no boundaries there.
@@ -171,13 +171,13 @@ def cut(axis: Axis, sizes: Sequence[int]) -> tuple[Axis, ...]:
         return (axis,)
     if isinstance(axis, Prime):
         segments = tuple(prime(size) for size in sizes)
-        _bind(axis, total(segments))
+        _bind(axis, direct_sum(segments))
         return segments
-    return _cut_product(axis, sizes) if isinstance(axis, Product) else _cut_sum(axis, sizes)
+    return _split_product(axis, sizes) if isinstance(axis, Product) else _split_sum(axis, sizes)
 
 
 def _bind(p: Prime, to: Axis) -> None:
-    """Let `p` be `to` from now on; its pins hold for every prime in there."""
+    """Bind `p` to the axis `to`; its pins carry over to every prime of `to`."""
     if any(q is p for q in primes(to)):
         raise Misaligned(f"an axis of size {p.size} would contain itself")
     p.bound = to
@@ -201,16 +201,16 @@ def _unify(a: Axis, b: Axis) -> None:
 
 
 def _unify_segments(a: Axis, b: Axis) -> None:
-    """Cut both at the boundaries of whichever is a sum, and unify segment by segment."""
+    """Split both at the boundaries of the one that is a sum, and unify segment by segment."""
     if not isinstance(a, Sum):
         a, b = b, a
     assert isinstance(a, Sum)
-    for x, y in zip(a.parts, cut(b, [part.size for part in a.parts]), strict=True):
+    for x, y in zip(a.parts, split_axis(b, [part.size for part in a.parts]), strict=True):
         _unify(x, y)
 
 
 def _unify_factors(left: list[Axis], right: list[Axis]) -> None:
-    """Walk two products from the outside; where one factor is larger, factor it."""
+    """Unify two products from the outermost factor inward; a larger factor is split to match the smaller."""
     while left and right:
         x, y = resolve(left.pop(0)), resolve(right.pop(0))
         if x.size < y.size:
@@ -224,7 +224,7 @@ def _unify_factors(left: list[Axis], right: list[Axis]) -> None:
 
 
 def _factor_product(axis: Product, outer: int) -> tuple[Axis, Axis]:
-    """Put the boundary between two factors, or inside the one that straddles it."""
+    """Split a product between two factors, or inside the one that contains the boundary."""
     head: list[Axis] = []
     for i, part in enumerate(axis.parts):
         done = prod(p.size for p in head)
@@ -240,51 +240,51 @@ def _factor_product(axis: Product, outer: int) -> tuple[Axis, Axis]:
 
 
 def _factor_sum(axis: Sum, rest: int) -> tuple[Axis, Axis]:
-    """Factor every segment, and make the inner parts one axis."""
+    """Split every segment of a sum, and unify the inner parts."""
     if any(part.size % rest for part in axis.parts):
         raise Misaligned(f"{axis} has segments that are no multiples of {rest}")
     pairs = [factor(part, part.size // rest) for part in axis.parts]
     for _, inner in pairs[1:]:
         _unify(pairs[0][1], inner)
-    return total([resolve(outer) for outer, _ in pairs]), resolve(pairs[0][1])
+    return direct_sum([resolve(outer) for outer, _ in pairs]), resolve(pairs[0][1])
 
 
-def _cut_product(axis: Product, sizes: Sequence[int]) -> tuple[Axis, ...]:
-    """Cut the outermost factor; boundaries must fall between its indices."""
+def _split_product(axis: Product, sizes: Sequence[int]) -> tuple[Axis, ...]:
+    """Split the outermost factor; boundaries must fall between its indices."""
     if not axis.parts:
         return tuple(prime(size) for size in sizes)
     first, rest = axis.parts[0], product(axis.parts[1:]) if len(axis.parts) > 1 else UNIT
     if any(size % rest.size for size in sizes):
-        raise Misaligned(f"{axis} cannot be cut into {list(sizes)}")
-    outers = cut(first, [size // rest.size for size in sizes])
+        raise Misaligned(f"{axis} cannot be split into {list(sizes)}")
+    outers = split_axis(first, [size // rest.size for size in sizes])
     return tuple(product([resolve(outer), resolve(rest)]) for outer in outers)
 
 
-def _cut_sum(axis: Sum, sizes: Sequence[int]) -> tuple[Axis, ...]:
-    """Cut segments where a boundary falls inside them, then gather them anew."""
+def _split_sum(axis: Sum, sizes: Sequence[int]) -> tuple[Axis, ...]:
+    """Split the segments that contain a boundary, then regroup the pieces."""
     ends = set(accumulate(sizes))
     pieces: list[Axis] = []
     start = 0
     for part in axis.parts:
         inside = sorted(end - start for end in ends if start < end < start + part.size)
         bounds = [0, *inside, part.size]
-        pieces += cut(part, [high - low for low, high in pairwise(bounds)])
+        pieces += split_axis(part, [high - low for low, high in pairwise(bounds)])
         start += part.size
     return tuple(_gather(pieces, sizes))
 
 
 def _gather(pieces: list[Axis], sizes: Sequence[int]) -> Iterator[Axis]:
-    """Join consecutive pieces to segments of `sizes`."""
+    """Join consecutive pieces into segments of `sizes`."""
     queue = iter(pieces)
     for size in sizes:
         parts: list[Axis] = []
         while sum(part.size for part in parts) < size:
             parts.append(resolve(next(queue)))
-        yield total(parts) if parts else Sum(())
+        yield direct_sum(parts) if parts else Sum(())
 
 
 def resolve_prime(p: Prime) -> Prime:
-    """The prime that `p` is by now.
+    """The prime to which `p` was unified.
 
     Raises:
         Misaligned: if it has become a composite.

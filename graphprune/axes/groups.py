@@ -10,7 +10,7 @@ from math import prod
 
 import networkx as nx
 
-from graphprune.axes.algebra import Axis, Prime, flat, primes
+from graphprune.axes.algebra import Axis, Prime, flatten_outputs, primes
 from graphprune.axes.explanations import Dimension, DimensionPart, Explanation, Freedom, FreedomCounts, Reason
 from graphprune.axes.index_sets import width
 from graphprune.axes.rule import Consumer, Dims
@@ -184,7 +184,7 @@ class Dependencies:
 
     def axes_of(self, node: str) -> list[Axis]:
         """The axes of what a node makes, of one output after the other."""
-        return flat(self.values.get(node, ()))
+        return flatten_outputs(self.values.get(node, ()))
 
     def explain(self, pattern: str = "*") -> tuple[Explanation, ...]:
         """Every parameter with this name, or whose name matches this glob: how it can be cut, and why not better.

@@ -1,4 +1,4 @@
-"""What an operator rule promises; scores, allocations and refits are in `methods`."""
+"""Contract of an operator rule: what it reports to the analysis, and what it sees while a cut graph is rebuilt."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,7 +17,7 @@ Dims = tuple[Axis, ...]
 
 @dataclass(frozen=True)
 class OpCall:
-    """A call of an operator: what a rule makes of a node once its axes are narrower."""
+    """The call that replaces a node once its axes are narrower."""
 
     target: Any
     args: tuple[Any, ...]
@@ -25,9 +25,9 @@ class OpCall:
 
 
 class Zeros(Enum):
-    """What an operator makes of indices at which a masked input is zero."""
+    """Value of the output at the indices at which a masked input is zero."""
 
-    KEPT = "zero wherever all inputs are"
+    PRESERVED = "zero wherever all inputs are"
     MOVED = "zero wherever all inputs are, and likewise any other number"
     PRODUCT = "zero wherever one input is"
     LOST = "no longer zero"
@@ -35,7 +35,7 @@ class Zeros(Enum):
 
 @dataclass(frozen=True)
 class Example:
-    """A small module with inputs, on which the conformance suite tries a rule."""
+    """A small module with inputs, on which the conformance suite tests a rule."""
 
     module: nn.Module
     args: tuple[Any, ...]
@@ -43,14 +43,15 @@ class Example:
 
 @dataclass(frozen=True)
 class Consumer:
-    """A linear map ``y = W x`` inside the graph: the parameter `weight` contracts `axis` of the value `x`.
+    """A linear operator ``Y = W X`` in the graph: the parameter `weight` contracts `axis` of the value `x`.
 
-    `features` turns that value into a matrix of shape (tokens, columns * taps); `matrix` the weight into one of
-    shape (outputs, columns * taps); `restore` turns such a matrix back.
-    `outputs` lays out values in the shape of the node's as (tokens, outputs), in the order of the features; None where
-    there is no such layout. `dim` is the dimension of the weight that is contracted; `taps` is 1 but for convolutions.
-    `bias` is the parameter that is added to the outputs, None if there is none; `bias_at` the argument of the node at
-    which it stands or a new one may be put, None where the operator takes none, or one that is no parameter.
+    `features` lays out `x` as a matrix X^T of shape (tokens, columns * taps), `matrix` lays out the weight as W of
+    shape (outputs, columns * taps), and `restore` is the inverse of `matrix`. `taps` is the number of kernel elements
+    of a convolution, 1 otherwise. `outputs` lays out values in the shape of the node's output as (tokens, outputs),
+    with the same rows as `features`; None where there is no such layout. `dim` is the contracted dimension of the
+    weight. `bias` names the parameter added to the outputs, None if there is none. `bias_at` is the position of the
+    argument that holds this bias or can take a new one; None where the operator takes no bias, or one that is no
+    parameter.
     """
 
     node: str
@@ -68,71 +69,74 @@ class Consumer:
 
 
 class Flow(Protocol):
-    """What an operator rule sees and says while axes flow through the graph.
+    """The analysis as an operator rule sees it: the rule reads the axes of its inputs and reports how they relate.
 
     Values are nodes of the graph or literals; a literal has no dimensions.
     """
 
     def dims(self, value: object) -> Dims:
-        """The axes of a value, one a dimension."""
+        """The axes of a value, one per dimension."""
 
     def fresh(self, node: fx.Node, pins: str = "") -> Dims:
-        """New axes in the shape of the node's value; pinned where sizes are symbolic, or for the reason `pins`."""
+        """New axes in the shape of the node's value, pinned where the size is symbolic, or everywhere for `pins`."""
 
     def unify(self, a: Axis, b: Axis) -> None:
-        """These two are the same axis; pinned, both, where that cannot be."""
+        """Make two axes one; pin both where their structures cannot be aligned."""
 
     def pin(self, axis: Axis, why: str) -> None:
-        """This axis must keep all its indices."""
+        """Forbid pruning this axis."""
 
-    def normalise(self, axis: Axis, why: str) -> None:
-        """A cut of this axis changes what remains: its group is not exact."""
+    def mark_inexact(self, axis: Axis, why: str) -> None:
+        """Report that pruning this axis changes the remaining values, so that it does not equal masking."""
 
     def average(self, axis: Axis, operand: object) -> None:
-        """A cut of this axis makes the result greater by its old size over its new one, and changes nothing else."""
+        """Report a mean over this axis: pruning multiplies the result by old size / new size, and nothing else."""
 
-    def mix(self, inner: Iterable[Axis], outer: Iterable[Axis]) -> None:
-        """Indices of `outer` meet each other here, so they must agree on which indices of `inner` are kept."""
+    def share_selection(self, inner: Iterable[Axis], outer: Iterable[Axis]) -> None:
+        """Require the same retained indices of `inner` for all indices of `outer`, because the latter interact here."""
 
-    def least(self, axis: Axis, count: int, unit: int = 1) -> None:
-        """At least so many indices of the axis must stay, and a multiple of `unit`."""
+    def require_width(self, axis: Axis, least: int, multiple: int = 1) -> None:
+        """Require at least `least` retained indices, and a multiple of `multiple`."""
 
-    def point(self, value: fx.Node, axis: Axis, output: int = 0) -> None:
-        """The integers of a value, or of one of several outputs, are indices into the axis."""
+    def mark_indices(self, value: fx.Node, axis: Axis, output: int = 0) -> None:
+        """Report that the integers of a value, or of one of its outputs, are indices into the axis."""
 
     def look_up(self, axis: Axis, index: object) -> None:
-        """A value picks indices of the axis: it points into the same axis, or this one is pinned."""
+        """Unify the axis with the one into which `index` points; pin it where that is unknown."""
 
-    def deal(self, value: fx.Node, axis: Axis, ends: object) -> None:
-        """The rows of a value belong to indices of an axis; `ends` says where those of each index end."""
+    def partition_rows(self, value: fx.Node, axis: Axis, offsets: object) -> None:
+        """Report that the rows of a value are a ragged batch over the axis: index i owns the rows up to offsets[i]."""
 
-    def dealt(self, value: object, ends: object) -> bool:
-        """Were the rows of a value dealt out by the same ends?"""
+    def has_row_partition(self, value: object, offsets: object) -> bool:
+        """Are the rows of a value partitioned by these offsets?"""
 
     def contract(self, axis: Axis, *operands: object) -> None:
-        """The values are multiplied and summed over this axis."""
+        """Report that the operands are multiplied and summed over this axis."""
 
-    def multiply(self, *axes: Axis) -> None:
-        """Two values are multiplied once for every element of these axes; of a parameter `consume` says it already."""
+    def count_macs(self, *axes: Axis) -> None:
+        """Report a product of two activations: one multiply-accumulate per element of these axes.
+
+        Products with a parameter are counted by `consume`.
+        """
 
     def consume(self, consumer: Consumer) -> None:
-        """A parameter contracts the axis: it can be scored and refitted there."""
+        """Report a linear operator: its input axis can be scored and its weight reconstructed."""
 
-    def cache(self, *values: object) -> None:
-        """Keys and values: a language model keeps them for every token."""
+    def cache_kv(self, *values: object) -> None:
+        """Report keys and values, which a language model stores for every token."""
 
     def produce(self, parameter: object, dim: int) -> None:
-        """The rows of this dimension make the axis."""
+        """Report that this dimension of a parameter produces the axis."""
 
-    def origin(self, value: object) -> tuple[str, tuple[int, ...]] | None:
-        """The parameter that a value is, and where each of its dimensions comes from; None if it is computed."""
+    def parameter_of(self, value: object) -> tuple[str, tuple[int, ...]] | None:
+        """The parameter of which a value is a permuted view, and the source of each dimension; None if it has none."""
 
 
 class Cut(Protocol):
-    """What an operator rule sees while literals are rebuilt after a cut."""
+    """The pruned widths as an operator rule sees them while a node's literals are rebuilt."""
 
     def dims(self, value: object) -> Dims:
-        """The axes of a value, one a dimension."""
+        """The axes of a value, one per dimension."""
 
     def width(self, axis: Axis) -> int:
         """The size of an axis after the cut."""
@@ -140,95 +144,97 @@ class Cut(Protocol):
     def changed(self, axis: Axis) -> bool:
         """Is the axis narrower than before?"""
 
-    def within(self, axis: Axis, start: int, end: int) -> int:
-        """How many of the indices from `start` to `end` are kept."""
+    def count_retained(self, axis: Axis, start: int, end: int) -> int:
+        """How many of the indices from `start` to `end` are retained."""
 
-    def excess(self, axis: Axis) -> float:
-        """How much greater a mean over the axis is than it would be with zeros in the place of what is cut."""
+    def mean_gain(self, axis: Axis) -> float:
+        """Mean over the pruned axis divided by the mean over the masked one: old size / new size, or 1."""
 
 
 @dataclass(frozen=True)
 class MaskedArguments:
-    """What the arguments of a call are where one axis is masked.
+    """The arguments of a call at the masked indices of one axis.
 
-    `known` has the number that a tensor is there, as far as it is one known number; `holds` tells the tensors that
-    have the axis at all, but for those that only select; `dims` in which dimensions of the output it stands;
-    `repeated` the tensors that hold the same numbers at every index of it.
+    `numbers` holds the constant that a tensor equals at those indices, where it is one known constant. `carriers` are
+    the tensors that have the axis, without those that only select. `dims` are the output dimensions in which the axis
+    stands. `repeated` are the tensors with the same numbers at every index of the axis.
     """
 
-    known: Mapping[fx.Node, float]
-    holds: frozenset[fx.Node]
+    numbers: Mapping[fx.Node, float]
+    carriers: frozenset[fx.Node]
     dims: tuple[int, ...]
     repeated: frozenset[fx.Node] = frozenset()
 
-    def at(self, value: object) -> float | None:
-        """The number that an argument is; None if that is not known."""
+    def number_of(self, value: object) -> float | None:
+        """The number that an argument equals; None if it is unknown."""
         if isinstance(value, fx.Node):
-            return self.known.get(value)
+            return self.numbers.get(value)
         return float(value) if isinstance(value, (bool, int, float)) else None
 
 
 class Rule(ABC):
     """Everything about one operator: how its axes relate, and how its literals follow a cut."""
 
-    zeros: Zeros = Zeros.KEPT
+    zeros: Zeros = Zeros.PRESERVED
     #: Positions of arguments that are added: where one lacks an axis, its indices are not zero.
     summands: tuple[int, ...] = ()
-    #: Whether an axis that no input has holds the same numbers at every index.
+    #: Does an axis that no input has hold the same numbers at every index?
     repeats: bool = False
-    #: Positions of arguments that choose what the result is made of, and are no part of it: indices, conditions.
+    #: Positions of arguments that select elements of the others without contributing values: indices, conditions.
     selects: tuple[int, ...] = ()
-    #: Is every row, an index of the first dimension, made of the same row of each input alone?
+    #: Does each row, an index of the first dimension, depend on the same row of each input alone?
     rowwise: bool = False
-    #: Positions of arguments in each of which the result is linear, but for its summands.
+    #: Positions of arguments in each of which the result is linear, apart from its summands.
     linear_in: tuple[int, ...] = ()
     #: ``f(c * x) = c**degree * f(x)`` for c > 0 and the first argument x; None where that does not hold.
     degree: float | None = None
 
-    def masked(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
-        """The number that the output is where an axis of it is masked; None if that is not known, NaN or infinite if
-        it may be no number, so that the axis is not exact."""
-        numbers = {inputs.known.get(value) for value in inputs.holds}
+    def masked_value(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
+        """The constant that the output equals at the masked indices of an axis; None if it is not constant.
+
+        NaN or infinity if it may not be finite, so that the axis is not exact.
+        """
+        numbers = {inputs.numbers.get(value) for value in inputs.carriers}
         number = numbers.pop() if len(numbers) == 1 else None
-        added = (node.args[i] for i in self.summands if i < len(node.args))
-        stays = all(value in inputs.holds or value is None or value == 0 for value in added)
-        if self.zeros is Zeros.PRODUCT and any(inputs.at(value) == 0 for value in pytree.tree_leaves(node.args)):
+        summands = (node.args[i] for i in self.summands if i < len(node.args))
+        masked_alike = all(value in inputs.carriers or value is None or value == 0 for value in summands)
+        if self.zeros is Zeros.PRODUCT and any(inputs.number_of(value) == 0 for value in pytree.tree_leaves(node.args)):
             return 0.0
-        return (
-            number if stays and (self.zeros is Zeros.MOVED or (number == 0 and self.zeros is not Zeros.LOST)) else None
-        )
+        if self.zeros is Zeros.MOVED or (number == 0 and self.zeros is not Zeros.LOST):
+            return number if masked_alike else None
+        return None
 
     @abstractmethod
     def axes(self, flow: Flow, node: fx.Node) -> Dims | list[Dims] | None:
         """The axes of the output; a list of them for several outputs; None where it is no tensor.
 
         Raises:
-            Misaligned: where the axes cannot be aligned; everything that the node touches is pinned then.
+            Misaligned: where the axes cannot be aligned; all axes of the node's inputs and outputs are pinned then.
         """
 
     def rebuild(self, cut: Cut, node: fx.Node) -> OpCall:
-        """The call after the cut; asked for only where an axis of an input or output changed."""
+        """The call after the cut; requested only where an axis of an input or output changed."""
         return OpCall(node.target, node.args, dict(node.kwargs))
 
     def gain(self, cut: Cut, node: fx.Node) -> float:
-        """How much greater the rebuilt call's result is than with zeros in the place of what is cut."""
+        """Result of the pruned call divided by the result of the masked one, where that is one factor."""
         return 1.0
 
     def scale(self, node: fx.Node, factor: Callable[[object], float]) -> float | None:
-        """The factor of the output when every input carries its `factor`; None where that cannot be said."""
+        """The factor of the output when every input carries its `factor`; None where there is no such factor."""
         if not self.linear_in:
             return None if self.degree is None else factor(node.args[0]) ** self.degree
-        found = prod(factor(node.args[i]) for i in self.linear_in if i < len(node.args))
-        plain = all(node.args[i] is None for i in self.summands if i < len(node.args))
-        return found if plain or isclose(found, 1.0) else None
+        result = prod(factor(node.args[i]) for i in self.linear_in if i < len(node.args))
+        homogeneous = all(node.args[i] is None for i in self.summands if i < len(node.args))
+        return result if homogeneous or isclose(result, 1.0) else None
 
-    def order(self, node: fx.Node, rank: int) -> list[int] | None:
-        """Where each output dimension comes from, for an operator that only permutes them; None for all others."""
+    def permutation(self, node: fx.Node, rank: int) -> list[int] | None:
+        """The source of each output dimension, for an operator that only permutes them; None for all others."""
         return None
 
-    def running(self, node: fx.Node) -> tuple[object, object] | None:
-        """The stored mean and variance by which the channels, dimension 1 of the first argument, are normalised; None
-        where there are none."""
+    def running_statistics(self, node: fx.Node) -> tuple[object, object] | None:
+        """The stored mean and variance that normalize the channels, dimension 1 of the first argument; None if there
+        are none."""
         return None
 
     def examples(self) -> Iterator[Example]:

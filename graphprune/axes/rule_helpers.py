@@ -1,4 +1,4 @@
-"""What operator rules share: broadcasting, dimension numbers, and linear consumers."""
+"""Shared by operator rules: broadcasting, dimension numbers, and the report of a linear operator."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import zip_longest
@@ -11,16 +11,16 @@ from graphprune.axes.algebra import UNIT, Axis, prime
 from graphprune.axes.rule import Consumer, Dims, Example, Flow
 
 DYNAMIC = "its size is dynamic"  # the reason that pins an axis of symbolic size
-UNKNOWN = 97  # stands for a size that depends on data; no model has an axis of this size by chance
+UNKNOWN = 97  # placeholder for a data-dependent size; a prime that no model has as a width
 
 
-def tensors(node: fx.Node) -> Iterator[fx.Node]:
+def tensor_inputs(node: fx.Node) -> Iterator[fx.Node]:
     """The tensor inputs of a node, in order."""
     return (value for value in node.all_input_nodes if isinstance(value.meta.get("val"), Tensor))
 
 
-def hint(size: Any) -> int:
-    """A size, or a literal of a call, as it was in the example; asking a symbol itself would make it static."""
+def size_hint(size: Any) -> int:
+    """A size, or a literal of a call, in the example inputs, read without making a symbol static."""
     if isinstance(size, fx.Node):
         size = size.meta["val"]
     if isinstance(size, int):
@@ -31,36 +31,36 @@ def hint(size: Any) -> int:
     return int(size.node.expr.xreplace(sizes))
 
 
-def sized(size: Any, sizes: Mapping[Any, int]) -> Any:
-    """A size as a number, symbols being those of `sizes` or of the example; what is no size is left as it is."""
+def substitute_sizes(size: Any, sizes: Mapping[Any, int]) -> Any:
+    """A size as a number, symbols taken from `sizes` or from the example; anything else is returned unchanged."""
     if isinstance(size, int | float) or not hasattr(size, "node"):
         return size
     known = size.node.expr.xreplace(dict(sizes))
-    return int(known) if getattr(known, "is_number", True) else hint(size)
+    return int(known) if getattr(known, "is_number", True) else size_hint(size)
 
 
 def token_symbols(graph: fx.Graph) -> list[Any]:
-    """The symbols of the batch and the length of token ids, those of them that may vary."""
+    """The symbolic sizes, batch and sequence length, of the token ids."""
     shapes = (n.meta["val"].shape for n in graph.nodes if n.op == "placeholder" and n.name == "input_ids")
     return [size.node.expr for size in next(shapes, ()) if not isinstance(size, int)]
 
 
 def broadcast(flow: Flow, operands: Sequence[Dims]) -> Dims:
-    """The dimensions that come of broadcasting, aligned at the end; equal ones become one axis."""
+    """The dimensions of the broadcast result; operands are aligned at the last dimension, and matching axes unified."""
     columns = list(zip_longest(*(reversed(dims) for dims in operands), fillvalue=UNIT))
-    return tuple(meet(flow, column) for column in reversed(columns))
+    return tuple(broadcast_axis(flow, column) for column in reversed(columns))
 
 
-def meet(flow: Flow, axes: Sequence[Axis]) -> Axis:
-    """The one axis that these are; those of size 1 are stretched."""
+def broadcast_axis(flow: Flow, axes: Sequence[Axis]) -> Axis:
+    """The common axis of dimensions that broadcast together; those of size 1 are stretched."""
     wide = [axis for axis in axes if axis.size != 1]
     for other in wide[1:]:
         flow.unify(wide[0], other)
     return wide[0] if wide else UNIT
 
 
-def matched(flow: Flow, a: Axis, b: Axis) -> None:
-    """Two dimensions of which one may be longer, and is used only as far as the other reaches."""
+def unify_prefix(flow: Flow, a: Axis, b: Axis) -> None:
+    """Unify two dimensions of equal size; pin both where only the first indices of the longer one are used."""
     if a.size == b.size:
         flow.unify(a, b)
         return
@@ -68,12 +68,13 @@ def matched(flow: Flow, a: Axis, b: Axis) -> None:
         flow.pin(axis, "only its first indices are used")
 
 
-def indexed(flow: Flow, dims: Dims, indices: Sequence[Any]) -> Dims:
+def indexed_dims(flow: Flow, dims: Dims, indices: Sequence[Any]) -> Dims:
     """The axes of ``x[indices]`` for `dims` of x.
 
-    What tensors index is replaced by their broadcast dimensions, in place if they are neighbours, else in front.
+    Dimensions indexed by tensors are replaced by the broadcast dimensions of those tensors: in place if they are
+    adjacent, in front otherwise.
     """
-    rest, found, places = [], [], []
+    rest, index_dims, places = [], [], []
     queue = list(dims)
     for index in indices:
         if index is None:
@@ -84,14 +85,14 @@ def indexed(flow: Flow, dims: Dims, indices: Sequence[Any]) -> Dims:
         for own in flow.dims(index) if mask else (queue[0],):
             flow.unify(queue[0], own)
             flow.look_up(queue.pop(0), index)
-        found.append((prime(UNKNOWN, DYNAMIC),) if mask else flow.dims(index))
+        index_dims.append((prime(UNKNOWN, DYNAMIC),) if mask else flow.dims(index))
     front = places[0] if len(set(places)) == 1 else 0
     rest += queue
-    return *rest[:front], *broadcast(flow, found), *rest[front:]
+    return *rest[:front], *broadcast(flow, index_dims), *rest[front:]
 
 
-def slid(flow: Flow, node: fx.Node, channels: Callable[[Flow, fx.Node, Axis, Dims], Axis]) -> Dims:
-    """The axes of a convolution; `channels` makes those of its outputs, of those of its input and of its weight."""
+def convolution_dims(flow: Flow, node: fx.Node, channels: Callable[[Flow, fx.Node, Axis, Dims], Axis]) -> Dims:
+    """The axes of a convolution; `channels` computes the output channel axis from those of the input and the weight."""
     x, weight = flow.dims(node.args[0]), flow.dims(node.args[1])
     spatial = len(weight) - 2
     out = channels(flow, node, x[-spatial - 1], weight)
@@ -99,25 +100,25 @@ def slid(flow: Flow, node: fx.Node, channels: Callable[[Flow, fx.Node, Axis, Dim
         flow.pin(axis, "it is a kernel size")
     for axis in x[-spatial:]:
         flow.pin(axis, "a kernel slides along it")
-    if (added := argument(node, 2, "bias")) is not None:
-        flow.unify(out, flow.dims(added)[0])
+    if (bias := argument(node, 2, "bias")) is not None:
+        flow.unify(out, flow.dims(bias)[0])
     return *x[: -spatial - 1], out, *flow.fresh(node, "it is a spatial dimension")[-spatial:]
 
 
-def position(dim: int, rank: int) -> int:
+def canonical_dim(dim: int, rank: int) -> int:
     """A dimension number counted from the front."""
     return dim + rank if dim < 0 else dim
 
 
-def positions(dims: Any, rank: int) -> list[int]:
+def canonical_dims(dims: Any, rank: int) -> list[int]:
     """Dimension numbers counted from the front; all of them for None or an empty list."""
     if dims is None or dims == []:
         return list(range(rank))
-    return [position(dim, rank) for dim in ([dims] if isinstance(dims, int) else dims)]
+    return [canonical_dim(dim, rank) for dim in ([dims] if isinstance(dims, int) else dims)]
 
 
 def literal(node: fx.Node, index: int) -> Any:
-    """An argument of a call that a rule takes as it stands."""
+    """An argument of a call, untyped: a number, a list, a symbol."""
     return node.args[index]
 
 
@@ -126,36 +127,36 @@ def argument(node: fx.Node, index: int, name: str, default: Any = None) -> Any:
     return node.args[index] if len(node.args) > index else node.kwargs.get(name, default)
 
 
-def pinned(flow: Flow, val: Tensor, why: str) -> Dims:
-    """New axes in the shape of a value, for an operator with several outputs; all pinned."""
-    dims = tuple(prime(hint(size), *([] if isinstance(size, int) else [DYNAMIC])) for size in val.shape)
+def pinned_dims(flow: Flow, val: Tensor, why: str) -> Dims:
+    """New pinned axes in the shape of a value, for one of several outputs."""
+    dims = tuple(prime(size_hint(size), *([] if isinstance(size, int) else [DYNAMIC])) for size in val.shape)
     for axis in dims:
         flow.pin(axis, why)
     return dims
 
 
-def bias(flow: Flow, node: fx.Node, at: int) -> tuple[str | None, int | None]:
-    """The parameter that is the bias at argument `at`, and that argument if a bias can be put there."""
-    given = argument(node, at, "bias")
-    found = flow.origin(given)
-    if given is None or (found and len(found[1]) == 1):
-        return (found[0] if found else None), at
+def bias_slot(flow: Flow, node: fx.Node, at: int) -> tuple[str | None, int | None]:
+    """The bias parameter at argument `at`, and `at` if a bias is there or can be added."""
+    bias = argument(node, at, "bias")
+    source = flow.parameter_of(bias)
+    if bias is None or (source and len(source[1]) == 1):
+        return (source[0] if source else None), at
     return None, None
 
 
-def consume(
+def report_linear(
     flow: Flow, node: fx.Node, x: Any, weight: Any, dim: int, bias_at: int | None = None, last: bool = True
 ) -> None:
-    """Report a consumer if the weight is a parameter of two dimensions, possibly seen transposed.
+    """Report a linear operator if the weight is a parameter of two dimensions, possibly transposed.
 
-    `last`: the outputs are the last dimension, and those before it are as they were.
+    `last`: the outputs are the last dimension, and the leading dimensions are those of the input.
     """
-    found = flow.origin(weight)
-    if found is None or len(found[1]) != 2:
+    source = flow.parameter_of(weight)
+    if source is None or len(source[1]) != 2:
         return
-    name, order = found
+    name, order = source
     contracted = order[dim]
-    added, place = (None, None) if bias_at is None else bias(flow, node, bias_at)
+    bias, slot = (None, None) if bias_at is None else bias_slot(flow, node, bias_at)
 
     def matrix(w: Tensor) -> Tensor:
         return w if contracted == 1 else w.T
@@ -163,28 +164,28 @@ def consume(
     flow.consume(
         Consumer(
             node=node.name, x=x.name, weight=name, dim=contracted, axis=flow.dims(x)[-1],
-            features=rows,
+            features=as_rows,
             matrix=matrix,
             restore=matrix,
-            outputs=rows if last else None,
-            bias=added,
-            bias_at=place,
+            outputs=as_rows if last else None,
+            bias=bias,
+            bias_at=slot,
         )
     )  # fmt: skip
 
 
-def rows(value: Tensor) -> Tensor:
-    """A matrix whose columns are the last dimension."""
+def as_rows(value: Tensor) -> Tensor:
+    """A value of shape (..., n) as a matrix of shape (tokens, n)."""
     return value.reshape(-1, value.shape[-1])
 
 
-def between(f: Callable[[Tensor], Tensor], features: int = 8) -> Example:
-    """An example with two hidden layers: `f` makes `features` of the eight of the second."""
+def between_layers(f: Callable[[Tensor], Tensor], features: int = 8) -> Example:
+    """An example with two hidden linear layers; `f` maps the 8 features of the second to `features`."""
     return Example(_Between(f, features), (torch.randn(2, 5, 6),))
 
 
 class _Between(nn.Module):
-    """The first hidden layer can always be cut, the second where `f` allows it."""
+    """Two hidden layers: the first can always be cut, the second where `f` allows it."""
 
     def __init__(self, f: Callable[[Tensor], Tensor], features: int) -> None:
         super().__init__()

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from graphprune.axes.groups import Dependencies
 from graphprune.axes.rule import Consumer
-from graphprune.axes.rule_helpers import sized, token_symbols
+from graphprune.axes.rule_helpers import substitute_sizes, token_symbols
 from graphprune.display.units import byte_size
 from graphprune.errors import WorkspaceError
 from graphprune.execution.segments import CONSTANTS, Segment, between_maps
@@ -165,7 +165,7 @@ class _Parts:
 
     def _bytes(self, node: fx.Node) -> int:
         leaves = [leaf for leaf in pytree.tree_leaves(node.meta.get("val")) if isinstance(leaf, Tensor)]
-        return sum(leaf.dtype.itemsize * prod(sized(n, self._sizes) for n in leaf.shape) for leaf in leaves)
+        return sum(leaf.dtype.itemsize * prod(substitute_sizes(n, self._sizes) for n in leaf.shape) for leaf in leaves)
 
     @cached_property
     def _sizes(self) -> dict[Any, int]:

@@ -13,12 +13,12 @@ from graphprune.axes import algebra
 from graphprune.axes.algebra import Axis, Misaligned, prime, primes
 from graphprune.axes.explanations import Reason
 from graphprune.axes.rule import Consumer, Dims, Rule
-from graphprune.axes.rule_helpers import DYNAMIC, hint
+from graphprune.axes.rule_helpers import DYNAMIC, size_hint
 from graphprune.errors import AnalysisError, first_line
 from graphprune.ir.printer import neighbourhood
 from graphprune.ir.program import Program
 from graphprune.passes.analysis.index_values import Pointers
-from graphprune.passes.analysis.row_partitions import Deals
+from graphprune.passes.analysis.row_partitions import RowPartitions
 from graphprune.passes.operators import RULES
 
 aten = torch.ops.aten
@@ -45,7 +45,7 @@ class Cached:
 
 @dataclass
 class AxisFlow:
-    """The state of one analysis; what rules see of it is `contracts.Flow`."""
+    """The state of one analysis; rules see it as `axes.rule.Flow`."""
 
     program: Program
     values: dict[fx.Node, Dims | list[Dims] | None] = field(default_factory=dict)
@@ -61,7 +61,7 @@ class AxisFlow:
     summed: list[tuple[fx.Node | None, Axis]] = field(default_factory=list)
     leasts: list[tuple[Axis, int, int]] = field(default_factory=list)
     pointers: Pointers = field(default_factory=Pointers)
-    deals: Deals = field(default_factory=Deals)
+    row_partitions: RowPartitions = field(default_factory=RowPartitions)
     opaque: Counter[str] = field(default_factory=Counter)
     because: dict[str, Reason] = field(default_factory=dict)
     node: fx.Node | None = None
@@ -71,7 +71,7 @@ class AxisFlow:
         for node in self.program.graph.nodes:
             self.node = node
             self.values[node] = self._visit(node)
-            self.deals.follow(node, RULES.get(node.target), self.outputs)
+            self.row_partitions.follow(node, RULES.get(node.target), self.outputs)
         return self
 
     def dims(self, value: object) -> Dims:
@@ -86,7 +86,7 @@ class AxisFlow:
 
     def flat(self, node: fx.Node) -> list[Axis]:
         """The axes of a node, of one output after the other."""
-        return algebra.flat(self.values.get(node) or ())
+        return algebra.flatten_outputs(self.values.get(node) or ())
 
     def fresh(self, node: fx.Node, pins: str = "") -> Dims:
         """New axes in the shape of a node's value; symbolic sizes are pinned."""
@@ -102,11 +102,11 @@ class AxisFlow:
 
     def pin(self, axis: Axis, why: str) -> None:
         """Forbid a cut."""
-        if any(len(p.pins) < algebra.REASONS for p in primes(axis)):
+        if any(len(p.pins) < algebra.MAX_REASONS for p in primes(axis)):
             algebra.pin(axis, self._say(why))
 
-    def normalise(self, axis: Axis, why: str) -> None:
-        """Note that a cut of the axis changes what remains."""
+    def mark_inexact(self, axis: Axis, why: str) -> None:
+        """Note that a cut of the axis changes the remaining values."""
         self.inexact.append((axis, self._say(why)))
 
     def average(self, axis: Axis, operand: object) -> None:
@@ -114,17 +114,17 @@ class AxisFlow:
         self.averaged.append((axis, self._say("it is averaged here")))
         self.contract(axis, operand)
 
-    def mix(self, inner: Iterable[Axis], outer: Iterable[Axis]) -> None:
-        """Note that indices of `outer` must agree on those of `inner`."""
+    def share_selection(self, inner: Iterable[Axis], outer: Iterable[Axis]) -> None:
+        """Note that all indices of `outer` must retain the same indices of `inner`."""
         self.mixed.append((list(inner), list(outer)))
 
-    def least(self, axis: Axis, count: int, unit: int = 1) -> None:
-        """Note that so many indices must stay, and a multiple of `unit`."""
-        self.leasts.append((axis, count, unit))
+    def require_width(self, axis: Axis, least: int, multiple: int = 1) -> None:
+        """Note the least number of indices that must be retained, and the number of which it is a multiple."""
+        self.leasts.append((axis, least, multiple))
 
-    def point(self, value: fx.Node, axis: Axis, output: int = 0) -> None:
+    def mark_indices(self, value: fx.Node, axis: Axis, output: int = 0) -> None:
         """Note that a value holds indices into an axis."""
-        self.pointers.point(value, output, axis)
+        self.pointers.mark(value, output, axis)
 
     def look_up(self, axis: Axis, index: object) -> None:
         """Unify an axis with the one that its index points into."""
@@ -134,13 +134,13 @@ class AxisFlow:
         else:
             self.unify(axis, pointed)
 
-    def deal(self, value: fx.Node, axis: Axis, ends: object) -> None:
-        """Note that rows belong to indices of an axis."""
-        self.deals.deal(value, axis, ends)
+    def partition_rows(self, value: fx.Node, axis: Axis, offsets: object) -> None:
+        """Note that the rows of a value are partitioned over an axis by offsets."""
+        self.row_partitions.add(value, axis, offsets)
 
-    def dealt(self, value: object, ends: object) -> bool:
-        """Do the rows of a value belong to indices of an axis, by these ends?"""
-        return self.deals.holds(value, ends)
+    def has_row_partition(self, value: object, offsets: object) -> bool:
+        """Are the rows of a value partitioned by these offsets?"""
+        return self.row_partitions.holds(value, offsets)
 
     def contract(self, axis: Axis, *operands: object) -> None:
         """Note a sum over an axis."""
@@ -148,8 +148,8 @@ class AxisFlow:
         assert self.node is not None  # rules are asked while a node is visited
         self.contractions.append((axis, operands, self.node))
 
-    def multiply(self, *axes: Axis) -> None:
-        """Note a product of two values."""
+    def count_macs(self, *axes: Axis) -> None:
+        """Note a product of two activations."""
         assert self.node is not None
         self.multiplied.append((self.node, axes))
 
@@ -159,16 +159,16 @@ class AxisFlow:
         for dim in range(len(self.tensors[consumer.weight])):
             self.roles[consumer.weight, dim].add("contracted" if dim == consumer.dim else "produced")
 
-    def cache(self, *values: object) -> None:
+    def cache_kv(self, *values: object) -> None:
         """Note keys and values, which a language model keeps for every token."""
         self.keys_and_values += values
 
     def produce(self, parameter: object, dim: int) -> None:
         """Note that a parameter produces an axis."""
-        if found := self.origin(parameter):
+        if found := self.parameter_of(parameter):
             self.roles[found[0], found[1][dim]].add("produced")
 
-    def origin(self, value: object) -> tuple[str, tuple[int, ...]] | None:
+    def parameter_of(self, value: object) -> tuple[str, tuple[int, ...]] | None:
         """The parameter behind a value that is only a transposed view of it."""
         if not isinstance(value, fx.Node):
             return None
@@ -176,8 +176,8 @@ class AxisFlow:
             name = self.program.name(str(value.target))
             return (name, tuple(range(len(self.tensors[name])))) if name in self.program.parameters else None
         rule = RULES.get(value.target)
-        order = rule.order(value, len(self.dims(value))) if rule else None
-        found = self.origin(value.args[0]) if order else None  # no further than views go: a graph may be deep
+        order = rule.permutation(value, len(self.dims(value))) if rule else None
+        found = self.parameter_of(value.args[0]) if order else None  # no further than views go: a graph may be deep
         return (found[0], tuple(found[1][i] for i in order)) if order and found else None
 
     def size(self, node: fx.Node) -> int:
@@ -272,7 +272,7 @@ class AxisFlow:
         val = node.meta["val"]
         pairs = zip(result, val, strict=True) if isinstance(result, list) else [(result or (), val)]
         for dims, tensor in pairs:
-            got, expected = [axis.size for axis in dims], [hint(size) for size in tensor.shape]
+            got, expected = [axis.size for axis in dims], [size_hint(size) for size in tensor.shape]
             if got != expected and not (isinstance(result, list) and not dims):
                 raise AnalysisError(
                     f"the rule of {node.target} says shape {got} at {self._where()}, it is {expected}\n"
@@ -293,7 +293,7 @@ class AxisFlow:
     def _fresh(self, val: Tensor, pins: str) -> Dims:
         reasons = [self._say(pins)] if pins else []
         dynamic = [DYNAMIC]
-        return tuple(prime(hint(n), *reasons, *([] if isinstance(n, int) else dynamic)) for n in val.shape)
+        return tuple(prime(size_hint(n), *reasons, *([] if isinstance(n, int) else dynamic)) for n in val.shape)
 
     def say(self, why: str, node: fx.Node) -> str:
         """The text of a reason that lies in a node; what it is made of is noted."""

@@ -78,7 +78,7 @@ class _Follower:
         known = {n: self.known[n][p] for n in holders if p in self.known[n]}
         repeated = frozenset(n for n in holders if self._is_repeated(n, p))
         inputs = MaskedArguments(known, frozenset(holders), dims, repeated)
-        number = rule.masked(node, inputs)
+        number = rule.masked_value(node, inputs)
         spoilt = number is not None and isfinite(number) and self._spreads(node, rule, p, inputs)
         return None if spoilt else number
 
@@ -90,9 +90,9 @@ class _Follower:
     def _spreads(self, node: fx.Node, rule: Rule, p: Prime, inputs: MaskedArguments) -> bool:
         """Does the prime stand in more dimensions than before, so that one of them may be masked and the other not?"""
         count = _count(self.flow, node, p)
-        if count < 2 or (rule.zeros is Zeros.PRODUCT and all(inputs.at(n) == 0 for n in inputs.holds)):
+        if count < 2 or (rule.zeros is Zeros.PRODUCT and all(inputs.number_of(n) == 0 for n in inputs.carriers)):
             return False
-        return rule.zeros is Zeros.PRODUCT or any(_count(self.flow, n, p) < count for n in inputs.holds)
+        return rule.zeros is Zeros.PRODUCT or any(_count(self.flow, n, p) < count for n in inputs.carriers)
 
 
 def _count(flow: AxisFlow, node: fx.Node, p: Prime) -> int:

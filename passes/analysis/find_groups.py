@@ -12,7 +12,7 @@ from torch import fx
 
 from graphprune.axes.algebra import Axis, Prime, Product, Sum, primes, resolve
 from graphprune.axes.groups import Cost, Dependencies, Group, Pinned, Place, Term
-from graphprune.axes.rule_helpers import hint
+from graphprune.axes.rule_helpers import size_hint
 from graphprune.ir.program import Program
 from graphprune.passes.analysis.axis_flow import AxisFlow
 from graphprune.passes.analysis.exactness import inexact
@@ -143,7 +143,7 @@ def _places(flow: AxisFlow) -> dict[Prime, list[tuple[str, int]]]:
 def _products(flow: AxisFlow) -> Iterator[Axis]:
     """The axes that are contracted without a parameter, as those of queries and keys."""
     for axis, operands, _ in flow.contractions:
-        if len(operands) > 1 and not any(flow.origin(value) for value in operands):
+        if len(operands) > 1 and not any(flow.parameter_of(value) for value in operands):
             yield axis
 
 
@@ -154,7 +154,7 @@ def _macs(flow: AxisFlow) -> Iterator[Term]:
     for consumer in (c for c in flow.consumers if flow.numel(c.weight)):
         made = pytree.tree_leaves(nodes[consumer.node].meta["val"])[0]
         rows = flow.numel(consumer.weight) / (flow.tensors[consumer.weight][consumer.dim].size * consumer.taps)
-        yield Term(flow.tensors[consumer.weight], prod(hint(size) for size in made.shape) / rows)
+        yield Term(flow.tensors[consumer.weight], prod(size_hint(size) for size in made.shape) / rows)
     mapped = {consumer.node for consumer in flow.consumers}
     yield from (Term(axes) for node, axes in flow.multiplied if node.name not in mapped)
 

@@ -26,7 +26,7 @@ class Pointers:
 
     table: dict[tuple[fx.Node, int], Axis] = field(default_factory=dict)
 
-    def point(self, value: fx.Node, output: int, axis: Axis) -> None:
+    def mark(self, value: fx.Node, output: int, axis: Axis) -> None:
         """Note that the integers in an output of a node are indices into the axis."""
         self.table[value, output] = axis
 

@@ -43,7 +43,7 @@ def _part(around: Beside, inner: Sequence[Axis], outer: Sequence[Axis]) -> None:
 
 def _all(flow: AxisFlow, node: fx.Node) -> list[Dims]:
     """The axes of every output, with the one along which its rows were dealt out."""
-    hidden = flow.deals.table.get(node)
+    hidden = flow.row_partitions.table.get(node)
     return [(hidden[0], *dims) if hidden else dims for dims in flow.outputs(node)]
 
 

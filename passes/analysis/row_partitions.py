@@ -1,4 +1,4 @@
-"""Rows that were dealt out along an axis: the first ones belong to its first index, and so on."""
+"""Row partitions: the rows of a value are a ragged batch over an axis, stored one index after the other."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -11,29 +11,29 @@ from graphprune.passes.analysis.index_values import parts
 
 
 @dataclass
-class Deals:
-    """Which values have dealt rows, along which axis, and the node that says where the rows of each index end.
+class RowPartitions:
+    """Values whose rows are partitioned over an axis, with the axis and the node that holds the offsets.
 
-    Such a value has the axis, too, though no dimension of it: every row belongs to one of its indices.
+    Such a value depends on the axis without having a dimension for it: every row belongs to one of its indices.
     """
 
     table: dict[fx.Node, tuple[Axis, object]] = field(default_factory=dict)
 
-    def deal(self, node: fx.Node, axis: Axis, ends: object) -> None:
-        """Note that the rows of a value belong to indices of an axis, up to these ends."""
-        self.table[node] = axis, ends
+    def add(self, node: fx.Node, axis: Axis, offsets: object) -> None:
+        """Note that the rows of a value belong to indices of an axis: index i owns those up to offsets[i]."""
+        self.table[node] = axis, offsets
 
-    def holds(self, value: object, ends: object) -> bool:
-        """Were the rows of a value dealt out by the same ends?"""
-        found = self.table.get(value) if isinstance(value, fx.Node) else None
-        return found is not None and found[1] is ends
+    def holds(self, value: object, offsets: object) -> bool:
+        """Are the rows of a value partitioned by these offsets?"""
+        partition = self.table.get(value) if isinstance(value, fx.Node) else None
+        return partition is not None and partition[1] is offsets
 
     def follow(self, node: fx.Node, rule: Rule | None, outputs: Callable[[fx.Node], Sequence[Dims]]) -> None:
-        """What works row by row leaves rows where they are."""
-        dealt = [n for n in parts(node, rule) if n in self.table] if rule is not None and rule.rowwise else []
-        rows = [_rows(dims) for n in (node, *dealt) for dims in outputs(n)]
-        if len({id(self.table[n][1]) for n in dealt}) == 1 and all(each == rows[0] for each in rows):
-            self.table.setdefault(node, self.table[dealt[0]])
+        """Carry a partition over to the result of an operator that works row by row."""
+        partitioned = [n for n in parts(node, rule) if n in self.table] if rule is not None and rule.rowwise else []
+        rows = [_rows(dims) for n in (node, *partitioned) for dims in outputs(n)]
+        if len({id(self.table[n][1]) for n in partitioned}) == 1 and all(each == rows[0] for each in rows):
+            self.table.setdefault(node, self.table[partitioned[0]])
 
 
 def _rows(dims: Dims) -> object:

@@ -15,7 +15,7 @@ from torch import Tensor, fx
 
 from graphprune.axes.algebra import Prime, primes
 from graphprune.axes.groups import Curve, Dependencies, Group, Term
-from graphprune.axes.rule_helpers import sized, token_symbols
+from graphprune.axes.rule_helpers import substitute_sizes, token_symbols
 from graphprune.display.progress import progress
 from graphprune.errors import PlanError
 from graphprune.execution.latency import RUNTIMES, Piece, Shape, Table
@@ -156,7 +156,7 @@ class _Parts:
                 shapes[name] = found[0]
 
         def value(n: fx.Node) -> Any:
-            return new[n] if n in new else sized(n.meta["val"], self._sizes)
+            return new[n] if n in new else substitute_sizes(n.meta["val"], self._sizes)
 
         for node in nodes:
             args, kwargs = pytree.tree_map_only(fx.Node, value, (node.args, node.kwargs))
@@ -175,4 +175,4 @@ class _Parts:
 def _shapes(node: fx.Node, sizes: Mapping[Any, int]) -> list[Shape]:
     """Those of the tensors that a node makes."""
     leaves = [leaf for leaf in pytree.tree_leaves(node.meta.get("val")) if isinstance(leaf, Tensor)]
-    return [(tuple(sized(n, sizes) for n in leaf.shape), leaf.dtype) for leaf in leaves]
+    return [(tuple(substitute_sizes(n, sizes) for n in leaf.shape), leaf.dtype) for leaf in leaves]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from graphprune.axes.groups import Dependencies
 from graphprune.axes.rule import Consumer
-from graphprune.axes.rule_helpers import hint
+from graphprune.axes.rule_helpers import size_hint
 from graphprune.errors import CalibrationError, PlanError
 from graphprune.ir.program import Program, Rewritten
 from graphprune.ir.weights import narrow
@@ -143,7 +143,7 @@ class _Maps:
         shapes, prices = {}, {}
         for consumer in found:
             shapes[consumer.weight] = shape_of(program, consumer)
-            made = prod(hint(length) for length in nodes[consumer.node].meta["val"].shape)
+            made = prod(size_hint(length) for length in nodes[consumer.node].meta["val"].shape)
             prices[consumer.weight] = 1.0 if unit == "parameters" else made / shapes[consumer.weight][0]
         return cls(shapes, prices, step)
 

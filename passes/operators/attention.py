@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from graphprune.axes.algebra import Axis, factor
 from graphprune.axes.rule import Cut, Dims, Example, Flow, OpCall, Rule
-from graphprune.axes.rule_helpers import argument, broadcast, meet
+from graphprune.axes.rule_helpers import argument, broadcast, broadcast_axis
 from graphprune.passes.operators import rule
 
 aten = torch.ops.aten
@@ -28,17 +28,17 @@ class Attention(Rule):
             heads.append(lead_q[-1])
             lead_q[-1] = factor(lead_q[-1], lead_k[-1].size)[0]
         lead = list(broadcast(flow, [tuple(lead_q), tuple(lead_k), tuple(lead_v)]))
-        flow.cache(*node.args[1:3])
+        flow.cache_kv(*node.args[1:3])
         flow.unify(d, dk)
         flow.unify(t, tv)
         flow.contract(d, *node.args[:2])
-        flow.mix([d, e], [s, t])
-        flow.normalise(t, "attention is normalised along it")
+        flow.share_selection([d, e], [s, t])
+        flow.mark_inexact(t, "attention is normalised along it")
         for axis in (s, t) if argument(node, 5, "is_causal", False) else ():
             flow.pin(axis, "the order of its indices matters here")
         lead[-1:] = heads or lead[-1:]
-        flow.multiply(*lead, s, t, d)
-        flow.multiply(*lead, s, t, e)
+        flow.count_macs(*lead, s, t, d)
+        flow.count_macs(*lead, s, t, e)
         if (mask := argument(node, 3, "attn_mask")) is not None:
             _masked(flow, [*lead, s, t], flow.dims(mask))
         return *lead, s, e
@@ -58,7 +58,7 @@ class Attention(Rule):
 def _masked(flow: Flow, scores: list[Any], mask: Dims) -> None:
     """A mask meets the scores by broadcasting."""
     for score, axis in zip(reversed(scores), reversed(mask), strict=False):
-        meet(flow, [score, axis])
+        broadcast_axis(flow, [score, axis])
 
 
 class SelfAttention(nn.Module):

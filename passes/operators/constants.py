@@ -7,7 +7,7 @@ import torch
 from torch import fx
 
 from graphprune.axes.rule import Cut, Dims, Example, Flow, MaskedArguments, OpCall, Rule, Zeros
-from graphprune.axes.rule_helpers import argument, between
+from graphprune.axes.rule_helpers import argument, between_layers
 from graphprune.passes.operators import RULES, rule
 
 aten = torch.ops.aten
@@ -19,10 +19,10 @@ class ConstantFill(Rule):
     def __init__(self, sizes: int) -> None:
         self.sizes = sizes
 
-    def masked(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
+    def masked_value(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
         kind = str(node.target)
         value = argument(node, self.sizes + 1, "fill_value") if "full" in kind else 1 if "ones" in kind else 0
-        number = None if "empty" in kind else inputs.at(value)
+        number = None if "empty" in kind else inputs.number_of(value)
         return number if number is not None and isfinite(number) else None
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
@@ -34,9 +34,9 @@ class ConstantFill(Rule):
         return OpCall(node.target, (*node.args[: self.sizes], new, *node.args[self.sizes + 1 :]), dict(node.kwargs))
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: y * torch.full((5, 8), 2.0))
-        yield between(lambda y: y - y.new_ones(8))
-        yield between(lambda y: torch.maximum(y + y.new_zeros(5, 8), torch.zeros(8)))
+        yield between_layers(lambda y: y * torch.full((5, 8), 2.0))
+        yield between_layers(lambda y: y - y.new_ones(8))
+        yield between_layers(lambda y: torch.maximum(y + y.new_zeros(5, 8), torch.zeros(8)))
 
 
 RULES.register(aten.full.default, aten.zeros.default, aten.ones.default, aten.empty.memory_format)(ConstantFill(0))
@@ -54,7 +54,7 @@ class Generated(Rule):
         return flow.fresh(node, "its values are generated")
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: y * torch.arange(8))
+        yield between_layers(lambda y: y * torch.arange(8))
 
 
 RULES.register(
@@ -73,18 +73,18 @@ class Unset(Rule):
         return flow.dims(node.args[0])
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: torch.empty_like(y).copy_(y))
+        yield between_layers(lambda y: torch.empty_like(y).copy_(y))
 
 
 @rule(aten.fill.Tensor)
 class Fill(Unset):
     """One number that a tensor holds, in the shape of a value."""
 
-    def masked(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
-        return inputs.at(node.args[1])
+    def masked_value(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
+        return inputs.number_of(node.args[1])
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: aten.fill(y, torch.tensor(0.5)) * y)
+        yield between_layers(lambda y: aten.fill(y, torch.tensor(0.5)) * y)
 
 
 class Drawn(Unset):
@@ -96,7 +96,7 @@ class Drawn(Unset):
         return flow.dims(node.args[0])
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: y + torch.randn_like(y))
+        yield between_layers(lambda y: y + torch.randn_like(y))
 
 
 RULES.register(aten.rand_like.default, aten.randn_like.default, aten.bernoulli.p)(Drawn())

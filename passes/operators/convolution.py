@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from graphprune.axes.algebra import Axis, Misaligned, Product, factor, resolve
 from graphprune.axes.rule import Consumer, Cut, Dims, Example, Flow, OpCall, Rule
-from graphprune.axes.rule_helpers import argument, bias, literal, slid
+from graphprune.axes.rule_helpers import argument, bias_slot, convolution_dims, literal
 from graphprune.passes.operators import RULES
 
 aten = torch.ops.aten
@@ -23,7 +23,7 @@ class Convolution(Rule):
     linear_in = (0, 1)
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
-        return slid(flow, node, self.channels)
+        return convolution_dims(flow, node, self.channels)
 
     def channels(self, flow: Flow, node: fx.Node, channels: Axis, weight: Dims) -> Axis:
         """The output channels; input channels meet the weight's group by group."""
@@ -35,7 +35,7 @@ class Convolution(Rule):
         flow.unify(outer, out_groups)
         flow.unify(inner, weight[1])
         flow.contract(weight[1], node.args[0], node.args[1])
-        flow.mix([weight[1]], [per_group])
+        flow.share_selection([weight[1]], [per_group])
         if groups == 1:
             consume(flow, node)
         return resolve(Product((out_groups, per_group)))
@@ -78,10 +78,10 @@ def consume(flow: Flow, node: fx.Node) -> None:
     x, weight = node.args[:2]
     spatial = len(flow.dims(weight)) - 2
     unfold = unfolder(node, spatial)
-    if unfold is None or not isinstance(x, fx.Node) or (found := flow.origin(weight)) is None:
+    if unfold is None or not isinstance(x, fx.Node) or (found := flow.parameter_of(weight)) is None:
         return
     kernel = tuple(axis.size for axis in flow.dims(weight)[2:])
-    added, bias_at = bias(flow, node, 2)
+    added, bias_at = bias_slot(flow, node, 2)
     flow.consume(
         Consumer(
             node=node.name, x=x.name, weight=found[0], dim=1, axis=flow.dims(weight)[1],

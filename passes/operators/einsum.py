@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphprune.axes.rule import Dims, Example, Flow, Rule, Zeros
-from graphprune.axes.rule_helpers import broadcast, consume, meet, positions
+from graphprune.axes.rule_helpers import broadcast, broadcast_axis, canonical_dims, report_linear
 from graphprune.passes.operators import RULES
 
 aten = torch.ops.aten
@@ -45,8 +45,8 @@ def tensordot(node: fx.Node, ranks: Sequence[int]) -> Terms:
     """Some dimensions of the first are contracted with some of the second."""
     first: list[Label] = [f"a{i}" for i in range(ranks[0])]
     second: list[Label] = [f"b{i}" for i in range(ranks[1])]
-    gone = positions(node.args[2], ranks[0]) if node.args[2] else []
-    for i, j in zip(gone, positions(node.args[3], ranks[1]) if gone else [], strict=True):
+    gone = canonical_dims(node.args[2], ranks[0]) if node.args[2] else []
+    for i, j in zip(gone, canonical_dims(node.args[3], ranks[1]) if gone else [], strict=True):
         second[j] = first[i]
     summed = {first[i] for i in gone}
     return [first, second], [label for label in (*first, *second) if label not in summed]
@@ -71,11 +71,12 @@ class Contraction(Rule):
         terms, out = self.terms(node, [len(flow.dims(value)) for value in values])
         found = {label: self.axis(flow, label, terms, values) for label in chain(*terms)}
         if len(terms) == 2:
-            flow.multiply(*found.values())
+            flow.count_macs(*found.values())
         for gone in (label for label in found if label not in out):
             sharing = [set(term) for term in terms if gone in term]
             flow.contract(found[gone], *(value for value, term in zip(values, terms, strict=True) if gone in term))
-            flow.mix([found[gone]], [found[other] for other in found if not all(other in term for term in sharing)])
+            others = [found[other] for other in found if not all(other in term for term in sharing)]
+            flow.share_selection([found[gone]], others)
             self.report(flow, node, gone, terms, out, values)
         return tuple(found[label] for label in out)
 
@@ -87,7 +88,7 @@ class Contraction(Rule):
             for own, axis in zip(term, flow.dims(value), strict=True)
             if own == label
         ]
-        return meet(flow, places)
+        return broadcast_axis(flow, places)
 
     def report(
         self, flow: Flow, node: fx.Node, gone: Label, terms: list[list[Label]], out: list[Label], values: Sequence[Any]
@@ -97,7 +98,7 @@ class Contraction(Rule):
             left, right = terms[i], terms[1 - i]
             if left[-1] == gone and len(right) == 2 and right.count(gone) == 1 and not set(right) & set(left[:-1]):
                 made = [label for label in right if label != gone]
-                consume(flow, node, x, weight, right.index(gone), last=out == [*left[:-1], *made])
+                report_linear(flow, node, x, weight, right.index(gone), last=out == [*left[:-1], *made])
 
     def examples(self) -> Iterator[Example]:
         x = torch.randn(2, 5, 6)
@@ -111,7 +112,7 @@ class Contraction(Rule):
 class Added(Contraction):
     """A contraction that is added to the first argument."""
 
-    zeros = Zeros.KEPT
+    zeros = Zeros.PRESERVED
     summands = (0,)
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
@@ -121,7 +122,7 @@ class Added(Contraction):
 class Biased(Contraction):
     """A contraction to which the last argument is added."""
 
-    zeros = Zeros.KEPT
+    zeros = Zeros.PRESERVED
     summands = (3,)
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:

@@ -9,7 +9,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from graphprune.axes.rule import Dims, Example, Flow, MaskedArguments, Rule, Zeros
-from graphprune.axes.rule_helpers import between, broadcast, meet, tensors
+from graphprune.axes.rule_helpers import between_layers, broadcast, broadcast_axis, tensor_inputs
 from graphprune.passes.operators import RULES, rule
 
 aten = torch.ops.aten
@@ -63,10 +63,10 @@ class Elementwise(Rule):
         return factor(node.args[0]) ** degree if isinstance(degree, int | float) else None
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
-        return broadcast(flow, [flow.dims(value) for value in tensors(node)])
+        return broadcast(flow, [flow.dims(value) for value in tensor_inputs(node)])
 
-    def masked(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
-        values = [trial(value, inputs) for value in tensors(node)]
+    def masked_value(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
+        values = [trial(value, inputs) for value in tensor_inputs(node)]
         literals = [x for x in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(x, float)]
         got = compute(node, values)
         if not isfinite(got).all():
@@ -76,10 +76,10 @@ class Elementwise(Rule):
 
     def examples(self) -> Iterator[Example]:
         yield Example(_Gated(), (torch.randn(2, 6),))
-        yield between(lambda y: y * ((y > 0) & (y.abs() < 1)))
-        yield between(lambda y: torch.erfc(y) / (1 + torch.exp(-y)) * torch.lerp(y, y.tan(), 0.5))
-        yield between(lambda y: nn.functional.hardtanh(y, -0.5, 2.0).sum(2, keepdim=True) * y / 2)
-        yield between(lambda y: nn.functional.hardtanh(y, 0.5, 2.0).sum(2, keepdim=True) * y)
+        yield between_layers(lambda y: y * ((y > 0) & (y.abs() < 1)))
+        yield between_layers(lambda y: torch.erfc(y) / (1 + torch.exp(-y)) * torch.lerp(y, y.tan(), 0.5))
+        yield between_layers(lambda y: nn.functional.hardtanh(y, -0.5, 2.0).sum(2, keepdim=True) * y / 2)
+        yield between_layers(lambda y: nn.functional.hardtanh(y, 0.5, 2.0).sum(2, keepdim=True) * y)
 
 
 class Conjunction(Elementwise):
@@ -87,10 +87,11 @@ class Conjunction(Elementwise):
 
     zeros = Zeros.PRODUCT
 
-    def masked(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
-        if any(inputs.at(value) == 0 for value in node.args):
+    def masked_value(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
+        if any(inputs.number_of(value) == 0 for value in node.args):
             return 0.0
-        return super().masked(node, inputs) if all(inputs.at(value) is not None for value in node.args) else None
+        known = all(inputs.number_of(value) is not None for value in node.args)
+        return super().masked_value(node, inputs) if known else None
 
 
 class Multiplication(Conjunction):
@@ -103,9 +104,9 @@ class Multiplication(Conjunction):
 class Quotient(Elementwise):
     """Zero where the dividend is and the divisor is not."""
 
-    def masked(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
-        found = super().masked(node, inputs)
-        return 0.0 if found is None and inputs.at(node.args[0]) == 0 else found
+    def masked_value(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
+        found = super().masked_value(node, inputs)
+        return 0.0 if found is None and inputs.number_of(node.args[0]) == 0 else found
 
     def scale(self, node: fx.Node, factor: Callable[[object], float]) -> float | None:
         """The quotient of the factors, unless it is rounded."""
@@ -117,47 +118,47 @@ class Quotient(Elementwise):
 class Dropout(Elementwise):
     """Zeros stay, other numbers may become zeros."""
 
-    zeros = Zeros.KEPT
-    masked = Rule.masked
+    zeros = Zeros.PRESERVED
+    masked_value = Rule.masked_value
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: nn.functional.dropout1d(y, training=False))
+        yield between_layers(lambda y: nn.functional.dropout1d(y, training=False))
 
 
 class Choice(Elementwise):
     """One of two values, where they are the same."""
 
-    def masked(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
+    def masked_value(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
         values = (node.args[0], node.args[2]) if node.target in CHOICES[4:] else node.args[1:3]
-        first, second = (inputs.at(value) for value in values)
+        first, second = (inputs.number_of(value) for value in values)
         return first if first == second and first is not None and math.isfinite(first) else None
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: torch.where(torch.arange(5)[:, None] > 2, y, 0.0).sum(2, keepdim=True) + y)
+        yield between_layers(lambda y: torch.where(torch.arange(5)[:, None] > 2, y, 0.0).sum(2, keepdim=True) + y)
 
 
 class Filled(Elementwise):
     """One number everywhere, whatever was there."""
 
-    def masked(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
+    def masked_value(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
         number = compute(node, [(0.0,)]).item()
         return float(number) if math.isfinite(number) else None
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: (torch.zeros_like(y).sum(2, keepdim=True) + 1) * y)
-        yield between(_partly_zeroed)
+        yield between_layers(lambda y: (torch.zeros_like(y).sum(2, keepdim=True) + 1) * y)
+        yield between_layers(_partly_zeroed)
 
 
 def trial(value: fx.Node, inputs: MaskedArguments) -> tuple[float, ...]:
     """The number that an input is, or some that stand for those that it may be."""
-    known = inputs.at(value)
-    return (known,) if known is not None else ANY if value in inputs.holds - inputs.repeated else USUAL
+    known = inputs.number_of(value)
+    return (known,) if known is not None else ANY if value in inputs.carriers - inputs.repeated else USUAL
 
 
 def compute(node: fx.Node, values: Sequence[tuple[float, ...]]) -> Tensor:
     """What the operator makes of all combinations of values of its inputs."""
     new: dict[fx.Node, Any] = dict.fromkeys(node.all_input_nodes, 2)  # a dynamic size is a number, too
-    for i, (old, numbers) in enumerate(zip(tensors(node), values, strict=True)):
+    for i, (old, numbers) in enumerate(zip(tensor_inputs(node), values, strict=True)):
         shape = [1] * i + [len(numbers)] + [1] * (len(values) - i - 1)
         new[old] = torch.tensor(numbers).to(old.meta["val"].dtype).reshape(shape if len(numbers) > 1 else ())
     try:
@@ -192,7 +193,7 @@ class PReLU(Rule):
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims, slopes = flow.dims(node.args[0]), flow.dims(node.args[1])
         for axis in slopes if len(dims) > 1 else ():
-            meet(flow, [dims[1], axis])
+            broadcast_axis(flow, [dims[1], axis])
         return dims
 
     def examples(self) -> Iterator[Example]:
@@ -211,7 +212,7 @@ class TypeAs(Rule):
         return flow.dims(node.args[0])
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: y * torch.ones(8, dtype=torch.int64).type_as(y))
+        yield between_layers(lambda y: y * torch.ones(8, dtype=torch.int64).type_as(y))
 
 
 RULES.register(*CONJUNCTIONS)(Conjunction())

@@ -27,17 +27,18 @@ class GroupedProduct(Rule):
             raise Misaligned("a grouped product other than of rows with a stack of matrices")
         (rows, inner), (experts, columns, out) = x, weight
         flow.unify(experts, ends[0])
-        flow.normalise(experts, "rows are dealt out along it")
+        flow.mark_inexact(experts, "rows are dealt out along it")
         if isinstance(node.args[2], fx.Node) and node.args[2].op == "get_attr":
             flow.pin(experts, "a constant says which rows it takes")
         flow.unify(inner, columns)
         flow.contract(inner, *node.args[:2])
-        flow.mix([inner], [rows, out] if flow.dealt(node.args[0], node.args[2]) else [rows, experts, out])
-        flow.deal(node, experts, node.args[2])
+        partitioned = flow.has_row_partition(node.args[0], node.args[2])
+        flow.share_selection([inner], [rows, out] if partitioned else [rows, experts, out])
+        flow.partition_rows(node, experts, node.args[2])
         flow.produce(node.args[1], 2)
         if node.target is aten._grouped_mm.default:
             for axis in (inner, out):  # its kernels read sixteen bytes at once
-                flow.least(axis, 1, 16 // node.meta["val"].element_size())
+                flow.require_width(axis, 1, 16 // node.meta["val"].element_size())
         return rows, out
 
     def examples(self) -> Iterator[Example]:
@@ -61,7 +62,7 @@ class Histogram(Rule):
         if (argument(node, 2, "min"), argument(node, 3, "max")) != (0, new[0].size - 1):
             raise Misaligned("a histogram whose bins are no whole numbers from zero on")
         for axis in flow.dims(node.args[0]):
-            flow.normalise(axis, "its values are counted here")
+            flow.mark_inexact(axis, "its values are counted here")
         flow.look_up(new[0], node.args[0])
         return new
 

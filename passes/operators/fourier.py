@@ -7,7 +7,7 @@ import torch
 from torch import fx
 
 from graphprune.axes.rule import Dims, Example, Flow, Rule
-from graphprune.axes.rule_helpers import argument, between, positions
+from graphprune.axes.rule_helpers import argument, between_layers, canonical_dims
 from graphprune.passes.operators import RULES
 
 aten = torch.ops.aten
@@ -21,16 +21,16 @@ class Fourier(Rule):
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims, new = list(flow.dims(node.args[0])), flow.fresh(node)
-        for i in positions(argument(node, self.place, "dim", self.default), len(dims)):
+        for i in canonical_dims(argument(node, self.place, "dim", self.default), len(dims)):
             for axis in (dims[i], new[i]):
                 flow.pin(axis, "it is transformed to frequencies here")
             dims[i] = new[i]
         return tuple(dims)
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: torch.fft.fft(y, dim=1).abs())
-        yield between(lambda y: torch.fft.irfft2(torch.fft.rfft2(y.mT, dim=(0, 2)), s=(2, 5), dim=(0, 2)).mT)
-        yield between(lambda y: torch.fft.fftn(y, dim=(0, 1)).abs())
+        yield between_layers(lambda y: torch.fft.fft(y, dim=1).abs())
+        yield between_layers(lambda y: torch.fft.irfft2(torch.fft.rfft2(y.mT, dim=(0, 2)), s=(2, 5), dim=(0, 2)).mT)
+        yield between_layers(lambda y: torch.fft.fftn(y, dim=(0, 1)).abs())
 
 
 RULES.register(

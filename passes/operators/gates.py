@@ -5,9 +5,9 @@ from collections.abc import Iterator
 import torch
 from torch import fx, nn
 
-from graphprune.axes.algebra import cut
+from graphprune.axes.algebra import split_axis
 from graphprune.axes.rule import Dims, Example, Flow, Rule
-from graphprune.axes.rule_helpers import argument, position
+from graphprune.axes.rule_helpers import argument, canonical_dim
 from graphprune.passes.operators import rule
 
 
@@ -19,9 +19,9 @@ class GatedLinearUnit(Rule):
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = list(flow.dims(node.args[0]))
-        dim = position(argument(node, 1, "dim", -1), len(dims))
+        dim = canonical_dim(argument(node, 1, "dim", -1), len(dims))
         half = dims[dim].size // 2
-        first, second = cut(dims[dim], [half, half])
+        first, second = split_axis(dims[dim], [half, half])
         flow.unify(first, second)
         dims[dim] = first
         return tuple(dims)

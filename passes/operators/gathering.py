@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 from graphprune.axes.algebra import UNIT, Misaligned
 from graphprune.axes.rule import Dims, Example, Flow, Rule, Zeros
-from graphprune.axes.rule_helpers import between, indexed, literal, matched, position
+from graphprune.axes.rule_helpers import between_layers, canonical_dim, indexed_dims, literal, unify_prefix
 from graphprune.passes.operators import RULES, rule
 
 aten = torch.ops.aten
@@ -24,12 +24,12 @@ class Index(Rule):
     degree = 1.0
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
-        return indexed(flow, flow.dims(node.args[0]), literal(node, 1))
+        return indexed_dims(flow, flow.dims(node.args[0]), literal(node, 1))
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: y[:, torch.tensor([3, 1, 1])])
-        yield between(lambda y: y[:, torch.tensor([3, 1])][torch.tensor([0, 1]), :, torch.tensor([[3], [1]])], 2)
-        yield between(lambda y: y[y[..., 0].abs() < 9] * y[0, 0])
+        yield between_layers(lambda y: y[:, torch.tensor([3, 1, 1])])
+        yield between_layers(lambda y: y[:, torch.tensor([3, 1])][torch.tensor([0, 1]), :, torch.tensor([[3], [1]])], 2)
+        yield between_layers(lambda y: y[y[..., 0].abs() < 9] * y[0, 0])
 
 
 @rule(aten.gather.default)
@@ -44,14 +44,14 @@ class Gather(Rule):
         dims, index = flow.dims(node.args[0]), flow.dims(node.args[2])
         if not dims:
             raise Misaligned("a number is gathered")
-        dim = position(literal(node, 1), len(dims))
+        dim = canonical_dim(literal(node, 1), len(dims))
         flow.look_up(dims[dim], node.args[2])
         for i in set(range(len(dims))) - {dim}:
-            matched(flow, dims[i], index[i])
+            unify_prefix(flow, dims[i], index[i])
         return index
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: y.gather(1, torch.tensor([3, 1, 1])[:, None].expand(len(y), 3, 8)))
+        yield between_layers(lambda y: y.gather(1, torch.tensor([3, 1, 1])[:, None].expand(len(y), 3, 8)))
         yield Example(_Sorted(), (torch.randn(3, 6),))
 
 
@@ -65,13 +65,13 @@ class IndexSelect(Rule):
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = flow.dims(node.args[0])
-        dim = position(literal(node, 1), len(dims))
+        dim = canonical_dim(literal(node, 1), len(dims))
         flow.look_up(dims[dim], node.args[2])
         found = flow.dims(node.args[2]) or (UNIT,)
         return *dims[:dim], *found, *dims[dim + 1 :]
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: y.index_select(1, torch.tensor([3, 1, 1])))
+        yield between_layers(lambda y: y.index_select(1, torch.tensor([3, 1, 1])))
 
 
 class CountedByData(Rule):
@@ -81,7 +81,7 @@ class CountedByData(Rule):
         raise Misaligned("how many values come out depends on the data")
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: y * y.nonzero().sum())
+        yield between_layers(lambda y: y * y.nonzero().sum())
 
 
 RULES.register(

@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 from graphprune.axes.algebra import Axis, Misaligned
 from graphprune.axes.rule import Dims, Example, Flow, Rule
-from graphprune.axes.rule_helpers import between, broadcast, consume
+from graphprune.axes.rule_helpers import between_layers, broadcast, report_linear
 from graphprune.passes.operators import RULES
 
 aten = torch.ops.aten
@@ -28,9 +28,9 @@ class Linear(Rule):
         out, columns = flow.dims(weight)
         flow.unify(inner, columns)
         flow.contract(columns, x, weight)
-        flow.mix([columns], [*batch, out])
-        flow.multiply(*batch, inner, out)
-        consume(flow, node, x, weight, 1, bias_at=2)
+        flow.share_selection([columns], [*batch, out])
+        flow.count_macs(*batch, inner, out)
+        report_linear(flow, node, x, weight, 1, bias_at=2)
         if len(node.args) > 2 and node.args[2] is not None:
             flow.unify(out, flow.dims(node.args[2])[0])
         return *batch, out
@@ -65,7 +65,7 @@ class AddMM(Rule):
 
     def examples(self) -> Iterator[Example]:
         yield Example(_Transposed(), (torch.randn(3, 6),))
-        yield between(lambda y: torch.baddbmm(y[:1, :, :1].repeat(len(y), 1, 1), y, y.transpose(1, 2)), 5)
+        yield between_layers(lambda y: torch.baddbmm(y[:1, :, :1].repeat(len(y), 1, 1), y, y.transpose(1, 2)), 5)
 
 
 RULES.register(aten.linear.default)(Linear())
@@ -81,12 +81,12 @@ def multiply(flow: Flow, node: fx.Node, a: Any, b: Any, bias_at: int | None = No
     (*lead_a, rows, inner), (*lead_b, columns, out) = left, right
     flow.unify(inner, columns)
     flow.contract(inner, a, b)
-    flow.mix([inner], [rows, out])
+    flow.share_selection([inner], [rows, out])
     if len(right) == 2:
-        flow.mix([inner], lead_a)
-        consume(flow, node, a, b, 0, bias_at)
+        flow.share_selection([inner], lead_a)
+        report_linear(flow, node, a, b, 0, bias_at)
     lead = broadcast(flow, [tuple(lead_a), tuple(lead_b)])
-    flow.multiply(*lead, rows, inner, out)
+    flow.count_macs(*lead, rows, inner, out)
     return *lead, rows, out
 
 
@@ -95,7 +95,7 @@ def _with_vector(flow: Flow, a: Any, b: Any, left: Dims, right: Dims) -> Dims:
     flow.unify(inner, columns)
     flow.contract(inner, a, b)
     rest: list[Axis] = [*left[:-1], *right[:-2], *right[-1:]] if len(right) > 1 else list(left[:-1])
-    flow.mix([inner], rest)
+    flow.share_selection([inner], rest)
     return tuple(rest)
 
 

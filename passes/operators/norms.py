@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from graphprune.axes.algebra import factor
 from graphprune.axes.rule import Cut, Dims, Example, Flow, OpCall, Rule, Zeros
-from graphprune.axes.rule_helpers import argument, between, literal, position
+from graphprune.axes.rule_helpers import argument, between_layers, canonical_dim, literal
 from graphprune.passes.operators import RULES, rule
 
 aten = torch.ops.aten
@@ -24,8 +24,8 @@ class LayerNorm(Rule):
         dims = flow.dims(node.args[0])
         last = dims[len(dims) - len(literal(node, 1)) :]
         for axis in last:
-            flow.normalise(axis, "it is normalised here")
-            flow.mix(dims, [axis])
+            flow.mark_inexact(axis, "it is normalised here")
+            flow.share_selection(dims, [axis])
         for value in (argument(node, 2, "weight"), argument(node, 3, "bias")):
             for a, b in zip(last, flow.dims(value), strict=False):
                 flow.unify(a, b)
@@ -57,7 +57,7 @@ class RMSNorm(Rule):
         last = dims[len(dims) - len(literal(node, 1)) :]
         for axis in last:
             flow.average(axis, node.args[0])
-            flow.mix(dims, [axis])
+            flow.share_selection(dims, [axis])
         for a, b in zip(last, flow.dims(argument(node, 2, "weight")), strict=False):
             flow.unify(a, b)
         return dims
@@ -65,14 +65,14 @@ class RMSNorm(Rule):
     def rebuild(self, cut: Cut, node: fx.Node) -> OpCall:
         last = cut.dims(node.args[0])[-len(literal(node, 1)) :]
         eps = argument(node, 3, "eps") or torch.finfo(node.meta["val"].dtype).eps
-        eps *= prod(cut.excess(axis) for axis in last)
+        eps *= prod(cut.mean_gain(axis) for axis in last)
         shape = [cut.width(axis) for axis in last]
         return OpCall(node.target, (node.args[0], shape, argument(node, 2, "weight"), eps), {})
 
     def gain(self, cut: Cut, node: fx.Node) -> float:
         """The factor of the mean, under a root and in the denominator."""
         last = cut.dims(node.args[0])[-len(literal(node, 1)) :]
-        return prod(cut.excess(axis) for axis in last) ** -0.5
+        return prod(cut.mean_gain(axis) for axis in last) ** -0.5
 
     def examples(self) -> Iterator[Example]:
         layers = nn.Linear(6, 8), nn.RMSNorm(8), nn.Linear(8, 6), nn.GELU(), nn.Linear(6, 2)
@@ -92,8 +92,8 @@ class ChannelNorm(Rule):
     def axes(self, flow: Flow, node: fx.Node) -> Any:
         dims = flow.dims(node.args[0])
         for axis in self.over(node, dims):
-            flow.normalise(axis, "it is normalised here")
-            flow.mix(dims, [axis])
+            flow.mark_inexact(axis, "it is normalised here")
+            flow.share_selection(dims, [axis])
         for value in node.args[1:5]:
             for axis in flow.dims(value):
                 flow.unify(dims[1], axis)
@@ -107,7 +107,7 @@ class BatchNorm(ChannelNorm):
     def over(self, node: fx.Node, dims: Dims) -> Dims:
         return (dims[0], *dims[2:]) if self._by_batch(node) else ()
 
-    def running(self, node: fx.Node) -> tuple[object, object] | None:
+    def running_statistics(self, node: fx.Node) -> tuple[object, object] | None:
         return None if self._by_batch(node) else (node.args[3], node.args[4])
 
     def _by_batch(self, node: fx.Node) -> bool:
@@ -188,13 +188,13 @@ class Softmax(Rule):
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = flow.dims(node.args[0])
-        axis = dims[position(literal(node, 1), len(dims))]
-        flow.normalise(axis, "it is normalised here")
-        flow.mix(dims, [axis])
+        axis = dims[canonical_dim(literal(node, 1), len(dims))]
+        flow.mark_inexact(axis, "it is normalised here")
+        flow.share_selection(dims, [axis])
         return dims
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: y.softmax(1) * y.log_softmax(2))
+        yield between_layers(lambda y: y.softmax(1) * y.log_softmax(2))
 
 
 RULES.register(aten.softmax.int, aten._softmax.default, aten.log_softmax.int)(Softmax())

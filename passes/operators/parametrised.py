@@ -8,7 +8,7 @@ from torch import fx, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from graphprune.axes.rule import Dims, Example, Flow, MaskedArguments, Rule
-from graphprune.axes.rule_helpers import argument, meet
+from graphprune.axes.rule_helpers import argument, broadcast_axis
 from graphprune.execution.equivalence import direction
 from graphprune.passes.operators import rule
 
@@ -23,16 +23,16 @@ class WeightNorm(Rule):
         for i, axis in enumerate(vectors):
             if i != own:
                 flow.contract(axis, node.args[0])
-                flow.mix(vectors, [axis])
+                flow.share_selection(vectors, [axis])
         for i, axis in enumerate(lengths):
-            meet(flow, [vectors[i], axis])
+            broadcast_axis(flow, [vectors[i], axis])
         return vectors
 
-    def masked(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
+    def masked_value(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
         """Zero with its magnitude, if the direction is left as it is there, for nought has none."""
-        if node.args[1] in inputs.holds and direction(node) is None:
+        if node.args[1] in inputs.carriers and direction(node) is None:
             return nan
-        return 0.0 if any(inputs.at(value) == 0 for value in node.args[:2]) else None
+        return 0.0 if any(inputs.number_of(value) == 0 for value in node.args[:2]) else None
 
     def examples(self) -> Iterator[Example]:
         layers = (

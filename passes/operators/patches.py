@@ -7,7 +7,7 @@ from torch import fx, nn
 
 from graphprune.axes.algebra import Axis, Product, factor, prime, resolve
 from graphprune.axes.rule import Cut, Dims, Example, Flow, OpCall, Rule, Zeros
-from graphprune.axes.rule_helpers import between, literal, position
+from graphprune.axes.rule_helpers import between_layers, canonical_dim, literal
 from graphprune.passes.operators import RULES, rule
 
 aten = torch.ops.aten
@@ -54,14 +54,14 @@ class Windows(Rule):
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims, new = list(flow.dims(node.args[0])), flow.fresh(node)
-        dim = position(literal(node, 1), len(dims))
+        dim = canonical_dim(literal(node, 1), len(dims))
         for axis in (dims[dim], new[dim], new[-1]):
             flow.pin(axis, "a window slides along it")
         dims[dim] = new[dim]
         return *dims, new[-1]
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: y.unfold(1, 2, 1).sum(3))
+        yield between_layers(lambda y: y.unfold(1, 2, 1).sum(3))
 
 
 class PixelShuffle(Rule):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import fx, nn
 
 from graphprune.axes.rule import Dims, Example, Flow, Rule, Zeros
-from graphprune.axes.rule_helpers import pinned
+from graphprune.axes.rule_helpers import pinned_dims
 from graphprune.passes.operators import RULES
 
 aten = torch.ops.aten
@@ -47,7 +47,7 @@ class PoolWithIndices(Pooling):
         dims = flow.dims(node.args[0])
         for axis in dims[-self.spatial :]:
             flow.pin(axis, "a window slides along it")
-        new = pinned(flow, node.meta["val"][0], "it is a spatial dimension")
+        new = pinned_dims(flow, node.meta["val"][0], "it is a spatial dimension")
         return [(*dims[: -self.spatial], *new[-self.spatial :])] * 2
 
     def examples(self) -> Iterator[Example]:
@@ -69,7 +69,7 @@ class Unpool(Pooling):
 class Sample(Rule):
     """``image (n c ...), grid (n ... d) -> (n c ...)``: every pixel is taken from somewhere."""
 
-    zeros = Zeros.KEPT
+    zeros = Zeros.PRESERVED
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         (batch, channels, *image), (other, *new, last) = flow.dims(node.args[0]), flow.dims(node.args[1])

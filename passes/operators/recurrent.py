@@ -9,7 +9,7 @@ from typing import Any, cast
 import torch
 from torch import fx, nn
 
-from graphprune.axes.algebra import Axis, factor, resolve, total
+from graphprune.axes.algebra import Axis, direct_sum, factor, resolve
 from graphprune.axes.rule import Dims, Example, Flow, Rule, Zeros
 from graphprune.passes.operators import RULES
 
@@ -48,7 +48,7 @@ class Cell(Rule):
             flow.unify(axis, flow.dims(weight)[dim])
             flow.contract(axis, weight)
             flow.produce(weight, 0)
-        flow.mix([inner, left, hidden], [inner, left, hidden])
+        flow.share_selection([inner, left, hidden], [inner, left, hidden])
         return left
 
     def gated(self, flow: Flow, axis: Axis) -> Axis:
@@ -78,7 +78,7 @@ class Recurrent(Cell):
             found = [self.step(flow, node, features, direction) for direction in now]
             for axis in found:
                 flow.unify(hidden, axis)
-            features = total([resolve(axis) for axis in found])
+            features = direct_sum([resolve(axis) for axis in found])
         return self.outputs(flow, (*outer, features), states, params[::per])
 
     def outputs(self, flow: Flow, out: Dims, states: list[Any], firsts: list[Any]) -> list[Dims]:

@@ -8,7 +8,7 @@ from torch import fx, nn
 
 from graphprune.axes.algebra import UNIT, Axis
 from graphprune.axes.rule import Cut, Dims, Example, Flow, Rule, Zeros
-from graphprune.axes.rule_helpers import argument, between, broadcast, position, positions
+from graphprune.axes.rule_helpers import argument, between_layers, broadcast, canonical_dim, canonical_dims
 from graphprune.passes.operators import RULES, rule
 
 aten = torch.ops.aten
@@ -19,7 +19,7 @@ class Reduce(Rule):
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = flow.dims(node.args[0])
-        gone = positions(argument(node, 1, "dim"), len(dims))
+        gone = canonical_dims(argument(node, 1, "dim"), len(dims))
         for i in gone:
             self.reduce(flow, node, dims[i])
         keep = bool(argument(node, 2, "keepdim", False))
@@ -27,10 +27,10 @@ class Reduce(Rule):
 
     def reduce(self, flow: Flow, node: fx.Node, axis: Axis) -> None:
         """Say what becomes of a reduced axis."""
-        flow.normalise(axis, "its extreme is taken here")
+        flow.mark_inexact(axis, "its extreme is taken here")
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: y.mean(1) + y.amax(1) * y.mean(2, keepdim=True).amin(1))
+        yield between_layers(lambda y: y.mean(1) + y.amax(1) * y.mean(2, keepdim=True).amin(1))
 
 
 @rule(aten.mean.dim, aten.mean.default)
@@ -45,7 +45,7 @@ class Mean(Reduce):
     def gain(self, cut: Cut, node: fx.Node) -> float:
         """The old number of terms over the new one."""
         dims = cut.dims(node.args[0])
-        return prod(cut.excess(dims[i]) for i in positions(argument(node, 1, "dim"), len(dims)))
+        return prod(cut.mean_gain(dims[i]) for i in canonical_dims(argument(node, 1, "dim"), len(dims)))
 
     def examples(self) -> Iterator[Example]:
         yield Example(_RootMeanSquare(), (torch.randn(3, 6),))
@@ -71,7 +71,7 @@ class Any(Reduce):
         flow.contract(axis, node.args[0])
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: y * (y > 0).any(2, keepdim=True) * (y == 0).all(2, keepdim=True).logical_not())
+        yield between_layers(lambda y: y * (y > 0).any(2, keepdim=True) * (y == 0).all(2, keepdim=True).logical_not())
 
 
 class All(Reduce):
@@ -83,7 +83,7 @@ class All(Reduce):
         return ()
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: y / (1 + y.abs().max()))
+        yield between_layers(lambda y: y / (1 + y.abs().max()))
 
 
 RULES.register(
@@ -102,8 +102,8 @@ class LogSumExp(Reduce):
     zeros = Zeros.LOST
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: y - y.logsumexp([2], keepdim=True) * y.logsumexp(1, keepdim=True))
-        yield between(lambda y: y.logsumexp(1).sum(-1)[:, None, None] * y)
+        yield between_layers(lambda y: y - y.logsumexp([2], keepdim=True) * y.logsumexp(1, keepdim=True))
+        yield between_layers(lambda y: y.logsumexp(1).sum(-1)[:, None, None] * y)
 
 
 class VectorNorm(Reduce):
@@ -113,19 +113,19 @@ class VectorNorm(Reduce):
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims, order = flow.dims(node.args[0]), argument(node, 1, "ord")
-        gone = positions(argument(node, 2, "dim"), len(dims))
+        gone = canonical_dims(argument(node, 2, "dim"), len(dims))
         matrix = node.target is aten.linalg_norm.default and order is not None and len(gone) > 1
         for i in gone:
             if matrix or (order is not None and (isinstance(order, str) or order < 0)):
-                flow.normalise(dims[i], "its norm is taken here")
+                flow.mark_inexact(dims[i], "its norm is taken here")
             else:
                 flow.contract(dims[i], node.args[0])
         keep = bool(argument(node, 3, "keepdim", False))
         return tuple(UNIT if i in gone else axis for i, axis in enumerate(dims) if keep or i not in gone)
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: torch.nn.functional.normalize(y, dim=2) * y.norm(dim=1, keepdim=True))
-        yield between(lambda y: y * y.norm(p=float("-inf"), dim=2, keepdim=True))
+        yield between_layers(lambda y: torch.nn.functional.normalize(y, dim=2) * y.norm(dim=1, keepdim=True))
+        yield between_layers(lambda y: y * y.norm(p=float("-inf"), dim=2, keepdim=True))
 
 
 RULES.register(
@@ -142,10 +142,10 @@ class Spread(Reduce):
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = flow.dims(node.args[0])
-        gone = positions(None if node.target in EVERYTHING else argument(node, 1, "dim"), len(dims))
+        gone = canonical_dims(None if node.target in EVERYTHING else argument(node, 1, "dim"), len(dims))
         for i in gone:
-            flow.normalise(dims[i], "its variance is taken here")
-            flow.least(dims[i], self.freed(node) + 1)  # of fewer the variance is no number
+            flow.mark_inexact(dims[i], "its variance is taken here")
+            flow.require_width(dims[i], self.freed(node) + 1)  # of fewer the variance is no number
         keep = bool(argument(node, 3, "keepdim", False))
         return tuple(UNIT if i in gone else axis for i, axis in enumerate(dims) if keep or i not in gone)
 
@@ -157,13 +157,13 @@ class Spread(Reduce):
         return int(bool(argument(node, 1 if node.target in EVERYTHING else 2, "unbiased", True)))
 
     def examples(self) -> Iterator[Example]:
-        yield between(
+        yield between_layers(
             lambda y: (
                 y / (torch.var(y, 2, correction=0, keepdim=True) + 1).sqrt()
                 + torch.std(y, 1, correction=1, keepdim=True)
             )
         )
-        yield between(lambda y: y * y.std() + y.var(1, True, True))
+        yield between_layers(lambda y: y * y.std() + y.var(1, True, True))
 
 
 class SpreadAndMean(Spread):
@@ -173,7 +173,9 @@ class SpreadAndMean(Spread):
         return [super().axes(flow, node)] * 2
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: y * torch.var_mean(y, 2, keepdim=True)[1] + torch.std_mean(y, (1, 2), keepdim=True)[0])
+        yield between_layers(
+            lambda y: y * torch.var_mean(y, 2, keepdim=True)[1] + torch.std_mean(y, (1, 2), keepdim=True)[0]
+        )
 
 
 RULES.register(
@@ -192,13 +194,13 @@ class Cosine(Rule):
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = list(broadcast(flow, [flow.dims(value) for value in node.args[:2]]))
-        axis = dims.pop(position(argument(node, 2, "dim", 1), len(dims)))
+        axis = dims.pop(canonical_dim(argument(node, 2, "dim", 1), len(dims)))
         for value in node.args[:2]:
             flow.contract(axis, value)
         return tuple(dims)
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: y * torch.cosine_similarity(y, y.sin(), 2)[:, :, None])
+        yield between_layers(lambda y: y * torch.cosine_similarity(y, y.sin(), 2)[:, :, None])
 
 
 class Distance(Rule):
@@ -211,11 +213,11 @@ class Distance(Rule):
         flow.unify(k, other)
         for value in node.args[:2]:
             flow.contract(k, value)
-        flow.mix([k], [m, n])
+        flow.share_selection([k], [m, n])
         return *broadcast(flow, [tuple(lead_a), tuple(lead_b)]), m, n
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: torch.cdist(y, y.sin()) @ y)
+        yield between_layers(lambda y: torch.cdist(y, y.sin()) @ y)
 
 
 RULES.register(aten.cdist.default, aten._cdist_forward.default)(Distance())

@@ -6,7 +6,7 @@ import torch
 from torch import fx
 
 from graphprune.axes.rule import Dims, Example, Flow, MaskedArguments, Rule, Zeros
-from graphprune.axes.rule_helpers import argument, between, literal, position, positions
+from graphprune.axes.rule_helpers import argument, between_layers, canonical_dim, canonical_dims, literal
 from graphprune.passes.operators import RULES, rule
 
 aten = torch.ops.aten
@@ -25,19 +25,19 @@ class Along(Rule):
         return dims
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: y.flip(1) + y.cumprod(1))
-        yield between(lambda y: y.roll(2, 1) + y.tril())
-        yield between(lambda y: y.permute(2, 0, 1).tril().permute(1, 2, 0).flip(2))
+        yield between_layers(lambda y: y.flip(1) + y.cumprod(1))
+        yield between_layers(lambda y: y.roll(2, 1) + y.tril())
+        yield between_layers(lambda y: y.permute(2, 0, 1).tril().permute(1, 2, 0).flip(2))
 
 
 def named(node: fx.Node, rank: int) -> list[int]:
     """The dimensions that the second argument names."""
-    return positions(literal(node, 1), rank)
+    return canonical_dims(literal(node, 1), rank)
 
 
 def rolled(node: fx.Node, rank: int) -> list[int]:
     """The dimensions that the third argument names, all if it names none."""
-    return positions(argument(node, 2, "dims"), rank)
+    return canonical_dims(argument(node, 2, "dims"), rank)
 
 
 def matrix(node: fx.Node, rank: int) -> list[int]:
@@ -47,8 +47,8 @@ def matrix(node: fx.Node, rank: int) -> list[int]:
 
 RULES.register(aten.flip.default)(Along(Zeros.MOVED, named))
 RULES.register(aten.roll.default)(Along(Zeros.MOVED, rolled))
-RULES.register(aten.triu.default, aten.tril.default)(Along(Zeros.KEPT, matrix))
-RULES.register(aten.cumprod.default)(Along(Zeros.KEPT, named))
+RULES.register(aten.triu.default, aten.tril.default)(Along(Zeros.PRESERVED, matrix))
+RULES.register(aten.cumprod.default)(Along(Zeros.PRESERVED, named))
 RULES.register(aten.logcumsumexp.default)(Along(Zeros.LOST, named))
 
 
@@ -60,11 +60,11 @@ class RunningExtreme(Rule):
 
     def axes(self, flow: Flow, node: fx.Node) -> list[Dims]:
         dims = flow.dims(node.args[0])
-        flow.pin(dims[position(literal(node, 1), len(dims))], "the order of its indices matters here")
+        flow.pin(dims[canonical_dim(literal(node, 1), len(dims))], "the order of its indices matters here")
         return [dims, dims]
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: y.cummax(1)[0])
+        yield between_layers(lambda y: y.cummax(1)[0])
 
 
 @rule(aten.diagonal.default)
@@ -75,14 +75,14 @@ class Diagonal(Rule):
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = flow.dims(node.args[0])
-        gone = positions([argument(node, 2, "dim1", 0), argument(node, 3, "dim2", 1)], len(dims))
+        gone = canonical_dims([argument(node, 2, "dim1", 0), argument(node, 3, "dim2", 1)], len(dims))
         new = flow.fresh(node, "it is a diagonal")
         for i in gone:
             flow.pin(dims[i], "a diagonal is taken from it")
         return *(axis for i, axis in enumerate(dims) if i not in gone), new[-1]
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: y + y.diagonal(0, 1, 2)[..., :1, None] + y.diagonal(0, 0, 1).sum(1))
+        yield between_layers(lambda y: y + y.diagonal(0, 1, 2)[..., :1, None] + y.diagonal(0, 0, 1).sum(1))
 
 
 @rule(aten.cumsum.default)
@@ -93,16 +93,16 @@ class RunningSum(Rule):
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = flow.dims(node.args[0])
-        axis = dims[position(literal(node, 1), len(dims))]
+        axis = dims[canonical_dim(literal(node, 1), len(dims))]
         flow.contract(axis, node.args[0])
-        flow.mix(dims, [axis])
+        flow.share_selection(dims, [axis])
         return dims
 
-    def masked(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
+    def masked_value(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
         """Along the dimension itself, the sums go on where nothing is added."""
-        running = position(literal(node, 1), node.meta["val"].dim()) in inputs.dims
-        return None if running else super().masked(node, inputs)
+        running = canonical_dim(literal(node, 1), node.meta["val"].dim()) in inputs.dims
+        return None if running else super().masked_value(node, inputs)
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: y.cumsum(1) * y.cumsum(2))
-        yield between(lambda y: y.view(-1, 5, 2, 4).cumsum(2).flatten(2))
+        yield between_layers(lambda y: y.cumsum(1) * y.cumsum(2))
+        yield between_layers(lambda y: y.view(-1, 5, 2, 4).cumsum(2).flatten(2))

@@ -7,8 +7,16 @@ from torch import fx
 
 from graphprune.axes.algebra import UNIT, Misaligned
 from graphprune.axes.rule import Cut, Dims, Example, Flow, OpCall, Rule, Zeros
-from graphprune.axes.rule_helpers import argument, between, broadcast, indexed, literal, matched, position
-from graphprune.axes.slice_helpers import bounds, narrowed, part
+from graphprune.axes.rule_helpers import (
+    argument,
+    between_layers,
+    broadcast,
+    canonical_dim,
+    indexed_dims,
+    literal,
+    unify_prefix,
+)
+from graphprune.axes.slice_helpers import bounds_after_cut, slice_bounds, sliced_axis
 from graphprune.passes.operators import RULES, rule
 
 aten = torch.ops.aten
@@ -24,19 +32,19 @@ class Scatter(Rule):
         dims, index = flow.dims(node.args[0]), flow.dims(node.args[2])
         if not dims:
             raise Misaligned("it is scattered into a number")
-        dim = position(literal(node, 1), len(dims))
+        dim = canonical_dim(literal(node, 1), len(dims))
         flow.look_up(dims[dim], node.args[2])
         for i, (axis, own) in enumerate(zip(dims, index, strict=True)):
             if i != dim:
-                matched(flow, axis, own)
+                unify_prefix(flow, axis, own)
         for own, new in zip(index, flow.dims(node.args[3]), strict=False):
-            matched(flow, own, new)
+            unify_prefix(flow, own, new)
         return dims
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: torch.zeros_like(y).scatter(1, _rows(y), y[:, :3]))
-        yield between(lambda y: y.scatter(1, _rows(y), 0.0) + y.scatter_add(1, _rows(y), torch.relu(y)[:, :3]))
-        yield between(lambda y: y.scatter(1, _rows(y), 1.0))
+        yield between_layers(lambda y: torch.zeros_like(y).scatter(1, _rows(y), y[:, :3]))
+        yield between_layers(lambda y: y.scatter(1, _rows(y), 0.0) + y.scatter_add(1, _rows(y), torch.relu(y)[:, :3]))
+        yield between_layers(lambda y: y.scatter(1, _rows(y), 1.0))
 
 
 RULES.register(
@@ -53,15 +61,15 @@ class IndexAdd(Rule):
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims, source = flow.dims(node.args[0]), flow.dims(node.args[3])
-        dim = position(literal(node, 1), len(dims))
+        dim = canonical_dim(literal(node, 1), len(dims))
         flow.look_up(dims[dim], node.args[2])
         for i, (axis, new) in enumerate(zip(dims, source, strict=True)):
             flow.unify(new, (flow.dims(node.args[2]) or (UNIT,))[0] if i == dim else axis)
         return dims
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: torch.zeros(len(y), 5, 8).index_add(1, torch.tensor([0, 0, 2]), y[:, :3]))
-        yield between(lambda y: y.index_copy(1, torch.tensor([1, 2]), torch.relu(y)[:, :2]))
+        yield between_layers(lambda y: torch.zeros(len(y), 5, 8).index_add(1, torch.tensor([0, 0, 2]), y[:, :3]))
+        yield between_layers(lambda y: y.index_copy(1, torch.tensor([1, 2]), torch.relu(y)[:, :2]))
 
 
 RULES.register(aten.index_add.default, aten.index_copy.default)(IndexAdd())
@@ -76,13 +84,13 @@ class IndexPut(Rule):
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = flow.dims(node.args[0])
-        broadcast(flow, [indexed(flow, dims, literal(node, 1)), flow.dims(node.args[2])])
+        broadcast(flow, [indexed_dims(flow, dims, literal(node, 1)), flow.dims(node.args[2])])
         return dims
 
     def examples(self) -> Iterator[Example]:
         rows = torch.tensor([3, 1])
-        yield between(lambda y: torch.zeros_like(y).index_put((torch.arange(len(y))[:, None], rows), y[:, :2]))
-        yield between(lambda y: y.index_put((y[..., 0] > 0,), torch.zeros(())))
+        yield between_layers(lambda y: torch.zeros_like(y).index_put((torch.arange(len(y))[:, None], rows), y[:, :2]))
+        yield between_layers(lambda y: y.index_put((y[..., 0] > 0,), torch.zeros(())))
 
 
 @rule(aten.slice_scatter.default)
@@ -93,22 +101,22 @@ class SliceScatter(Rule):
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims, source = flow.dims(node.args[0]), flow.dims(node.args[1])
-        dim = position(argument(node, 2, "dim", 0), len(dims))
+        dim = canonical_dim(argument(node, 2, "dim", 0), len(dims))
         for i, (axis, new) in enumerate(zip(dims, source, strict=True)):
-            taken = part(flow, axis, bounds(node, 3, axis.size), new) if i == dim else axis
+            taken = sliced_axis(flow, axis, slice_bounds(node, 3, axis.size), new) if i == dim else axis
             flow.unify(taken, new)
         return dims
 
     def rebuild(self, cut: Cut, node: fx.Node) -> OpCall:
         dims = cut.dims(node.args[0])
-        dim = position(argument(node, 2, "dim", 0), len(dims))
-        bound = narrowed(cut, dims[dim], bounds(node, 3, dims[dim].size))
+        dim = canonical_dim(argument(node, 2, "dim", 0), len(dims))
+        bound = bounds_after_cut(cut, dims[dim], slice_bounds(node, 3, dims[dim].size))
         return OpCall(node.target, (*node.args[:2], dim, *bound), {})
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: torch.slice_scatter(y, torch.relu(y)[..., :3], 2, 2, 5))
-        yield between(lambda y: torch.slice_scatter(torch.zeros_like(y), y[..., 1::2], 2, 0, None, 2))
-        yield between(lambda y: torch.slice_scatter(y, y[:, :2], 1, -2))
+        yield between_layers(lambda y: torch.slice_scatter(y, torch.relu(y)[..., :3], 2, 2, 5))
+        yield between_layers(lambda y: torch.slice_scatter(torch.zeros_like(y), y[..., 1::2], 2, 0, None, 2))
+        yield between_layers(lambda y: torch.slice_scatter(y, y[:, :2], 1, -2))
 
 
 @rule(aten.select_scatter.default)
@@ -119,14 +127,14 @@ class SelectScatter(Rule):
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = flow.dims(node.args[0])
-        dim = position(argument(node, 2, "dim"), len(dims))
+        dim = canonical_dim(argument(node, 2, "dim"), len(dims))
         flow.pin(dims[dim], f"index {argument(node, 3, 'index')} is put into it")
         for axis, new in zip((*dims[:dim], *dims[dim + 1 :]), flow.dims(node.args[1]), strict=True):
             flow.unify(axis, new)
         return dims
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: torch.select_scatter(y, y[:, 0].relu(), 1, 2))
+        yield between_layers(lambda y: torch.select_scatter(y, y[:, 0].relu(), 1, 2))
 
 
 @rule(aten.copy.default, aten.copy_.default)
@@ -140,7 +148,7 @@ class Copy(Rule):
         return broadcast(flow, [flow.dims(node.args[0]), flow.dims(node.args[1])])
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: aten.copy.default(torch.empty_like(y), y) * aten.copy.default(y, y[0, 0]))
+        yield between_layers(lambda y: aten.copy.default(torch.empty_like(y), y) * aten.copy.default(y, y[0, 0]))
 
 
 @rule(aten.masked_scatter.default)
@@ -151,7 +159,7 @@ class MaskedScatter(Rule):
         raise Misaligned("values are put into it in order, wherever a mask says")
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: y.masked_scatter(y > 0, y.abs()))
+        yield between_layers(lambda y: y.masked_scatter(y > 0, y.abs()))
 
 
 def _rows(y: torch.Tensor) -> torch.Tensor:

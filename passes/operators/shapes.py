@@ -9,7 +9,7 @@ from torch import fx, nn
 
 from graphprune.axes.algebra import UNIT, Axis, Misaligned, Product, factor, primes, resolve
 from graphprune.axes.rule import Cut, Dims, Example, Flow, OpCall, Rule, Zeros
-from graphprune.axes.rule_helpers import DYNAMIC, between, literal, position, positions
+from graphprune.axes.rule_helpers import DYNAMIC, between_layers, canonical_dim, canonical_dims, literal
 from graphprune.passes.operators import RULES, rule
 
 aten = torch.ops.aten
@@ -59,13 +59,13 @@ class Permute(Rule):
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = flow.dims(node.args[0])
-        return tuple(dims[i] for i in self.order(node, len(dims)))
+        return tuple(dims[i] for i in self.permutation(node, len(dims)))
 
-    def order(self, node: fx.Node, rank: int) -> list[int]:
+    def permutation(self, node: fx.Node, rank: int) -> list[int]:
         """Where each output dimension comes from."""
         if node.target is aten.permute.default:
-            return positions(node.args[1], rank)
-        a, b = positions(list(node.args[1:3]), rank) if len(node.args) > 1 else (0, rank - 1)
+            return canonical_dims(node.args[1], rank)
+        a, b = canonical_dims(list(node.args[1:3]), rank) if len(node.args) > 1 else (0, rank - 1)
         order = list(range(rank))
         order[a], order[b] = order[b], order[a]
         return order
@@ -86,7 +86,7 @@ class Unsqueeze(Rule):
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = list(flow.dims(node.args[0]))
-        dims.insert(position(literal(node, 1), len(dims) + 1), UNIT)
+        dims.insert(canonical_dim(literal(node, 1), len(dims) + 1), UNIT)
         return tuple(dims)
 
 
@@ -110,7 +110,7 @@ class Squeeze(Rule):
     def named(self, node: fx.Node, rank: int) -> list[int]:
         """The dimensions that may go: an empty list, unlike none at all, names none."""
         dims: Any = node.args[1] if len(node.args) > 1 else None
-        return [] if dims == [] else positions(dims, rank)
+        return [] if dims == [] else canonical_dims(dims, rank)
 
 
 RULES.register(aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default)(Squeeze())
@@ -164,8 +164,8 @@ class Repeat(Rule):
         return OpCall(node.target, (node.args[0], times), dict(node.kwargs))
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: y.repeat(1, 1, 2), 16)
-        yield between(lambda y: y.tile(2), 16)
+        yield between_layers(lambda y: y.repeat(1, 1, 2), 16)
+        yield between_layers(lambda y: y.tile(2), 16)
 
 
 @rule(aten.meshgrid.indexing, aten.meshgrid.default)
@@ -182,8 +182,8 @@ class Meshgrid(Rule):
         return [tuple(dims)] * len(dims)
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: y * torch.meshgrid(torch.arange(8.0), y[0, :, 0], indexing="xy")[1])
-        yield between(lambda y: y * sum(torch.meshgrid(y[0, :, 0], y[0, 0], indexing="ij")))
+        yield between_layers(lambda y: y * torch.meshgrid(torch.arange(8.0), y[0, :, 0], indexing="xy")[1])
+        yield between_layers(lambda y: y * sum(torch.meshgrid(y[0, :, 0], y[0, 0], indexing="ij")))
 
 
 def stretches(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:

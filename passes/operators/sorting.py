@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 from graphprune.axes.algebra import UNIT, prime
 from graphprune.axes.rule import Dims, Example, Flow, Rule, Zeros
-from graphprune.axes.rule_helpers import argument, between, hint, literal, position, positions
+from graphprune.axes.rule_helpers import argument, between_layers, canonical_dim, canonical_dims, literal, size_hint
 from graphprune.passes.operators import RULES, rule
 
 aten = torch.ops.aten
@@ -21,18 +21,18 @@ class TopK(Rule):
     zeros = Zeros.MOVED
 
     def axes(self, flow: Flow, node: fx.Node) -> list[Dims]:
-        dims, count = flow.dims(node.args[0]), hint(literal(node, 1))
-        dim = position(argument(node, 2, "dim", -1), len(dims))
-        flow.normalise(dims[dim], "the greatest are picked along it")
-        flow.least(dims[dim], count)
-        flow.mix(dims, [dims[dim]])
-        flow.point(node, dims[dim], output=1)
+        dims, count = flow.dims(node.args[0]), size_hint(literal(node, 1))
+        dim = canonical_dim(argument(node, 2, "dim", -1), len(dims))
+        flow.mark_inexact(dims[dim], "the greatest are picked along it")
+        flow.require_width(dims[dim], count)
+        flow.share_selection(dims, [dims[dim]])
+        flow.mark_indices(node, dims[dim], output=1)
         picked = *dims[:dim], prime(count, "the greatest are picked along it"), *dims[dim + 1 :]
         return [picked, picked]
 
     def examples(self) -> Iterator[Example]:
         yield Example(_Routed(), (torch.randn(7, 6),))
-        yield between(lambda y: y.topk(2, dim=1).values.sum(1, keepdim=True))
+        yield between_layers(lambda y: y.topk(2, dim=1).values.sum(1, keepdim=True))
 
 
 class Sort(Rule):
@@ -43,11 +43,11 @@ class Sort(Rule):
     def axes(self, flow: Flow, node: fx.Node) -> list[Dims] | Dims:
         dims = flow.dims(node.args[0])
         several = isinstance(node.meta["val"], (list, tuple))
-        dim = position(self.dim(node), len(dims)) if dims else 0
+        dim = canonical_dim(self.dim(node), len(dims)) if dims else 0
         for axis in dims[dim : dim + 1]:
             flow.pin(axis, "it is sorted")
-            flow.mix(dims, [axis])
-            flow.point(node, axis, output=int(several))
+            flow.share_selection(dims, [axis])
+            flow.mark_indices(node, axis, output=int(several))
         return [dims, dims] if several else dims
 
     def dim(self, node: fx.Node) -> int:
@@ -57,7 +57,9 @@ class Sort(Rule):
         return given
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: y.sort(1).values + y[0, :, 0].argsort()[:, None] * y.sort(dim=1, stable=True).values)
+        yield between_layers(
+            lambda y: y.sort(1).values + y[0, :, 0].argsort()[:, None] * y.sort(dim=1, stable=True).values
+        )
 
 
 RULES.register(aten.sort.default, aten.sort.stable, aten.argsort.default, aten.argsort.stable)(Sort())
@@ -71,15 +73,15 @@ class Extreme(Rule):
 
     def axes(self, flow: Flow, node: fx.Node) -> list[Dims]:
         dims = flow.dims(node.args[0])
-        dim = position(literal(node, 1), len(dims))
-        flow.normalise(dims[dim], "its extreme is taken here")
-        flow.point(node, dims[dim], output=1)
+        dim = canonical_dim(literal(node, 1), len(dims))
+        flow.mark_inexact(dims[dim], "its extreme is taken here")
+        flow.mark_indices(node, dims[dim], output=1)
         one = (UNIT,) if argument(node, 2, "keepdim", False) else ()
         return [(*dims[:dim], *one, *dims[dim + 1 :])] * 2
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: y - y.max(2, keepdim=True).values * y.min(1, keepdim=True).values)
-        yield between(lambda y: y * y.max(2).indices[:, :, None])
+        yield between_layers(lambda y: y - y.max(2, keepdim=True).values * y.min(1, keepdim=True).values)
+        yield between_layers(lambda y: y * y.max(2).indices[:, :, None])
 
 
 @rule(aten.argmax.default, aten.argmin.default)
@@ -91,18 +93,18 @@ class ArgExtreme(Rule):
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = flow.dims(node.args[0])
         given = argument(node, 1, "dim")
-        gone = positions(given, len(dims))
+        gone = canonical_dims(given, len(dims))
         for i in gone:
-            flow.normalise(dims[i], "its extreme is looked for here")
+            flow.mark_inexact(dims[i], "its extreme is looked for here")
             if given is None:
                 flow.pin(dims[i], "its extreme is looked for among all values")
         if given is not None:
-            flow.point(node, dims[gone[0]])
+            flow.mark_indices(node, dims[gone[0]])
         keep = bool(argument(node, 2, "keepdim", False))
         return tuple(UNIT if i in gone else axis for i, axis in enumerate(dims) if keep or i not in gone)
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: y + y.gather(2, y.argmax(2, keepdim=True)) + y.argmin())
+        yield between_layers(lambda y: y + y.gather(2, y.argmax(2, keepdim=True)) + y.argmin())
 
 
 @rule(aten.diff.default)
@@ -111,7 +113,7 @@ class Difference(Rule):
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims, new = flow.dims(node.args[0]), flow.fresh(node, "neighbours are subtracted along it")
-        dim = position(argument(node, 2, "dim", -1), len(dims))
+        dim = canonical_dim(argument(node, 2, "dim", -1), len(dims))
         for value in (node.args[0], argument(node, 3, "prepend"), argument(node, 4, "append")):
             for i, axis in enumerate(flow.dims(value)):
                 if i == dim:
@@ -121,7 +123,7 @@ class Difference(Rule):
         return *dims[:dim], new[dim], *dims[dim + 1 :]
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: y.diff(dim=1, prepend=y[:, :1]))
+        yield between_layers(lambda y: y.diff(dim=1, prepend=y[:, :1]))
 
 
 class LookUp(Rule):
@@ -146,8 +148,8 @@ class LookUp(Rule):
 
     def examples(self) -> Iterator[Example]:
         table = torch.tensor([-1.0, 0.0, 1.0])
-        yield between(lambda y: y * torch.bucketize(y, table) + torch.isin(y.sign(), table))
-        yield between(lambda y: y * torch.searchsorted(table, y))
+        yield between_layers(lambda y: y * torch.bucketize(y, table) + torch.isin(y.sign(), table))
+        yield between_layers(lambda y: y * torch.searchsorted(table, y))
 
 
 RULES.register(aten.isin.Tensor_Tensor, aten.bucketize.Tensor)(LookUp(0))

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import fx, nn
 
-from graphprune.axes.algebra import Axis, cut, resolve, total
+from graphprune.axes.algebra import Axis, direct_sum, resolve, split_axis
 from graphprune.axes.algebra import prime as new_prime
 from graphprune.axes.rule import Cut, Dims, Example, Flow, MaskedArguments, OpCall, Rule, Zeros
-from graphprune.axes.rule_helpers import DYNAMIC, argument, between, hint, literal, position
-from graphprune.axes.slice_helpers import bounds, narrowed, part
+from graphprune.axes.rule_helpers import DYNAMIC, argument, between_layers, canonical_dim, literal, size_hint
+from graphprune.axes.slice_helpers import bounds_after_cut, slice_bounds, sliced_axis
 from graphprune.passes.operators import RULES, rule
 
 aten = torch.ops.aten
@@ -28,12 +28,12 @@ class Concatenate(Rule):
         every = [flow.dims(value) for value in literal(node, 0)]
         # An empty vector may be concatenated with anything: that is how empty caches begin.
         operands = [dims for dims in every if [axis.size for axis in dims] != [0]] or every
-        dim = position(argument(node, 1, "dim", 0), len(operands[0]))
+        dim = canonical_dim(argument(node, 1, "dim", 0), len(operands[0]))
         result = list(operands[0])
         for other in operands[1:]:
             for i in set(range(len(result))) - {dim}:
                 flow.unify(result[i], other[i])
-        result[dim] = total([resolve(dims[dim]) for dims in operands])
+        result[dim] = direct_sum([resolve(dims[dim]) for dims in operands])
         return tuple(result)
 
     def examples(self) -> Iterator[Example]:
@@ -56,12 +56,12 @@ class Stack(Rule):
         for other in operands[1:]:
             for a, b in zip(result, other, strict=True):
                 flow.unify(a, b)
-        dim = position(argument(node, 1, "dim", 0), len(result) + 1)
+        dim = canonical_dim(argument(node, 1, "dim", 0), len(result) + 1)
         result.insert(dim, new_prime(len(operands), "values are stacked along it"))
         return tuple(result)
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: torch.stack((y, -y), dim=2).amax(2))
+        yield between_layers(lambda y: torch.stack((y, -y), dim=2).amax(2))
 
 
 class Split(Rule):
@@ -72,7 +72,7 @@ class Split(Rule):
 
     def axes(self, flow: Flow, node: fx.Node) -> list[Dims]:
         dims = flow.dims(node.args[0])
-        dim = position(argument(node, 2, "dim", 0), len(dims))
+        dim = canonical_dim(argument(node, 2, "dim", 0), len(dims))
         pieces = self.pieces(flow, node, dims[dim], dim)
         return [(*dims[:dim], piece, *dims[dim + 1 :]) for piece in pieces]
 
@@ -80,26 +80,26 @@ class Split(Rule):
         """The segments; fresh pinned ones where their sizes depend on the input."""
         sizes = [value.shape[dim] for value in node.meta["val"]]
         if all(isinstance(size, int) for size in sizes):
-            return cut(axis, sizes)
+            return split_axis(axis, sizes)
         flow.pin(axis, "sizes that depend on the input split it")
-        return tuple(new_prime(hint(size), DYNAMIC) for size in sizes)
+        return tuple(new_prime(size_hint(size), DYNAMIC) for size in sizes)
 
     def sizes(self, node: fx.Node, dim: int) -> list[int]:
         """The sizes of the segments before a cut."""
-        return [hint(value.shape[dim]) for value in node.meta["val"]]
+        return [size_hint(value.shape[dim]) for value in node.meta["val"]]
 
     def rebuild(self, cut: Cut, node: fx.Node) -> OpCall:
         dims = cut.dims(node.args[0])
-        dim = position(argument(node, 2, "dim", 0), len(dims))
+        dim = canonical_dim(argument(node, 2, "dim", 0), len(dims))
         if not cut.changed(dims[dim]):
             return OpCall(node.target, node.args, dict(node.kwargs))
         ends = [0, *accumulate(self.sizes(node, dim))]
-        sizes = [cut.within(dims[dim], a, b) for a, b in pairwise(ends)]
+        sizes = [cut.count_retained(dims[dim], a, b) for a, b in pairwise(ends)]
         return OpCall(aten.split_with_sizes.default, (node.args[0], sizes, dim), {})
 
     def examples(self) -> Iterator[Example]:
         yield Example(_Fused(), (torch.randn(3, 6),))
-        yield between(lambda y: torch.cat(torch.split(y, [len(y) // 2, len(y) - len(y) // 2])[::-1]))
+        yield between_layers(lambda y: torch.cat(torch.split(y, [len(y) // 2, len(y) - len(y) // 2])[::-1]))
 
 
 RULES.register(aten.split_with_sizes.default, aten.split.Tensor, aten.split.sizes, aten.chunk.default)(Split())
@@ -113,12 +113,12 @@ class Unbind(Rule):
 
     def axes(self, flow: Flow, node: fx.Node) -> list[Dims]:
         dims = flow.dims(node.args[0])
-        dim = position(argument(node, 1, "dim", 0), len(dims))
+        dim = canonical_dim(argument(node, 1, "dim", 0), len(dims))
         flow.pin(dims[dim], "it is taken apart index by index")
         return [(*dims[:dim], *dims[dim + 1 :])] * dims[dim].size
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: sum(y.unbind(1), y[:, 0]))
+        yield between_layers(lambda y: sum(y.unbind(1), y[:, 0]))
 
 
 @rule(getitem)
@@ -142,12 +142,12 @@ class IndexSelection(Rule):
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = flow.dims(node.args[0])
-        dim = position(literal(node, 1), len(dims))
+        dim = canonical_dim(literal(node, 1), len(dims))
         flow.pin(dims[dim], f"index {node.args[2]} is taken from it")
         return *dims[:dim], *dims[dim + 1 :]
 
     def examples(self) -> Iterator[Example]:
-        yield between(lambda y: y[:, 0] + y[:, :, 2:3].sum(1))
+        yield between_layers(lambda y: y[:, 0] + y[:, :, 2:3].sum(1))
 
 
 @rule(aten.slice.Tensor)
@@ -159,20 +159,22 @@ class Slice(Rule):
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims, size = flow.dims(node.args[0]), flow.fresh(node)
-        dim = position(argument(node, 1, "dim", 0), len(dims))
-        bound = bounds(node, 2, dims[dim].size)
-        return *dims[:dim], part(flow, dims[dim], bound, size[dim]), *dims[dim + 1 :]
+        dim = canonical_dim(argument(node, 1, "dim", 0), len(dims))
+        bound = slice_bounds(node, 2, dims[dim].size)
+        return *dims[:dim], sliced_axis(flow, dims[dim], bound, size[dim]), *dims[dim + 1 :]
 
     def rebuild(self, cut: Cut, node: fx.Node) -> OpCall:
         x, dims = node.args[0], cut.dims(node.args[0])
-        dim = position(argument(node, 1, "dim", 0), len(dims))
+        dim = canonical_dim(argument(node, 1, "dim", 0), len(dims))
         if not cut.changed(dims[dim]):
             return OpCall(node.target, node.args, dict(node.kwargs))
-        return OpCall(node.target, (x, dim, *narrowed(cut, dims[dim], bounds(node, 2, dims[dim].size))), {})
+        return OpCall(
+            node.target, (x, dim, *bounds_after_cut(cut, dims[dim], slice_bounds(node, 2, dims[dim].size))), {}
+        )
 
     def examples(self) -> Iterator[Example]:
         yield Example(_Halves(), (torch.randn(3, 6),))
-        yield between(_first_positive)
+        yield between_layers(_first_positive)
 
 
 @rule(aten.constant_pad_nd.default, aten.pad.default)
@@ -186,16 +188,16 @@ class Pad(Rule):
             if known and before == behind == 0:
                 continue
             if known and pads_zeros(node) and min(before, behind) >= 0:
-                dims[-i] = total([new_prime(before), resolve(dims[-i]), new_prime(behind)])
+                dims[-i] = direct_sum([new_prime(before), resolve(dims[-i]), new_prime(behind)])
                 continue
             for axis in (dims[-i], new[-i]):
                 flow.pin(axis, "it is padded with other values than a fixed number of zeros")
             dims[-i] = new[-i]
         return tuple(dims)
 
-    def masked(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
+    def masked_value(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
         mirrored = argument(node, 2, "mode", "constant") != "constant" and node.target is aten.pad.default
-        return super().masked(node, inputs) if mirrored or pads_zeros(node) else None
+        return super().masked_value(node, inputs) if mirrored or pads_zeros(node) else None
 
     def rebuild(self, cut: Cut, node: fx.Node) -> OpCall:
         old, new = cut.dims(node.args[0]), cut.dims(node)
@@ -203,14 +205,14 @@ class Pad(Rule):
         for i, (before, behind) in enumerate(pairs(node), start=1):
             if cut.changed(new[-i]):
                 first, last = before, before + old[-i].size
-                before, behind = cut.within(new[-i], 0, first), cut.within(new[-i], last, new[-i].size)
+                before, behind = cut.count_retained(new[-i], 0, first), cut.count_retained(new[-i], last, new[-i].size)
             literals += [before, behind]
         return OpCall(node.target, (node.args[0], literals, *node.args[2:]), dict(node.kwargs))
 
     def examples(self) -> Iterator[Example]:
         yield Example(_Padded(), (torch.randn(3, 6),))
-        yield between(lambda y: F.pad(y, (0, 0, 0, 0, 0, -len(y) % 4)))
-        yield between(lambda y: F.pad(F.pad(y, (0, 0, 2, 1), "reflect"), (0, 0, -1, -1)))
+        yield between_layers(lambda y: F.pad(y, (0, 0, 0, 0, 0, -len(y) % 4)))
+        yield between_layers(lambda y: F.pad(F.pad(y, (0, 0, 2, 1), "reflect"), (0, 0, -1, -1)))
 
 
 def pads_zeros(node: fx.Node) -> bool:

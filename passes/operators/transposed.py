@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 from graphprune.axes.algebra import Axis, Product, factor, resolve
 from graphprune.axes.rule import Consumer, Cut, Dims, Example, Flow, OpCall, Rule
-from graphprune.axes.rule_helpers import argument, slid
+from graphprune.axes.rule_helpers import argument, convolution_dims
 from graphprune.passes.operators import RULES
 
 aten = torch.ops.aten
@@ -23,7 +23,7 @@ class TransposedConvolution(Rule):
     groups = 6  # the position of the argument
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
-        return slid(flow, node, self.channels)
+        return convolution_dims(flow, node, self.channels)
 
     def channels(self, flow: Flow, node: fx.Node, channels: Axis, weight: Dims) -> Axis:
         """The output channels; input channels meet the weight's group by group."""
@@ -31,7 +31,7 @@ class TransposedConvolution(Rule):
         flow.unify(channels, weight[0])
         outer, inner = factor(weight[0], groups)
         flow.contract(inner, node.args[0], node.args[1])
-        flow.mix([inner], [weight[1]])
+        flow.share_selection([inner], [weight[1]])
         if groups == 1:
             consume(flow, node)
         return resolve(Product((outer, weight[1])))
@@ -68,7 +68,7 @@ RULES.register(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.
 
 def consume(flow: Flow, node: fx.Node) -> None:
     """Report a consumer: every input pixel is mapped to the taps of all output channels, which are then added up."""
-    x, found = node.args[0], flow.origin(node.args[1])
+    x, found = node.args[0], flow.parameter_of(node.args[1])
     if not isinstance(x, fx.Node) or found is None or found[1] != tuple(range(len(found[1]))):
         return
     shape = [axis.size for axis in flow.dims(node.args[1])[2:]]

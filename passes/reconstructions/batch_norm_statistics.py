@@ -64,7 +64,8 @@ class Norms(Pass):
 def norms_of(program: Program) -> Iterator[RunningNorm]:
     """All norms by stored statistics, in the order in which they run."""
     for node in program.graph.nodes:
-        running = RULES[node.target].running(node) if node.op == "call_function" and node.target in RULES else None
+        rule = RULES.get(node.target) if node.op == "call_function" else None
+        running = rule.running_statistics(node) if rule else None
         if running and all(isinstance(value, fx.Node) and value.op == "get_attr" for value in running):
             names = [program.name(str(value.target)) for value in running if isinstance(value, fx.Node)]
             yield RunningNorm(node.name, node.args[0].name, *names)

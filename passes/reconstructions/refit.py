@@ -9,7 +9,7 @@ from torch import fx
 
 from graphprune.axes.groups import Dependencies
 from graphprune.axes.rule import Consumer
-from graphprune.axes.rule_helpers import rows
+from graphprune.axes.rule_helpers import as_rows
 from graphprune.errors import CalibrationError
 from graphprune.ir.program import Program, Rewritten
 from graphprune.ir.weights import Layered
@@ -128,7 +128,7 @@ def _beside(program: Program, consumers: Sequence[Consumer]) -> dict[str, str]:
     found = {}
     for consumer in (c for c in consumers if c.outputs is not None):
         node = nodes[consumer.node]
-        while consumer.outputs is rows and (user := _only_user(node)).target in VIEWS and _columns_of(user, node):
+        while consumer.outputs is as_rows and (user := _only_user(node)).target in VIEWS and _columns_of(user, node):
             node = user
         user = _only_user(node)
         operands = [n for n in user.all_input_nodes if n is not node and shape(n) == shape(node)]

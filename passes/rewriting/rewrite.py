@@ -45,7 +45,7 @@ def rewrite(program: Program, plan: Plan) -> Program:
 
 @dataclass(frozen=True)
 class CutAxes:
-    """What rules see while literals are rebuilt; see `contracts.Cut`."""
+    """What rules see while literals are rebuilt; see `axes.rule.Cut`."""
 
     dependencies: Dependencies
     keep: Keep
@@ -67,7 +67,7 @@ class CutAxes:
         """Does the axis hold anything that is cut?"""
         return any(p in self.keep for p in primes(axis))
 
-    def within(self, axis: Axis, start: int, end: int) -> int:
+    def count_retained(self, axis: Axis, start: int, end: int) -> int:
         """How many of the indices from `start` to `end` are kept."""
         return sum(start <= i < end for i in kept(axis, self._shared()))
 
@@ -75,7 +75,7 @@ class CutAxes:
         """Linked rows are equally long, so that any of them tells how many are kept."""
         return {p: type(rows)(rows.rows[:1]) for p, rows in self.keep.items()}
 
-    def excess(self, axis: Axis) -> float:
+    def mean_gain(self, axis: Axis) -> float:
         """How much greater a mean over the axis is than it would be with zeros in the place of what is cut."""
         groups = (self.dependencies.by_prime[p] for p in primes(axis) if p in self.keep)
         return axis.size / self.width(axis) if any(group.rescaled for group in groups) else 1.0

@@ -16,12 +16,12 @@ from graphprune.axes.algebra import (
     Prime,
     Product,
     Sum,
-    cut,
     factor,
     pin,
     prime,
     primes,
     resolve,
+    split_axis,
     unify,
 )
 from graphprune.axes.index_sets import Keep, Kept, kept, locate, width
@@ -86,7 +86,7 @@ class World:
                 self.factored.append((a, *factor(a, n)))
                 self.pool += self.factored[-1][1:]
             elif name == "cut" and n <= a.size:
-                self.segmented.append((a, cut(a, [n, a.size - n])))
+                self.segmented.append((a, split_axis(a, [n, a.size - n])))
                 self.pool += [piece for piece in self.segmented[-1][1] if piece.size]
         except Misaligned:
             pin(a, "it does not divide")
@@ -190,7 +190,7 @@ def test_factor_and_cut_undo_product_and_sum(sizes: list[int]) -> None:
     outer, rest = factor(Product(tuple(parts)), sizes[0])
     assert list(primes(outer)) == list(primes(parts[0]))
     assert list(primes(rest)) == [p for part in parts[1:] for p in primes(part)]
-    pieces = cut(Sum(tuple(parts)), sizes)
+    pieces = split_axis(Sum(tuple(parts)), sizes)
     assert [piece.size for piece in pieces] == sizes
     assert [list(primes(piece)) for piece in pieces] == [list(primes(part)) for part in parts]
 
@@ -233,8 +233,8 @@ def test_factor_refuses_what_does_not_divide(outer: int) -> None:
 
 def test_rotating_halves_finds_the_rotary_pairs() -> None:
     head, frequencies = Prime(8), Prime(4)
-    first, second = cut(head, [4, 4])
-    unify(algebra.total([second, first]), head)
+    first, second = split_axis(head, [4, 4])
+    unify(algebra.direct_sum([second, first]), head)
     unify(Sum((frequencies, frequencies)), head)
     (pair,) = set(primes(head))
     assert list(primes(frequencies)) == [pair]

@@ -82,7 +82,7 @@ def silent(*_: Any) -> None:
 def unordered(self: Any, flow: Any, node: Any) -> Any:
     """Axes keep their places where a transposition does not show in the sizes."""
     dims = flow.dims(node.args[0])
-    turned = tuple(dims[i] for i in self.order(node, len(dims)))
+    turned = tuple(dims[i] for i in self.permutation(node, len(dims)))
     return dims if [a.size for a in dims] == [a.size for a in turned] else turned
 
 
@@ -107,7 +107,7 @@ def as_it_was(self: Any, cut: Any, node: Any) -> OpCall:
 
 
 PLAIN = [
-    Mutation("normalised axes are exact", AxisFlow, "normalise", silent, ("softmax", "norm", "linear")),
+    Mutation("normalised axes are exact", AxisFlow, "mark_inexact", silent, ("softmax", "norm", "linear")),
     Mutation("averages are sums", AxisFlow, "average", silent, ("reduce", "norm", "linear")),
     Mutation("nothing is pinned", AxisFlow, "pin", silent, ("along", "segment")),
     Mutation("weights are not tied to inputs", Linear, "axes", untied, ("linear", "unary")),
@@ -117,7 +117,7 @@ PLAIN = [
 HIDDEN = [
     Mutation("all numbers are zero", find_groups, "inexact", all_quiet, ("reduce", "unary")),
     Mutation("sums are not noted", AxisFlow, "contract", silent, ("reduce", "unary")),
-    Mutation("heads need not agree", AxisFlow, "mix", silent, ("unflatten", "flatten", "pairs")),
+    Mutation("heads need not agree", AxisFlow, "share_selection", silent, ("unflatten", "flatten", "pairs")),
     Mutation("squares are symmetric", Permute, "axes", unordered, ("permute", "linear_along", "add")),
     Mutation("slices keep their bounds", Slice, "rebuild", as_it_was, ("segment", "halves", "linear")),
 ]
