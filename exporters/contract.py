@@ -1,6 +1,6 @@
 """What an exporter promises."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Protocol
@@ -69,14 +69,21 @@ class FolderVerification:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a target wants of a model before it is pruned: where it must run (one of `destinations`, the first if nobody
-    says otherwise), and of what the widths of matrix products and of convolutions should be multiples, and `why`. With
-    `graphs`, of destination free it takes the graph itself, in which a decoder has no cache, and not its ONNX files."""
+    """What a target needs of a model before it is pruned.
 
-    destinations: tuple[str, ...]
-    products: int
-    convolutions: int
-    why: str
+    Args:
+        destinations: Where the model may run (stock, per-layer or free); the first is the default.
+        products: Number whose multiples widths of matrix products should be.
+        convolutions: The same for convolutions.
+        why: Reason for these numbers, in words.
+        graphs: Whether destination free gives the target the graph itself, in which a decoder has no cache, and not
+            its ONNX files.
+    """
+
+    destinations: tuple[str, ...] = ("stock", "per-layer")
+    products: int = 8
+    convolutions: int = 8
+    why: str = ""
     graphs: bool = False
 
 
@@ -86,3 +93,21 @@ class Exporter(Protocol):
     def __call__(
         self, source: Path, output: Path, options: ExportOptions = ..., *, force: bool = ...
     ) -> ExportReport: ...
+
+
+@dataclass(frozen=True)
+class ExportTarget:
+    """A runtime or format that a saved model can be written for.
+
+    Args:
+        export: Function that writes a saved model.
+        needs: What the target needs of a model before it is pruned.
+        verify: Function that repeats the check of a folder, given its report. Without it, a folder is verified as the
+            ONNX model or Hugging Face model in it.
+        check: Function that checks what such a folder holds besides its model, and returns what was right, in words.
+    """
+
+    export: Exporter
+    needs: Needs = Needs()
+    verify: Callable[[Path, Mapping[str, Any]], FolderVerification] | None = None
+    check: Callable[[Path], list[str]] | None = None

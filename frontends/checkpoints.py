@@ -1,20 +1,24 @@
 """Which stored tensor is which weight of a model, without reading any of them."""
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
-from transformers.conversion_mapping import get_model_conversion_mapping
-from transformers.core_model_loading import WeightRenaming, rename_source_key
 
 from graphprune.errors import LoadError
 from graphprune.huggingface import model_folder
 from graphprune.ir.weights import Stamp, stamp
+from graphprune.support.packages import transformers
+
+if TYPE_CHECKING:
+    from transformers.core_model_loading import WeightRenaming
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -52,7 +56,7 @@ def stored_dtype(found: Mapping[str, Entry]) -> torch.dtype:
 def match(model: nn.Module, found: Mapping[str, Entry]) -> dict[str, Entry]:
     """The entry of every weight that is stored as it is, under its own name or one that transformers renames."""
     state = model.state_dict(keep_vars=True)
-    renamings = [rule for rule in _rules(model) if isinstance(rule, WeightRenaming)]
+    renamings = [rule for rule in _rules(model) if isinstance(rule, transformers.core_model_loading.WeightRenaming)]
     prefix = getattr(model, "base_model_prefix", "")
     matched: dict[str, Entry] = {}
     for key, entry in found.items():
@@ -87,7 +91,7 @@ def check_shapes(folder: Path, model: nn.Module, matched: Mapping[str, Entry]) -
 
 def needs_conversion(model: nn.Module) -> bool:
     """Does transformers compute weights of this model from several or reshaped stored tensors?"""
-    return any(not isinstance(rule, WeightRenaming) for rule in _rules(model))
+    return any(not isinstance(rule, transformers.core_model_loading.WeightRenaming) for rule in _rules(model))
 
 
 def _read_header(path: Path) -> Iterator[Entry]:
@@ -115,7 +119,7 @@ def _said(path: Path) -> str:
 
 def _names(key: str, prefix: str, renamings: list[WeightRenaming]) -> Iterator[str]:
     """The names that a stored one may stand for, the likeliest first."""
-    renamed, _ = rename_source_key(key, renamings, [])
+    renamed, _ = transformers.core_model_loading.rename_source_key(key, renamings, [])
     for name in (key, renamed):
         yield name
         yield f"{prefix}.{name}"
@@ -123,7 +127,7 @@ def _names(key: str, prefix: str, renamings: list[WeightRenaming]) -> Iterator[s
 
 
 def _rules(model: nn.Module) -> list[Any]:
-    rules: list[Any] = get_model_conversion_mapping(model)  # type: ignore[arg-type]
+    rules: list[Any] = transformers.conversion_mapping.get_model_conversion_mapping(model)  # type: ignore[arg-type]
     return rules
 
 

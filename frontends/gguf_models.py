@@ -5,13 +5,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 
 from graphprune.errors import LoadError
 from graphprune.frontends import FRONTENDS, Frontend, gguf_weights, huggingface
 from graphprune.ir.program import Program
 from graphprune.support import cache
 from graphprune.support.atomic_output import UNWRITABLE
+from graphprune.support.packages import transformers
 
 log = logging.getLogger(__name__)
 

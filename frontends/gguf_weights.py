@@ -9,22 +9,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.integrations.gguf.utils import is_gguf_arch_supported
-from transformers.modeling_gguf_pytorch_utils import (
-    TENSOR_PROCESSORS,
-    TensorProcessor,
-    get_gguf_hf_weights_map,
-    load_gguf_checkpoint,
-)
 
 from graphprune.huggingface.meta_models import weightless
 from graphprune.ir import weight_files
+from graphprune.support.packages import Lazy, gguf, transformers
+
+_architectures = Lazy("transformers.integrations.gguf.utils")
+_rules = Lazy("transformers.modeling_gguf_pytorch_utils")
 
 CHUNK = 1 << 20  # numbers that are unpacked at once
 
@@ -46,12 +41,12 @@ class _File:
         """Read what the file says of its tensors; their numbers stay where they are."""
         reader: Any = gguf.GGUFReader(file)
         architecture = str(reader.fields["general.architecture"].contents())
-        if is_gguf_arch_supported(architecture):
+        if _architectures.is_gguf_arch_supported(architecture):
             raise NotByName(f"transformers converts architecture {architecture} by rules of its own")
-        settings: Any = load_gguf_checkpoint(str(file))  # type: ignore[no-untyped-call]
-        kind: Any = TENSOR_PROCESSORS.get(architecture, TensorProcessor)
+        settings: Any = _rules.load_gguf_checkpoint(str(file))
+        kind: Any = _rules.TENSOR_PROCESSORS.get(architecture, _rules.TensorProcessor)
         processor = kind(config=settings["config"])
-        names = get_gguf_hf_weights_map(model, processor)
+        names = _rules.get_gguf_hf_weights_map(model, processor)
         found: dict[str, list[Any]] = {}
         for tensor in reader.tensors:
             name = names.get(tensor.name, names.get(tensor.name.removesuffix(".weight")))
@@ -88,8 +83,8 @@ def write(file: Path, target: Path) -> None:
     Raises:
         NotByName: before anything is written, if the weights cannot be made one at a time.
     """
-    config = AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name, local_files_only=True)
-    auto: Any = AutoModelForCausalLM
+    config = transformers.AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name, local_files_only=True)
+    auto: Any = transformers.AutoModelForCausalLM
     model: Any = weightless(lambda settings: auto.from_config(settings, dtype=torch.float32), config)
     source = _File.open(file, model)
     stored = {

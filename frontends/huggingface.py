@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
-from transformers.initialization import no_init_weights
 
 from graphprune.errors import LoadError
 from graphprune.frontends import FRONTENDS, Frontend, checkpoints, modules
@@ -18,6 +17,7 @@ from graphprune.huggingface import model_folder
 from graphprune.ir.program import Program, Source
 from graphprune.ir.weights import Layered, Stored
 from graphprune.support import cache
+from graphprune.support.packages import transformers
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ def load(folder: Path | str, *, dtype: torch.dtype = torch.float32) -> Program:
 
 
 def _build(folder: Path, settings: Any) -> nn.Module:
-    with no_init_weights():
+    with transformers.initialization.no_init_weights():
         model = model_folder.build(folder, settings)
     model.tie_weights()  # type: ignore[operator]
     return model

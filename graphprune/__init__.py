@@ -1,41 +1,31 @@
-"""A compiler for structured pruning of PyTorch models."""
+"""A compiler for structured pruning of PyTorch models.
 
-from graphprune.api import analyze as analyze
-from graphprune.api import apply as apply
-from graphprune.api import apply_plan as apply_plan
-from graphprune.api import ask as ask
-from graphprune.api import compare as compare
-from graphprune.api import evaluate as evaluate
-from graphprune.api import export as export
-from graphprune.api import load as load
-from graphprune.api import plan as plan
-from graphprune.api import prune as prune
-from graphprune.api import save as save
-from graphprune.api import sensitivity as sensitivity
-from graphprune.api import trace as trace
-from graphprune.api import verify as verify
-from graphprune.api import verify_folder as verify_folder
-from graphprune.api import view as view
-from graphprune.axes.groups import Dependencies as Dependencies
-from graphprune.axes.groups import Group as Group
-from graphprune.errors import GraphpruneError as GraphpruneError
-from graphprune.ir.program import Program as Program
-from graphprune.passes.allocation.allocate import Allocate as Allocate
-from graphprune.passes.analysis.analyze import Analyze as Analyze
-from graphprune.passes.calibration.calibrate import Calibrate as Calibrate
-from graphprune.passes.depth.drop_blocks import Drop as Drop
-from graphprune.passes.reconstructions.batch_norm_statistics import Norms as Norms
-from graphprune.passes.reconstructions.finetune import Tune as Tune
-from graphprune.passes.reconstructions.refit import Refit as Refit
-from graphprune.passes.rewriting.rewrite import Rewrite as Rewrite
-from graphprune.passes.scores.score import Score as Score
-from graphprune.passes.selection.select import Select as Select
-from graphprune.passes.sensitivity.measure_sensitivity import Sense as Sense
-from graphprune.passes.verification.verify import Verify as Verify
-from graphprune.pipeline import Pass as Pass
-from graphprune.pipeline import Pipeline as Pipeline
-from graphprune.planning.plan import Plan as Plan
-from graphprune.planning.sensitivity_table import Sensitivities as Sensitivities
-from graphprune.reports.comparison import Comparison as Comparison
-from graphprune.reports.report import Report as Report
+The names of `graphprune.public` are names of this package. They are loaded when the first of them is used, so that the
+command line can answer ``--help`` without torch.
+"""
+
+from typing import TYPE_CHECKING
+
 from graphprune.version import __version__ as __version__
+
+if TYPE_CHECKING:
+    from graphprune.public import *  # noqa: F403 - the module is a list of names
+else:
+    from importlib import import_module
+
+    def __getattr__(name: str) -> object:
+        if not name.startswith("__") or name == "__all__":  # for other names Python itself asks
+            _load()
+        if name in globals():
+            return globals()[name]
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+    def __dir__() -> list[str]:
+        _load()
+        return [*globals()]
+
+    def _load() -> None:
+        """Make every public name a name of this package; ``__all__`` lists them."""
+        public = import_module(f"{__name__}.public")
+        names = {name: thing for name, thing in vars(public).items() if not name.startswith("_")}
+        globals().update(names, __all__=["__version__", *names])

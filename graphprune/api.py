@@ -201,7 +201,7 @@ def export(
     options = ExportOptions(dtype, quant, opset, dict(static or {}), portable)
     if model_folder.holds_graph(Path(folder)):
         return free_destination.export(Path(folder), target, Path(output), options, force=force)
-    return EXPORTERS[target](Path(folder), Path(output), options, force=force)
+    return EXPORTERS[target].export(Path(folder), Path(output), options, force=force)
 
 
 def view(

@@ -49,6 +49,10 @@ class PipelineError(GraphpruneError):
     """Passes stand in an order in which they cannot run, or their text cannot be read."""
 
 
+class PackageError(GraphpruneError):
+    """An optional package is missing, or fails while it is imported."""
+
+
 class RegistryError(GraphpruneError):
     """A name is not registered, or registered twice."""
 

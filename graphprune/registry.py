@@ -1,10 +1,11 @@
 """One small class for everything that plugs in: a name, a thing, and loud mistakes."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from difflib import get_close_matches
 from importlib import import_module
 from pkgutil import iter_modules
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from graphprune.errors import RegistryError
 
@@ -45,7 +46,7 @@ class Registry(Mapping[K, V]):
 
     def get(self, name: K, default: Any = None) -> Any:
         """The thing of that name, or `default`; it asks for no more than that, so that nothing is suggested."""
-        return self._table.get(name, default)
+        return self[name] if name in self._table else default
 
     def __contains__(self, name: object) -> bool:
         return name in self._table
@@ -55,6 +56,33 @@ class Registry(Mapping[K, V]):
 
     def __len__(self) -> int:
         return len(self._table)
+
+
+@dataclass(frozen=True)
+class _Unread:
+    """A thing whose module is not imported yet."""
+
+    module: str
+    name: str
+
+    def read(self) -> Any:
+        return getattr(import_module(self.module), self.name)
+
+
+class FileRegistry(Registry[str, V]):
+    """A registry of the files in a folder: ``some_name.py`` holds ``some-name`` and is imported when that is used."""
+
+    def __init__(self, kind: str, package: str, path: Iterable[str], name: str) -> None:
+        """List the modules of `package` in the folders of `path`, each with the thing under the given `name`."""
+        super().__init__(kind)
+        for module in sorted(info.name for info in iter_modules(path)):
+            self._table[module.replace("_", "-")] = cast(V, _Unread(f"{package}.{module}", name))
+
+    def __getitem__(self, name: str) -> V:
+        thing = super().__getitem__(name)
+        if isinstance(thing, _Unread):
+            thing = self._table[name] = thing.read()
+        return thing
 
 
 def discover(package: str, path: Iterable[str]) -> None:

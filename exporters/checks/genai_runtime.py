@@ -5,7 +5,6 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -15,33 +14,20 @@ import torch
 from graphprune.errors import ExportError, first_line
 from graphprune.exporters.checks.generation import Decoder, open_decoder
 from graphprune.huggingface import model_folder
+from graphprune.support.packages import load
 
-SETTINGS = "genai_config.json"
+PACKAGE, SETTINGS = "onnxruntime_genai", "genai_config.json"
 PROMPTS = ("The capital of France is", "def add(a, b):\n    return", "Once upon a time, in a small town,")
 _RARE = "Grüße aus 東京: naïve café 🙂\n\n  1234567"
 _NEW = 16
-
-
-def library() -> Any:
-    """The package.
-
-    Raises:
-        ExportError: if it is not there.
-    """
-    try:
-        return import_module("onnxruntime_genai")
-    except ImportError as fault:
-        raise ExportError(
-            f"target genai lets onnxruntime-genai write, which cannot be imported ({first_line(fault)}); "
-            "install it: pip install 'graphprune[genai]'"
-        ) from fault
 
 
 def prove(folder: Path) -> dict[str, Any]:
     """Let it read and write: its tokens must be those that ONNX Runtime finds likeliest, the end of a text left out.
 
     Raises:
-        ExportError: if it is missing, does not open the folder, or reads or writes other tokens.
+        PackageError: if it is missing or broken.
+        ExportError: if it does not open the folder, or reads or writes other tokens.
     """
     decoder = Decoder(open_decoder(folder))
     writer = Writer.open(folder)
@@ -72,7 +58,7 @@ class Writer:
 
     @classmethod
     def open(cls, folder: Path) -> "Writer":
-        runtime, told = library(), model_folder.read_json(folder / SETTINGS)["model"]
+        runtime, told = load(PACKAGE), model_folder.read_json(folder / SETTINGS)["model"]
         options = {"model": {"decoder": {"session_options": {"intra_op_num_threads": torch.get_num_threads()}}}}
         with _failing("open the model"):
             config = runtime.Config(str(folder))

@@ -7,13 +7,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from graphprune.errors import ExportError, LoadError
 from graphprune.exporters.onnx_tools.onnx_files import MODEL, model_file
 from graphprune.exporters.onnx_tools.sessions import CPU, OnnxRunner, open_model
 from graphprune.exporters.subjects.subject import PAST, following
 from graphprune.huggingface import model_folder
+from graphprune.support.packages import transformers
 
 
 def generate(folder: Path | str, prompt: str, max_new_tokens: int = 32, *, provider: str = CPU) -> str:
@@ -103,6 +103,6 @@ def token_ids(folder: Path, name: str) -> set[int]:
 
 def _tokenizer(folder: Path) -> Any:
     try:
-        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, KeyError, LoadError) as fault:
         raise ExportError(f"{folder} has no tokenizer that transformers can read: {fault}") from fault

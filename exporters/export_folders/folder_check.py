@@ -6,13 +6,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphprune.errors import ExportError, GraphpruneError, VerificationError
-from graphprune.exporters import CHECKS, VERIFIERS
+from graphprune.errors import ExportError, GraphpruneError, PackageError, VerificationError
+from graphprune.exporters import EXPORTERS
 from graphprune.exporters.checks import parity
 from graphprune.exporters.checks.agreement import error, numbers
 from graphprune.exporters.checks.generation import Decoder
 from graphprune.exporters.checks.validation import Reference, compared
-from graphprune.exporters.contract import ExportOptions, FolderVerification
+from graphprune.exporters.contract import ExportOptions, ExportTarget, FolderVerification
 from graphprune.exporters.export_folders.export_report import REPORT, read, require_size, require_whole, source_of
 from graphprune.exporters.export_folders.onnx_writer import subject_of, subject_of_model
 from graphprune.exporters.onnx_tools.onnx_files import MODEL, model_file, written_bytes
@@ -40,7 +40,7 @@ def verify_folder(folder: Path | str) -> FolderVerification:
         )
     try:
         return _of_its_kind(folder, path)
-    except VerificationError:
+    except (VerificationError, PackageError):
         raise
     except GraphpruneError as fault:
         raise VerificationError(f"{folder}: {fault}") from fault
@@ -49,8 +49,9 @@ def verify_folder(folder: Path | str) -> FolderVerification:
 def _of_its_kind(folder: Path, path: Path | None) -> FolderVerification:
     """By the check of the target that wrote the folder, where it has one of its own."""
     report = read(folder / REPORT)
-    if report.get("target") in VERIFIERS:
-        return VERIFIERS[report["target"]](folder, report)
+    target: ExportTarget | None = EXPORTERS.get(str(report.get("target")))
+    if target is not None and target.verify is not None:
+        return target.verify(folder, report)
     return _onnx(folder, path) if path is not None else _huggingface(folder)
 
 
@@ -88,8 +89,8 @@ def _onnx(folder: Path, path: Path) -> FolderVerification:
     )
     if report:
         require_size(f"{path} has", written_bytes(path), report)
-    also = CHECKS.get(str(report.get("target")))
-    found.checks += also(folder) if also is not None else []
+    target: ExportTarget | None = EXPORTERS.get(str(report.get("target")))
+    found.checks += target.check(folder) if target is not None and target.check is not None else []
     bound = _bound(report)
     source, options = source_of(report), ExportOptions(**report.get("options", {}))
     if source is not None:

@@ -1,12 +1,13 @@
 """What all targets of ONNX files share: export, quantise, check, report, and only then a name."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
 import torch
 from torch import nn
 
@@ -23,6 +24,7 @@ from graphprune.exporters.subjects.encoders import encoder_subject
 from graphprune.exporters.subjects.subject import Subject
 from graphprune.huggingface import model_folder
 from graphprune.support.atomic_output import new_folder
+from graphprune.support.packages import onnx_ir as ir
 
 #: What every target of ONNX files takes.
 TAKES: dict[str, Collection[object]] = {
@@ -34,7 +36,7 @@ TAKES: dict[str, Collection[object]] = {
 
 #: Changes a checked model in memory and its file in a folder, or moves it to where `model_file` finds it, or adds
 #: files; returns facts for the report.
-Last = Callable[[ir.Model, Path], dict[str, Any]]
+Last = Callable[["ir.Model", Path], dict[str, Any]]
 
 #: Runs what a folder is for, once all is in it; returns facts for the report.
 Prove = Callable[[Path], Mapping[str, Any]]

@@ -3,14 +3,10 @@
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from graphprune.errors import ExportError
 from graphprune.execution.module_state import quiet
-from graphprune.exporters import VERIFIERS
 from graphprune.exporters.checks.parity import FLOAT32, Runs
 from graphprune.exporters.checks.validation import Reference, compared
 from graphprune.exporters.contract import ExportOptions, ExportReport, FolderVerification
@@ -18,8 +14,8 @@ from graphprune.exporters.export_folders.export_report import require_size, sour
 from graphprune.exporters.export_folders.onnx_writer import OnnxTarget, finish
 from graphprune.exporters.model_folders.folder_files import require_output
 from graphprune.exporters.subjects.subject import Subject
-from graphprune.registry import Registry
 from graphprune.support.atomic_output import new_folder
+from graphprune.support.packages import load
 
 
 @dataclass(frozen=True)
@@ -38,29 +34,14 @@ class Format:
     open: Callable[[Path, Sequence[str], Sequence[str]], Runs]
 
 
-#: By target.
-FORMATS: Registry[str, Format] = Registry("format")
-
-
-def register(made: Format) -> None:
-    """Have a format exported and verified under the name of its target."""
-    FORMATS.register(made.target)(made)
-    VERIFIERS.register(made.target)(partial(verify, made))
-
-
-def library(module: str, target: str) -> Any:
-    """A module of a package that not everybody has.
+def library(module: str) -> Any:
+    """Import a module of the package, silently.
 
     Raises:
-        ExportError: if it is not installed, or cannot be imported.
+        PackageError: if the package is missing or broken.
     """
-    try:
-        with quiet():
-            return import_module(module)
-    except ImportError as fault:
-        raise ExportError(
-            f"target {target} takes a package that cannot be imported: {fault}; pip install 'graphprune[{target}]'"
-        ) from fault
+    with quiet():
+        return load(module)
 
 
 def fixed_size(subject: Subject, options: ExportOptions) -> Reference:

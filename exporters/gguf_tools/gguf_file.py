@@ -1,18 +1,21 @@
 """GGUF files: written, and read back number by number."""
 
+from __future__ import annotations
+
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
-from gguf import GGMLQuantizationType as Stored
 from numpy.typing import NDArray
 
 from graphprune.errors import ExportError
 from graphprune.exporters.contract import ExportOptions
 from graphprune.exporters.gguf_tools.gguf_model import Described
+from graphprune.support.packages import gguf
+
+Stored = gguf.GGMLQuantizationType
 
 MODEL = "model.gguf"
 _BLOCK = 32  # one scale for so many weights

@@ -4,12 +4,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import gguf
 import torch
 from torch import Tensor
 
 from graphprune.errors import ExportError
 from graphprune.exporters.gguf_tools.gguf_kinds import Kind, Widths, kind_of, widths
+from graphprune.support.packages import gguf
 
 _FIXED_POSITIONS = ("default", "linear", "llama3")
 _ARCHITECTURES = {name: architecture for architecture, name in gguf.MODEL_ARCH_NAMES.items()}

@@ -6,7 +6,6 @@ from collections.abc import Iterator, Mapping
 from contextlib import redirect_stderr
 from copy import deepcopy
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ from graphprune.exporters.subjects import trial_inputs
 from graphprune.exporters.subjects.decoders import decoder_subject
 from graphprune.exporters.subjects.subject import Subject, named_dimensions
 from graphprune.huggingface import model_folder
+from graphprune.support.packages import load
 
 PACKAGE, _LOGGER = "llama_cpp", "llama-cpp-python"
 PLACES = 64
@@ -83,16 +83,14 @@ class Runtime:
         return found
 
 
-def open_file(path: Path, places: int) -> Runtime | None:
-    """llama.cpp with a file open, for texts of so many tokens; None where it is not installed.
+def open_file(path: Path, places: int) -> Runtime:
+    """llama.cpp with a file open, for texts of so many tokens.
 
     Raises:
+        PackageError: if llama.cpp is missing or broken.
         ExportError: if it does not load the file.
     """
-    try:
-        library = import_module(PACKAGE)
-    except ImportError:
-        return None
+    library = load(PACKAGE)
     said = io.StringIO()
     try:
         with redirect_stderr(said):  # where llama.cpp says why, among much else

@@ -4,10 +4,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-import gguf
-
 from graphprune.errors import ExportError
 from graphprune.huggingface import model_folder
+from graphprune.support.packages import gguf
 
 _KEYS = gguf.Keys.Tokenizer
 _DIGIT = r"\p{N}"

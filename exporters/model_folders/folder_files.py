@@ -1,16 +1,20 @@
 """What lies beside the weights in a Hugging Face folder."""
 
+from __future__ import annotations
+
 import json
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PreTrainedConfig
 
 from graphprune.errors import ExportError
 from graphprune.huggingface import model_folder
 from graphprune.support.atomic_output import check_output
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 #: Tokenizer, generation and licence files; never weights, code, or what graphprune writes itself.
 _LICENCE = ("LICENSE*", "NOTICE*")

@@ -1,12 +1,14 @@
 """Programs as Hugging Face folders, which transformers loads without graphprune."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig, PreTrainedModel
 
 from graphprune.errors import ExportError
 from graphprune.exporters.checks.agreement import rounded
@@ -20,6 +22,9 @@ from graphprune.huggingface.meta_models import auto_class, describe, flat, on_me
 from graphprune.ir import weight_files
 from graphprune.ir.program import Program, Source
 from graphprune.support.atomic_output import new_folder
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 
 def save(

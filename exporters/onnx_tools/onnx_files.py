@@ -1,17 +1,18 @@
 """Modules as ONNX files of standard operators."""
 
+from __future__ import annotations
+
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import onnx
-import onnx_ir as ir
 import torch
-from onnx import TensorProto
 
 from graphprune.errors import ExportError
 from graphprune.execution.module_state import quiet
 from graphprune.exporters.subjects.subject import Subject
+from graphprune.support.packages import load, onnx
+from graphprune.support.packages import onnx_ir as ir
 
 OPSET = 23  # attention, RMS norm and rotary embedding are standard operators there, and every runtime reads it
 OPSETS = range(18, 25)
@@ -25,6 +26,7 @@ def to_onnx(subject: Subject, opset: int = OPSET) -> Any:
     Raises:
         ExportError: if torch.onnx refuses it.
     """
+    load("onnxscript")
     try:
         with torch.no_grad(), quiet():
             program = torch.onnx.export(
@@ -122,7 +124,7 @@ def operators(model: onnx.ModelProto) -> dict[str, dict[str, int]]:
     return {domain: dict(sorted(counts.items())) for domain, counts in sorted(found.items())}
 
 
-def _count(tensor: TensorProto) -> int:
+def _count(tensor: onnx.TensorProto) -> int:
     return torch.Size(tuple(tensor.dims)).numel()
 
 

@@ -1,15 +1,17 @@
 """Weights of ONNX files in 8 or 4 bits, in blocks along the inputs; what is computed between them stays as it is."""
 
+from __future__ import annotations
+
 import sys
 from typing import Any
 
 import numpy as np
-import onnx_ir as ir
 from numpy.typing import NDArray
-from onnxscript import optimizer
 
 from graphprune.errors import ExportError
-from graphprune.execution.module_state import imported, quiet
+from graphprune.execution.module_state import quiet
+from graphprune.support.packages import load, onnxscript
+from graphprune.support.packages import onnx_ir as ir
 
 BITS = {"int8": 8, "int4": 4}
 _BLOCKED = 21  # the first opset that dequantises in blocks
@@ -52,7 +54,7 @@ def quantise(model: ir.Model, quant: str, *, standard: bool) -> ir.Model:
 
 def _blocked(proto: Any, without: list[str], bits: int) -> Any:
     """The model with its products as MatMulNBits, but for some."""
-    library = imported("onnxruntime.quantization.matmul_nbits_quantizer")
+    library = load("onnxruntime.quantization.matmul_nbits_quantizer")
     config = library.DefaultWeightOnlyQuantConfig(
         block_size=_BLOCK, is_symmetric=bits == 8, accuracy_level=_INT8_PRODUCTS, op_types_to_quantize=("MatMul",),
         bits=bits,
@@ -99,7 +101,7 @@ def _rounded(w: NDArray[Any], bits: int) -> tuple[NDArray[Any], NDArray[Any], ND
 
 def _fold_transposed(model: ir.Model) -> None:
     """A weight that is transposed when it runs, as that of a tied head, could not be told from an activation."""
-    optimizer.fold_constants(
+    onnxscript.optimizer.fold_constants(
         model, should_fold=lambda node: True if node.op_type == "Transpose" else None,
         output_size_limit=sys.maxsize,  # that of the library leaves a head which is also the table of embeddings
     )  # fmt: skip

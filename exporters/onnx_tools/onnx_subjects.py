@@ -1,13 +1,12 @@
 """Exported ONNX files as subjects of further exports, for graphs that no class of transformers runs."""
 
+from __future__ import annotations
+
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import onnx
-import onnx_ir as ir
 import torch
-from onnxruntime.tools import onnx_model_utils
 from torch import Tensor, nn
 
 from graphprune.errors import ExportError, first_line
@@ -15,6 +14,8 @@ from graphprune.exporters.contract import ExportOptions
 from graphprune.exporters.onnx_tools.onnx_files import MODEL
 from graphprune.exporters.onnx_tools.sessions import open_model, tensor_type
 from graphprune.exporters.subjects.subject import CACHED, SEQUENCE, TOTAL, Subject
+from graphprune.support.packages import load, onnx
+from graphprune.support.packages import onnx_ir as ir
 
 FREE = "onnx"  # where a folder of destination free has its ONNX files
 
@@ -47,7 +48,7 @@ class OnnxModule(nn.Module):
         """
         model = onnx.load(str(self.path))
         for name, size in sizes.items():
-            onnx_model_utils.make_dim_param_fixed(model.graph, name, size)
+            load("onnxruntime.tools.onnx_model_utils").make_dim_param_fixed(model.graph, name, size)
         if opset is not None and opset != model.opset_import[0].version:
             try:
                 model = onnx.version_converter.convert_version(model, opset)

@@ -6,7 +6,7 @@ from pathlib import Path
 from tempfile import NamedTemporaryFile
 from typing import Any
 
-from graphprune.execution.module_state import imported
+from graphprune.support.packages import load
 
 _CHECKER = "onnxruntime.tools.mobile_helpers.usability_checker"
 _COREML = {
@@ -22,7 +22,7 @@ def usability(path: Path) -> dict[str, dict[str, Any]]:
 
     It goes by operators and fixed shapes alone; ranks and attributes may exclude more. Nothing ran on a device.
     """
-    checker = imported(_CHECKER)
+    checker = load(_CHECKER)
     model = checker.ModelProtoWithShapeInfo(path).model_with_shape_info
     found = {"NNAPI": checker.check_nnapi_partitions(model, True)}
     found |= {name: checker.check_coreml_partitions(model, True, ops) for name, ops in _COREML.items()}

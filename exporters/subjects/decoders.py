@@ -1,17 +1,22 @@
 """Language models with their cache of keys and values as plain inputs and outputs."""
 
+from __future__ import annotations
+
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import DynamicLayer
 
 from graphprune.errors import ExportError
 from graphprune.exporters.subjects.subject import PAST, PRESENT, Alias, Subject, cache_names, named_dimensions
 from graphprune.huggingface import model_folder
+from graphprune.huggingface.meta_models import is_model
+from graphprune.support.packages import transformers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 Pairs = list[tuple[Tensor, Tensor]]
 
@@ -23,7 +28,7 @@ class _Cached(Alias):
     """Runs a model with its cache given as pairs."""
 
     def _run(self, past: Pairs, **inputs: Tensor) -> tuple[Tensor, Pairs]:
-        output = self.model_itself(**inputs, past_key_values=DynamicCache(past), use_cache=True)
+        output = self.model_itself(**inputs, past_key_values=transformers.DynamicCache(past), use_cache=True)
         return output.logits, [(layer.keys, layer.values) for layer in output.past_key_values.layers]
 
 
@@ -47,7 +52,7 @@ class CachedDecoderWithoutPositions(_Cached):
 
 def is_decoder(model: nn.Module) -> bool:
     """Does the model write text from left to right?"""
-    return isinstance(model, PreTrainedModel) and model_folder.writes_text(type(model), model.config)
+    return is_model(model) and model_folder.writes_text(type(model), model.config)
 
 
 def cached_decoder(source: Path | nn.Module) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any], Any]:
@@ -68,7 +73,7 @@ def decoder_subject(model: nn.Module) -> Subject:
     Raises:
         ExportError: if it is no decoder, or its cache is not one key and value a layer.
     """
-    if not isinstance(model, PreTrainedModel) or not is_decoder(model):
+    if not is_model(model) or not is_decoder(model):
         raise ExportError(f"{type(model).__name__} is no decoder; only a causal language model has a cache")
     takes = inspect.signature(model.forward).parameters
     _require(model, takes)
@@ -98,7 +103,7 @@ def _example_past(model: PreTrainedModel) -> Pairs:
         ids = torch.zeros(_BATCH, _CACHED, dtype=torch.long)
         cache = model(input_ids=ids, use_cache=True).past_key_values
     layers = getattr(cache, "layers", None)
-    if not layers or any(type(layer) is not DynamicLayer for layer in layers):
+    if not layers or any(type(layer) is not transformers.cache_utils.DynamicLayer for layer in layers):
         kinds = sorted({type(layer).__name__ for layer in layers or ()}) or [type(cache).__name__]
         raise ExportError(
             f"{type(model).__name__} keeps {', '.join(kinds)} between steps; only full attention, with one key and "

@@ -1,16 +1,21 @@
 """Models without a cache: encoders of text, classifiers, vision models, encoders with the decoder that reads them."""
 
+from __future__ import annotations
+
 import inspect
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
 
 from graphprune.errors import ExportError
 from graphprune.exporters.subjects.subject import BATCH, SEQUENCE, WRITTEN, Alias, Subject
 from graphprune.huggingface import model_folder
+from graphprune.huggingface.meta_models import is_model
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 _BATCH, _SEQUENCE, _SIDE = 2, 6, 224
 _TEXT = ("input_ids", "attention_mask", "token_type_ids", "decoder_input_ids")
@@ -35,7 +40,7 @@ def encoder_subject(model: nn.Module, folder: Path) -> Subject:
     Raises:
         ExportError: if its inputs are neither text nor an image.
     """
-    if not isinstance(model, PreTrainedModel):
+    if not is_model(model):
         raise ExportError(f"{type(model).__name__} is no model of transformers; export its program instead")
     model.config.use_cache = False
     feeds = _feeds(model, folder)

@@ -1,18 +1,24 @@
 """Language models with a cache of fixed size inside, which are called with tokens and their positions."""
 
+from __future__ import annotations
+
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
-from transformers import Cache, PreTrainedModel
-from transformers.cache_utils import StaticLayer
 
 from graphprune.errors import ExportError
 from graphprune.exporters.subjects.decoders import decoder_subject
 from graphprune.exporters.subjects.subject import PAST, Subject
 from graphprune.exporters.subjects.trial_inputs import Case
+from graphprune.support.packages import transformers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+    from transformers.cache_utils import StaticLayer
 
 _LENGTH = 512
 _PROMPT, _WRITTEN = 4, 20
@@ -32,7 +38,7 @@ class StaticDecoder(nn.Module):
 
     def forward(self, input_ids: Tensor, cache_position: Tensor) -> Tensor:
         """Logits of shape (1, tokens, vocabulary), of tokens of shape (1, tokens) at positions of shape (tokens,)."""
-        cache = Cache(layers=[self._layer(i, cache_position) for i in range(self.layers)])
+        cache = transformers.Cache(layers=[self._layer(i, cache_position) for i in range(self.layers)])
         place = {"position_ids": cache_position[None]} if self.positions else {}
         logits: Tensor = self.model(input_ids=input_ids, past_key_values=cache, use_cache=True, **place).logits
         return logits
@@ -40,7 +46,7 @@ class StaticDecoder(nn.Module):
     def _layer(self, i: int, cache_position: Tensor) -> StaticLayer:
         """A layer of the cache that was filled up to these positions. It is made anew in every call: buffers that an
         object holds besides the module would be constants of the exported program."""
-        layer = StaticLayer(self.length)
+        layer = transformers.cache_utils.StaticLayer(self.length)
         layer.keys, layer.values = (self.get_buffer(_buffer(f"{PAST}.{i}.{kind}")) for kind in ("key", "value"))
         layer.dtype, layer.device = layer.keys.dtype, layer.keys.device
         layer.cumulative_length = cache_position[0].clone()

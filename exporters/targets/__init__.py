@@ -1,5 +1,1 @@
-"""Targets: one file for each runtime or format that a saved model can be written for."""
-
-from graphprune.registry import discover
-
-discover(__name__, __path__)
+"""Targets: one file for each runtime or format that a saved model can be written for, imported when it is used."""

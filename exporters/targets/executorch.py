@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,17 @@ from torch.export import Dim, ExportedProgram
 
 from graphprune.errors import ExportError, first_line
 from graphprune.execution.module_state import quiet
-from graphprune.exporters import EXPORTERS, NEEDS
 from graphprune.exporters.checks import parity
 from graphprune.exporters.checks.parity import Runs
 from graphprune.exporters.checks.validation import Reference
-from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, Needs
+from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, ExportTarget, Needs
 from graphprune.exporters.export_folders.onnx_writer import subject_of_model
 from graphprune.exporters.export_folders.package_formats import (
-    FORMATS,
     Format,
     export_as,
     fixed_size,
     library,
-    register,
+    verify,
 )
 from graphprune.exporters.onnx_tools.program_subjects import saved_subject
 from graphprune.exporters.subjects.decoders import is_decoder
@@ -38,16 +37,6 @@ FILE = "model.pte"
 _FORWARD, _LENGTH = "forward", "get_max_context_len"
 
 
-NEEDS["executorch"] = Needs(
-    ("per-layer", "stock", "free"),
-    32,
-    8,
-    "groups of weights in 8 bits hold 32; XNNPACK takes 8 channels at a time",
-    graphs=True,
-)
-
-
-@EXPORTERS.register("executorch")
 def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, force: bool = False) -> ExportReport:
     """Export the model of a Hugging Face folder as model.pte, all sizes fixed.
 
@@ -59,8 +48,8 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
             `output` may not be written.
     """
     options.require("executorch", quant=("int8",), static=("batch", "sequence", "past"))
-    library("executorch.exir", "executorch")
-    return export_as(FORMATS["executorch"], source, output, options, force=force)
+    library("executorch.exir")
+    return export_as(FORMAT, source, output, options, force=force)
 
 
 @dataclass(frozen=True)
@@ -122,8 +111,8 @@ def _quantised(module: nn.Module) -> Any:
     """
     if not any(isinstance(part, nn.Linear) for part in module.modules()):
         raise ExportError(f"{type(module).__name__} has no linear layer to keep in int8; use --quant none")
-    torchao, made = library("torchao.quantization", "executorch"), deepcopy(module)
-    granularity = library("torchao.quantization.granularity", "executorch").PerAxis(0)
+    torchao, made = library("torchao.quantization"), deepcopy(module)
+    granularity = library("torchao.quantization.granularity").PerAxis(0)
     with quiet():
         torchao.quantize_(
             made, torchao.Int8DynamicActivationIntxWeightConfig(torch.int8, weight_granularity=granularity)
@@ -133,8 +122,8 @@ def _quantised(module: nn.Module) -> Any:
 
 def _lowered(program: ExportedProgram, told: dict[str, Any]) -> tuple[dict[str, int], Any]:
     """How often each operator remains, those that XNNPACK takes as one call of it, and the program to write."""
-    exir = library("executorch.exir", "executorch")
-    partition = library("executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch")
+    exir = library("executorch.exir")
+    partition = library("executorch.backends.xnnpack.partition.xnnpack_partitioner")
     partitioner = [partition.XnnpackPartitioner()]
     edge = exir.to_edge_transform_and_lower(program, partitioner=partitioner, constant_methods=told)
     called = [node.target for node in edge.exported_program().graph.nodes if node.op == "call_function"]
@@ -161,7 +150,7 @@ def _told(decoder: StaticDecoder, vocabulary: int) -> dict[str, Any]:
 
 
 def _open(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> Runs:
-    runtime = library("executorch.runtime", "executorch")
+    runtime = library("executorch.runtime")
     try:
         program = runtime.Runtime.get().load_program(path, verification=runtime.Verification.InternalConsistency)
         method = program.load_method(_FORWARD)
@@ -172,4 +161,16 @@ def _open(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> Runs:
     return Stepwise(lambda *tokens: method.execute(tokens)[0].clone(), method.metadata.input_tensor_meta(0).sizes()[1])
 
 
-register(Format("executorch", FILE, ("executorch", "torchao"), _reference, _write, _open))
+FORMAT = Format("executorch", FILE, ("executorch", "torchao"), _reference, _write, _open)
+
+TARGET = ExportTarget(
+    export,
+    Needs(
+        ("per-layer", "stock", "free"),
+        32,
+        8,
+        "groups of weights in 8 bits hold 32; XNNPACK takes 8 channels at a time",
+        graphs=True,
+    ),
+    partial(verify, FORMAT),
+)

@@ -1,22 +1,23 @@
 """Folders from which onnxruntime-genai writes text: a decoder, its tokenizer, and a description of both."""
 
+from __future__ import annotations
+
 import json
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-
 from graphprune.errors import ExportError
-from graphprune.exporters import CHECKS, EXPORTERS, NEEDS
-from graphprune.exporters.checks.genai_runtime import SETTINGS, library, prove
+from graphprune.exporters.checks.genai_runtime import PACKAGE, SETTINGS, prove
 from graphprune.exporters.checks.generation import token_ids
-from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, Needs
+from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, ExportTarget, Needs
 from graphprune.exporters.export_folders.onnx_writer import TAKES, OnnxTarget, export_folder
 from graphprune.exporters.model_folders.folder_files import copy_beside
 from graphprune.exporters.onnx_tools.onnx_files import MODEL
 from graphprune.exporters.subjects.subject import PAST, PRESENT
 from graphprune.huggingface import model_folder
+from graphprune.support.packages import load
+from graphprune.support.packages import onnx_ir as ir
 
 #: Any graph with these names; every other type that it loads is one architecture, and runs the same code.
 _TYPE = "decoder"
@@ -29,29 +30,23 @@ _LENGTHS = ("max_position_embeddings", "max_sequence_length", "max_seq_len", "se
 _ENDLESS = 10**9  # tokenizers without a limit name a far greater one
 
 
-NEEDS["genai"] = Needs(
-    ("per-layer", "stock", "free"), 32, 32, "onnxruntime-genai runs any width; blocks of stored weights hold 32"
-)
-
-
-@EXPORTERS.register("genai")
 def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, force: bool = False) -> ExportReport:
     """Export the decoder of a Hugging Face folder with what onnxruntime-genai reads beside it, and let it write.
 
     Layers may differ in the sizes of their cache. Weights in fewer bits are multiplied by ONNX Runtime's MatMulNBits.
 
     Raises:
-        ExportError: if it cannot be exported, onnxruntime-genai is missing, does not read its tokenizer, or writes
+        PackageError: if onnxruntime-genai is missing or broken.
+        ExportError: if it cannot be exported, onnxruntime-genai does not read its tokenizer, or writes
             other tokens than ONNX Runtime, or `output` may not be written.
     """
     options.require("genai", **{name: TAKES[name] for name in ("dtype", "quant", "opset")})
-    library()
+    load(PACKAGE)
     settings = _settings(source)  # all that may be missing is asked for before the work
     target = OnnxTarget("genai", partial(_describe, source, settings), prove=prove)
     return export_folder(source, output, target, options, force=force)
 
 
-@CHECKS.register("genai")
 def check(folder: Path) -> list[str]:
     """Let onnxruntime-genai write once more.
 
@@ -136,3 +131,10 @@ def _search(source: Path) -> dict[str, Any]:
 def _sizes(values: Any) -> dict[str, tuple[Any, ...]]:
     """Shapes by name; a free dimension is no number."""
     return {value.name: tuple(value.shape) for value in values}
+
+
+TARGET = ExportTarget(
+    export,
+    Needs(("per-layer", "stock", "free"), 32, 32, "onnxruntime-genai runs any width; blocks of stored weights hold 32"),
+    check=check,
+)

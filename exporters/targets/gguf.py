@@ -6,12 +6,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import gguf
-
-from graphprune.errors import ExportError
-from graphprune.exporters import EXPORTERS, NEEDS, VERIFIERS
+from graphprune.errors import ExportError, PackageError
 from graphprune.exporters.checks import parity
-from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, FolderVerification, Needs
+from graphprune.exporters.contract import (
+    NO_OPTIONS,
+    ExportOptions,
+    ExportReport,
+    ExportTarget,
+    FolderVerification,
+    Needs,
+)
 from graphprune.exporters.export_folders.export_report import require_size, source_of, write_report
 from graphprune.exporters.gguf_tools import gguf_runtime
 from graphprune.exporters.gguf_tools.gguf_file import MODEL, check, finite, is_quantised, write
@@ -20,6 +24,7 @@ from graphprune.exporters.gguf_tools.gguf_vocabulary import vocabulary
 from graphprune.exporters.model_folders.folder_files import copy_licence, require_output
 from graphprune.huggingface import model_folder
 from graphprune.support.atomic_output import new_folder
+from graphprune.support.packages import gguf
 
 _TAKES: dict[str, Collection[object]] = {"dtype": ("fp32", "fp16"), "quant": ("int8", "int4")}
 
@@ -35,10 +40,6 @@ class _Subject:
     notes: list[str]
 
 
-NEEDS["gguf"] = Needs(("per-layer", "stock"), 32, 32, "blocks of Q8_0 and Q4_0 hold 32 weights of a row; K-quants, 256")
-
-
-@EXPORTERS.register("gguf")
 def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, force: bool = False) -> ExportReport:
     """Export the decoder of a Hugging Face folder, with its tokenizer in the same file.
 
@@ -86,9 +87,10 @@ def _checked(path: Path, subject: _Subject, options: ExportOptions) -> tuple[dic
     """What was found when the file was read back and run, and notes."""
     found = check(path, subject.described, subject.fields, options)
     notes = [*subject.notes, *_unquantised(subject.described, options)]
-    runtime = gguf_runtime.open_file(path, min(subject.described.context, gguf_runtime.PLACES))
-    if runtime is None:
-        notes.append("llama.cpp did not run it: that takes pip install 'graphprune[gguf]'")
+    try:
+        runtime = gguf_runtime.open_file(path, min(subject.described.context, gguf_runtime.PLACES))
+    except PackageError as fault:
+        notes.append(f"llama.cpp did not run it: {fault}")
         return {**found, "parity": {}}, notes
     ran = _run(subject, runtime, options)
     kind = subject.fields[gguf.Keys.Tokenizer.MODEL]
@@ -126,7 +128,6 @@ def _unquantised(described: Described, options: ExportOptions) -> list[str]:
     return notes
 
 
-@VERIFIERS.register("gguf")
 def verify(folder: Path, report: Mapping[str, Any]) -> FolderVerification:
     """Repeat the check of an export; without its source, only that the file is whole.
 
@@ -152,3 +153,10 @@ def verify(folder: Path, report: Mapping[str, Any]) -> FolderVerification:
         made.checks.append(f"llama.cpp says with it what the model in {source} says")
         made.max_error = found["parity"]["llama.cpp"]["worst"]
     return made
+
+
+TARGET = ExportTarget(
+    export,
+    Needs(("per-layer", "stock"), 32, 32, "blocks of Q8_0 and Q4_0 hold 32 weights of a row; K-quants, 256"),
+    verify=verify,
+)

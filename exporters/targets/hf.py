@@ -1,20 +1,27 @@
 """Saved models as folders for transformers: in another precision, or padded to widths that stock classes have."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedConfig
 
 from graphprune.errors import ExportError
-from graphprune.exporters import EXPORTERS, NEEDS, VERIFIERS
 from graphprune.exporters.checks.agreement import compare
 from graphprune.exporters.checks.reloading import Destination, reload
-from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, FolderVerification, Needs
+from graphprune.exporters.contract import (
+    NO_OPTIONS,
+    ExportOptions,
+    ExportReport,
+    ExportTarget,
+    FolderVerification,
+    Needs,
+)
 from graphprune.exporters.export_folders.export_report import require_size, source_of, write_report
 from graphprune.exporters.export_folders.onnx_writer import subject_of_model
 from graphprune.exporters.model_folders.folder_files import copy_beside, require_output
@@ -26,16 +33,13 @@ from graphprune.huggingface.meta_models import flat, on_meta
 from graphprune.ir.weight_files import distinct, write_shards
 from graphprune.support.atomic_output import new_folder
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
+
 TYPES = {"fp32": torch.float32, "fp16": torch.float16}
 _TOKENS = 24
 
 
-NEEDS["hf"] = Needs(
-    ("stock", "per-layer"), 8, 8, "transformers runs any width; 8 is what kernels on processors and GPUs like at least"
-)
-
-
-@EXPORTERS.register("hf")
 def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, force: bool = False) -> ExportReport:
     """Write a Hugging Face folder; `portable` pads layers that differ with zeros to the widest, so that the stock class
     loads it without code of its own. It then computes what it did before, in the time of the wider model.
@@ -62,7 +66,6 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
     return replace(report, output=output)
 
 
-@VERIFIERS.register("hf")
 def verify(folder: Path, report: Mapping[str, Any]) -> FolderVerification:
     """Reload a folder, and compare it with the model it was made from, if that is still there.
 
@@ -165,3 +168,15 @@ def _count(model: nn.Module) -> int:
 
 def _size(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+
+
+TARGET = ExportTarget(
+    export,
+    Needs(
+        ("stock", "per-layer"),
+        8,
+        8,
+        "transformers runs any width; 8 is what kernels on processors and GPUs like at least",
+    ),
+    verify=verify,
+)

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +11,15 @@ from torch import Tensor, nn
 
 from graphprune.errors import ExportError, first_line
 from graphprune.execution.module_state import quiet
-from graphprune.exporters import EXPORTERS, NEEDS
 from graphprune.exporters.checks.validation import Reference
-from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, Needs
+from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, ExportTarget, Needs
 from graphprune.exporters.export_folders.onnx_writer import subject_of_model
 from graphprune.exporters.export_folders.package_formats import (
-    FORMATS,
     Format,
     export_as,
     fixed_size,
     library,
-    register,
+    verify,
 )
 from graphprune.exporters.onnx_tools.program_subjects import saved_subject
 from graphprune.exporters.subjects.decoders import is_decoder
@@ -30,13 +29,6 @@ from graphprune.huggingface import model_folder
 FILE = "model.tflite"
 
 
-NEEDS["litert"] = Needs(
-    ("stock", "per-layer", "free"), 8, 8, "XNNPACK, which runs the file on processors, takes 8 numbers at a time",
-    graphs=True,
-)  # fmt: skip
-
-
-@EXPORTERS.register("litert")
 def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, force: bool = False) -> ExportReport:
     """Export the encoder or vision model of a Hugging Face folder as model.tflite, all sizes fixed.
 
@@ -45,8 +37,8 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
             it, or `output` may not be written.
     """
     options.require("litert", static=("batch", "sequence"))
-    library("litert_torch", "litert")
-    return export_as(FORMATS["litert"], source, output, options, force=force)
+    library("litert_torch")
+    return export_as(FORMAT, source, output, options, force=force)
 
 
 class ByName(nn.Module):
@@ -91,7 +83,7 @@ def _reference(source: Path, options: ExportOptions) -> Reference:
 
 
 def _write(subject: Subject, folder: Path, options: ExportOptions) -> dict[str, Any]:
-    litert = library("litert_torch", "litert")
+    litert = library("litert_torch")
     try:
         with quiet(), torch.no_grad():
             made = litert.convert(ByName(subject), (), subject.example())
@@ -102,7 +94,7 @@ def _write(subject: Subject, folder: Path, options: ExportOptions) -> dict[str, 
 
 
 def _open(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> LitertRunner:
-    interpreter = library("ai_edge_litert.interpreter", "litert")
+    interpreter = library("ai_edge_litert.interpreter")
     try:
         signature = interpreter.Interpreter(str(path), num_threads=torch.get_num_threads()).get_signature_runner()
     except (RuntimeError, ValueError) as fault:
@@ -110,4 +102,16 @@ def _open(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> LitertRu
     return LitertRunner(signature, signature.get_input_details())
 
 
-register(Format("litert", FILE, ("litert-torch", "ai-edge-litert"), _reference, _write, _open))
+FORMAT = Format("litert", FILE, ("litert-torch", "ai-edge-litert"), _reference, _write, _open)
+
+TARGET = ExportTarget(
+    export,
+    Needs(
+        ("stock", "per-layer", "free"),
+        8,
+        8,
+        "XNNPACK, which runs the file on processors, takes 8 numbers at a time",
+        graphs=True,
+    ),
+    partial(verify, FORMAT),
+)

@@ -2,25 +2,15 @@
 
 from pathlib import Path
 
-from graphprune.exporters import EXPORTERS, NEEDS
-from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, Needs
+from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, ExportTarget, Needs
 from graphprune.exporters.export_folders.onnx_writer import TAKES, OnnxTarget, export_folder, write
 from graphprune.exporters.onnx_tools.program_subjects import program_subject
 from graphprune.ir.program import Program
 from graphprune.support.atomic_output import check_output
 
-NEEDS["onnx"] = Needs(
-    ("per-layer", "stock", "free"),
-    32,
-    16,
-    "ONNX Runtime runs any width; products go in blocks of 32, convolutions in blocks of 16 channels",
-)
-
-
 _ONNX = OnnxTarget("onnx")
 
 
-@EXPORTERS.register("onnx")
 def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, force: bool = False) -> ExportReport:
     """Export the model of a Hugging Face folder; a decoder with its cache as inputs and outputs.
 
@@ -40,3 +30,14 @@ def export_program(program: Program, output: Path, *, force: bool = False) -> Ex
     check_output(output, force)
     source = program.source.path if program.source is not None and program.source.kind == "huggingface" else None
     return write(program_subject(program), source, output, _ONNX, NO_OPTIONS, force=force, of_source=False)
+
+
+TARGET = ExportTarget(
+    export,
+    Needs(
+        ("per-layer", "stock", "free"),
+        32,
+        16,
+        "ONNX Runtime runs any width; products go in blocks of 32, convolutions in blocks of 16 channels",
+    ),
+)

@@ -1,24 +1,21 @@
 """Saved models as half-precision ONNX, fused for ONNX Runtime on CUDA."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-import onnx_ir as ir
-
 from graphprune.errors import ExportError
-from graphprune.exporters import EXPORTERS, NEEDS
-from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, Needs
+from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, ExportTarget, Needs
 from graphprune.exporters.export_folders.onnx_writer import TAKES, OnnxTarget, export_folder
 from graphprune.exporters.onnx_tools.onnx_files import MODEL, save_onnx
 from graphprune.exporters.onnx_tools.sessions import CPU, CUDA, has_cuda, open_model
+from graphprune.support.packages import onnx_ir as ir
 
-NEEDS["onnx-gpu"] = Needs(("per-layer", "stock"), 64, 64, "tensor cores in half precision go in tiles of 64")
 
-
-@EXPORTERS.register("onnx-gpu")
 def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, force: bool = False) -> ExportReport:
     """Export the model of a Hugging Face folder in half precision, fused for CUDA where that works.
 
@@ -72,3 +69,9 @@ def _fuse(model: ir.Model) -> None:
         fuse_for_onnxruntime(model, "cuda")
     except Exception as fault:  # whatever goes wrong in it, the unfused graph is right
         raise ExportError(f"the fusions of transformers failed: {type(fault).__name__}: {fault}") from fault
+
+
+TARGET = ExportTarget(
+    export,
+    Needs(("per-layer", "stock"), 64, 64, "tensor cores in half precision go in tiles of 64"),
+)

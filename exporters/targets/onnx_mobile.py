@@ -1,15 +1,14 @@
 """Saved models as ONNX for phones: fixed shapes, attention in single products, and the .ort format beside it."""
 
+from __future__ import annotations
+
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-
 from graphprune.errors import ExportError, first_line
-from graphprune.execution.module_state import imported, quiet
-from graphprune.exporters import EXPORTERS, NEEDS
-from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, Needs
+from graphprune.execution.module_state import quiet
+from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, ExportTarget, Needs
 from graphprune.exporters.export_folders.onnx_writer import TAKES, OnnxTarget, subject_of, write
 from graphprune.exporters.model_folders.folder_files import require_output
 from graphprune.exporters.onnx_tools.onnx_files import MODEL
@@ -17,21 +16,14 @@ from graphprune.exporters.onnx_tools.onnx_subjects import is_stored
 from graphprune.exporters.onnx_tools.usability import usability
 from graphprune.exporters.subjects.subject import Subject
 from graphprune.huggingface import model_folder
+from graphprune.support.packages import load
+from graphprune.support.packages import onnx_ir as ir
 
 #: Sizes that nobody asked for otherwise: of a decoder, one token at a time in a window of 256.
 USUAL = {"batch": 1, "sequence": 128, "past": 255, "written": 32}
 _OPSET = 20  # the newest that converters for devices take
 
 
-NEEDS["onnx-mobile"] = Needs(
-    ("per-layer", "stock", "free"),
-    32,
-    8,
-    "stored blocks hold 32 weights, and kernels of ARM processors take 8 channels at a time",
-)
-
-
-@EXPORTERS.register("onnx-mobile")
 def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, force: bool = False) -> ExportReport:
     """Export the model of a Hugging Face folder at fixed sizes, with a report of what accelerators would take of it.
 
@@ -76,7 +68,7 @@ def _to_ort(path: Path) -> None:
     Raises:
         ExportError: if ONNX Runtime cannot convert it.
     """
-    converter = imported("onnxruntime.tools.convert_onnx_models_to_ort")
+    converter = load("onnxruntime.tools.convert_onnx_models_to_ort")
     try:
         with quiet():
             converter.convert_onnx_models_to_ort(
@@ -84,3 +76,14 @@ def _to_ort(path: Path) -> None:
             )
     except Exception as fault:  # its errors share no base class
         raise ExportError(f"{path.name} cannot become an .ort file: {first_line(fault)}") from fault
+
+
+TARGET = ExportTarget(
+    export,
+    Needs(
+        ("per-layer", "stock", "free"),
+        32,
+        8,
+        "stored blocks hold 32 weights, and kernels of ARM processors take 8 channels at a time",
+    ),
+)

@@ -4,6 +4,7 @@ import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,12 +14,11 @@ import torch
 from torch import Tensor
 
 from graphprune.errors import ExportError, first_line
-from graphprune.exporters import EXPORTERS, NEEDS
 from graphprune.exporters.checks import parity
 from graphprune.exporters.checks.validation import Reference
-from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, Needs
+from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, ExportTarget, Needs
 from graphprune.exporters.export_folders.onnx_writer import graph_of, subject_of
-from graphprune.exporters.export_folders.package_formats import FORMATS, Format, export_as, library, register
+from graphprune.exporters.export_folders.package_formats import Format, export_as, library, verify
 from graphprune.exporters.onnx_tools.onnx_files import save_onnx
 from graphprune.exporters.onnx_tools.onnx_quantize import BITS, quantise
 from graphprune.exporters.subjects.subject import Subject
@@ -26,12 +26,6 @@ from graphprune.exporters.subjects.subject import Subject
 FILE = "model.xml"
 
 
-NEEDS["openvino"] = Needs(
-    ("per-layer", "stock", "free"), 32, 16, "OpenVINO runs any width; its blocks of weights hold 32, of channels 16"
-)
-
-
-@EXPORTERS.register("openvino")
 def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, force: bool = False) -> ExportReport:
     """Export the model of a Hugging Face folder as model.xml and model.bin; a decoder with its cache as inputs and
     outputs. ``fp16`` is how matrices are stored; what is computed with is up to the device.
@@ -41,8 +35,8 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
             may not be written.
     """
     options.require("openvino", dtype=("fp32", "fp16"), quant=tuple(BITS), static=("batch", "sequence", "past"))
-    library("openvino", "openvino")
-    return export_as(FORMATS["openvino"], source, output, options, force=force)
+    library("openvino")
+    return export_as(FORMAT, source, output, options, force=force)
 
 
 @dataclass(frozen=True)
@@ -64,7 +58,7 @@ class OpenvinoRunner:
 
 def _open(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> OpenvinoRunner:
     """Read the file anew, and compute in float32: what a device rounds besides is no fault of the file."""
-    core = library("openvino", "openvino").Core()
+    core = library("openvino").Core()
     hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     try:
         compiled = core.compile_model(str(path), "CPU", hints)
@@ -95,7 +89,7 @@ def _rounded(name: str, tensor: Tensor) -> Tensor:
 
 def _write(subject: Subject, folder: Path, options: ExportOptions) -> dict[str, Any]:
     start = time.perf_counter()
-    openvino: Any = library("openvino", "openvino")
+    openvino: Any = library("openvino")
     graph = graph_of(subject, None)
     if options.quant != "none":
         graph = quantise(graph, options.quant, standard=True)
@@ -129,4 +123,12 @@ def _halve(openvino: Any, model: Any) -> None:
             reader.replace_source_output(whole.output(0))
 
 
-register(Format("openvino", FILE, ("openvino",), _reference, _write, _open))
+FORMAT = Format("openvino", FILE, ("openvino",), _reference, _write, _open)
+
+TARGET = ExportTarget(
+    export,
+    Needs(
+        ("per-layer", "stock", "free"), 32, 16, "OpenVINO runs any width; its blocks of weights hold 32, of channels 16"
+    ),
+    partial(verify, FORMAT),
+)

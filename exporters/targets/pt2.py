@@ -14,10 +14,9 @@ from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
 from graphprune.errors import ExportError
-from graphprune.exporters import EXPORTERS, NEEDS
 from graphprune.exporters.checks import parity
 from graphprune.exporters.checks.agreement import TOLERANCE, compare, numbers
-from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, Needs
+from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, ExportTarget, Needs
 from graphprune.exporters.export_folders.onnx_writer import subject_of
 from graphprune.exporters.model_folders.folder_files import require_apart
 from graphprune.exporters.onnx_tools.program_subjects import saved_subject
@@ -29,12 +28,6 @@ from graphprune.support.atomic_output import new_file
 _LOADS_WITH = ["graphprune.load(file)", "torch.export.load(file).module()"]
 
 
-NEEDS["pt2"] = Needs(
-    ("per-layer", "stock", "free"), 8, 8, "torch.export holds any width; 8 is what kernels like at least", graphs=True
-)
-
-
-@EXPORTERS.register("pt2")
 def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, force: bool = False) -> ExportReport:
     """Export the model of a Hugging Face folder as one file; a decoder with its cache as inputs and outputs.
 
@@ -162,3 +155,15 @@ def _free(program: Program) -> Any:
 def _said(fault: Exception) -> str:
     lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
     return f"{type(fault).__name__}: {lines[0]}" if lines else type(fault).__name__
+
+
+TARGET = ExportTarget(
+    export,
+    Needs(
+        ("per-layer", "stock", "free"),
+        8,
+        8,
+        "torch.export holds any width; 8 is what kernels like at least",
+        graphs=True,
+    ),
+)

@@ -1,24 +1,24 @@
 """Saved models for onnxruntime-web, and by it for transformers.js: files that a browser can fetch and hold."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import onnx_ir as ir
-
 from graphprune.errors import ExportError, VerificationError
-from graphprune.exporters import CHECKS, EXPORTERS, NEEDS
 from graphprune.exporters.checks import web_cases
 from graphprune.exporters.checks.generation import end_tokens
-from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, Needs
+from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, ExportTarget, Needs
 from graphprune.exporters.export_folders.onnx_writer import TAKES, OnnxTarget, subject_of, write
 from graphprune.exporters.model_folders.folder_files import require_output
 from graphprune.exporters.onnx_tools.onnx_files import MODEL, ONE_FILE, model_file, save_onnx, written_bytes
 from graphprune.exporters.onnx_tools.sessions import OnnxRunner, open_in_floats
 from graphprune.exporters.subjects.subject import Subject
 from graphprune.huggingface import model_folder
+from graphprune.support.packages import onnx_ir as ir
 
 MANIFEST, CASES = "web.json", "cases.json"
 
@@ -36,15 +36,6 @@ _NAMES = {
 }  # fmt: skip
 
 
-NEEDS["web"] = Needs(
-    ("per-layer", "stock", "free"),
-    32,
-    8,
-    "wasm runs any width; blocks of stored weights hold 32, its vectors 8",
-)
-
-
-@EXPORTERS.register("web")
 def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, force: bool = False) -> ExportReport:
     """Export the model of a Hugging Face folder in the layout of transformers.js, with a manifest and cases to check.
 
@@ -152,7 +143,6 @@ def _write(path: Path, table: dict[str, Any], indent: int | None = 2) -> None:
     path.write_text(json.dumps(table, indent=indent) + "\n", encoding="utf-8")
 
 
-@CHECKS.register("web")
 def check(folder: Path) -> list[str]:
     """Are the files those of the manifest, and do the stored cases still come out?
 
@@ -170,3 +160,15 @@ def check(folder: Path) -> list[str]:
         raise VerificationError(f"{path.parent} holds weights that {MANIFEST} does not name: export again")
     worst = web_cases.check(model_folder.read_json(folder / CASES), open_in_floats(path))
     return [f"{MANIFEST} names all files", f"the stored cases come out, within {worst:.0e}"]
+
+
+TARGET = ExportTarget(
+    export,
+    Needs(
+        ("per-layer", "stock", "free"),
+        32,
+        8,
+        "wasm runs any width; blocks of stored weights hold 32, its vectors 8",
+    ),
+    check=check,
+)

@@ -17,6 +17,7 @@ from torch import Tensor, fx
 from graphprune.errors import LoadError, PlanError, first_line
 from graphprune.execution.module_state import quiet
 from graphprune.support.atomic_output import put
+from graphprune.support.packages import failed_import, load, onnxruntime
 
 FORMAT = 1
 LEAST = 0.03  # seconds for which a piece is run again and again; the fastest run counts
@@ -128,6 +129,7 @@ def measure(piece: Piece, runtime: str) -> float:
 
     Raises:
         PlanError: if the runtime cannot run it.
+        PackageError: if the runtime is missing or broken.
     """
     module, inputs = piece.module()
     try:
@@ -135,7 +137,7 @@ def measure(piece: Piece, runtime: str) -> float:
         run()
     except Exception as fault:  # exporters and runtimes raise what they like
         shown = piece.text.replace("\n", "; ")[:300]
-        raise PlanError(
+        raise failed_import(fault) or PlanError(
             f"{runtime} cannot run a piece of the model, so its latency is not known: {first_line(fault)}\n"
             f"The piece: {shown}\nMeasure with another of {', '.join(RUNTIMES)}."
         ) from fault
@@ -154,8 +156,7 @@ def _in_torch(module: fx.GraphModule, inputs: list[Tensor]) -> Callable[[], obje
 
 def _in_onnxruntime(module: fx.GraphModule, inputs: list[Tensor], provider: str) -> Callable[[], object]:
     """A session whose inputs and outputs stay on the device."""
-    import onnxruntime  # some who prune never measure
-
+    load("onnxscript")
     with quiet():
         program = torch.onnx.export(module, tuple(inputs), dynamo=True, verbose=False)
     assert program is not None

@@ -7,7 +7,6 @@ import logging
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
-from importlib import import_module
 from typing import Any
 
 import torch
@@ -91,17 +90,6 @@ def quiet() -> Iterator[None]:
         finally:
             for logger, level in zip(loggers, levels, strict=True):
                 logger.setLevel(level)
-
-
-def imported(name: str) -> Any:
-    """A module whose import would configure logging for the whole process."""
-    root = logging.getLogger()
-    handlers, level = list(root.handlers), root.level
-    try:
-        return import_module(name)
-    finally:
-        root.handlers[:] = handlers
-        root.setLevel(level)
 
 
 @contextmanager

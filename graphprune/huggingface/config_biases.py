@@ -1,12 +1,16 @@
 """Which fields of a Hugging Face config give layers the biases that a refit adds, found by building models."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Collection
-
-from transformers import PreTrainedConfig
+from typing import TYPE_CHECKING
 
 from graphprune.errors import ExportError
 from graphprune.huggingface.meta_models import as_text, built, from_table
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 
 def with_parameters(config: PreTrainedConfig, names: Collection[str]) -> PreTrainedConfig:

@@ -1,17 +1,20 @@
 """Which fields of a Hugging Face config control which shapes, found by building models and looking."""
 
+from __future__ import annotations
+
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import combinations
 from math import inf
-from typing import Any
-
-from transformers import PreTrainedConfig
+from typing import TYPE_CHECKING, Any
 
 from graphprune.errors import ExportError
 from graphprune.huggingface.meta_models import Built, Shapes, as_text, built, flat, from_table
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 Path = tuple[str | int, ...]
 Place = tuple[str, int]

@@ -1,15 +1,19 @@
 """Entries taken out of lists of modules: what happens to names, to the module itself, and to a configuration."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
-from transformers import PreTrainedConfig
 
 from graphprune.errors import ExportError, WriteBackError
-from graphprune.huggingface.meta_models import as_text, built, flat, from_table
+from graphprune.huggingface.meta_models import as_text, built, flat, from_table, is_config
 from graphprune.support.undo import Undo
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig
 
 Path = tuple[str | int, ...]
 
@@ -57,9 +61,7 @@ def shorten_module(undo: Undo, module: nn.Module, entries: Sequence[str]) -> str
             if table[key] in fresh:
                 undo.item(table, key, fresh[table[key]])
     config = getattr(module, "config", None)
-    return (
-        _shorten_config_of(undo, type(module).__name__, config, entries) if isinstance(config, PreTrainedConfig) else ""
-    )
+    return _shorten_config_of(undo, type(module).__name__, config, entries) if is_config(config) else ""
 
 
 def _indices(container: nn.ModuleList | nn.Sequential) -> Iterator[tuple[dict[str, Any], str]]:

@@ -1,21 +1,25 @@
 """Stock model classes built without memory, to see what a config makes of them."""
 
+from __future__ import annotations
+
 import copy
 import json
 import re
+import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 import torch
-import transformers
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
-from transformers.initialization import no_init_weights
 
-from graphprune.errors import ExportError
+from graphprune.errors import ExportError, PackageError
+from graphprune.support.packages import transformers
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -36,6 +40,16 @@ class Built:
     layers: tuple[str, ...]
 
 
+def is_config(value: object) -> TypeGuard[PreTrainedConfig]:
+    """Whether this is a configuration of transformers, which is not imported to answer."""
+    return "transformers.configuration_utils" in sys.modules and isinstance(value, transformers.PreTrainedConfig)
+
+
+def is_model(value: object) -> TypeGuard[PreTrainedModel]:
+    """Whether this is a model of transformers, which is not imported to answer."""
+    return "transformers.modeling_utils" in sys.modules and isinstance(value, transformers.PreTrainedModel)
+
+
 def stock_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """The class of transformers that the config names.
 
@@ -44,7 +58,7 @@ def stock_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     """
     names = config.architectures or []
     found = getattr(transformers, names[0], None) if names else None
-    if isinstance(found, type) and issubclass(found, PreTrainedModel):
+    if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
         return found
     said = f"names the class {names[0]!r}, which transformers does not have" if names else "names no class"
     raise ExportError(
@@ -75,7 +89,7 @@ def on_meta(config: PreTrainedConfig) -> PreTrainedModel:
 
 def weightless(kind: Callable[[PreTrainedConfig], PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
     """What `kind` makes of a config, its weights without memory, but shared where they are to be."""
-    with torch.device("meta"), no_init_weights():
+    with torch.device("meta"), transformers.initialization.no_init_weights():
         model = kind(config)
     model.tie_weights()
     return model
@@ -109,7 +123,7 @@ def built(kind: type[PreTrainedConfig], text: str) -> Built | str:
 def _built(kind: Any, text: str) -> Built | str:
     try:
         model = on_meta(from_table(kind, json.loads(text)))
-    except ExportError:
+    except (ExportError, PackageError):
         raise
     except Exception as refusal:  # any class may check its config in any way, and by any exception
         return _words(refusal)

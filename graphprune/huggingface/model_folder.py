@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from safetensors.torch import load_file
 from torch import nn
 
@@ -14,6 +13,7 @@ from graphprune.errors import LoadError, first_line
 from graphprune.huggingface import per_layer
 from graphprune.huggingface.layer_removal import shorten_config
 from graphprune.ir.program import Source
+from graphprune.support.packages import failed_import, transformers
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -56,7 +56,7 @@ def config(folder: Path) -> Any:
     try:
         return transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as fault:
-        raise LoadError(
+        raise failed_import(fault) or LoadError(
             f"{folder / CONFIG} is no valid configuration of a {kind} model: {first_line(fault)}"
         ) from fault
 
@@ -106,7 +106,9 @@ def build(folder: Path, settings: Any) -> nn.Module:
     except LoadError:
         raise
     except Exception as fault:
-        raise LoadError(f"{folder / CONFIG}: no model can be built from it: {first_line(fault)}") from fault
+        raise failed_import(fault) or LoadError(
+            f"{folder / CONFIG}: no model can be built from it: {first_line(fault)}"
+        ) from fault
     return model.eval()
 
 
@@ -139,7 +141,7 @@ def module(folder: Path | str, dtype: torch.dtype = torch.float32) -> Any:
     except LoadError:
         raise
     except Exception as fault:
-        raise LoadError(f"transformers cannot load {folder}: {first_line(fault)}") from fault
+        raise failed_import(fault) or LoadError(f"transformers cannot load {folder}: {first_line(fault)}") from fault
     _require_complete(folder, info["missing_keys"], info["mismatched_keys"])
     return model.eval()
 
@@ -156,7 +158,9 @@ def tokenizer(source: Path | str) -> Any:
     try:
         return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as fault:
-        raise LoadError(f"transformers cannot load the tokenizer of {folder}: {first_line(fault)}") from fault
+        raise failed_import(fault) or LoadError(
+            f"transformers cannot load the tokenizer of {folder}: {first_line(fault)}"
+        ) from fault
 
 
 def require_safetensors(folder: Path) -> None:

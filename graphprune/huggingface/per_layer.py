@@ -1,14 +1,15 @@
 """Decoders and encoders whose layers differ in width, as transformers' `per_layer_config` describes them."""
 
+from __future__ import annotations
+
 import inspect
 import json
 from collections.abc import Hashable
 from functools import lru_cache
 from string import Template
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
-from transformers import PreTrainedConfig, PreTrainedModel
 
 from graphprune.errors import ExportError
 from graphprune.huggingface.config_widths import fit
@@ -22,6 +23,9 @@ from graphprune.huggingface.meta_models import (
     stock_class,
     weightless,
 )
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedConfig, PreTrainedModel
 
 FILE = "modeling_per_layer.py"
 

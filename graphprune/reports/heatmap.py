@@ -1,41 +1,40 @@
 """Sensitivities as a picture: a row of panels for every kind of group, in them a row for every layer."""
 
 from collections.abc import Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from graphprune.axes.groups import kind_of, layer_of
 from graphprune.errors import ExportError
 from graphprune.planning.sensitivity_table import Sensitivities
+from graphprune.support import packages
 
 NUMBERED = 12  # so many layers at most have their numbers written into the panels
 DECADES = 1e-3  # rises below this share of the highest have one colour
 
 
 def require() -> None:
-    """Ask for matplotlib before any work is done.
+    """Check for matplotlib before any work is done.
 
     Raises:
-        ExportError: if it is not installed.
+        PackageError: if it is missing or broken.
     """
-    if find_spec("matplotlib") is None:
-        raise ExportError("pictures want matplotlib, which is not installed: pip install 'graphprune[plots]'")
+    packages.load("matplotlib.figure")
 
 
 def draw(found: Sensitivities, path: Path) -> None:
     """Draw the rise of the loss into a file, in the format that its ending names: left as cut, right refitted.
 
     Raises:
-        ExportError: if matplotlib is missing, or knows no such format.
+        PackageError: if matplotlib is missing or broken.
+        ExportError: if it knows no such format.
     """
-    require()
-    from matplotlib.figure import Figure
-
     kinds = by_kind(found)
     ways = (False, True) if any(trial.refitted for trial in found.trials) else (False,)
     tall = [max(0.22 * len(groups), 0.5) + 0.7 for groups in kinds.values()]
-    figure = Figure(figsize=(1 + 4.4 * len(ways), sum(tall) + 0.4), layout="constrained", dpi=120)
+    figure = packages.load("matplotlib.figure").Figure(
+        figsize=(1 + 4.4 * len(ways), sum(tall) + 0.4), layout="constrained", dpi=120
+    )
     axes: Any = figure.subplots(len(kinds), len(ways), squeeze=False, height_ratios=tall)
     norm, image = _norm(found), None
     for line, (name, groups) in zip(axes, kinds.items(), strict=True):
@@ -62,10 +61,8 @@ def by_kind(found: Sensitivities) -> dict[str, list[str]]:
 
 def _norm(found: Sensitivities) -> Any:
     """Colours for all rises that are above zero, by their logarithms."""
-    from matplotlib.colors import LogNorm
-
     rises = [rise for trial in found.trials if (rise := trial.loss - found.dense) > 0] or [1.0]
-    return LogNorm(max(min(rises), max(rises) * DECADES), max(rises), clip=True)
+    return packages.load("matplotlib.colors").LogNorm(max(min(rises), max(rises) * DECADES), max(rises), clip=True)
 
 
 def _panel(axis: Any, found: Sensitivities, groups: Sequence[str], refitted: bool, norm: Any) -> Any:

@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 
 from graphprune.axes.groups import Dependencies
-from graphprune.errors import ExportError, LoadError, PlanError, VerificationError
+from graphprune.errors import ExportError, LoadError, PackageError, PlanError, VerificationError
 from graphprune.execution.equivalence import compare, verify_finite
-from graphprune.exporters import EXPORTERS, NEEDS
+from graphprune.exporters import EXPORTERS
 from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, FolderVerification
 from graphprune.exporters.export_folders.export_report import require_whole
 from graphprune.exporters.export_folders.folder_check import verify_folder
@@ -50,7 +50,7 @@ def write(program: Program, folder: Path) -> list[tuple[str, float]]:
     if program.source is None or program.source.kind != "huggingface":
         try:
             return [*found, _export(program, folder)]
-        except ExportError as fault:  # a module of one's own may hold what ONNX has no word for
+        except (ExportError, PackageError) as fault:  # a module of one's own may hold what ONNX has no word for
             logging.getLogger(__name__).warning("no ONNX files were made: %s", fault)
             return found
     copy_beside(program.source.path, folder)
@@ -154,20 +154,20 @@ def export(folder: Path, target: str, output: Path, options: ExportOptions, *, f
     """
     for read in (folder, folder / FREE, folder / model_folder.PROGRAM):
         require_apart(read, output)
-    export, needs = EXPORTERS[target], NEEDS.get(target)
-    if needs is not None and needs.graphs:
+    export, needs = EXPORTERS[target].export, EXPORTERS[target].needs
+    if needs.graphs:
         return export(folder, output, options, force=force)
     if not (folder / FREE).is_dir():
         raise ExportError(
             f"{folder} holds a graph that ONNX has no words for; use a target that takes the graph itself: "
-            f"{', '.join(name for name in sorted(NEEDS) if NEEDS[name].graphs)}"
+            f"{', '.join(name for name in sorted(EXPORTERS) if EXPORTERS[name].needs.graphs)}"
         )
     if target == "onnx" and options == NO_OPTIONS:
         return _handed_out(folder, output, force)
     try:
         return export(folder / FREE, output, options, force=force)
     except LoadError as fault:
-        if needs is not None and "free" in needs.destinations:
+        if "free" in needs.destinations:
             raise
         raise ExportError(
             f"{folder} holds a graph that no class of transformers runs, and target {target} takes one that does; "

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from graphprune.axes.groups import Dependencies
 from graphprune.errors import PlanError
-from graphprune.exporters import EXPORTERS, NEEDS
+from graphprune.exporters import EXPORTERS
 from graphprune.exporters.contract import Needs
 from graphprune.huggingface import model_folder
 from graphprune.ir.program import Program
@@ -36,8 +36,7 @@ class Wanted:
         """
         if target is None:
             return cls(None, _DEFAULT, destination or _DEFAULT.destinations[0], align)
-        EXPORTERS[target]
-        needs = NEEDS[target]
+        needs = EXPORTERS[target].needs
         if destination is not None and destination not in needs.destinations:
             raise PlanError(
                 f"target {target} cannot be made of a model pruned for destination {destination}; "

@@ -6,7 +6,6 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
-from transformers import PreTrainedConfig
 
 from graphprune.axes.groups import Dependencies
 from graphprune.errors import VerificationError, WriteBackError, first_line
@@ -14,6 +13,7 @@ from graphprune.execution.equivalence import Verification, compare, fresh_inputs
 from graphprune.execution.module_state import evaluation, undisturbed
 from graphprune.huggingface import config_widths
 from graphprune.huggingface.layer_removal import shorten_module
+from graphprune.huggingface.meta_models import is_config
 from graphprune.ir.program import Inputs, Program, Rewritten, Rotatable
 from graphprune.ir.weights import Scaled
 from graphprune.planning.facts import Refits
@@ -258,7 +258,7 @@ def changed_names(program: Program) -> list[str]:
 def _follow_config(search: _Search, found: _Trial) -> str:
     """Let a Hugging Face configuration say the new widths, if it can; return why it cannot."""
     config = getattr(search.module, "config", None)
-    if not isinstance(config, PreTrainedConfig):
+    if not is_config(config):
         return ""
     named = copy.deepcopy(config)
     named.architectures = [type(search.module).__name__]

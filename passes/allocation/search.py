@@ -6,7 +6,6 @@ reconstruction: metrics are those of the Taylor family, and of the calibration d
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from typing import Any, ClassVar
 
 from graphprune.axes.groups import Dependencies
@@ -22,6 +21,7 @@ from graphprune.pipeline import PASSES, Pass, Pipeline
 from graphprune.planning.facts import Eligible, Scores
 from graphprune.planning.plan import Plan
 from graphprune.statistics.collector import Calibration
+from graphprune.support import packages
 
 TAYLOR = ("taylor", "taylor-vector", "taylor-second", "taylor-mixed")
 
@@ -55,13 +55,10 @@ class Search(Pass):
         """Refuse to start without what is needed.
 
         Raises:
-            PlanError: if optuna is not installed, or there is nothing to try.
+            PackageError: if optuna is missing or broken.
+            PlanError: if there is nothing to try.
         """
-        if find_spec("optuna") is None:
-            raise PlanError(
-                "the search for calibration data and metric needs optuna, which is not installed: "
-                "pip install 'optuna>=5,<6', which is the extra graphprune[search]"
-            )
+        packages.load("optuna")
         if min(self.trials, self.parts, len(self.metrics)) < 1:
             raise PlanError("a search needs at least one trial, one part of the data and one metric")
 
@@ -72,8 +69,7 @@ class Search(Pass):
             PlanError: if the share asked for cannot be reached.
             CalibrationError: if no loss is given or known, or a gradient is not finite.
         """
-        import optuna
-
+        optuna = packages.load("optuna")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=self.seed))
         study.enqueue_trial({"metric": self.metrics[0], **{f"part {i}": True for i in range(self.parts)}})

@@ -130,7 +130,7 @@ def test_the_example_of_an_exporter_exports(tmp_path: Path) -> None:
         num_key_value_heads=1,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
-    report = EXPORTERS["half"](tmp_path / "model", tmp_path / "out")
+    report = EXPORTERS["half"].export(tmp_path / "model", tmp_path / "out")
     assert report.facts["max_error"] < 1e-2
     assert load_file(tmp_path / "out" / "half.safetensors")["lm_head.weight"].dtype == torch.float16
 

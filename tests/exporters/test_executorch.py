@@ -22,7 +22,7 @@ ONE = {"num_hidden_layers": 1}
 
 
 def export(source: Path, output: Path, **options: Any) -> dict[str, Any]:
-    return EXPORTERS["executorch"](source, output, ExportOptions(**options)).facts
+    return EXPORTERS["executorch"].export(source, output, ExportOptions(**options)).facts
 
 
 def test_a_decoder_with_its_cache_inside_writes_what_the_model_writes(saved: Save, tmp_path: Path) -> None:

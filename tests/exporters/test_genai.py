@@ -12,7 +12,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from graphprune.errors import ExportError, VerificationError
+from graphprune.errors import ExportError, PackageError, VerificationError
 from graphprune.exporters import EXPORTERS
 from graphprune.exporters.checks.genai_runtime import PROMPTS, Writer, unlike
 from graphprune.exporters.contract import ExportOptions
@@ -42,7 +42,7 @@ def with_bytes(source: Path, folder: Path) -> Path:
 
 
 def export(source: Path, output: Path, **options: Any) -> dict[str, Any]:
-    return EXPORTERS["genai"](source, output, ExportOptions(**options)).facts
+    return EXPORTERS["genai"].export(source, output, ExportOptions(**options)).facts
 
 
 def settings(folder: Path) -> dict[str, Any]:
@@ -182,7 +182,7 @@ def test_a_model_of_no_length(llama: Path, tmp_path: Path, monkeypatch: pytest.M
 
 def test_without_the_package(saved: Save, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime_genai", None)
-    with pytest.raises(ExportError, match=r"cannot be imported .*; install it: pip install 'graphprune\[genai\]'"):
+    with pytest.raises(PackageError, match=r"onnxruntime_genai is not installed: pip install 'graphprune\[genai\]'"):
         export(saved("llama"), tmp_path / "x")
 
 

@@ -40,7 +40,7 @@ def run(program: Path, *arguments: object) -> str:
 
 
 def export(source: Path, output: Path, **options: Any) -> Path:
-    return EXPORTERS["onnx"](source, output, ExportOptions(**options)).output
+    return EXPORTERS["onnx"].export(source, output, ExportOptions(**options)).output
 
 
 def test_a_plain_decoder(program: Path, saved: Save, tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def uneven(build: Build, kind: str = "llama", **changes: Any) -> Path:
 
 
 def export(source: Path, output: Path, **options: Any) -> dict[str, Any]:
-    return EXPORTERS["gguf"](source, output, ExportOptions(**options)).facts
+    return EXPORTERS["gguf"].export(source, output, ExportOptions(**options)).facts
 
 
 def fields(output: Path) -> dict[str, Any]:

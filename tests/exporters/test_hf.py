@@ -28,7 +28,7 @@ def folder(uneven: Save) -> Path:
 
 
 def export(source: Path, output: Path, **options: Any) -> dict[str, Any]:
-    return EXPORTERS["hf"](source, output, ExportOptions(**options)).facts
+    return EXPORTERS["hf"].export(source, output, ExportOptions(**options)).facts
 
 
 def test_a_portable_folder_is_one_of_the_stock_class(folder: Path, tmp_path: Path) -> None:

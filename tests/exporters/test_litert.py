@@ -20,7 +20,7 @@ ONE = {"num_hidden_layers": 1}
 
 
 def export(source: Path, output: Path, **options: Any) -> dict[str, Any]:
-    return EXPORTERS["litert"](source, output, ExportOptions(**options)).facts
+    return EXPORTERS["litert"].export(source, output, ExportOptions(**options)).facts
 
 
 def test_an_encoder_by_the_names_of_its_inputs(saved: Save, tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ Model = Callable[..., nn.Module]
 def llama(saved: Save, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A decoder, exported once; its source stays beside it."""
     out = tmp_path_factory.mktemp("onnx") / "llama"
-    EXPORTERS["onnx"](saved("llama"), out)
+    EXPORTERS["onnx"].export(saved("llama"), out)
     return out
 
 
@@ -111,20 +111,20 @@ ONE_LAYER = {"opt": {"num_hidden_layers": 1}, "gpt2": {"n_layer": 1}, "bert": {"
     "kind", ["opt", "gpt2", "bert", "vit", "resnet", pytest.param("mobilenet", marks=pytest.mark.slow)]
 )
 def test_other_kinds_agree(saved: Save, tmp_path: Path, kind: str) -> None:
-    report = EXPORTERS["onnx"](saved(kind, **ONE_LAYER.get(kind, {})), tmp_path / "out")
+    report = EXPORTERS["onnx"].export(saved(kind, **ONE_LAYER.get(kind, {})), tmp_path / "out")
     assert report.facts["parity"]["CPUExecutionProvider"]["worst"] < 1e-5
     assert report.files == sorted(path.name for path in (tmp_path / "out").iterdir())
 
 
 def test_layers_of_different_heads(uneven: Save, tmp_path: Path) -> None:
-    EXPORTERS["onnx"](uneven(), tmp_path / "out")
+    EXPORTERS["onnx"].export(uneven(), tmp_path / "out")
     graph = onnx.load(str(tmp_path / "out" / "model.onnx")).graph
     heads = [i.type.tensor_type.shape.dim[1].dim_value for i in graph.input if i.name.endswith(".key")]
     assert heads == [4, 2]
 
 
 def test_half_precision_for_cuda(saved: Save, tmp_path: Path) -> None:
-    report = EXPORTERS["onnx-gpu"](saved("llama", num_hidden_layers=1), tmp_path / "out")
+    report = EXPORTERS["onnx-gpu"].export(saved("llama", num_hidden_layers=1), tmp_path / "out")
     model = onnx.load(str(tmp_path / "out" / "model.onnx"))
     assert {t.data_type for t in model.graph.initializer if len(t.dims) == 2} == {TensorProto.FLOAT16}
     assert report.facts["notes"] == ["fused for the CUDA provider"]
@@ -165,24 +165,24 @@ def test_a_program_of_any_module(tmp_path: Path) -> None:
 
 def test_an_existing_output_is_refused_before_any_work(llama: Path, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="exists already; choose another output or pass --force"):
-        EXPORTERS["onnx"](tmp_path / "nothing", llama)
+        EXPORTERS["onnx"].export(tmp_path / "nothing", llama)
 
 
 def test_the_model_itself_is_never_replaced(saved: Save) -> None:
     folder = saved("vit")
     for target in ("onnx", "onnx-gpu"):
         with pytest.raises(ExportError, match="is or holds .*, which is read; choose another output"):
-            EXPORTERS[target](folder, folder, force=True)
+            EXPORTERS[target].export(folder, folder, force=True)
 
 
 def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match="is not a folder"):
-        EXPORTERS["onnx"](tmp_path / "nothing", tmp_path / "out")
+        EXPORTERS["onnx"].export(tmp_path / "nothing", tmp_path / "out")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_encoder_with_its_decoder(saved: Save, tmp_path: Path) -> None:
-    report = EXPORTERS["onnx"](saved("t5"), tmp_path / "out")
+    report = EXPORTERS["onnx"].export(saved("t5"), tmp_path / "out")
     assert report.facts["parity"]["CPUExecutionProvider"]["worst"] < 1e-5
     graph = onnx.load(str(tmp_path / "out" / "model.onnx")).graph
     assert [i.name for i in graph.input] == ["input_ids", "attention_mask", "decoder_input_ids"]
@@ -193,7 +193,7 @@ def test_a_model_that_takes_sounds_cannot_be_exported(tmp_path: Path) -> None:
     config = Wav2Vec2Config(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
     Wav2Vec2ForCTC(config).save_pretrained(tmp_path / "sounds")
     with pytest.raises(ExportError, match="Wav2Vec2ForCTC takes 'input_values'; models that take text"):
-        EXPORTERS["onnx"](tmp_path / "sounds", tmp_path / "out")
+        EXPORTERS["onnx"].export(tmp_path / "sounds", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
@@ -294,6 +294,6 @@ def test_an_exported_decoder_predicts_as_the_model_does(llama: Path, tmp_path: P
 
 def test_a_decoder_of_fixed_sizes_is_not_measured_on_windows(saved: Save, tmp_path: Path) -> None:
     static = {"batch": 1, "sequence": 1, "past": 7}
-    EXPORTERS["onnx"](saved("llama", num_hidden_layers=1), tmp_path / "x", ExportOptions(static=static))
+    EXPORTERS["onnx"].export(saved("llama", num_hidden_layers=1), tmp_path / "x", ExportOptions(static=static))
     with pytest.raises(ExportError, match="has a decoder of fixed sizes; export it without --static"):
         gp.evaluate(tmp_path / "x", "any")

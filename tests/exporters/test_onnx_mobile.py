@@ -15,7 +15,7 @@ Save = Callable[..., Path]
 
 
 def export(source: Path, output: Path, **options: Any) -> dict[str, Any]:
-    return EXPORTERS["onnx-mobile"](source, output, ExportOptions(**options)).facts
+    return EXPORTERS["onnx-mobile"].export(source, output, ExportOptions(**options)).facts
 
 
 @pytest.mark.parametrize(("kind", "suitable"), [("resnet", "yes"), ("bert", None)])

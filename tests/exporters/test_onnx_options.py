@@ -26,7 +26,7 @@ ONE = {"num_hidden_layers": 1}
 
 
 def export(source: Path, output: Path, target: str = "onnx", **options: Any) -> dict[str, Any]:
-    return EXPORTERS[target](source, output, ExportOptions(**options)).facts
+    return EXPORTERS[target].export(source, output, ExportOptions(**options)).facts
 
 
 @pytest.mark.parametrize(("quant", "worst"), [("int8", 0.03), ("int4", 0.3)])

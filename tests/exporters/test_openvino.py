@@ -21,7 +21,7 @@ ONE = {"num_hidden_layers": 1}
 
 
 def export(source: Path, output: Path, **options: Any) -> dict[str, Any]:
-    return EXPORTERS["openvino"](source, output, ExportOptions(**options)).facts
+    return EXPORTERS["openvino"].export(source, output, ExportOptions(**options)).facts
 
 
 def stored(folder: Path) -> dict[str, str]:

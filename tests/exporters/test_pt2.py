@@ -46,7 +46,7 @@ def test_positional_inputs(tmp_path: Path) -> None:
 
 
 def test_a_folder_becomes_a_file_with_a_cache(saved: Callable[..., Path], tmp_path: Path) -> None:
-    report = EXPORTERS["pt2"](saved("llama", num_hidden_layers=1), tmp_path / "x.pt2")
+    report = EXPORTERS["pt2"].export(saved("llama", num_hidden_layers=1), tmp_path / "x.pt2")
     assert report.facts["parity"]["torch.export"]["worst"] < 1e-5
     assert "batch 1, 5 tokens, decode step 2" in report.facts["parity"]["torch.export"]["cases"]
 

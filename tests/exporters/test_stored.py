@@ -14,7 +14,7 @@ from graphprune.exporters.export_folders.folder_check import verify_folder
 
 
 def export(source: Path, output: Path, target: str, **options: Any) -> dict[str, Any]:
-    return EXPORTERS[target](source, output, ExportOptions(**options)).facts
+    return EXPORTERS[target].export(source, output, ExportOptions(**options)).facts
 
 
 @pytest.mark.parametrize(

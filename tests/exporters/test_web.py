@@ -37,7 +37,7 @@ ONE = {"num_hidden_layers": 1}
 
 
 def export(source: Path, output: Path, **options: Any) -> dict[str, Any]:
-    return EXPORTERS["web"](source, output, ExportOptions(**options)).facts
+    return EXPORTERS["web"].export(source, output, ExportOptions(**options)).facts
 
 
 def read(path: Path) -> Any:

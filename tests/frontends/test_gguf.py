@@ -110,7 +110,7 @@ def test_so_it_is_of_a_real_model_and_takes_little_memory(tmp_path: Path) -> Non
 def test_what_is_not_known_by_name_is_converted_as_a_whole(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(gguf_weights, "is_gguf_arch_supported", lambda name: True)
+    monkeypatch.setattr("transformers.integrations.gguf.utils.is_gguf_arch_supported", lambda name: True)
     write(tmp_path / "model.gguf")
     assert load(tmp_path / "model.gguf").count() > 0
     assert "by rules of its own, so all its weights are held in memory while it is converted" in caplog.text

@@ -11,12 +11,16 @@ from graphprune.errors import ExportError
 from graphprune.exporters.checks.genai_runtime import Writer
 from graphprune.exporters.export_folders import export_report
 from graphprune.exporters.export_folders.onnx_writer import subject_of_model
-from graphprune.exporters.export_folders.package_formats import FORMATS, library
+from graphprune.exporters.export_folders.package_formats import library
 from graphprune.exporters.gguf_tools.gguf_file import MODEL as GGUF
-from graphprune.exporters.gguf_tools.gguf_runtime import Runtime, open_file
+from graphprune.exporters.gguf_tools.gguf_runtime import open_file
 from graphprune.exporters.onnx_tools.onnx_files import model_file
 from graphprune.exporters.onnx_tools.sessions import CPU, open_model
+from graphprune.exporters.targets import executorch, litert, openvino
 from graphprune.huggingface import model_folder
+
+#: Targets whose file a package of their own runs.
+FORMATS = {module.FORMAT.target: module.FORMAT for module in (executorch, litert, openvino)}
 
 
 @dataclass(frozen=True)
@@ -41,9 +45,7 @@ def opened(folder: Path, provider: str = CPU, threads: int = 0, length: int = 0)
     if "target" not in report:
         raise ExportError(f"{folder} has no {export_report.REPORT}; export a model there first")
     if report["target"] == "executorch":
-        library("executorch.extension.pybindings.portable_lib", "executorch")._unsafe_reset_threadpool(
-            torch.get_num_threads()
-        )
+        library("executorch.extension.pybindings.portable_lib")._unsafe_reset_threadpool(torch.get_num_threads())
     runs, names = _opened(folder, report, provider, length)
     return Opened(runs, names, report["options"]["static"].get("sequence"))
 
@@ -53,7 +55,7 @@ def _opened(folder: Path, report: Mapping[str, Any], provider: str, length: int)
     if target == "genai":
         return Writer.open(folder), ()
     if target == "gguf":
-        return _llama(folder, length), ()
+        return open_file(folder / GGUF, length), ()
     if target in FORMATS:
         made, names = FORMATS[target], tuple(report["inputs"])
         return made.open(folder / made.file, names, report["outputs"]), names
@@ -62,10 +64,3 @@ def _opened(folder: Path, report: Mapping[str, Any], provider: str, length: int)
         return runner, tuple(runner.inputs)
     subject = subject_of_model(model_folder.module(folder), folder)
     return subject, subject.inputs
-
-
-def _llama(folder: Path, length: int) -> Runtime:
-    runtime = open_file(folder / GGUF, length)
-    if runtime is None:
-        raise ExportError("llama.cpp is not installed: pip install 'graphprune[gguf]'")
-    return runtime

@@ -1,0 +1,157 @@
+"""Packages that not every run needs: each is imported at its first use, and says in one line where that fails.
+
+Modules take ``transformers`` and the like from here instead of importing them, so that a missing or broken package
+stops only what needs it. Type checkers see the packages themselves.
+"""
+
+import logging
+import re
+from collections.abc import Iterator
+from importlib import import_module, metadata
+from importlib.util import find_spec
+from traceback import walk_tb
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+from graphprune.errors import PackageError, first_line
+
+#: What pip installs for a module, where that is not the module's own name.
+_REQUIREMENTS = {
+    "ai_edge_litert": "graphprune[litert]",
+    "executorch": "graphprune[executorch]",
+    "litert_torch": "graphprune[litert]",
+    "llama_cpp": "graphprune[gguf]",
+    "matplotlib": "graphprune[plots]",
+    "onnxruntime_genai": "graphprune[genai]",
+    "openvino": "graphprune[openvino]",
+    "optuna": "graphprune[search]",
+    "torchao": "graphprune[executorch]",
+}
+
+
+class Lazy(ModuleType):
+    """A module in the place of a package: it imports the package when one of its names is read.
+
+    A name is an attribute of the package or a module in it.
+    """
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name != "__version__":  # Python itself looks, to see what this is
+            raise AttributeError(name)
+        package = load(self.__name__)
+        try:
+            return getattr(package, name)
+        except Exception as fault:
+            if not isinstance(fault, AttributeError):
+                raise failed_import(fault, self.__name__) or fault from fault
+        try:
+            return import_module(f"{self.__name__}.{name}")
+        except ModuleNotFoundError:
+            raise AttributeError(f"{self.__name__} {package.__version__} has no {name}") from None
+
+
+if TYPE_CHECKING:
+    import gguf as gguf
+    import onnx as onnx
+    import onnx_ir as onnx_ir
+    import onnxruntime as onnxruntime
+    import onnxscript as onnxscript
+    import transformers as transformers
+else:
+    gguf, onnx, onnx_ir = Lazy("gguf"), Lazy("onnx"), Lazy("onnx_ir")
+    onnxruntime, onnxscript, transformers = Lazy("onnxruntime"), Lazy("onnxscript"), Lazy("transformers")
+
+
+def load(module: str) -> Any:
+    """Import a module of an optional package, without the logging that some set up for the whole process.
+
+    Raises:
+        PackageError: if the package is missing or fails while it is imported.
+    """
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    try:
+        return import_module(module)
+    except Exception as fault:  # a compiled module fails with anything
+        raise failed_import(fault, module) or _broken(module, module, fault) from fault
+    finally:
+        root.handlers[:] = handlers
+        root.setLevel(level)
+
+
+def failed_import(fault: BaseException, needed: str = "") -> PackageError | None:
+    """The error of the package whose import raised `fault`, or None if no import did.
+
+    Args:
+        fault: An error, whatever libraries made of the first one.
+        needed: The module whose import was requested, if it is known.
+    """
+    if isinstance(fault, PackageError):
+        return fault
+    for error in _causes(fault):
+        if isinstance(error, ModuleNotFoundError) and error.name and find_spec(_top(error.name)) is None:
+            return _missing(_top(error.name), needed)
+        frames = [frame.f_globals["__name__"] for frame, _ in walk_tb(error.__traceback__) if _is_import(frame)]
+        if frames and _top(frames[-1]) != "graphprune":
+            return _broken(_top(frames[-1]), needed, error)
+    return None
+
+
+def _is_import(frame: Any) -> bool:
+    """Whether a frame runs the statements of a module, not of a function."""
+    return bool(frame.f_code.co_name == "<module>")
+
+
+def _causes(fault: BaseException) -> Iterator[BaseException]:
+    """The errors that an error was raised from, the first of them first, and the error itself."""
+    if fault.__cause__ is not None:
+        yield from _causes(fault.__cause__)
+    yield fault
+
+
+def _missing(package: str, needed: str) -> PackageError:
+    why = f", which {_top(needed)} needs," if needed and _top(needed) != package else ""
+    return PackageError(f"{package}{why} is not installed: pip install {_requirement(package)}")
+
+
+def _broken(package: str, needed: str, fault: BaseException) -> PackageError:
+    """An installed package fails: rebuild it for this torch if it needs torch, and remove it if nothing needs it."""
+    name, version = _distribution(package)
+    beside = f" with torch {_version('torch')}" if "torch" in _needs(name) else ""
+    advice = f"install the {name} built for this torch" if beside else f"reinstall it (pip install {name})"
+    other = needed and _top(needed) != package and name not in _needs(_distribution(_top(needed))[0])
+    return PackageError(
+        f"{f'{name} {version}'.rstrip()} cannot be imported{beside} ({first_line(fault)}): {advice}"
+        f"{', or uninstall it' if other else ''}"
+    )
+
+
+def _requirement(package: str) -> str:
+    wanted = _REQUIREMENTS.get(package, package)
+    return f"'{wanted}'" if "[" in wanted else wanted
+
+
+def _distribution(package: str) -> tuple[str, str]:
+    """Name and version of what pip installed a package from; the package itself and "" where pip did not."""
+    name = next(iter(metadata.packages_distributions().get(package, [])), package)
+    return name, _version(name)
+
+
+def _version(distribution: str) -> str:
+    try:
+        return metadata.version(distribution)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def _needs(distribution: str) -> set[str]:
+    """What a distribution always requires, by name."""
+    try:
+        lines = metadata.requires(distribution) or []
+    except metadata.PackageNotFoundError:
+        return set()
+    return {re.split(r"[^\w.-]", line, maxsplit=1)[0] for line in lines if "extra ==" not in line}
+
+
+def _top(module: str) -> str:
+    return module.partition(".")[0]
