@@ -58,7 +58,7 @@ class Writer:
 
     @classmethod
     def open(cls, folder: Path) -> "Writer":
-        runtime, told = load(PACKAGE), model_folder.read_json(folder / SETTINGS)["model"]
+        runtime, told = load(PACKAGE, "genai"), model_folder.read_json(folder / SETTINGS)["model"]
         options = {"model": {"decoder": {"session_options": {"intra_op_num_threads": torch.get_num_threads()}}}}
         with _failing("open the model"):
             config = runtime.Config(str(folder))

@@ -34,14 +34,14 @@ class Format:
     open: Callable[[Path, Sequence[str], Sequence[str]], Runs]
 
 
-def library(module: str) -> Any:
-    """Import a module of the package, silently.
+def library(module: str, extra: str) -> Any:
+    """Import a module of a package that an extra installs, silently.
 
     Raises:
         PackageError: if the package is missing or broken.
     """
     with quiet():
-        return load(module)
+        return load(module, extra)
 
 
 def fixed_size(subject: Subject, options: ExportOptions) -> Reference:

@@ -90,7 +90,7 @@ def open_file(path: Path, places: int) -> Runtime:
         PackageError: if llama.cpp is missing or broken.
         ExportError: if it does not load the file.
     """
-    library = load(PACKAGE)
+    library = load(PACKAGE, "gguf")
     said = io.StringIO()
     try:
         with redirect_stderr(said):  # where llama.cpp says why, among much else

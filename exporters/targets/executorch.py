@@ -48,7 +48,7 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
             `output` may not be written.
     """
     options.require("executorch", quant=("int8",), static=("batch", "sequence", "past"))
-    library("executorch.exir")
+    library("executorch.exir", "executorch")
     return export_as(FORMAT, source, output, options, force=force)
 
 
@@ -111,8 +111,8 @@ def _quantised(module: nn.Module) -> Any:
     """
     if not any(isinstance(part, nn.Linear) for part in module.modules()):
         raise ExportError(f"{type(module).__name__} has no linear layer to keep in int8; use --quant none")
-    torchao, made = library("torchao.quantization"), deepcopy(module)
-    granularity = library("torchao.quantization.granularity").PerAxis(0)
+    torchao, made = library("torchao.quantization", "executorch"), deepcopy(module)
+    granularity = library("torchao.quantization.granularity", "executorch").PerAxis(0)
     with quiet():
         torchao.quantize_(
             made, torchao.Int8DynamicActivationIntxWeightConfig(torch.int8, weight_granularity=granularity)
@@ -122,8 +122,8 @@ def _quantised(module: nn.Module) -> Any:
 
 def _lowered(program: ExportedProgram, told: dict[str, Any]) -> tuple[dict[str, int], Any]:
     """How often each operator remains, those that XNNPACK takes as one call of it, and the program to write."""
-    exir = library("executorch.exir")
-    partition = library("executorch.backends.xnnpack.partition.xnnpack_partitioner")
+    exir = library("executorch.exir", "executorch")
+    partition = library("executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch")
     partitioner = [partition.XnnpackPartitioner()]
     edge = exir.to_edge_transform_and_lower(program, partitioner=partitioner, constant_methods=told)
     called = [node.target for node in edge.exported_program().graph.nodes if node.op == "call_function"]
@@ -150,7 +150,7 @@ def _told(decoder: StaticDecoder, vocabulary: int) -> dict[str, Any]:
 
 
 def _open(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> Runs:
-    runtime = library("executorch.runtime")
+    runtime = library("executorch.runtime", "executorch")
     try:
         program = runtime.Runtime.get().load_program(path, verification=runtime.Verification.InternalConsistency)
         method = program.load_method(_FORWARD)

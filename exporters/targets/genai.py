@@ -41,7 +41,7 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
             other tokens than ONNX Runtime, or `output` may not be written.
     """
     options.require("genai", **{name: TAKES[name] for name in ("dtype", "quant", "opset")})
-    load(PACKAGE)
+    load(PACKAGE, "genai")
     settings = _settings(source)  # all that may be missing is asked for before the work
     target = OnnxTarget("genai", partial(_describe, source, settings), prove=prove)
     return export_folder(source, output, target, options, force=force)

@@ -35,7 +35,7 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
             may not be written.
     """
     options.require("openvino", dtype=("fp32", "fp16"), quant=tuple(BITS), static=("batch", "sequence", "past"))
-    library("openvino")
+    library("openvino", "openvino")
     return export_as(FORMAT, source, output, options, force=force)
 
 
@@ -58,7 +58,7 @@ class OpenvinoRunner:
 
 def _open(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> OpenvinoRunner:
     """Read the file anew, and compute in float32: what a device rounds besides is no fault of the file."""
-    core = library("openvino").Core()
+    core = library("openvino", "openvino").Core()
     hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     try:
         compiled = core.compile_model(str(path), "CPU", hints)
@@ -89,7 +89,7 @@ def _rounded(name: str, tensor: Tensor) -> Tensor:
 
 def _write(subject: Subject, folder: Path, options: ExportOptions) -> dict[str, Any]:
     start = time.perf_counter()
-    openvino: Any = library("openvino")
+    openvino: Any = library("openvino", "openvino")
     graph = graph_of(subject, None)
     if options.quant != "none":
         graph = quantise(graph, options.quant, standard=True)

@@ -19,7 +19,7 @@ def require() -> None:
     Raises:
         PackageError: if it is missing or broken.
     """
-    packages.load("matplotlib.figure")
+    packages.load("matplotlib.figure", "plots")
 
 
 def draw(found: Sensitivities, path: Path) -> None:
@@ -32,7 +32,7 @@ def draw(found: Sensitivities, path: Path) -> None:
     kinds = by_kind(found)
     ways = (False, True) if any(trial.refitted for trial in found.trials) else (False,)
     tall = [max(0.22 * len(groups), 0.5) + 0.7 for groups in kinds.values()]
-    figure = packages.load("matplotlib.figure").Figure(
+    figure = packages.load("matplotlib.figure", "plots").Figure(
         figsize=(1 + 4.4 * len(ways), sum(tall) + 0.4), layout="constrained", dpi=120
     )
     axes: Any = figure.subplots(len(kinds), len(ways), squeeze=False, height_ratios=tall)

@@ -15,19 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 from graphprune.errors import PackageError, first_line
 
-#: What pip installs for a module, where that is not the module's own name.
-_REQUIREMENTS = {
-    "ai_edge_litert": "graphprune[litert]",
-    "executorch": "graphprune[executorch]",
-    "litert_torch": "graphprune[litert]",
-    "llama_cpp": "graphprune[gguf]",
-    "matplotlib": "graphprune[plots]",
-    "onnxruntime_genai": "graphprune[genai]",
-    "openvino": "graphprune[openvino]",
-    "optuna": "graphprune[search]",
-    "torchao": "graphprune[executorch]",
-}
-
 
 class Lazy(ModuleType):
     """A module in the place of a package: it imports the package when one of its names is read.
@@ -62,8 +49,12 @@ else:
     onnxruntime, onnxscript, transformers = Lazy("onnxruntime"), Lazy("onnxscript"), Lazy("transformers")
 
 
-def load(module: str) -> Any:
+def load(module: str, extra: str = "") -> Any:
     """Import a module of an optional package, without the logging that some set up for the whole process.
+
+    Args:
+        module: The module's full name.
+        extra: The extra of graphprune that installs the package; "" if it comes with graphprune.
 
     Raises:
         PackageError: if the package is missing or fails while it is imported.
@@ -73,24 +64,25 @@ def load(module: str) -> Any:
     try:
         return import_module(module)
     except Exception as fault:  # a compiled module fails with anything
-        raise failed_import(fault, module) or _broken(module, module, fault) from fault
+        raise failed_import(fault, module, extra) or _broken(module, module, fault) from fault
     finally:
         root.handlers[:] = handlers
         root.setLevel(level)
 
 
-def failed_import(fault: BaseException, needed: str = "") -> PackageError | None:
+def failed_import(fault: BaseException, needed: str = "", extra: str = "") -> PackageError | None:
     """The error of the package whose import raised `fault`, or None if no import did.
 
     Args:
         fault: An error, whatever libraries made of the first one.
         needed: The module whose import was requested, if it is known.
+        extra: The extra that installs it, if one does.
     """
     if isinstance(fault, PackageError):
         return fault
     for error in _causes(fault):
         if isinstance(error, ModuleNotFoundError) and error.name and find_spec(_top(error.name)) is None:
-            return _missing(_top(error.name), needed)
+            return _missing(_top(error.name), needed, extra)
         frames = [frame.f_globals["__name__"] for frame, _ in walk_tb(error.__traceback__) if _is_import(frame)]
         if frames and _top(frames[-1]) != "graphprune":
             return _broken(_top(frames[-1]), needed, error)
@@ -109,9 +101,11 @@ def _causes(fault: BaseException) -> Iterator[BaseException]:
     yield fault
 
 
-def _missing(package: str, needed: str) -> PackageError:
+def _missing(package: str, needed: str, extra: str) -> PackageError:
     why = f", which {_top(needed)} needs," if needed and _top(needed) != package else ""
-    return PackageError(f"{package}{why} is not installed: pip install {_requirement(package)}")
+    return PackageError(
+        f"{package}{why} is not installed: pip install {f"'graphprune[{extra}]'" if extra else package}"
+    )
 
 
 def _broken(package: str, needed: str, fault: BaseException) -> PackageError:
@@ -124,11 +118,6 @@ def _broken(package: str, needed: str, fault: BaseException) -> PackageError:
         f"{f'{name} {version}'.rstrip()} cannot be imported{beside} ({first_line(fault)}): {advice}"
         f"{', or uninstall it' if other else ''}"
     )
-
-
-def _requirement(package: str) -> str:
-    wanted = _REQUIREMENTS.get(package, package)
-    return f"'{wanted}'" if "[" in wanted else wanted
 
 
 def _distribution(package: str) -> tuple[str, str]:

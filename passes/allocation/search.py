@@ -58,7 +58,7 @@ class Search(Pass):
             PackageError: if optuna is missing or broken.
             PlanError: if there is nothing to try.
         """
-        packages.load("optuna")
+        packages.load("optuna", "search")
         if min(self.trials, self.parts, len(self.metrics)) < 1:
             raise PlanError("a search needs at least one trial, one part of the data and one metric")
 
@@ -69,7 +69,7 @@ class Search(Pass):
             PlanError: if the share asked for cannot be reached.
             CalibrationError: if no loss is given or known, or a gradient is not finite.
         """
-        optuna = packages.load("optuna")
+        optuna = packages.load("optuna", "search")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=self.seed))
         study.enqueue_trial({"metric": self.metrics[0], **{f"part {i}": True for i in range(self.parts)}})

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from graphprune.cli import app
+from graphprune.exporters import EXPORTERS
 
 FENCE = re.compile(
     r'^(?P<indent> *)```(?P<kind>\w*)(?: title="(?P<title>[^"]*)")?[^\n]*\n(?P<code>.*?)^(?P=indent)```$', re.M | re.S
@@ -18,6 +19,7 @@ FENCE = re.compile(
 INSTALLS = "once"  # the title of blocks that install something, which only the newcomer runs
 PRINTS = "prints"  # the title of what the block before it prints, word for word
 PLUGINS = ("passes/", "exporters/")  # where files register themselves when their folder is imported
+TARGETS = "exporters/targets/"
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,8 @@ class Reader:
             with redirect_stdout(out):
                 exec(compile(code, title or "page", "exec"), self.names)
             self.printed = out.getvalue()
+        if title.startswith(TARGETS):  # which is known by the name of its file
+            EXPORTERS.register(Path(title).stem)(self.names["TARGET"])
 
     def _command(self, line: str) -> str:
         words = shlex.split(os.path.expandvars(line), comments=True)

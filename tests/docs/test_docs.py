@@ -30,6 +30,7 @@ from graphprune.pipeline import Pipeline
 from graphprune.planning.budget import Budget, Knob
 from graphprune.planning.interfaces import Evidence
 from graphprune.statistics.moments import Moments, Statistics
+from tests.docs.blocks import blocks
 from tools.documents import documents
 
 ROOT = Path(__file__).parents[2]
@@ -55,10 +56,12 @@ def small() -> tuple[Program, Dependencies]:
     return program, analyze(program)
 
 
-def run_example(document: str, heading: str) -> None:
-    """Run the first Python block under a heading."""
+def run_example(document: str, heading: str) -> dict[str, Any]:
+    """Run the first Python block under a heading; return the names that it makes."""
     section = (ROOT / document).read_text(encoding="utf-8").split(f"## {heading}\n")[1]
-    exec(section.split("```python\n")[1].split("```")[0], {"__name__": "example"})
+    names: dict[str, Any] = {"__name__": "example"}
+    exec(next(block.code for block in blocks(section) if block.kind == "python"), names)
+    return names
 
 
 def moments(features: int) -> Moments:
@@ -124,13 +127,13 @@ def test_the_example_of_a_refit_keeps_the_energy() -> None:
 
 
 def test_the_example_of_an_exporter_exports(tmp_path: Path) -> None:
-    run_example("exporters/README.md", "Write an exporter")
+    target = run_example("exporters/README.md", "Write an exporter")["TARGET"]
     config = LlamaConfig(
         vocab_size=32, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2,
         num_key_value_heads=1,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
-    report = EXPORTERS["half"].export(tmp_path / "model", tmp_path / "out")
+    report = target.export(tmp_path / "model", tmp_path / "out")
     assert report.facts["max_error"] < 1e-2
     assert load_file(tmp_path / "out" / "half.safetensors")["lm_head.weight"].dtype == torch.float16
 

@@ -45,7 +45,9 @@ def opened(folder: Path, provider: str = CPU, threads: int = 0, length: int = 0)
     if "target" not in report:
         raise ExportError(f"{folder} has no {export_report.REPORT}; export a model there first")
     if report["target"] == "executorch":
-        library("executorch.extension.pybindings.portable_lib")._unsafe_reset_threadpool(torch.get_num_threads())
+        library("executorch.extension.pybindings.portable_lib", "executorch")._unsafe_reset_threadpool(
+            torch.get_num_threads()
+        )
     runs, names = _opened(folder, report, provider, length)
     return Opened(runs, names, report["options"]["static"].get("sequence"))
 
