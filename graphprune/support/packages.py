@@ -103,9 +103,8 @@ def _causes(fault: BaseException) -> Iterator[BaseException]:
 
 def _missing(package: str, needed: str, extra: str) -> PackageError:
     why = f", which {_top(needed)} needs," if needed and _top(needed) != package else ""
-    return PackageError(
-        f"{package}{why} is not installed: pip install {f"'graphprune[{extra}]'" if extra else package}"
-    )
+    requirement = f"'graphprune[{extra}]'" if extra else package
+    return PackageError(f"{package}{why} is not installed: pip install {requirement}")
 
 
 def _broken(package: str, needed: str, fault: BaseException) -> PackageError:
