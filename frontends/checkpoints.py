@@ -12,7 +12,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from graphprune.errors import LoadError
+from graphprune.errors import LoadError, because
 from graphprune.huggingface import model_folder
 from graphprune.ir.weights import Stamp, stamp
 from graphprune.support.packages import transformers
@@ -103,7 +103,7 @@ def _read_header(path: Path) -> Iterator[Entry]:
                 yield Entry(path, key, tuple(view.get_shape()), view.get_dtype(), then)
     except (SafetensorError, OSError) as fault:
         raise LoadError(
-            f"{path} ({_said(path)}) is truncated or no safetensors file: {fault}; download or copy it again"
+            f"{path} ({_said(path)}) is truncated or no safetensors file{because(fault)}; download or copy it again"
         ) from fault
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from graphprune.errors import LoadError
+from graphprune.errors import LoadError, because
 from graphprune.frontends import FRONTENDS, Frontend, gguf_weights, huggingface
 from graphprune.ir.program import Program
 from graphprune.support import cache
@@ -73,7 +73,7 @@ def _convert(file: Path, target: Path) -> None:
 def _unreadable(file: Path, fault: BaseException) -> LoadError:
     return LoadError(
         f"{file} ({file.stat().st_size} bytes) is truncated, corrupt or of an architecture that transformers "
-        f"cannot convert: {fault}; download it again, or convert it with other tools to a Hugging Face folder"
+        f"cannot convert{because(fault)}; download it again, or convert it with other tools to a Hugging Face folder"
     )
 
 

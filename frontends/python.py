@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from graphprune.errors import LoadError
+from graphprune.errors import LoadError, because
 from graphprune.frontends import FRONTENDS, Frontend
 from graphprune.frontends.modules import trace
 from graphprune.ir.program import Program, Source
@@ -38,7 +38,9 @@ def _call(text: str) -> Any:
     try:
         return found()
     except Exception as fault:
-        raise LoadError(f"{text} failed when called without arguments: {type(fault).__name__}: {fault}") from fault
+        raise LoadError(
+            f"{text} failed with {type(fault).__name__} when called without arguments{because(fault)}"
+        ) from fault
 
 
 def _find(text: str) -> Any:
@@ -50,7 +52,9 @@ def _find(text: str) -> Any:
         for part in name.split("."):
             found = getattr(found, part)
     except (ImportError, AttributeError) as fault:
-        raise LoadError(f"cannot find {text}: {fault}; expected package.module:callable, importable here") from fault
+        raise LoadError(
+            f"cannot find {text}{because(fault)}; expected package.module:callable, importable here"
+        ) from fault
     if not callable(found):
         raise LoadError(f"{text} is a {type(found).__name__}, expected a callable that returns (module, args, kwargs)")
     return found

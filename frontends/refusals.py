@@ -14,7 +14,7 @@ from pathlib import Path
 
 from torch import nn
 
-from graphprune.errors import first_line
+from graphprune.errors import reason_of
 
 SITE = Path(sysconfig.get_paths()["purelib"])
 OTHERS = tuple(str(SITE / name) + os.sep for name in ("torch", "sympy", "mpmath", "numpy"))
@@ -64,11 +64,11 @@ def explain(module: nn.Module, fault: BaseException) -> str:
     """One message: which model, which line of it, what torch.export said, and what to do."""
     frames = [call for call in traceback.extract_tb(fault.__traceback__) if _is_model_code(call.filename)]
     where = f" at {frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
-    said = NOISE.sub("", first_line(fault))
+    said = NOISE.sub("", reason_of(fault))
     if not isinstance(fault, RuntimeError | AssertionError) and said != type(fault).__name__:
         said = f"{type(fault).__name__}: {said}"
     advice = next((then for words, then in ADVICE.items() if re.search(words, str(fault))), OTHERWISE)
-    return f"torch.export cannot capture {type(module).__name__}{where}: {said}\n{advice}"
+    return f"torch.export cannot capture {type(module).__name__}{where} (reason: {said})\n{advice}"
 
 
 def _is_model_code(file: str) -> bool:

@@ -229,7 +229,7 @@ def view(
     check_file(output, force)
     program = model if isinstance(model, Program) else load(model)
     runs = runs_of(program, reports)
-    given = plan if isinstance(plan, Plan) or plan is None else Plan.of(plan)
+    given = plan if isinstance(plan, Plan) or plan is None else Plan.load(plan)
     if given and given.blocks and Dropped not in program.facts:
         program = drop(program, given.blocks)
     name = title or ("model" if isinstance(model, Program) else Path(model).name)

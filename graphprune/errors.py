@@ -1,5 +1,17 @@
 """Every error that graphprune raises on purpose: what, where, got, expected, what to do."""
 
+import json
+import re
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+#: So many names are listed in a message where none is near to the unknown one.
+FEW = 16
+#: The most letters of a library's own words in a message.
+LONGEST = 240
+
+_NOISE = re.compile(r"\x1b\[[0-9;]*m| at 0x[0-9a-fA-F]+")
+
 
 class GraphpruneError(Exception):
     """The root: one clear message, meant for the user."""
@@ -57,7 +69,30 @@ class RegistryError(GraphpruneError):
     """A name is not registered, or registered twice."""
 
 
-def first_line(fault: BaseException) -> str:
-    """The first line of an error's text; its kind where it has none."""
-    lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
-    return lines[0] if lines else type(fault).__name__
+def reason_of(fault: BaseException) -> str:
+    """The cause of an error in a few words: one line without escape codes, addresses or a final full stop."""
+    if isinstance(fault, json.JSONDecodeError):
+        return f"not JSON from line {fault.lineno}, column {fault.colno} on"
+    if isinstance(fault, UnicodeDecodeError):
+        return f"byte {fault.start} is not {fault.encoding.upper()}"
+    if isinstance(fault, KeyError) and fault.args and isinstance(fault.args[0], str):
+        return f"there is no entry {fault.args[0]!r}"
+    if isinstance(fault, OSError) and fault.strerror:
+        return fault.strerror[:1].lower() + fault.strerror[1:]
+    lines = [line.strip() for line in _NOISE.sub("", str(fault)).splitlines() if line.strip()]
+    line = lines[0].rstrip(".:") if lines else type(fault).__name__
+    return line if isinstance(fault, GraphpruneError) or len(line) <= LONGEST else f"{line[:LONGEST]}..."
+
+
+def because(fault: BaseException) -> str:
+    """The cause of an error as an aside behind a sentence of ours, such as `` (reason: no space left on device)``."""
+    return f" (reason: {reason_of(fault)})"
+
+
+def choices(name: object, known: Iterable[str], listed: str = "") -> str:
+    """The end of a message about an unknown name: near names; else all of a few, or where the many are `listed`."""
+    known = list(known)
+    near = get_close_matches(str(name), known)
+    if near:
+        return f"did you mean {' or '.join(near)}?"
+    return listed if listed and len(known) > FEW else f"choose one of {', '.join(known)}"

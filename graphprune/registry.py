@@ -2,12 +2,11 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from difflib import get_close_matches
 from importlib import import_module
 from pkgutil import iter_modules
 from typing import Any, TypeVar, cast
 
-from graphprune.errors import RegistryError
+from graphprune.errors import RegistryError, choices
 
 K = TypeVar("K")
 V = TypeVar("V")
@@ -15,10 +14,10 @@ W = TypeVar("W")
 
 
 class Registry(Mapping[K, V]):
-    """Things by name; a duplicate raises, an unknown name suggests its neighbours."""
+    """Things by name; a duplicate raises, an unknown name suggests near ones, or says where all are `listed`."""
 
-    def __init__(self, kind: str) -> None:
-        self.kind = kind
+    def __init__(self, kind: str, listed: str = "") -> None:
+        self.kind, self.listed = kind, listed
         self._table: dict[K, V] = {}
 
     def register(self, *names: K) -> Callable[[W], W]:
@@ -40,9 +39,8 @@ class Registry(Mapping[K, V]):
     def __getitem__(self, name: K) -> V:
         if name in self._table:
             return self._table[name]
-        known = [str(key) for key in self._table]
-        near = ", ".join(get_close_matches(str(name), known) or sorted(known))
-        raise RegistryError(f"no {self.kind} {str(name)!r}; did you mean {near}?")
+        hint = choices(name, sorted(map(str, self._table)), self.listed)
+        raise RegistryError(f"no {self.kind} {str(name)!r}; {hint}")
 
     def get(self, name: K, default: Any = None) -> Any:
         """The thing of that name, or `default`; it asks for no more than that, so that nothing is suggested."""

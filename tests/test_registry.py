@@ -36,8 +36,15 @@ def test_an_unknown_name_is_answered_with_its_neighbours() -> None:
 
 
 def test_a_name_like_none_is_answered_with_all() -> None:
-    with pytest.raises(RegistryError, match="did you mean fasp, flap, random"):
+    with pytest.raises(RegistryError, match="^no score 'zzzz'; choose one of fasp, flap, random$"):
         methods()["zzzz"]
+
+
+def test_many_names_are_not_all_listed() -> None:
+    found: Registry[str, int] = Registry("score", "`graphprune scores` lists them")
+    found.register(*(f"name-{i}" for i in range(30)))(1)
+    with pytest.raises(RegistryError, match="^no score 'zzzz'; `graphprune scores` lists them$"):
+        found["zzzz"]
 
 
 def test_a_plug_in_that_cannot_be_imported_is_loud(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

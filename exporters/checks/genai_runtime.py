@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from graphprune.errors import ExportError, first_line
+from graphprune.errors import ExportError, because
 from graphprune.exporters.checks.generation import Decoder, open_decoder
 from graphprune.huggingface import model_folder
 from graphprune.support.packages import load
@@ -117,7 +117,7 @@ def _failing(what: str) -> Iterator[None]:
     try:
         yield
     except Exception as fault:
-        raise ExportError(f"onnxruntime-genai cannot {what}: {first_line(fault)}; use target onnx") from fault
+        raise ExportError(f"onnxruntime-genai cannot {what}{because(fault)}; use target onnx") from fault
 
 
 def _same_ids(writer: Writer, reader: Any, text: str) -> list[int]:
@@ -146,5 +146,5 @@ def unlike(writer: Writer, reader: Any) -> list[str]:
     try:
         found = writer.ask("Hi")
     except Exception as fault:  # the package raises plain errors of many kinds
-        return [*notes, f"it cannot use the chat template: {first_line(fault)}"]
+        return [*notes, f"it cannot use the chat template{because(fault)}"]
     return notes if found == wanted else [*notes, f"its chat template makes {found!r}, not {wanted!r}"]

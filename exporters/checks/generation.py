@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphprune.errors import ExportError, LoadError
+from graphprune.errors import ExportError, LoadError, because
 from graphprune.exporters.onnx_tools.onnx_files import MODEL, model_file
 from graphprune.exporters.onnx_tools.sessions import CPU, OnnxRunner, open_model
 from graphprune.exporters.subjects.subject import PAST, following
@@ -105,4 +105,4 @@ def _tokenizer(folder: Path) -> Any:
     try:
         return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     except (OSError, ValueError, KeyError, LoadError) as fault:
-        raise ExportError(f"{folder} has no tokenizer that transformers can read: {fault}") from fault
+        raise ExportError(f"{folder} has no tokenizer that transformers can read{because(fault)}") from fault

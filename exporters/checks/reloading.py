@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from graphprune.display.units import byte_size
-from graphprune.errors import ExportError, GraphpruneError, first_line
+from graphprune.errors import ExportError, GraphpruneError, because
 from graphprune.execution import interpreter
 from graphprune.exporters.checks.agreement import Error, compare, numbers
 from graphprune.huggingface import model_folder, per_layer
@@ -74,7 +74,7 @@ def _in_parts(program: Program, folder: Path, capture: Capture) -> Error:
             raise ExportError(f"only one of its class and the program takes {', '.join(sorted(other))}")
         found = _outputs(again, program.inputs)
     except (GraphpruneError, RuntimeError, ValueError) as fault:
-        raise ExportError(f"the saved folder cannot be read again: {first_line(fault)}") from fault
+        raise ExportError(f"the saved folder cannot be read again{because(fault)}") from fault
     return compare("the folder, read again,", found[: len(expected)], expected)
 
 
@@ -97,7 +97,7 @@ def reload(folder: Path, destination: Destination) -> nn.Module:
             str(folder), config=config, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
     except (RuntimeError, ValueError, KeyError, OSError) as fault:
-        raise ExportError(f"the saved folder cannot be loaded again: {fault}") from fault
+        raise ExportError(f"the saved folder cannot be loaded again{because(fault)}") from fault
     if absent := sorted(found["missing_keys"]) or sorted(map(str, found["mismatched_keys"])):
         raise ExportError(
             f"the saved folder lacks {len(absent)} weights that {type(model).__name__} has, the first {absent[0]}"

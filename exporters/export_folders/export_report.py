@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from graphprune.errors import ExportError, VerificationError
+from graphprune.errors import ExportError, VerificationError, because
 from graphprune.exporters.contract import ExportOptions, ExportReport
 from graphprune.exporters.onnx_tools.onnx_files import MODEL
 from graphprune.exporters.onnx_tools.onnx_subjects import is_stored
@@ -76,7 +76,7 @@ def read(path: Path) -> dict[str, Any]:
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as fault:
-        raise ExportError(f"{path.name} is not valid JSON ({fault}); save or export the model again") from fault
+        raise ExportError(f"{path.name} is not valid JSON{because(fault)}; save or export the model again") from fault
     return table if isinstance(table, dict) else {}
 
 

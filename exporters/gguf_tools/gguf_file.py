@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from graphprune.errors import ExportError
+from graphprune.errors import ExportError, because
 from graphprune.exporters.contract import ExportOptions
 from graphprune.exporters.gguf_tools.gguf_model import Described
 from graphprune.support.packages import gguf
@@ -86,7 +86,7 @@ def read(path: Path) -> Any:
     try:
         return gguf.GGUFReader(path)
     except (OSError, ValueError, KeyError, IndexError, TypeError) as fault:
-        raise ExportError(f"{path.name} is no whole GGUF file: {fault}; export it again") from fault
+        raise ExportError(f"{path.name} is no whole GGUF file{because(fault)}; export it again") from fault
 
 
 def check(path: Path, described: Described, fields: Mapping[str, Any], options: ExportOptions) -> dict[str, Any]:

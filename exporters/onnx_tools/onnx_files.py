@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from graphprune.errors import ExportError
+from graphprune.errors import ExportError, because
 from graphprune.execution.module_state import quiet
 from graphprune.exporters.subjects.subject import Subject
 from graphprune.support.packages import load, onnx
@@ -34,7 +34,9 @@ def to_onnx(subject: Subject, opset: int = OPSET) -> Any:
                 input_names=list(subject.inputs), output_names=list(subject.outputs), dynamic_shapes=subject.dynamic,
             )  # fmt: skip
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as fault:
-        raise ExportError(f"torch.onnx cannot export {type(subject.module).__name__}: {_said(fault)}") from fault
+        raise ExportError(
+            f"torch.onnx cannot export {type(subject.module).__name__}{because(_innermost(fault))}"
+        ) from fault
     assert program is not None
     _require_names(subject, program)
     return program
@@ -78,10 +80,10 @@ def check(path: Path) -> None:
     try:
         onnx.checker.check_model(str(path))
     except (onnx.checker.ValidationError, OSError, ValueError) as fault:
-        raise ExportError(f"{path.name} is no valid ONNX model: {_said(fault)}; export it again") from fault
+        raise ExportError(f"{path.name} is no valid ONNX model{because(fault)}; export it again") from fault
     except Exception as fault:
         if type(fault).__module__.startswith("google.protobuf"):
-            raise ExportError(f"{path.name} is no ONNX file: {_said(fault)}; export it again") from fault
+            raise ExportError(f"{path.name} is no ONNX file{because(fault)}; export it again") from fault
         raise
 
 
@@ -137,9 +139,5 @@ def _require_names(subject: Subject, program: Any) -> None:
             raise ExportError(f"the exported graph has other {kind} than the module: {lost!r} is not among them")
 
 
-def _said(fault: BaseException) -> str:
-    """The innermost reason, on one line."""
-    while fault.__cause__ is not None:
-        fault = fault.__cause__
-    lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
-    return lines[0] if lines else type(fault).__name__
+def _innermost(fault: BaseException) -> BaseException:
+    return fault if fault.__cause__ is None else _innermost(fault.__cause__)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphprune.errors import ExportError, first_line
+from graphprune.errors import ExportError, because
 from graphprune.exporters.contract import ExportOptions
 from graphprune.exporters.onnx_tools.onnx_files import MODEL
 from graphprune.exporters.onnx_tools.sessions import open_model, tensor_type
@@ -54,7 +54,7 @@ class OnnxModule(nn.Module):
                 model = onnx.version_converter.convert_version(model, opset)
             except Exception as fault:  # its errors share no base class
                 raise ExportError(
-                    f"{self.path} cannot be said in opset {opset}: {first_line(fault)}; leave --opset out"
+                    f"{self.path} cannot be said in opset {opset}{because(fault)}; leave --opset out"
                 ) from fault
         return ir.from_proto(model)
 

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graphprune.errors import ExportError, first_line
+from graphprune.errors import ExportError, because
 from graphprune.support.packages import onnx, onnxruntime
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
@@ -50,7 +50,7 @@ class OnnxRunner:
         try:
             outputs = self.session.run(names, arrays)
         except Exception as fault:  # its errors share no base class
-            raise ExportError(f"ONNX Runtime failed on {self.provider}: {first_line(fault)}") from fault
+            raise ExportError(f"ONNX Runtime failed on {self.provider}{because(fault)}") from fault
         return {name: torch.from_numpy(np.asarray(array)) for name, array in zip(names, outputs, strict=True)}
 
 
@@ -91,7 +91,7 @@ def _opened(model: str | bytes, name: str, provider: str, settings: Mapping[str,
     try:
         session = onnxruntime.InferenceSession(model, options, providers=[provider])
     except Exception as fault:  # its errors share no base class
-        raise ExportError(f"ONNX Runtime cannot open {name} on {provider}: {first_line(fault)}") from fault
+        raise ExportError(f"ONNX Runtime cannot open {name} on {provider}{because(fault)}") from fault
     used = session.get_providers()[0]
     if used != provider:
         raise ExportError(f"ONNX Runtime fell back from {provider} to {used}; check the driver and its libraries")

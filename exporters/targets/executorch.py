@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
-from graphprune.errors import ExportError, first_line
+from graphprune.errors import ExportError, because
 from graphprune.execution.module_state import quiet
 from graphprune.exporters.checks import parity
 from graphprune.exporters.checks.parity import Runs
@@ -65,7 +65,7 @@ class ExecutorchRunner:
         try:
             found = self.method.execute([feeds[name].contiguous() for name in self.inputs])
         except RuntimeError as fault:
-            raise ExportError(f"ExecuTorch failed: {first_line(fault)}") from fault
+            raise ExportError(f"ExecuTorch failed{because(fault)}") from fault
         # The runtime gives views of memory that the next call writes to.
         return {name: tensor.clone() for name, tensor in zip(self.outputs, found, strict=True)}
 
@@ -96,7 +96,7 @@ def _write(subject: Subject, folder: Path, options: ExportOptions) -> dict[str, 
     except ExportError:
         raise
     except Exception as fault:  # its passes raise anything
-        raise ExportError(f"ExecuTorch cannot lower the model: {type(fault).__name__}: {first_line(fault)}") from fault
+        raise ExportError(f"ExecuTorch cannot lower the model{because(fault)}") from fault
     with (folder / FILE).open("wb") as file:
         made.write_to_file(file)
     return {"operators": operators, "methods": told}
@@ -155,7 +155,7 @@ def _open(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> Runs:
         program = runtime.Runtime.get().load_program(path, verification=runtime.Verification.InternalConsistency)
         method = program.load_method(_FORWARD)
     except (RuntimeError, OSError) as fault:
-        raise ExportError(f"ExecuTorch cannot open {path.name}: {first_line(fault)}; export it again") from fault
+        raise ExportError(f"ExecuTorch cannot open {path.name}{because(fault)}; export it again") from fault
     if _LENGTH not in program.method_names:
         return ExecutorchRunner(method, inputs, outputs)
     return Stepwise(lambda *tokens: method.execute(tokens)[0].clone(), method.metadata.input_tensor_meta(0).sizes()[1])

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from graphprune.errors import ExportError, first_line
+from graphprune.errors import ExportError, because
 from graphprune.execution.module_state import quiet
 from graphprune.exporters.checks.validation import Reference
 from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, ExportTarget, Needs
@@ -66,7 +66,7 @@ class LitertRunner:
         try:
             found = self.signature(**arrays)
         except (RuntimeError, ValueError) as fault:
-            raise ExportError(f"LiteRT failed: {first_line(fault)}") from fault
+            raise ExportError(f"LiteRT failed{because(fault)}") from fault
         return {name: torch.from_numpy(array.copy()) for name, array in found.items()}
 
 
@@ -89,7 +89,7 @@ def _write(subject: Subject, folder: Path, options: ExportOptions) -> dict[str, 
             made = litert.convert(ByName(subject), (), subject.example())
             made.export(str(folder / FILE))
     except Exception as fault:  # its passes raise anything
-        raise ExportError(f"LiteRT cannot convert the model: {type(fault).__name__}: {first_line(fault)}") from fault
+        raise ExportError(f"LiteRT cannot convert the model{because(fault)}") from fault
     return {}
 
 
@@ -98,7 +98,7 @@ def _open(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> LitertRu
     try:
         signature = interpreter.Interpreter(str(path), num_threads=torch.get_num_threads()).get_signature_runner()
     except (RuntimeError, ValueError) as fault:
-        raise ExportError(f"LiteRT cannot open {path.name}: {first_line(fault)}; export it again") from fault
+        raise ExportError(f"LiteRT cannot open {path.name}{because(fault)}; export it again") from fault
     return LitertRunner(signature, signature.get_input_details())
 
 

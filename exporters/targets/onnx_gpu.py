@@ -8,7 +8,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from graphprune.errors import ExportError
+from graphprune.errors import ExportError, because
 from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, ExportTarget, Needs
 from graphprune.exporters.export_folders.onnx_writer import TAKES, OnnxTarget, export_folder
 from graphprune.exporters.onnx_tools.onnx_files import MODEL, save_onnx
@@ -64,11 +64,11 @@ def _fuse(model: ir.Model) -> None:
     try:
         from transformers.exporters.onnxruntime_fusions import fuse_for_onnxruntime
     except ImportError as fault:
-        raise ExportError(f"this version of transformers has no fusions: {fault}") from fault
+        raise ExportError(f"this version of transformers has no fusions{because(fault)}") from fault
     try:
         fuse_for_onnxruntime(model, "cuda")
     except Exception as fault:  # whatever goes wrong in it, the unfused graph is right
-        raise ExportError(f"the fusions of transformers failed: {type(fault).__name__}: {fault}") from fault
+        raise ExportError(f"the fusions of transformers failed{because(fault)}") from fault
 
 
 TARGET = ExportTarget(

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from graphprune.errors import ExportError, first_line
+from graphprune.errors import ExportError, because
 from graphprune.execution.module_state import quiet
 from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, ExportTarget, Needs
 from graphprune.exporters.export_folders.onnx_writer import TAKES, OnnxTarget, subject_of, write
@@ -75,7 +75,7 @@ def _to_ort(path: Path) -> None:
                 path, optimization_styles=[converter.OptimizationStyle.Fixed], target_platform="arm"
             )
     except Exception as fault:  # its errors share no base class
-        raise ExportError(f"{path.name} cannot become an .ort file: {first_line(fault)}") from fault
+        raise ExportError(f"{path.name} cannot become an .ort file{because(fault)}") from fault
 
 
 TARGET = ExportTarget(

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graphprune.errors import ExportError, first_line
+from graphprune.errors import ExportError, because
 from graphprune.exporters.checks import parity
 from graphprune.exporters.checks.validation import Reference
 from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, ExportTarget, Needs
@@ -52,7 +52,7 @@ class OpenvinoRunner:
         try:
             found = self.request.infer(arrays)
         except RuntimeError as fault:
-            raise ExportError(f"OpenVINO failed on CPU: {first_line(fault)}") from fault
+            raise ExportError(f"OpenVINO failed on CPU{because(fault)}") from fault
         return {port.get_any_name(): torch.from_numpy(np.array(array)) for port, array in found.items()}
 
 
@@ -63,7 +63,7 @@ def _open(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> Openvino
     try:
         compiled = core.compile_model(str(path), "CPU", hints)
     except RuntimeError as fault:
-        raise ExportError(f"OpenVINO cannot open {path.name} on CPU: {first_line(fault)}; export it again") from fault
+        raise ExportError(f"OpenVINO cannot open {path.name} on CPU{because(fault)}; export it again") from fault
     takes = {port.get_any_name(): np.dtype(port.get_element_type().to_dtype()) for port in compiled.inputs}
     return OpenvinoRunner(compiled.create_infer_request(), takes)
 
@@ -99,7 +99,7 @@ def _write(subject: Subject, folder: Path, options: ExportOptions) -> dict[str, 
         try:
             model = openvino.Core().read_model(str(path))
         except RuntimeError as fault:
-            raise ExportError(f"OpenVINO cannot read the ONNX file: {first_line(fault)}") from fault
+            raise ExportError(f"OpenVINO cannot read the ONNX file{because(fault)}") from fault
         if options.dtype == "fp16":
             _halve(openvino, model)
         openvino.save_model(model, str(folder / FILE), compress_to_fp16=False)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 from torch.utils import _pytree as pytree
 
-from graphprune.errors import ExportError
+from graphprune.errors import ExportError, because
 from graphprune.exporters.checks import parity
 from graphprune.exporters.checks.agreement import TOLERANCE, compare, numbers
 from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, ExportTarget, Needs
@@ -106,7 +106,7 @@ def captured(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
             warnings.simplefilter("ignore")
             return torch.export.export(module, args, dict(kwargs), dynamic_shapes=free, strict=False)
     except Exception as fault:  # torch.export raises anything
-        raise ExportError(f"torch.export cannot capture {type(module).__name__}: {_said(fault)}") from fault
+        raise ExportError(f"torch.export cannot capture {type(module).__name__}{because(fault)}") from fault
 
 
 class _Told(FileIO):
@@ -137,7 +137,7 @@ def _store(exported: ExportedProgram, file: Path) -> None:
     except OSError:
         raise
     except Exception as fault:  # serialisers raise anything
-        raise ExportError(f"torch.export cannot save the program: {_said(fault)}") from fault
+        raise ExportError(f"torch.export cannot save the program{because(fault)}") from fault
 
 
 def _free(program: Program) -> Any:

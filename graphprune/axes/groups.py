@@ -3,8 +3,6 @@
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from difflib import get_close_matches
-from fnmatch import fnmatchcase
 from functools import cached_property
 from math import prod
 
@@ -13,6 +11,7 @@ import networkx as nx
 from graphprune.axes.algebra import Axis, Prime, flatten_outputs, primes
 from graphprune.axes.explanations import Dimension, DimensionPart, Explanation, Freedom, FreedomCounts, Reason
 from graphprune.axes.index_sets import width
+from graphprune.axes.name_globs import hint, kind, matching
 from graphprune.axes.rule import Consumer, Dims
 from graphprune.display import html
 from graphprune.errors import RegistryError
@@ -46,6 +45,8 @@ class Place:
 class Group:
     """A free axis of the model: it can be narrowed everywhere at once.
 
+    `label` says what its indices are: neurons, KV heads, query heads per KV head, rotary pairs, value dimensions,
+    experts, channels, hidden size and the like; width, where the graph does not tell.
     `exact`: cutting an index equals zeroing it. `rescaled`: it does once averages over the axis, which have fewer
     terms, are scaled back; the rewrite does that, and an RMS norm's weights take the factor. `linked`: the name of
     the group around it each of whose indices may keep other indices of this one. `inexact_because` says what
@@ -66,6 +67,7 @@ class Group:
     inexact_because: str
     rescaled: bool
     prime: Prime = field(repr=False)
+    label: str = "width"
 
     @property
     def lawful(self) -> bool:
@@ -97,11 +99,6 @@ def kind_of(group: str) -> str:
 def layer_of(group: str) -> str:
     """The layer numbers in the name of a group."""
     return ".".join(part for part in group.rpartition(":")[0].split(".") if part.isdigit())
-
-
-def kind(name: str) -> str:
-    """The name of a parameter without layer numbers."""
-    return ".".join("*" if part.isdigit() else part for part in name.split("."))
 
 
 @dataclass(frozen=True)
@@ -193,11 +190,9 @@ class Dependencies:
             RegistryError: if there is none.
         """
         names = [name for name in self.tensors if name in self.parameters]
-        found = [name for name in names if name == pattern or fnmatchcase(name, pattern)]
+        found = matching(pattern, names)
         if not found and (names or pattern != "*"):
-            near = ", ".join(get_close_matches(pattern, names))
-            hint = f"did you mean {near}?" if near else "`graphprune inspect` lists them"
-            raise RegistryError(f"no parameter {pattern!r}; {hint}")
+            raise RegistryError(f"no parameter {pattern!r}; {hint(pattern, names)}")
         return tuple(map(self.explanation, found))
 
     def explanation(self, name: str) -> Explanation:

@@ -187,12 +187,12 @@ def prune(
 @command
 def apply(
     model: Model,
-    plan: Annotated[Path, typer.Argument(help="A plan that graphprune saved.", show_default=False)],
+    plan: Annotated[Path, typer.Argument(help="A plan, or the folder of the run that saved it.", show_default=False)],
     output: Output,
     force: Force = False,
     json: Json = False,
 ) -> Show:
-    """Cut a model as a saved plan says."""
+    """Cut a model by a saved plan."""
     result = api.apply_plan(model, plan, output=output, force=force)
     return _answer(f"{plan} applied to {model}", result.report, json)
 

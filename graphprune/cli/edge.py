@@ -17,7 +17,7 @@ from typing import ParamSpec
 import typer
 from transformers.utils import logging as transformers_logging
 
-from graphprune.errors import GraphpruneError
+from graphprune.errors import GraphpruneError, because
 from graphprune.reports.report import plain
 from graphprune.support import distributed
 
@@ -75,8 +75,10 @@ def message(fault: Exception) -> str:
         return f"{fault.filename}: {fault.strerror}" if fault.filename else fault.strerror
     if isinstance(fault, MemoryError):
         return "there is not enough memory for this model; close other programs or take a smaller one"
-    said = " ".join(str(fault).split())[:500]
-    return f"{type(fault).__name__}: {said}\nThis was not foreseen; set GRAPHPRUNE_DEBUG=1 to see where it comes from."
+    return (
+        f"an unexpected {type(fault).__name__} stopped the command{because(fault)}\n"
+        "Set GRAPHPRUNE_DEBUG=1 to see where it comes from, and please report it."
+    )
 
 
 def prepare() -> None:

@@ -21,11 +21,6 @@ def part(template: str, **values: Any) -> str:
     return _environment().get_template("part.html").render(part=template, **values)
 
 
-def bare(template: str, **values: Any) -> str:
-    """A part without its style, for what is drawn again and again."""
-    return _environment().get_template(template).render(**values)
-
-
 @cache
 def _environment() -> Environment:
     made = Environment(

@@ -1,76 +1,79 @@
-"""A progress bar on standard error, where somebody watches; in a notebook below the cell."""
+"""Progress of long work: a bar on a terminal and in a notebook, a line every half minute elsewhere."""
 
+import logging
+import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from threading import Event, Thread
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from tqdm import TqdmWarning
 
-from graphprune.display import html
 from graphprune.support import distributed
 
+with warnings.catch_warnings():  # without ipywidgets tqdm warns, and draws the bar of a notebook with letters
+    warnings.simplefilter("ignore", TqdmWarning)
+    from tqdm.auto import tqdm
+
 Step = Callable[..., None]
-EVERY = 0.2  # seconds between two pictures in a notebook
+EVERY = 30.0  # seconds between two lines
+REDRAWN = 1.0  # seconds after which the clock of a bar moves although nothing is finished
+LINE = "{desc}: {n_fmt}/{total_fmt}, {elapsed} elapsed, {remaining} remaining"
+
+log = logging.getLogger("graphprune.progress")
 
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Step]:
     """Show how far `what` has come and how long it still takes.
 
-    The yielded function advances by one, or by its argument. Nothing is shown where standard error is neither a
-    terminal nor a notebook, and nothing remains when the work is done.
+    The yielded function advances by one, or by its argument. A bar disappears when the work is done. Lines go to the
+    logger ``graphprune.progress``, or to standard error where that logger shows none and there is no bar. Nothing is
+    shown where the logger is disabled for warnings, or by other processes of a run than the first.
     """
-    console = Console(stderr=True)
-    if console.is_jupyter:
-        with _in_notebook(what, total) as step:
-            yield step
+    if distributed.rank() > 0 or not log.isEnabledFor(logging.WARNING):
+        yield _ignore
         return
-    hidden = not console.is_terminal or distributed.rank() > 0
-    columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("/"),
-        TimeRemainingColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=console, transient=True, disable=hidden) as bar:
-        task = bar.add_task(what, total=total)
+    start, done, terminal = time.monotonic(), 0, sys.stderr.isatty()
+    watched = terminal or "ipykernel.zmqshell" in sys.modules
+    with tqdm(total=total, desc=what, leave=False, dynamic_ncols=terminal, disable=not watched) as bar:
 
         def step(count: int = 1) -> None:
-            bar.advance(task, count)
+            nonlocal done
+            done += count
+            bar.update(count)
 
-        yield step
+        def report() -> None:
+            line = tqdm.format_meter(done, total, time.monotonic() - start, prefix=what, bar_format=LINE)
+            if watched or log.isEnabledFor(logging.INFO):
+                log.info("%s", line)
+            else:
+                sys.stderr.write(f"{line}\n")
+
+        with _repeated(EVERY, report), _repeated(REDRAWN if terminal else 0, bar.refresh):
+            yield step
+
+
+def _ignore(count: int = 1) -> None:
+    """Advance nothing that is shown."""
 
 
 @contextmanager
-def _in_notebook(what: str, total: int) -> Iterator[Step]:
-    """A bar of HTML, which wants no widgets."""
-    from IPython import display as notebook  # a notebook has it
+def _repeated(seconds: float, action: Callable[[], object]) -> Iterator[None]:
+    """Repeat an action every so many seconds while the block runs; never for 0 seconds."""
+    stop = Event()
 
-    display: Any = notebook.display
+    def work() -> None:
+        while not stop.wait(seconds):
+            action()
 
-    start = time.monotonic()
-    done, shown = 0, start
-    place: Any = display(_picture(what=what, done=0, total=total, seconds=0.0, left=None), display_id=True)
-
-    def step(count: int = 1) -> None:
-        nonlocal done, shown
-        done, now = done + count, time.monotonic()
-        if place is not None and now - shown >= EVERY:
-            shown = now
-            seconds = now - start
-            left = seconds * (total - done) / done if done else None
-            place.update(_picture(what=what, done=done, total=total, seconds=seconds, left=left))
-
+    thread = Thread(target=work, name="graphprune progress", daemon=True)
+    if seconds:
+        thread.start()
     try:
-        yield step
+        yield
     finally:
-        if place is not None:
-            place.update(_picture())
-
-
-def _picture(**values: Any) -> Any:
-    """The bar as IPython shows it; without values nothing."""
-    from IPython import display as notebook
-
-    made: Any = notebook.HTML
-    return made(html.bare("progress.html", **values) if values else "")
+        stop.set()
+        if seconds:
+            thread.join()

@@ -12,7 +12,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
-from graphprune.errors import GraphpruneError, VerificationError, first_line
+from graphprune.errors import GraphpruneError, VerificationError, because
 from graphprune.execution import float64, interpreter
 from graphprune.execution.module_state import drawing
 from graphprune.ir.program import Inputs, Program
@@ -128,7 +128,7 @@ def _running() -> Iterator[None]:
         raise
     except Exception as fault:
         raise VerificationError(
-            f"the cut program fails where the original does not: {first_line(fault)}; nothing was saved. "
+            f"the cut program fails where the original does not{because(fault)}; nothing was saved. "
             "Please report it with the model"
         ) from fault
 

@@ -14,7 +14,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
-from graphprune.errors import LoadError, PlanError, first_line
+from graphprune.errors import LoadError, PlanError, because
 from graphprune.execution.module_state import quiet
 from graphprune.support.atomic_output import put
 from graphprune.support.packages import failed_import, load, onnxruntime
@@ -85,7 +85,7 @@ class Table:
             known = data["format"] == FORMAT
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
             raise LoadError(
-                f"{path} is no table of latencies: {fault!r}; name another file to have one made"
+                f"{path} is no table of latencies{because(fault)}; name another file to have one made"
             ) from fault
         if not known or found.runtime != runtime:
             raise LoadError(
@@ -138,7 +138,7 @@ def measure(piece: Piece, runtime: str) -> float:
     except Exception as fault:  # exporters and runtimes raise what they like
         shown = piece.text.replace("\n", "; ")[:300]
         raise failed_import(fault) or PlanError(
-            f"{runtime} cannot run a piece of the model, so its latency is not known: {first_line(fault)}\n"
+            f"{runtime} cannot run a piece of the model, so its latency is not known{because(fault)}\n"
             f"The piece: {shown}\nMeasure with another of {', '.join(RUNTIMES)}."
         ) from fault
     best, spent = float("inf"), 0.0

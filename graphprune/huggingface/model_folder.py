@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from graphprune.errors import LoadError, first_line
+from graphprune.errors import LoadError, because
 from graphprune.huggingface import per_layer
 from graphprune.huggingface.layer_removal import shorten_config
 from graphprune.ir.program import Source
@@ -32,9 +32,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as fault:
-        raise LoadError(f"cannot read {path}: {fault.strerror}") from fault
+        raise LoadError(f"cannot read {path}{because(fault)}") from fault
     except ValueError as fault:
-        raise LoadError(f"{path} is not valid JSON ({fault}); copy the file again") from fault
+        raise LoadError(f"{path} is not valid JSON{because(fault)}; copy the file again") from fault
     if not isinstance(content, dict):
         raise LoadError(f"{path} holds a {type(content).__name__}, expected an object")
     return content
@@ -57,7 +57,7 @@ def config(folder: Path) -> Any:
         return transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as fault:
         raise failed_import(fault) or LoadError(
-            f"{folder / CONFIG} is no valid configuration of a {kind} model: {first_line(fault)}"
+            f"{folder / CONFIG} is no valid configuration of a {kind} model{because(fault)}"
         ) from fault
 
 
@@ -107,7 +107,7 @@ def build(folder: Path, settings: Any) -> nn.Module:
         raise
     except Exception as fault:
         raise failed_import(fault) or LoadError(
-            f"{folder / CONFIG}: no model can be built from it: {first_line(fault)}"
+            f"{folder / CONFIG}: no model can be built from it{because(fault)}"
         ) from fault
     return model.eval()
 
@@ -141,7 +141,7 @@ def module(folder: Path | str, dtype: torch.dtype = torch.float32) -> Any:
     except LoadError:
         raise
     except Exception as fault:
-        raise failed_import(fault) or LoadError(f"transformers cannot load {folder}: {first_line(fault)}") from fault
+        raise failed_import(fault) or LoadError(f"transformers cannot load {folder}{because(fault)}") from fault
     _require_complete(folder, info["missing_keys"], info["mismatched_keys"])
     return model.eval()
 
@@ -159,7 +159,7 @@ def tokenizer(source: Path | str) -> Any:
         return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as fault:
         raise failed_import(fault) or LoadError(
-            f"transformers cannot load the tokenizer of {folder}: {first_line(fault)}"
+            f"transformers cannot load the tokenizer of {folder}{because(fault)}"
         ) from fault
 
 
@@ -186,7 +186,7 @@ def _per_layer_module(folder: Path, settings: Any, dtype: torch.dtype) -> nn.Mod
     try:
         found = model.load_state_dict(stored, strict=False)
     except RuntimeError as fault:
-        raise LoadError(f"{folder}: the weights do not fit {CONFIG}: {first_line(fault)}") from fault
+        raise LoadError(f"{folder}: the weights do not fit {CONFIG}{because(fault)}") from fault
     tied = getattr(model, "all_tied_weights_keys", {})
     _require_complete(folder, [name for name in found.missing_keys if name not in tied], [])
     model.tie_weights()  # type: ignore[operator]

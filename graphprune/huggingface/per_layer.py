@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import nn
 
-from graphprune.errors import ExportError
+from graphprune.errors import ExportError, because
 from graphprune.huggingface.config_widths import fit
 from graphprune.huggingface.meta_models import (
     Shapes,
@@ -156,7 +156,7 @@ def _shortened(base: PreTrainedConfig) -> PreTrainedConfig:
     try:
         return from_table(type(base), {**table, name: 1})
     except (ValueError, TypeError) as refusal:
-        raise ExportError(f"{type(base).__name__} cannot have one layer: {refusal}") from refusal
+        raise ExportError(f"{type(base).__name__} cannot have one layer{because(refusal)}") from refusal
 
 
 def _require_own(base: PreTrainedConfig, tables: list[dict[str, Any]], differing: set[str]) -> None:

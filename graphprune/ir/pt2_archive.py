@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from torch.export.pt2_archive import PT2ArchiveReader
 from torch.export.pt2_archive._package import load_pt2  # torch.export.load falls back to a format that is all pickles
 
-from graphprune.errors import LoadError
+from graphprune.errors import LoadError, because
 from graphprune.ir import pt2_safety
 
 _OUTPUT_TYPES = re.compile(r"transformers(?:\.\w+)*\.(?:modeling_\w+)(?=\.\w)")
@@ -34,10 +34,9 @@ def read(file: Path) -> ExportedProgram:
     except LoadError as fault:
         raise LoadError(f"{file} is refused: {fault}") from fault
     except Exception as fault:
-        said = (str(fault).splitlines() or [""])[0]
         raise LoadError(
             f"{file} ({file.stat().st_size} bytes) is truncated, corrupt or of another version of torch than "
-            f"{torch.__version__}: {type(fault).__name__} {said}; save it again with torch.export.save"
+            f"{torch.__version__}{because(fault)}; save it again with torch.export.save"
         ) from fault
 
 

@@ -16,7 +16,7 @@ import torch
 from torch._ops import OpOverload
 from torch.export.pt2_archive import PT2ArchiveReader
 
-from graphprune.errors import LoadError
+from graphprune.errors import LoadError, because
 
 MODEL = "models/model.json"
 SAMPLES = "data/sample_inputs/model.pt"
@@ -88,7 +88,7 @@ def _inspect_samples(content: bytes) -> None:
         if content:
             torch.load(io.BytesIO(content), weights_only=True)
     except (UnpicklingError, RuntimeError, EOFError) as fault:
-        _require(False, f"example inputs that are no tensors ({str(fault).splitlines()[0]})")
+        _require(False, f"example inputs that are no tensors{because(fault)}")
 
 
 def _inspect(tree: Any) -> None:

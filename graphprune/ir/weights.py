@@ -9,7 +9,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from graphprune.errors import LoadError, first_line
+from graphprune.errors import LoadError, because
 
 Weights = Mapping[str, Tensor]
 KeepByName = Mapping[str, Mapping[int, Tensor]]
@@ -44,7 +44,7 @@ class Stored(Mapping[str, Tensor]):
             tensor = _mapped(path, key) if same else None
         except (SafetensorError, OSError, RuntimeError) as fault:
             raise LoadError(
-                f"{path} holds no {key} that can be read: {first_line(fault)}; it is truncated, damaged or gone: copy "
+                f"{path} holds no {key} that can be read{because(fault)}; it is truncated, damaged or gone: copy "
                 "it again, and start again"
             ) from fault
         if tensor is None:

@@ -8,7 +8,7 @@ from math import gcd, lcm
 
 from graphprune.axes.algebra import Prime, primes
 from graphprune.axes.groups import Dependencies, Group, Term
-from graphprune.errors import PlanError
+from graphprune.errors import PlanError, choices
 
 #: What a budget may be in, and how that is called.
 UNITS = {
@@ -26,7 +26,7 @@ def require_unit(name: str) -> None:
         PlanError: if there is no such unit.
     """
     if name not in UNITS:
-        raise PlanError(f"no budget in {name!r}; choose one of {', '.join(UNITS)}")
+        raise PlanError(f"no budget in {name!r}; {choices(name, UNITS)}")
 
 
 @dataclass(frozen=True, eq=False)

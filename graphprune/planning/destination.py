@@ -6,7 +6,7 @@ from typing import Any
 
 from graphprune.axes.groups import Dependencies, Group
 from graphprune.axes.index_sets import width
-from graphprune.errors import ExportError, PlanError
+from graphprune.errors import ExportError, PlanError, choices
 from graphprune.huggingface import config_biases, config_widths, model_folder, per_layer
 from graphprune.huggingface.meta_models import flat
 from graphprune.ir.program import Program
@@ -33,7 +33,7 @@ class Destination:
             PlanError: if there is no such destination.
         """
         if name not in NAMES:
-            raise PlanError(f"no destination {name!r}; choose one of {', '.join(NAMES)}")
+            raise PlanError(f"no destination {name!r}; {choices(name, NAMES)}")
 
     @classmethod
     def of(cls, name: str, program: Program, dependencies: Dependencies) -> "Destination":

@@ -16,7 +16,7 @@ from graphprune.axes.algebra import Axis, Prime, primes, resolve
 from graphprune.axes.groups import Dependencies, Group, kind_of, layer_of
 from graphprune.axes.index_sets import Keep, Kept, kept
 from graphprune.display import html
-from graphprune.errors import LoadError, PlanError
+from graphprune.errors import LoadError, PlanError, because
 from graphprune.ir.program import Dropped, Program
 from graphprune.support.atomic_output import put
 
@@ -93,13 +93,14 @@ class Plan:
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":
-        """Read a plan that `save` wrote.
+        """Read a plan that `save` wrote, from its file or from the folder of a run.
 
         Raises:
             LoadError: if the file is missing or is no plan.
         """
+        path = Path(path) / FILE if Path(path).is_dir() else Path(path)
         try:
-            data = json.loads(Path(path).read_text())
+            data = json.loads(path.read_text())
             if data["format"] != FORMAT:
                 raise LoadError(
                     f"{path} is a plan of format {data['format']}; this version reads {FORMAT}: make it anew"
@@ -113,17 +114,8 @@ class Plan:
             return cls(data["fingerprint"], groups, keep, data["made_by"], blocks, ranks)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
             raise LoadError(
-                f"{path} is no plan that graphprune saved: {fault!r}; make one with `graphprune prune --plan-only`"
+                f"{path} is no plan that graphprune saved{because(fault)}; make one with `graphprune prune --plan-only`"
             ) from fault
-
-    @classmethod
-    def of(cls, place: str | Path) -> "Plan":
-        """Read a plan from its file, or from the folder of a run.
-
-        Raises:
-            LoadError: if there is none.
-        """
-        return cls.load(Path(place) / FILE if Path(place).is_dir() else place)
 
 
 def make(program: Program, dependencies: Dependencies, groups: Mapping[str, Rows], **made_by: Any) -> Plan:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from graphprune.display import html
-from graphprune.errors import LoadError, PlanError
+from graphprune.errors import LoadError, PlanError, because
 from graphprune.support.atomic_output import new_file
 
 FORMAT = 1
@@ -129,5 +129,5 @@ class Sensitivities:
             return cls(**{**table, "trials": tuple(Trial(**trial) for trial in table["trials"])})
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as fault:
             raise LoadError(
-                f"{path} is no table of sensitivities ({fault!r}); make one with `graphprune sensitivity`"
+                f"{path} is no table of sensitivities{because(fault)}; make one with `graphprune sensitivity`"
             ) from fault

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import networkx as nx
 
-from graphprune.errors import LoadError, RegistryError
+from graphprune.errors import LoadError, RegistryError, because
 from graphprune.planning.sensitivity_table import Sensitivities
 from graphprune.support.atomic_output import new_file
 
@@ -94,14 +94,16 @@ def read_numbers(path: Path | str) -> Numbers:
     try:
         text = Path(path).read_text(encoding="utf-8")
     except OSError as fault:
-        raise LoadError(f"cannot read {path}: {fault.strerror}") from fault
+        raise LoadError(f"cannot read {path}{because(fault)}") from fault
     try:
         table = json.loads(text)
         if "trials" in table:
             return Sensitivities.load(path)
         return {name: float(number) for name, number in table.items()}
     except (ValueError, TypeError, AttributeError) as fault:
-        raise LoadError(f'{path}: not an object of numbers by group, such as {{"NAME": 0.5}} ({fault})') from fault
+        raise LoadError(
+            f'{path}: not an object of numbers by group, such as {{"NAME": 0.5}}{because(fault)}'
+        ) from fault
 
 
 def _shape(data: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from graphprune.axes.groups import kind_of, layer_of
-from graphprune.errors import ExportError
+from graphprune.errors import ExportError, because
 from graphprune.planning.sensitivity_table import Sensitivities
 from graphprune.support import packages
 
@@ -48,7 +48,7 @@ def draw(found: Sensitivities, path: Path) -> None:
     try:
         figure.savefig(path)
     except ValueError as fault:
-        raise ExportError(f"cannot draw {path}: {fault}") from fault
+        raise ExportError(f"cannot draw {path}{because(fault)}") from fault
 
 
 def by_kind(found: Sensitivities) -> dict[str, list[str]]:

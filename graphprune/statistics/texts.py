@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphprune.errors import CalibrationError, LoadError
+from graphprune.errors import CalibrationError, LoadError, because
 
 BETWEEN = "\n\n"  # documents
 PYDOC = ("pydoc", "pydoc:first", "pydoc:second")
@@ -106,7 +106,7 @@ def _read(path: Path, part: tuple[int, int | None] | None) -> str:
     try:
         content = _unpacked(path).decode("utf-8")
     except (OSError, EOFError, UnicodeDecodeError) as fault:
-        raise LoadError(f"cannot read the text {path}: {fault}; expected {WHAT}, in UTF-8") from fault
+        raise LoadError(f"cannot read the text {path}{because(fault)}; expected {WHAT}, in UTF-8") from fault
     return BETWEEN.join(_part(path, list(_documents(path, content)), part)) if lines else content
 
 

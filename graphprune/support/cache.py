@@ -8,7 +8,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
-from graphprune.errors import ExportError, LoadError
+from graphprune.errors import ExportError, LoadError, because
 from graphprune.support.atomic_output import new_folder, remove_unfinished
 
 
@@ -31,7 +31,9 @@ def once(kind: str, sources: Iterable[Path], make: Callable[[Path], None]) -> Pa
                 with new_folder(final) as unfinished:
                     make(unfinished)
     except (ExportError, OSError) as fault:
-        raise LoadError(f"cannot write the cache {final}: {fault}; set XDG_CACHE_HOME to a folder with room") from fault
+        raise LoadError(
+            f"cannot write the cache {final}{because(fault)}; set XDG_CACHE_HOME to a folder with room"
+        ) from fault
     return final
 
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from graphprune.errors import WorkspaceError, first_line
+from graphprune.errors import WorkspaceError, because
 
 
 @contextmanager
@@ -52,7 +52,7 @@ def _together() -> Iterator[None]:
         yield
     except RuntimeError as fault:
         raise WorkspaceError(
-            f"another process of this run has ended ({first_line(fault)}); see what it said, and repeat the command, "
+            f"another process of this run has ended{because(fault)}; see what it said, and repeat the command, "
             "which goes on from what all of them have finished"
         ) from fault
 

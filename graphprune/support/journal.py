@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from graphprune.errors import LoadError
+from graphprune.errors import LoadError, because
 from graphprune.support.atomic_output import put
 from graphprune.support.resume import changes
 
@@ -56,7 +56,7 @@ def _whole_lines(path: Path) -> list[str]:
     try:
         return path.read_text(encoding="utf-8").split("\n")[:-1] if path.exists() else []
     except (OSError, UnicodeDecodeError) as fault:
-        raise LoadError(f"cannot read the journal {path}: {fault}; delete it, or name another output") from fault
+        raise LoadError(f"cannot read the journal {path}{because(fault)}; delete it, or name another output") from fault
 
 
 def _parsed(path: Path, lines: list[str]) -> list[dict[str, Any]]:

@@ -13,7 +13,7 @@ from traceback import walk_tb
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from graphprune.errors import PackageError, first_line
+from graphprune.errors import PackageError, because
 
 
 class Lazy(ModuleType):
@@ -114,7 +114,7 @@ def _broken(package: str, needed: str, fault: BaseException) -> PackageError:
     advice = f"install the {name} built for this torch" if beside else f"reinstall it (pip install {name})"
     other = needed and _top(needed) != package and name not in _needs(_distribution(_top(needed))[0])
     return PackageError(
-        f"{f'{name} {version}'.rstrip()} cannot be imported{beside} ({first_line(fault)}): {advice}"
+        f"{f'{name} {version}'.rstrip()} cannot be imported{beside}{because(fault)}: {advice}"
         f"{', or uninstall it' if other else ''}"
     )
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from graphprune.errors import CalibrationError, InvalidProgram, PlanError, VerificationError, WorkspaceError
+from graphprune.errors import CalibrationError, InvalidProgram, PlanError, VerificationError, WorkspaceError, because
 from graphprune.support import distributed
 from graphprune.support.atomic_output import put
 from graphprune.support.durable_steps import table_of
@@ -101,7 +101,7 @@ def _prepare(own: Path, asked: Mapping[str, Any], restart: bool) -> None:
     try:
         before, now = (json.loads(t) for t in (path.read_bytes(), text))
     except ValueError as fault:
-        raise WorkspaceError(f"{path} is damaged ({fault}); pass --restart to begin anew") from fault
+        raise WorkspaceError(f"{path} is damaged{because(fault)}; pass --restart to begin anew") from fault
     if before != now:
         other = next(changes(before, now), "nothing")
         raise WorkspaceError(

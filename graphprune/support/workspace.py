@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from graphprune.errors import WorkspaceError
+from graphprune.errors import WorkspaceError, because
 
 SUMS = "sums-"
 HOLD = 1 << 30  # bytes of activations that stay in memory where nobody sets a limit
@@ -86,8 +86,8 @@ def writing(folder: Path) -> Iterator[None]:
         yield
     except (OSError, SafetensorError) as fault:
         raise WorkspaceError(
-            f"cannot write to {folder}: {fault}. What was finished is kept: make room and repeat the command, which "
-            "goes on from there; or name another folder with --scratch"
+            f"cannot write to {folder}{because(fault)}. What was finished is kept: make room and repeat the command, "
+            "which goes on from there; or name another folder with --scratch"
         ) from fault
 
 

@@ -7,7 +7,7 @@ from graphprune.passes.reconstructions.finetune import Tune
 from graphprune.registry import Registry
 from graphprune.workflows.recipe import Recipe
 
-RECIPES: Registry[str, Recipe] = Registry("recipe")
+RECIPES: Registry[str, Recipe] = Registry("recipe", "`graphprune recipes` lists them")
 
 
 def add(*recipes: Recipe) -> None:

@@ -12,7 +12,7 @@ import psutil
 import torch
 
 from graphprune.axes.groups import Dependencies
-from graphprune.errors import CalibrationError, ExportError, PlanError, WorkspaceError
+from graphprune.errors import CalibrationError, ExportError, PlanError, WorkspaceError, choices
 from graphprune.evaluation.perplexity import Exam
 from graphprune.exporters.checks.reloading import Destination
 from graphprune.exporters.model_folders import folder_writer
@@ -200,7 +200,7 @@ def _same(asked: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def apply_plan(model: str | Path, plan: str | Path, *, output: str | Path, force: bool = False) -> Result:
-    """Cut a model as a saved plan says, and save it as `prune` does.
+    """Cut a model by a saved plan, a file or the folder of a run, and save it as `prune` does.
 
     Raises:
         GraphpruneError: one of its kinds.
@@ -231,7 +231,7 @@ def write(
         ExportError: if the destination cannot hold the program, or what was written does not agree with it.
     """
     if destination not in NAMES:
-        raise ExportError(f"no destination {destination!r}; choose one of {', '.join(NAMES)}")
+        raise ExportError(f"no destination {destination!r}; {choices(destination, NAMES)}")
     if destination == "free":
         return free_destination.write(program, folder)
     kind: Destination = "per-layer" if destination == "per-layer" else "stock"

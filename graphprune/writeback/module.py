@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from graphprune.axes.groups import Dependencies
-from graphprune.errors import VerificationError, WriteBackError, first_line
+from graphprune.errors import VerificationError, WriteBackError, because, reason_of
 from graphprune.execution.equivalence import Verification, compare, fresh_inputs, run
 from graphprune.execution.module_state import evaluation, undisturbed
 from graphprune.huggingface import config_widths
@@ -90,7 +90,7 @@ def drop_back(program: Program, module: nn.Module, entries: Sequence[str]) -> tu
     except Exception as fault:  # a forward may count on its layers in any way
         undo.back()
         raise WriteBackError(
-            f"{type(module).__name__} cannot go without {', '.join(entries)}: {first_line(fault)}; use the rewritten "
+            f"{type(module).__name__} cannot go without {', '.join(entries)}{because(fault)}; use the rewritten "
             "graph, program.module(), instead"
         ) from fault
     return WrittenBack(max(found, key=lambda verification: verification.max_error), left), undo.back
@@ -157,7 +157,7 @@ class _Search:
         if isinstance(trial.outcome, Exception):
             raise WriteBackError(
                 f"{type(self.module).__name__} disagrees with the rewritten graph, even with zeros in all the removed "
-                f"places: {first_line(trial.outcome)}; use the rewritten graph, program.module(), instead"
+                f"places{because(trial.outcome)}; use the rewritten graph, program.module(), instead"
             ) from trial.outcome
         return self.attempt(self._least(trial).widths) if trial.widths else trial
 
@@ -182,7 +182,7 @@ class _Search:
             if other.agrees and (other.small.count(), len(other.widths)) < (trial.small.count(), len(trial.widths)):
                 trial = other
             if isinstance(plain.outcome, Exception):
-                why = dict.fromkeys(kinds, first_line(plain.outcome).removesuffix("; nothing was saved"))
+                why = dict.fromkeys(kinds, reason_of(plain.outcome).removesuffix("; nothing was saved"))
                 reasons = {**why, **reasons} if plain.conflicts else {**reasons, **why}  # contradictions say less
         whys = {kind: replace(wider, why=wider.why or reasons[kind]) for kind, wider in trial.widths.items()}
         return replace(trial, widths=whys)
@@ -265,7 +265,7 @@ def _follow_config(search: _Search, found: _Trial) -> str:
     try:
         new = config_widths.fit(named, found.small.shapes(), trials=CONFIGS)
     except Exception as fault:  # a configuration may refuse to be built with whatever it likes
-        return first_line(fault)
+        return reason_of(fault)
     mark = len(search.undo.steps)
     for name, value in vars(new).items():
         if type(value) is int and vars(config).get(name) != value:
@@ -275,5 +275,5 @@ def _follow_config(search: _Search, found: _Trial) -> str:
             search.agree()
         except Exception as fault:
             search.undo.back(mark)
-            return f"its forward reads the configuration: {first_line(fault)}"
+            return f"its forward reads the configuration{because(fault)}"
     return ""

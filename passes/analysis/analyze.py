@@ -1,11 +1,12 @@
 """The pass that finds groups and says which of them may be cut."""
 
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from typing import ClassVar
 
 from graphprune.axes.groups import Dependencies, Group
-from graphprune.ir.program import Program
+from graphprune.axes.name_globs import hint, matching
+from graphprune.errors import PlanError
+from graphprune.ir.program import Dropped, Program
 from graphprune.passes.analysis.find_groups import analyze
 from graphprune.pipeline import PASSES, Pass
 from graphprune.planning.destination import Destination
@@ -41,9 +42,11 @@ class Analyze(Pass):
         """The program with its dependencies and eligible groups.
 
         Raises:
-            PlanError: if the destination is unknown, or needs a configuration that the program does not have.
+            PlanError: if the destination is unknown, or needs a configuration that the program does not have, or a
+                glob of `protect` matches nothing.
         """
         dependencies = program.facts.get(Dependencies) or analyze(program)
+        self._require_matches(program, dependencies)
         destination = Destination.of(self.destination, program, dependencies)
         possible = [
             g for g in dependencies.groups if (g.exact or not self.exact_only) and not self._protected(program, g)
@@ -54,8 +57,16 @@ class Analyze(Pass):
         widths = {kind: widths for kind, widths, _ in survey if widths}
         return program.with_facts(dependencies, Eligible(groups, destination, refused, widths))
 
+    def _require_matches(self, program: Program, dependencies: Dependencies) -> None:
+        """Refuse globs that match no parameter and no group, neither now nor before blocks were dropped."""
+        whole = program.fact(Dropped).original if Dropped in program.facts else program
+        names = [*program.shapes(), *program.ties, *dependencies.by_name, *whole.shapes(), *whole.ties]
+        for glob in self.protect:
+            if not matching(glob, names):
+                raise PlanError(f"protect {glob!r} matches no parameter and no group; {hint(glob, program.shapes())}")
+
     def _protected(self, program: Program, group: Group) -> bool:
         """Does a glob match the group, or any name of a parameter in which it stands?"""
         stored = {place.parameter for place in group.places}
         names = [group.name, *stored, *(alias for alias, name in program.ties.items() if name in stored)]
-        return any(fnmatch(name, glob) for name in names for glob in self.protect)
+        return any(matching(glob, names) for glob in self.protect)

@@ -14,7 +14,7 @@ from graphprune.axes.algebra import Axis, Misaligned, prime, primes
 from graphprune.axes.explanations import Reason
 from graphprune.axes.rule import Consumer, Dims, Rule
 from graphprune.axes.rule_helpers import DYNAMIC, size_hint
-from graphprune.errors import AnalysisError, first_line
+from graphprune.errors import AnalysisError, because
 from graphprune.ir.printer import neighbourhood
 from graphprune.ir.program import Program
 from graphprune.passes.analysis.index_values import Pointers
@@ -251,7 +251,7 @@ class AxisFlow:
         except Misaligned as fault:
             return self._opaque(node, str(fault))
         except Exception as fault:  # a call that the rule did not foresee: named like an operator without one
-            why = f"{node.target} is called in a way that its rule does not know ({first_line(fault)})"
+            why = f"{node.target} is called in a way that its rule does not know{because(fault)}"
             self.opaque[why] += 1
             return self._opaque(node, why)
         self._check(node, result)

@@ -16,6 +16,7 @@ from graphprune.axes.rule_helpers import size_hint
 from graphprune.ir.program import Program
 from graphprune.passes.analysis.axis_flow import AxisFlow
 from graphprune.passes.analysis.exactness import inexact
+from graphprune.passes.analysis.labels import Labels
 from graphprune.passes.analysis.linked_axes import links
 from graphprune.passes.operators import RULES
 
@@ -36,7 +37,8 @@ def analyze_afresh(program: Program) -> Dependencies:
     flow = AxisFlow(program).run()
     places = _places(flow)
     averaged = {p: why for axis, why in reversed(flow.averaged) for p in primes(axis)}
-    finder = _Finder(flow, places, _inexact(flow), averaged, links(flow, places), _leasts(flow))
+    linked = links(flow, places)
+    finder = _Finder(flow, places, _inexact(flow), averaged, linked, _leasts(flow), Labels(flow, places, linked))
     groups = tuple(finder.groups())
     return Dependencies(
         groups=groups,
@@ -63,6 +65,7 @@ class _Finder:
     averaged: Mapping[Prime, str]
     links: Mapping[Prime, Prime]
     leasts: Mapping[Prime, tuple[int, int]]
+    labels: Labels
 
     def groups(self) -> Iterator[Group]:
         """A group for every free prime that stands in a parameter, in the order of the parameters."""
@@ -73,6 +76,7 @@ class _Finder:
             owner = self.links.get(p)
             yield Group(
                 name=names[p],
+                label=self.labels.of(p),
                 size=p.size,
                 places=tuple(self._place(name, dim) for name, dim in self.places[p]),
                 exact=p not in self.inexact and p not in self.averaged,

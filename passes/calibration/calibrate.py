@@ -8,7 +8,7 @@ import torch
 
 from graphprune.axes.groups import Dependencies
 from graphprune.display.progress import progress
-from graphprune.errors import CalibrationError, first_line
+from graphprune.errors import CalibrationError, because
 from graphprune.execution.segments import split
 from graphprune.huggingface import model_folder
 from graphprune.ir.program import Program
@@ -59,7 +59,7 @@ class Calibrate(Pass):
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as fault:
-            raise CalibrationError(f"there is no device {self.device!r} here: {first_line(fault)}") from fault
+            raise CalibrationError(f"there is no device {self.device!r} here{because(fault)}") from fault
 
     def run(self, program: Program) -> Program:
         """The program with its calibration inputs and statistics.

@@ -17,7 +17,7 @@ from graphprune.axes.algebra import Prime, primes
 from graphprune.axes.groups import Curve, Dependencies, Group, Term
 from graphprune.axes.rule_helpers import substitute_sizes, token_symbols
 from graphprune.display.progress import progress
-from graphprune.errors import PlanError
+from graphprune.errors import PlanError, choices
 from graphprune.execution.latency import RUNTIMES, Piece, Shape, Table
 from graphprune.ir.program import Program
 from graphprune.passes.rewriting.rewrite import rewrite
@@ -54,7 +54,7 @@ class MeasureLatency(Pass):
             LoadError: if the file is no table of this runtime.
         """
         if self.runtime not in RUNTIMES:
-            raise PlanError(f"no runtime {self.runtime!r}; choose one of {', '.join(RUNTIMES)}")
+            raise PlanError(f"no runtime {self.runtime!r}; {choices(self.runtime, RUNTIMES)}")
         table, dependencies = Table.open(self.table, self.runtime), program.fact(Dependencies)
         parts = _Parts(program, in_play(program, self.by), table, self.length, self.points)
         found = list[Term]()

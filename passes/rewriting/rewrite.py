@@ -14,7 +14,7 @@ from graphprune.axes.algebra import Axis, Prime, primes
 from graphprune.axes.groups import Dependencies
 from graphprune.axes.index_sets import Keep, kept, width
 from graphprune.axes.rule import Dims
-from graphprune.errors import GraphpruneError, InvalidProgram, first_line
+from graphprune.errors import GraphpruneError, InvalidProgram, because
 from graphprune.ir.printer import neighbourhood
 from graphprune.ir.program import Program, Rewritten
 from graphprune.ir.weights import Narrowed, Scaled
@@ -130,9 +130,7 @@ class _Rewriter:
         except GraphpruneError:
             raise
         except Exception as fault:  # whatever a fake kernel raises is one fault: the graph does not hold together
-            raise InvalidProgram(
-                f"after the cut, {node.name} fails: {first_line(fault)}\n{neighbourhood(node)}"
-            ) from fault
+            raise InvalidProgram(f"after the cut, {node.name} fails{because(fault)}\n{neighbourhood(node)}") from fault
 
     def _check(self, cut: CutAxes, old: fx.Node, new: fx.Node) -> None:
         dims, val = self.dependencies.values[old.name], new.meta["val"]

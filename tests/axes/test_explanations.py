@@ -179,7 +179,7 @@ def test_names_and_globs(found: Dependencies) -> None:
     ]  # fmt: skip
     with pytest.raises(RegistryError, match=r"no parameter 'stem\.wight'; did you mean stem\.weight"):
         found.explain("stem.wight")
-    with pytest.raises(RegistryError, match="^no parameter 'zzz'; `graphprune inspect` lists them$"):
+    with pytest.raises(RegistryError, match="^no parameter 'zzz'; `graphprune inspect MODEL` lists them$"):
         found.explain("zzz")
 
 
@@ -203,7 +203,7 @@ def test_inspect_tells_one_parameter_in_full(net: str) -> None:
         f"      because aten.renorm.default has no rule (renorm, {HERE}:{number}): {code}\n"
     )
     done = CliRunner().invoke(app, ("inspect", net, "--parameter", "none"))
-    assert (done.exit_code, done.stderr) == (2, "error: no parameter 'none'; `graphprune inspect` lists them\n")
+    assert (done.exit_code, done.stderr) == (2, "error: no parameter 'none'; `graphprune inspect MODEL` lists them\n")
 
 
 def test_inspect_json_holds_everything(net: str) -> None:

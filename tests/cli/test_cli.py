@@ -151,7 +151,10 @@ def test_json_is_all_that_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
         (GraphpruneError("sparsity is 3, expected\nless than 1"), "error: sparsity is 3, expected\nless than 1\n"),
         (PermissionError(13, "Permission denied", "out"), "error: out: Permission denied\n"),
         (OSError(28, "No space left on device"), "error: No space left on device\n"),
-        (ZeroDivisionError("odd"), "error: ZeroDivisionError: odd\nThis was not foreseen; set GRAPHPRUNE_DEBUG=1"),
+        (
+            ZeroDivisionError("odd"),
+            "error: an unexpected ZeroDivisionError stopped the command (reason: odd)\nSet GRAPH",
+        ),
     ],
 )
 def test_an_error_is_one_message(monkeypatch: pytest.MonkeyPatch, fault: Exception, words: str) -> None:
@@ -198,7 +201,7 @@ def test_a_sparsity_outside_is_refused(value: str, mine: Path) -> None:
     status, out, told = run("prune", "mine:make", f"--sparsity={value}", *more)
     assert (status, out) == (2, "")
     assert "sparsity" in told.splitlines()[-1]
-    assert "not foreseen" not in told
+    assert "unexpected" not in told
     assert not (mine / "out").exists()
 
 

@@ -64,7 +64,9 @@ def test_files_hold_questions_of_two_kinds(tmp_path: Path) -> None:
 
 def test_what_is_no_question_is_refused(tmp_path: Path) -> None:
     (tmp_path / "q.jsonl").write_text('{"text": "?"}\n')
-    with pytest.raises(LoadError, match=r"cannot read questions from .*q\.jsonl: KeyError\('context'\); expected JSON"):
+    with pytest.raises(
+        LoadError, match=r"cannot read questions from .*q\.jsonl \(reason: there is no entry 'context'\); expected"
+    ):
         multiple_choice.read(tmp_path / "q.jsonl")
     with pytest.raises(CalibrationError, match="there are no questions"):
         ask("x")

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from graphprune.display.progress import progress
 from graphprune.errors import CalibrationError
 from graphprune.evaluation.perplexity import classify, evaluate, perplexity, tokens_per_second
 from graphprune.frontends.modules import trace
@@ -95,14 +94,6 @@ def test_a_program_from_nowhere_has_no_tokenizer(tmp_path: Path) -> None:
     program = trace(Model(), kwargs={"input_ids": ids(2, 8)})
     with pytest.raises(CalibrationError, match=r"came from no folder, so it has no tokenizer"):
         evaluate(program, tmp_path / "text.txt")
-
-
-def test_progress_is_silent_where_nobody_watches(capsys: pytest.CaptureFixture[str]) -> None:
-    with progress("working", 3) as step:
-        step()
-        step(2)
-    captured = capsys.readouterr()
-    assert (captured.out, captured.err) == ("", "")
 
 
 def test_a_classifier_is_right_where_its_highest_score_is() -> None:

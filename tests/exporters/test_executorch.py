@@ -99,5 +99,5 @@ def test_a_damaged_file(saved: Save, tmp_path: Path) -> None:
     out = tmp_path / "x"
     size = export(saved("resnet"), out)["bytes"]
     (out / "model.pte").write_bytes(bytes(size))
-    with pytest.raises(VerificationError, match=r"ExecuTorch cannot open model.pte: .*; export it again"):
+    with pytest.raises(VerificationError, match=r"ExecuTorch cannot open model.pte .*; export it again"):
         verify_folder(out)

@@ -56,5 +56,5 @@ def test_a_damaged_file(saved: Save, tmp_path: Path) -> None:
     out = tmp_path / "x"
     size = export(saved("resnet"), out)["bytes"]
     (out / "model.tflite").write_bytes(bytes(size))
-    with pytest.raises(VerificationError, match=r"LiteRT cannot open model.tflite: .*; export it again"):
+    with pytest.raises(VerificationError, match=r"LiteRT cannot open model.tflite .*; export it again"):
         verify_folder(out)

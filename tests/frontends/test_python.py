@@ -44,12 +44,15 @@ def test_a_function_makes_the_model() -> None:
 @pytest.mark.parametrize(
     ("text", "match"),
     [
-        ("no_such_module:model", r"cannot find no_such_module:model: No module named 'no_such_module'; expected"),
-        ("users_models:nothing", r"cannot find users_models:nothing: .* expected package\.module:callable"),
+        (
+            "no_such_module:model",
+            r"cannot find no_such_module:model \(reason: No module named 'no_such_module'\); expected",
+        ),
+        ("users_models:nothing", r"cannot find users_models:nothing \(reason: .*\); expected package\.module:callable"),
         ("users_models:number", r"users_models:number is a int, expected a callable"),
         ("users_models:only_module", r"returned a Linear, expected \(nn\.Module, tuple of arguments, dict"),
         ("users_models:two", r"returned \(Linear, tuple\), expected"),
-        ("users_models:failing", r"failed when called without arguments: ValueError: no data here"),
+        ("users_models:failing", r"failed with ValueError when called without arguments \(reason: no data here\)"),
     ],
 )
 def test_what_is_no_such_function(text: str, match: str) -> None:

@@ -90,9 +90,9 @@ def test_windows_of_too_short_a_text() -> None:
     [
         ("missing.txt", None, r"missing\.txt does not exist; expected a \.txt or \.jsonl file.*pydoc:second"),
         (".", None, r"is a folder; expected a \.txt"),
-        ("a.gz", b"no gzip", r"cannot read the text .*a\.gz: Not a gzipped file"),
+        ("a.gz", b"no gzip", r"cannot read the text .*a\.gz \(reason: Not a gzipped file"),
         ("a.gz", gzip.compress(b"x" * 1000, mtime=0)[:-12], r"cannot read the text .*a\.gz"),
-        ("a.txt", b"\xff\xfe", r"cannot read the text .*a\.txt: 'utf-8' codec can't decode"),
+        ("a.txt", b"\xff\xfe", r"cannot read the text .*a\.txt \(reason: byte 0 is not UTF-8\)"),
         ("a.txt[0:5]", b"", r"a\.txt is one text, so it has no documents 0 to 5; only a \.jsonl file has"),
         ("a.jsonl", b'{"text": "a"}\n{"story": 1}\n', r"a\.jsonl, line 2: got .* expected an object with a \"text\""),
         ("a.jsonl", b'{"text": 3}', r"line 1: got .* expected an object with a \"text\""),

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 import graphprune as gp
-from graphprune.errors import GraphpruneError, first_line
+from graphprune.errors import GraphpruneError, reason_of
 from graphprune.evaluation.perplexity import classify, logits
 from graphprune.ir.program import Rewritten
 from graphprune.statistics.collector import Calibration
@@ -44,7 +44,7 @@ def work(run: Run, options: argparse.Namespace, pipe: Connection) -> None:
         record.seconds, record.memory, record.parameters = perf_counter() - start, peak_memory(), small.count()
         record.right[TEST] = list(classify(small, subject.test).right)
     except GraphpruneError as fault:
-        record.fault = f"{type(fault).__name__}: {first_line(fault)}"
+        record.fault = f"{type(fault).__name__}: {reason_of(fault)}"
     pipe.send(record)
 
 

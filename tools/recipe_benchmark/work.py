@@ -11,7 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 import graphprune as gp
-from graphprune.errors import GraphpruneError, first_line
+from graphprune.errors import GraphpruneError, reason_of
 from graphprune.evaluation import multiple_choice, perplexity
 from graphprune.huggingface import model_folder
 from graphprune.passes.calibration.calibrate import Calibrate
@@ -36,7 +36,7 @@ def work(run: Run, options: argparse.Namespace, pipe: Connection) -> None:
         with products(options.autocast):
             _measure(record, program, small, options)
     except GraphpruneError as fault:
-        record.fault = f"{type(fault).__name__}: {first_line(fault)}"
+        record.fault = f"{type(fault).__name__}: {reason_of(fault)}"
     pipe.send(record)
 
 

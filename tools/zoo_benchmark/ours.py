@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 import graphprune as gp
-from graphprune.errors import WriteBackError, first_line
+from graphprune.errors import WriteBackError, reason_of
 from tools.zoo_benchmark.judge import Ambiguous, Call, judge, parameters
 from tools.zoo_benchmark.record import LEAST, Report
 from tools.zoo_benchmark.subject import Subject
@@ -77,7 +77,7 @@ def _written_back(report: Report, small: gp.Program, model: nn.Module) -> tuple[
     try:
         done = small.write_back(model)
     except WriteBackError as fault:
-        record.remark = f"not written back: {first_line(fault)}"
+        record.remark = f"not written back: {reason_of(fault)}"
         return small.module(), kept
     record.written_back, record.padded = True, done.unremoved / record.parameters
     record.remark = " ".join(str(done).split()) if done.padded else ""

@@ -11,7 +11,7 @@ from functools import partial
 
 from torch import nn
 
-from graphprune.errors import first_line
+from graphprune.errors import reason_of
 from tools.zoo_benchmark import judge
 from tools.zoo_benchmark.record import LEAST, Record, Report, count
 from tools.zoo_benchmark.subject import Subject
@@ -46,7 +46,7 @@ def _try(prune: Prune, subject: Subject, report: Report, ratio: float) -> None:
     try:
         _prune_and_judge(prune, subject, report, ratio)
     except Exception as fault:
-        report.record.fault = f"{type(fault).__name__}: {first_line(fault)}"
+        report.record.fault = f"{type(fault).__name__}: {reason_of(fault)}"
 
 
 def _prune_and_judge(prune: Prune, subject: Subject, report: Report, ratio: float) -> None:

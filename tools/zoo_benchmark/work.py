@@ -8,7 +8,7 @@ from multiprocessing.connection import Connection
 
 import torch
 
-from graphprune.errors import first_line
+from graphprune.errors import reason_of
 from tools.zoo_benchmark import ours, torch_kirigami, torch_pruning
 from tools.zoo_benchmark.record import Record, Report
 from tools.zoo_benchmark.subject import subject
@@ -28,7 +28,7 @@ def work(tool: str, name: str, ratio: float, pipe: Connection) -> None:
         if not report.record.fault:
             report.record.stage = "done"
     except Exception as fault:
-        report.record.fault = f"{type(fault).__name__}: {first_line(fault)}"
+        report.record.fault = f"{type(fault).__name__}: {reason_of(fault)}"
         report.record.traceback = traceback.format_exc()[-TRACEBACK:]
     pipe.send(report.record)
 

@@ -1,5 +1,6 @@
 """Widths: the target is met, the alignment kept, and what cannot be is said."""
 
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import graphprune as gp
 from graphprune.errors import PlanError
 from graphprune.ir.program import Source
 from graphprune.planning.ranking import top
+from graphprune.workflows.catalogue import RECIPES
 
 
 @pytest.fixture(scope="module")
@@ -89,6 +91,34 @@ def test_protected_parameters_stay(program: gp.Program) -> None:
     assert removed(program, plan) == pytest.approx(0.1, abs=0.005)
     with pytest.raises(PlanError, match="no group is left that magnitude may cut"):
         gp.plan(program, sparsity=0.1, protect=("*",))
+
+
+@pytest.mark.parametrize(
+    ("glob", "words"),
+    [
+        ("*.mpl.*", r"did you mean model\.layers\.\*\.mlp\.gate_proj\.weight or .*up_proj\.weight or"),
+        ("model.layers.0.mlp.up_prj.weight", r"did you mean model\.layers\.0\.mlp\.up_proj\.weight or"),
+        ("zzz", "`graphprune inspect MODEL` lists them"),
+    ],
+)
+def test_a_glob_that_matches_nothing_is_refused(program: gp.Program, glob: str, words: str) -> None:
+    with pytest.raises(PlanError, match=f"protect {re.escape(repr(glob))} matches no parameter and no group; {words}"):
+        gp.plan(program, sparsity=0.1, protect=("*.layers.0.*", glob))
+    for name in ("lm_head.weight", "*gate_proj.weight:0"):
+        gp.plan(program, sparsity=0.1, protect=(name,))
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_every_recipe_refuses_a_glob_that_matches_nothing(program: gp.Program, recipe: str) -> None:
+    batches = [((), dict(program.inputs[1]))] * 4
+    with pytest.raises(PlanError, match="protect 'nothing' matches no parameter"):
+        gp.plan(program, sparsity=0.1, recipe=recipe, protect=("nothing",), batches=batches)
+
+
+def test_sensitivities_refuse_a_glob_that_matches_nothing(program: gp.Program) -> None:
+    batches = [((), dict(program.inputs[1]))] * 4
+    with pytest.raises(PlanError, match="protect 'nothing' matches no parameter"):
+        gp.sensitivity(program, batches=batches, protect=("nothing",))
 
 
 @pytest.mark.parametrize("ratio", [0.25, 0.5, 0.75])
