@@ -16,8 +16,8 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LINKED = ("passes", "frontends", "exporters")
 TOP = {
-    ".ci", ".gitignore", "LICENSE", "README.md", "constraints.txt", "exporters", "frontends", "graphprune", "passes",
-    "pyproject.toml", "tests", "tools",
+    ".ci", ".gitignore", ".pre-commit-config.yaml", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "README.md",
+    "constraints.txt", "exporters", "frontends", "graphprune", "passes", "pyproject.toml", "tests", "tools",
 }  # fmt: skip
 
 
@@ -77,7 +77,7 @@ def test_the_wheel_holds_the_templates_of_pages(wheel: Path) -> None:
 
 
 def test_the_wheel_holds_all_that_a_page_is_made_of(wheel: Path) -> None:
-    assets = [p for p in (ROOT / "graphprune" / "page" / "assets").rglob("*") if p.is_file()]
+    assets = [p for p in (ROOT / "graphprune" / "reports" / "viewer" / "assets").rglob("*") if p.is_file()]
     assert assets
     assert {p.relative_to(ROOT).as_posix() for p in assets} <= set(zipfile.ZipFile(wheel).namelist())
 
