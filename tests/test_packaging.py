@@ -16,8 +16,9 @@ import pytest
 ROOT = Path(__file__).parent.parent
 LINKED = ("passes", "frontends", "exporters")
 TOP = {
-    ".ci", ".gitignore", ".pre-commit-config.yaml", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE", "README.md",
-    "constraints.txt", "exporters", "frontends", "graphprune", "passes", "pyproject.toml", "tests", "tools",
+    ".ci", ".gitignore", ".pre-commit-config.yaml", "CHANGELOG.md", "CITATION.cff", "CONTRIBUTING.md", "LICENSE",
+    "README.md", "constraints.txt", "exporters", "frontends", "graphprune", "passes", "pyproject.toml", "tests",
+    "tools",
 }  # fmt: skip
 
 

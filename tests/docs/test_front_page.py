@@ -11,11 +11,12 @@ import yaml
 import graphprune as gp
 from graphprune.cli import app
 from graphprune.exporters import EXPORTERS
-from tests.docs.blocks import blocks
+from tests.docs.blocks import blocks, commands
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = sorted(set(re.findall(r"^graphprune .+$|(?<=`)graphprune \w[^`]*(?=`)", README, re.MULTILINE)))
+SHELL = "".join(block.code for block in blocks(README) if block.kind == "sh")
+COMMANDS = sorted({*commands(SHELL), *re.findall(r"(?<=`)graphprune \w[^`]*(?=`)", README)})
 
 
 def test_the_cnn_is_that_of_the_example() -> None:
