@@ -14,7 +14,7 @@ from torch import nn
 
 from graphprune.errors import LoadError, because
 from graphprune.huggingface import model_folder
-from graphprune.ir.weights import Stamp, stamp
+from graphprune.ir.weights import FileStamp, file_stamp
 from graphprune.support.packages import transformers
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Entry:
     key: str
     shape: tuple[int, ...]
     dtype: str
-    stamp: Stamp
+    stamp: FileStamp
 
 
 def entries(folder: Path) -> dict[str, Entry]:
@@ -96,7 +96,7 @@ def needs_conversion(model: nn.Module) -> bool:
 
 def _read_header(path: Path) -> Iterator[Entry]:
     try:
-        then = stamp(path)
+        then = file_stamp(path)
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 - not a mapping
                 view = file.get_slice(key)

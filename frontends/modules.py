@@ -10,12 +10,12 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
 from graphprune.errors import TraceError
-from graphprune.execution.module_state import evaluation, named_keywords, undisturbed
+from graphprune.execution.module_state import evaluation_mode, named_keywords, preserved_state
 from graphprune.frontends.calls import apart, require_plain
 from graphprune.frontends.lowering import functional, tidy
 from graphprune.frontends.refusals import explain, quiet
 from graphprune.ir.program import Program, Source
-from graphprune.ir.weights import Present
+from graphprune.ir.weights import MaterializedWeights
 
 
 def trace(
@@ -38,7 +38,7 @@ def trace(
     leaves = ((f"input {i}", leaf) for i, leaf in enumerate(pytree.tree_leaves((args, dict(kwargs)))))
     require_plain(module, (*_named(module), *leaves))
     args, kwargs = apart(module, args, kwargs)
-    with evaluation(module), undisturbed(module), named_keywords(module, kwargs):
+    with evaluation_mode(module), preserved_state(module), named_keywords(module, kwargs):
         exported = export(module, args, kwargs, dynamic_shapes)
     return from_exported(exported, (args, kwargs), state=state)
 
@@ -73,7 +73,7 @@ def from_exported(
     tidy(module.graph)
     return Program(
         graph=module.graph,
-        weights=Present(stored),
+        weights=MaterializedWeights(stored),
         parameters=frozenset(name for name, _ in module.named_parameters()),
         ties=MappingProxyType(ties),
         inputs=inputs,

@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from graphprune.errors import PipelineError
 from graphprune.ir.program import Program
 from graphprune.registry import Registry
-from graphprune.support.memory import peak_anonymous
+from graphprune.support.memory import watch_peak
 
 PASSES: "Registry[str, type[Pass]]" = Registry("pass")
 
@@ -48,7 +48,7 @@ class Pass(ABC):
         """Run, and note the time and the memory that it took."""
         self.check()
         start = time.perf_counter()
-        with peak_anonymous() as held:
+        with watch_peak() as held:
             after = self.run(program)
         before = program.facts.get(Timings, Timings())
         seconds = (*before.seconds, (self.name, time.perf_counter() - start))

@@ -43,15 +43,15 @@ def test_a_device_that_is_not_there_is_refused() -> None:
 
 def test_weights_that_nobody_asked_for_are_let_go() -> None:
     read = Prefetched({name: torch.ones(1) for name in "abc"}, "cpu:0")
-    read.expect(["a", "b"])
+    read.prefetch(["a", "b"])
     assert read["a"].equal(torch.ones(1)) and read.ready.keys() == {"b"}
-    read.expect(["c"])
+    read.prefetch(["c"])
     assert read.ready.keys() == {"b", "c"}, "they may be asked for still"
-    read.expect([])
+    read.prefetch([])
     assert read.ready.keys() == {"c"} and read["b"].equal(torch.ones(1))
 
 
 def test_the_processor_itself_reads_nothing_ahead() -> None:
     read = Prefetched({"a": torch.ones(1)}, "cpu")
-    read.expect(["a"])
+    read.prefetch(["a"])
     assert not read.ready

@@ -21,7 +21,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # tools is a folder of the checkout
 
-from graphprune.solvers.normal_equations import GRID, JUDGED
+from graphprune.solvers.normal_equations import DAMPINGS, SKETCH_ROWS
 from graphprune.statistics.collector import BATCH_TOKENS
 from graphprune.statistics.moments import BLOCKS
 from tools import make_random_model
@@ -118,7 +118,7 @@ def costs(shape: Shape, tokens: int, length: int, sparsity: float) -> dict[str, 
 def _solving(n: int, k: int, m: int) -> float:
     """For a map from n inputs, of which k stay, to m outputs: normal equations twice, every damping, and the fit."""
     equations = 2 * 2 * m * (n - k) * n
-    tried = len(GRID) * (k**3 / 3 + 4 * min(m, JUDGED) * k * k)
+    tried = len(DAMPINGS) * (k**3 / 3 + 4 * min(m, SKETCH_ROWS) * k * k)
     return equations + tried + k**3 / 3 + 2 * m * k * k
 
 

@@ -9,7 +9,7 @@ from torch.utils import _pytree as pytree
 
 from graphprune.errors import ExportError
 from graphprune.ir.program import Program
-from graphprune.ir.weights import Over
+from graphprune.ir.weights import DerivedWeights
 
 TOLERANCE = 1e-4
 
@@ -23,7 +23,7 @@ class Error:
 
 
 @dataclass(frozen=True)
-class Rounded(Over):
+class Rounded(DerivedWeights):
     """The weights of `base`, those of which the names are given as they are after being stored as `dtype`."""
 
     dtype: torch.dtype

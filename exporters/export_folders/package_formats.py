@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from graphprune.execution.module_state import quiet
+from graphprune.execution.module_state import quiet_exporters
 from graphprune.exporters.checks.parity import FLOAT32, Runs
 from graphprune.exporters.checks.validation import Reference, compared
 from graphprune.exporters.contract import ExportOptions, ExportReport, FolderVerification
@@ -40,7 +40,7 @@ def library(module: str, extra: str) -> Any:
     Raises:
         PackageError: if the package is missing or broken.
     """
-    with quiet():
+    with quiet_exporters():
         return load(module, extra)
 
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 def save(
     program: Program, output: Path, *, destination: Destination, force: bool = False, limit: int | None = None,
-    shard_bytes: int = weight_files.LIMIT, capture: Capture | None = None,
+    shard_bytes: int = weight_files.MAX_SHARD_BYTES, capture: Capture | None = None,
 ) -> ExportReport:  # fmt: skip
     """Save a program as a Hugging Face folder, which appears when it was reloaded and agrees; see `write`.
 
@@ -44,7 +44,7 @@ def save(
 
 def write(
     program: Program, folder: Path, *, destination: Destination, limit: int | None = None,
-    shard_bytes: int = weight_files.LIMIT, capture: Capture | None = None,
+    shard_bytes: int = weight_files.MAX_SHARD_BYTES, capture: Capture | None = None,
 ) -> ExportReport:  # fmt: skip
     """Fill an empty folder with the program and check it; for callers that add files before it gets its name.
 

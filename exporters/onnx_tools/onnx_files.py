@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from graphprune.errors import ExportError, because
-from graphprune.execution.module_state import quiet
+from graphprune.execution.module_state import quiet_exporters
 from graphprune.exporters.subjects.subject import Subject
 from graphprune.support.packages import load, onnx
 from graphprune.support.packages import onnx_ir as ir
@@ -28,7 +28,7 @@ def to_onnx(subject: Subject, opset: int = OPSET) -> Any:
     """
     load("onnxscript")
     try:
-        with torch.no_grad(), quiet():
+        with torch.no_grad(), quiet_exporters():
             program = torch.onnx.export(
                 subject.module, subject.args, dynamo=True, opset_version=opset, verbose=False,
                 input_names=list(subject.inputs), output_names=list(subject.outputs), dynamic_shapes=subject.dynamic,

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from graphprune.errors import ExportError
-from graphprune.execution.module_state import quiet
+from graphprune.execution.module_state import quiet_exporters
 from graphprune.support.packages import load, onnxscript
 from graphprune.support.packages import onnx_ir as ir
 
@@ -60,7 +60,7 @@ def _blocked(proto: Any, without: list[str], bits: int) -> Any:
         bits=bits,
     )  # fmt: skip
     quantizer = library.MatMulNBitsQuantizer(proto, nodes_to_exclude=without, algo_config=config)
-    with quiet():
+    with quiet_exporters():
         quantizer.process()
     return quantizer.model.model
 

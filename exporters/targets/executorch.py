@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from graphprune.errors import ExportError, because
-from graphprune.execution.module_state import quiet
+from graphprune.execution.module_state import quiet_exporters
 from graphprune.exporters.checks import parity
 from graphprune.exporters.checks.parity import Runs
 from graphprune.exporters.checks.validation import Reference
@@ -91,7 +91,7 @@ def _write(subject: Subject, folder: Path, options: ExportOptions) -> dict[str, 
     program = _decoder(decoder) if decoder else captured(module, subject.args, {}, None)
     told = _told(decoder, subject.vocabulary) if decoder else {}
     try:
-        with quiet():
+        with quiet_exporters():
             operators, made = _lowered(program, told)
     except ExportError:
         raise
@@ -113,7 +113,7 @@ def _quantised(module: nn.Module) -> Any:
         raise ExportError(f"{type(module).__name__} has no linear layer to keep in int8; use --quant none")
     torchao, made = library("torchao.quantization", "executorch"), deepcopy(module)
     granularity = library("torchao.quantization.granularity", "executorch").PerAxis(0)
-    with quiet():
+    with quiet_exporters():
         torchao.quantize_(
             made, torchao.Int8DynamicActivationIntxWeightConfig(torch.int8, weight_granularity=granularity)
         )

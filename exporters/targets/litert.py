@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from graphprune.errors import ExportError, because
-from graphprune.execution.module_state import quiet
+from graphprune.execution.module_state import quiet_exporters
 from graphprune.exporters.checks.validation import Reference
 from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, ExportTarget, Needs
 from graphprune.exporters.export_folders.onnx_writer import subject_of_model
@@ -85,7 +85,7 @@ def _reference(source: Path, options: ExportOptions) -> Reference:
 def _write(subject: Subject, folder: Path, options: ExportOptions) -> dict[str, Any]:
     litert = library("litert_torch", "litert")
     try:
-        with quiet(), torch.no_grad():
+        with quiet_exporters(), torch.no_grad():
             made = litert.convert(ByName(subject), (), subject.example())
             made.export(str(folder / FILE))
     except Exception as fault:  # its passes raise anything

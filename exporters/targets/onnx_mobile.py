@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from graphprune.errors import ExportError, because
-from graphprune.execution.module_state import quiet
+from graphprune.execution.module_state import quiet_exporters
 from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, ExportTarget, Needs
 from graphprune.exporters.export_folders.onnx_writer import TAKES, OnnxTarget, subject_of, write
 from graphprune.exporters.model_folders.folder_files import require_output
@@ -70,7 +70,7 @@ def _to_ort(path: Path) -> None:
     """
     converter = load("onnxruntime.tools.convert_onnx_models_to_ort")
     try:
-        with quiet():
+        with quiet_exporters():
             converter.convert_onnx_models_to_ort(
                 path, optimization_styles=[converter.OptimizationStyle.Fixed], target_platform="arm"
             )

@@ -12,7 +12,7 @@ N = TypeVar("N", int, float)
 
 
 @dataclass(frozen=True)
-class Kept:
+class Retained:
     """The kept indices of a prime: one row, or a row for each index of the axis `owner` around it."""
 
     rows: tuple[tuple[int, ...], ...]
@@ -23,10 +23,10 @@ class Kept:
         return len(self.rows[0])
 
 
-Keep = Mapping[Prime, Kept]
+RetainedByPrime = Mapping[Prime, Retained]
 
 
-def kept(axis: Axis, keep: Keep, around: Mapping[Prime, int] | None = None) -> list[int]:
+def retained_indices(axis: Axis, keep: RetainedByPrime, around: Mapping[Prime, int] | None = None) -> list[int]:
     """The indices of `axis` that stay when its primes keep what `keep` says (all, if it is silent)."""
     axis = resolve(axis)
     if not any(p in keep for p in primes(axis)):
@@ -36,22 +36,22 @@ def kept(axis: Axis, keep: Keep, around: Mapping[Prime, int] | None = None) -> l
     if isinstance(axis, Sum):
         starts = accumulate((part.size for part in axis.parts), initial=0)
         segments = zip(starts, axis.parts, strict=False)
-        return [start + i for start, part in segments for i in kept(part, keep, around)]
+        return [start + i for start, part in segments for i in retained_indices(part, keep, around)]
     return _kept_product(axis, keep, around or {})
 
 
-def _kept_prime(own: Kept, around: Mapping[Prime, int]) -> list[int]:
+def _kept_prime(own: Retained, around: Mapping[Prime, int]) -> list[int]:
     if own.owner is None:
         return list(own.rows[0])
     return list(own.rows[around[own.owner]])
 
 
-def _kept_product(axis: Product, keep: Keep, around: Mapping[Prime, int]) -> list[int]:
+def _kept_product(axis: Product, keep: RetainedByPrime, around: Mapping[Prime, int]) -> list[int]:
     first, rest = axis.parts[0], product(axis.parts[1:])
-    outers = kept(first, keep, around)
+    outers = retained_indices(first, keep, around)
     if isinstance(first, Prime) and any(p in keep and keep[p].owner is first for p in primes(rest)):
-        return [i * rest.size + j for i in outers for j in kept(rest, keep, {**around, first: i})]
-    inners = kept(rest, keep, around)
+        return [i * rest.size + j for i in outers for j in retained_indices(rest, keep, {**around, first: i})]
+    inners = retained_indices(rest, keep, around)
     return [i * rest.size + j for i in outers for j in inners]
 
 

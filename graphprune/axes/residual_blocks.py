@@ -56,17 +56,17 @@ class Importance(ABC):
         """
 
 
-def units(program: Program) -> list[Unit]:
+def droppable_units(program: Program) -> list[Unit]:
     """All that can be dropped, in the order of the graph: blocks, and branches where a block has several."""
     return list(_Finder(program).units())
 
 
-def sums(program: Program) -> list[tuple[fx.Node, fx.Node]]:
+def residual_sums(program: Program) -> list[tuple[fx.Node, fx.Node]]:
     """The stream and the sum of every residual branch, in the order of the graph."""
     return [(branch.stream, branch.sum) for branch in _Finder(program).branches]
 
 
-def without(program: Program, dropped: Sequence[Unit]) -> Program:
+def drop_units(program: Program, dropped: Sequence[Unit]) -> Program:
     """The program without these units, under its old names; the given one is untouched."""
     entries = {unit.exit: unit.entry for unit in dropped}
     graph, new, byname = fx.Graph(), dict[fx.Node, fx.Node](), dict[str, fx.Node]()
@@ -83,7 +83,7 @@ def without(program: Program, dropped: Sequence[Unit]) -> Program:
     return replace(program, graph=graph, parameters=program.parameters & left, ties=ties)
 
 
-def silenced(program: Program, dropped: Sequence[Unit]) -> Program:
+def zero_residuals(program: Program, dropped: Sequence[Unit]) -> Program:
     """The program in which what these units add to their streams is multiplied by zero."""
     entries = {unit.exit: unit.entry for unit in dropped}
     graph, new, byname = fx.Graph(), dict[fx.Node, fx.Node](), dict[str, fx.Node]()

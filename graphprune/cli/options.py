@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from graphprune.errors import ExportError, PlanError
-from graphprune.statistics.texts import WHAT
+from graphprune.statistics.texts import FORMATS
 
 
 class Destination(StrEnum):
@@ -42,8 +42,8 @@ Force = Annotated[bool, typer.Option("--force", help="Replace an existing output
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
 Length = Annotated[int, typer.Option(help="Tokens in a window.", min=2)]
 Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0)]
-Calibration = Annotated[str | None, typer.Option(metavar="TEXT", help=f"What the method looks at: {WHAT}.")]
-Text = Annotated[str, typer.Option(metavar="TEXT", help=f"What to predict: {WHAT}.", show_default=False)]
+Calibration = Annotated[str | None, typer.Option(metavar="TEXT", help=f"What the method looks at: {FORMATS}.")]
+Text = Annotated[str, typer.Option(metavar="TEXT", help=f"What to predict: {FORMATS}.", show_default=False)]
 Protect = Annotated[
     list[str] | None, typer.Option(metavar="GLOB", help="Parameters that must stay as they are; repeatable.")
 ]

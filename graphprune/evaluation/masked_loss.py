@@ -12,14 +12,14 @@ from torch import Tensor, fx
 from graphprune.axes.groups import Dependencies
 from graphprune.errors import CalibrationError
 from graphprune.evaluation.perplexity import negative_log_likelihood
-from graphprune.execution.segments import Constants, Segment, between_maps, load, run, split
+from graphprune.execution.segments import Constants, Segment, load_weights, run, split, split_at_linear_layers
 from graphprune.ir.program import Program
 from graphprune.ir.weights import Masked, Weights
 from graphprune.planning.plan import Rows, by_parameter, primes_to_keep
-from graphprune.statistics.collector import Calibration, leaf
+from graphprune.statistics.collector import Calibration, input_leaf
 
-BATCHES = 4  # on which a loss is measured, at most
-REMEMBERED = 16  # places in the dense model from which a run may start, about
+MAX_BATCHES = 4  # on which a loss is measured, at most
+CHECKPOINTS = 16  # places in the dense model from which a run may start, about
 
 Outputs = dict[int, Tensor]  # by their place among all outputs
 
@@ -47,7 +47,7 @@ class Objective:
         if calibration is None:
             raise CalibrationError("plans can only be tried on calibration data; put calibrate before this pass")
         held = [leaves for i, leaves in enumerate(calibration.batches) if calibration.held_out(i)]
-        return cls(program, (held or list(calibration.batches))[:BATCHES])
+        return cls(program, (held or list(calibration.batches))[:MAX_BATCHES])
 
     @cached_property
     def dense(self) -> float:
@@ -58,21 +58,21 @@ class Objective:
         """The loss when groups keep these rows of indices, and others everything."""
         dependencies = self.program.fact(Dependencies)
         keep = by_parameter(dependencies, primes_to_keep(dependencies, groups))
-        first = self.first(keep)
+        first = self.first_segment(keep)
         if first == len(self.segments):
             return self.dense
         masked = replace(self.program, weights=Masked(self.program.weights, keep))
         found = (_run(masked, self.segments, self._known[i], *self._start(i, first)) for i in range(len(self.batches)))
         return self._mean(self._judge(i, outputs) for i, (outputs, _) in enumerate(found))
 
-    def first(self, names: Collection[str]) -> int:
+    def first_segment(self, names: Collection[str]) -> int:
         """The place of the first segment that reads one of these parameters; behind the last if none does."""
         wanted = set(names)
         found = (i for i, segment in enumerate(self.segments) if segment.weights(self.program) & wanted)
         return next(found, len(self.segments))
 
     @torch.no_grad()
-    def losses_from(self, start: int, entries: Sequence[Any], trials: Sequence["Changed"]) -> list[float]:
+    def losses_from(self, start: int, entries: Sequence[Any], trials: Sequence["ChangedWeights"]) -> list[float]:
         """The losses of models with other weights, of batches that enter segment `start` as `entries`.
 
         All go through a segment before the next one is loaded.
@@ -82,7 +82,7 @@ class Objective:
         outputs = [[Outputs() for _ in entries] for _ in trials]
         parts: list[list[tuple[float, int]]] = [[] for _ in trials]
         for at, segment in enumerate(self.segments[start:], start):
-            dense = load(segment, self.program, self.program.weights)
+            dense = load_weights(segment, self.program, self.program.weights)
             for t, trial in enumerate(trials):
                 loaded = {name: trial.weights[name] if name in trial.names else dense[name] for name in dense}
                 for i, known in enumerate(self._known):
@@ -101,7 +101,7 @@ class Objective:
         return self._mean(self._judge(i, outputs) for i, (outputs, _) in enumerate(found))
 
     @cached_property
-    def predicts(self) -> bool:
+    def is_language_model(self) -> bool:
         """Is it a causal language model: does it say for every token, from those up to it, which one is next?"""
         if "input_ids" not in self.program.inputs[1]:
             return False
@@ -121,7 +121,7 @@ class Objective:
 
     def _judge(self, i: int, outputs: Outputs) -> tuple[float, int]:
         """The loss of batch `i`, and the count of what it sums up."""
-        if self.predicts:
+        if self.is_language_model:
             ids = self._leaf(i, "input_ids")
             assert ids is not None
             return _likelihood(_first(outputs), ids, self._leaf(i, "attention_mask"))
@@ -130,13 +130,13 @@ class Objective:
 
     def _leaf(self, i: int, name: str) -> Tensor | None:
         """The input of that name in batch `i`."""
-        found: Tensor | None = leaf(self.program, self.batches[i], name)
+        found: Tensor | None = input_leaf(self.program, self.batches[i], name)
         return found
 
     @cached_property
     def segments(self) -> list[Segment]:
         """The segments of the dense graph."""
-        return between_maps(self.program)
+        return split_at_linear_layers(self.program)
 
     @cached_property
     def _known(self) -> list[dict[str, Any]]:
@@ -149,12 +149,12 @@ class Objective:
     @cached_property
     def _dense(self) -> list["_Dense"]:
         """What the dense model makes of every batch."""
-        step = len(self.segments) // REMEMBERED + 1
+        step = len(self.segments) // CHECKPOINTS + 1
         places, found = range(step, len(self.segments), step), list[_Dense]()
         for i, known in enumerate(self._known):
             outputs, entries = _run(self.program, self.segments, known, places=places)
             # Logits of a large vocabulary would fill the memory, and nothing is compared with them.
-            found.append(_Dense({}, entries, self._judge(i, outputs)) if self.predicts
+            found.append(_Dense({}, entries, self._judge(i, outputs)) if self.is_language_model
                          else _Dense(outputs, entries, (0.0, len(outputs))))  # fmt: skip
         return found
 
@@ -166,7 +166,7 @@ class Objective:
 
 
 @dataclass(frozen=True)
-class Changed:
+class ChangedWeights:
     """Weights of which those called `names` differ from the dense model's."""
 
     weights: Weights
@@ -193,7 +193,7 @@ def _run(
     for i, segment in enumerate(segments[start:], start):
         if i in places:
             entries[i] = entry
-        entry, seen = run(segment, program, load(segment, program, program.weights), known, entry, leaves)
+        entry, seen = run(segment, program, load_weights(segment, program, program.weights), known, entry, leaves)
         outputs |= _outputs(segment, leaves, seen)
     return outputs, entries
 

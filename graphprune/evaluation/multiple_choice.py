@@ -17,7 +17,7 @@ from torch import Tensor
 
 from graphprune.display.progress import progress
 from graphprune.errors import CalibrationError, LoadError, because
-from graphprune.evaluation.perplexity import Model, caller, folder
+from graphprune.evaluation.perplexity import Model, logits_function, tokenizer_folder
 from graphprune.huggingface import model_folder
 from graphprune.ir.program import Program
 
@@ -77,7 +77,7 @@ def ask(model: Program | Path | str, questions: str | Path, first: int | None = 
         LoadError: if the model, its tokenizer or the questions cannot be read.
         CalibrationError: if there is no question, or a likelihood is not finite.
     """
-    source = folder(model)
+    source = tokenizer_folder(model)
     asked = read(questions)[:first]
     return accuracy(
         model if isinstance(model, Program) else model_folder.module(source), model_folder.tokenizer(source), asked
@@ -92,7 +92,7 @@ def accuracy(model: Model, tokenizer: Any, questions: Sequence[Question], *, bat
     """
     if not questions:
         raise CalibrationError("there are no questions; expected at least one")
-    call = caller(model)
+    call = logits_function(model)
     asked = [_tokens(tokenizer, q.context, choice) for q in questions for choice in q.choices]
     order = sorted(range(len(asked)), key=lambda i: len(asked[i][0]))  # of like lengths, so that little is padded
     found = torch.zeros(len(asked), dtype=torch.float64)

@@ -71,7 +71,7 @@ def evaluate(
         LoadError: if the model, its tokenizer or the text cannot be read.
         CalibrationError: if the text is too short, or the model predicts no finite numbers.
     """
-    source = folder(model)
+    source = tokenizer_folder(model)
     ids = windows_of(source, text, length, windows)
     return perplexity(model if isinstance(model, Program) else model_folder.module(source), ids, batch=batch)
 
@@ -89,7 +89,7 @@ def windows_of(folder: Path, text: str | Path, length: int, count: int | None) -
     return ids[:count]
 
 
-def folder(model: Program | Path | str) -> Path:
+def tokenizer_folder(model: Program | Path | str) -> Path:
     """Where the tokenizer of a model lies.
 
     Raises:
@@ -112,7 +112,7 @@ def perplexity(model: Model, windows: Tensor, *, batch: int = 4) -> Evaluation:
         CalibrationError: if the likelihoods are not finite.
     """
     count, length = windows.shape
-    call = caller(model)
+    call = logits_function(model)
     start, total = time.perf_counter(), 0.0
     with torch.inference_mode(), progress("measuring perplexity", count) as step:
         for first in range(0, count, batch):
@@ -128,20 +128,20 @@ def perplexity(model: Model, windows: Tensor, *, batch: int = 4) -> Evaluation:
 
 
 @dataclass(frozen=True)
-class Exam:
+class PerplexityTest:
     """Texts that a language model is measured on before and after something, read once: windows of token ids."""
 
     windows: Mapping[str, Tensor]
 
     @classmethod
-    def of(cls, program: Program, texts: Sequence[str | Path], length: int, count: int) -> "Exam":
+    def of(cls, program: Program, texts: Sequence[str | Path], length: int, count: int) -> "PerplexityTest":
         """The first windows of some texts, by the tokenizer of a program.
 
         Raises:
             LoadError: if a text or the tokenizer cannot be read.
             CalibrationError: if a text is too short, or the program came from no folder.
         """
-        return cls({str(text): windows_of(folder(program), text, length, count) for text in texts})
+        return cls({str(text): windows_of(tokenizer_folder(program), text, length, count) for text in texts})
 
     def perplexities(self, model: Model) -> dict[str, float]:
         """The perplexity on every text, by its name.
@@ -177,7 +177,7 @@ def classify(model: Model, batches: Iterable[tuple[Inputs, Tensor]]) -> Classifi
 
 def tokens_per_second(model: Model, windows: Tensor, *, repeats: int = 5) -> Speed:
     """Time forward passes over token ids of shape ``(batch, length)``, after one that is not timed."""
-    call = caller(model)
+    call = logits_function(model)
     times = []
     with torch.inference_mode(), progress("measuring speed", repeats + 1) as step:
         for _ in range(repeats + 1):
@@ -189,7 +189,7 @@ def tokens_per_second(model: Model, windows: Tensor, *, repeats: int = 5) -> Spe
     return Speed(windows.numel() / seconds, seconds, windows.numel())
 
 
-def caller(model: Model) -> Callable[[Tensor], Tensor]:
+def logits_function(model: Model) -> Callable[[Tensor], Tensor]:
     """From token ids to logits of shape ``(batch, length, vocabulary)``."""
     if not isinstance(model, Program):
         return lambda ids: logits(model(input_ids=ids))

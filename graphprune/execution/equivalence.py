@@ -14,7 +14,7 @@ from torch import Tensor, fx, nn
 
 from graphprune.errors import GraphpruneError, VerificationError, because
 from graphprune.execution import float64, interpreter
-from graphprune.execution.module_state import drawing
+from graphprune.execution.module_state import seeded
 from graphprune.ir.program import Inputs, Program
 from graphprune.ir.weights import KeepByName, Masked
 
@@ -54,18 +54,18 @@ def compare(reference: Any, got: Any, what: str, tolerance: float | None = None)
     return Verification(worst, allowed, 1)
 
 
-def masked(program: Program, keep: KeepByName) -> Program:
+def mask_program(program: Program, keep: KeepByName) -> Program:
     """The program with zeros wherever `keep` leaves something out, in its old shapes.
 
     A direction keeps the vectors whose magnitudes are zero, for nought has no direction: 0 / 0 is no number.
     """
-    found = [direction(node) for node in program.graph.nodes]
+    found = [direction_of(node) for node in program.graph.nodes]
     spared = {(program.name(str(v.target)), dim) for v, dim in filter(None, found)}
     zeros = {n: {dim: i for dim, i in dims.items() if (n, dim) not in spared} for n, dims in keep.items()}
     return replace(program, weights=Masked(program.weights, zeros))
 
 
-def direction(node: fx.Node) -> tuple[fx.Node, int] | None:
+def direction_of(node: fx.Node) -> tuple[fx.Node, int] | None:
     """The parameter that gives a weight its direction, and the dimension along which another one gives lengths."""
     if node.target is not torch.ops.aten._weight_norm.default:
         return None
@@ -84,7 +84,7 @@ def verify_cut(program: Program, small: Program, keep: KeepByName, seeds: tuple[
     Raises:
         VerificationError: if it does not.
     """
-    reference = masked(program, keep)
+    reference = mask_program(program, keep)
     cases, expected = _run(reference, seeds)
     with _running():
         outputs = interpreter.run(small, cases, seeds)
@@ -137,7 +137,7 @@ def _running() -> Iterator[None]:
 def run(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], seed: int = 0) -> Any:
     """What a module makes of copies of its inputs, into which it may write, drawing the random numbers of a seed."""
     args, kwargs = pytree.tree_map_only(Tensor, Tensor.clone, (args, dict(kwargs)))
-    with drawing(seed):
+    with seeded(seed):
         return module(*args, **kwargs)
 
 

@@ -11,13 +11,13 @@ from torch import Tensor
 from torch.fx.node import map_aggregate
 
 from graphprune.ir.program import Inputs, Program, copy_graph
-from graphprune.ir.weights import Over
+from graphprune.ir.weights import DerivedWeights
 
 WIDER = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 
 
 @dataclass(frozen=True)
-class _Doubled(Over):
+class _Doubled(DerivedWeights):
     """The weights of `base`, in double precision where they are in single."""
 
     def __getitem__(self, name: str) -> Tensor:

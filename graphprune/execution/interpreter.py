@@ -8,7 +8,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
-from graphprune.execution.segments import activations, evaluate, split
+from graphprune.execution.segments import activation_nodes, evaluate_node, split
 from graphprune.ir.program import Inputs, Program
 
 
@@ -63,7 +63,7 @@ class _Case:
 
     def step(self, node: fx.Node, held: Mapping[str, Tensor]) -> None:
         torch.set_rng_state(self.draws)
-        self.values[node.name] = evaluate(node, self.values, lambda n: self._attribute(n, held))
+        self.values[node.name] = evaluate_node(node, self.values, lambda n: self._attribute(n, held))
         self.draws = torch.get_rng_state()
 
     def drop(self, names: Sequence[str]) -> None:
@@ -110,7 +110,7 @@ def _last_uses(program: Program) -> dict[fx.Node, list[str]]:
 
 def _last_reads(program: Program, reads: Mapping[fx.Node, Sequence[str]]) -> dict[fx.Node, list[str]]:
     """Which weights no node of the same segment reads after this one; outside segments, every node reads anew."""
-    segments = [segment.nodes for segment in split(program, {node.name for node in activations(program)})]
+    segments = [segment.nodes for segment in split(program, {node.name for node in activation_nodes(program)})]
     inside = {node for nodes in segments for node in nodes}
     alone = [(node,) for node in program.graph.nodes if node.op == "call_function" and node not in inside]
     found: dict[fx.Node, list[str]] = {}

@@ -15,12 +15,12 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
 from graphprune.errors import LoadError, PlanError, because
-from graphprune.execution.module_state import quiet
-from graphprune.support.atomic_output import put
+from graphprune.execution.module_state import quiet_exporters
+from graphprune.support.atomic_output import write_durably
 from graphprune.support.packages import failed_import, load, onnxruntime
 
 FORMAT = 1
-LEAST = 0.03  # seconds for which a piece is run again and again; the fastest run counts
+MIN_SECONDS = 0.03  # seconds for which a piece is run again and again; the fastest run counts
 PROVIDERS = {"onnxruntime": "CPUExecutionProvider", "onnxruntime-cuda": "CUDAExecutionProvider"}
 RUNTIMES = (*PROVIDERS, "torch")
 
@@ -28,7 +28,7 @@ Shape = tuple[tuple[int, ...], torch.dtype]
 
 
 @dataclass(frozen=True)
-class Piece:
+class Subgraph:
     """Some operators as a graph of their own, all sizes being numbers; `shapes` are those of inputs and attributes."""
 
     graph: fx.Graph
@@ -59,7 +59,7 @@ class Piece:
 
 
 @dataclass
-class Table:
+class LatencyTable:
     """Seconds by pieces, of one runtime on one machine; written to `path` if that is given."""
 
     runtime: str
@@ -68,7 +68,7 @@ class Table:
     seconds: dict[str, float] = field(default_factory=dict)
 
     @classmethod
-    def open(cls, path: str | Path | None, runtime: str) -> "Table":
+    def open(cls, path: str | Path | None, runtime: str) -> "LatencyTable":
         """The table of a file, if there is one yet; else what this process has measured on the runtime so far.
 
         Raises:
@@ -97,9 +97,9 @@ class Table:
         """Write the file, if there is one."""
         if self.path is not None:
             data = {"format": FORMAT, "runtime": self.runtime, "machine": self.machine, "seconds": self.seconds}
-            put(self.path, json.dumps(data, indent=1))
+            write_durably(self.path, json.dumps(data, indent=1))
 
-    def of(self, piece: Piece) -> float:
+    def seconds_of(self, piece: Subgraph) -> float:
         """The seconds of a piece, measured if they are not known.
 
         Raises:
@@ -110,7 +110,7 @@ class Table:
         return self.seconds[piece.key]
 
 
-_known: dict[str, Table] = {}
+_known: dict[str, LatencyTable] = {}
 
 
 def machine(runtime: str) -> str:
@@ -124,7 +124,7 @@ def machine(runtime: str) -> str:
 
 
 @torch.no_grad()
-def measure(piece: Piece, runtime: str) -> float:
+def measure(piece: Subgraph, runtime: str) -> float:
     """The seconds of the fastest of several runs of a piece.
 
     Raises:
@@ -142,11 +142,11 @@ def measure(piece: Piece, runtime: str) -> float:
             f"The piece: {shown}\nMeasure with another of {', '.join(RUNTIMES)}."
         ) from fault
     best, spent = float("inf"), 0.0
-    while spent < LEAST:
+    while spent < MIN_SECONDS:
         start = time.perf_counter()
         run()
         last = time.perf_counter() - start
-        best, spent = min(best, last), spent + max(last, LEAST / 1000)
+        best, spent = min(best, last), spent + max(last, MIN_SECONDS / 1000)
     return best
 
 
@@ -157,7 +157,7 @@ def _in_torch(module: fx.GraphModule, inputs: list[Tensor]) -> Callable[[], obje
 def _in_onnxruntime(module: fx.GraphModule, inputs: list[Tensor], provider: str) -> Callable[[], object]:
     """A session whose inputs and outputs stay on the device."""
     load("onnxscript")
-    with quiet():
+    with quiet_exporters():
         program = torch.onnx.export(module, tuple(inputs), dynamo=True, verbose=False)
     assert program is not None
     options = onnxruntime.SessionOptions()

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 @contextmanager
-def evaluation(module: nn.Module) -> Iterator[None]:
+def evaluation_mode(module: nn.Module) -> Iterator[None]:
     """Put a module into evaluation mode; afterwards each of its parts has its own mode again."""
     modes = [(part, part.training) for part in module.modules()]
     module.train(False)
@@ -54,7 +54,7 @@ def named_keywords(module: nn.Module, names: Iterable[str]) -> Iterator[None]:
 
 
 @contextmanager
-def undisturbed(module: nn.Module) -> Iterator[None]:
+def preserved_state(module: nn.Module) -> Iterator[None]:
     """Take back what runs write into a module: its buffers, the attributes of its parts, and what lies in the tables
     and lists among these, where some keep what they computed once, and torch keeps hooks."""
     parts = [vars(part) for part in module.modules()]
@@ -77,7 +77,7 @@ def undisturbed(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet_exporters() -> Iterator[None]:
     """Exporters write progress to standard output, which belongs to the caller."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
     levels = [logger.level for logger in loggers]
@@ -93,7 +93,7 @@ def quiet() -> Iterator[None]:
 
 
 @contextmanager
-def drawing(seed: int) -> Iterator[None]:
+def seeded(seed: int) -> Iterator[None]:
     """Some models draw random numbers, to hash or to mask: what is compared must draw the same."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -16,7 +16,7 @@ from graphprune.axes.groups import Dependencies
 from graphprune.ir.program import Program
 from graphprune.ir.weights import Weights
 
-CONSTANTS = 1 << 26  # bytes of constants that are kept; more are made anew for each segment
+CONSTANT_BYTES = 1 << 26  # bytes of constants that are kept; more are made anew for each segment
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Segment:
         """The names under which the parameters and buffers that it reads are stored."""
         return program.names(n for node in self.nodes for n in node.all_input_nodes)
 
-    def before(self, names: Collection[str]) -> "Segment":
+    def upstream_of(self, names: Collection[str]) -> "Segment":
         """The part that makes the values of these nodes; what does not lead to them is left out."""
         nodes = {node.name: node for node in self.nodes}
         wanted, stack = set[str](), list(names)
@@ -50,7 +50,7 @@ class Segment:
 
 def split(program: Program, busy: Collection[str]) -> list[Segment]:
     """Cut the graph wherever one activation is alive, so that every segment but the last holds a `busy` node."""
-    active = activations(program)
+    active = activation_nodes(program)
     position = {node: i for i, node in enumerate(program.graph.nodes)}
     last_use = {node: max((position[user] for user in node.users), default=-1) for node in active}
     segments: list[Segment] = []
@@ -67,12 +67,12 @@ def split(program: Program, busy: Collection[str]) -> list[Segment]:
     return [*segments, Segment(tuple(run), entry, None)] if run else segments
 
 
-def between_maps(program: Program) -> list[Segment]:
+def split_at_linear_layers(program: Program) -> list[Segment]:
     """The graph, cut so that every segment but the last holds a linear map."""
     return split(program, {consumer.node for consumer in program.fact(Dependencies).consumers})
 
 
-def activations(program: Program) -> set[fx.Node]:
+def activation_nodes(program: Program) -> set[fx.Node]:
     """The operator nodes whose values depend on a parameter."""
     found: set[fx.Node] = set()
     sources = {n for n in program.tensors() if program.name(str(n.target)) in program.parameters}
@@ -88,7 +88,7 @@ class Constants:
     the inputs which those nodes read, as long as they take at most `most` bytes."""
 
     program: Program
-    most: int = CONSTANTS
+    most: int = CONSTANT_BYTES
     device: torch.device | str | None = None
     made: list[tuple[list[Any], dict[str, Any]]] = field(default_factory=list)
 
@@ -102,13 +102,13 @@ class Constants:
             self.made.append((read, found))
             while self.made and sum(_bytes(values) for _, values in self.made) > self.most:
                 del self.made[0]
-        return {name: there(inputs[name], self.device) for name in self._used.intersection(inputs)} | found
+        return {name: to_device(inputs[name], self.device) for name in self._used.intersection(inputs)} | found
 
     def _evaluated(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         values = dict(inputs)
         for node in self._nodes:
-            values[node.name] = evaluate(node, values, lambda n: _buffer(self.program, n))
-        return {node.name: there(values[node.name], self.device) for node in self._nodes if node.name in self._used}
+            values[node.name] = evaluate_node(node, values, lambda n: _buffer(self.program, n))
+        return {node.name: to_device(values[node.name], self.device) for node in self._nodes if node.name in self._used}
 
     @cached_property
     def _inputs(self) -> list[str]:
@@ -132,7 +132,7 @@ class Constants:
 
     @cached_property
     def _active(self) -> set[fx.Node]:
-        return activations(self.program)
+        return activation_nodes(self.program)
 
 
 def _same(a: Any, b: Any) -> bool:
@@ -145,7 +145,7 @@ def _bytes(values: Mapping[str, Any]) -> int:
     return sum(leaf.nbytes for leaf in pytree.tree_leaves(values) if isinstance(leaf, Tensor))
 
 
-def evaluate(node: fx.Node, values: Mapping[str, Any], attribute: Any) -> Any:
+def evaluate_node(node: fx.Node, values: Mapping[str, Any], attribute: Any) -> Any:
     """The value of one operator node."""
 
     def value(n: fx.Node) -> Any:
@@ -155,17 +155,17 @@ def evaluate(node: fx.Node, values: Mapping[str, Any], attribute: Any) -> Any:
     return node.target(*args, **kwargs)  # type: ignore[operator]
 
 
-def there(value: Any, device: torch.device | str | None) -> Any:
+def to_device(value: Any, device: torch.device | str | None) -> Any:
     """A tensor on a device, if one is given; whatever else it is stays as it is."""
     return value.to(device=device, non_blocking=True) if isinstance(value, Tensor) else value
 
 
-def load(
+def load_weights(
     segment: Segment, program: Program, weights: Weights, device: torch.device | str | None = None
 ) -> dict[str, Tensor]:
     """The weights that a segment reads, on a device if one is given."""
     names = (name for name in segment.weights(program) if name in weights)
-    return {name: there(weights[name], device) for name in names}
+    return {name: to_device(weights[name], device) for name in names}
 
 
 def run(
@@ -186,7 +186,7 @@ def run(
     seen = {name: values[name] for name in watch if name in values}
     uses = _last_uses(segment)
     for i, node in enumerate(segment.nodes):
-        values[node.name] = evaluate(node, values, lambda n: weights[program.name(str(n.target))])
+        values[node.name] = evaluate_node(node, values, lambda n: weights[program.name(str(n.target))])
         if node.name in watch:
             seen[node.name] = values[node.name]
         for name in uses.get(i, ()):

@@ -55,11 +55,11 @@ def shorten_module(undo: Undo, module: nn.Module, entries: Sequence[str]) -> str
             )
         known = list(_indices(container))
         kept = [(old, part) for old, part in enumerate(container) if old not in gone]
-        undo.item(vars(container), "_modules", {str(new): part for new, (_, part) in enumerate(kept)})
+        undo.set_item(vars(container), "_modules", {str(new): part for new, (_, part) in enumerate(kept)})
         fresh = {old: new for new, (old, _) in enumerate(kept)}
         for table, key in known:
             if table[key] in fresh:
-                undo.item(table, key, fresh[table[key]])
+                undo.set_item(table, key, fresh[table[key]])
     config = getattr(module, "config", None)
     return _shorten_config_of(undo, type(module).__name__, config, entries) if is_config(config) else ""
 
@@ -88,7 +88,7 @@ def _shorten_config_of(undo: Undo, kind: str, config: PreTrainedConfig, entries:
         return str(fault)
     for name, value in vars(new).items():
         if type(value) in (int, list) and name in vars(config) and vars(config)[name] != value:
-            undo.item(vars(config), name, value)
+            undo.set_item(vars(config), name, value)
     return ""
 
 

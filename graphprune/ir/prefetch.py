@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from graphprune.ir.weights import Over
+from graphprune.ir.weights import DerivedWeights
 
 
 @dataclass(frozen=True)
-class Prefetched(Over):
+class Prefetched(DerivedWeights):
     """The weights of `base`; those that are expected are read ahead, into memory from which a GPU copies by itself."""
 
     device: str
@@ -19,7 +19,7 @@ class Prefetched(Over):
     soon: set[str] = field(default_factory=set)
     reader: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 
-    def expect(self, names: Collection[str]) -> None:
+    def prefetch(self, names: Collection[str]) -> None:
         """Begin to read these, unless segments run where the weights are read to.
 
         What was expected before the last time, and nobody has asked for since, is let go.

@@ -5,22 +5,22 @@ from typing import Any
 from torch import Tensor, fx
 
 
-def line(node: fx.Node) -> str:
+def node_text(node: fx.Node) -> str:
     """One node as text: its name, its call, and the type of its value."""
     if node.op in ("placeholder", "get_attr"):
-        return f"{node.name} = {node.target}  {kind(node.meta.get('val'))}"
+        return f"{node.name} = {node.target}  {type_text(node.meta.get('val'))}"
     called = str(node.target).removeprefix("aten.").split(".")[0]
     args = ", ".join([*map(str, node.args), *(f"{key}={value}" for key, value in node.kwargs.items())])
-    return f"{node.name} = {called}({args})  {kind(node.meta.get('val'))}"
+    return f"{node.name} = {called}({args})  {type_text(node.meta.get('val'))}"
 
 
-def kind(val: Any) -> str:
+def type_text(val: Any) -> str:
     """The type of a value, such as ``float32[2, s0, 64]``."""
     if not isinstance(val, Tensor):
         return ""
     return f"{str(val.dtype).removeprefix('torch.')}[{', '.join(map(str, val.shape))}]"
 
 
-def neighbourhood(node: fx.Node) -> str:
+def neighborhood(node: fx.Node) -> str:
     """The node, marked, below the nodes that it reads."""
-    return "\n".join([*(f"    {line(n)}" for n in node.all_input_nodes), f"  > {line(node)}"])
+    return "\n".join([*(f"    {node_text(n)}" for n in node.all_input_nodes), f"  > {node_text(node)}"])

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from graphprune.errors import ExportError
 
-LIMIT = 5_000_000_000
+MAX_SHARD_BYTES = 5_000_000_000
 #: What the format calls the types of torch, in the order in which the library lays tensors out: the widest come first,
 #: so that each lies at a multiple of its size.
-NAMES = {
+DTYPE_NAMES = {
     torch.uint64: "U64", torch.int64: "I64", torch.float64: "F64", torch.complex64: "C64", torch.float32: "F32",
     torch.uint32: "U32", torch.int32: "I32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint16: "U16",
     torch.int16: "I16", torch.float8_e5m2fnuz: "F8_E5M2FNUZ", torch.float8_e4m3fnuz: "F8_E4M3FNUZ",
@@ -25,7 +25,7 @@ NAMES = {
 
 
 def write_shards(
-    folder: Path, skeleton: Mapping[str, Tensor], read: Callable[[str], Tensor], *, limit: int = LIMIT
+    folder: Path, skeleton: Mapping[str, Tensor], read: Callable[[str], Tensor], *, limit: int = MAX_SHARD_BYTES
 ) -> None:
     """Write a tensor for each of `skeleton`, which has their shapes and types, as `read` gives it by name, once.
 
@@ -60,9 +60,9 @@ def write_file(path: Path, skeleton: Mapping[str, Tensor], read: Callable[[str],
 def _ordered(skeleton: Mapping[str, Tensor]) -> list[str]:
     """The names of tensors in the order in which they lie in a file."""
     for name, tensor in skeleton.items():
-        if tensor.dtype not in NAMES:
+        if tensor.dtype not in DTYPE_NAMES:
             raise ExportError(f"{name} is of type {tensor.dtype}, which safetensors files cannot hold")
-    order = list(NAMES)
+    order = list(DTYPE_NAMES)
     return sorted(skeleton, key=lambda name: (order.index(skeleton[name].dtype), name))
 
 
@@ -73,7 +73,7 @@ def _header(skeleton: Mapping[str, Tensor], names: Sequence[str]) -> bytes:
     for name in names:
         tensor = skeleton[name]
         start, end = end, end + tensor.numel() * tensor.itemsize
-        table[name] = {"dtype": NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+        table[name] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
     text = json.dumps(table, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text

@@ -15,10 +15,10 @@ Weights = Mapping[str, Tensor]
 KeepByName = Mapping[str, Mapping[int, Tensor]]
 
 
-Stamp = tuple[int, int]  # the size of a file in bytes, and when it was changed, in nanoseconds
+FileStamp = tuple[int, int]  # the size of a file in bytes, and when it was changed, in nanoseconds
 
 
-def stamp(path: Path) -> Stamp:
+def file_stamp(path: Path) -> FileStamp:
     """By what a changed file can be told."""
     found = path.stat()
     return found.st_size, found.st_mtime_ns
@@ -35,12 +35,12 @@ class Stored(Mapping[str, Tensor]):
 
     places: Mapping[str, tuple[Path, str]]
     dtype: torch.dtype | None = None
-    stamps: Mapping[Path, Stamp] = field(default_factory=dict)
+    stamps: Mapping[Path, FileStamp] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Tensor:
         path, key = self.places[name]
         try:
-            same = path not in self.stamps or stamp(path) == self.stamps[path]
+            same = path not in self.stamps or file_stamp(path) == self.stamps[path]
             tensor = _mapped(path, key) if same else None
         except (SafetensorError, OSError, RuntimeError) as fault:
             raise LoadError(
@@ -90,7 +90,7 @@ class Layered(Mapping[str, Tensor]):
         return sum(1 for _ in self)
 
 
-def beside(indices: Tensor, dim: int, rank: int) -> Tensor:
+def broadcast_indices(indices: Tensor, dim: int, rank: int) -> Tensor:
     """The kept indices of dimension `dim`, with as many dimensions as the tensor."""
     return indices.view([-1 if i == dim else 1 for i in range(rank)]) if indices.dim() == 1 else indices
 
@@ -104,12 +104,12 @@ def narrow(tensor: Tensor, dim: int, indices: Tensor) -> Tensor:
 def widen(tensor: Tensor, dim: int, indices: Tensor, size: int) -> Tensor:
     """The opposite: the tensor with zeros at the indices that were not kept."""
     shape = [size if i == dim else n for i, n in enumerate(tensor.shape)]
-    places = beside(indices, dim, tensor.dim()).to(tensor.device).expand(tensor.shape)
+    places = broadcast_indices(indices, dim, tensor.dim()).to(tensor.device).expand(tensor.shape)
     return tensor.new_zeros(shape).scatter(dim, places, tensor)
 
 
 @dataclass(frozen=True)
-class Over(Mapping[str, Tensor]):
+class DerivedWeights(Mapping[str, Tensor]):
     """The weights of `base` under the same names, changed one at a time as they are read."""
 
     base: Weights
@@ -125,7 +125,7 @@ class Over(Mapping[str, Tensor]):
 
 
 @dataclass(frozen=True)
-class Present(Over):
+class MaterializedWeights(DerivedWeights):
     """Weights of which some may be on the meta device, where they have shapes and no numbers."""
 
     def __getitem__(self, name: str) -> Tensor:
@@ -139,7 +139,7 @@ class Present(Over):
 
 
 @dataclass(frozen=True)
-class _Cut(Over):
+class _Cut(DerivedWeights):
     """The weights of `base` without what `keep` leaves out, one way or the other."""
 
     keep: KeepByName
@@ -167,7 +167,7 @@ class Masked(_Cut):
     def __getitem__(self, name: str) -> Tensor:
         tensor = self.base[name]
         for dim, indices in self._kept(name):
-            every = beside(indices, dim, tensor.dim()).to(tensor.device)
+            every = broadcast_indices(indices, dim, tensor.dim()).to(tensor.device)
             mask = tensor.new_zeros([tensor.shape[i] if i == dim else n for i, n in enumerate(every.shape)])
             tensor = tensor * mask.scatter(dim, every, 1)
         return tensor
@@ -194,7 +194,7 @@ class Renamed(Mapping[str, Tensor]):
 
 
 @dataclass(frozen=True)
-class Scaled(Over):
+class Scaled(DerivedWeights):
     """The weights of `base`, some of them multiplied by a number, or by a tensor that broadcasts to their shape."""
 
     factors: Mapping[str, float] | Mapping[str, Tensor]

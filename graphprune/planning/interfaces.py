@@ -53,7 +53,7 @@ class Evidence:
 
     def gradient(self, name: str) -> Tensor:
         """The mean gradient of a parameter, in its shape."""
-        return self.known_gradients.first[name] / self.known_gradients.batches
+        return self.known_gradients.sums[name] / self.known_gradients.batches
 
     def curvature(self, name: str) -> Tensor:
         """The mean of the squared gradients of a parameter, in its shape."""
@@ -65,12 +65,12 @@ class Evidence:
         Raises:
             CalibrationError: if nothing was gathered there.
         """
-        if consumer.node not in self.known_gradients.outputs:
+        if consumer.node not in self.known_gradients.output_grams:
             raise CalibrationError(
                 f"there are no gradients at the outputs of {consumer.node}; gather them with of=outputs, or those of "
                 "all maps with of=maps before the cut"
             )
-        return self.known_gradients.outputs[consumer.node]
+        return self.known_gradients.output_grams[consumer.node]
 
     def matrix(self, consumer: Consumer) -> Tensor:
         """The weight of a linear map in double precision, shape (outputs, columns * taps)."""

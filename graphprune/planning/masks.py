@@ -8,12 +8,12 @@ from torch import Tensor
 
 from graphprune.axes.groups import Dependencies, Group, Place
 from graphprune.axes.index_sets import locate
-from graphprune.ir.weights import Over
+from graphprune.ir.weights import DerivedWeights
 from graphprune.planning.index_scores import chooser
 
 
 @dataclass(frozen=True)
-class Gated(Over):
+class Gated(DerivedWeights):
     """The weights of `base`, multiplied at the indices of groups by the numbers of `masks`.
 
     A mask has the shape (rows, group.size), a row for each index of the group that this one is linked to.

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from graphprune.axes.algebra import Axis, Prime, primes, resolve
 from graphprune.axes.groups import Dependencies, Group, kind_of, layer_of
-from graphprune.axes.index_sets import Keep, Kept, kept
+from graphprune.axes.index_sets import Retained, RetainedByPrime, retained_indices
 from graphprune.display import html
 from graphprune.errors import LoadError, PlanError, because
 from graphprune.ir.program import Dropped, Program
-from graphprune.support.atomic_output import put
+from graphprune.support.atomic_output import write_durably
 
 FORMAT = 1
 FILE = "plan.json"  # its name in the folder of a run
@@ -89,7 +89,7 @@ class Plan:
              "groups": dict(self.groups), "keep": keep, "blocks": self.blocks,
              "ranks": dict(self.ranks)}
         )  # fmt: skip
-        put(Path(path), text)
+        write_durably(Path(path), text)
 
     @classmethod
     def load(cls, path: str | Path) -> "Plan":
@@ -129,7 +129,7 @@ def make(program: Program, dependencies: Dependencies, groups: Mapping[str, Rows
     return Plan(program.fingerprint(), dict(groups), by_parameter(dependencies, keep), made_by, blocks)
 
 
-def bind(program: Program, dependencies: Dependencies, plan: Plan) -> Keep:
+def bind(program: Program, dependencies: Dependencies, plan: Plan) -> RetainedByPrime:
     """What the plan keeps of every axis of this program.
 
     Raises:
@@ -151,7 +151,7 @@ def bind(program: Program, dependencies: Dependencies, plan: Plan) -> Keep:
     return keep
 
 
-def primes_to_keep(dependencies: Dependencies, groups: Mapping[str, Rows]) -> dict[Prime, Kept]:
+def primes_to_keep(dependencies: Dependencies, groups: Mapping[str, Rows]) -> dict[Prime, Retained]:
     """The kept indices of every prime.
 
     Raises:
@@ -164,7 +164,7 @@ def primes_to_keep(dependencies: Dependencies, groups: Mapping[str, Rows]) -> di
         group = dependencies.by_name[name]
         _check(group, rows, dependencies)
         owner = dependencies.by_name[group.linked].prime if group.linked and len(rows) > 1 else None
-        found[group.prime] = Kept(rows, owner)
+        found[group.prime] = Retained(rows, owner)
     return found
 
 
@@ -186,7 +186,7 @@ def _check(group: Group, rows: Rows, dependencies: Dependencies) -> None:
             )
 
 
-def by_parameter(dependencies: Dependencies, keep: Keep) -> dict[str, dict[int, Tensor]]:
+def by_parameter(dependencies: Dependencies, keep: RetainedByPrime) -> dict[str, dict[int, Tensor]]:
     """The kept indices of every dimension that changes."""
     found: dict[str, dict[int, Tensor]] = {}
     for name, dim in sorted({(place.parameter, place.dim) for p in keep for place in dependencies.by_prime[p].places}):
@@ -194,7 +194,7 @@ def by_parameter(dependencies: Dependencies, keep: Keep) -> dict[str, dict[int, 
     return found
 
 
-def kept_beside(dims: Sequence[Axis], dim: int, keep: Keep) -> Tensor:
+def kept_beside(dims: Sequence[Axis], dim: int, keep: RetainedByPrime) -> Tensor:
     """The indices that stay of dimension `dim` of a tensor, a LongTensor.
 
     It has one dimension, or, where another dimension of the tensor chooses them, as many as the tensor: those that
@@ -202,9 +202,9 @@ def kept_beside(dims: Sequence[Axis], dim: int, keep: Keep) -> Tensor:
     """
     owners = _owners(dims, dim, keep)
     if not owners:
-        return torch.tensor(kept(dims[dim], keep), dtype=torch.long)
+        return torch.tensor(retained_indices(dims[dim], keep), dtype=torch.long)
     choices = product(*(range(p.size) for p in owners))
-    rows = [kept(dims[dim], keep, dict(zip(owners, at, strict=True))) for at in choices]
+    rows = [retained_indices(dims[dim], keep, dict(zip(owners, at, strict=True))) for at in choices]
     shape = [len(rows[0]) if i == dim else 1 for i in range(len(dims))]
     for p, i in owners.items():
         shape[i] = p.size
@@ -213,7 +213,7 @@ def kept_beside(dims: Sequence[Axis], dim: int, keep: Keep) -> Tensor:
     return stacked.movedim(-1, dim)
 
 
-def _owners(dims: Sequence[Axis], dim: int, keep: Keep) -> dict[Prime, int]:
+def _owners(dims: Sequence[Axis], dim: int, keep: RetainedByPrime) -> dict[Prime, int]:
     """The axes that choose rows for primes of a dimension, and are a dimension of their own, in order."""
     inside = set(primes(dims[dim]))
     wanted = {keep[p].owner for p in inside if p in keep} - inside

@@ -22,7 +22,7 @@ def factorable(
     found, left = [], {}
     consumers, shapes = dependencies.consumers, program.shapes()
     nodes = {node.name: node for node in program.graph.nodes}
-    leads, readers = _leading(program, {c.node for c in consumers}), new_biases.readers(program)
+    leads, readers = _leading(program, {c.node for c in consumers}), new_biases.count_readers(program)
     for consumer in consumers:
         node, name = nodes[consumer.node], consumer.weight
         if any(fnmatch(name, glob) for glob in protect):

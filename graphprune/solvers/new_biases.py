@@ -11,7 +11,7 @@ from graphprune.ir.program import Program, copy_graph
 from graphprune.ir.weights import Layered
 
 
-def name_of(consumer: Consumer) -> str:
+def bias_name(consumer: Consumer) -> str:
     """The name of its bias, or that which a new one gets: ``layer.weight`` has ``layer.bias``."""
     path, dot, leaf = consumer.weight.rpartition(".")
     new = "bias" if leaf == "weight" else f"{leaf}_bias"
@@ -23,18 +23,18 @@ def obstacle(program: Program, consumer: Consumer) -> str | None:
     if consumer.bias_at is None:
         return "its operator takes no bias that is a parameter"
     if consumer.bias is not None:
-        return "its bias is shared" if readers(program)[consumer.bias] > 1 else None
-    taken = name_of(consumer) in program.names(program.tensors())
-    return f"there is another parameter called {name_of(consumer)}" if taken else None
+        return "its bias is shared" if count_readers(program)[consumer.bias] > 1 else None
+    taken = bias_name(consumer) in program.names(program.tensors())
+    return f"there is another parameter called {bias_name(consumer)}" if taken else None
 
 
-def add(program: Program, consumers: Iterable[Consumer]) -> tuple[Program, Mapping[str, Tensor]]:
+def add_biases(program: Program, consumers: Iterable[Consumer]) -> tuple[Program, Mapping[str, Tensor]]:
     """The program with new biases, all zero, where these linear maps have none; and those biases by name."""
     graph = copy_graph(program.graph)
     nodes = {node.name: node for node in graph.nodes}
     new: dict[str, Tensor] = {}
     for consumer in (c for c in consumers if c.bias is None and c.bias_at is not None):
-        node, name = nodes[consumer.node], name_of(consumer)
+        node, name = nodes[consumer.node], bias_name(consumer)
         weight = program.weights[consumer.weight]
         new[name] = weight.new_zeros(consumer.matrix(weight).shape[0])
         with graph.inserting_before(node):
@@ -53,7 +53,7 @@ def add(program: Program, consumers: Iterable[Consumer]) -> tuple[Program, Mappi
     return program.with_facts(graph=graph, weights=weights, parameters=program.parameters | frozenset(new)), new
 
 
-def readers(program: Program) -> Counter[str]:
+def count_readers(program: Program) -> Counter[str]:
     """How many nodes read each parameter."""
     reads = (n for node in program.graph.nodes for n in node.all_input_nodes if n.op == "get_attr")
     return Counter(program.name(str(n.target)) for n in reads)

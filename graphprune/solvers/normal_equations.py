@@ -16,17 +16,19 @@ from graphprune.planning.interfaces import Refitted
 from graphprune.statistics.moments import Moments
 from graphprune.support.workspace import zeros
 
-GRID = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0)  # dampings, of the mean of the diagonal
-DEFAULT = 1e-2
-LONG = 1 << 35  # multiplications, for which single precision is taken where it suffices: double takes twice as long
-JUDGED = 32  # random sums of the outputs of a map, by which dampings are compared
+DAMPINGS = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0)  # dampings, of the mean of the diagonal
+DEFAULT_DAMPING = 1e-2
+SINGLE_PRECISION_FROM = (
+    1 << 35
+)  # multiplications, for which single precision is taken where it suffices: double takes twice as long
+SKETCH_ROWS = 32  # random sums of the outputs of a map, by which dampings are compared
 #: Shares of the mean of the diagonal by which second moments of inputs and of gradients are shrunk towards multiples of
 #: the identity where the growth of the loss says what goes: so what matters in other texts is spared, too.
-SPARING = 0.1, 1.0
+CAUTIOUS_DAMPINGS = 0.1, 1.0
 
 
 @dataclass(frozen=True)
-class Equations:
+class NormalEquations:
     """The normal equations of a correction C to the kept columns, shape (m, kept).
 
     R = W X + D - W_K X_K is what is missing: `inner` is X_K X_K^T, `cross` R X_K^T, and `removed` ||R||^2, the error
@@ -35,88 +37,98 @@ class Equations:
     """
 
     weight: Tensor
-    kept: Tensor
-    inner: Tensor
+    retained: Tensor
+    gram: Tensor
     cross: Tensor
-    removed: float
-    gone: float
-    missing: Tensor
-    inputs: Tensor
+    initial_error: float
+    energy_loss: float
+    residual_sum: Tensor
+    input_sum: Tensor
     tokens: int
-    unit: float
+    mean_diagonal: float
 
     @classmethod
-    def of(cls, weight: Tensor, kept: Tensor, moments: Moments) -> "Equations":
+    def of(cls, weight: Tensor, kept: Tensor, moments: Moments) -> "NormalEquations":
         """The equations for a matrix of shape (m, n), in double precision, and the moments of its n inputs."""
-        second, drift = moments.second, moments.drift
+        second, drift = moments.gram, moments.drift
         lost = torch.ones(second.shape[0], dtype=torch.bool, device=second.device)
         lost[kept] = False
         rest = weight[:, lost]
         rows = rest @ second[lost]
-        removed, cross, missing = (rows[:, lost] * rest).sum(), rows[:, kept], rest @ moments.first[lost]
+        removed, cross, missing = (rows[:, lost] * rest).sum(), rows[:, kept], rest @ moments.sums[lost]
         del rows
         gone = removed + 2 * (cross * weight[:, kept]).sum()
         if drift is not None:
-            removed = removed + 2 * (drift.cross[:, lost] * rest).sum() + drift.second.sum()
-            cross, missing = cross + drift.cross[:, kept], missing + drift.first
+            removed = removed + 2 * (drift.cross[:, lost] * rest).sum() + drift.squares.sum()
+            cross, missing = cross + drift.cross[:, kept], missing + drift.sums
         unit = float(second.diagonal().mean())
         inner = zeros(len(kept), len(kept), device=second.device)
         torch.index_select(second.index_select(0, kept), 1, kept, out=inner)
         return cls(
-            weight, kept, inner, cross, float(removed), float(gone), missing, moments.first[kept], moments.tokens, unit
+            weight, kept, inner, cross, float(removed), float(gone), missing, moments.sums[kept], moments.tokens, unit
         )
 
-    def some(self, count: int) -> "Equations":
+    def sketched(self, count: int) -> "NormalEquations":
         """Those of so many sums of all outputs with random signs: on average their squares add up to those of all
         outputs (Hutchinson, 1990, doi:10.1080/03610919008812866). The same signs for all equations of a map."""
         if count >= len(self.cross):
             return self
         coins = torch.randint(2, (count, len(self.cross)), generator=torch.Generator().manual_seed(0))
         signs = (2 * coins - 1).to(self.cross) / count**0.5
-        return replace(self, weight=signs @ self.weight, cross=signs @ self.cross, missing=signs @ self.missing)
+        return replace(
+            self, weight=signs @ self.weight, cross=signs @ self.cross, residual_sum=signs @ self.residual_sum
+        )
 
     @cached_property
-    def whole(self) -> float:
+    def output_energy(self) -> float:
         """``||W X||^2``, of which errors are shares."""
-        return max(self.gone + _quadratic(self.left, self.inner), torch.finfo(self.inner.dtype).tiny)
+        return max(self.energy_loss + _quadratic(self.retained_weight, self.gram), torch.finfo(self.gram.dtype).tiny)
 
     @property
-    def left(self) -> Tensor:
+    def retained_weight(self) -> Tensor:
         """W_K, shape (m, kept)."""
-        return self.weight[:, self.kept]
+        return self.weight[:, self.retained]
 
-    def __add__(self, other: "Equations") -> "Equations":
+    def __add__(self, other: "NormalEquations") -> "NormalEquations":
         """Those of both sets of tokens, for the same map."""
-        return Equations(
-            self.weight, self.kept, _sum(self.inner, other.inner), self.cross + other.cross,
-            self.removed + other.removed, self.gone + other.gone, self.missing + other.missing,
-            self.inputs + other.inputs, self.tokens + other.tokens, self.unit + other.unit,
+        return NormalEquations(
+            self.weight, self.retained, _sum(self.gram, other.gram), self.cross + other.cross,
+            self.initial_error + other.initial_error, self.energy_loss + other.energy_loss,
+            self.residual_sum + other.residual_sum, self.input_sum + other.input_sum, self.tokens + other.tokens,
+            self.mean_diagonal + other.mean_diagonal,
         )  # fmt: skip
 
     @cached_property
-    def centred(self) -> "Equations":
+    def centered(self) -> "NormalEquations":
         """The same after the best bias has been taken out of everything."""
         count = max(self.tokens, 1)
-        inner = self.inner - self.inputs.outer(self.inputs) / count
-        cross = self.cross - self.missing.outer(self.inputs) / count
-        removed = self.removed - float(self.missing.square().sum()) / count
-        nothing = torch.zeros_like(self.missing), torch.zeros_like(self.inputs)
-        return replace(self, inner=inner, cross=cross, removed=max(removed, 0.0), missing=nothing[0], inputs=nothing[1])
+        inner = self.gram - self.input_sum.outer(self.input_sum) / count
+        cross = self.cross - self.residual_sum.outer(self.input_sum) / count
+        removed = self.initial_error - float(self.residual_sum.square().sum()) / count
+        nothing = torch.zeros_like(self.residual_sum), torch.zeros_like(self.input_sum)
+        return replace(
+            self,
+            gram=inner,
+            cross=cross,
+            initial_error=max(removed, 0.0),
+            residual_sum=nothing[0],
+            input_sum=nothing[1],
+        )
 
     def correction(self, damping: float) -> Tensor:
         """``R X_K^T (X_K X_K^T + damping unit I)^-1``"""
-        return ridge(self.inner, self.cross.T, damping * self.unit).T
+        return ridge_solve(self.gram, self.cross.T, damping * self.mean_diagonal).T
 
     def bias(self, correction: Tensor) -> Tensor:
         """The mean of what is missing after a correction, shape (m,)."""
-        return (self.missing - correction @ self.inputs) / max(self.tokens, 1)
+        return (self.residual_sum - correction @ self.input_sum) / max(self.tokens, 1)
 
     def error(self, correction: Tensor, bias: Tensor | None = None) -> float:
         """``||R - C X_K - b||^2``"""
-        found = self.removed + _quadratic(correction, self.inner) - 2 * float((correction * self.cross).sum())
+        found = self.initial_error + _quadratic(correction, self.gram) - 2 * float((correction * self.cross).sum())
         if bias is None:
             return found
-        left = self.missing - correction @ self.inputs
+        left = self.residual_sum - correction @ self.input_sum
         return found + float((bias * (self.tokens * bias - 2 * left)).sum())
 
 
@@ -127,11 +139,11 @@ def _sum(a: Tensor, b: Tensor) -> Tensor:
 
 def _quadratic(rows: Tensor, matrix: Tensor) -> float:
     """The trace of ``rows matrix rows^T``, a sum of squares: rounding in single precision hardly moves it."""
-    wide = rows.float() if len(rows) * matrix.numel() > LONG else rows
+    wide = rows.float() if len(rows) * matrix.numel() > SINGLE_PRECISION_FROM else rows
     return float((wide @ matrix.to(wide)).mul_(wide).sum(dtype=torch.float64))
 
 
-def damped(matrix: Tensor, share: float) -> Tensor:
+def add_damping(matrix: Tensor, share: float) -> Tensor:
     """A matrix of second moments with that share of the mean of its diagonal, or a trifle, added to the diagonal."""
     amount = max(share * float(matrix.diagonal().mean()), torch.finfo(matrix.dtype).tiny ** 0.5)
     found = matrix.clone()
@@ -139,15 +151,15 @@ def damped(matrix: Tensor, share: float) -> Tensor:
     return found
 
 
-def ridge(matrix: Tensor, right: Tensor, amount: float) -> Tensor:
+def ridge_solve(matrix: Tensor, right: Tensor, amount: float) -> Tensor:
     """``(matrix + amount I)^-1 right``, for a matrix without negative eigenvalues."""
-    factor = root(matrix, amount)
+    factor = damped_cholesky(matrix, amount)
     half = torch.linalg.solve_triangular(factor, right, upper=False)  # unlike cholesky_solve they copy no factor
     found: Tensor = torch.linalg.solve_triangular(factor.mT, half, upper=True)
     return found
 
 
-def root(matrix: Tensor, amount: float) -> Tensor:
+def damped_cholesky(matrix: Tensor, amount: float) -> Tensor:
     """The lower triangular square root of ``matrix + amount I``, for a matrix without negative eigenvalues."""
     # A floor keeps the factorisation possible where no token ever reached a feature, more of it where rounding
     # of products in single precision made eigenvalues negative.
@@ -170,27 +182,27 @@ def _root(matrix: Tensor, amount: float) -> tuple[Tensor, bool]:
 
 
 #: From the equations and a damping to a correction, and a bias if there is one.
-Fit = Callable[[Equations, float], tuple[Tensor, Tensor | None]]
+Fit = Callable[[NormalEquations, float], tuple[Tensor, Tensor | None]]
 
 
-def prepared(
+def choose_damping(
     w: Tensor, kept: Tensor, seen: Moments, held_out: Moments | None, damping: float | None,
-    error: Callable[[Equations, Equations, float], float], outputs: int | None = None,
-) -> tuple[Equations, Equations, float]:  # fmt: skip
+    error: Callable[[NormalEquations, NormalEquations, float], float], outputs: int | None = None,
+) -> tuple[NormalEquations, NormalEquations, float]:  # fmt: skip
     """The equations of all tokens, those that judge, and the damping: the one given, or that with the lowest `error`
     of a fit to the first equations by the second, those of held-out tokens; with none held out it is `DEFAULT`. With
     `outputs`, only so many sums of outputs are compared, since each damping takes a solution for all that are."""
-    everything = Equations.of(w, kept, seen)
+    everything = NormalEquations.of(w, kept, seen)
     if held_out is None:
-        return everything, everything, DEFAULT if damping is None else damping
-    judge = Equations.of(w, kept, held_out)
+        return everything, everything, DEFAULT_DAMPING if damping is None else damping
+    judge = NormalEquations.of(w, kept, held_out)
     if damping is None:
-        some = [system.some(outputs or len(system.cross)) for system in (everything, judge)]
-        damping = min(GRID, key=lambda d: error(some[0], some[1], d))
+        some = [system.sketched(outputs or len(system.cross)) for system in (everything, judge)]
+        damping = min(DAMPINGS, key=lambda d: error(some[0], some[1], d))
     return everything + judge, judge, damping
 
 
-def refit(
+def reconstruct(
     weight: Tensor, kept: Tensor, seen: Moments, held_out: Moments | None, damping: float | None, fit: Fit
 ) -> Refitted:
     """Fit with the damping that is best on held-out tokens, to all tokens; errors are those on held-out ones.
@@ -199,11 +211,11 @@ def refit(
     """
     w = weight.double()
 
-    def error(tried: Equations, judge: Equations, d: float) -> float:
+    def error(tried: NormalEquations, judge: NormalEquations, d: float) -> float:
         return judge.error(*fit(tried, d))
 
-    everything, judge, chosen = prepared(w, kept, seen, held_out, damping, error, JUDGED)
+    everything, judge, chosen = choose_damping(w, kept, seen, held_out, damping, error, SKETCH_ROWS)
     correction, bias = fit(everything, chosen)
-    errors = judge.removed / judge.whole, judge.error(correction, bias) / judge.whole
+    errors = judge.initial_error / judge.output_energy, judge.error(correction, bias) / judge.output_energy
     new = (w[:, kept] + correction).to(weight.dtype)
     return Refitted(new, chosen, *errors, bias if bias is None else bias.to(weight.dtype))

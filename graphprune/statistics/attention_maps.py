@@ -36,7 +36,7 @@ class AttentionHeads:
     divergence: Tensor
 
 
-def heads(program: Program) -> Mapping[str, AttentionHeads]:
+def attention_heads(program: Program) -> Mapping[str, AttentionHeads]:
     """Those of every attention, by its node, on the first batches of the program's calibration; measured once."""
     calibration = program.fact(Calibration)
     known = _known.get(program.graph)
@@ -56,7 +56,7 @@ def _measured(program: Program, calibration: Calibration) -> dict[str, Attention
         for leaves in batches:
             _, seen = run(whole, program, program.weights, known := made.of(leaves), None, watched)
             for node, dims in found.items():
-                distances = divergence(_flat(maps(node, {**known, **seen}), dims))
+                distances = jensen_shannon_divergence(_flat(attention_probabilities(node, {**known, **seen}), dims))
                 totals[node] = totals.get(node, torch.zeros(())) + distances / len(batches)
             step()
     axes = {node: product([resolve(_lead(program, node)[i]) for i in dims]) for node, dims in found.items()}
@@ -91,7 +91,7 @@ def _head_dims(program: Program, node: fx.Node) -> list[int]:
     return [i for i, axis in enumerate(_lead(program, node)) if made & set(primes(axis))]
 
 
-def maps(node: fx.Node, seen: Mapping[str, Any]) -> Tensor:
+def attention_probabilities(node: fx.Node, seen: Mapping[str, Any]) -> Tensor:
     """The attention maps of a node, shape (..., queries, keys), from the values around it."""
     if node.target is not FUSED:
         found: Tensor = seen[node.name]
@@ -118,7 +118,7 @@ def _flat(found: Tensor, dims: list[int]) -> Tensor:
     return found.flatten(0, len(dims) - 1).flatten(1, -2).transpose(0, 1).double()
 
 
-def divergence(distributions: Tensor) -> Tensor:
+def jensen_shannon_divergence(distributions: Tensor) -> Tensor:
     """The mean Jensen-Shannon divergence of each two, in nats, shape (heads, heads), of (samples, heads, keys)."""
 
     def entropy(p: Tensor) -> Tensor:

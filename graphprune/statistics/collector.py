@@ -39,12 +39,12 @@ class Calibration:
         return i % HELD_OUT == HELD_OUT - 1 if count >= HELD_OUT else i == count - 1 > 0
 
 
-def products(bfloat16: bool, device: str = "cpu") -> torch.autocast:
+def matmul_autocast(bfloat16: bool, device: str = "cpu") -> torch.autocast:
     """A context in which matrices are multiplied in bfloat16, or as ever; all sums over tokens stay what they are."""
     return torch.autocast(torch.device(device).type, torch.bfloat16, enabled=bfloat16)
 
 
-def single(value: Tensor) -> Tensor:
+def at_least_single(value: Tensor) -> Tensor:
     """The value in single precision, or double if it has that: sums of products of fewer digits would lose too much."""
     return value.to(torch.promote_types(value.dtype, torch.float32))
 
@@ -75,19 +75,19 @@ def token_inputs(program: Program, ids: Tensor) -> dict[str, Any]:
     return {name: makers[name] for name in names}
 
 
-def leaf(program: Program, leaves: Sequence[Any], name: str) -> Any:
+def input_leaf(program: Program, leaves: Sequence[Any], name: str) -> Any:
     """The one of a batch of input leaves that is the keyword input of that name; None if the program has none."""
     wanted = program.inputs[1].get(name)
     pairs = zip(program.flat(*program.inputs), leaves, strict=True)
     return next((mine for theirs, mine in pairs if theirs is wanted), None) if wanted is not None else None
 
 
-def attended(program: Program, leaves: Sequence[Any]) -> Tensor | None:
+def token_mask(program: Program, leaves: Sequence[Any]) -> Tensor | None:
     """Which tokens of a batch of input leaves are no padding, shape (batch, length).
 
     None if all are, or the program takes no `attention_mask` that says so.
     """
-    mask = leaf(program, leaves, "attention_mask")
+    mask = input_leaf(program, leaves, "attention_mask")
     if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.is_floating_point() or bool((mask != 0).all()):
         return None
     return mask != 0
@@ -107,28 +107,28 @@ class Collector:
     moments: dict[str, Moments] = field(default_factory=dict)
     mix: float = 0.0
     weights: Mapping[str, Tensor] = field(default_factory=dict)
-    beside: Mapping[str, str] = field(default_factory=dict)
+    residual: Mapping[str, str] = field(default_factory=dict)
     drifts: dict[str, Drift] = field(default_factory=dict)
 
     @property
     def watched(self) -> set[str]:
         """The nodes whose values it wants to see."""
-        return {consumer.x for consumer in self.consumers} | set(self.beside.values())
+        return {consumer.x for consumer in self.consumers} | set(self.residual.values())
 
     @property
-    def found(self) -> dict[str, Moments]:
+    def moments_with_drift(self) -> dict[str, Moments]:
         """The moments of every consumer, with its own drift."""
         return {node: replace(moments, drift=self.drifts.get(node)) for node, moments in self.moments.items()}
 
-    def gather(self) -> None:
+    def all_reduce(self) -> None:
         """Add up what all processes have seen; each of them has what the others have, then."""
-        if distributed.count() == 1:
+        if distributed.world_size() == 1:
             return
         for group in self._alike().values():
-            moments = Moments.gathered(self.moments.get(group[0].node))
+            moments = Moments.all_reduced(self.moments.get(group[0].node))
             self.moments |= {} if moments is None else dict.fromkeys((c.node for c in group), moments)
         for consumer in self.consumers:
-            drift = Drift.gathered(self.drifts.get(consumer.node))
+            drift = Drift.all_reduced(self.drifts.get(consumer.node))
             self.drifts |= {} if drift is None else {consumer.node: drift}
 
     def _alike(self) -> dict[tuple[str, str], list[Consumer]]:
@@ -138,7 +138,7 @@ class Collector:
             found.setdefault((consumer.x, consumer.node if consumer.taps > 1 else ""), []).append(consumer)
         return found
 
-    def within(self, nodes: Collection[str]) -> "Collector":
+    def restricted_to(self, nodes: Collection[str]) -> "Collector":
         """The same, for the consumers among `nodes` only."""
         here = [consumer for consumer in self.consumers if consumer.node in nodes]
         return replace(self, consumers=here)
@@ -165,7 +165,7 @@ class Collector:
             if same not in self.moments:
                 self.moments[same] = Moments.empty(features.shape[1], self.diagonal, features.device)
             self.moments[same].add(features)
-            if not torch.isfinite(self.moments[same].first).all():  # as soon as one feature is not
+            if not torch.isfinite(self.moments[same].sums).all():  # as soon as one feature is not
                 raise CalibrationError(
                     f"the activations at {consumer.x} hold NaN or infinity; check the model and the calibration data"
                 )
@@ -175,7 +175,7 @@ class Collector:
         real: Tensor | None,
     ) -> None:  # fmt: skip
         """Add up by how much the outputs that a refit aims at differ from those of the inputs seen."""
-        beside = self.beside.get(consumer.node)
+        beside = self.residual.get(consumer.node)
         moved = self.mix * (_features(consumer, others[consumer.x], real) - x)
         shift = moved @ consumer.matrix(self.weights[consumer.weight].to(x.device)).T
         if beside is not None and consumer.outputs is not None:
@@ -186,7 +186,7 @@ class Collector:
 
 def _features(consumer: Consumer, value: Tensor, real: Tensor | None) -> Tensor:
     """The features of a value, shape (tokens, columns), without those of padding where its rows are tokens."""
-    return _real(single(consumer.features(value)), value, real)
+    return _real(at_least_single(consumer.features(value)), value, real)
 
 
 def _real(rows: Tensor, value: Tensor, real: Tensor | None) -> Tensor:

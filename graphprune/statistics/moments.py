@@ -22,11 +22,11 @@ class Drift:
     """
 
     cross: Tensor
-    second: Tensor
-    first: Tensor
+    squares: Tensor
+    sums: Tensor
 
     def __add__(self, other: "Drift") -> "Drift":
-        return Drift(self.cross + other.cross, self.second + other.second, self.first + other.first)
+        return Drift(self.cross + other.cross, self.squares + other.squares, self.sums + other.sums)
 
     @classmethod
     def of(cls, x: Tensor, shift: Tensor) -> "Drift":
@@ -34,14 +34,14 @@ class Drift:
         return cls((shift.T @ x).double(), shift.double().square().sum(0), shift.sum(0, dtype=torch.float64))
 
     @classmethod
-    def gathered(cls, own: "Drift | None") -> "Drift | None":
+    def all_reduced(cls, own: "Drift | None") -> "Drift | None":
         """The sums over the tokens of all processes; this one may have seen none."""
-        found = distributed.total(None if own is None else (own.cross, own.second, own.first), 3)
+        found = distributed.all_reduce_sum(None if own is None else (own.cross, own.squares, own.sums), 3)
         return None if found is None else cls(*found)
 
     def rows(self, kept: Tensor) -> "Drift":
         """The same for some of the outputs only."""
-        return Drift(self.cross[kept], self.second[kept], self.first[kept])
+        return Drift(self.cross[kept], self.squares[kept], self.sums[kept])
 
 
 @dataclass
@@ -53,8 +53,8 @@ class Moments:
     the outputs differ at which a refit is to aim; None where it aims at those of the same inputs.
     """
 
-    second: Tensor
-    first: Tensor
+    gram: Tensor
+    sums: Tensor
     tokens: int = 0
     drift: Drift | None = None
 
@@ -67,34 +67,34 @@ class Moments:
         return cls(zeros(features, features, device=device), first)
 
     @classmethod
-    def gathered(cls, own: "Moments | None") -> "Moments | None":
+    def all_reduced(cls, own: "Moments | None") -> "Moments | None":
         """The sums over the tokens of all processes; this one may have seen none."""
-        sums = None if own is None else (own.second, own.first, own.first.new_tensor([own.tokens]))
-        found = distributed.total(sums, 3)
+        sums = None if own is None else (own.gram, own.sums, own.sums.new_tensor([own.tokens]))
+        found = distributed.all_reduce_sum(sums, 3)
         return None if found is None else cls(found[0], found[1], int(found[2]))
 
     def add(self, x: Tensor) -> None:
         """See a batch of features, shape (tokens, n)."""
-        if self.second.dim() == 1:
-            self.second += torch.linalg.vecdot(x, x, dim=0)
+        if self.gram.dim() == 1:
+            self.gram += torch.linalg.vecdot(x, x, dim=0)
         else:
-            _add_square(self.second, x)
-        self.first += x.sum(0)
+            _add_square(self.gram, x)
+        self.sums += x.sum(0)
         self.tokens += x.shape[0]
 
     @property
     def squares(self) -> Tensor:
         """The sum of squares of every feature, shape (n,)."""
-        return self.second if self.second.dim() == 1 else self.second.diagonal()
+        return self.gram if self.gram.dim() == 1 else self.gram.diagonal()
 
     @cached_property
     def mean(self) -> Tensor:
         """The mean of every feature, shape (n,)."""
-        return self.first / self.tokens
+        return self.sums / self.tokens
 
     def __add__(self, other: "Moments") -> "Moments":
         drift = self.drift + other.drift if self.drift and other.drift else None
-        return Moments(self.second + other.second, self.first + other.first, self.tokens + other.tokens, drift)
+        return Moments(self.gram + other.gram, self.sums + other.sums, self.tokens + other.tokens, drift)
 
 
 def block_width(features: int) -> int:
@@ -112,17 +112,17 @@ def _add_square(total: Tensor, x: Tensor) -> None:
         total[end:, start:end] += block[:, width:].T
 
 
-def stored(moments: Mapping[str, Moments]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def to_tensors(moments: Mapping[str, Moments]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The sums as tensors by name, and as JSON whose they are and over how many tokens; shared ones once."""
     owner = {id(found): node for node, found in reversed(list(moments.items()))}
     tensors = dict[str, Tensor]()
     for node, found in moments.items():
         if owner[id(found)] == node:
-            tensors |= {f"{node}.second": found.second.cpu(), f"{node}.first": found.first.cpu()}
+            tensors |= {f"{node}.second": found.gram.cpu(), f"{node}.first": found.sums.cpu()}
     return tensors, {node: [owner[id(found)], found.tokens] for node, found in moments.items()}
 
 
-def restored(tensors: Mapping[str, Tensor], table: Mapping[str, Any]) -> dict[str, Moments]:
+def from_tensors(tensors: Mapping[str, Tensor], table: Mapping[str, Any]) -> dict[str, Moments]:
     """What was `stored`."""
     found = dict[str, Moments]()
     for node, (owner, tokens) in table.items():
@@ -148,8 +148,8 @@ class GradientSums:
     the gradients at its outputs, shape (m, m); they are known up to a factor that is the same for all maps.
     """
 
-    first: Mapping[str, Tensor]
+    sums: Mapping[str, Tensor]
     squares: Mapping[str, Tensor]
     masks: Mapping[str, Tensor]
     batches: int
-    outputs: Mapping[str, Tensor] = field(default_factory=dict)
+    output_grams: Mapping[str, Tensor] = field(default_factory=dict)

@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from graphprune.execution.segments import Constants, Segment, load, run, there
+from graphprune.execution.segments import Constants, Segment, load_weights, run, to_device
 from graphprune.ir.prefetch import Prefetched
 from graphprune.ir.program import Program
 from graphprune.ir.weights import Weights
-from graphprune.statistics.collector import Calibration, Collector, attended, products
+from graphprune.statistics.collector import Calibration, Collector, matmul_autocast, token_mask
 from graphprune.support import distributed
-from graphprune.support.workspace import values
+from graphprune.support.workspace import new_activations
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
-def unseen(count: int = 1) -> None:
+def no_progress(count: int = 1) -> None:
     """No progress is shown."""
 
 
@@ -32,22 +32,22 @@ class Stream:
 
     program: Program
     calibration: Calibration
-    numbers: Sequence[int]
-    real: Sequence[Tensor | None]
+    batch_indices: Sequence[int]
+    token_masks: Sequence[Tensor | None]
     entries: Sequence[Any]
     constants: Constants
 
     @classmethod
     def start(cls, program: Program, calibration: Calibration) -> "Stream":
         """All batches at the inputs of the graph."""
-        numbers = distributed.share(len(calibration.batches))
+        numbers = distributed.batches_of_process(len(calibration.batches))
         program = program.with_facts(weights=Prefetched(program.weights, calibration.device))
         made = Constants(program, device=calibration.device)
-        real = [attended(program, calibration.batches[n]) for n in numbers]
+        real = [token_mask(program, calibration.batches[n]) for n in numbers]
         return cls(program, calibration, numbers, real, [None] * len(numbers), made)
 
-    def through(
-        self, segment: Segment, weights: Weights, step: Callable[[], None] = unseen,
+    def advance(
+        self, segment: Segment, weights: Weights, step: Callable[[], None] = no_progress,
         collectors: Sequence[Collector] = (), look: Callable[[Mapping[str, Tensor]], None] | None = None,
         watch: Collection[str] = (), known: Mapping[str, Sequence[Any]] = NOTHING,
     ) -> Sequence[Any]:  # fmt: skip
@@ -57,12 +57,12 @@ class Stream:
         segment need not make.
         """
         loaded = self.load(segment, weights)
-        exits = values()
-        for i in range(len(self.numbers)):
+        exits = new_activations()
+        for i in range(len(self.batch_indices)):
             wanted = {*watch, *(collectors[i].watched if collectors else ())}
-            left, seen = self.one(i, segment, loaded, wanted, {name: found[i] for name, found in known.items()})
+            left, seen = self.run_batch(i, segment, loaded, wanted, {name: found[i] for name, found in known.items()})
             if collectors:
-                collectors[i].add(seen, real=self.real[i])
+                collectors[i].add(seen, real=self.token_masks[i])
             if look is not None:
                 look(seen)
             if segment.exit is not None:
@@ -71,43 +71,43 @@ class Stream:
         return exits
 
     @torch.no_grad()
-    def one(
+    def run_batch(
         self, batch: int, segment: Segment, loaded: Weights, watch: Collection[str],
         known: Mapping[str, Any] = NOTHING,
     ) -> tuple[Any, dict[str, Tensor]]:  # fmt: skip
         """The exit value of one batch, and the values of the nodes in `watch`."""
         device = self.calibration.device
-        entry = there(self.entries[batch], device)
-        given = self.constants.of(self.calibration.batches[self.numbers[batch]])
-        given |= {name: there(value, device) for name, value in known.items()}
-        with products(self.calibration.autocast, device):
+        entry = to_device(self.entries[batch], device)
+        given = self.constants.of(self.calibration.batches[self.batch_indices[batch]])
+        given |= {name: to_device(value, device) for name, value in known.items()}
+        with matmul_autocast(self.calibration.autocast, device):
             return run(segment, self.program, loaded, given, entry, watch)
 
     def load(self, segment: Segment, weights: Weights) -> dict[str, Tensor]:
         """The weights of one segment, read once for all batches."""
-        return load(segment, self.program, weights, self.calibration.device)
+        return load_weights(segment, self.program, weights, self.calibration.device)
 
-    def expect(self, segment: Segment) -> None:
+    def prefetch(self, segment: Segment) -> None:
         """Begin to read the program's own weights of a segment that comes later."""
         if isinstance(self.program.weights, Prefetched):
-            self.program.weights.expect(segment.weights(self.program) & self.program.weights.keys())
+            self.program.weights.prefetch(segment.weights(self.program) & self.program.weights.keys())
 
 
-def compare(
+def advance_both(
     dense: Stream, other: Stream, segment: Segment, weights: Weights, collectors: Sequence[Collector],
-    step: Callable[..., None] = unseen,
+    step: Callable[..., None] = no_progress,
 ) -> tuple[Sequence[Any], Sequence[Any]]:  # fmt: skip
     """The exit values of a segment on another stream, with `weights`, and on the dense one; each batch's collector sees
     what the former makes, and aims at the latter."""
     loaded, changed = dense.load(segment, dense.program.weights), other.load(segment, weights)
-    exits, dense_exits = values(), values()
+    exits, dense_exits = new_activations(), new_activations()
     for i, collector in enumerate(collectors):
-        left, aims = dense.one(i, segment, loaded, collector.watched)
+        left, aims = dense.run_batch(i, segment, loaded, collector.watched)
         if segment.exit is not None:
             dense_exits.append(left)
-        left, seen = other.one(i, segment, changed, collector.watched)
+        left, seen = other.run_batch(i, segment, changed, collector.watched)
         if segment.exit is not None:
             exits.append(left)
-        collector.add(seen, aims, dense.real[i])
+        collector.add(seen, aims, dense.token_masks[i])
         step(2)
     return exits, dense_exits

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from graphprune.errors import CalibrationError, LoadError, because
 
-BETWEEN = "\n\n"  # documents
+SEPARATOR = "\n\n"  # documents
 PYDOC = ("pydoc", "pydoc:first", "pydoc:second")
-WHAT = "a .txt or .jsonl file, either may be .gz, documents of .jsonl as in FILE[0:1500]; or " + ", ".join(PYDOC)
+FORMATS = "a .txt or .jsonl file, either may be .gz, documents of .jsonl as in FILE[0:1500]; or " + ", ".join(PYDOC)
 
 _RANGE = re.compile(r"(?P<path>.+)\[(?P<start>\d*):(?P<end>\d*)\]")
 
@@ -93,21 +93,21 @@ def _pydoc(name: str) -> str:
         before += len(documents[first])
         first += 1
     halves = {"pydoc": documents, "pydoc:first": documents[:first], "pydoc:second": documents[first:]}
-    return BETWEEN.join(halves[name])
+    return SEPARATOR.join(halves[name])
 
 
 def _read(path: Path, part: tuple[int, int | None] | None) -> str:
     if not path.is_file():
         near = "is a folder" if path.is_dir() else "does not exist"
-        raise LoadError(f"the text {path} {near}; expected {WHAT}")
+        raise LoadError(f"the text {path} {near}; expected {FORMATS}")
     lines = path.name.removesuffix(".gz").endswith(".jsonl")
     if part is not None and not lines:
         raise LoadError(f"{path} is one text, so it has no documents {part[0]} to {part[1]}; only a .jsonl file has")
     try:
         content = _unpacked(path).decode("utf-8")
     except (OSError, EOFError, UnicodeDecodeError) as fault:
-        raise LoadError(f"cannot read the text {path}{because(fault)}; expected {WHAT}, in UTF-8") from fault
-    return BETWEEN.join(_part(path, list(_documents(path, content)), part)) if lines else content
+        raise LoadError(f"cannot read the text {path}{because(fault)}; expected {FORMATS}, in UTF-8") from fault
+    return SEPARATOR.join(_part(path, list(_documents(path, content)), part)) if lines else content
 
 
 def _unpacked(path: Path) -> bytes:

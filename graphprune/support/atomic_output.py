@@ -50,7 +50,7 @@ def new_file(output: Path | str, force: bool = False) -> Iterator[Path]:
         sync(final.parent)
 
 
-def put(path: Path, text: str) -> None:
+def write_durably(path: Path, text: str) -> None:
     """Write a small file that the disk holds then; who looks meanwhile, or after a kill, sees the old one.
 
     Raises:

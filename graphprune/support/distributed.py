@@ -30,7 +30,7 @@ def joined(device: str = "cpu") -> Iterator[None]:
         dist.destroy_process_group()
 
 
-def count() -> int:
+def world_size() -> int:
     """How many processes there are."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
@@ -40,9 +40,9 @@ def rank() -> int:
     return int(os.environ["RANK"]) if dist.is_torchelastic_launched() else 0
 
 
-def share(batches: int) -> range:
+def batches_of_process(batches: int) -> range:
     """The numbers of the batches that this process runs."""
-    return range(rank(), batches, count())
+    return range(rank(), batches, world_size())
 
 
 @contextmanager
@@ -57,24 +57,24 @@ def _together() -> Iterator[None]:
         ) from fault
 
 
-def wait() -> None:
+def barrier() -> None:
     """Wait until all processes are here.
 
     Raises:
         WorkspaceError: if another one has ended.
     """
-    if count() > 1:
+    if world_size() > 1:
         with _together():
             dist.barrier()
 
 
-def least(number: int) -> int:
+def all_reduce_min(number: int) -> int:
     """The smallest of what all processes give.
 
     Raises:
         WorkspaceError: if another one has ended.
     """
-    if count() == 1:
+    if world_size() == 1:
         return int(number)
     found = torch.tensor(int(number))
     with _together():
@@ -82,14 +82,14 @@ def least(number: int) -> int:
     return int(found)
 
 
-def total(own: Sequence[Tensor] | None, tensors: int) -> list[Tensor] | None:
+def all_reduce_sum(own: Sequence[Tensor] | None, tensors: int) -> list[Tensor] | None:
     """The sums over all processes of so many `tensors` of one or two dimensions in double precision; the same bits
     everywhere. Who has none (None) gets those of the others; None if nobody has any.
 
     Raises:
         WorkspaceError: if another process has ended.
     """
-    if count() == 1:
+    if world_size() == 1:
         return None if own is None else list(own)
     with _together():
         return _summed(own, tensors)

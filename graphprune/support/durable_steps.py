@@ -26,8 +26,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from graphprune.support import distributed
-from graphprune.support.atomic_output import put, sync
-from graphprune.support.workspace import Values, Workspace, current, mapped, writing
+from graphprune.support.atomic_output import sync, write_durably
+from graphprune.support.workspace import Activations, Workspace, current_workspace, memory_mapped, writable
 
 CHUNK = 1 << 24  # bytes that are summed at once
 log = logging.getLogger("graphprune.run")
@@ -70,7 +70,7 @@ class Stage:
 
 def stage(name: str) -> Stage:
     """The steps of the next pass; a run that is repeated asks for the same ones in the same order."""
-    place = current()
+    place = current_workspace()
     if place is None:
         return Stage()
     place.stages += 1
@@ -87,7 +87,7 @@ class _Noted:
     path: Path
     table: Mapping[str, Any]
     tensors: Path
-    values: Sequence[Values] | None
+    values: Sequence[Activations] | None
 
     def reduced(self) -> "_Noted":
         """The same without what it ends with."""
@@ -103,8 +103,8 @@ class _Kept(Stage):
     count: int = 0
     noted: list[_Noted] = field(default_factory=list)
     pending: "Future[None] | None" = None
-    before: Sequence[Values] = ()
-    spent: Sequence[Values] = ()
+    before: Sequence[Activations] = ()
+    spent: Sequence[Activations] = ()
     last: float = -math.inf  # when steps were made durable
     took: float = 0.0  # how long that took, in seconds
 
@@ -112,9 +112,9 @@ class _Kept(Stage):
         found: list[Step] = []
         while len(found) < steps and (step := self._read(len(found))) is not None:
             found.append(step)
-        self.count = distributed.least(len(found))
+        self.count = distributed.all_reduce_min(len(found))
         whole = self.count in (0, steps) or self._whole(self.count - 1, "values")
-        if not distributed.least(whole):
+        if not distributed.all_reduce_min(whole):
             self.count = 0  # what the next step starts with is gone, and all before it, too
         found = found[: self.count]
         self._forget()
@@ -126,19 +126,19 @@ class _Kept(Stage):
 
     def finish(self, step: Step) -> Step:
         path, keep = self._path("safetensors"), _files(step)
-        with writing(self.folder):
+        with writable(self.folder):
             save_file({name: tensor.contiguous() for name, tensor in step.tensors.items()}, path)
         table = {
             "facts": dict(step.facts),
-            "names": {name: value.folder.name for name, value in step.values.items() if isinstance(value, Values)},
+            "names": {name: value.folder.name for name, value in step.values.items() if isinstance(value, Activations)},
             "counts": {value.folder.name: len(value) for value in keep},
         }
         self.noted[-1:] = [one.reduced() for one in self.noted[-1:]]
         self.noted.append(_Noted(self._path("json"), table, path, keep))
         self.count += 1
-        if distributed.least(self._is_due()):
+        if distributed.all_reduce_min(self._is_due()):
             self._keep()
-        return Step(step.facts, mapped(path), step.values)
+        return Step(step.facts, memory_mapped(path), step.values)
 
     def wait(self) -> None:
         self._settle()
@@ -148,7 +148,7 @@ class _Kept(Stage):
 
     def _is_due(self) -> bool:
         """Is it time to make steps durable?"""
-        share, busy = self.workspace.share, self.pending is not None and not self.pending.done()
+        share, busy = self.workspace.time_share, self.pending is not None and not self.pending.done()
         return share >= 1 or (not busy and (monotonic() - self.last) * share >= self.took)
 
     def _keep(self) -> None:
@@ -157,7 +157,7 @@ class _Kept(Stage):
         noted, self.noted = self.noted, []
         keep = noted[-1].values or ()
         for value in keep:
-            value.kept = True
+            value.durable = True
         self.spent = [value for value in self.before if value.folder.name not in noted[-1].table["counts"]]
         self.pending = self.workspace.worker.submit(self._commit, noted)
         self.before = keep
@@ -167,18 +167,18 @@ class _Kept(Stage):
         pending, self.pending = self.pending, None
         if pending is not None:
             pending.result()
-            distributed.wait()
+            distributed.barrier()
             self._release()
 
     def _commit(self, noted: Sequence[_Noted]) -> None:
         """Have the disk hold steps, then say so."""
         start = monotonic()
-        with writing(self.folder):
+        with writable(self.folder):
             for step in reversed(noted):
                 self._write(step)
         self.workspace.finished += len(noted)
         self.last, self.took = monotonic(), monotonic() - start
-        if distributed.count() == 1:
+        if distributed.world_size() == 1:
             self._release()
 
     def _write(self, step: _Noted) -> None:
@@ -190,7 +190,7 @@ class _Kept(Stage):
         tensors, *sums = (_sum(self.workspace.folder, file) for file in (step.tensors, *files))
         parts = {"tensors": [tensors], "values": None if step.values is None else sums}
         text = json.dumps({**step.table, **parts})
-        put(step.path, f"{zlib.crc32(text.encode())}\n{text}")
+        write_durably(step.path, f"{zlib.crc32(text.encode())}\n{text}")
 
     def _release(self) -> None:
         """Let go of what the last step started with, which nobody goes back to."""
@@ -199,7 +199,7 @@ class _Kept(Stage):
 
     def _forget(self) -> None:
         """Remove the steps that other processes have not finished, and what only other steps than the last end with."""
-        tables = {int(path.stem): table_of(path) or {"counts": {}} for path in self.folder.glob("*.json")}
+        tables = {int(path.stem): read_manifest(path) or {"counts": {}} for path in self.folder.glob("*.json")}
         needed = tables[self.count - 1]["counts"] if self.count else {}
         for number, table in tables.items():
             for name in table["counts"].keys() - needed:
@@ -208,17 +208,17 @@ class _Kept(Stage):
                 self._path("json", number).unlink()
 
     def _read(self, number: int) -> Step | None:
-        table = table_of(self._path("json", number))
+        table = read_manifest(self._path("json", number))
         if table is None or not self._whole(number, "tensors"):
             return None
         root = self.workspace.values
-        places = {name: Values(root / name, count, kept=True) for name, count in table["counts"].items()}
-        tensors = mapped(self._path("safetensors", number))
+        places = {name: Activations(root / name, count, durable=True) for name, count in table["counts"].items()}
+        tensors = memory_mapped(self._path("safetensors", number))
         return Step(table["facts"], tensors, {name: places[at] for name, at in table["names"].items()})
 
     def _whole(self, number: int, part: str) -> bool:
         """Are the files of a step what they were? Those that were not kept are not."""
-        sums = (table_of(self._path("json", number)) or {})[part]
+        sums = (read_manifest(self._path("json", number)) or {})[part]
         root = self.workspace.folder
         return sums is not None and all(_sum(root, root / name) == [name, *rest] for name, *rest in sums)
 
@@ -226,7 +226,7 @@ class _Kept(Stage):
         return self.folder / f"{self.count if number is None else number:05d}.{kind}"
 
 
-def table_of(path: Path) -> dict[str, Any] | None:
+def read_manifest(path: Path) -> dict[str, Any] | None:
     """What a finished step says of itself; None if it is not there, or damaged."""
     if not path.is_file():
         return None
@@ -237,9 +237,9 @@ def table_of(path: Path) -> dict[str, Any] | None:
     return table
 
 
-def _files(step: Step) -> list[Values]:
+def _files(step: Step) -> list[Activations]:
     """The activations of a step that lie in files, each once."""
-    return list({id(v): v for v in step.values.values() if isinstance(v, Values)}.values())
+    return list({id(v): v for v in step.values.values() if isinstance(v, Activations)}.values())
 
 
 def _sum(root: Path, path: Path) -> list[Any]:

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from graphprune.errors import LoadError, because
-from graphprune.support.atomic_output import put
-from graphprune.support.resume import changes
+from graphprune.support.atomic_output import write_durably
+from graphprune.support.resume import differences
 
 
 @dataclass
@@ -32,16 +32,16 @@ class Journal:
         found = _whole_lines(path)
         if not found:
             path.parent.mkdir(parents=True, exist_ok=True)
-            put(path, json.dumps({"inputs": dict(inputs)}) + "\n")
+            write_durably(path, json.dumps({"inputs": dict(inputs)}) + "\n")
             return cls(path)
         first, *steps = _parsed(path, found)
         before = first.get("inputs")
-        if other := list(changes(before if isinstance(before, dict) else {}, json.loads(json.dumps(dict(inputs))))):
+        if other := list(differences(before if isinstance(before, dict) else {}, json.loads(json.dumps(dict(inputs))))):
             raise LoadError(
                 f"{path} was begun with other inputs: {'; '.join(other)}. Give the same inputs to go on, delete it to "
                 "begin anew, or name another output"
             )
-        put(path, "".join(line + "\n" for line in found))
+        write_durably(path, "".join(line + "\n" for line in found))
         return cls(path, steps)
 
     def add(self, **step: Any) -> None:

@@ -22,9 +22,9 @@ class Peak:
 
     bytes: int = 0
 
-    def look(self) -> None:
+    def sample(self) -> None:
         """See what is held now."""
-        self.bytes = max(self.bytes, anonymous())
+        self.bytes = max(self.bytes, anonymous_bytes())
 
 
 def peak_memory() -> int:
@@ -37,7 +37,7 @@ def peak_memory() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def anonymous() -> int:
+def anonymous_bytes() -> int:
     """The bytes that this process holds now and that the kernel cannot drop: heap and stacks.
 
     On Linux, pages of memory-mapped files (RssFile) and shared memory (RssShmem) are not among them; on other systems
@@ -50,7 +50,7 @@ def anonymous() -> int:
     return int(line.split()[1]) * 1024
 
 
-def give_back() -> None:
+def return_freed_memory() -> None:
     """Have what is freed from now on go back to the system at once, so that what is held is what is alive.
 
     The C library of most Linux systems would keep tensors of some megabytes for the next ones; others need no word.
@@ -64,20 +64,20 @@ def give_back() -> None:
 
 
 @contextmanager
-def peak_anonymous() -> Iterator[Peak]:
+def watch_peak() -> Iterator[Peak]:
     """Watch `anonymous` from a thread while the block runs; the peak is whole when it ends."""
     peak, done = Peak(), threading.Event()
 
     def watch() -> None:
         while not done.wait(INTERVAL):
-            peak.look()
+            peak.sample()
 
     thread = threading.Thread(target=watch, name="peak memory", daemon=True)
-    peak.look()
+    peak.sample()
     thread.start()
     try:
         yield peak
     finally:
         done.set()
         thread.join()
-        peak.look()
+        peak.sample()

@@ -12,9 +12,16 @@ from filelock import FileLock, Timeout
 
 from graphprune.errors import CalibrationError, InvalidProgram, PlanError, VerificationError, WorkspaceError, because
 from graphprune.support import distributed
-from graphprune.support.atomic_output import put
-from graphprune.support.durable_steps import table_of
-from graphprune.support.workspace import HOLD, SUMS, Workspace, current, within, writing
+from graphprune.support.atomic_output import write_durably
+from graphprune.support.durable_steps import read_manifest
+from graphprune.support.workspace import (
+    MEMORY_BYTES,
+    SUMS_PREFIX,
+    Workspace,
+    current_workspace,
+    use_workspace,
+    writable,
+)
 
 FINAL = (PlanError, InvalidProgram, CalibrationError, VerificationError)  # the same would come of it another time
 ASKED, LOCK, OUTCOME = "asked.json", "lock", "outcome"
@@ -23,7 +30,7 @@ log = logging.getLogger("graphprune.run")
 
 @contextmanager
 def resumable(
-    folder: Path, asked: Mapping[str, Any], restart: bool, spill: int | None = None, hold: int = HOLD
+    folder: Path, asked: Mapping[str, Any], restart: bool, spill: int | None = None, hold: int = MEMORY_BYTES
 ) -> Iterator[Workspace]:
     """A workspace in `folder` for the block; it goes when the block succeeds, or fails before any step was finished.
 
@@ -34,7 +41,7 @@ def resumable(
             is in use, or cannot be written.
     """
     own = folder / f"{distributed.rank()}"
-    with writing(own):
+    with writable(own):
         lock = FileLock(own / LOCK)
     try:
         lock.acquire(timeout=0)
@@ -44,7 +51,7 @@ def resumable(
         _prepare(own, asked, restart)
         workspace = Workspace(own, spill, hold)
         try:
-            with within(workspace):
+            with use_workspace(workspace):
                 yield workspace
         except BaseException as fault:
             if workspace.finished and not isinstance(fault, FINAL):
@@ -61,13 +68,13 @@ def resumable(
 
 def note_outcome(unfinished: Path) -> None:
     """Note which folder is what the run came to, once it lacks only its name."""
-    place = current()
+    place = current_workspace()
     if place is not None:
-        with writing(place.folder):
+        with writable(place.folder):
             (place.folder / OUTCOME).write_text(_identity(unfinished), encoding="utf-8")
 
 
-def tidy(folder: Path, output: Path) -> None:
+def remove_leftovers(folder: Path, output: Path) -> None:
     """Remove the workspace of a run that was killed when its output had got its name already."""
     note = folder / "0" / OUTCOME
     if note.is_file() and output.is_dir() and note.read_text(encoding="utf-8") == _identity(output):
@@ -80,7 +87,7 @@ def _identity(folder: Path) -> str:
     return f"{found.st_dev} {found.st_ino}"
 
 
-def files_of(*paths: str | Path | None) -> dict[str, Any]:
+def file_states(*paths: str | Path | None) -> dict[str, Any]:
     """Size and time of change of files, and of those in folders: what a run reads must not change until it is done."""
     found: dict[str, Any] = {}
     for path in (Path(path) for path in paths if path is not None):
@@ -95,15 +102,15 @@ def _prepare(own: Path, asked: Mapping[str, Any], restart: bool) -> None:
     path, text = own / ASKED, json.dumps(asked, sort_keys=True, default=str)
     if restart or not path.is_file():
         _clear(own)
-        with writing(own):
-            put(path, text)
+        with writable(own):
+            write_durably(path, text)
         return
     try:
         before, now = (json.loads(t) for t in (path.read_bytes(), text))
     except ValueError as fault:
         raise WorkspaceError(f"{path} is damaged{because(fault)}; pass --restart to begin anew") from fault
     if before != now:
-        other = next(changes(before, now), "nothing")
+        other = next(differences(before, now), "nothing")
         raise WorkspaceError(
             f"{own.parent} holds an unfinished run that is not this one: {other}; repeat its command to go on with it, "
             "or pass --restart to begin anew"
@@ -112,12 +119,12 @@ def _prepare(own: Path, asked: Mapping[str, Any], restart: bool) -> None:
     _sweep(own)
 
 
-def changes(before: Mapping[str, Any], now: Mapping[str, Any], at: str = "") -> Iterator[str]:
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], at: str = "") -> Iterator[str]:
     """What differs between the inputs of two runs, in words."""
     for key in dict.fromkeys((*before, *now)):
         old, new = before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
-            yield from changes(old, new, f"{at}{key} ")
+            yield from differences(old, new, f"{at}{key} ")
         elif old != new:
             yield f"{at}{key} was {old!r} and is {new!r}"
 
@@ -132,10 +139,10 @@ def _clear(own: Path) -> None:
 
 def _sweep(own: Path) -> None:
     """Remove activations that no finished step goes on with, and sums that were just being made."""
-    tables = [table_of(path) or {"counts": ()} for path in own.glob("*/*.json")]
+    tables = [read_manifest(path) or {"counts": ()} for path in own.glob("*/*.json")]
     needed = {name for table in tables for name in table["counts"]}
     for folder in (own / "values").glob("*"):
         if folder.name not in needed:
             shutil.rmtree(folder, ignore_errors=True)
-    for path in own.glob(f"{SUMS}*"):
+    for path in own.glob(f"{SUMS_PREFIX}*"):
         path.unlink(missing_ok=True)

@@ -23,8 +23,8 @@ from torch import Tensor
 
 from graphprune.errors import WorkspaceError, because
 
-SUMS = "sums-"
-HOLD = 1 << 30  # bytes of activations that stay in memory where nobody sets a limit
+SUMS_PREFIX = "sums-"
+MEMORY_BYTES = 1 << 30  # bytes of activations that stay in memory where nobody sets a limit
 
 
 @dataclass
@@ -37,34 +37,34 @@ class Workspace:
     """
 
     folder: Path
-    spill: int | None = None
-    hold: int = HOLD
-    share: float = 0.1
+    spill_bytes: int | None = None
+    memory_bytes: int = MEMORY_BYTES
+    time_share: float = 0.1
     stages: int = 0
     finished: int = 0
     worker: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
-    alive: "WeakSet[Values]" = field(default_factory=WeakSet)
+    live: "WeakSet[Activations]" = field(default_factory=WeakSet)
 
     @property
     def values(self) -> Path:
         """Where activations lie."""
         return self.folder / "values"
 
-    def holds(self, size: int) -> bool:
+    def has_room(self, size: int) -> bool:
         """Is there room in memory for activations of so many bytes?"""
-        return sum(values.bytes for values in self.alive) + size <= self.hold
+        return sum(values.bytes for values in self.live) + size <= self.memory_bytes
 
 
 _current: ContextVar[Workspace | None] = ContextVar("workspace", default=None)
 
 
-def current() -> Workspace | None:
+def current_workspace() -> Workspace | None:
     """The workspace in use, if there is one."""
     return _current.get()
 
 
 @contextmanager
-def within(workspace: Workspace) -> Iterator[Workspace]:
+def use_workspace(workspace: Workspace) -> Iterator[Workspace]:
     """Use this workspace in the block."""
     token = _current.set(workspace)
     try:
@@ -75,7 +75,7 @@ def within(workspace: Workspace) -> Iterator[Workspace]:
 
 
 @contextmanager
-def writing(folder: Path) -> Iterator[None]:
+def writable(folder: Path) -> Iterator[None]:
     """Make a folder, and say that it was this one if it could not be written.
 
     Raises:
@@ -91,15 +91,15 @@ def writing(folder: Path) -> Iterator[None]:
         ) from fault
 
 
-class Values(Sequence[Any]):
+class Activations(Sequence[Any]):
     """Activations of all batches: in memory while a workspace has room there, in a file each otherwise.
 
     Files go with the object unless a finished step keeps them.
     """
 
-    def __init__(self, folder: Path, batches: int = 0, kept: bool = False) -> None:
-        self.folder, self.batches, self.kept = folder, batches, kept
-        self.held: dict[int, Tensor] = {}
+    def __init__(self, folder: Path, batches: int = 0, durable: bool = False) -> None:
+        self.folder, self.batches, self.durable = folder, batches, durable
+        self.in_memory: dict[int, Tensor] = {}
         self.bytes, self.written = 0, batches
 
     def append(self, value: Tensor) -> None:
@@ -108,10 +108,10 @@ class Values(Sequence[Any]):
         Raises:
             WorkspaceError: if it cannot be written.
         """
-        value, place = value.detach().cpu().contiguous(), current()
+        value, place = value.detach().cpu().contiguous(), current_workspace()
         size = value.untyped_storage().nbytes()
-        if place is not None and place.holds(size):
-            self.held[self.batches] = value
+        if place is not None and place.has_room(size):
+            self.in_memory[self.batches] = value
             self.bytes += size
         else:
             self._save(self.batches, value)
@@ -124,20 +124,20 @@ class Values(Sequence[Any]):
             WorkspaceError: if one cannot be written.
         """
         for i in range(self.written, self.batches):
-            if i in self.held:
-                self._save(i, self.held[i])
+            if i in self.in_memory:
+                self._save(i, self.in_memory[i])
         self.written = self.batches
 
     def __getitem__(self, i: Any) -> Any:
         """That of one batch, memory-mapped if it is not in memory."""
         i = range(self.batches)[i]
-        return self.held[i] if i in self.held else mapped(self._path(i))["value"]
+        return self.in_memory[i] if i in self.in_memory else memory_mapped(self._path(i))["value"]
 
     def __len__(self) -> int:
         return self.batches
 
     def __del__(self) -> None:
-        if not self.kept:
+        if not self.durable:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     @property
@@ -146,24 +146,24 @@ class Values(Sequence[Any]):
         return [self._path(i) for i in range(self.batches)]
 
     def _save(self, i: int, value: Tensor) -> None:
-        with writing(self.folder):
+        with writable(self.folder):
             save_file({"value": value}, self._path(i))
 
     def _path(self, i: int) -> Path:
         return self.folder / f"{i:05d}.safetensors"
 
 
-def values() -> list[Any] | Values:
+def new_activations() -> list[Any] | Activations:
     """A place for the activations of all batches: a list, or one in the workspace."""
-    place = current()
+    place = current_workspace()
     if place is None:
         return []
-    found = Values(place.values / token_hex(8))
-    place.alive.add(found)
+    found = Activations(place.values / token_hex(8))
+    place.live.add(found)
     return found
 
 
-def mapped(path: Path) -> dict[str, Tensor]:
+def memory_mapped(path: Path) -> dict[str, Tensor]:
     """All tensors of a file, memory-mapped."""
     with safe_open(path, framework="pt") as file:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
@@ -176,12 +176,12 @@ def zeros(*shape: int, device: torch.device | str = "cpu") -> Tensor:
     Raises:
         WorkspaceError: if there is no room for it.
     """
-    place, count = current(), torch.Size(shape).numel()
+    place, count = current_workspace(), torch.Size(shape).numel()
     size = count * torch.float64.itemsize
-    if place is None or place.spill is None or size < place.spill or torch.device(device).type != "cpu":
+    if place is None or place.spill_bytes is None or size < place.spill_bytes or torch.device(device).type != "cpu":
         return torch.zeros(shape, dtype=torch.float64, device=device)
-    path = place.folder / f"{SUMS}{token_hex(8)}"
-    with writing(place.folder):
+    path = place.folder / f"{SUMS_PREFIX}{token_hex(8)}"
+    with writable(place.folder):
         try:
             with path.open("wb") as file:
                 os.posix_fallocate(file.fileno(), 0, size)  # a full disk must be found now, not when a page is written

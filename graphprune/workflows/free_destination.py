@@ -82,7 +82,7 @@ def with_cache(program: Program, model: torch.nn.Module) -> Program:
     refits = program.facts.get(Refits)
     if refits is not None:
         consumers = cached.fact(Rewritten).original.fact(Dependencies).consumers
-        cached, _ = new_biases.add(cached, [c for c in consumers if c.weight in refits.biases])
+        cached, _ = new_biases.add_biases(cached, [c for c in consumers if c.weight in refits.biases])
     changed = (refits.changed if refits else set()) | (rotatable.changed if rotatable else set())
     new = {name: program.weights[name] for name in changed}
     cached = cached.with_facts(weights=Layered((new, cached.weights)), source=program.source)

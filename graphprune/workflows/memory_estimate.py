@@ -18,7 +18,7 @@ from graphprune.axes.rule import Consumer
 from graphprune.axes.rule_helpers import substitute_sizes, token_symbols
 from graphprune.display.units import byte_size
 from graphprune.errors import WorkspaceError
-from graphprune.execution.segments import CONSTANTS, Segment, between_maps
+from graphprune.execution.segments import CONSTANT_BYTES, Segment, split_at_linear_layers
 from graphprune.ir.program import Program
 from graphprune.planning.facts import Eligible
 from graphprune.statistics.collector import BATCH_TOKENS
@@ -62,7 +62,7 @@ def within(program: Program, length: int, limit: int, refits: bool, aims: bool) 
     Raises:
         WorkspaceError: if there is none.
     """
-    base, sizes = memory.anonymous(), [BATCH_TOKENS]
+    base, sizes = memory.anonymous_bytes(), [BATCH_TOKENS]
     while sizes[-1] // 2 >= length:
         sizes.append(sizes[-1] // 2)
     for spill in (None, SPILL):
@@ -91,10 +91,10 @@ class _Parts:
     def all(self) -> dict[str, int]:
         """The most that each part takes."""
         found = {"calibrating": 0, "solving": 0, "verifying": 0, "saving": self._saving}
-        for segment in between_maps(self.program):
+        for segment in split_at_linear_layers(self.program):
             here = {c.x: c for c in self._consumers if c.node in segment.names}.values()
             weights, sums = self._weights(segment), sum(map(self._sums, here)) if self.refits else 0
-            running = weights * (2 if self.aims else 1) + self._activations(segment) + CONSTANTS + sums
+            running = weights * (2 if self.aims else 1) + self._activations(segment) + CONSTANT_BYTES + sums
             found["calibrating"] = max(found["calibrating"], running + max(map(self._block, here), default=0))
             found["verifying"] = max(found["verifying"], 2 * weights)
             if self.refits:

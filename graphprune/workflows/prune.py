@@ -13,14 +13,14 @@ import torch
 
 from graphprune.axes.groups import Dependencies
 from graphprune.errors import CalibrationError, ExportError, PlanError, WorkspaceError, choices
-from graphprune.evaluation.perplexity import Exam
+from graphprune.evaluation.perplexity import PerplexityTest
 from graphprune.exporters.checks.reloading import Destination
 from graphprune.exporters.model_folders import folder_writer
 from graphprune.exporters.model_folders.folder_files import require_apart
 from graphprune.frontends.huggingface import load as capture
 from graphprune.frontends.loading import load
 from graphprune.ir.program import Program
-from graphprune.ir.weight_files import LIMIT
+from graphprune.ir.weight_files import MAX_SHARD_BYTES
 from graphprune.passes.allocation import ALLOCATIONS
 from graphprune.passes.allocation.search import Search
 from graphprune.passes.analysis.analyze import Analyze
@@ -37,9 +37,9 @@ from graphprune.planning.plan import Plan
 from graphprune.reports.report import Quality, Report, digests
 from graphprune.support import distributed
 from graphprune.support.atomic_output import check_output, new_folder, remove_unfinished
-from graphprune.support.memory import Peak, give_back, peak_anonymous
-from graphprune.support.resume import files_of, note_outcome, resumable, tidy
-from graphprune.support.workspace import HOLD
+from graphprune.support.memory import Peak, return_freed_memory, watch_peak
+from graphprune.support.resume import file_states, note_outcome, remove_leftovers, resumable
+from graphprune.support.workspace import MEMORY_BYTES
 from graphprune.version import __version__
 from graphprune.workflows import free_destination, memory_estimate
 from graphprune.workflows import recipe as assembly
@@ -90,7 +90,7 @@ def prune(
     given = locals()
     wanted = Wanted.of(target, destination, align)
     work = Work(_same(given), scratch, restart, device, memory)
-    tidy(work.beside(Path(output)), Path(output))
+    remove_leftovers(work.beside(Path(output)), Path(output))
     check_output(output, force)
     options = assembly.Options(
         sparsity, None, 1, wanted.destination, protect, exact_only, seed, loss, budget, trials, str(latency), runtime,
@@ -100,7 +100,7 @@ def prune(
     calibrate = _calibrate(recipe, calibration, data)
     said = command() or call(prune, given)
     asked = recipe, wanted.destination, sparsity, seed, force, said, plan_only, budget, wanted
-    examine = partial(Exam.of, texts=evaluate, length=length, count=windows)
+    examine = partial(PerplexityTest.of, texts=evaluate, length=length, count=windows)
     return _run(Job(str(model), Path(output), *asked), options, calibrate, examine, work)
 
 
@@ -134,7 +134,11 @@ def _calibrate(recipe: str, text: str | Path | None, data: Calibrate) -> Calibra
 
 
 def _run(
-    job: Job, options: assembly.Options, calibrate: Calibrate | None, examine: Callable[[Program], Exam], work: Work
+    job: Job,
+    options: assembly.Options,
+    calibrate: Calibrate | None,
+    examine: Callable[[Program], PerplexityTest],
+    work: Work,
 ) -> Result:
     """Load, measure, prune, measure, save."""
     assert job.wanted is not None
@@ -148,11 +152,11 @@ def _run(
         job = replace(job, room=_room(program, steps(calibrate), job, options, calibrate, work))
     if job.room and calibrate:
         calibrate = replace(calibrate, tokens=job.room.tokens)
-    passes, (spill, hold) = steps(calibrate), (job.room.spill, 0) if job.room else (None, HOLD)
-    with distributed.joined(work.device), peak_anonymous() as peak:
-        asked = {**work.asked, "processes": distributed.count()}
+    passes, (spill, hold) = steps(calibrate), (job.room.spill, 0) if job.room else (None, MEMORY_BYTES)
+    with distributed.joined(work.device), watch_peak() as peak:
+        asked = {**work.asked, "processes": distributed.world_size()}
         with resumable(work.beside(job.output), asked, work.restart, spill, hold):
-            distributed.wait()  # all of them have seen that the output is free
+            distributed.barrier()  # all of them have seen that the output is free
             if distributed.rank() == 0:
                 remove_unfinished(job.output)
             before = exam.perplexities(program)
@@ -163,7 +167,7 @@ def _run(
             return _save(job, program, fill, peak)
 
 
-def _quality(exam: Exam, text: str, before: Mapping[str, float], after: Mapping[str, float]) -> Quality:
+def _quality(exam: PerplexityTest, text: str, before: Mapping[str, float], after: Mapping[str, float]) -> Quality:
     values = (found[text] if math.isfinite(found[text]) else None for found in (before, after))
     return Quality(text, *exam.windows[text].shape, *values)
 
@@ -183,7 +187,7 @@ def _room(
             f"recipe {recipe.name} runs the whole model at once in {', '.join(greedy)}, so that --memory cannot be "
             "promised; take a recipe that does not, such as fasp, liar, flap or wanda-sp, or leave --memory out"
         )
-    give_back()
+    return_freed_memory()
     analysed = Analyze(options.destination, tuple(options.protect), options.exact_only)(program)
     length = calibrate.length if calibrate else 1
     found = memory_estimate.within(analysed, length, work.limit, recipe.refit != "none", recipe.statistics == "mixed")
@@ -196,7 +200,7 @@ def _same(asked: Mapping[str, Any]) -> dict[str, Any]:
     options = {name: str(value) for name, value in asked.items() if name not in ELSEWHERE}
     text = str(asked["calibration"] or "").split("[")[0]
     versions = {"version": __version__, "torch": torch.__version__, "threads": torch.get_num_threads()}
-    return {**options, **versions, "files": files_of(asked["model"], text or None)}
+    return {**options, **versions, "files": file_states(asked["model"], text or None)}
 
 
 def apply_plan(model: str | Path, plan: str | Path, *, output: str | Path, force: bool = False) -> Result:
@@ -219,7 +223,7 @@ def apply_plan(model: str | Path, plan: str | Path, *, output: str | Path, force
 
 
 def write(
-    program: Program, folder: Path, destination: str, *, limit: int | None = None, shard_bytes: int = LIMIT
+    program: Program, folder: Path, destination: str, *, limit: int | None = None, shard_bytes: int = MAX_SHARD_BYTES
 ) -> list[tuple[str, float]]:
     """Fill a folder for a destination; return what was compared in it, and how far it was apart.
 
@@ -249,7 +253,7 @@ def _save(
     if program.source is not None:
         require_apart(program.source.path, job.output)
     if distributed.rank():
-        distributed.wait()
+        distributed.barrier()
         return Result(tell(job, program, plan, {}, held), plan, None if job.plan_only else program)
     with new_folder(job.output, job.force) as folder:
         errors = [] if job.plan_only else fill(folder)
@@ -257,5 +261,5 @@ def _save(
         report = replace(tell(job, program, plan, dict(errors), held), sha256=digests(folder))
         report.save(folder)
         note_outcome(folder)
-    distributed.wait()
+    distributed.barrier()
     return Result(report, plan, None if job.plan_only else program)

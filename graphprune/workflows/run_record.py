@@ -15,14 +15,14 @@ import torch.utils._pytree as pytree
 from graphprune.axes.groups import Dependencies
 from graphprune.execution.equivalence import Verification
 from graphprune.ir.program import Dropped, Factored, Program, Rewritten, Rotatable
-from graphprune.ir.weights import beside
+from graphprune.ir.weights import broadcast_indices
 from graphprune.passes.low_rank.factorize import PARTS
 from graphprune.pipeline import Timings
 from graphprune.planning.budget import UNITS
 from graphprune.planning.facts import Refits, Scores
 from graphprune.planning.plan import Plan
 from graphprune.reports.report import CalibrationReport, Quality, Report
-from graphprune.solvers.pivoted_factors import size
+from graphprune.solvers.pivoted_factors import factor_parameters
 from graphprune.statistics.collector import Calibration
 from graphprune.support.memory import peak_memory
 from graphprune.version import __version__
@@ -109,11 +109,11 @@ def _planned(program: Program, plan: Plan) -> dict[str, int]:
     """How many elements a plan would leave of every parameter."""
     shapes, left = program.shapes(), _sizes(program)
     for name in plan.keep.keys() & left.keys():
-        kept = {d: beside(indices, d, len(shapes[name])).shape[d] for d, indices in plan.keep[name].items()}
+        kept = {d: broadcast_indices(indices, d, len(shapes[name])).shape[d] for d, indices in plan.keep[name].items()}
         left[name] = prod(kept.get(d, n) for d, n in enumerate(shapes[name]))
     for name, rank in plan.ranks.items():
         m, n = shapes[name]
-        left[name] = size(m, n, rank)
+        left[name] = factor_parameters(m, n, rank)
     return left
 
 

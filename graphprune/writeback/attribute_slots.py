@@ -37,9 +37,9 @@ class Slot:
         """Let it hold another value."""
         old = self.table[self.key]
         if self.index is None:
-            undo.item(self.table, self.key, value)
+            undo.set_item(self.table, self.key, value)
         else:
-            undo.item(self.table, self.key, type(old)([*old[: self.index], value, *old[self.index + 1 :]]))
+            undo.set_item(self.table, self.key, type(old)([*old[: self.index], value, *old[self.index + 1 :]]))
 
 
 def slots(module: nn.Module) -> list[Slot]:

@@ -27,7 +27,7 @@ def assign(undo: Undo, module: nn.Module, names: Sequence[str], data: Tensor) ->
         if new is None:
             data = data.to(like)
             new = nn.Parameter(data, like.requires_grad) if isinstance(like, nn.Parameter) else data
-        undo.item(table, leaf, new)
+        undo.set_item(table, leaf, new)
         if old is not None:
             _replace_in_lists(undo, owner, old, new)
 
@@ -36,7 +36,7 @@ def _replace_in_lists(undo: Undo, owner: nn.Module, old: Tensor, new: Tensor) ->
     """Recurrent layers hold their weights in a list, too."""
     for key, value in vars(owner).items():
         if type(value) is list and any(item is old for item in value):
-            undo.item(vars(owner), key, [new if item is old else item for item in value])
+            undo.set_item(vars(owner), key, [new if item is old else item for item in value])
 
 
 def said_by_weights(module: nn.Module) -> Said:
@@ -66,7 +66,7 @@ def set_sizes(undo: Undo, module: nn.Module, said: Said, seen: set[tuple[int, st
                 known[name] = tensor.shape[dim]
         for name, value in known.items():
             if name in vars(layer) and vars(layer)[name] != value:
-                undo.item(vars(layer), name, value)
+                undo.set_item(vars(layer), name, value)
 
 
 def _sizes(layer: nn.Module) -> Iterator[tuple[str, Any]]:

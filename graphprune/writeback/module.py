@@ -10,7 +10,7 @@ from torch import nn
 from graphprune.axes.groups import Dependencies
 from graphprune.errors import VerificationError, WriteBackError, because, reason_of
 from graphprune.execution.equivalence import Verification, compare, fresh_inputs, run
-from graphprune.execution.module_state import evaluation, undisturbed
+from graphprune.execution.module_state import evaluation_mode, preserved_state
 from graphprune.huggingface import config_widths
 from graphprune.huggingface.layer_removal import shorten_module
 from graphprune.huggingface.meta_models import is_config
@@ -65,11 +65,11 @@ def write_back(cut: Cut, program: Program, module: nn.Module) -> WrittenBack:
     _check_names(program, module)
     search = _Search(cut, program, module)
     try:
-        with evaluation(module):  # a parametrised weight that is read in training may change its buffers
+        with evaluation_mode(module):  # a parametrised weight that is read in training may change its buffers
             found = search.narrowest()
             left = _follow_config(search, found)
     except BaseException:
-        search.undo.back()
+        search.undo.rollback()
         raise
     assert isinstance(found.outcome, Verification)
     reasons = {kind: wider.why for kind, wider in found.widths.items()}
@@ -84,16 +84,16 @@ def drop_back(program: Program, module: nn.Module, entries: Sequence[str]) -> tu
     """
     undo = Undo()
     try:
-        with evaluation(module):
+        with evaluation_mode(module):
             left = shorten_module(undo, module, entries)
             found = [_agreement(module, _case(program, seed), seed) for seed in range(CASES)]
     except Exception as fault:  # a forward may count on its layers in any way
-        undo.back()
+        undo.rollback()
         raise WriteBackError(
             f"{type(module).__name__} cannot go without {', '.join(entries)}{because(fault)}; use the rewritten "
             "graph, program.module(), instead"
         ) from fault
-    return WrittenBack(max(found, key=lambda verification: verification.max_error), left), undo.back
+    return WrittenBack(max(found, key=lambda verification: verification.max_error), left), undo.rollback
 
 
 def _case(program: Program, seed: int) -> tuple[Inputs, Any]:
@@ -105,7 +105,7 @@ def _case(program: Program, seed: int) -> tuple[Inputs, Any]:
 def _agreement(module: nn.Module, case: tuple[Inputs, Any], seed: int) -> Verification:
     """Compare the module with the graph on one case."""
     (args, kwargs), expected = case
-    with undisturbed(module):
+    with preserved_state(module):
         got = run(module, args, kwargs, seed)
     return compare(expected, got, "rewritten graph and written-back module")
 
@@ -189,7 +189,7 @@ class _Search:
 
     def attempt(self, widths: zero_padding.Widths) -> _Trial:
         """Make the module as narrow as that allows; where it then does not agree, it is as it was."""
-        self.undo.back()
+        self.undo.rollback()
         original, small = self.rewritten.original, self._wider(widths)
         assignments, conflicts = solve(wishes(self.module, self.uses, original, small))
         sizes = {name: len(rows[0]) for name, rows in self._rows(widths).items()}
@@ -201,7 +201,7 @@ class _Search:
                 if isinstance(outcome, Verification):
                     return _Trial(widths, small, outcome, conflicts, tuple(factors))
                 faults.append(outcome)
-            self.undo.back()
+            self.undo.rollback()
             if not any(isinstance(fault, VerificationError) for fault in faults):
                 break  # it does not even run
         return _Trial(widths, small, faults[0], conflicts)
@@ -216,12 +216,12 @@ class _Search:
             set_sizes(self.undo, self.module, self.said, {(id(slot.owner), slot.key) for slot in values})
             return self.agree()
         except Exception as fault:  # a wrong size may raise whatever the module's code does not expect
-            self.undo.back(mark)
+            self.undo.rollback(mark)
             return fault
 
     def agree(self) -> Verification:
         """Compare the module with the graph on fresh inputs; its buffers are as before afterwards."""
-        with evaluation(self.module):
+        with evaluation_mode(self.module):
             found = [_agreement(self.module, case, seed) for seed, case in enumerate(self.cases)]
         return max(found, key=lambda verification: verification.max_error)
 
@@ -269,11 +269,11 @@ def _follow_config(search: _Search, found: _Trial) -> str:
     mark = len(search.undo.steps)
     for name, value in vars(new).items():
         if type(value) is int and vars(config).get(name) != value:
-            search.undo.item(vars(config), name, value)
+            search.undo.set_item(vars(config), name, value)
     if len(search.undo.steps) > mark:
         try:
             search.agree()
         except Exception as fault:
-            search.undo.back(mark)
+            search.undo.rollback(mark)
             return f"its forward reads the configuration{because(fault)}"
     return ""

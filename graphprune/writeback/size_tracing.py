@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
-from graphprune.execution.module_state import evaluation, undisturbed
+from graphprune.execution.module_state import evaluation_mode, preserved_state
 from graphprune.support.undo import Undo
 from graphprune.writeback.attribute_slots import Slot
 
@@ -100,7 +100,7 @@ def watch(module: nn.Module, found: list[Slot], args: tuple[Any, ...], kwargs: M
     """Run a module and see which numbers reach torch, in order, and which slots they were made of."""
     undo = Undo()
     watcher = _Watcher({id(part) for part in module.modules()})
-    with evaluation(module), undisturbed(module):
+    with evaluation_mode(module), preserved_state(module):
         try:
             for slot in found:
                 made = Made(operator.itemgetter(slot), frozenset([slot]))
@@ -108,7 +108,7 @@ def watch(module: nn.Module, found: list[Slot], args: tuple[Any, ...], kwargs: M
             with watcher:
                 module(*args, **kwargs)
         finally:
-            undo.back()
+            undo.rollback()
     return watcher.uses
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from graphprune.axes.algebra import Prime, primes
 from graphprune.axes.groups import Dependencies, Group
-from graphprune.ir.weights import KeepByName, Over, narrow, widen
+from graphprune.ir.weights import DerivedWeights, KeepByName, narrow, widen
 from graphprune.planning.plan import Rows
 from graphprune.writeback.literal_matching import Conflict, Literal
 
@@ -64,7 +64,7 @@ def _filled(row: tuple[int, ...], size: int, width: int) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class Padded(Over):
+class Padded(DerivedWeights):
     """Narrow weights with zeros in the places that `wide` keeps and `keep` does not."""
 
     keep: KeepByName

@@ -26,7 +26,7 @@ from torch import Tensor
 from graphprune.axes.groups import Dependencies
 from graphprune.display.progress import progress
 from graphprune.errors import CalibrationError
-from graphprune.execution.segments import Constants, Segment, between_maps, load, run
+from graphprune.execution.segments import Constants, Segment, load_weights, run, split_at_linear_layers
 from graphprune.ir.program import Program
 from graphprune.ir.weights import Weights
 from graphprune.passes.allocation import ALLOCATIONS
@@ -147,7 +147,7 @@ class _Walk:
     @cached_property
     def segments(self) -> list[Segment]:
         """The segments of the graph."""
-        return between_maps(self.program)
+        return split_at_linear_layers(self.program)
 
     def blocks(self, knobs: Sequence[Knob], name: Callable[[Knob], str]) -> list[tuple[range, list[int]]]:
         """The segments of every block, and the places of its knobs, in order; what overlaps is one block."""
@@ -181,7 +181,7 @@ class _Walk:
         leaves = [node.name for node in self.program.graph.output_node().all_input_nodes]
         seen: dict[str, Any] = {}
         for segment in self.segments[segments.start : segments.stop]:
-            loaded = load(segment, self.program, weights)
+            loaded = load_weights(segment, self.program, weights)
             entry, new = run(segment, self.program, loaded, self.known[i], entry, leaves)
             seen |= {name: value for name, value in new.items() if name in segment.names}
         return entry if segments.stop < len(self.segments) else seen

@@ -15,7 +15,7 @@ from graphprune.axes.explanations import Reason
 from graphprune.axes.rule import Consumer, Dims, Rule
 from graphprune.axes.rule_helpers import DYNAMIC, size_hint
 from graphprune.errors import AnalysisError, because
-from graphprune.ir.printer import neighbourhood
+from graphprune.ir.printer import neighborhood
 from graphprune.ir.program import Program
 from graphprune.passes.analysis.index_values import Pointers
 from graphprune.passes.analysis.row_partitions import RowPartitions
@@ -276,7 +276,7 @@ class AxisFlow:
             if got != expected and not (isinstance(result, list) and not dims):
                 raise AnalysisError(
                     f"the rule of {node.target} says shape {got} at {self._where()}, it is {expected}\n"
-                    f"{neighbourhood(node)}\nPlease report it."
+                    f"{neighborhood(node)}\nPlease report it."
                 )
 
     def _opaque(self, node: fx.Node, why: str) -> Dims | list[Dims]:

@@ -16,7 +16,7 @@ from graphprune.pipeline import PASSES, Pass
 from graphprune.planning.facts import Eligible
 from graphprune.statistics import texts
 from graphprune.statistics.collector import BATCH_TOKENS, Calibration, Collector, token_batches
-from graphprune.statistics.moments import Statistics, restored, stored
+from graphprune.statistics.moments import Statistics, from_tensors, to_tensors
 from graphprune.statistics.stream import Stream
 from graphprune.support.durable_steps import Step, stage
 
@@ -118,20 +118,20 @@ def sweep(program: Program, calibration: Calibration, collector: Collector) -> N
     done = steps.finished(len(segments))
     for step in done:
         _resume(step, stream, collector)
-    with progress("calibrating", (len(segments) - len(done)) * len(stream.numbers)) as tick:
+    with progress("calibrating", (len(segments) - len(done)) * len(stream.batch_indices)) as tick:
         for i, segment in enumerate(segments[len(done) :], len(done) + 1):
-            here = collector.within(segment.names)
+            here = collector.restricted_to(segment.names)
             for following in segments[i : i + 1]:
-                stream.expect(following)
-            exits = stream.through(segment, stream.program.weights, tick, [here] * len(stream.numbers))
-            here.gather()
+                stream.prefetch(following)
+            exits = stream.advance(segment, stream.program.weights, tick, [here] * len(stream.batch_indices))
+            here.all_reduce()
             found = {consumer.node: collector.moments[consumer.node] for consumer in here.consumers}
-            tensors, tokens = stored(found)
+            tensors, tokens = to_tensors(found)
             _resume(steps.finish(Step(tokens, tensors, {"entries": exits})), stream, collector)
     steps.wait()
 
 
 def _resume(step: Step, stream: Stream, collector: Collector) -> None:
     """Go on from where a step ended."""
-    collector.moments |= restored(step.tensors, step.facts)
+    collector.moments |= from_tensors(step.tensors, step.facts)
     stream.entries = step.values.get("entries", ())  # only the last of those that were finished before has them

@@ -21,7 +21,7 @@ from graphprune.planning.facts import Eligible
 from graphprune.planning.index_scores import at_consumers, rows_of
 from graphprune.planning.interfaces import Evidence
 from graphprune.solvers.factorable import factorable
-from graphprune.statistics.collector import Calibration, leaf, products, single
+from graphprune.statistics.collector import Calibration, at_least_single, input_leaf, matmul_autocast
 from graphprune.statistics.moments import GradientSums
 
 #: The loss of an output, and the number of the calibration batch that it belongs to.
@@ -63,13 +63,13 @@ class Gradients(Pass):
             taps = _tapped(module, list(contracting.values()))
             batches = sum(1 for _ in self._backward(program, module))
             known = program.facts.get(GradientSums) or GradientSums({}, {}, {}, batches)
-            return program.with_facts(replace(known, outputs={node: tap.mean(node) for node, tap in taps.items()}))
+            return program.with_facts(replace(known, output_grams={node: tap.mean(node) for node, tap in taps.items()}))
         names = {place.parameter for group in groups for place in group.places} & program.parameters
         weights, sums = watched(module, program, names), _Sums(program, groups)
         for _ in self._backward(program, module):
             sums.add({name: _gradient(name, weight) for name, weight in weights.items()})
         known = program.facts.get(GradientSums)
-        return program.with_facts(replace(sums.found(), outputs=known.outputs if known else {}))
+        return program.with_facts(replace(sums.found(), output_grams=known.outputs if known else {}))
 
     def _backward(self, program: Program, module: fx.GraphModule) -> Iterator[int]:
         """Every calibration batch, after its backward pass."""
@@ -80,7 +80,7 @@ class Gradients(Pass):
             for i, leaves in enumerate(batches):
                 args, kwargs = pytree.tree_unflatten(list(leaves), spec)
                 module.zero_grad()
-                with products(calibration.autocast):
+                with matmul_autocast(calibration.autocast):
                     found = loss(module(*args, **kwargs), i)
                 found.backward()  # type: ignore[no-untyped-call]
                 yield i
@@ -101,7 +101,7 @@ class _Tap(nn.Module):
 
     @torch.no_grad()
     def _add(self, gradient: Tensor) -> None:
-        rows = single(self.layout(gradient))
+        rows = at_least_single(self.layout(gradient))
         self.total = self.total + (rows.T @ rows).double()
         self.count += len(rows)
 
@@ -185,7 +185,7 @@ def likelihood(program: Program) -> Loss:
     Raises:
         CalibrationError: if the program is no causal language model.
     """
-    if not Objective.of(program).predicts:
+    if not Objective.of(program).is_language_model:
         raise CalibrationError(
             "the model is no causal language model, whose loss would be known; pass loss, a function of the output and "
             "the number of the calibration batch, from Python"
@@ -193,7 +193,7 @@ def likelihood(program: Program) -> Loss:
     batches = program.fact(Calibration).batches
 
     def loss(output: Any, i: int) -> Tensor:
-        ids = leaf(program, batches[i], "input_ids")
+        ids = input_leaf(program, batches[i], "input_ids")
         return cross_entropy(logits(output)[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
 
     return loss

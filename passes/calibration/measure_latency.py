@@ -18,7 +18,7 @@ from graphprune.axes.groups import Curve, Dependencies, Group, Term
 from graphprune.axes.rule_helpers import substitute_sizes, token_symbols
 from graphprune.display.progress import progress
 from graphprune.errors import PlanError, choices
-from graphprune.execution.latency import RUNTIMES, Piece, Shape, Table
+from graphprune.execution.latency import RUNTIMES, LatencyTable, Shape, Subgraph
 from graphprune.ir.program import Program
 from graphprune.passes.rewriting.rewrite import rewrite
 from graphprune.passes.scores.score import in_play
@@ -55,7 +55,7 @@ class MeasureLatency(Pass):
         """
         if self.runtime not in RUNTIMES:
             raise PlanError(f"no runtime {self.runtime!r}; {choices(self.runtime, RUNTIMES)}")
-        table, dependencies = Table.open(self.table, self.runtime), program.fact(Dependencies)
+        table, dependencies = LatencyTable.open(self.table, self.runtime), program.fact(Dependencies)
         parts = _Parts(program, in_play(program, self.by), table, self.length, self.points)
         found = list[Term]()
         with progress("measuring", len(parts.touched)) as step:
@@ -72,7 +72,7 @@ class _Parts:
 
     program: Program
     groups: Sequence[Group]
-    table: Table
+    table: LatencyTable
     length: int
     points: int
     known: dict[str, tuple[float, tuple[Any, ...]]] = field(default_factory=dict)
@@ -112,7 +112,7 @@ class _Parts:
         layout = [[[number.get(p) for p in dims] for dims in self._dims(node)] for node in nodes]
         key = f"{piece.key} {layout} {[(g.size, g.least, g.unit) for g in groups]}"
         if key not in self.known:
-            whole = self.table.of(piece)
+            whole = self.table.seconds_of(piece)
             self.known[key] = whole, tuple(self._curve(group, nodes, whole) for group in groups)
         seconds, curves = self.known[key]
         return Curve(tuple(group.prime for group in groups), seconds * NANO, curves)
@@ -125,7 +125,7 @@ class _Parts:
             names = {node.name for node in nodes}
             small = self._narrowed(group, width)
             left = [node for node in small.graph.nodes if node.name in names]
-            most = min(most, self.table.of(self._piece(small, left)) / whole)
+            most = min(most, self.table.seconds_of(self._piece(small, left)) / whole)
             found.append((width, most))
         return tuple(reversed(found))
 
@@ -137,7 +137,7 @@ class _Parts:
             self.narrower[key] = rewrite(self.program, make(self.program, self.dependencies, rows))
         return self.narrower[key]
 
-    def _piece(self, program: Program, nodes: Sequence[fx.Node]) -> Piece:
+    def _piece(self, program: Program, nodes: Sequence[fx.Node]) -> Subgraph:
         """Operators as a graph of their own."""
         graph, new, shapes = fx.Graph(), dict[fx.Node, fx.Node](), dict[str, Shape]()
         submodules = dict[str, Any]()
@@ -163,7 +163,7 @@ class _Parts:
             new[node] = graph.call_function(node.target, args, kwargs)  # type: ignore[arg-type]
         made = [n for n in nodes if (isinstance(n.meta["val"], Tensor) and not inside >= n.users.keys()) or not n.users]
         graph.output(tuple(new[node] for node in made or nodes[-1:]))
-        return Piece(graph, shapes, submodules)
+        return Subgraph(graph, shapes, submodules)
 
     @cached_property
     def _sizes(self) -> dict[Any, int]:

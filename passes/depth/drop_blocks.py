@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from graphprune.axes.groups import Dependencies
-from graphprune.axes.residual_blocks import Importance, Unit, silenced, units, without
+from graphprune.axes.residual_blocks import Importance, Unit, drop_units, droppable_units, zero_residuals
 from graphprune.errors import ExportError, PlanError
 from graphprune.execution.equivalence import Verification, verify_cut
 from graphprune.huggingface.layer_removal import renumbered, shorten_config
@@ -76,8 +76,8 @@ class Drop(Pass):
                     f"branches cannot be dropped for destination {destination.name}: a layer without one of its parts "
                     "is no layer of a class of transformers; drop whole blocks, or use destination free"
                 )
-            return _innermost(units(program))
-        found = [unit for unit in units(program) if unit.whole]
+            return _innermost(droppable_units(program))
+        found = [unit for unit in droppable_units(program) if unit.whole]
         if destination.name != "free" and found:
             try:
                 shorten_config(destination.settings, [found[0].name])
@@ -112,7 +112,7 @@ class Drop(Pass):
 def _ranked(method: Importance, program: Program, found: Sequence[Unit], gone: Sequence[Unit]) -> list[Unit]:
     """The units that are left, the least important first."""
     left = [unit for unit in found if unit not in gone]
-    values = method.importance(program, left, lambda unit: without(program, [*gone, unit]))
+    values = method.importance(program, left, lambda unit: drop_units(program, [*gone, unit]))
     return [left[i] for i in sorted(range(len(left)), key=values.__getitem__)]
 
 
@@ -136,14 +136,14 @@ def drop(program: Program, names: Sequence[str]) -> Program:
         PlanError: if there is no such unit.
         VerificationError: if the numbers disagree.
     """
-    known = {unit.name: unit for unit in units(program)}
+    known = {unit.name: unit for unit in droppable_units(program)}
     if missing := [name for name in names if name not in known]:
         raise PlanError(
             f"the model has no block {missing[0]!r} that can be dropped; it has {', '.join(known) or 'none'}"
         )
     chosen = sorted((known[name] for name in names), key=list(known.values()).index)
-    reduced = without(program, chosen)
-    found = verify_cut(silenced(program, chosen), reduced, {})
+    reduced = drop_units(program, chosen)
+    found = verify_cut(zero_residuals(program, chosen), reduced, {})
     whole = [unit.name for unit in chosen if unit.whole]
     small = _renumbered(reduced, whole)
     source = small.source and replace(small.source, dropped=(*small.source.dropped, *whole))

@@ -21,8 +21,8 @@ from graphprune.planning.facts import Eligible
 from graphprune.planning.interfaces import Evidence
 from graphprune.planning.plan import Plan
 from graphprune.solvers.factorable import factorable
-from graphprune.solvers.normal_equations import SPARING, root
-from graphprune.solvers.pivoted_factors import rank_at, size
+from graphprune.solvers.normal_equations import CAUTIOUS_DAMPINGS, damped_cholesky
+from graphprune.solvers.pivoted_factors import factor_parameters, rank_for_density
 from graphprune.statistics.collector import Calibration, Collector
 from graphprune.statistics.moments import GradientSums
 
@@ -149,7 +149,7 @@ class _Maps:
 
     def at(self, density: float) -> dict[str, int]:
         """The ranks at which every map holds at most that share of its numbers."""
-        return {name: rank_at(*shape, density, self.step) for name, shape in self.shapes.items()}
+        return {name: rank_for_density(*shape, density, self.step) for name, shape in self.shapes.items()}
 
     @property
     def total(self) -> float:
@@ -214,7 +214,7 @@ class _Maps:
 
     def _saved(self, name: str, rank: int) -> float:
         m, n = self.shapes[name]
-        return self.prices[name] * (m * n - size(m, n, rank))
+        return self.prices[name] * (m * n - factor_parameters(m, n, rank))
 
 
 def ranked_errors(program: Program, found: Collection[Consumer], growth: bool = False) -> dict[str, Tensor]:
@@ -227,7 +227,7 @@ def ranked_errors(program: Program, found: Collection[Consumer], growth: bool = 
         )
     collector = Collector(list(found))
     sweep(program, calibration, collector)
-    tails = {c.weight: _tail(program, c, collector.moments[c.node].second, growth) for c in found}
+    tails = {c.weight: _tail(program, c, collector.moments[c.node].gram, growth) for c in found}
     whole = torch.stack([tail[0] for tail in tails.values()]).sum()
     return {name: tail / (whole if growth else tail[0]).clamp(min=1e-300) for name, tail in tails.items()}
 
@@ -235,11 +235,11 @@ def ranked_errors(program: Program, found: Collection[Consumer], growth: bool = 
 def _tail(program: Program, consumer: Consumer, second: Tensor, growth: bool) -> Tensor:
     """What is lost of a map, given the second moments of its inputs, at each rank from none to the full one."""
     weight = consumer.matrix(program.weights[consumer.weight]).double()
-    inputs, outputs = SPARING if growth else (0.0, 0.0)
-    matrix = weight @ root(second, inputs * float(second.diagonal().mean()))
+    inputs, outputs = CAUTIOUS_DAMPINGS if growth else (0.0, 0.0)
+    matrix = weight @ damped_cholesky(second, inputs * float(second.diagonal().mean()))
     if growth:
         sensitivity = _sensitivity(program, consumer)
-        matrix = root(sensitivity, outputs * float(sensitivity.diagonal().mean())).T @ matrix
+        matrix = damped_cholesky(sensitivity, outputs * float(sensitivity.diagonal().mean())).T @ matrix
     m, n = matrix.shape
     energy = torch.linalg.eigvalsh(matrix @ matrix.T if m <= n else matrix.T @ matrix).clamp(min=0)
     return torch.cat([energy.new_zeros(1), energy.cumsum(0)]).flip(0)

@@ -14,16 +14,22 @@ from graphprune.axes.rule import Consumer
 from graphprune.display.progress import progress
 from graphprune.errors import CalibrationError, PlanError
 from graphprune.execution.equivalence import Verification, verify_cut
-from graphprune.execution.segments import Segment, between_maps
+from graphprune.execution.segments import Segment, split_at_linear_layers
 from graphprune.ir.program import Dropped, Factored, Program, Rewritten, copy_graph
 from graphprune.ir.weights import Layered, Weights
 from graphprune.pipeline import PASSES, Pass, Timings
 from graphprune.planning.facts import Refits
 from graphprune.planning.plan import Plan
 from graphprune.solvers.factorable import factorable
-from graphprune.solvers.pivoted_factors import Pivoted, alternating, exact, reduced, refit
+from graphprune.solvers.pivoted_factors import (
+    Pivoted,
+    alternating_least_squares,
+    exact_factors,
+    reconstruct_low_rank,
+    reduced_rank_regression,
+)
 from graphprune.statistics.collector import Calibration, Collector
-from graphprune.statistics.stream import Stream, compare
+from graphprune.statistics.stream import Stream, advance_both
 
 aten = torch.ops.aten
 PARTS = ("rows", "coefficients", "order")
@@ -104,7 +110,7 @@ class _Walk:
         fits = self.program.fact(Refits).by_weight
         for consumer in self.maps:
             name = consumer.weight
-            self.parts[name] = exact(consumer.matrix(self.program.weights[name]), self.ranks[name])
+            self.parts[name] = exact_factors(consumer.matrix(self.program.weights[name]), self.ranks[name])
             self.changed[name] = consumer.restore(self.parts[name].product).to(self.program.weights[name].dtype)
             self.errors[name] = fits[name].error_before, fits[name].error_after
 
@@ -112,7 +118,7 @@ class _Walk:
         """Fit all factors."""
         calibration = self.program.fact(Calibration)
         wanted = {consumer.node for consumer in self.maps}
-        segments = between_maps(self.program)
+        segments = split_at_linear_layers(self.program)
         last = max(i for i, segment in enumerate(segments) if wanted & segment.names)
         self.dense = Stream.start(self.program, calibration)
         self.pruned = replace(self.dense)
@@ -120,7 +126,7 @@ class _Walk:
             for i, segment in enumerate(segments[: last + 1]):
                 here = [consumer for consumer in self.maps if consumer.node in segment.names]
                 for stage in stages(segment, here):
-                    self._fit(segment.before({c.x for c in stage}), stage)
+                    self._fit(segment.upstream_of({c.x for c in stage}), stage)
                     step(len(stage))
                 if i < last:
                     self._on(segment)
@@ -128,9 +134,9 @@ class _Walk:
     def _on(self, segment: Segment) -> None:
         """Carry both streams to the next segment."""
         alike = self.dense.entries is self.pruned.entries or segment.entry is None
-        exits = self.dense.through(segment, self.program.weights)
+        exits = self.dense.advance(segment, self.program.weights)
         if not alike or segment.weights(self.program) & self.changed.keys():
-            self.pruned.entries = self.pruned.through(segment, self._weights)
+            self.pruned.entries = self.pruned.advance(segment, self._weights)
         else:
             self.pruned.entries = exits
         self.dense.entries = exits
@@ -145,13 +151,13 @@ class _Walk:
         weights = {c.weight: self.program.weights[c.weight] for c in stage}
         seen, held = (Collector(stage, mix=mix, weights=weights) for _ in range(2))
         collectors = [held if calibration.held_out(i) else seen for i in range(len(calibration.batches))]
-        compare(self.dense, self.pruned, before, self._weights, collectors)
-        fit = reduced if self.options.rounds is None else alternating(self.options.rounds)
+        advance_both(self.dense, self.pruned, before, self._weights, collectors)
+        fit = reduced_rank_regression if self.options.rounds is None else alternating_least_squares(self.options.rounds)
         for consumer in stage:
             name, weight = consumer.weight, consumer.matrix(self.program.weights[consumer.weight])
-            moments = seen.found[consumer.node], held.found.get(consumer.node)
+            moments = seen.moments_with_drift[consumer.node], held.moments_with_drift.get(consumer.node)
             every = torch.arange(weight.shape[1])
-            found, result = refit(weight, every, self.ranks[name], *moments, self.options.damping, fit)
+            found, result = reconstruct_low_rank(weight, every, self.ranks[name], *moments, self.options.damping, fit)
             self.parts[name] = found
             self.changed[name] = consumer.restore(result.weight).contiguous()
             self.errors[name] = result.error_before, result.error_after

@@ -9,7 +9,7 @@ from torch.nn.utils.parametrizations import weight_norm
 
 from graphprune.axes.rule import Dims, Example, Flow, MaskedArguments, Rule
 from graphprune.axes.rule_helpers import argument, broadcast_axis
-from graphprune.execution.equivalence import direction
+from graphprune.execution.equivalence import direction_of
 from graphprune.passes.operators import rule
 
 
@@ -30,7 +30,7 @@ class WeightNorm(Rule):
 
     def masked_value(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
         """Zero with its magnitude, if the direction is left as it is there, for nought has none."""
-        if node.args[1] in inputs.carriers and direction(node) is None:
+        if node.args[1] in inputs.carriers and direction_of(node) is None:
             return nan
         return 0.0 if any(inputs.number_of(value) == 0 for value in node.args[:2]) else None
 

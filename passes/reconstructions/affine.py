@@ -9,7 +9,7 @@ from torch import Tensor
 
 from graphprune.passes.reconstructions import RECONSTRUCTIONS
 from graphprune.planning.interfaces import Reconstruction, Refitted
-from graphprune.solvers.normal_equations import Equations, refit
+from graphprune.solvers.normal_equations import NormalEquations, reconstruct
 from graphprune.statistics.moments import Moments
 
 
@@ -22,11 +22,11 @@ class Affine(Reconstruction):
         self, weight: Tensor, kept: Tensor, seen: Moments, held_out: Moments | None, damping: float | None
     ) -> Refitted:
         """New values for the columns `kept` of a matrix of shape (m, n), and a bias of shape (m,)."""
-        return refit(weight, kept, seen, held_out, damping, _interpolate)
+        return reconstruct(weight, kept, seen, held_out, damping, _interpolate)
 
 
-def _interpolate(system: Equations, damping: float) -> tuple[Tensor, Tensor]:
-    correction = system.centred.correction(damping)
+def _interpolate(system: NormalEquations, damping: float) -> tuple[Tensor, Tensor]:
+    correction = system.centered.correction(damping)
     return correction, system.bias(correction)
 
 

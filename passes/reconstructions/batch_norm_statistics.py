@@ -79,17 +79,17 @@ def _measured(program: Program, norms: Sequence[RunningNorm]) -> dict[str, Tenso
     segments = split(program, {norm.node for norm in norms})
     stream = Stream.start(program, program.fact(Calibration))
     weights = Layered((changed, program.weights))
-    with progress("measuring norms", len(norms) * len(stream.numbers)) as step:
+    with progress("measuring norms", len(norms) * len(stream.batch_indices)) as step:
         for segment in segments:
             for norm in (norm for norm in norms if norm.node in segment.names):
-                moments = _moments(stream, segment.before({norm.x}), norm, weights)
+                moments = _moments(stream, segment.upstream_of({norm.x}), norm, weights)
                 mean, variance = moments.mean, moments.squares / moments.tokens - moments.mean.square()
                 unbiased = variance.clamp(min=0) * moments.tokens / max(moments.tokens - 1, 1)
                 for name, value in ((norm.mean, mean), (norm.variance, unbiased)):
                     changed[name] = value.to(program.weights[name].dtype)
-                step(len(stream.numbers))
+                step(len(stream.batch_indices))
             if segment.exit is not None:
-                stream.entries = stream.through(segment, weights)
+                stream.entries = stream.advance(segment, weights)
     return changed
 
 
@@ -97,8 +97,8 @@ def _moments(stream: Stream, part: Segment, norm: RunningNorm, weights: Layered)
     """The sums of what enters a norm, over all batches and all places of a channel."""
     loaded = stream.load(part, weights)
     total = Moments.empty(weights[norm.mean].shape[0], diagonal=True)
-    for batch in range(len(stream.numbers)):
-        _, seen = stream.one(batch, part, loaded, {norm.x})
+    for batch in range(len(stream.batch_indices)):
+        _, seen = stream.run_batch(batch, part, loaded, {norm.x})
         total.add(seen[norm.x].movedim(1, -1).flatten(0, -2))
     if not total.squares.isfinite().all():
         raise CalibrationError(

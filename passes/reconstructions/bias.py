@@ -8,7 +8,7 @@ from torch import Tensor
 
 from graphprune.passes.reconstructions import RECONSTRUCTIONS
 from graphprune.planning.interfaces import Reconstruction, Refitted
-from graphprune.solvers.normal_equations import Equations, refit
+from graphprune.solvers.normal_equations import NormalEquations, reconstruct
 from graphprune.statistics.moments import Moments
 
 
@@ -21,10 +21,10 @@ class Bias(Reconstruction):
         self, weight: Tensor, kept: Tensor, seen: Moments, held_out: Moments | None, damping: float | None
     ) -> Refitted:
         """The columns as they are, and a bias of shape (m,); there is nothing to damp."""
-        return refit(weight, kept, seen, held_out, 0.0, _mean)
+        return reconstruct(weight, kept, seen, held_out, 0.0, _mean)
 
 
-def _mean(system: Equations, damping: float) -> tuple[Tensor, Tensor]:
+def _mean(system: NormalEquations, damping: float) -> tuple[Tensor, Tensor]:
     nothing = torch.zeros_like(system.cross)
     return nothing, system.bias(nothing)
 

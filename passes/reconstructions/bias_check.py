@@ -37,7 +37,7 @@ class Room(Pass):
         for consumer in dependencies.maps_of(in_play(program, self.score)):
             fault = new_biases.obstacle(program, consumer)
             if not fault and consumer.bias is None:
-                fault = destination.bias_fault(new_biases.name_of(consumer))
+                fault = destination.bias_fault(new_biases.bias_name(consumer))
             if fault:
                 raise PlanError(
                     f"refit {self.by} adds a bias to every layer behind a cut, and {consumer.weight} can have none: "

@@ -24,7 +24,7 @@ from graphprune.passes.low_rank.factorize import lowered
 from graphprune.pipeline import PASSES, Pass
 from graphprune.planning.facts import Refits
 from graphprune.solvers import new_biases
-from graphprune.statistics.collector import Calibration, products
+from graphprune.statistics.collector import Calibration, matmul_autocast
 
 CHECKS = 10  # times that the loss is measured on held-out batches
 WARM = 0.1  # of the steps go by until the rate is reached, which is so much of itself at first
@@ -75,7 +75,7 @@ def known_loss(program: Program, distilled: bool = False) -> Loss:
     """The loss of the next token, if it is not to be `distilled`; or the distance to the dense model."""
     original, calibration = program.fact(Rewritten).original, program.fact(Calibration)
     original = original.with_facts(calibration)
-    predicts = Objective.of(original).predicts
+    predicts = Objective.of(original).is_language_model
     if predicts and not distilled:
         return likelihood(original)
     dense, call = original.module(), _caller(original)
@@ -180,7 +180,7 @@ class _Training:
     def lost(self, i: int) -> Tensor:
         """The loss on a batch."""
         swapped = {self.aliases[name]: weight for name, weight in self.merged().items()}
-        with products(self.autocast):
+        with matmul_autocast(self.autocast):
             return self.loss(self.call(self.module, i, swapped), i)
 
     def merged(self) -> dict[str, Tensor]:
@@ -191,7 +191,7 @@ class _Training:
 
 def _own(program: Program) -> set[str]:
     """The weights of linear maps that nothing else reads, and the factors of others."""
-    found, readers = program.fact(Rewritten).original.fact(Dependencies).consumers, new_biases.readers(program)
+    found, readers = program.fact(Rewritten).original.fact(Dependencies).consumers, new_biases.count_readers(program)
     factored = program.facts.get(Factored)
     factors = program.parameters - factored.original.parameters if factored else set[str]()
     return {c.weight for c in found if readers[c.weight] == 1} | factors

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from graphprune.passes.reconstructions import RECONSTRUCTIONS
 from graphprune.planning.interfaces import Reconstruction, Refitted
-from graphprune.solvers.normal_equations import Equations, refit
+from graphprune.solvers.normal_equations import NormalEquations, reconstruct
 from graphprune.statistics.moments import Moments
 
 
@@ -21,7 +21,7 @@ class LeastSquares(Reconstruction):
         self, weight: Tensor, kept: Tensor, seen: Moments, held_out: Moments | None, damping: float | None
     ) -> Refitted:
         """New values for the columns `kept` of a matrix of shape (m, n), from the moments of its n inputs."""
-        return refit(weight, kept, seen, held_out, damping, lambda system, d: (system.correction(d), None))
+        return reconstruct(weight, kept, seen, held_out, damping, lambda system, d: (system.correction(d), None))
 
 
 class Keep(Reconstruction):
@@ -31,8 +31,8 @@ class Keep(Reconstruction):
         self, weight: Tensor, kept: Tensor, seen: Moments, held_out: Moments | None, damping: float | None
     ) -> Refitted:
         """The columns as they are."""
-        system = Equations.of(weight.double(), kept, held_out or seen)
-        lost = system.removed / system.whole
+        system = NormalEquations.of(weight.double(), kept, held_out or seen)
+        lost = system.initial_error / system.output_energy
         return Refitted(weight[:, kept], 0.0, lost, lost)
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from graphprune.passes.reconstructions import RECONSTRUCTIONS
 from graphprune.planning.interfaces import Reconstruction, Refitted
-from graphprune.solvers.normal_equations import Equations, refit, ridge
+from graphprune.solvers.normal_equations import NormalEquations, reconstruct, ridge_solve
 from graphprune.statistics.moments import Moments
 
 
@@ -20,17 +20,22 @@ class Mask(Reconstruction):
         self, weight: Tensor, kept: Tensor, seen: Moments, held_out: Moments | None, damping: float | None
     ) -> Refitted:
         """The columns `kept` of a matrix of shape (m, n), each times a factor."""
-        return refit(
-            weight, kept, seen, held_out, damping, lambda system, d: (system.left * (factors(system, d) - 1), None)
+        return reconstruct(
+            weight,
+            kept,
+            seen,
+            held_out,
+            damping,
+            lambda system, d: (system.retained_weight * (factors(system, d) - 1), None),
         )
 
 
-def factors(system: Equations, damping: float) -> Tensor:
+def factors(system: NormalEquations, damping: float) -> Tensor:
     """The factors of the kept columns, shape (kept,); `damping` is relative to the mean of the diagonal of A."""
-    matrix = (system.left.T @ system.left) * system.inner
-    right = (system.left * system.cross).sum(0)
+    matrix = (system.retained_weight.T @ system.retained_weight) * system.gram
+    right = (system.retained_weight * system.cross).sum(0)
     amount = damping * float(matrix.diagonal().mean())
-    return 1 + ridge(matrix, right[:, None], amount)[:, 0]
+    return 1 + ridge_solve(matrix, right[:, None], amount)[:, 0]
 
 
 RECONSTRUCTIONS.register("mask")(Mask())

@@ -11,7 +11,7 @@ from torch import Tensor, fx
 
 from graphprune.axes.algebra import Prime, primes
 from graphprune.axes.groups import Dependencies
-from graphprune.axes.index_sets import Kept
+from graphprune.axes.index_sets import Retained
 from graphprune.axes.rule import Consumer
 from graphprune.execution.segments import Segment
 from graphprune.ir.program import Program, Rewritten
@@ -38,7 +38,7 @@ class Reuse:
 
 
 def reusable(
-    program: Program, segment: Segment, consumers: Sequence[Consumer], keep: Mapping[Prime, Kept]
+    program: Program, segment: Segment, consumers: Sequence[Consumer], keep: Mapping[Prime, Retained]
 ) -> Reuse | None:
     """How to run a segment of the original of `program`; None if a cut changes what its `consumers` read."""
     rewritten = program.fact(Rewritten)
@@ -48,7 +48,7 @@ def reusable(
         return None
     own = {node.name for node in segment.nodes} - late
     needed = {n.name: n for node in segment.nodes if node.name in late for n in node.all_input_nodes if n.name in own}
-    early = segment.before(needed)
+    early = segment.upstream_of(needed)
     scaled = early.weights(program) & rewritten.scales.keys()
     if scaled or not all(_carries(node, dependencies, keep) for node in early.nodes):
         return None
@@ -65,19 +65,19 @@ def _after(segment: Segment, names: set[str]) -> set[str]:
     return found
 
 
-def _carries(node: fx.Node, dependencies: Dependencies, keep: Mapping[Prime, Kept]) -> bool:
+def _carries(node: fx.Node, dependencies: Dependencies, keep: Mapping[Prime, Retained]) -> bool:
     """Does a node only hand on what is cut of its inputs, index by index?"""
     read = {p for source in node.all_input_nodes for p in _cut_in(source, dependencies, keep)}
     made = _cut_in(node, dependencies, keep)
     return read <= made and all(dependencies.by_prime[p].exact for p in made)
 
 
-def _cut_in(node: fx.Node, dependencies: Dependencies, keep: Mapping[Prime, Kept]) -> set[Prime]:
+def _cut_in(node: fx.Node, dependencies: Dependencies, keep: Mapping[Prime, Retained]) -> set[Prime]:
     """The primes in the axes of a value that are cut."""
     return {p for axis in dependencies.axes_of(node.name) for p in primes(axis) if p in keep}
 
 
-def _indices(node: fx.Node, dependencies: Dependencies, keep: Mapping[Prime, Kept]) -> Iterator[tuple[int, Tensor]]:
+def _indices(node: fx.Node, dependencies: Dependencies, keep: Mapping[Prime, Retained]) -> Iterator[tuple[int, Tensor]]:
     """What stays of the dimensions of a value that are cut, the last one first."""
     dims = dependencies.axes_of(node.name)
     for dim in reversed(range(len(dims))):

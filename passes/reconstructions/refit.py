@@ -83,8 +83,8 @@ class Refit(Pass):
         consumers, skipped = refittable(program, method)
         named: dict[str, str] = {}
         if method.adds_bias:
-            program, _ = new_biases.add(program, [*consumers, *_companions(program, consumers)])
-            named = {c.weight: new_biases.name_of(c) for c in consumers}
+            program, _ = new_biases.add_biases(program, [*consumers, *_companions(program, consumers)])
+            named = {c.weight: new_biases.bias_name(c) for c in consumers}
         plan = program.facts.get(Plan)
         ranks = plan.ranks if plan else {}
         makers = _makers(program, ranks, self.producers, self.others)
@@ -99,7 +99,7 @@ def refittable(program: Program, method: Reconstruction) -> tuple[list[Consumer]
     """The consumers whose columns were cut; and the weights that are left as they are, with the reason."""
     rewritten = program.fact(Rewritten)
     found = rewritten.original.fact(Dependencies).consumers
-    readers = new_biases.readers(rewritten.original)
+    readers = new_biases.count_readers(rewritten.original)
     cut = [c for c in found if c.dim in rewritten.keep.get(c.weight, {})]
     skipped: dict[str, str] = {}
     for consumer in cut:
@@ -115,7 +115,7 @@ def _makers(program: Program, ranks: Collection[str], producers: bool, others: b
     """The linear maps that have all their columns, each with a weight of its own: those to be of a lower rank, those
     that make a cut axis, and the others."""
     rewritten = program.fact(Rewritten)
-    readers = new_biases.readers(rewritten.original)
+    readers = new_biases.count_readers(rewritten.original)
     cut = {name: dims.keys() for name, dims in rewritten.keep.items() if name not in rewritten.scales}
     found = [c for c in rewritten.original.fact(Dependencies).consumers if readers[c.weight] == 1]
     whole = [c for c in found if c.dim not in cut.get(c.weight, ()) and c.weight not in rewritten.scales]
@@ -149,8 +149,8 @@ def _columns_of(user: fx.Node, node: fx.Node) -> bool:
 
 def _companions(program: Program, consumers: Sequence[Consumer]) -> list[Consumer]:
     """The linear maps that get a bias only because the destination cannot give one to the others alone."""
-    new = {new_biases.name_of(c) for c in consumers if c.bias is None}
+    new = {new_biases.bias_name(c) for c in consumers if c.bias is None}
     eligible = program.facts.get(Eligible)
     names = eligible.destination.biases(new) - new if eligible and new else set()
     found = program.fact(Rewritten).original.fact(Dependencies).consumers
-    return [c for c in found if c.bias is None and new_biases.name_of(c) in names]
+    return [c for c in found if c.bias is None and new_biases.bias_name(c) in names]

@@ -10,10 +10,10 @@ from torch import Tensor, fx
 
 from graphprune.axes.algebra import Prime, primes
 from graphprune.axes.groups import Dependencies
-from graphprune.axes.index_sets import Kept
+from graphprune.axes.index_sets import Retained
 from graphprune.axes.rule import Consumer
 from graphprune.display.progress import progress
-from graphprune.execution.segments import Segment, between_maps
+from graphprune.execution.segments import Segment, split_at_linear_layers
 from graphprune.ir.program import Program, Rewritten
 from graphprune.ir.weights import Layered, Narrowed, Weights, narrow
 from graphprune.passes.reconstructions import RECONSTRUCTIONS
@@ -21,12 +21,12 @@ from graphprune.passes.reconstructions.prefix_reuse import Reuse, reusable
 from graphprune.planning.interfaces import Reconstruction, Refitted
 from graphprune.planning.plan import kept_beside, primes_to_keep
 from graphprune.solvers import new_biases, pivoted_factors
-from graphprune.solvers.normal_equations import DEFAULT
+from graphprune.solvers.normal_equations import DEFAULT_DAMPING
 from graphprune.statistics.collector import Calibration, Collector
 from graphprune.statistics.moments import Moments
-from graphprune.statistics.stream import Stream, compare, unseen
+from graphprune.statistics.stream import Stream, advance_both, no_progress
 from graphprune.support.durable_steps import Step, stage
-from graphprune.support.workspace import values
+from graphprune.support.workspace import new_activations
 
 STREAMS = ("dense", "shadow", "pruned")
 
@@ -48,7 +48,7 @@ class Walk:
     damping: float | None
     statistics: str
     mix: float
-    keep: Mapping[Prime, Kept] = field(init=False)
+    keep: Mapping[Prime, Retained] = field(init=False)
     changed: dict[str, Tensor] = field(default_factory=dict)
     wide: dict[str, Tensor] = field(default_factory=dict)  # what makers became, before they are narrowed
     done: dict[str, Refitted] = field(default_factory=dict)
@@ -60,7 +60,7 @@ class Walk:
         if not wanted:
             return
         original, calibration = self.program.fact(Rewritten).original, self.program.fact(Calibration)
-        big = between_maps(original)
+        big = split_at_linear_layers(original)
         last = max(i for i, segment in enumerate(big) if wanted & segment.names)
         self.shadow, self.pruned = Stream.start(original, calibration), Stream.start(self.program, calibration)
         self.keep = primes_to_keep(original.fact(Dependencies), self.program.fact(Rewritten).groups)
@@ -72,15 +72,15 @@ class Walk:
         done = steps.finished(last + 1)
         for found in done:
             self._resume(found)
-        left = (runs * last + runs - 1 - runs * len(done)) * len(self.dense.numbers)
+        left = (runs * last + runs - 1 - runs * len(done)) * len(self.dense.batch_indices)
         with progress("refitting", left) as step:
             for i, segment in enumerate(big[len(done) : last + 1], len(done)):
                 known = {*self.changed, *self.wide}
                 for following in big[i + 1 : i + 2]:
-                    self.shadow.expect(following)
+                    self.shadow.prefetch(following)
                 here = [consumer for consumer in self.consumers if consumer.node in segment.names]
                 if not wanted & segment.names and self._is_alike(segment):
-                    exits = self.shadow.through(segment, self.shadow.program.weights, lambda: step(runs))
+                    exits = self.shadow.advance(segment, self.shadow.program.weights, lambda: step(runs))
                     self.dense.entries = self.shadow.entries = self.pruned.entries = exits
                 else:
                     self._segment(segment, here, step, final=i == last)
@@ -121,24 +121,24 @@ class Walk:
         first = [maker for maker in self.makers if maker.node in segment.names]
         if first:
             seen, held, collectors = self._collectors(first, 1.0, {})
-            self._look(segment.before({maker.x for maker in first}), collectors)
-            seen.gather()
-            held.gather()
-            self._remake(first, seen.found, held.found)
+            self._look(segment.upstream_of({maker.x for maker in first}), collectors)
+            seen.all_reduce()
+            held.all_reduce()
+            self._remake(first, seen.moments_with_drift, held.moments_with_drift)
         seen, held, collectors = self._collectors(here, self.mix, self.beside)
         reuse = None if first or final else self._reuse(segment, here)
         if reuse is not None:
             self._short(reuse, here, seen, held, collectors, step)
             return
         exits, dense_exits = self._look(segment, collectors, step)
-        seen.gather()
-        held.gather()
-        self._refit(here, seen.found, held.found)
+        seen.all_reduce()
+        held.all_reduce()
+        self._refit(here, seen.moments_with_drift, held.moments_with_drift)
         if final:
             return
         self.shadow.entries = exits
         if self.statistics != "dense":
-            self.pruned.entries = self.pruned.through(counterpart(segment, self.program), self._refitted, step)
+            self.pruned.entries = self.pruned.advance(counterpart(segment, self.program), self._refitted, step)
             self.shadow.entries = self._filled(segment, exits)
         if self.dense is not self.shadow:
             self.dense.entries = dense_exits
@@ -159,17 +159,17 @@ class Walk:
         step: Callable[..., None],
     ) -> None:  # fmt: skip
         """Look at the first part of the original segment, refit, and run the rest of the pruned one."""
-        narrow = {name: values() for name in reuse.kept}
+        narrow = {name: new_activations() for name in reuse.kept}
 
         def keep(found: Mapping[str, Tensor]) -> None:
             for name, place in narrow.items():
                 place.append(reuse.narrowed(name, found[name]))
 
-        self.shadow.through(reuse.early, self.shadow.program.weights, step, collectors, keep, narrow)
-        seen.gather()
-        held.gather()
-        self._refit(here, seen.found, held.found)
-        exits = self.pruned.through(counterpart(reuse.rest, self.program), self._refitted, step, known=narrow)
+        self.shadow.advance(reuse.early, self.shadow.program.weights, step, collectors, keep, narrow)
+        seen.all_reduce()
+        held.all_reduce()
+        self._refit(here, seen.moments_with_drift, held.moments_with_drift)
+        exits = self.pruned.advance(counterpart(reuse.rest, self.program), self._refitted, step, known=narrow)
         self.dense.entries = self.shadow.entries = self.pruned.entries = exits
 
     def _collectors(
@@ -179,9 +179,9 @@ class Walk:
         original, apart = self.program.fact(Rewritten).original, self.dense is not self.shadow
         weights = {c.weight: original.weights[c.weight] for c in here} if apart else {}
         added = {c.node: beside[c.node] for c in here if c.node in beside}
-        seen, held = (Collector(here, mix=mix, weights=weights, beside=added) for _ in range(2))
+        seen, held = (Collector(here, mix=mix, weights=weights, residual=added) for _ in range(2))
         calibration = self.program.fact(Calibration)
-        return seen, held, [held if calibration.held_out(i) else seen for i in self.dense.numbers]
+        return seen, held, [held if calibration.held_out(i) else seen for i in self.dense.batch_indices]
 
     def _remake(self, makers: list[Consumer], seen: dict[str, Moments], held: dict[str, Moments]) -> None:
         """Refit maps to the outputs of the dense model: all rows, of which the pruned model has some."""
@@ -192,7 +192,7 @@ class Walk:
             if name in self.ranks:
                 self._reduce(maker, seen[maker.node], held.get(maker.node))
                 continue
-            method, there = RECONSTRUCTIONS["least-squares"], seen[maker.node].second.device
+            method, there = RECONSTRUCTIONS["least-squares"], seen[maker.node].gram.device
             args = seen[maker.node], held.get(maker.node), self.damping
             found = method.refit(weight.to(there), every.to(there), *args)
             self.done[name] = replace(found, weight=found.weight.cpu())
@@ -200,14 +200,14 @@ class Walk:
             self.changed[name] = Narrowed(self.wide, rewritten.keep)[name]
 
     def _look(
-        self, segment: Segment, collectors: Sequence[Collector], step: Callable[..., None] = unseen
+        self, segment: Segment, collectors: Sequence[Collector], step: Callable[..., None] = no_progress
     ) -> tuple[Sequence[Any], Sequence[Any]]:
         """The exits on pruned inputs and the dense ones; refits see the former, and aim at the latter."""
         remade = Layered((self.wide, self.shadow.program.weights))
         if self.dense is self.shadow:
-            exits = self.shadow.through(segment, remade, step, collectors)
+            exits = self.shadow.advance(segment, remade, step, collectors)
             return exits, exits
-        return compare(self.dense, self.shadow, segment, remade, collectors, step)
+        return advance_both(self.dense, self.shadow, segment, remade, collectors, step)
 
     def _filled(self, segment: Segment, exits: Sequence[Any]) -> Sequence[Any]:
         """The pruned entries of the next segment; where they are narrower, in the places of those that are left."""
@@ -219,7 +219,7 @@ class Walk:
         dims: Any = dependencies.values[segment.exit.name]
         cut = [dim for dim, axis in enumerate(dims) if any(p in keep for p in primes(axis))]
         indices = {dim: kept_beside(dims, dim, keep) for dim in reversed(cut)}
-        filled = values()
+        filled = new_activations()
         for wide, small in zip(exits, pruned, strict=True):
             filled.append(fill(wide, small, indices))
         return filled
@@ -235,7 +235,7 @@ class Walk:
             self.done[consumer.weight] = result
             self.changed[consumer.weight] = consumer.restore(result.weight).contiguous()
             if result.bias is not None:
-                name = new_biases.name_of(consumer)
+                name = new_biases.bias_name(consumer)
                 self.changed[name] = self.program.weights[name] + result.bias
 
     def _reduce(self, maker: Consumer, seen: Moments, held: Moments | None) -> None:
@@ -251,15 +251,17 @@ class Walk:
 
     def _fit(self, name: str, weight: Tensor, kept: Tensor, seen: Moments, held: Moments | None) -> Refitted:
         """New values for a matrix of which these columns are kept, solved for where the sums are."""
-        there = seen.second.device
+        there = seen.gram.device
         found = self._solve(name, weight.to(there), kept.to(there), seen, held)
         return replace(found, weight=found.weight.cpu(), bias=None if found.bias is None else found.bias.cpu())
 
     def _solve(self, name: str, weight: Tensor, kept: Tensor, seen: Moments, held: Moments | None) -> Refitted:
         if name not in self.ranks:
             return self.method.refit(weight, kept, seen, held, self.damping)
-        damping = DEFAULT if self.damping is None else self.damping  # to try many takes long, and gains nothing
-        return pivoted_factors.refit(weight, kept, self.ranks[name], seen, held, damping, pivoted_factors.reduced)[1]
+        damping = DEFAULT_DAMPING if self.damping is None else self.damping  # to try many takes long, and gains nothing
+        return pivoted_factors.reconstruct_low_rank(
+            weight, kept, self.ranks[name], seen, held, damping, pivoted_factors.reduced_rank_regression
+        )[1]
 
     def _made(self, rewritten: Rewritten, consumer: Consumer, moments: Moments | None) -> Moments | None:
         """Moments with the drift of those outputs only that are left."""

@@ -12,10 +12,10 @@ from torch._dispatch.python import enable_python_dispatcher
 
 from graphprune.axes.algebra import Axis, Prime, primes
 from graphprune.axes.groups import Dependencies
-from graphprune.axes.index_sets import Keep, kept, width
+from graphprune.axes.index_sets import RetainedByPrime, retained_indices, width
 from graphprune.axes.rule import Dims
 from graphprune.errors import GraphpruneError, InvalidProgram, because
-from graphprune.ir.printer import neighbourhood
+from graphprune.ir.printer import neighborhood
 from graphprune.ir.program import Program, Rewritten
 from graphprune.ir.weights import Narrowed, Scaled
 from graphprune.passes.analysis.find_groups import analyze
@@ -48,7 +48,7 @@ class CutAxes:
     """What rules see while literals are rebuilt; see `axes.rule.Cut`."""
 
     dependencies: Dependencies
-    keep: Keep
+    keep: RetainedByPrime
 
     @cached_property
     def widths(self) -> Mapping[Prime, int]:
@@ -69,9 +69,9 @@ class CutAxes:
 
     def count_retained(self, axis: Axis, start: int, end: int) -> int:
         """How many of the indices from `start` to `end` are kept."""
-        return sum(start <= i < end for i in kept(axis, self._shared()))
+        return sum(start <= i < end for i in retained_indices(axis, self._shared()))
 
-    def _shared(self) -> Keep:
+    def _shared(self) -> RetainedByPrime:
         """Linked rows are equally long, so that any of them tells how many are kept."""
         return {p: type(rows)(rows.rows[:1]) for p, rows in self.keep.items()}
 
@@ -92,7 +92,7 @@ class _Rewriter:
 
     program: Program
     dependencies: Dependencies
-    keep: Keep
+    keep: RetainedByPrime
 
     def run(self) -> tuple[fx.Graph, dict[str, float]]:
         """The new graph, and by what parameters are to be multiplied."""
@@ -130,7 +130,7 @@ class _Rewriter:
         except GraphpruneError:
             raise
         except Exception as fault:  # whatever a fake kernel raises is one fault: the graph does not hold together
-            raise InvalidProgram(f"after the cut, {node.name} fails{because(fault)}\n{neighbourhood(node)}") from fault
+            raise InvalidProgram(f"after the cut, {node.name} fails{because(fault)}\n{neighborhood(node)}") from fault
 
     def _check(self, cut: CutAxes, old: fx.Node, new: fx.Node) -> None:
         dims, val = self.dependencies.values[old.name], new.meta["val"]
@@ -141,7 +141,7 @@ class _Rewriter:
                 if isinstance(got, int) and got != cut.width(axis):
                     raise InvalidProgram(
                         f"after the cut, dimension {dim} of {new.name} has size {got}, the axes say {cut.width(axis)}\n"
-                        f"{neighbourhood(new)}\nThe rule of {new.target} is wrong: please report it."
+                        f"{neighborhood(new)}\nThe rule of {new.target} is wrong: please report it."
                     )
 
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from graphprune.axes.algebra import Prime, resolve
 from graphprune.axes.groups import Dependencies, Group
-from graphprune.axes.residual_blocks import sums
+from graphprune.axes.residual_blocks import residual_sums
 from graphprune.errors import PlanError, VerificationError
 from graphprune.execution.equivalence import Verification, verify_cut
 from graphprune.ir.program import Program, Rotatable
@@ -166,7 +166,7 @@ def _fold(edits: Edits, group: Group) -> set[str]:
 def _shorten(edits: Edits) -> set[str]:
     """Lead streams to the sums with their branches by way of maps; return the names of those."""
     names = set[str]()
-    for i, (stream, total) in enumerate(sums(edits.program)):
+    for i, (stream, total) in enumerate(residual_sums(edits.program)):
         if edits.last(total) in edits.axes:
             val, name = stream.meta["val"], f"shortcuts.{i}.weight"
             eye = torch.eye(val.shape[-1], dtype=val.dtype)

@@ -35,7 +35,7 @@ class Edits:
         self.graph = copy_graph(self.program.graph)
         self.nodes = {node.name: node for node in self.graph.nodes}
         self.dependencies = self.program.facts.get(Dependencies) or analyze(self.program)
-        self.readers = new_biases.readers(self.program)
+        self.readers = new_biases.count_readers(self.program)
 
     def done(self) -> Program:
         """The edited program."""

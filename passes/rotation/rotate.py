@@ -50,7 +50,7 @@ def _second(program: Program, group: Group) -> Tensor:
     statistics, fact = program.fact(Statistics).moments, program.fact(Rotatable)
     maps = program.fact(Dependencies).consumers_of(group)
     read = [c for c in maps if c.weight not in fact.shortcuts] or maps
-    found = {c.x: statistics[c.node].second for c in read if c.node in statistics}
+    found = {c.x: statistics[c.node].gram for c in read if c.node in statistics}
     if not found or any(second.dim() < 2 for second in found.values()):
         raise CalibrationError(f"there are no full moments of the stream {group.name}; calibrate with moments=full")
     return torch.stack(list(found.values())).sum(0)

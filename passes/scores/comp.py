@@ -17,7 +17,7 @@ from graphprune.axes.groups import Group
 from graphprune.passes.scores import SCORES
 from graphprune.planning.index_scores import Innermost, at_consumers
 from graphprune.planning.interfaces import Evidence
-from graphprune.solvers.normal_equations import damped
+from graphprune.solvers.normal_equations import add_damping
 from graphprune.statistics.moments import Moments
 
 RIDGE = 1e-8  # of the mean of the diagonal: enough to invert every matrix; more would hide redundant inputs
@@ -30,9 +30,9 @@ def condition(seen: Moments) -> Tensor:
     The eigenvalues of S without row and column j are the roots of ``sum_i q_ji^2 / (e_i - x)`` for the eigenvalues e
     and eigenvectors q of S. They interlace with those of S, so the decrease is never negative.
     """
-    if len(seen.second) < 3:
-        return torch.zeros(len(seen.second), dtype=torch.float64)
-    values, vectors = torch.linalg.eigh(damped(seen.second, RIDGE))
+    if len(seen.gram) < 3:
+        return torch.zeros(len(seen.gram), dtype=torch.float64)
+    values, vectors = torch.linalg.eigh(add_damping(seen.gram, RIDGE))
     shares = vectors.square()
     lowest, highest = (_root(values, shares, *values[i : i + 2]) for i in (0, len(values) - 2))
     decrease: Tensor = (values[-1] / values[0]).log() - (highest / lowest).log()
@@ -41,7 +41,7 @@ def condition(seen: Moments) -> Tensor:
 
 def unexplained(seen: Moments) -> Tensor:
     """Share of the variance of every input that the other inputs do not explain, shape (n,)."""
-    covariance = damped(seen.second / seen.tokens - seen.mean.outer(seen.mean), RIDGE)
+    covariance = add_damping(seen.gram / seen.tokens - seen.mean.outer(seen.mean), RIDGE)
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
     shares: Tensor = 1 / (covariance.diagonal() * inverse.diagonal())
     return shares

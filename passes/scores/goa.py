@@ -18,7 +18,7 @@ from graphprune.axes.rule import Consumer
 from graphprune.passes.scores import SCORES
 from graphprune.planning.index_scores import Outermost, at_consumers, at_producers, positions
 from graphprune.planning.interfaces import Evidence
-from graphprune.statistics.attention_maps import AttentionHeads, heads
+from graphprune.statistics.attention_maps import AttentionHeads, attention_heads
 
 
 class SecondMoment(Outermost):
@@ -36,7 +36,7 @@ class SecondMoment(Outermost):
 
         def energy(producer: Consumer) -> Tensor:
             weight = evidence.matrix(producer)
-            return ((weight @ evidence.moments(producer).second) * weight).sum(1)
+            return ((weight @ evidence.moments(producer).gram) * weight).sum(1)
 
         norms = at_consumers(group, evidence, lambda consumer: evidence.matrix(consumer).square().sum(0))
         return norms * at_producers(group, evidence, energy) / 2
@@ -48,7 +48,7 @@ class AttentionMaps(SecondMoment):
     def score(self, group: Group, evidence: Evidence) -> Tensor:
         """Score of every index, shape (rows, group.size)."""
         moment = super().score(group, evidence)
-        attentions = [h for h in heads(evidence.program).values() if group.prime in primes(h.axis)]
+        attentions = [h for h in attention_heads(evidence.program).values() if group.prime in primes(h.axis)]
         if group.linked or not attentions:
             return moment
         return order(torch.stack([_between(h, group, evidence) for h in attentions]).mean(0), moment[0])[None]

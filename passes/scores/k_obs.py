@@ -23,7 +23,7 @@ from graphprune.passes.scores.obs import Problem, greedy
 from graphprune.planning.index_scores import Outermost, rows_of
 from graphprune.planning.interfaces import Evidence
 from graphprune.planning.ranking import Point, hull
-from graphprune.solvers.normal_equations import SPARING, damped
+from graphprune.solvers.normal_equations import CAUTIOUS_DAMPINGS, add_damping
 
 TIE = 1e-9  # relative increase of the score along equal slopes, which keeps the order
 
@@ -48,9 +48,9 @@ class KObs(Outermost):
 
 def _problem(consumer: Consumer, group: Group, evidence: Evidence) -> Problem:
     """Least-squares problem of a layer, with outputs scaled so that the squared error is the growth of the loss."""
-    inputs, outputs = SPARING
+    inputs, outputs = CAUTIOUS_DAMPINGS
     problem = Problem.of(consumer, group, evidence, inputs)
-    values, vectors = torch.linalg.eigh(damped(evidence.sensitivity(consumer), outputs))
+    values, vectors = torch.linalg.eigh(add_damping(evidence.sensitivity(consumer), outputs))
     return replace(problem, weight=(vectors * values.clamp(min=0).sqrt()).T @ problem.weight)
 
 

@@ -17,7 +17,7 @@ from graphprune.passes.scores import SCORES
 from graphprune.planning.index_scores import Innermost, Outermost, columns_of, rows_of
 from graphprune.planning.interfaces import Evidence
 from graphprune.planning.ranking import Point
-from graphprune.solvers.normal_equations import DEFAULT, damped
+from graphprune.solvers.normal_equations import DEFAULT_DAMPING, add_damping
 
 ROUNDS = 64  # of removal; the remaining indices are scored again after each
 
@@ -36,9 +36,9 @@ class Problem:
     columns: Tensor
 
     @classmethod
-    def of(cls, consumer: Consumer, group: Group, evidence: Evidence, damping: float = DEFAULT) -> "Problem":
+    def of(cls, consumer: Consumer, group: Group, evidence: Evidence, damping: float = DEFAULT_DAMPING) -> "Problem":
         """Build the problem of a linear layer with all columns."""
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped(evidence.moments(consumer).second, damping)))
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(add_damping(evidence.moments(consumer).gram, damping)))
         return cls(evidence.matrix(consumer), inverse, columns_of(consumer, group, evidence.dependencies))
 
     def errors(self) -> Tensor:

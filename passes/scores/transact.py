@@ -53,12 +53,12 @@ class HeadNorms(Outermost):
 def energy(producer: Consumer, evidence: Evidence) -> Tensor:
     """Sum of squares over tokens of every output of a linear layer, shape (outputs,)."""
     weight, seen = evidence.matrix(producer), evidence.moments(producer)
-    squares = ((weight @ seen.second) * weight).sum(1)
+    squares = ((weight @ seen.gram) * weight).sum(1)
     if producer.bias is None:
         return squares.clamp(min=0)
     bias = evidence.program.weights[producer.bias].double()
     bias = bias.repeat_interleave(len(squares) // len(bias))
-    return (squares + bias * (2 * weight @ seen.first + seen.tokens * bias)).clamp(min=0)
+    return (squares + bias * (2 * weight @ seen.sums + seen.tokens * bias)).clamp(min=0)
 
 
 SCORES.register("transact")(Transact())

@@ -22,7 +22,7 @@ from graphprune.pipeline import PASSES, Pass
 from graphprune.planning.index_scores import columns_of, rows_of
 from graphprune.planning.interfaces import Evidence
 from graphprune.planning.plan import Plan, Rows, make
-from graphprune.solvers.normal_equations import DEFAULT, damped
+from graphprune.solvers.normal_equations import DEFAULT_DAMPING, add_damping
 from graphprune.statistics.moments import Statistics
 
 
@@ -69,12 +69,12 @@ class Map:
     @classmethod
     def of(cls, consumer: Consumer, group: Group, evidence: Evidence) -> "Map":
         """The map of a consumer."""
-        second = evidence.moments(consumer).second
+        second = evidence.moments(consumer).gram
         if second.dim() != 2:
             raise CalibrationError("swaps need full second moments; calibrate with moments=full")
         columns = columns_of(consumer, group, evidence.dependencies)
         rows = rows_of(group, evidence.dependencies)
-        return cls(evidence.matrix(consumer), damped(second, DEFAULT), columns.expand(rows, -1, -1))
+        return cls(evidence.matrix(consumer), add_damping(second, DEFAULT_DAMPING), columns.expand(rows, -1, -1))
 
     def gains(self, kept: Tensor) -> Tensor:
         """By how much the error falls if an index comes back, shape (rows, size); nothing of those that are there."""

@@ -21,7 +21,7 @@ from graphprune.axes.groups import Dependencies, Group
 from graphprune.axes.rule import Consumer
 from graphprune.display.progress import progress
 from graphprune.errors import CalibrationError, PlanError
-from graphprune.evaluation.masked_loss import Changed, Objective
+from graphprune.evaluation.masked_loss import ChangedWeights, Objective
 from graphprune.ir.program import Program
 from graphprune.ir.weights import KeepByName, Layered, Masked
 from graphprune.passes.reconstructions import RECONSTRUCTIONS
@@ -84,8 +84,8 @@ class Sense(Pass):
         made = {step["key"]: step["loss"] for step in journal.steps}
         found = tuple(Trial(*key, made[_text(key)]) for key in trials.keys)
         fact = Sensitivities(
-            program.fingerprint(), judge.dense, LOSSES[judge.predicts], program.fact(Scores).method, self.by, found,
-            inputs,
+            program.fingerprint(), judge.dense, LOSSES[judge.is_language_model], program.fact(Scores).method, self.by,
+            found, inputs,
         )  # fmt: skip
         return program.with_facts(fact)
 
@@ -199,7 +199,7 @@ class _Trials:
     @cached_property
     def _firsts(self) -> Mapping[str, int]:
         groups = self.program.fact(Eligible).groups
-        return {g.name: self.judge.first({place.parameter for place in g.places}) for g in groups}
+        return {g.name: self.judge.first_segment({place.parameter for place in g.places}) for g in groups}
 
     def _maps(self, group: Group) -> list[Consumer]:
         """The linear maps that read the group and can be refitted: each with a weight of its own."""
@@ -208,13 +208,13 @@ class _Trials:
 
     @cached_property
     def _readers(self) -> Mapping[str, int]:
-        return new_biases.readers(self.program)
+        return new_biases.count_readers(self.program)
 
     def _move(self, to: int) -> None:
         """Bring both streams to the entry of a segment."""
         for segment in self.judge.segments[self.at : to]:
             for stream in (self.judged, self.fitted):
-                stream.entries = stream.through(segment, self.program.weights)
+                stream.entries = stream.advance(segment, self.program.weights)
         self.at = max(self.at, to)
 
     def _moments(self, maps: Sequence[Consumer]) -> dict[str, Moments]:
@@ -224,18 +224,18 @@ class _Trials:
         for segment in self.judge.segments[self.at :]:
             if not wanted:
                 break
-            here = collector.within(segment.names)
-            ahead.entries = ahead.through(segment, self.program.weights, collectors=[here] * len(ahead.numbers))
+            here = collector.restricted_to(segment.names)
+            ahead.entries = ahead.advance(segment, self.program.weights, collectors=[here] * len(ahead.batch_indices))
             wanted -= segment.names
         return collector.moments
 
-    def _changed(self, group: Group, width: int, moments: Mapping[str, Moments]) -> Changed:
+    def _changed(self, group: Group, width: int, moments: Mapping[str, Moments]) -> ChangedWeights:
         """The weights when a group alone has this width, those of its maps refitted where there are moments."""
         rows = {group.name: top(self.program.fact(Scores).by_group[group.name], width)}
         keep = by_parameter(self.dependencies, primes_to_keep(self.dependencies, rows))
         masked = Masked(self.program.weights, keep)
         new = {c.weight: self._refitted(c, keep, moments[c.node]) for c in self._maps(group) if moments}
-        return Changed(Layered((Masked(new, keep), masked)) if new else masked, keep.keys())
+        return ChangedWeights(Layered((Masked(new, keep), masked)) if new else masked, keep.keys())
 
     def _refitted(self, consumer: Consumer, keep: KeepByName, moments: Moments) -> Tensor:
         """The weight in its old shape, with new values in the columns that are kept."""

@@ -24,7 +24,7 @@ from graphprune.axes.algebra import (
     split_axis,
     unify,
 )
-from graphprune.axes.index_sets import Keep, Kept, kept, locate, width
+from graphprune.axes.index_sets import Retained, RetainedByPrime, locate, retained_indices, width
 
 SIZES = st.sampled_from([1, 2, 3, 4, 6, 8, 12])
 STEP = st.tuples(
@@ -113,7 +113,7 @@ def effect(world: World) -> list[list[tuple[tuple[int, int], ...]]]:
     return [of(axis) for axis in world.pool]
 
 
-def mask(axis: Axis, keep: Keep) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
+def mask(axis: Axis, keep: RetainedByPrime) -> "np.ndarray[tuple[int], np.dtype[np.bool_]]":
     """Which indices stay, by products and concatenations of arrays."""
     axis = resolve(axis)
     if isinstance(axis, Prime):
@@ -154,21 +154,23 @@ def test_kept_indices_are_consistent_after_any_operations(
     sizes: list[int], steps: list[tuple[str, int, int, int]], data: st.DataObject
 ) -> None:
     world = World.of(sizes, steps)
-    keep = {p: Kept((draw(data, p.size),)) for p in free(world) if p.size and data.draw(st.booleans())}
+    keep = {p: Retained((draw(data, p.size),)) for p in free(world) if p.size and data.draw(st.booleans())}
     widths = {p: rows.width for p, rows in keep.items()}
     for axis in world.pool:
-        found = kept(axis, keep)
+        found = retained_indices(axis, keep)
         assert found == np.flatnonzero(mask(axis, keep)).tolist()
         assert len(found) == width(axis, widths)
     for a, b in world.same:
-        assert kept(a, keep) == kept(b, keep)
+        assert retained_indices(a, keep) == retained_indices(b, keep)
     for axis, outer, rest in world.factored:
-        assert kept(axis, keep) == [i * rest.size + j for i in kept(outer, keep) for j in kept(rest, keep)]
+        assert retained_indices(axis, keep) == [
+            i * rest.size + j for i in retained_indices(outer, keep) for j in retained_indices(rest, keep)
+        ]
     for axis, pieces in world.segmented:
-        first, second = (kept(piece, keep) for piece in pieces)
-        assert kept(axis, keep) == [*first, *(pieces[0].size + i for i in second)]
+        first, second = (retained_indices(piece, keep) for piece in pieces)
+        assert retained_indices(axis, keep) == [*first, *(pieces[0].size + i for i in second)]
     for axis in world.pinned:
-        assert kept(axis, keep) == list(range(axis.size))
+        assert retained_indices(axis, keep) == list(range(axis.size))
 
 
 @given(st.lists(SIZES, min_size=2, max_size=4), STEPS, STEPS)
@@ -204,10 +206,10 @@ def test_linked_rows_agree_with_index_arithmetic(order: list[str], count: int, d
     axis = Sum((Product(tuple(named[name] for name in order)), Prime(2)))
     heads = draw(data, 3)
     rows = tuple(draw(data, 4, count) for _ in range(3))
-    keep = {named["owner"]: Kept((heads,)), named["inner"]: Kept(rows, named["owner"])}
+    keep = {named["owner"]: Retained((heads,)), named["inner"]: Retained(rows, named["owner"])}
     places = [dict(zip(order, index, strict=True)) for index in np.ndindex(*(sizes[name] for name in order))]
     expected = [i for i, at in enumerate(places) if at["owner"] in heads and at["inner"] in rows[at["owner"]]]
-    assert kept(axis, keep) == [*expected, 48, 49]
+    assert retained_indices(axis, keep) == [*expected, 48, 49]
     assert (
         width(axis, {p: found.width for p, found in keep.items()} | {named["owner"]: len(heads)}) == len(expected) + 2
     )
@@ -238,7 +240,7 @@ def test_rotating_halves_finds_the_rotary_pairs() -> None:
     unify(Sum((frequencies, frequencies)), head)
     (pair,) = set(primes(head))
     assert list(primes(frequencies)) == [pair]
-    assert kept(head, {pair: Kept(((0, 3),))}) == [0, 3, 4, 7]
+    assert retained_indices(head, {pair: Retained(((0, 3),))}) == [0, 3, 4, 7]
 
 
 def test_grouped_queries_leave_four_axes() -> None:

@@ -120,10 +120,8 @@ def test_the_example_of_a_refit_keeps_the_energy() -> None:
     run_example("passes/README.md", "Write a refit")
     weight, kept, seen = torch.randn(3, 8), torch.tensor([0, 2, 3, 7]), moments(8)
     new = RECONSTRUCTIONS["rescale"].refit(weight, kept, seen, None, None).weight
-    inner = seen.second[kept][:, kept].float()
-    assert ((new @ inner) * new).sum() == pytest.approx(
-        float(((weight @ seen.second.float()) * weight).sum()), rel=1e-4
-    )
+    inner = seen.gram[kept][:, kept].float()
+    assert ((new @ inner) * new).sum() == pytest.approx(float(((weight @ seen.gram.float()) * weight).sum()), rel=1e-4)
 
 
 def test_the_example_of_an_exporter_exports(tmp_path: Path) -> None:

@@ -45,10 +45,10 @@ def cut(program: Program, seed: int = 0) -> dict[str, Any]:
 def test_of_a_language_model_it_is_that_of_the_next_token(
     tiny: Callable[..., nn.Module], monkeypatch: pytest.MonkeyPatch, remembered: int
 ) -> None:
-    monkeypatch.setattr(masked_loss, "REMEMBERED", remembered or 1)
+    monkeypatch.setattr(masked_loss, "CHECKPOINTS", remembered or 1)
     program = language_model(tiny)
     judge = Objective.of(program)
-    assert judge.predicts and len(judge.batches) == 1
+    assert judge.is_language_model and len(judge.batches) == 1
     ids = program.inputs[1]["input_ids"]
 
     def likelihood(model: Program) -> float:
@@ -78,7 +78,7 @@ def test_of_any_other_model_it_is_the_relative_error_of_the_outputs() -> None:
     x = torch.randn(6, 4)
     program = calibrated(trace(Two(), (x,)), [[x]])
     judge, groups = Objective.of(program), cut(program)
-    assert not judge.predicts and judge.dense == 0
+    assert not judge.is_language_model and judge.dense == 0
     small = rewrite(program, make(program, program.fact(Dependencies), groups)).module()(x)
     pairs = list(zip(small[:2], program.module()(x)[:2], strict=True))
     expected = sum(float((new - old).square().sum() / old.square().sum()) for new, old in pairs) / 2
@@ -97,7 +97,7 @@ def test_what_looks_at_later_tokens_predicts_nothing(tiny: Callable[..., nn.Modu
 
     torch.manual_seed(0)
     ids = torch.randint(0, 60, (2, 8))
-    assert not Objective.of(calibrated(trace(Looks(), (), {"input_ids": ids}), [[ids]])).predicts
+    assert not Objective.of(calibrated(trace(Looks(), (), {"input_ids": ids}), [[ids]])).is_language_model
 
 
 def test_padding_is_not_predicted(tiny: Callable[..., nn.Module]) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import graphprune as gp
 from graphprune.errors import VerificationError
-from graphprune.execution.equivalence import STORED, compare, fresh_inputs, masked, verify_cut, verify_finite
+from graphprune.execution.equivalence import STORED, compare, fresh_inputs, mask_program, verify_cut, verify_finite
 from graphprune.planning.plan import make
 
 
@@ -92,7 +92,7 @@ def test_rounding_of_single_precision_is_told_from_a_wrong_cut() -> None:
     program, small, plan = cancelling()
     x = torch.randn(64, 16)
     with pytest.raises(VerificationError, match="they differ"):
-        compare(masked(program, plan.keep).module()(x), small.module()(x), "in single precision")
+        compare(mask_program(program, plan.keep).module()(x), small.module()(x), "in single precision")
     found = verify_cut(program, small, plan.keep)
     assert found.max_error < 1e-9 and found.tolerance == STORED
     wrong = with_weight(small, "up.bias", small.weights["up.bias"] + 1e-4 * torch.eye(200)[0])

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import graphprune as gp
 from graphprune.execution import interpreter
-from graphprune.execution.equivalence import masked, run
+from graphprune.execution.equivalence import mask_program, run
 from graphprune.execution.segments import split
 from graphprune.frontends.modules import trace
 from graphprune.ir.program import Inputs, Program
@@ -38,7 +38,7 @@ def test_architectures_and_their_cuts(
 ) -> None:
     program = gp.trace(tiny(kind), (), inputs(kind))
     plan = gp.plan(program, ratio=0.5, recipe="magnitude")
-    for one in (program, masked(program, plan.keep), gp.apply(program, plan)):
+    for one in (program, mask_program(program, plan.keep), gp.apply(program, plan)):
         assert_streamed(one)
 
 

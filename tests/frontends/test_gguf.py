@@ -13,7 +13,7 @@ from graphprune.errors import LoadError
 from graphprune.frontends import gguf_models, gguf_weights
 from graphprune.frontends.loading import load
 from graphprune.huggingface import model_folder
-from graphprune.support.memory import anonymous, peak_anonymous
+from graphprune.support.memory import anonymous_bytes, watch_peak
 from tests.converted import alike
 from tools.packaged import packaged
 
@@ -100,8 +100,8 @@ def test_so_it_is_of_a_real_model_and_takes_little_memory(tmp_path: Path) -> Non
     file = packaged()
     alike(file, tmp_path)
     (tmp_path / "again").mkdir()
-    before = anonymous()
-    with peak_anonymous() as peak:
+    before = anonymous_bytes()
+    with watch_peak() as peak:
         gguf_weights.write(file, tmp_path / "again")
     size = (tmp_path / "again" / "model.safetensors").stat().st_size
     assert peak.bytes - before < 0.7 * size

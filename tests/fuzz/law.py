@@ -15,7 +15,7 @@ import graphprune as gp
 from graphprune.axes.algebra import primes
 from graphprune.axes.groups import Dependencies, Group
 from graphprune.errors import TraceError, WriteBackError
-from graphprune.execution.equivalence import compare, fresh_inputs, masked
+from graphprune.execution.equivalence import compare, fresh_inputs, mask_program
 from graphprune.ir.program import Program
 from graphprune.passes.analysis.find_groups import analyze_afresh
 from graphprune.planning.index_scores import rows_of
@@ -109,7 +109,7 @@ def tensors(output: Any) -> list[Tensor]:
 def shows(program: Program, plan: Plan) -> bool:
     """Does the plan change the numbers?"""
     args, kwargs = program.inputs
-    before, after = program.module()(*args, **kwargs), masked(program, plan.keep).module()(*args, **kwargs)
+    before, after = program.module()(*args, **kwargs), mask_program(program, plan.keep).module()(*args, **kwargs)
     pairs = zip(tensors(before), tensors(after), strict=True)
     return any(not torch.allclose(a.double(), b.double(), rtol=1e-5) for a, b in pairs)
 

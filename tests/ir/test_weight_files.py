@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from graphprune.errors import ExportError
-from graphprune.ir.weight_files import NAMES, write_file, write_shards
+from graphprune.ir.weight_files import DTYPE_NAMES, write_file, write_shards
 
 
 def drawn(dtype: torch.dtype, *shape: int) -> Tensor:
@@ -24,7 +24,7 @@ def drawn(dtype: torch.dtype, *shape: int) -> Tensor:
 def tensors() -> dict[str, Tensor]:
     """All types, and all shapes that are special; a name that is no ASCII, and one with a quote."""
     torch.manual_seed(0)
-    every = {f"every.{name}": drawn(dtype, 3, 5) for dtype, name in NAMES.items()}
+    every = {f"every.{name}": drawn(dtype, 3, 5) for dtype, name in DTYPE_NAMES.items()}
     shapes = {"scalar": torch.tensor(3.5), "empty": torch.empty(0, 4), 'ä "quoted"': torch.arange(3)}
     return {**every, **shapes, "turned": torch.randn(4, 6).T, "part": torch.randn(9)[2:5]}
 

@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 import graphprune as gp
 from graphprune.errors import GraphpruneError, LoadError
-from graphprune.ir.weights import Masked, Narrowed, Scaled, Stored, stamp
-from graphprune.support.memory import STATUS, anonymous, peak_anonymous
+from graphprune.ir.weights import Masked, Narrowed, Scaled, Stored, file_stamp
+from graphprune.support.memory import STATUS, anonymous_bytes, watch_peak
 from graphprune.workflows import prune
 
 MIB = 2**20
@@ -31,15 +31,15 @@ def stored(path: Path, dtype: torch.dtype, size: int = 16 * MIB) -> Stored:
 def test_reading_holds_the_result_and_no_more(tmp_path: Path, dtype: torch.dtype, held: int) -> None:
     weights = stored(tmp_path / "x", dtype)
     assert weights["a"].shape == (16384, 1024)
-    before = anonymous()
-    with peak_anonymous() as peak:
+    before = anonymous_bytes()
+    with watch_peak() as peak:
         for _ in range(20):
             tensor = weights["a"]
             assert tensor.sum() == 16 * MIB
-            assert abs(anonymous() - before - held * MIB) < 4 * MIB
+            assert abs(anonymous_bytes() - before - held * MIB) < 4 * MIB
             del tensor
     assert peak.bytes - before < (held + 4) * MIB
-    assert anonymous() - before < 4 * MIB and str(tmp_path) not in Path("/proc/self/maps").read_text()
+    assert anonymous_bytes() - before < 4 * MIB and str(tmp_path) not in Path("/proc/self/maps").read_text()
 
 
 def test_whether_a_weight_is_there_is_known_without_reading(tmp_path: Path) -> None:
@@ -51,7 +51,7 @@ def test_whether_a_weight_is_there_is_known_without_reading(tmp_path: Path) -> N
 def test_a_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
     path = tmp_path / "x"
     save_file({"a": torch.ones(8)}, path)
-    weights = Stored({"a": (path, "a")}, stamps={path: stamp(path)})
+    weights = Stored({"a": (path, "a")}, stamps={path: file_stamp(path)})
     assert weights["a"].sum() == 8
     save_file({"a": torch.zeros(8)}, path)
     os.utime(path, ns=(1, 1))

@@ -6,8 +6,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from graphprune.solvers.normal_equations import GRID, Equations
-from graphprune.solvers.pivoted_factors import Pivoted, alternating, exact, rank_at, reduced, refit, size
+from graphprune.solvers.normal_equations import DAMPINGS, NormalEquations
+from graphprune.solvers.pivoted_factors import (
+    Pivoted,
+    alternating_least_squares,
+    exact_factors,
+    factor_parameters,
+    rank_for_density,
+    reconstruct_low_rank,
+    reduced_rank_regression,
+)
 from graphprune.statistics.moments import Drift, Moments
 
 
@@ -28,8 +36,8 @@ def moments(x: Tensor, shift: Tensor | None = None) -> Moments:
     return found
 
 
-def equations(w: Tensor, found: Moments) -> Equations:
-    return Equations.of(w, torch.arange(w.shape[1]), found)
+def equations(w: Tensor, found: Moments) -> NormalEquations:
+    return NormalEquations.of(w, torch.arange(w.shape[1]), found)
 
 
 @pytest.mark.parametrize(("m", "n", "rank"), [(9, 6, 3), (6, 9, 5), (7, 7, 1), (40, 24, 24), (1, 5, 1)])
@@ -37,7 +45,7 @@ def test_pivoting_holds_every_matrix_of_its_rank(m: int, n: int, rank: int) -> N
     left, right = matrix(m, rank), matrix(rank, n, 1)
     found = Pivoted.of(left, right)
     torch.testing.assert_close(found.product, left @ right, rtol=1e-12, atol=1e-12)
-    assert found.rows.numel() + found.coefficients.numel() == size(m, n, rank) <= m * n
+    assert found.rows.numel() + found.coefficients.numel() == factor_parameters(m, n, rank) <= m * n
     assert all(any(torch.allclose(row, other) for other in left @ right) for row in found.rows)
 
 
@@ -53,15 +61,15 @@ def test_pivoting_holds_matrices_of_a_lower_rank_than_asked_for() -> None:
 def test_ranks_are_the_greatest_that_a_density_allows(m: int, n: int, step: int) -> None:
     most = min(m, n)
     for density in (0.0, 0.1, 0.5, 0.8, 0.99):
-        allowed = [r for r in range(step, most, step) if size(m, n, r) <= density * m * n]
-        assert rank_at(m, n, density, step) == max(allowed, default=min(step, most))
-    assert rank_at(m, n, 1.0, step) == most and size(m, n, most) == m * n
+        allowed = [r for r in range(step, most, step) if factor_parameters(m, n, r) <= density * m * n]
+        assert rank_for_density(m, n, density, step) == max(allowed, default=min(step, most))
+    assert rank_for_density(m, n, 1.0, step) == most and factor_parameters(m, n, most) == m * n
 
 
 @pytest.mark.parametrize("rank", [1, 3, 5])
 def test_whitened_truncation_costs_the_tail_of_singular_values(rank: int) -> None:
     w, x = matrix(6, 8), inputs(50, 8)
-    left, right = reduced(equations(w, moments(x)), rank, 0.0)
+    left, right = reduced_rank_regression(equations(w, moments(x)), rank, 0.0)
     lost = (x @ (w - left @ right).T).square().sum()
     values, vectors = torch.linalg.eigh(x.T @ x)
     half = vectors @ values.sqrt().diag() @ vectors.T
@@ -76,8 +84,10 @@ def test_alternating_never_makes_it_worse_and_ends_where_the_regression_is() -> 
     w, x = matrix(6, 8), inputs(60, 8)
     aims = moments(x, 0.3 * matrix(60, 8, 3) @ w.T)
     problem = equations(w, aims)
-    errors = [problem.error(torch.matmul(*alternating(n)(problem, 3, 0.0)) - w) for n in (0, 1, 2, 5, 20, 400)]
-    best = problem.error(torch.matmul(*reduced(problem, 3, 0.0)) - w)
+    errors = [
+        problem.error(torch.matmul(*alternating_least_squares(n)(problem, 3, 0.0)) - w) for n in (0, 1, 2, 5, 20, 400)
+    ]
+    best = problem.error(torch.matmul(*reduced_rank_regression(problem, 3, 0.0)) - w)
     assert all(later <= earlier * (1 + 1e-12) for earlier, later in pairwise(errors))
     assert errors[0] > 1.01 * best and errors[-1] == pytest.approx(best, rel=1e-6)
 
@@ -85,7 +95,9 @@ def test_alternating_never_makes_it_worse_and_ends_where_the_regression_is() -> 
 def test_the_fit_aims_at_the_outputs_of_other_inputs() -> None:
     w, x = matrix(5, 4), inputs(80, 4)
     shift = 0.2 * matrix(80, 4, 9)
-    found, result = refit(w, torch.arange(w.shape[1]), 4, moments(x, shift @ w.T), None, 0.0, reduced)
+    found, result = reconstruct_low_rank(
+        w, torch.arange(w.shape[1]), 4, moments(x, shift @ w.T), None, 0.0, reduced_rank_regression
+    )
     direct = torch.linalg.lstsq(x, (x + shift) @ w.T).solution.T
     torch.testing.assert_close(found.product, direct, rtol=1e-9, atol=1e-9)
     assert result.error_after < result.error_before
@@ -97,15 +109,15 @@ def test_damping_is_chosen_on_what_was_held_out() -> None:
     held = moments(inputs(40, 8, 20), 0.1 * matrix(40, 8, 5) @ w.T)
 
     def missed(damping: float) -> float:
-        return equations(w, held).error(torch.matmul(*reduced(equations(w, few), 4, damping)) - w)
+        return equations(w, held).error(torch.matmul(*reduced_rank_regression(equations(w, few), 4, damping)) - w)
 
-    _, result = refit(w, torch.arange(w.shape[1]), 4, few, held, None, reduced)
-    assert result.damping == min(GRID, key=missed) and missed(result.damping) < missed(GRID[0])
+    _, result = reconstruct_low_rank(w, torch.arange(w.shape[1]), 4, few, held, None, reduced_rank_regression)
+    assert result.damping == min(DAMPINGS, key=missed) and missed(result.damping) < missed(DAMPINGS[0])
 
 
 def test_what_is_left_of_the_columns_takes_over_at_its_rank() -> None:
     w, x, kept = matrix(5, 6), inputs(80, 6), torch.tensor([0, 2, 3, 5])
-    found, result = refit(w, kept, 3, moments(x), None, 0.0, reduced)
+    found, result = reconstruct_low_rank(w, kept, 3, moments(x), None, 0.0, reduced_rank_regression)
     best = torch.linalg.lstsq(x[:, kept], x @ w.T).solution.T
     half = torch.linalg.cholesky(x[:, kept].T @ x[:, kept])
     u, s, v = torch.linalg.svd(best @ half, full_matrices=False)
@@ -116,11 +128,13 @@ def test_what_is_left_of_the_columns_takes_over_at_its_rank() -> None:
 
 def test_what_has_the_rank_already_is_taken_apart() -> None:
     w = matrix(9, 3) @ matrix(3, 7, 1)
-    torch.testing.assert_close(exact(w, 3).product, w, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(exact_factors(w, 3).product, w, rtol=1e-10, atol=1e-10)
 
 
 def test_full_rank_without_drift_is_the_weight() -> None:
     w = matrix(6, 4)
-    found, result = refit(w, torch.arange(w.shape[1]), 4, moments(inputs(30, 4)), None, None, reduced)
+    found, result = reconstruct_low_rank(
+        w, torch.arange(w.shape[1]), 4, moments(inputs(30, 4)), None, None, reduced_rank_regression
+    )
     torch.testing.assert_close(found.product, w, rtol=1e-10, atol=1e-10)
     assert result.error_after == pytest.approx(0.0, abs=1e-12)

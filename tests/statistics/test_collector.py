@@ -12,7 +12,7 @@ from graphprune.passes.calibration.calibrate import Calibrate
 from graphprune.passes.low_rank.allocate_ranks import AllocateRanks
 from graphprune.passes.low_rank.factorize import Factorize
 from graphprune.passes.reconstructions.refit import Refit
-from graphprune.statistics.collector import attended
+from graphprune.statistics.collector import token_mask
 from graphprune.statistics.moments import Statistics
 
 LENGTHS = (3, 7, 5, 7, 4, 6, 3, 5, 6)
@@ -49,8 +49,8 @@ def test_padding_is_not_counted(encoder: Program) -> None:
     assert {m.tokens for m in found[1].values()} == {sum(LENGTHS), len(LENGTHS)}  # the pooler reads one token a text
     for node, moments in found[0].items():
         assert moments.tokens == found[1][node].tokens
-        torch.testing.assert_close(moments.second, found[1][node].second, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(moments.first, found[1][node].first, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(moments.gram, found[1][node].gram, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(moments.sums, found[1][node].sums, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("statistics", ["sequential", "mixed"])
@@ -86,11 +86,11 @@ def test_products_in_bfloat16_and_sums_in_double(encoder: Program) -> None:
         Calibrate(batches=alone(), moments="full", autocast=on)(gp.Analyze()(encoder)).fact(Statistics).moments
         for on in (False, True)
     )
-    moved = [float((rough[node].second - found.second).norm() / found.second.norm()) for node, found in exact.items()]
+    moved = [float((rough[node].gram - found.gram).norm() / found.gram.norm()) for node, found in exact.items()]
     assert 0 < max(moved) < 0.02
     for found in rough.values():
-        assert found.second.dtype == torch.float64
-        lowest = float(torch.linalg.eigvalsh(found.second)[0] / found.second.diagonal().sum())
+        assert found.gram.dtype == torch.float64
+        lowest = float(torch.linalg.eigvalsh(found.gram)[0] / found.gram.diagonal().sum())
         assert lowest > -1e-6  # sums of products that were rounded to bfloat16 have values far below
 
 
@@ -109,8 +109,8 @@ def test_refits_run_in_bfloat16_too(encoder: Program) -> None:
 def test_what_is_padding(encoder: Program) -> None:
     ids = torch.full((2, 3), 5)
     mask = torch.tensor([[1, 1, 0], [1, 1, 1]])
-    found = attended(encoder, encoder.flat(*call(ids, mask)))
+    found = token_mask(encoder, encoder.flat(*call(ids, mask)))
     assert found is not None and found.tolist() == [[True, True, False], [True, True, True]]
-    assert attended(encoder, encoder.flat(*call(ids, torch.ones_like(ids)))) is None
+    assert token_mask(encoder, encoder.flat(*call(ids, torch.ones_like(ids)))) is None
     plain = gp.trace(torch.nn.Linear(3, 2), (torch.randn(4, 3),))
-    assert attended(plain, [torch.randn(4, 3)]) is None
+    assert token_mask(plain, [torch.randn(4, 3)]) is None

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from graphprune.errors import ExportError
-from graphprune.support.atomic_output import check_output, new_file, new_folder, put, remove_unfinished
+from graphprune.support.atomic_output import check_output, new_file, new_folder, remove_unfinished, write_durably
 
 
 def test_a_folder_gets_its_name_at_the_end(tmp_path: Path) -> None:
@@ -106,8 +106,8 @@ def test_what_a_kill_left_is_removed_and_what_was_being_replaced_is_back(tmp_pat
 
 def test_a_small_file_is_the_old_one_or_the_new_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "table.json"
-    put(path, "old")
-    put(path, "n\u00e9w\n")
+    write_durably(path, "old")
+    write_durably(path, "n\u00e9w\n")
     assert path.read_bytes() == "n\u00e9w\n".encode() and os.listdir(tmp_path) == ["table.json"]
 
     def fsync(handle: int) -> None:
@@ -115,7 +115,7 @@ def test_a_small_file_is_the_old_one_or_the_new_one(tmp_path: Path, monkeypatch:
 
     monkeypatch.setattr(os, "fsync", fsync)
     with pytest.raises(OSError, match="No space left"):
-        put(path, "newer")
+        write_durably(path, "newer")
     assert path.read_bytes() == "n\u00e9w\n".encode()
 
 

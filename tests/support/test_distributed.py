@@ -19,9 +19,9 @@ TWO = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-p
 
 def test_one_process_has_it_all() -> None:
     own = [torch.ones(2, dtype=torch.float64)]
-    assert (distributed.count(), distributed.rank(), list(distributed.share(3))) == (1, 0, [0, 1, 2])
-    assert distributed.total(own, 1) == own and distributed.total(None, 3) is None
-    assert Moments.gathered(None) is None and Drift.gathered(None) is None
+    assert (distributed.world_size(), distributed.rank(), list(distributed.batches_of_process(3))) == (1, 0, [0, 1, 2])
+    assert distributed.all_reduce_sum(own, 1) == own and distributed.all_reduce_sum(None, 3) is None
+    assert Moments.all_reduced(None) is None and Drift.all_reduced(None) is None
 
 
 def prune(start: Sequence[str], folder: Path, text: Path, output: Path, *more: str) -> subprocess.CompletedProcess[str]:

@@ -5,14 +5,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from graphprune.support.memory import STATUS, anonymous, peak_anonymous
+from graphprune.support.memory import STATUS, anonymous_bytes, watch_peak
 
 MIB = 2**20
 
 
 def test_what_was_held_for_a_while_is_seen() -> None:
-    before = anonymous()
-    with peak_anonymous() as peak:
+    before = anonymous_bytes()
+    with watch_peak() as peak:
         held = torch.ones(64 * MIB, dtype=torch.uint8)
         for _ in range(20):
             held.add_(1)
@@ -23,14 +23,14 @@ def test_what_was_held_for_a_while_is_seen() -> None:
 @pytest.mark.skipif(not STATUS.exists(), reason="only Linux tells mapped files apart")
 def test_mapped_files_are_not_counted(tmp_path: Path) -> None:
     (tmp_path / "zeros").write_bytes(bytes(64 * MIB))
-    with peak_anonymous() as peak:
-        before = anonymous()
+    with watch_peak() as peak:
+        before = anonymous_bytes()
         mapped = torch.from_file(str(tmp_path / "zeros"), shared=False, size=64 * MIB, dtype=torch.uint8)
         assert not mapped.any()
     assert peak.bytes - before < 8 * MIB
 
 
 def test_the_peak_is_known_when_the_block_fails() -> None:
-    with pytest.raises(ValueError, match="no"), peak_anonymous() as peak:
+    with pytest.raises(ValueError, match="no"), watch_peak() as peak:
         raise ValueError("no")
     assert peak.bytes > 0

@@ -45,7 +45,7 @@ def wide() -> Program:
 
 
 def test_the_least_frugal_way_below_the_limit_is_taken(wide: Program) -> None:
-    base = memory.anonymous()
+    base = memory.anonymous_bytes()
     free = memory_estimate.within(wide, 1, base + (1 << 30), refits=True, aims=False)
     assert free.spill is None and free.peak <= base + (1 << 30)
     assert free.parts["solving"] > 2 * 8 * 2048**2
@@ -61,7 +61,7 @@ def test_a_limit_that_cannot_be_kept_is_refused_with_what_is_needed(wide: Progra
 
 
 def test_weights_count_if_they_are_not_stored_as_they_are_used(wide: Program) -> None:
-    limit = memory.anonymous() + (1 << 30)
+    limit = memory.anonymous_bytes() + (1 << 30)
     half = wide.with_facts(source=Source(Path("model"), "huggingface", torch.bfloat16))
     mapped = wide.with_facts(source=Source(Path("model"), "huggingface", torch.float32))
     parts = [memory_estimate.within(p, 1, limit, refits=False, aims=False).parts["verifying"] for p in (half, mapped)]

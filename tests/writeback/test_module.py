@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 import graphprune as gp
-from graphprune.execution.module_state import undisturbed
+from graphprune.execution.module_state import preserved_state
 from graphprune.writeback.attribute_slots import Slot, slots
 from graphprune.writeback.size_tracing import watch
 from tests.written import Attention, Normed, X, narrow
@@ -179,7 +179,7 @@ def test_checks_leave_no_trace() -> None:
     vars(module).pop("last", None)
     small.write_back(module)
     assert module.count == 7 and not hasattr(module, "last") and module.up.out_features == 24
-    with undisturbed(module):
+    with preserved_state(module):
         module(X)
         assert module.count == 8 and module.last == 32
     assert module.count == 7 and not hasattr(module, "last")

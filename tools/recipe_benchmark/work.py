@@ -16,7 +16,7 @@ from graphprune.evaluation import multiple_choice, perplexity
 from graphprune.huggingface import model_folder
 from graphprune.passes.calibration.calibrate import Calibrate
 from graphprune.statistics import texts
-from graphprune.statistics.collector import products, token_inputs
+from graphprune.statistics.collector import matmul_autocast, token_inputs
 from graphprune.support.memory import peak_memory
 from graphprune.workflows import recipe as assembly
 from graphprune.workflows.catalogue import RECIPES
@@ -33,7 +33,7 @@ def work(run: Run, options: argparse.Namespace, pipe: Connection) -> None:
         start = perf_counter()
         small = _pruned(program, run, options)
         record.seconds, record.memory = perf_counter() - start, peak_memory()
-        with products(options.autocast):
+        with matmul_autocast(options.autocast):
             _measure(record, program, small, options)
     except GraphpruneError as fault:
         record.fault = f"{type(fault).__name__}: {reason_of(fault)}"
@@ -51,7 +51,7 @@ def _pruned(program: gp.Program, run: Run, options: argparse.Namespace) -> gp.Pr
 
 def _measure(record: Record, program: gp.Program, small: gp.Program, options: argparse.Namespace) -> None:
     """Everything about the pruned program that does not depend on how it came about."""
-    tokenizer = model_folder.tokenizer(perplexity.folder(program))
+    tokenizer = model_folder.tokenizer(perplexity.tokenizer_folder(program))
     record.parameters, record.removed = small.count(), 1 - small.count() / program.count()
     record.macs, record.cache = macs(small), gp.analyze(small).kv_cache_bytes
     for text in options.evaluate:

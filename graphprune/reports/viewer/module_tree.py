@@ -11,7 +11,7 @@ from torch import Tensor, fx
 from graphprune.axes.algebra import primes
 from graphprune.axes.explanations import Reason
 from graphprune.axes.groups import Dependencies
-from graphprune.ir.printer import kind
+from graphprune.ir.printer import type_text
 from graphprune.ir.program import Program
 
 MARK = "~"  # begins the name of what holds some operators of a module, and is no module itself
@@ -92,7 +92,7 @@ class Modules:
             inputs=tuple(n.name for n in reads if n.op != "get_attr"),
             tensors=tuple(dict.fromkeys(self.program.name(str(n.target)) for n in reads if n.op == "get_attr")),
             groups=self._groups(node),
-            type=kind(node.meta.get("val")),
+            type=type_text(node.meta.get("val")),
             code=Reason.at("", node),
         )
 

@@ -14,13 +14,13 @@ import graphprune as gp
 from graphprune.axes.groups import Curve, Dependencies
 from graphprune.errors import LoadError, PlanError
 from graphprune.execution import latency
-from graphprune.execution.latency import Piece
+from graphprune.execution.latency import Subgraph
 from graphprune.ir.program import Program
 from graphprune.passes.calibration.measure_latency import MeasureLatency
 from graphprune.planning.budget import Budget, Knob
 
 
-def made_up(piece: Piece, runtime: str) -> float:
+def made_up(piece: Subgraph, runtime: str) -> float:
     """A nanosecond for every weight of a linear map."""
     maps = (node for node in piece.graph.nodes if node.target is torch.ops.aten.linear.default)
     return sum(prod(piece.shapes[str(node.args[1].target)][0]) for node in maps) * 1e-9 + 1e-12
@@ -63,7 +63,7 @@ def test_layers_that_are_alike_are_measured_once(
 ) -> None:  # fmt: skip
     seen: list[str] = []
 
-    def count(piece: Piece, runtime: str) -> float:
+    def count(piece: Subgraph, runtime: str) -> float:
         seen.append(piece.key)
         return 1.0
 

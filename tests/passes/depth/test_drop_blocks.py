@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import graphprune as gp
 from graphprune.axes.groups import Dependencies
-from graphprune.axes.residual_blocks import silenced, units, without
+from graphprune.axes.residual_blocks import drop_units, droppable_units, zero_residuals
 from graphprune.errors import PipelineError, PlanError, WriteBackError
 from graphprune.evaluation.masked_loss import Objective
 from graphprune.execution.equivalence import Verification
@@ -81,7 +81,7 @@ def traced(tiny: Tiny, inputs: Inputs, kind: str, **changes: Any) -> tuple[nn.Mo
 @pytest.mark.parametrize("kind", ALL)
 def test_layers_of_models_are_blocks_and_can_be_dropped(tiny: Tiny, inputs: Inputs, kind: str) -> None:
     model, program = traced(tiny, inputs, kind)
-    found = {unit.name: unit for unit in units(program)}
+    found = {unit.name: unit for unit in droppable_units(program)}
     block = next(unit for unit in found.values() if unit.whole and unit.name.startswith(ALL[kind]))
     assert block.parameters >= {n for n, _ in model.named_parameters() if n.startswith(f"{block.name}.")}
     small = drop(program, [block.name])
@@ -98,7 +98,7 @@ def test_layers_of_models_are_blocks_and_can_be_dropped(tiny: Tiny, inputs: Inpu
 @pytest.mark.parametrize("kind", ["llama", "bert", "gpt2"])
 def test_branches_are_what_is_added_to_the_stream(tiny: Tiny, inputs: Inputs, kind: str) -> None:
     model, program = traced(tiny, inputs, kind)
-    found = [unit for unit in units(program) if not unit.whole]
+    found = [unit for unit in droppable_units(program) if not unit.whole]
     assert [unit.name for unit in found] == [f"{ALL[kind]}.{i}:{j}" for i in range(2) for j in range(2)]
     small = drop(program, [found[2].name])
     assert small.parameters == program.parameters - found[2].parameters
@@ -120,7 +120,7 @@ def test_what_is_no_residual_stays(tiny: Tiny) -> None:
                 x = torch.relu(layer(x)) + torch.tanh(layer(x))
             return x
 
-    assert units(trace(Plain(), (torch.randn(2, 4),))) == []
+    assert droppable_units(trace(Plain(), (torch.randn(2, 4),))) == []
 
 
 def test_a_block_whose_parameters_others_read_is_none() -> None:
@@ -132,7 +132,7 @@ def test_a_block_whose_parameters_others_read_is_none() -> None:
     torch.manual_seed(0)
     model, x = Shared(), torch.randn(5, 4)
     program = trace(model, (x,))
-    assert [unit.name for unit in units(program) if unit.whole] == ["blocks.1"]
+    assert [unit.name for unit in droppable_units(program) if unit.whole] == ["blocks.1"]
     small = drop(program, ["blocks.1"])
     small.write_back(model)
     assert not small.ties and torch.allclose(model(x), small.module()(x), atol=1e-6)
@@ -141,12 +141,12 @@ def test_a_block_whose_parameters_others_read_is_none() -> None:
 def test_the_rewritten_graph_is_the_one_in_which_the_branch_is_times_zero() -> None:
     model, program = stack(1, 1, 1)
     assert isinstance(model, Stack)
-    unit = [u for u in units(program) if u.name == "blocks.1"]
+    unit = [u for u in droppable_units(program) if u.name == "blocks.1"]
     x = torch.randn(5, 4)
     with torch.no_grad():
         expected = model.head(model.blocks[2](model.blocks[0](model.stem(x))))
-        assert torch.equal(without(program, unit).module()(x), expected)
-        assert torch.allclose(silenced(program, unit).module()(x), expected)
+        assert torch.equal(drop_units(program, unit).module()(x), expected)
+        assert torch.allclose(zero_residuals(program, unit).module()(x), expected)
         assert torch.equal(drop(program, ["blocks.1"]).module()(x), expected)
 
 
@@ -165,7 +165,7 @@ def test_the_block_that_does_least_goes_first(name: str) -> None:
 def test_importances_are_what_the_papers_say() -> None:
     model, program = stack(1, 0.5)
     assert isinstance(model, Stack)
-    found = units(program)
+    found = droppable_units(program)
     x = torch.cat([leaves[0] for leaves in program.fact(Calibration).batches])
     with torch.no_grad():
         streams = [model.stem(x)]
@@ -174,18 +174,18 @@ def test_importances_are_what_the_papers_say() -> None:
     pairs = list(pairwise(streams))
     angles = [float((1 - torch.cosine_similarity(a, b, dim=1)).mean()) for a, b in pairs]
     changes = [float(((b - a).norm(dim=1) / a.norm(dim=1)).mean()) for a, b in pairs]
-    alone = [Objective.of(program).loss_of(without(program, [unit])) for unit in found]
+    alone = [Objective.of(program).loss_of(drop_units(program, [unit])) for unit in found]
     for name, expected in {"shortgpt": angles, "comp": changes, "sleb": alone}.items():
-        got = IMPORTANCES[name].importance(program, found, lambda unit: without(program, [unit]))
+        got = IMPORTANCES[name].importance(program, found, lambda unit: drop_units(program, [unit]))
         assert got == pytest.approx(expected, rel=1e-4)
 
 
 def test_sleb_asks_anew_after_each_block() -> None:
     """By brute force: the greedy path, each step the block without which the current model is best."""
     _, program = stack(1, 0.7, 0.4, 0.9, 0.6)
-    judge, left, gone = Objective.of(program), units(program), list[Any]()
+    judge, left, gone = Objective.of(program), droppable_units(program), list[Any]()
     for _ in range(3):
-        best = min(left, key=lambda unit: judge.loss_of(without(program, [*gone, unit])))
+        best = min(left, key=lambda unit: judge.loss_of(drop_units(program, [*gone, unit])))
         gone, left = [*gone, best], [unit for unit in left if unit is not best]
     assert set(Drop("sleb", count=3)(program).fact(Dropped).blocks) == {unit.name for unit in gone}
 

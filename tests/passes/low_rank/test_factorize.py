@@ -27,7 +27,7 @@ from graphprune.pipeline import Pass, Pipeline
 from graphprune.planning.facts import Refits
 from graphprune.planning.plan import Plan
 from graphprune.solvers.factorable import factorable
-from graphprune.solvers.pivoted_factors import size
+from graphprune.solvers.pivoted_factors import factor_parameters
 from graphprune.statistics.collector import Calibration, Collector
 from graphprune.statistics.moments import GradientSums
 from graphprune.workflows.catalogue import RECIPES
@@ -139,7 +139,7 @@ def test_ranks_by_error_are_the_best_of_all_that_save_as_much() -> None:
     full = {name: min(shape) for name, shape in shapes.items()}
 
     def held(chosen: dict[str, int]) -> int:
-        return sum(size(*shapes[name], rank) for name, rank in chosen.items())
+        return sum(factor_parameters(*shapes[name], rank) for name, rank in chosen.items())
 
     def lost(chosen: dict[str, int]) -> float:
         return sum(float(errors[name][rank]) for name, rank in chosen.items())
@@ -169,7 +169,7 @@ def test_growth_is_that_of_the_loss(cut: str) -> None:
     sweep(program, program.fact(Calibration), seen)
     lost = {}
     for consumer in found:
-        g, s = program.fact(GradientSums).outputs[consumer.node], seen.moments[consumer.node].second
+        g, s = program.fact(GradientSums).output_grams[consumer.node], seen.moments[consumer.node].gram
         w = consumer.matrix(program.weights[consumer.weight])
         if cut:
             kept = program.fact(Rewritten).keep.get(consumer.weight, {}).get(1 - consumer.dim, torch.arange(len(g)))

@@ -19,7 +19,7 @@ from graphprune.passes.rewriting.rewrite import rewrite
 from graphprune.passes.verification.verify import Verify
 from graphprune.planning.facts import Refits
 from graphprune.planning.interfaces import Refitted
-from graphprune.solvers.normal_equations import Equations, ridge
+from graphprune.solvers.normal_equations import NormalEquations, ridge_solve
 from graphprune.statistics.moments import Drift, Moments
 
 KEPT = torch.tensor([0, 2, 3, 5, 7])
@@ -131,9 +131,9 @@ def test_a_drift_moves_the_aim(problem: tuple[Tensor, Tensor]) -> None:
 
 
 def test_taking_out_the_mean_changes_no_error(problem: tuple[Tensor, Tensor]) -> None:
-    found = Equations.of(problem[0], KEPT, moments(problem[1]))
-    c = 0.1 * found.left
-    assert found.error(c, found.bias(c)) == pytest.approx(found.centred.error(c), rel=1e-10)
+    found = NormalEquations.of(problem[0], KEPT, moments(problem[1]))
+    c = 0.1 * found.retained_weight
+    assert found.error(c, found.bias(c)) == pytest.approx(found.centered.error(c), rel=1e-10)
 
 
 class Bare(nn.Module):
@@ -334,7 +334,7 @@ def test_a_stream_that_became_narrower_shows_what_the_pruned_model_sees() -> Non
 
 def test_rounding_that_makes_eigenvalues_negative_stops_no_refit() -> None:
     flat = torch.ones(4, 4).double() - 1e-9 * torch.eye(4).double()
-    assert torch.isfinite(ridge(flat, torch.ones(4, 1).double(), 0.0)).all()
+    assert torch.isfinite(ridge_solve(flat, torch.ones(4, 1).double(), 0.0)).all()
 
 
 def test_a_value_is_filled_where_indices_stay() -> None:

@@ -15,7 +15,7 @@ from graphprune.passes.reconstructions import RECONSTRUCTIONS
 from graphprune.passes.reconstructions.least_squares import LeastSquares
 from graphprune.passes.reconstructions.refit import Refit
 from graphprune.planning.facts import Refits
-from graphprune.solvers.normal_equations import GRID, Equations
+from graphprune.solvers.normal_equations import DAMPINGS, NormalEquations
 from graphprune.statistics.collector import Calibration
 from graphprune.statistics.moments import Moments
 
@@ -39,8 +39,8 @@ def moments(x: Tensor) -> Moments:
     return found
 
 
-def system(w: Tensor, kept: Tensor, s: Tensor) -> Equations:
-    return Equations.of(w, kept, Moments(s, torch.zeros(len(s)).double()))
+def system(w: Tensor, kept: Tensor, s: Tensor) -> NormalEquations:
+    return NormalEquations.of(w, kept, Moments(s, torch.zeros(len(s)).double()))
 
 
 def solve(w: Tensor, kept: Tensor, s: Tensor, damping: float) -> Tensor:
@@ -51,7 +51,7 @@ def solve(w: Tensor, kept: Tensor, s: Tensor, damping: float) -> Tensor:
 def error(w: Tensor, new: Tensor, kept: Tensor, s: Tensor) -> float:
     """The squared error of the output, relative to the output."""
     found = system(w, kept, s)
-    return found.error(new - w[:, kept]) / found.whole
+    return found.error(new - w[:, kept]) / found.output_energy
 
 
 def test_least_squares_solves_the_normal_equations(problem: tuple[Tensor, Tensor]) -> None:
@@ -112,8 +112,8 @@ def test_the_damping_is_the_best_on_held_out_tokens(problem: tuple[Tensor, Tenso
     kept = torch.tensor([0, 2, 3, 5, 7])
     seen, held = moments(x[:9]), moments(x[9:])  # few tokens: little damping fits what is seen too closely
     found = LeastSquares().refit(w, kept, seen, held, None)
-    tried = {d: error(w, solve(w, kept, seen.second, d), kept, held.second) for d in GRID}
-    assert found.damping == min(tried, key=lambda d: tried[d]) > GRID[0]
+    tried = {d: error(w, solve(w, kept, seen.gram, d), kept, held.gram) for d in DAMPINGS}
+    assert found.damping == min(tried, key=lambda d: tried[d]) > DAMPINGS[0]
     assert LeastSquares().refit(w, kept, seen, held, 0.5).damping == 0.5
 
 
@@ -121,19 +121,19 @@ def test_random_sums_of_outputs_stand_for_all_of_them() -> None:
     """Their errors are those of all outputs, on average, and the same for both kinds of tokens."""
     torch.manual_seed(0)
     x, w = torch.randn(200, 8).double(), torch.randn(4096, 8).double()
-    system = Equations.of(w, torch.tensor([0, 2, 3, 5, 7]), moments(x))
-    few = system.some(1024)
+    system = NormalEquations.of(w, torch.tensor([0, 2, 3, 5, 7]), moments(x))
+    few = system.sketched(1024)
     assert few.cross.shape == (1024, 5) and few.weight.shape == (1024, 8)
     assert few.error(few.correction(0.1)) == pytest.approx(system.error(system.correction(0.1)), rel=0.05)
-    same(few.correction(0.1) @ few.inner + 0.1 * few.unit * few.correction(0.1), few.cross)
-    assert system.some(4096) is system
+    same(few.correction(0.1) @ few.gram + 0.1 * few.mean_diagonal * few.correction(0.1), few.cross)
+    assert system.sketched(4096) is system
 
 
 def test_the_energy_of_the_outputs_is_that_before_the_cut(problem: tuple[Tensor, Tensor]) -> None:
     w, x = problem
-    system = Equations.of(w, torch.tensor([0, 2, 5]), moments(x))
-    assert system.whole == pytest.approx(float((x @ w.T).square().sum()))
-    assert (system + system).whole == pytest.approx(2 * system.whole)
+    system = NormalEquations.of(w, torch.tensor([0, 2, 5]), moments(x))
+    assert system.output_energy == pytest.approx(float((x @ w.T).square().sum()))
+    assert (system + system).output_energy == pytest.approx(2 * system.output_energy)
 
 
 class Network(nn.Module):

@@ -13,7 +13,7 @@ import graphprune as gp
 from graphprune.axes.algebra import resolve
 from graphprune.axes.groups import Dependencies
 from graphprune.errors import CalibrationError, PlanError, WriteBackError
-from graphprune.execution.equivalence import Verification, masked
+from graphprune.execution.equivalence import Verification, mask_program
 from graphprune.frontends.modules import trace
 from graphprune.ir.program import Program, Rewritten, Rotatable
 from graphprune.passes.allocation.allocate import Allocate
@@ -127,7 +127,7 @@ def test_streams_lie_along_their_principal_axes() -> None:
     again = data()(small)
     for group in small.fact(Eligible).groups:
         maps = [c for c in again.fact(Dependencies).consumers_of(group) if "shortcuts" not in c.weight]
-        second = again.fact(Statistics).moments[maps[0].node].second
+        second = again.fact(Statistics).moments[maps[0].node].gram
         found, scores = second.diagonal(), small.fact(Scores).by_group[group.name][0]
         torch.testing.assert_close(second, found.diag(), rtol=1e-5, atol=1e-5 * float(found.max()))
         torch.testing.assert_close(found, scores, rtol=1e-5, atol=1e-8)
@@ -142,7 +142,7 @@ def test_a_cut_projects_the_stream_on_the_first_axes(shortcuts: bool) -> None:
     assert set(small.fact(Plan).widths.values()) == {9} and small.fact(Verification).max_error <= 1e-10
     assert all(rows == (tuple(range(9)),) for rows in small.fact(Plan).groups.values())
     before, plan = small.fact(Rewritten).original, small.fact(Plan)
-    reference = masked(before, plan.keep).module()(ids(7))
+    reference = mask_program(before, plan.keep).module()(ids(7))
     torch.testing.assert_close(small.module()(ids(7)), reference, rtol=1e-9, atol=1e-9)
     shapes = small.shapes()
     primes = {g.prime for g in before.fact(Eligible).groups}

@@ -21,8 +21,8 @@ from graphprune.passes.scores.prunenet import nuclear_shares
 from graphprune.planning.facts import Eligible
 from graphprune.planning.interfaces import Evidence
 from graphprune.planning.ranking import hull
-from graphprune.solvers.normal_equations import DEFAULT
-from graphprune.statistics.attention_maps import heads
+from graphprune.solvers.normal_equations import DEFAULT_DAMPING
+from graphprune.statistics.attention_maps import attention_heads
 from graphprune.statistics.moments import GradientSums, Statistics
 
 HEADS, SIZE = 3, 4
@@ -133,7 +133,7 @@ def test_transact_measures_activations_wherever_they_are(program: Program, seen:
     same(found.square(), energy.view(HEADS, SIZE) if len(found) > 1 else energy.view(HEADS, SIZE).sum(0)[None])
 
 
-def damped(x: Tensor, damping: float = DEFAULT) -> Tensor:
+def damped(x: Tensor, damping: float = DEFAULT_DAMPING) -> Tensor:
     """Inputs whose second moment is the damped one."""
     ridge = damping * x.square().sum(0).mean()
     return torch.cat([x, ridge.sqrt() * torch.eye(x.shape[1]).double()])
@@ -335,7 +335,7 @@ def test_goa_heads_compares_attention_maps(program: Program) -> None:
     for i, j in product(range(HEADS), range(HEADS)):
         middle = (p[:, i] + p[:, j]) / 2
         expected[i, j] = (against(p[:, i], middle) + against(p[:, j], middle)).mean() / 2
-    (found,) = heads(program).values()
+    (found,) = attention_heads(program).values()
     same(found.divergence, expected)
     moment = score(program, "goa", "o.weight", HEADS)[0]
     pair = min(((i, j) for i in range(HEADS) for j in range(i)), key=lambda ij: float(expected[ij]))
@@ -354,7 +354,7 @@ def test_attention_maps_are_the_same_fused_or_not(
         model = tiny(kind, attn_implementation=attention)
         made = gp.trace(model, (), inputs(kind))
         made = gp.Pipeline((gp.Analyze(), Calibrate(batches=(((), inputs(kind)),), moments="none")))(made)
-        found.append(list(heads(made).values()))
+        found.append(list(attention_heads(made).values()))
     assert len(found[0]) == len(found[1]) == 2
     for eager, fused in zip(*found, strict=True):
         assert eager.axis.size == fused.axis.size
