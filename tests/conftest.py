@@ -13,6 +13,8 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from tests import small_configs
+
 # A machine that is busy with other things is no fault of a test.
 settings.register_profile("steady", deadline=None)
 settings.load_profile("steady")
@@ -52,6 +54,12 @@ FLAGS = (
 
 Tiny = Callable[..., nn.Module]
 Inputs = Callable[[str], dict[str, Any]]
+
+
+@pytest.fixture(scope="session")
+def configure() -> Callable[..., transformers.PreTrainedConfig]:
+    """Configurations of small models by kind, with fields changed."""
+    return small_configs.configure
 
 
 @pytest.fixture(scope="session")

@@ -22,7 +22,7 @@ from graphprune.passes.analysis.find_groups import analyze
 from graphprune.passes.calibration.calibrate import Calibrate
 from graphprune.passes.calibration.gradients import Gradients
 from graphprune.passes.operators import RULES
-from graphprune.passes.operators.elementwise import Choice, Elementwise
+from graphprune.passes.operators.elementwise import Elementwise, Where
 from graphprune.passes.reconstructions import RECONSTRUCTIONS
 from graphprune.passes.rewriting.rewrite import rewrite
 from graphprune.passes.scores import SCORES
@@ -108,7 +108,7 @@ def element_wise() -> list[Any]:
     """The element-wise operators that can be called with tensors alone."""
     return [
         target for target, rule in RULES.items()
-        if isinstance(rule, Elementwise) and not isinstance(rule, Choice) and simple(target)
+        if isinstance(rule, Elementwise) and not isinstance(rule, Where) and simple(target)
     ]  # fmt: skip
 
 

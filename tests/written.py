@@ -1,4 +1,4 @@
-"""Modules that are cut, written back and compared: what tests of write-back share."""
+"""Shared helpers of the write-back tests: modules that are cut, written back and compared."""
 
 from typing import Any
 
@@ -26,14 +26,14 @@ def written(module: nn.Module, *args: Any, protect: tuple[str, ...] = ()) -> tup
 
 
 def narrow(module: nn.Module, *args: Any) -> WrittenBack:
-    """The same where nothing may stay wide."""
+    """Cut and write back a module that must not need any padding."""
     _, result = written(module, *args)
     assert not result.padded, result
     return result
 
 
 class Attention(nn.Module):
-    """Four heads for queries, two for keys and values; subclasses say where sizes and the scale come from."""
+    """Four query heads and two key/value heads; subclasses define where sizes and the scale come from."""
 
     heads, groups, size = 4, 2, 8
 
@@ -60,7 +60,7 @@ class Attention(nn.Module):
 
 
 class Normed(Attention):
-    """Queries and keys are normalised over their size, so that only that of the values is free; all share one."""
+    """Queries and keys are normalized over the head dim, which they share with values: only that of values is free."""
 
     def __init__(self) -> None:
         super().__init__()

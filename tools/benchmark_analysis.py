@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # tools is a folder of th
 
 import graphprune as gp
 from graphprune.frontends.skeletons import skeleton
-from graphprune.passes.analysis.find_groups import analyze_afresh
+from graphprune.passes.analysis.find_groups import analyze_uncached
 from tools.packaged import packaged
 
 T = TypeVar("T")
@@ -56,7 +56,7 @@ def measure(name: str, capture: Callable[[], gp.Program], repeats: int) -> None:
     times = []
     for _ in range(repeats):
         start = time.perf_counter()
-        found = analyze_afresh(program)
+        found = analyze_uncached(program)
         times.append(time.perf_counter() - start)
     row = (name, f"{program.count():,}", f"{captured:.1f} s", f"{min(times):.3f} s", len(found.groups), peak())
     print("|", " | ".join(map(str, row)), "|", flush=True)
@@ -91,7 +91,7 @@ def steps(layers: int, repeats: int) -> dict[str, float]:
 
     program = timed("capture", lambda: gp.trace(module, kwargs={"input_ids": ids}))
     for _ in range(repeats):
-        found = timed("analysis", lambda: analyze_afresh(program))
+        found = timed("analysis", lambda: analyze_uncached(program))
     program = program.with_facts(found)
     plan = timed("plan", lambda: gp.plan(program, ratio=0.5))
     small = timed("cut", lambda: gp.apply(program, plan))

@@ -19,7 +19,7 @@ from transformers import LlamaConfig
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # tools is a folder of the checkout
 
-from graphprune.exporters.model_folders.folder_files import copy_beside, write_config
+from graphprune.exporters.model_folders.folder_files import copy_companion_files, write_config
 from graphprune.huggingface import model_folder
 from graphprune.huggingface.meta_models import on_meta
 from graphprune.ir.weight_files import distinct, write_shards
@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(f"the tokenizer of {options.tokenizer} has {len(tokenizer)} tokens, more than --vocab {options.vocab}")
     settings = config(options, tokenizer)
     with new_folder(options.output, options.force) as folder:
-        copy_beside(options.tokenizer, folder)
+        copy_companion_files(options.tokenizer, folder)
         write_config(folder, settings, DTYPE)
         write(folder, distinct(on_meta(settings)), options.seed, int(options.shard * 10**9))
 

@@ -1,4 +1,4 @@
-"""Greedy text from an exported decoder, by ONNX Runtime alone."""
+"""Greedy generation from an exported decoder with ONNX Runtime alone."""
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
@@ -11,16 +11,16 @@ from torch import Tensor
 from graphprune.errors import ExportError, LoadError, because
 from graphprune.exporters.onnx_tools.onnx_files import MODEL, model_file
 from graphprune.exporters.onnx_tools.sessions import CPU, OnnxRunner, open_model
-from graphprune.exporters.subjects.subject import PAST, following
+from graphprune.exporters.subjects.subject import PAST, next_cache
 from graphprune.huggingface import model_folder
 from graphprune.support.packages import transformers
 
 
 def generate(folder: Path | str, prompt: str, max_new_tokens: int = 32, *, provider: str = CPU) -> str:
-    """Continue `prompt` with the likeliest tokens, up to the end of the text; returns only what is new.
+    """Continue `prompt` greedily, up to an end token; returns only the new text.
 
     Raises:
-        ExportError: if the folder holds no exported decoder with a tokenizer.
+        ExportError: if the folder has no exported decoder or no tokenizer.
     """
     folder = Path(folder)
     tokenizer = _tokenizer(folder)
@@ -49,55 +49,55 @@ def open_decoder(folder: Path, provider: str = CPU) -> OnnxRunner:
         raise ExportError(f"{folder} has no {MODEL}; export a model there first")
     runner = open_model(path, provider)
     if not any(name.startswith(f"{PAST}.") for name in runner.inputs):
-        raise ExportError(f"{path} takes no {PAST}: it is no decoder and writes no text")
+        raise ExportError(f"{path} has no inputs {PAST}: it is not a decoder and cannot generate text")
     return runner
 
 
 @dataclass
 class Decoder:
-    """A decoder file, run token by token with the cache that it returns."""
+    """A decoder file that is run token by token with the cache that it returns."""
 
     runner: OnnxRunner
 
-    def tokens(self, ids: Tensor, count: int, *, without: Collection[int] = ()) -> Iterator[int]:
-        """The likeliest next tokens after `ids`, shape (1, length), but for some."""
-        past, done = self.empty(), 0
+    def tokens(self, ids: Tensor, count: int, *, excluded: Collection[int] = ()) -> Iterator[int]:
+        """Greedy next tokens after `ids`, shape (1, length), other than those `excluded`."""
+        past, cached = self.empty(), 0
         for _ in range(count):
-            logits, past = self.step(ids, done, past)
-            scores = logits[0, -1].index_fill(0, torch.tensor(list(without), dtype=torch.long), -torch.inf)
-            done, token = ids.shape[1], int(scores.argmax())
+            logits, past = self.step(ids, cached, past)
+            scores = logits[0, -1].index_fill(0, torch.tensor(list(excluded), dtype=torch.long), -torch.inf)
+            cached, token = ids.shape[1], int(scores.argmax())
             ids = torch.cat([ids, torch.tensor([[token]])], 1)
             yield token
 
-    def step(self, ids: Tensor, done: int, past: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        """Logits of the tokens after the first `done`, whose cache is `past`, and the new cache."""
-        outputs = self.runner.run({**self._feeds(ids, done), **past})
-        return outputs["logits"], following(outputs)
+    def step(self, ids: Tensor, cached: int, past: Mapping[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits of the tokens after the first `cached` ones, whose cache is `past`, and the new cache."""
+        outputs = self.runner.run({**self._feeds(ids, cached), **past})
+        return outputs["logits"], next_cache(outputs)
 
     def empty(self, batch: int = 1) -> dict[str, Tensor]:
-        """A cache of length 0, in the sizes of each layer."""
+        """A cache of length 0, with the heads and head dim of each layer."""
         values = {n: value.shape for n, value in self.runner.inputs.items() if n.startswith(f"{PAST}.")}
         return {name: torch.zeros(batch, shape[1], 0, shape[3]) for name, shape in values.items()}
 
-    def _feeds(self, ids: Tensor, done: int) -> dict[str, Tensor]:
-        feeds = {"input_ids": ids[:, done:], "attention_mask": torch.ones_like(ids)}
+    def _feeds(self, ids: Tensor, cached: int) -> dict[str, Tensor]:
+        feeds = {"input_ids": ids[:, cached:], "attention_mask": torch.ones_like(ids)}
         if "position_ids" in self.runner.inputs:
-            feeds["position_ids"] = torch.arange(done, ids.shape[1]).expand(len(ids), -1)
+            feeds["position_ids"] = torch.arange(cached, ids.shape[1]).expand(len(ids), -1)
         return feeds
 
 
 def end_tokens(folder: Path) -> set[int]:
-    """The tokens after which a text is over, as the folder's settings say."""
+    """End-of-text tokens in the folder's settings."""
     return token_ids(folder, "eos_token_id")
 
 
 def token_ids(folder: Path, name: str) -> set[int]:
-    """The special tokens of a name, one, several or none, as the folder's settings say."""
+    """Special tokens under a name in the folder's settings: one, several or none."""
     for file in ("generation_config.json", "config.json"):
         path = folder / file
-        found: Any = model_folder.read_json(path).get(name) if path.is_file() else None
-        if found is not None:
-            return set(found) if isinstance(found, list) else {found}
+        ids: Any = model_folder.read_json(path).get(name) if path.is_file() else None
+        if ids is not None:
+            return set(ids) if isinstance(ids, list) else {ids}
     return set()
 
 

@@ -1,4 +1,4 @@
-"""Does a written folder say what the program says? It is loaded as its users do, or read again a part at a time."""
+"""Check of a saved folder against its program: loaded by transformers, or read again one segment at a time."""
 
 import gc
 from collections.abc import Callable
@@ -23,8 +23,8 @@ WHOLE = "transformers loaded the folder in float32, and the outputs of both were
 
 
 @dataclass(frozen=True)
-class Checked:
-    """How far a folder is from its program, what was `compared` in few words, and `how` in more."""
+class FolderCheck:
+    """Error of a folder against its program; `compared` names the two sides and `how` describes the method."""
 
     error: Error
     compared: str
@@ -34,26 +34,29 @@ class Checked:
 def check(
     program: Program, folder: Path, *, destination: Destination, limit: int | None = None,
     capture: Capture | None = None,
-) -> Checked:  # fmt: skip
-    """Compare a folder with its program, as `rounded` makes it, on the program's example inputs.
+) -> FolderCheck:  # fmt: skip
+    """Compare a folder with its program, with weights `rounded` as stored, on the program's example inputs.
 
-    Where the weights take more than `limit` bytes in float32, transformers does not load them: `capture` reads the
-    folder again, and both programs run with the weights of at most one segment in memory.
+    If the weights take more than `limit` bytes in float32, transformers does not load them: `capture` reads the folder
+    again, and both programs run with the weights of at most one segment in memory.
 
     Raises:
-        ExportError: if it cannot be loaded, weights are missing, or the outputs differ.
+        ExportError: if the folder cannot be loaded, weights are missing, or the outputs differ.
     """
     size = 4 * program.count()
     if limit is None or size <= limit:
-        return Checked(_whole(program, folder, destination), "reloaded folder and rewritten graph", WHOLE)
+        return FolderCheck(_whole(program, folder, destination), "reloaded folder and rewritten graph", WHOLE)
     if capture is None:
-        raise ExportError(f"{folder} takes {byte_size(size)} in float32, over the limit, and nothing reads it in parts")
+        raise ExportError(
+            f"{folder} takes {byte_size(size)} in float32, more than the limit of {byte_size(limit)}, and no function "
+            "was passed that reads it in parts"
+        )
     how = (
         f"the weights take {byte_size(size)} in float32, and the limit was {byte_size(limit)}: graphprune "
         "read the folder again, by the class that its config.json names, and ran it a part at a time to compare "
         "outputs; transformers did not load it"
     )
-    return Checked(_in_parts(program, folder, capture), "folder read again in parts and rewritten graph", how)
+    return FolderCheck(_in_parts(program, folder, capture), "folder read again in parts and rewritten graph", how)
 
 
 def _whole(program: Program, folder: Path, destination: Destination) -> Error:
@@ -61,21 +64,21 @@ def _whole(program: Program, folder: Path, destination: Destination) -> Error:
     with torch.no_grad():
         expected = [t.clone() for t in numbers(program.module()(*args, **kwargs))]
         gc.collect()
-        found = numbers(reload(folder, destination)(*args, **kwargs))
-    return compare("the reloaded model", found[: len(expected)], expected)
+        outputs = numbers(reload(folder, destination)(*args, **kwargs))
+    return compare("the reloaded model", outputs[: len(expected)], expected)
 
 
 def _in_parts(program: Program, folder: Path, capture: Capture) -> Error:
-    """The same, without either model in memory."""
+    """Compare segment by segment, without either model in memory."""
     expected = _outputs(program, program.inputs)
     try:
-        again = capture(folder)
-        if other := again.inputs[1].keys() ^ program.inputs[1].keys():
-            raise ExportError(f"only one of its class and the program takes {', '.join(sorted(other))}")
-        found = _outputs(again, program.inputs)
+        reloaded = capture(folder)
+        if unshared := reloaded.inputs[1].keys() ^ program.inputs[1].keys():
+            raise ExportError(f"only one of its class and the program has inputs {', '.join(sorted(unshared))}")
+        outputs = _outputs(reloaded, program.inputs)
     except (GraphpruneError, RuntimeError, ValueError) as fault:
         raise ExportError(f"the saved folder cannot be read again{because(fault)}") from fault
-    return compare("the folder, read again,", found[: len(expected)], expected)
+    return compare("the folder, read again,", outputs[: len(expected)], expected)
 
 
 def _outputs(program: Program, inputs: Inputs) -> list[Tensor]:
@@ -84,7 +87,7 @@ def _outputs(program: Program, inputs: Inputs) -> list[Tensor]:
 
 
 def reload(folder: Path, destination: Destination) -> nn.Module:
-    """The saved model as its users load it, in float32.
+    """The saved model in float32, loaded as users load it.
 
     Raises:
         ExportError: if it cannot be loaded, or weights are missing.
@@ -93,14 +96,14 @@ def reload(folder: Path, destination: Destination) -> nn.Module:
     config.use_cache = False
     loader: Any = auto_class(config) if destination == "stock" else per_layer.model_class(stock_class(config))
     try:
-        model, found = loader.from_pretrained(
+        model, info = loader.from_pretrained(
             str(folder), config=config, dtype=torch.float32, local_files_only=True, output_loading_info=True
         )
     except (RuntimeError, ValueError, KeyError, OSError) as fault:
         raise ExportError(f"the saved folder cannot be loaded again{because(fault)}") from fault
-    if absent := sorted(found["missing_keys"]) or sorted(map(str, found["mismatched_keys"])):
+    if unusable := sorted(info["missing_keys"]) or sorted(map(str, info["mismatched_keys"])):
         raise ExportError(
-            f"the saved folder lacks {len(absent)} weights that {type(model).__name__} has, the first {absent[0]}"
+            f"the saved folder lacks {len(unusable)} weights that {type(model).__name__} has, the first {unusable[0]}"
         )
     loaded: nn.Module = model.eval()
     return loaded

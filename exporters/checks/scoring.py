@@ -1,4 +1,4 @@
-"""How well an exported decoder predicts a text, by ONNX Runtime alone."""
+"""Perplexity of an exported decoder on a text, computed with ONNX Runtime alone."""
 
 from pathlib import Path
 
@@ -14,16 +14,16 @@ from graphprune.exporters.onnx_tools.sessions import CPU
 def evaluate(
     folder: Path, text: str | Path, *, length: int = 512, windows: int | None = None, provider: str = CPU
 ) -> Evaluation:
-    """Measure an exported folder as `evaluation.evaluate` does a model.
+    """Measure the perplexity of an exported folder, as `perplexity.evaluate` does for a model.
 
     Raises:
-        ExportError: if it holds no decoder, or one of fixed sizes.
+        ExportError: if the folder has no decoder, or one with static sizes.
         LoadError: if the tokenizer or the text cannot be read.
-        CalibrationError: if the text is too short, or the model predicts no finite numbers.
+        CalibrationError: if the text is too short, or the logits are not finite.
     """
     runner = open_decoder(folder, provider)
     if all(isinstance(size, int) for size in runner.inputs["input_ids"].shape):
-        raise ExportError(f"{folder} has a decoder of fixed sizes; export it without --static to measure it on windows")
+        raise ExportError(f"{folder} has a decoder with static sizes; export it without --static to measure perplexity")
     decoder = Decoder(runner)
 
     def logits(input_ids: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Is an ONNX file what its model is? In each precision by the measure that fits it."""
+"""Validation of exported files against their model, in each precision by a suitable measure."""
 
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,87 +13,88 @@ from torch import Tensor
 from graphprune.errors import ExportError
 from graphprune.exporters.checks import divergence, parity
 from graphprune.exporters.checks.agreement import error
-from graphprune.exporters.checks.parity import Runs
+from graphprune.exporters.checks.parity import Runnable
 from graphprune.exporters.onnx_tools.onnx_files import facts
 from graphprune.exporters.onnx_tools.sessions import CPU, open_model
 from graphprune.exporters.subjects import trial_inputs
 from graphprune.exporters.subjects.subject import Subject
 
-MARGIN = 3  # an export may round in other places than PyTorch does, not much more
+MARGIN = 3  # an export may round at other operators than PyTorch does, but not much more often
 _USELESS = 5e-2
 
 
 @dataclass(frozen=True)
 class Reference:
-    """The subject in float32, of the rounded weights if the file is in half precision, and the error that is allowed
-    relative to the largest value of an output. `more` are cases besides those of every model of its kind."""
+    """The subject in float32, with rounded weights if the file is in half precision, and the tolerated error relative
+    to the largest value of an output. `extra` are cases in addition to the usual ones."""
 
     subject: Subject
     bound: float
-    half_precision_itself: float | None = None
-    more: tuple[trial_inputs.Case, ...] = ()
+    half_precision_error: float | None = None
+    extra: tuple[trial_inputs.Case, ...] = ()
 
     @classmethod
     def of(cls, subject: Subject) -> "Reference":
-        """That of a subject; one in half precision is copied, since the exported graph holds its very weights.
+        """The reference for a subject; one in half precision is copied, because the exported graph shares its weights.
 
         Raises:
-            ExportError: if half precision alone changes the outputs beyond use.
+            ExportError: if half precision alone changes the outputs too much.
         """
         if subject.dtype == torch.float32:
             return cls(subject, parity.FLOAT32)
-        halved = subject.run(trial_inputs.first(subject))
+        halved = subject.run(trial_inputs.first_case(subject))
         subject = replace(subject, module=deepcopy(subject.module)).to(torch.float32)
-        own = own_error(halved, subject.run(trial_inputs.first(subject)))
+        own = half_precision_error(halved, subject.run(trial_inputs.first_case(subject)))
         return cls(subject, max(parity.FLOAT16, MARGIN * own), own)
 
 
 def validate(
     reference: Reference, path: Path, quant: str, providers: Sequence[str] = (CPU,)
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Facts of a file, and by provider how far its outputs are from those of the reference.
+    """Facts of a file, and by provider the errors of its outputs against the reference.
 
     Raises:
-        ExportError: if it cannot be opened, or differs by more than its precision explains.
+        ExportError: if it cannot be opened, or its error is larger than its precision explains.
     """
-    table, found, seconds = facts(path, reference.subject, quant), dict[str, Any](), {}
+    report, by_provider, seconds = facts(path, reference.subject, quant), dict[str, Any](), {}
     for provider in providers:
         runner = open_model(path, provider)
         seconds[f"open on {provider}"] = runner.seconds
-        found[provider] = compared(reference, runner, quant)
-    if reference.half_precision_itself is not None:
-        table["half_precision_itself"] = reference.half_precision_itself
-    return {**table, "provider": providers[-1], "seconds": seconds}, found
+        by_provider[provider] = compared(reference, runner, quant)
+    if reference.half_precision_error is not None:
+        report["half_precision_itself"] = reference.half_precision_error
+    return {**report, "provider": providers[-1], "seconds": seconds}, by_provider
 
 
-def compared(reference: Reference, runner: Runs, quant: str) -> dict[str, Any]:
-    """How far the outputs of a file are from those of the reference; ``worst`` is the largest relative error.
+def compared(reference: Reference, runner: Runnable, quant: str) -> dict[str, Any]:
+    """Errors of the outputs of a file against the reference; ``worst`` is the largest relative one.
 
     Raises:
-        ExportError: if that is more than its precision explains.
+        ExportError: if it is larger than its precision explains.
     """
     if quant == "none":
-        near = parity.check(reference.subject, runner, reference.bound, reference.more).to_dict()
+        result = parity.check(reference.subject, runner, reference.bound, reference.extra).to_dict()
         if reference.bound <= parity.FLOAT16 or "logits" not in reference.subject.outputs:
-            return near
-        return divergence.check(reference.subject, runner, "fp16").to_dict() | near  # a bound so wide says little
+            return result
+        # so wide a bound alone is a weak check
+        return divergence.check(reference.subject, runner, "fp16").to_dict() | result
     return divergence.check(reference.subject, runner, quant).to_dict()
 
 
-def own_error(halved: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
-    """By how much half precision alone, in PyTorch, changes the outputs, relative to their largest value.
+def half_precision_error(halved: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
+    """Largest change of the outputs due to half precision alone, in PyTorch, relative to their largest value.
 
-    Of a model with logits that alone says little, since few large values of its cache may be far off: there it is what
-    the file says that is judged, by `divergence`.
+    It is not bounded for models with logits, where a few large values of the cache may be far off: there `divergence`
+    judges the predictions.
 
     Raises:
-        ExportError: if it changes them beyond use.
+        ExportError: if outputs other than logits change too much.
     """
-    own = max(error(halved[name], reference[name]).relative for name in reference)
-    if not own <= (sys.float_info.max if "logits" in reference else _USELESS):
+    change = max(error(halved[name], reference[name]).relative for name in reference)
+    if not change <= (sys.float_info.max if "logits" in reference else _USELESS):
         raise ExportError(
-            f"half precision alone changes the outputs of this model by {own:.1e} relative to the largest value, "
-            f"allowed are {_USELESS:.0e}: its values are too large or too close for it. Use target onnx, or "
-            "--dtype fp32"
+            f"half precision alone changes the outputs of this model by {change:.1e} relative to the largest value, "
+            f"at most {_USELESS:.0e} is useful: its values are too large or too close to each other for half "
+            "precision. Use target onnx, or --dtype fp32"
         )
-    return own
+    return change

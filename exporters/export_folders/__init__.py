@@ -1,1 +1,1 @@
-"""Folders of exported models: written, reported, and checked again."""
+"""Folders of exported models: writing, reports, and verification."""

@@ -1,4 +1,4 @@
-"""The report beside an export: what was written with what, and what a later check holds the folder to."""
+"""Report of an export (export_report.json), which records how a folder was made, for users and later checks."""
 
 import json
 import platform
@@ -15,7 +15,7 @@ from graphprune.exporters.contract import ExportOptions, ExportReport
 from graphprune.exporters.onnx_tools.onnx_files import MODEL
 from graphprune.exporters.onnx_tools.onnx_subjects import is_stored
 from graphprune.huggingface import model_folder
-from graphprune.reports.report import FILE as PRUNED
+from graphprune.reports.report import FILE as PRUNING_REPORT
 from graphprune.reports.report import digests
 
 REPORT = "export_report.json"
@@ -30,46 +30,46 @@ def write_report(
     folder: Path, source: Path | None, target: str, options: ExportOptions, table: Mapping[str, Any],
     parity: Mapping[str, Any],
 ) -> ExportReport:  # fmt: skip
-    """What was written, with what, and how far it is from the source."""
-    whole = {
+    """Write the report of an export: files, versions, options, facts, and the errors against the source."""
+    report = {
         "target": target, "source": str(source.resolve()) if source is not None else None,
-        "parameters_before": _before(source), "source_bytes": _bytes(source), "options": asdict(options),
-        "versions": versions(), "machine": platform.machine(), "threads": torch.get_num_threads(), **table,
-        "parity": parity,
+        "parameters_before": _parameters_before(source), "source_bytes": _weight_bytes(source),
+        "options": asdict(options), "versions": versions(), "machine": platform.machine(),
+        "threads": torch.get_num_threads(), **table, "parity": parity,
     }  # fmt: skip
-    (folder / REPORT).write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
+    (folder / REPORT).write_text(json.dumps(report, indent=2) + "\n", encoding="utf-8")
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    return ExportReport(target, folder, files, whole)
+    return ExportReport(target, folder, files, report)
 
 
-def _before(source: Path | None) -> int | None:
-    """How many parameters the source had before it was pruned, if its report says so."""
-    path = source / PRUNED if source is not None else None
+def _parameters_before(source: Path | None) -> int | None:
+    """Number of parameters before pruning, from the source's report; None without one."""
+    path = source / PRUNING_REPORT if source is not None else None
     return model_folder.read_json(path).get("parameters_before") if path is not None and path.is_file() else None
 
 
-def _bytes(source: Path | None) -> int | None:
-    """The size of the files that hold the weights of the source."""
-    found = [path for pattern in _WEIGHTS for path in source.glob(pattern)] if source is not None else []
-    return sum(path.stat().st_size for path in found) or None
+def _weight_bytes(source: Path | None) -> int | None:
+    """Size in bytes of the files with the weights of the source; None without any."""
+    paths = [path for pattern in _WEIGHTS for path in source.glob(pattern)] if source is not None else []
+    return sum(path.stat().st_size for path in paths) or None
 
 
-def versions(more: Sequence[str] = ()) -> dict[str, str]:
-    """The versions of what takes part in an export; of `more` packages besides."""
-    found = {}
-    for name in (*_PACKAGES, *more):
+def versions(extra: Sequence[str] = ()) -> dict[str, str]:
+    """Versions of the packages that take part in an export, and of `extra` ones."""
+    installed = {}
+    for name in (*_PACKAGES, *extra):
         try:
-            found[name] = version(name)
-        except PackageNotFoundError:  # one of the two runtimes is never there
+            installed[name] = version(name)
+        except PackageNotFoundError:  # only one of the two runtimes is installed
             continue
-    return found
+    return installed
 
 
 def read(path: Path) -> dict[str, Any]:
-    """The report in a file; empty where there is none.
+    """The report in a file; an empty one if there is no file.
 
     Raises:
-        ExportError: if it is no JSON.
+        ExportError: if the file is not JSON.
     """
     if not path.is_file():
         return {}
@@ -81,37 +81,37 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def source_of(report: Mapping[str, Any]) -> Path | None:
-    """The folder that was exported, if a model is still there."""
+    """The folder that was exported, if it still has a model."""
     if not report.get("source"):
         return None
     source = Path(report["source"])
-    held = is_stored(source) or model_folder.holds_graph(source) or (source / model_folder.CONFIG).is_file()
-    return source if held else None
+    has_model = is_stored(source) or model_folder.holds_graph(source) or (source / model_folder.CONFIG).is_file()
+    return source if has_model else None
 
 
-def require_size(what: str, size: int, report: Mapping[str, Any]) -> None:
-    """Refuse files that have another size than the report says; `what` is the beginning of a sentence on them.
+def require_size(subject: str, size: int, report: Mapping[str, Any]) -> None:
+    """Check the size of files against the report; `subject` begins the message, as in "model.onnx has".
 
     Raises:
-        VerificationError: if they have.
+        VerificationError: if it differs.
     """
     if size != report.get("bytes"):
-        raise VerificationError(f"{what} {size} bytes, its report says {report.get('bytes')}: export again")
+        raise VerificationError(f"{subject} {size} bytes, expected {report.get('bytes')} from its report: export again")
 
 
-def require_whole(folder: Path) -> list[str]:
-    """Refuse a folder whose files of weights are not those that its report tells of; what was checked, in words.
+def require_intact_weights(folder: Path) -> list[str]:
+    """Check the weight files of a folder against the digests in its report; return the checks that passed, as text.
 
     Raises:
-        VerificationError: if one is damaged or gone.
+        VerificationError: if a file is damaged or missing.
     """
-    told = read(folder / PRUNED).get("sha256") or {}
-    found = digests(folder) if told else {}
-    for name, expected in told.items():
-        if found.get(name) != expected:
-            what = f"has sha256 {found[name]}" if name in found else "is gone"
+    expected_digests = read(folder / PRUNING_REPORT).get("sha256") or {}
+    actual_digests = digests(folder) if expected_digests else {}
+    for name, expected in expected_digests.items():
+        if actual_digests.get(name) != expected:
+            problem = f"has sha256 {actual_digests[name]}" if name in actual_digests else "is missing"
             raise VerificationError(
-                f"{folder / name} {what}, {PRUNED} says {expected}: it was damaged or replaced; copy it "
-                "again, or prune again"
+                f"{folder / name} {problem}, expected {expected} from {PRUNING_REPORT}: it was damaged or replaced; "
+                "copy it again, or prune again"
             )
-    return ["its weights are the bytes that were saved"] if told else []
+    return ["its weights are the bytes that were saved"] if expected_digests else []

@@ -1,1 +1,1 @@
-"""GGUF files: weights, tokenizer and kinds of models that llama.cpp runs."""
+"""GGUF files: weights, tokenizer and the model architectures that llama.cpp supports."""

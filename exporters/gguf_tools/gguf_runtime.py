@@ -1,4 +1,4 @@
-"""A GGUF file run by llama.cpp itself, against the model that it was made from."""
+"""Comparison of a GGUF file, run in llama.cpp, with the model that it was exported from."""
 
 import io
 import logging
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from graphprune.errors import ExportError
 from graphprune.exporters.checks import divergence, parity
-from graphprune.exporters.checks.validation import MARGIN, Reference, own_error
+from graphprune.exporters.checks.validation import MARGIN, Reference, half_precision_error
 from graphprune.exporters.subjects import trial_inputs
 from graphprune.exporters.subjects.decoders import decoder_subject
 from graphprune.exporters.subjects.subject import Subject, named_dimensions
@@ -23,7 +23,7 @@ from graphprune.huggingface import model_folder
 from graphprune.support.packages import load
 
 PACKAGE, _LOGGER = "llama_cpp", "llama-cpp-python"
-PLACES = 64
+MAX_TOKENS = 64
 _PROMPT, _GREEDY = 5, 16
 _TEXTS = (
     "The quick brown fox jumps over the lazy dog.", "In 1905 there were 26,000 of them, or 3.5 %.", "it's WE'LL  I'm",
@@ -42,7 +42,7 @@ class _Logits(nn.Module):
 
 
 def subject_of(model: Any) -> Subject:
-    """A decoder that reads whole texts, without a cache as an input."""
+    """A decoder as a subject that takes whole texts, without a cache."""
     names, args = ("input_ids",), (torch.ones(2, 3, dtype=torch.long),)
     size = int(model.config.vocab_size)
     return Subject(_Logits(model), args, names, ("logits",), named_dimensions(names, args), size, model.dtype)
@@ -50,12 +50,12 @@ def subject_of(model: Any) -> Subject:
 
 @dataclass
 class Runtime:
-    """llama.cpp with one file open; its cache is in float32, so that it adds no rounding."""
+    """A file opened in llama.cpp, with its cache in float32 to add no rounding."""
 
     library: Any
 
     def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Logits of texts, each read half at once and half token by token."""
+        """Logits of texts; of each, the first half is processed at once and the second token by token."""
         rows = [self._row(ids.tolist()) for ids in feeds["input_ids"]]
         return {"logits": torch.stack(rows)}
 
@@ -68,7 +68,7 @@ class Runtime:
         return torch.from_numpy(np.array(self.library.scores[: len(ids)], dtype=np.float32))
 
     def continued(self, ids: list[int], count: int) -> list[int]:
-        """The likeliest tokens after a prompt."""
+        """Greedy tokens after a prompt."""
         new: list[int] = []
         self.library.reset()
         self.library.eval(ids)
@@ -78,44 +78,44 @@ class Runtime:
         return new
 
     def tokens(self, text: str) -> list[int]:
-        """The ids of a text, without those that are put around it."""
-        found: list[int] = self.library.tokenize(text.encode("utf-8"), add_bos=False, special=False)
-        return found
+        """Ids of a text, without special tokens."""
+        ids: list[int] = self.library.tokenize(text.encode("utf-8"), add_bos=False, special=False)
+        return ids
 
 
-def open_file(path: Path, places: int) -> Runtime:
-    """llama.cpp with a file open, for texts of so many tokens.
+def open_file(path: Path, context: int) -> Runtime:
+    """A file opened in llama.cpp, for texts of up to `context` tokens.
 
     Raises:
-        PackageError: if llama.cpp is missing or broken.
-        ExportError: if it does not load the file.
+        PackageError: if llama-cpp-python is missing or broken.
+        ExportError: if llama.cpp does not load the file.
     """
     library = load(PACKAGE, "gguf")
-    said = io.StringIO()
+    log = io.StringIO()
     try:
-        with redirect_stderr(said):  # where llama.cpp says why, among much else
-            opened = library.Llama(
-                str(path), n_ctx=places, logits_all=True, verbose=True, n_gpu_layers=0,
+        with redirect_stderr(log):  # llama.cpp prints the reason for a failure there
+            model = library.Llama(
+                str(path), n_ctx=context, logits_all=True, verbose=True, n_gpu_layers=0,
                 n_threads=torch.get_num_threads(), n_threads_batch=torch.get_num_threads(),
                 type_k=library.GGML_TYPE_F32, type_v=library.GGML_TYPE_F32,
             )  # fmt: skip
-            opened.verbose = False
+            model.verbose = False
     except (ValueError, RuntimeError, AssertionError) as fault:
-        why = [line.strip() for line in said.getvalue().splitlines() if "error" in line.lower()]
+        why = [line.strip() for line in log.getvalue().splitlines() if "error" in line.lower()]
         raise ExportError(f"llama.cpp does not load {path.name}: {why[0] if why else fault}") from fault
     finally:
         logging.getLogger(_LOGGER).setLevel(logging.CRITICAL)
-    return Runtime(opened)
+    return Runtime(model)
 
 
 def reference_of(model: Any, dtype: str, bound: float) -> Reference:
-    """The model in float32, or its rounded weights, and how far llama.cpp may be from it.
+    """The reference in float32, with weights rounded as in the file, and the tolerated error of llama.cpp.
 
-    With weights in half precision llama.cpp rounds what they are multiplied with; what that alone changes in PyTorch,
-    it may change there too.
+    With weights in half precision llama.cpp also rounds the inputs of products: the tolerance is a multiple of the
+    change that this rounding causes in PyTorch.
 
     Raises:
-        ExportError: if it changes the outputs beyond use.
+        ExportError: if that change is too large.
     """
     if dtype == "fp32":
         return Reference(subject_of(model), bound)
@@ -124,13 +124,13 @@ def reference_of(model: Any, dtype: str, bound: float) -> Reference:
         for matrix in (parameter for parameter in rounded.parameters() if parameter.dim() > 1):
             matrix.copy_(matrix.half())
     subject = subject_of(rounded)
-    own = max(_own_errors(subject))
-    return Reference(subject, max(bound, parity.FLOAT16, MARGIN * own), own)
+    rounding_error = max(_rounding_errors(subject))
+    return Reference(subject, max(bound, parity.FLOAT16, MARGIN * rounding_error), rounding_error)
 
 
-def _own_errors(subject: Subject) -> Iterator[float]:
-    """By case, what it changes to round all that is multiplied with a matrix of weights to half precision."""
-    for _, feeds, _ in trial_inputs.single(subject):
+def _rounding_errors(subject: Subject) -> Iterator[float]:
+    """Change of the outputs, by case, when the inputs of all linear layers are rounded to half precision."""
+    for _, feeds, _ in trial_inputs.cacheless_cases(subject):
         plain = subject.run(feeds)
         hooks = [
             module.register_forward_pre_hook(lambda _, args: (args[0].half().to(args[0].dtype),))
@@ -140,51 +140,52 @@ def _own_errors(subject: Subject) -> Iterator[float]:
         rounded = subject.run(feeds)
         for hook in hooks:
             hook.remove()
-        yield own_error(rounded, plain)
+        yield half_precision_error(rounded, plain)
 
 
-def diverging(model: Any, runtime: Runtime, quant: str, context: int) -> dict[str, Any]:
-    """How much fewer bits change what the model says about a text that it writes itself.
+def divergence_of(model: Any, runtime: Runtime, quant: str, context: int) -> dict[str, Any]:
+    """Divergence of the quantized file from the model on a text that the model generates.
 
     Raises:
-        ExportError: if that is beyond use.
+        ExportError: if it is above the bound of this precision.
     """
-    ids = trial_inputs.written(decoder_subject(model))[:, : min(context, PLACES)]
+    ids = trial_inputs.generated_text(decoder_subject(model))[:, : min(context, MAX_TOKENS)]
     feeds = {"input_ids": ids}
-    return divergence.judge([(runtime.run(feeds), subject_of(model).run(feeds))], quant).to_dict()
+    return divergence.measure([(runtime.run(feeds), subject_of(model).run(feeds))], quant).to_dict()
 
 
-def greedy(subject: Subject, runtime: Runtime) -> dict[str, int]:
-    """How many tokens the model and llama.cpp write alike after the same prompt, each reading its own."""
+def compare_greedy(subject: Subject, runtime: Runtime) -> dict[str, int]:
+    """Number of equal greedy tokens of the model and of llama.cpp after the same prompt, each with its own context."""
     ids = torch.randint(0, subject.vocabulary, (1, _PROMPT), generator=torch.Generator().manual_seed(0))
-    found, wanted = runtime.continued(ids[0].tolist(), _GREEDY), ids
+    generated, expected = runtime.continued(ids[0].tolist(), _GREEDY), ids
     for _ in range(_GREEDY):
-        logits = subject.run({"input_ids": wanted})["logits"]
-        wanted = torch.cat([wanted, logits[:, -1].argmax(-1, keepdim=True)], 1)
-    pairs = zip(found, wanted[0, _PROMPT:].tolist(), strict=True)
+        logits = subject.run({"input_ids": expected})["logits"]
+        expected = torch.cat([expected, logits[:, -1].argmax(-1, keepdim=True)], 1)
+    pairs = zip(generated, expected[0, _PROMPT:].tolist(), strict=True)
     return {"tokens": _GREEDY, "equal": next((i for i, (a, b) in enumerate(pairs) if a != b), _GREEDY)}
 
 
-def same_tokens(source: Path, runtime: Runtime, pieces: bool) -> tuple[int, list[str]]:
-    """How many texts llama.cpp and the tokenizer of a folder cut alike, and notes.
+def compare_tokenizers(source: Path, runtime: Runtime, pieces: bool) -> tuple[int, list[str]]:
+    """Number of texts that llama.cpp and the tokenizer of a folder tokenize equally, and notes.
 
-    Before pieces of text llama.cpp always puts a space; tokenizers may not where the text begins with one.
+    With SentencePiece vocabularies (`pieces`) llama.cpp always puts a space before the text; a tokenizer may not if the
+    text begins with one.
 
     Raises:
-        ExportError: if they cut one differently.
+        ExportError: if they tokenize a text differently.
     """
     tokenizer = model_folder.tokenizer(source)
-    differing = [text for text in _TEXTS if not _alike(tokenizer, runtime, text)]
+    differing = [text for text in _TEXTS if not _same_ids(tokenizer, runtime, text)]
     for text in differing:
-        if not (pieces and text.startswith(" ") and _alike(tokenizer, runtime, text.lstrip(" "))):
+        if not (pieces and text.startswith(" ") and _same_ids(tokenizer, runtime, text.lstrip(" "))):
             raise ExportError(
-                f"llama.cpp cuts {text!r} into tokens {runtime.tokens(text)}, the tokenizer of {source} otherwise; "
-                "take the tokenizer's files out of the folder, then the export has weights alone, for token ids"
+                f"llama.cpp tokenizes {text!r} as {runtime.tokens(text)}, unlike the tokenizer of {source}; to export "
+                "weights for token ids only, remove the tokenizer's files from the folder"
             )
     notes = ["llama.cpp puts a space before texts that begin with one, the tokenizer does not"] * bool(differing)
     return len(_TEXTS) - len(differing), notes
 
 
-def _alike(tokenizer: Any, runtime: Runtime, text: str) -> bool:
-    wanted: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
-    return runtime.tokens(text) == wanted
+def _same_ids(tokenizer: Any, runtime: Runtime, text: str) -> bool:
+    expected: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return runtime.tokens(text) == expected

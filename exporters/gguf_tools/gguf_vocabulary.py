@@ -1,4 +1,4 @@
-"""The tokenizer of a folder in the words of llama.cpp."""
+"""The tokenizer of a folder as fields of a GGUF file."""
 
 import json
 from pathlib import Path
@@ -20,8 +20,8 @@ _CASED = (
     r"\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-#: How llama.cpp calls the ways in which text is split before pairs are merged, and whether whole words are looked up
-#: first; None where both are the same to it.
+#: Names of llama.cpp's pre-tokenizers, by the expressions that split text and by whether whole words are looked up
+#: before pairs are merged.
 _SPLITS: dict[tuple[str, ...], dict[bool, str]] = {
     (_WORDS,): {False: "gpt-2"},
     (_DIGIT, _WORDS): {False: "smollm"},
@@ -32,23 +32,23 @@ _SPLITS: dict[tuple[str, ...], dict[bool, str]] = {
 
 
 def vocabulary(folder: Path, size: int) -> tuple[dict[str, Any], list[str]]:
-    """What a file says about tokens, and notes; `size` is how many the model knows.
+    """Tokenizer fields of a file, and notes; `size` is the vocabulary size of the model.
 
     Raises:
-        ExportError: if llama.cpp has no such tokenizer, or the model knows fewer tokens.
+        ExportError: if llama.cpp has no such tokenizer, or the model has fewer tokens than the tokenizer.
     """
     if not any((folder / name).is_file() for name in model_folder.TOKENIZERS):
         return {_KEYS.MODEL: "none"}, ["no vocabulary: the folder has no tokenizer, so it takes token ids alone"]
     tokenizer = model_folder.tokenizer(folder)
     table = _table(folder, tokenizer)
     ids: dict[str, int] = tokenizer.get_vocab()
-    if (most := max(ids.values())) >= size:
-        raise ExportError(f"{folder}: its tokenizer has token {most}, the model knows {size} tokens; save both again")
-    pieces = table["model"].get("byte_fallback", False)
-    fields = _by_score(table) if pieces else _by_merges(folder, table)
+    if (largest := max(ids.values())) >= size:
+        raise ExportError(f"{folder}: its tokenizer has token {largest}, the model has {size} tokens; save both again")
+    sentencepiece = table["model"].get("byte_fallback", False)
+    fields = _by_score(table) if sentencepiece else _by_merges(folder, table)
     tokens, types = _tokens(tokenizer, table, ids, size)
     fields |= {_KEYS.LIST: tokens, _KEYS.TOKEN_TYPE: types, **_special(tokenizer)}
-    if pieces:
+    if sentencepiece:
         fields[_KEYS.SCORES] = _scores(table, tokens)
     return fields, [f"{size - len(ids)} tokens have no text"] if len(ids) < size else []
 
@@ -63,22 +63,25 @@ def _table(folder: Path, tokenizer: Any) -> dict[str, Any]:
     return table
 
 
-_ADVICE = "take the tokenizer's files out of the folder, then the export has weights alone, for token ids"
+_ADVICE = "to export weights for token ids only, remove the tokenizer's files from the folder"
 
 
 def _by_merges(folder: Path, table: dict[str, Any]) -> dict[str, Any]:
-    """Byte-level: pairs are merged in the order of their list."""
+    """Fields of a byte-level BPE tokenizer, which merges pairs in the order of their list."""
     merges = [pair if isinstance(pair, str) else " ".join(pair) for pair in table["model"]["merges"]]
-    split, whole = tuple(_steps(table.get("pre_tokenizer"))), bool(table["model"].get("ignore_merges"))
-    names = _SPLITS.get(split, {})
-    if whole not in names or not merges:
-        by = ", then ".join([*split, *["whole words looked up first"] * whole]) or "nothing"
-        raise ExportError(f"{folder}: llama.cpp is not known to split text as its tokenizer does, by {by}; {_ADVICE}")
-    return {_KEYS.MODEL: "gpt2", _KEYS.PRE: names[whole], _KEYS.MERGES: merges}
+    steps, whole_words = tuple(_steps(table.get("pre_tokenizer"))), bool(table["model"].get("ignore_merges"))
+    names = _SPLITS.get(steps, {})
+    if whole_words not in names or not merges:
+        description = ", then ".join([*steps, *["whole words looked up first"] * whole_words]) or "nothing"
+        raise ExportError(
+            f"{folder}: no pre-tokenizer of llama.cpp is known to split text as its tokenizer does, by {description}; "
+            f"{_ADVICE}"
+        )
+    return {_KEYS.MODEL: "gpt2", _KEYS.PRE: names[whole_words], _KEYS.MERGES: merges}
 
 
 def _steps(pre: Any) -> list[str]:
-    """The expressions by which text is split, one after the other; unknown steps by their names."""
+    """Regular expressions that split text, in order; unknown steps by their names."""
     if pre is None:
         return []
     if pre["type"] == "Sequence":
@@ -93,14 +96,14 @@ def _steps(pre: Any) -> list[str]:
 
 
 def _by_score(table: dict[str, Any]) -> dict[str, Any]:
-    """As SentencePiece: of all pairs that make a token, the one of the highest score is merged."""
+    """Fields of a SentencePiece tokenizer, which merges the pair that gives the token with the highest score."""
     text = json.dumps([table.get("normalizer"), table.get("pre_tokenizer")])
     space = '"Prepend"' in text or '"prepend_scheme": "first"' in text or '"prepend_scheme": "always"' in text
     return {_KEYS.MODEL: "llama", _KEYS.PRE: "default", _KEYS.ADD_PREFIX: space}
 
 
 def _scores(table: dict[str, Any], tokens: list[str]) -> list[float]:
-    """A token is merged before all that stand later in the list of merges; what no merge makes comes last."""
+    """Scores by token that reproduce the order of the list of merges; tokens that no merge produces come last."""
     merges = [pair.split(" ") if isinstance(pair, str) else pair for pair in table["model"]["merges"]]
     first: dict[str, int] = {}
     for rank, pair in enumerate(merges):
@@ -109,21 +112,21 @@ def _scores(table: dict[str, Any], tokens: list[str]) -> list[float]:
 
 
 def _tokens(tokenizer: Any, table: dict[str, Any], ids: dict[str, int], size: int) -> tuple[list[str], list[int]]:
-    """Every token's text and kind, by id."""
-    texts = {number: text for text, number in ids.items()}
+    """Texts and types of all tokens, by id."""
+    text_by_id = {number: text for text, number in ids.items()}
     added = {entry["id"]: bool(entry["special"]) for entry in table["added_tokens"]}
     types = []
     for number in range(size):
-        if number not in texts:
+        if number not in text_by_id:
             types.append(gguf.TokenType.UNUSED)
-        elif table["model"].get("byte_fallback") and texts[number] == table["model"].get("unk_token"):
+        elif table["model"].get("byte_fallback") and text_by_id[number] == table["model"].get("unk_token"):
             types.append(gguf.TokenType.UNKNOWN)
         elif number in added:
             types.append(gguf.TokenType.CONTROL if added[number] else gguf.TokenType.USER_DEFINED)
         else:
-            byte = table["model"].get("byte_fallback") and _is_byte(texts[number])
+            byte = table["model"].get("byte_fallback") and _is_byte(text_by_id[number])
             types.append(gguf.TokenType.BYTE if byte else gguf.TokenType.NORMAL)
-    return [texts.get(number, f"[PAD{number}]") for number in range(size)], [int(kind) for kind in types]
+    return [text_by_id.get(number, f"[PAD{number}]") for number in range(size)], [int(kind) for kind in types]
 
 
 def _is_byte(text: str) -> bool:
@@ -131,7 +134,7 @@ def _is_byte(text: str) -> bool:
 
 
 def _special(tokenizer: Any) -> dict[str, Any]:
-    """The ids with a meaning, whether they are put around a text, and how a chat is written."""
+    """Special tokens, whether they are added around a text, and the chat template."""
     named = {
         _KEYS.BOS_ID: tokenizer.bos_token_id, _KEYS.EOS_ID: tokenizer.eos_token_id,
         _KEYS.UNK_ID: tokenizer.unk_token_id, _KEYS.PAD_ID: tokenizer.pad_token_id,

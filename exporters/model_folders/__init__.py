@@ -1,1 +1,1 @@
-"""Hugging Face folders: written, and completed with the files beside the weights."""
+"""Hugging Face model folders: writing weights, configuration and the other files."""

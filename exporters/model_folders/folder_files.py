@@ -1,4 +1,4 @@
-"""What lies beside the weights in a Hugging Face folder."""
+"""Files of a Hugging Face folder other than weights: configuration, tokenizer, settings and license."""
 
 from __future__ import annotations
 
@@ -16,50 +16,52 @@ from graphprune.support.atomic_output import check_output
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-#: Tokenizer, generation and licence files; never weights, code, or what graphprune writes itself.
-_LICENCE = ("LICENSE*", "NOTICE*")
-_BESIDE = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", *_LICENCE)
+#: Patterns of tokenizer, generation and license files; weights, code and graphprune's own files are never copied.
+_LICENSE = ("LICENSE*", "NOTICE*")
+_COPIED = ("*.json", "*.txt", "*.model", "*.jinja", "*.tiktoken", *_LICENSE)
 _GENERIC = "PreTrainedTokenizerFast"
-_OWN = {"config.json", "report.json", "plan.json", "export_report.json", "genai_config.json", "web.json", "cases.json"}
+_EXCLUDED = {
+    "config.json", "report.json", "plan.json", "export_report.json", "genai_config.json", "web.json", "cases.json",
+}  # fmt: skip
 
 
 def require_apart(source: Path, output: Path) -> None:
-    """Refuse an output that would replace what is read.
+    """Check that the output does not replace the source.
 
     Raises:
-        ExportError: if `output` is the source or a folder around it.
+        ExportError: if `output` is the source or a folder that contains it.
     """
     if output.resolve() in (source.resolve(), *source.resolve().parents):
-        raise ExportError(f"{output} is or holds {source}, which is read; choose another output")
+        raise ExportError(f"{output} is or contains the source {source}; choose another output")
 
 
 def require_output(source: Path, output: Path, force: bool) -> None:
-    """Refuse, before any work, an output that may not be written.
+    """Check, before any work, that the output may be written.
 
     Raises:
-        ExportError: as `require_apart`, or if there is something and `force` does not allow to replace it.
+        ExportError: as `require_apart`, or if `output` exists and `force` is not set.
     """
     require_apart(source, output)
     check_output(output, force)
 
 
-def copy_beside(source: Path, folder: Path) -> None:
-    """Copy tokenizer, generation settings, preprocessing and licence."""
-    found = {path for pattern in _BESIDE for path in source.glob(pattern)}
-    for path in sorted(found):
-        if path.is_file() and path.name not in _OWN and not path.name.endswith(".index.json"):
+def copy_companion_files(source: Path, folder: Path) -> None:
+    """Copy the files of tokenizer, generation settings, preprocessing and license."""
+    paths = {path for pattern in _COPIED for path in source.glob(pattern)}
+    for path in sorted(paths):
+        if path.is_file() and path.name not in _EXCLUDED and not path.name.endswith(".index.json"):
             shutil.copyfile(path, folder / path.name)
     _name_tokenizer(folder / "tokenizer_config.json", source)
 
 
-def copy_licence(source: Path, folder: Path) -> None:
-    """Copy the files that say what may be done with the weights."""
-    for path in sorted(path for pattern in _LICENCE for path in source.glob(pattern) if path.is_file()):
+def copy_license(source: Path, folder: Path) -> None:
+    """Copy the license files."""
+    for path in sorted(path for pattern in _LICENSE for path in source.glob(pattern) if path.is_file()):
         shutil.copyfile(path, folder / path.name)
 
 
 def write_config(folder: Path, config: PreTrainedConfig, dtype: torch.dtype, **extra: Any) -> None:
-    """Write config.json with `extra` keys, and those by which versions 4 of transformers read it rightly."""
+    """Write config.json with `extra` keys, and with the keys that transformers 4 needs."""
     config.dtype = dtype
     config.save_pretrained(folder)
     path = folder / "config.json"
@@ -68,7 +70,7 @@ def write_config(folder: Path, config: PreTrainedConfig, dtype: torch.dtype, **e
 
 
 def _with_legacy_rope(table: dict[str, Any]) -> dict[str, Any]:
-    """Versions 4 look for `rope_theta` and silently take 10000 where it is missing."""
+    """The table with `rope_theta`, which transformers 4 reads and silently sets to 10000 if it is missing."""
     table = {key: _with_legacy_rope(value) if isinstance(value, dict) else value for key, value in table.items()}
     rope = table.get("rope_parameters")
     if isinstance(rope, dict) and "rope_theta" in rope:
@@ -77,8 +79,8 @@ def _with_legacy_rope(table: dict[str, Any]) -> dict[str, Any]:
 
 
 def _name_tokenizer(path: Path, source: Path) -> None:
-    """Versions 4 do not know the class by which versions 5 call a tokenizer of tokenizer.json, and theirs also makes
-    token types, which most decoders refuse."""
+    """Set a tokenizer class that transformers 4 knows, and the model's input names: by default that class also returns
+    token types, which most decoders reject."""
     if not path.is_file() or not path.with_name("tokenizer.json").is_file():
         return
     table = json.loads(path.read_text(encoding="utf-8"))

@@ -1,4 +1,4 @@
-"""Programs as Hugging Face folders, which transformers loads without graphprune."""
+"""Writing of programs as Hugging Face folders, which transformers loads without graphprune."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from graphprune.errors import ExportError
 from graphprune.exporters.checks.agreement import rounded
 from graphprune.exporters.checks.reloading import Capture, Destination, check
 from graphprune.exporters.contract import ExportReport
-from graphprune.exporters.model_folders.folder_files import copy_beside, require_apart, write_config
+from graphprune.exporters.model_folders.folder_files import copy_companion_files, require_apart, write_config
 from graphprune.huggingface import model_folder, per_layer
 from graphprune.huggingface.config_biases import with_parameters
 from graphprune.huggingface.config_widths import fit
@@ -31,7 +31,7 @@ def save(
     program: Program, output: Path, *, destination: Destination, force: bool = False, limit: int | None = None,
     shard_bytes: int = weight_files.MAX_SHARD_BYTES, capture: Capture | None = None,
 ) -> ExportReport:  # fmt: skip
-    """Save a program as a Hugging Face folder, which appears when it was reloaded and agrees; see `write`.
+    """Save a program as a Hugging Face folder, which appears once its reloaded model agrees; see `write`.
 
     Raises:
         ExportError: if no config has its widths, the reloaded model differs, or `output` may not be written.
@@ -46,10 +46,10 @@ def write(
     program: Program, folder: Path, *, destination: Destination, limit: int | None = None,
     shard_bytes: int = weight_files.MAX_SHARD_BYTES, capture: Capture | None = None,
 ) -> ExportReport:  # fmt: skip
-    """Fill an empty folder with the program and check it; for callers that add files before it gets its name.
+    """Fill an empty folder with the program and check it; for callers that add files before it gets its final name.
 
-    Weights are written one at a time, into files of at most `shard_bytes`. A model of more than `limit` bytes in
-    float32 is not loaded as a whole to be checked, but read again by `capture`, in parts; the report says so.
+    Weights are written one at a time, into files of at most `shard_bytes`. If the model takes more than `limit` bytes
+    in float32, it is checked in parts, read again by `capture`; the report records that.
 
     Raises:
         ExportError: as `save`.
@@ -57,17 +57,17 @@ def write(
     source, start = _source(program), time.perf_counter()
     config = _fitted(program, source, destination)
     destination = "per-layer" if per_layer.is_per_layer(config) else "stock"
-    copy_beside(source.path, folder)
+    copy_companion_files(source.path, folder)
     write_settings(folder, config, source.dtype, destination)
     stored = _write_weights(program, folder, _skeleton(config, destination), source.dtype, shard_bytes)
     written = time.perf_counter()
-    kept = rounded(program, source.dtype, stored)
-    found = check(kept, folder, destination=destination, limit=limit, capture=capture)
+    reference = rounded(program, source.dtype, stored)
+    result = check(reference, folder, destination=destination, limit=limit, capture=capture)
     facts = {
         "destination": destination,
-        "error": {"absolute": found.error.absolute, "relative": found.error.relative},
-        "compared": found.compared,
-        "check": found.how,
+        "error": {"absolute": result.error.absolute, "relative": result.error.relative},
+        "compared": result.compared,
+        "check": result.how,
         "seconds": {"write": written - start, "verify": time.perf_counter() - written},
         "loads_with": loads_with(config, destination),
     }
@@ -75,7 +75,7 @@ def write(
 
 
 def loads_with(config: PreTrainedConfig, destination: Destination) -> list[str]:
-    """The calls that load such a folder."""
+    """Python calls that load such a folder."""
     name = auto_class(config).__name__
     if destination == "stock":
         return [f"transformers.{name}.from_pretrained(folder)"]
@@ -86,12 +86,13 @@ def _source(program: Program) -> Source:
     source = program.source
     if source is None or source.kind != "huggingface":
         raise ExportError(
-            "the program does not come from a Hugging Face folder, so there is no config to save it with; "
+            "the program was not loaded from a Hugging Face folder, so there is no config to save it with; "
             "use destination free, which saves a .pt2 file"
         )
     if not (source.path / model_folder.CONFIG).is_file():
         raise ExportError(
-            f"{source.path / model_folder.CONFIG}, from which the program was made, is gone; restore the folder"
+            f"{source.path / model_folder.CONFIG}, from which the program was loaded, does not exist any more; restore "
+            "the folder"
         )
     return source
 
@@ -103,7 +104,7 @@ def _fitted(program: Program, source: Source, destination: Destination) -> PreTr
         try:
             config = with_parameters(flat(config), unknown)
         except ExportError as fault:
-            raise ExportError(f"{fault}; the program is not of the model in {source.path}") from fault
+            raise ExportError(f"{fault}; the program is not a version of the model in {source.path}") from fault
     shapes = program.shapes()
     return fit(config, shapes) if destination == "stock" else per_layer.fit_layers(config, shapes)
 
@@ -113,7 +114,7 @@ def _skeleton(config: PreTrainedConfig, destination: Destination) -> PreTrainedM
 
 
 def write_settings(folder: Path, config: PreTrainedConfig, dtype: torch.dtype, destination: Destination) -> None:
-    """Write config.json, and the code file of layers that differ."""
+    """Write config.json, and the code file of a per-layer config."""
     if destination == "stock":
         write_config(folder, config, dtype)
         return
@@ -124,7 +125,7 @@ def write_settings(folder: Path, config: PreTrainedConfig, dtype: torch.dtype, d
 def _write_weights(
     program: Program, folder: Path, model: PreTrainedModel, dtype: torch.dtype, shard_bytes: int
 ) -> set[str]:
-    """Write every saved tensor once, what the class ties under one of its names; the program's names of them."""
+    """Write every saved tensor once, tied ones under one name; return their names in the program."""
     state: Mapping[str, Tensor] = model.state_dict(keep_vars=True)
     names = {group[0]: _stored(program, group) for group in weight_files.aliases(model)}
     skeleton = {name: _typed(state[name], dtype) for name in names}
@@ -140,12 +141,12 @@ def _write_weights(
 
 
 def _require_finite(name: str, tensor: Tensor) -> None:
-    """An example may not see every number, such as the row of a word that it does not hold."""
+    """Raise if the tensor has NaN or infinity, which example inputs may not reach, such as an unused embedding."""
     values = tensor if tensor.itemsize > 1 else tensor.float()
     if values.is_floating_point() and values.numel() and not torch.stack(values.aminmax()).isfinite().all():
         raise ExportError(
-            f"{name} holds NaN or infinity as {str(tensor.dtype).removeprefix('torch.')}; nothing was saved. The file "
-            "that it was read from may be damaged, or a number be too large for this type"
+            f"{name} holds NaN or infinity as {str(tensor.dtype).removeprefix('torch.')}; nothing was saved. Its file "
+            "may be damaged, or a number may be too large for this type"
         )
 
 
@@ -153,7 +154,7 @@ def _stored(program: Program, group: list[str]) -> str:
     for name in group:
         if program.name(name) in program.weights:
             return program.name(name)
-    raise ExportError(f"the program has no weight {group[0]}, which the saved class needs")
+    raise ExportError(f"the program has no weight {group[0]}, which the class of the saved model needs")
 
 
 def _typed(tensor: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,1 +1,1 @@
-"""ONNX files: written, read, quantized and run."""
+"""ONNX files: export, quantization and execution."""

@@ -1,4 +1,4 @@
-"""Exported ONNX files as subjects of further exports, for graphs that no class of transformers runs."""
+"""Exported ONNX files as subjects of further exports, for graphs that no transformers class can run."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from graphprune.exporters.subjects.subject import CACHED, SEQUENCE, TOTAL, Subje
 from graphprune.support.packages import load, onnx
 from graphprune.support.packages import onnx_ir as ir
 
-FREE = "onnx"  # where a folder of destination free has its ONNX files
+ONNX_FOLDER = "onnx"  # subfolder with the ONNX files of a saved graph
 
-# Every free size of an example differs from every other; the total is that of the cache and of what follows it.
+# All dynamic sizes of an example differ; the total length is that of the cache plus the sequence.
 _SIZES = {SEQUENCE: 3, CACHED: 4, TOTAL: 7}
 _OTHER = 2
 
 
 class OnnxModule(nn.Module):
-    """A model file, called with its inputs in order; its parameters are the numbers in the file."""
+    """An ONNX file as a module, called with a list of its inputs in order; its parameters are the stored weights."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -37,14 +37,14 @@ class OnnxModule(nn.Module):
                 self._parameters[name] = nn.Parameter(torch.from_numpy(tensor.numpy().copy()), requires_grad=False)
 
     def forward(self, inputs: list[Tensor]) -> tuple[Tensor, ...]:
-        """The outputs, in their order."""
+        """Outputs, in the order of the file."""
         return tuple(self.runner.run(dict(zip(self.runner.inputs, inputs, strict=True))).values())
 
     def graph(self, sizes: Mapping[str, int], opset: int | None) -> ir.Model:
-        """The graph in the file, its free dimensions of these sizes and with operators of that opset.
+        """The graph in the file, with these sizes for its dynamic dimensions and with operators of that opset.
 
         Raises:
-            ExportError: if an operator cannot be said in that opset.
+            ExportError: if it cannot be converted to that opset.
         """
         model = onnx.load(str(self.path))
         for name, size in sizes.items():
@@ -54,53 +54,53 @@ class OnnxModule(nn.Module):
                 model = onnx.version_converter.convert_version(model, opset)
             except Exception as fault:  # its errors share no base class
                 raise ExportError(
-                    f"{self.path} cannot be said in opset {opset}{because(fault)}; leave --opset out"
+                    f"{self.path} cannot be converted to opset {opset}{because(fault)}; omit --opset"
                 ) from fault
         return ir.from_proto(model)
 
 
 def stored_graph(subject: Subject, opset: int | None) -> ir.Model:
-    """The graph of a stored subject, of the sizes of its example where none stays free.
+    """The graph of a stored subject, with the sizes of its example if it is static.
 
     Raises:
-        ExportError: as `Stored.graph`.
+        ExportError: if it cannot be converted to that opset.
     """
     assert isinstance(subject.module, OnnxModule)
     shapes = {name: value.shape for name, value in subject.module.runner.inputs.items()}
-    pairs = ((word, leaf.shape[dim]) for n, leaf in subject.example().items() for dim, word in enumerate(shapes[n]))
-    fixed = {word: size for word, size in pairs if isinstance(word, str)} if subject.dynamic is None else {}
+    pairs = ((name, leaf.shape[dim]) for n, leaf in subject.example().items() for dim, name in enumerate(shapes[n]))
+    fixed = {name: size for name, size in pairs if isinstance(name, str)} if subject.dynamic is None else {}
     return subject.module.graph(fixed, opset)
 
 
 def is_stored(source: Path) -> bool:
-    """Does a folder hold an ONNX file as its model?"""
+    """Whether the model of a folder is an ONNX file."""
     return (source / MODEL).is_file()
 
 
 def input_names(file: Path) -> list[str]:
-    """What a model file takes, without reading its weights."""
+    """Names of the inputs of a model file, without reading its weights."""
     return [value.name for value in onnx.load(str(file), load_external_data=False).graph.input]
 
 
 def stored_subject(source: Path, options: ExportOptions) -> Subject:
-    """The model of an exported folder.
+    """The model of an exported folder as a subject.
 
     Raises:
-        ExportError: if it cannot be opened, or is asked for in another precision.
+        ExportError: if it cannot be opened, or another precision is requested.
     """
     if options.dtype not in (None, "fp32"):
         raise ExportError(
-            f"{source} holds a graph in float32, which cannot be made {options.dtype} as a model of transformers can; "
+            f"{source} holds a graph in float32, which cannot be cast to {options.dtype} as a transformers model can; "
             "use --dtype fp32, or prune with destination stock or per-layer"
         )
     module = OnnxModule(source / MODEL)
-    takes = module.runner.inputs
-    examples = [_example(name, value) for name, value in takes.items()]
-    free = [{dim: n for dim, n in enumerate(value.shape) if isinstance(n, str)} for value in takes.values()]
+    inputs = module.runner.inputs
+    examples = [_example(name, value) for name, value in inputs.items()]
+    dynamic = [{dim: n for dim, n in enumerate(value.shape) if isinstance(n, str)} for value in inputs.values()]
     outputs = {value.name: value.shape for value in module.runner.session.get_outputs()}
     last = next(iter(outputs.values()))[-1]
     return Subject(
-        module, (examples,), tuple(takes), tuple(outputs), (free,), last if isinstance(last, int) else 0
+        module, (examples,), tuple(inputs), tuple(outputs), (dynamic,), last if isinstance(last, int) else 0
     )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Programs as subjects of an export, destination free: no class of transformers runs them, a graph does."""
+"""Programs as subjects of an export, for graphs that no transformers class can run (destination free)."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +11,7 @@ from torch.utils import _pytree as pytree
 
 from graphprune.errors import ExportError
 from graphprune.exporters.onnx_tools.onnx_files import MODEL
-from graphprune.exporters.onnx_tools.onnx_subjects import FREE, input_names
+from graphprune.exporters.onnx_tools.onnx_subjects import ONNX_FOLDER, input_names
 from graphprune.exporters.subjects.subject import PAST, PRESENT, Subject, cache_names, named_dimensions
 from graphprune.huggingface import model_folder
 from graphprune.ir import pt2_archive
@@ -19,27 +19,27 @@ from graphprune.ir.program import Program
 
 
 def program_subject(program: Program) -> Subject:
-    """A program, its inputs named as its placeholders stand; a list of pairs after them is a cache.
+    """A program as a subject; its inputs have the names of its placeholders, and those of a cache their usual names.
 
     Raises:
         ExportError: if its inputs cannot be named.
     """
     call = _Call.of(program.module(), program.graph, *program.inputs)
-    return replace(call, args=_fitted(program, call.args)).subject(bool(program.state))
+    return replace(call, args=_with_current_sizes(program, call.args)).subject(bool(program.state))
 
 
 def saved_subject(folder: Path) -> Subject:
-    """The graph in a folder of destination free.
+    """The graph saved in a folder (destination free) as a subject.
 
     Raises:
         LoadError: if it cannot be read.
-        ExportError: if its inputs cannot be named, or it is that of a decoder, which has its cache in ONNX only.
+        ExportError: if its inputs cannot be named, or it is a decoder, whose cache is in the ONNX files only.
     """
-    beside = folder / FREE / MODEL
-    if beside.is_file() and any(name.startswith(PAST) for name in input_names(beside)):
+    onnx_file = folder / ONNX_FOLDER / MODEL
+    if onnx_file.is_file() and any(name.startswith(PAST) for name in input_names(onnx_file)):
         raise ExportError(
-            f"{folder} holds the graph of a decoder, whose cache only the ONNX files beside it have; use a target of "
-            "such files, or prune with destination stock or per-layer"
+            f"{folder} holds the graph of a decoder, whose cache is only in the ONNX files of the folder; use a target "
+            "that reads those, or prune with destination stock or per-layer"
         )
     file = folder / model_folder.PROGRAM
     exported = pt2_archive.read(file)
@@ -49,8 +49,8 @@ def saved_subject(folder: Path) -> Subject:
 
 @dataclass(frozen=True)
 class _Call:
-    """A module and what it is called with, by position; `sizes` are those of the graph by placeholder, in which a free
-    one is no number, and `keywords` the names of inputs that are given by name."""
+    """A module and its positional arguments; `sizes` are the shapes of the placeholders, with symbols for dynamic
+    sizes, and `keywords` the names of inputs that are passed by name."""
 
     module: nn.Module
     args: tuple[Any, ...]
@@ -62,10 +62,10 @@ class _Call:
         cls, module: nn.Module, graph: fx.Graph, args: tuple[Any, ...], kwargs: Mapping[str, Any],
         inputs: Collection[Any] | None = None,
     ) -> "_Call":  # fmt: skip
-        """Of the placeholders only `inputs` are given, where weights are some, too."""
+        """The call of a graph; `inputs` are the placeholders that are not weights, all of them by default."""
         if not all(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
             raise ExportError(
-                "a program with inputs that are no tensors cannot be exported; trace it with tensors only"
+                "a program with inputs that are not tensors cannot be exported; trace it with tensors only"
             )
         if kwargs and args:
             raise ExportError(
@@ -74,54 +74,54 @@ class _Call:
         nodes = [node for node in graph.nodes if node.op == "placeholder" and (inputs is None or node.name in inputs)]
         sizes = {str(node.target): node.meta["val"].shape for node in nodes}
         if kwargs:
-            return cls(_ByName(module, tuple(kwargs)), (tuple(kwargs.values()),), sizes, tuple(kwargs))
+            return cls(_Named(module, tuple(kwargs)), (tuple(kwargs.values()),), sizes, tuple(kwargs))
         return cls(module, args, sizes, ())
 
-    def subject(self, state: bool) -> Subject:
-        """Inputs are named as they are given, or as the placeholders; with `state`, pairs after them are a cache."""
+    def subject(self, has_cache: bool) -> Subject:
+        """The subject; inputs are named by keywords or placeholders, with `has_cache` pairs after them as a cache."""
         leaves = pytree.tree_leaves(self.args)
-        past = [leaf for leaf in leaves if leaf.dim() == 4 and leaf.is_floating_point()] if state else []
+        past = [leaf for leaf in leaves if leaf.dim() == 4 and leaf.is_floating_point()] if has_cache else []
         order = self.keywords if set(self.keywords) == set(self.sizes) else tuple(self.sizes)
         names = [*order[: len(leaves) - len(past)], *cache_names(PAST, len(past) // 2)]
         with torch.no_grad():
             outputs = pytree.tree_leaves(self.module(*self.args))
         return Subject(
             self.module, self.args, tuple(names), _output_names(outputs, len(past) // 2),
-            _free(named_dimensions(names, self.args), [self.sizes[name] for name in order]), _vocabulary(outputs),
+            _dynamic(named_dimensions(names, self.args), [self.sizes[name] for name in order]), _vocabulary(outputs),
         )  # fmt: skip
 
 
-def _free(named: Any, sizes: Sequence[Sequence[Any]]) -> Any:
-    """Of the named dimensions those that are free in the graph; None if none is."""
-    leaves, spec = pytree.tree_flatten(named, is_leaf=lambda node: isinstance(node, dict))
+def _dynamic(names: Any, sizes: Sequence[Sequence[Any]]) -> Any:
+    """Names of the dimensions that are dynamic in the graph; None if all are static."""
+    leaves, spec = pytree.tree_flatten(names, is_leaf=lambda node: isinstance(node, dict))
     pairs = zip(leaves, sizes, strict=True)
-    free = [{dim: name for dim, name in each.items() if not isinstance(shape[dim], int)} for each, shape in pairs]
-    return pytree.tree_unflatten(free, spec) if any(free) else None
+    dynamic = [{dim: name for dim, name in each.items() if not isinstance(shape[dim], int)} for each, shape in pairs]
+    return pytree.tree_unflatten(dynamic, spec) if any(dynamic) else None
 
 
-class _ByName(nn.Module):
-    """A module with named inputs, called with a tuple of them in their order."""
+class _Named(nn.Module):
+    """A module with keyword inputs, called with a tuple of them in order."""
 
     def __init__(self, module: nn.Module, names: tuple[str, ...]) -> None:
         super().__init__()
         self.module, self.names = module, names
 
     def forward(self, inputs: tuple[Any, ...]) -> Any:
-        """Call it by name."""
+        """Call the module with keyword arguments."""
         return self.module(**dict(zip(self.names, inputs, strict=True)))
 
 
-def _fitted(program: Program, args: tuple[Any, ...]) -> tuple[Any, ...]:
-    """The example inputs in the sizes that the graph has now: a cut may have narrowed the cache."""
+def _with_current_sizes(program: Program, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Example inputs narrowed to the sizes in the graph: a cut may have narrowed the cache."""
     leaves, spec = pytree.tree_flatten(args)
     nodes = [n for n in program.graph.nodes if n.op == "placeholder"]
     shapes = [[size if isinstance(size, int) else None for size in n.meta["val"].shape] for n in nodes]
-    fitted = [_cut(leaf, shape) for leaf, shape in zip(leaves, shapes, strict=True)]
+    fitted = [_narrowed(leaf, shape) for leaf, shape in zip(leaves, shapes, strict=True)]
     result: tuple[Any, ...] = pytree.tree_unflatten(fitted, spec)
     return result
 
 
-def _cut(leaf: Tensor, shape: list[int | None]) -> Tensor:
+def _narrowed(leaf: Tensor, shape: list[int | None]) -> Tensor:
     for dim, size in enumerate(shape):
         leaf = leaf if size is None else leaf.narrow(dim, 0, size)
     return leaf.contiguous()
@@ -134,5 +134,5 @@ def _output_names(outputs: list[Tensor], layers: int) -> tuple[str, ...]:
 
 
 def _vocabulary(outputs: list[Tensor]) -> int:
-    """As many token ids as there are logits."""
+    """The vocabulary size, from the last dimension of the logits."""
     return int(outputs[0].shape[-1])

@@ -1,4 +1,4 @@
-"""Sessions of ONNX Runtime on a provider that is really used, fed with tensors by name."""
+"""ONNX Runtime sessions on the requested provider, without fallback, with tensors by name."""
 
 import time
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ def tensor_type(value: Any) -> torch.dtype:
 
 @dataclass
 class OnnxRunner:
-    """A model file in ONNX Runtime; `provider` is the one that the session reports, not the one asked for."""
+    """A model file in ONNX Runtime; `provider` is the one that the session reports."""
 
     session: Any
     provider: str
@@ -39,13 +39,13 @@ class OnnxRunner:
 
     @property
     def inputs(self) -> dict[str, Any]:
-        """What each input is: its `shape` has names in the place of free sizes."""
+        """Inputs by name; their `shape` has names for dynamic sizes."""
         return {value.name: value for value in self.session.get_inputs()}
 
     def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Outputs by name; floating-point inputs are cast to what the model takes."""
-        takes = self.inputs
-        arrays = {name: tensor.to(_TYPES[takes[name].type]).contiguous().numpy() for name, tensor in feeds.items()}
+        """Outputs by name; inputs are cast to the types of the model."""
+        inputs = self.inputs
+        arrays = {name: tensor.to(_TYPES[inputs[name].type]).contiguous().numpy() for name, tensor in feeds.items()}
         names = [value.name for value in self.session.get_outputs()]
         try:
             outputs = self.session.run(names, arrays)
@@ -64,9 +64,9 @@ def open_model(path: Path, provider: str = CPU) -> OnnxRunner:
 
 
 def open_in_floats(path: Path) -> OnnxRunner:
-    """Open a model file on the CPU so that activations are never rounded, whatever its quantised products allow.
+    """Open a model file on the CPU with floating-point activations, even if its quantized products allow 8 bits.
 
-    Weights behind DequantizeLinear become floats.
+    Weights behind DequantizeLinear are dequantized.
 
     Raises:
         ExportError: if it cannot be opened.
@@ -92,14 +92,14 @@ def _opened(model: str | bytes, name: str, provider: str, settings: Mapping[str,
         session = onnxruntime.InferenceSession(model, options, providers=[provider])
     except Exception as fault:  # its errors share no base class
         raise ExportError(f"ONNX Runtime cannot open {name} on {provider}{because(fault)}") from fault
-    used = session.get_providers()[0]
-    if used != provider:
-        raise ExportError(f"ONNX Runtime fell back from {provider} to {used}; check the driver and its libraries")
-    return OnnxRunner(session, used, time.perf_counter() - start)
+    actual = session.get_providers()[0]
+    if actual != provider:
+        raise ExportError(f"ONNX Runtime fell back from {provider} to {actual}; check the driver and its libraries")
+    return OnnxRunner(session, actual, time.perf_counter() - start)
 
 
 def has_cuda(path: Path) -> bool:
-    """Can a session really run this model on CUDA? The list of available providers does not say."""
+    """Whether a session can run this model on CUDA; the list of available providers is not sufficient for that."""
     if CUDA not in onnxruntime.get_available_providers() or (not torch.cuda.is_available() and not _driver()):
         return False
     try:

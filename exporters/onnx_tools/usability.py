@@ -1,4 +1,4 @@
-"""Which part of an ONNX file the accelerators of devices would take, by the operators that they list."""
+"""Estimate of the part of an ONNX file that mobile accelerators support, from their lists of operators."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,20 +18,20 @@ _XNNPACK = ("AveragePool", "Conv", "ConvTranspose", "Gemm", "MatMul", "MaxPool",
 
 
 def usability(path: Path) -> dict[str, dict[str, Any]]:
-    """For each accelerator the nodes that it lists, of how many, in how many partitions, and which operators it lacks.
+    """Supported nodes, total nodes, partitions, and unsupported operators, by accelerator.
 
-    It goes by operators and fixed shapes alone; ranks and attributes may exclude more. Nothing ran on a device.
+    The estimate uses operators and static shapes only; ranks and attributes may exclude more. Nothing runs on a device.
     """
     checker = load(_CHECKER)
     model = checker.ModelProtoWithShapeInfo(path).model_with_shape_info
-    found = {"NNAPI": checker.check_nnapi_partitions(model, True)}
-    found |= {name: checker.check_coreml_partitions(model, True, ops) for name, ops in _COREML.items()}
+    results = {"NNAPI": checker.check_nnapi_partitions(model, True)}
+    results |= {name: checker.check_coreml_partitions(model, True, ops) for name, ops in _COREML.items()}
     with _listed(_XNNPACK) as path:
-        found["XNNPACK"] = checker.check_partitioning(model.graph, checker._SupportedOpsChecker(path), True)
-    return {name: _told(info) for name, info in found.items()}
+        results["XNNPACK"] = checker.check_partitioning(model.graph, checker._SupportedOpsChecker(path), True)
+    return {name: _summary(info) for name, info in results.items()}
 
 
-def _told(info: Any) -> dict[str, Any]:
+def _summary(info: Any) -> dict[str, Any]:
     return {
         "nodes": info.num_supported_nodes,
         "of": info.num_nodes,
@@ -43,7 +43,7 @@ def _told(info: Any) -> dict[str, Any]:
 
 @contextmanager
 def _listed(operators: tuple[str, ...]) -> Iterator[Path]:
-    """A file of operators, from which the library reads them."""
+    """A temporary file with a list of operators, from which the library reads them."""
     with NamedTemporaryFile("w", suffix=".md", delete=False) as file:
         file.write("|Operator|Note|\n|--------|------|\n")
         file.writelines(f"|ai.onnx:{name}||\n" for name in operators)

@@ -1,1 +1,1 @@
-"""Models as exporters need them: how they are called, and on which inputs they are compared."""
+"""Models prepared for export: how they are called, and the inputs on which they are compared."""

@@ -1,4 +1,4 @@
-"""Language models with their cache of keys and values as plain inputs and outputs."""
+"""Language models with their key/value cache as plain inputs and outputs."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ if TYPE_CHECKING:
 
 Pairs = list[tuple[Tensor, Tensor]]
 
-# Every size of an example differs from every other, so that none is taken for another.
+# All sizes of an example differ, so that torch.export does not take two of them for one.
 _BATCH, _SEQUENCE, _CACHED = 2, 3, 4
 
 
 class _Cached(Alias):
-    """Runs a model with its cache given as pairs."""
+    """Runs a model with its cache as a list of (key, value) pairs."""
 
     def _run(self, past: Pairs, **inputs: Tensor) -> tuple[Tensor, Pairs]:
         output = self.model_itself(**inputs, past_key_values=transformers.DynamicCache(past), use_cache=True)
@@ -33,51 +33,51 @@ class _Cached(Alias):
 
 
 class CachedDecoder(_Cached):
-    """A decoder that takes the cache as a list of (key, value) and returns the logits and the new list."""
+    """A decoder that takes the cache as a list of (key, value) pairs and returns the logits and the new list."""
 
     def forward(
         self, input_ids: Tensor, attention_mask: Tensor, position_ids: Tensor, past_key_values: Pairs
     ) -> tuple[Tensor, Pairs]:
-        """Logits of shape (batch, sequence, vocabulary) and keys and values of (batch, heads, total, head size)."""
+        """Logits of shape (batch, sequence, vocabulary); keys and values of shape (batch, heads, total, head dim)."""
         return self._run(past_key_values, input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids)
 
 
 class CachedDecoderWithoutPositions(_Cached):
-    """The same for models that find positions by themselves."""
+    """A `CachedDecoder` for models that compute positions themselves."""
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, past_key_values: Pairs) -> tuple[Tensor, Pairs]:
-        """As `CachedDecoder`."""
+        """Logits, keys and values, of the same shapes as those of `CachedDecoder`."""
         return self._run(past_key_values, input_ids=input_ids, attention_mask=attention_mask)
 
 
 def is_decoder(model: nn.Module) -> bool:
-    """Does the model write text from left to right?"""
-    return is_model(model) and model_folder.writes_text(type(model), model.config)
+    """Whether the model generates text from left to right."""
+    return is_model(model) and model_folder.generates_text(type(model), model.config)
 
 
 def cached_decoder(source: Path | nn.Module) -> tuple[nn.Module, tuple[Any, ...], dict[str, Any], Any]:
     """A decoder with its cache as inputs and outputs: (module, args, kwargs, dynamic shapes for torch.export).
 
-    Names of parameters are those of the wrapped model. ``past_key_values*`` is what may be narrowed.
+    Names of parameters are those of the wrapped model. The inputs ``past_key_values*`` may be narrowed.
 
     Raises:
-        ExportError: if it is no decoder, or its cache is not one key and value a layer.
+        ExportError: if it is not a decoder, or its cache is not one key and one value tensor per layer.
     """
     subject = decoder_subject(model_folder.module(source) if isinstance(source, Path) else source)
     return subject.module, subject.args, {}, subject.free()
 
 
 def decoder_subject(model: nn.Module) -> Subject:
-    """A decoder with example inputs, none of whose sizes is 1 or equal to another.
+    """A decoder with example inputs whose sizes are all distinct and greater than 1.
 
     Raises:
-        ExportError: if it is no decoder, or its cache is not one key and value a layer.
+        ExportError: if it is not a decoder, or its cache is not one key and one value tensor per layer.
     """
     if not is_model(model) or not is_decoder(model):
-        raise ExportError(f"{type(model).__name__} is no decoder; only a causal language model has a cache")
-    takes = inspect.signature(model.forward).parameters
-    _require(model, takes)
-    positions = "position_ids" in takes
+        raise ExportError(f"{type(model).__name__} is not a decoder; only a causal language model has a cache")
+    signature = inspect.signature(model.forward).parameters
+    _require(model, signature)
+    positions = "position_ids" in signature
     wrapper = (CachedDecoder if positions else CachedDecoderWithoutPositions)(model)
     past = _example_past(model)
     ids = torch.arange(_BATCH * _SEQUENCE).view(_BATCH, _SEQUENCE) % model.config.get_text_config().vocab_size
@@ -91,14 +91,14 @@ def decoder_subject(model: nn.Module) -> Subject:
     )  # fmt: skip
 
 
-def _require(model: PreTrainedModel, takes: Any) -> None:
+def _require(model: PreTrainedModel, signature: Any) -> None:
     for name in ("attention_mask", "past_key_values"):
-        if name not in takes:
-            raise ExportError(f"{type(model).__name__}.forward takes no {name}; decoders without it cannot be exported")
+        if name not in signature:
+            raise ExportError(f"{type(model).__name__}.forward has no {name}; decoders without it cannot be exported")
 
 
 def _example_past(model: PreTrainedModel) -> Pairs:
-    """Keys and values as the model itself makes them, layer by layer."""
+    """Keys and values that the model itself computes, layer by layer."""
     with torch.no_grad():
         ids = torch.zeros(_BATCH, _CACHED, dtype=torch.long)
         cache = model(input_ids=ids, use_cache=True).past_key_values
@@ -106,7 +106,7 @@ def _example_past(model: PreTrainedModel) -> Pairs:
     if not layers or any(type(layer) is not transformers.cache_utils.DynamicLayer for layer in layers):
         kinds = sorted({type(layer).__name__ for layer in layers or ()}) or [type(cache).__name__]
         raise ExportError(
-            f"{type(model).__name__} keeps {', '.join(kinds)} between steps; only full attention, with one key and "
-            "value a layer, can be exported with a cache"
+            f"{type(model).__name__} has a cache of {', '.join(kinds)}; only full attention, with one key and one "
+            "value tensor per layer (DynamicLayer), can be exported with a cache"
         )
     return [(layer.keys.clone(), layer.values.clone()) for layer in layers]

@@ -1,4 +1,4 @@
-"""Language models with a cache of fixed size inside, which are called with tokens and their positions."""
+"""Language models with an internal cache of static size, called with tokens and their positions."""
 
 from __future__ import annotations
 
@@ -21,31 +21,31 @@ if TYPE_CHECKING:
     from transformers.cache_utils import StaticLayer
 
 _LENGTH = 512
-_PROMPT, _WRITTEN = 4, 20
+_PROMPT, _CONTINUATION = 4, 20
 
 
 class StaticDecoder(nn.Module):
-    """A decoder that writes keys and values into buffers of `length` places, in the sizes of each layer."""
+    """A decoder that writes keys and values into buffers of `length` positions; heads and head dim as in each layer."""
 
-    def __init__(self, model: PreTrainedModel, length: int, at_once: int) -> None:
+    def __init__(self, model: PreTrainedModel, length: int, chunk: int) -> None:
         super().__init__()
-        self.model, self.length, self.at_once = model, length, at_once
+        self.model, self.length, self.chunk = model, length, chunk
         sizes = {n: t.shape for n, t in decoder_subject(model).example().items() if n.startswith(PAST)}
         for name, (_, heads, _, width) in sizes.items():
             self.register_buffer(_buffer(name), torch.zeros(1, heads, length, width), persistent=False)
         self.layers = len(sizes) // 2
-        self.positions = "position_ids" in inspect.signature(model.forward).parameters
+        self.takes_positions = "position_ids" in inspect.signature(model.forward).parameters
 
     def forward(self, input_ids: Tensor, cache_position: Tensor) -> Tensor:
-        """Logits of shape (1, tokens, vocabulary), of tokens of shape (1, tokens) at positions of shape (tokens,)."""
+        """Logits of shape (1, tokens, vocabulary) for ids of shape (1, tokens) at positions of shape (tokens,)."""
         cache = transformers.Cache(layers=[self._layer(i, cache_position) for i in range(self.layers)])
-        place = {"position_ids": cache_position[None]} if self.positions else {}
-        logits: Tensor = self.model(input_ids=input_ids, past_key_values=cache, use_cache=True, **place).logits
+        positions = {"position_ids": cache_position[None]} if self.takes_positions else {}
+        logits: Tensor = self.model(input_ids=input_ids, past_key_values=cache, use_cache=True, **positions).logits
         return logits
 
     def _layer(self, i: int, cache_position: Tensor) -> StaticLayer:
-        """A layer of the cache that was filled up to these positions. It is made anew in every call: buffers that an
-        object holds besides the module would be constants of the exported program."""
+        """A cache layer filled up to these positions. Each call builds a new one: buffers held by an object outside the
+        module would become constants of the exported program."""
         layer = transformers.cache_utils.StaticLayer(self.length)
         layer.keys, layer.values = (self.get_buffer(_buffer(f"{PAST}.{i}.{kind}")) for kind in ("key", "value"))
         layer.dtype, layer.device = layer.keys.dtype, layer.keys.device
@@ -58,8 +58,8 @@ def _buffer(name: str) -> str:
     return name.replace(".", "_")
 
 
-class WholeText(nn.Module):
-    """The same model reading a text at once, without any cache: what a static decoder is compared with."""
+class Uncached(nn.Module):
+    """The model of a static decoder, run on whole texts without a cache: the reference for comparison."""
 
     def __init__(self, decoder: StaticDecoder) -> None:
         super().__init__()
@@ -72,27 +72,28 @@ class WholeText(nn.Module):
 
 
 def static_subject(model: PreTrainedModel, static: Mapping[str, int]) -> Subject:
-    """A decoder with a cache of `past` places that takes up to `sequence` tokens at once, as a module from text to
-    logits: ``module.decoder`` is what is exported.
+    """A decoder with a cache of ``past`` positions that takes up to ``sequence`` tokens a call.
+
+    The module of the subject maps whole texts to logits; ``module.decoder`` is the module to export.
 
     Raises:
-        ExportError: if there are more texts than one, or the sizes do not fit each other or the model.
+        ExportError: if the batch size is not 1, or the sizes do not fit each other or the model.
     """
     most = int(getattr(model.config.get_text_config(), "max_position_embeddings", None) or _LENGTH)
-    length, at_once = static.get("past", min(_LENGTH, most)), static.get("sequence", 1)
-    if static.get("batch", 1) != 1 or not 1 <= at_once < length <= most:
+    length, chunk = static.get("past", min(_LENGTH, most)), static.get("sequence", 1)
+    if static.get("batch", 1) != 1 or not 1 <= chunk < length <= most:
         raise ExportError(
-            f"static sizes {dict(static)} do not fit this model: it reads one text, batch=1, in parts of sequence=N "
-            f"tokens, into a cache of past=N places, more than such a part and at most {most}"
+            f"static sizes {dict(static)} do not fit this model: expected batch=1, sequence=N tokens a call, and a "
+            f"cache of past=N positions, more than sequence and at most {most}"
         )
-    decoder = StaticDecoder(model, length, at_once)
-    ids = torch.zeros(1, min(length, at_once + _WRITTEN), dtype=torch.long)
+    decoder = StaticDecoder(model, length, chunk)
+    ids = torch.zeros(1, min(length, chunk + _CONTINUATION), dtype=torch.long)
     vocabulary = model.config.get_text_config().vocab_size
-    return Subject(WholeText(decoder), (ids,), ("input_ids",), ("logits",), None, vocabulary)
+    return Subject(Uncached(decoder), (ids,), ("input_ids",), ("logits",), None, vocabulary)
 
 
-def likeliest(subject: Subject) -> Case:
-    """The text that a model prefers after a random prompt: a decoder that picks the same tokens there writes it too."""
+def greedy_case(subject: Subject) -> Case:
+    """The case of the greedy continuation of a random prompt: equal choices at every token give equal generation."""
     ids = torch.randint(0, subject.vocabulary, (1, _PROMPT), generator=torch.Generator().manual_seed(0))
     while ids.shape[1] < subject.args[0].shape[1]:
         ids = torch.cat([ids, subject.run({"input_ids": ids})["logits"][:, -1:].argmax(-1)], 1)
@@ -101,21 +102,20 @@ def likeliest(subject: Subject) -> Case:
 
 @dataclass(frozen=True)
 class Stepwise:
-    """A static decoder of a runtime, `step`, on a text from its first token on: in parts as large as it takes, the
-    rest token by token."""
+    """A static decoder of a runtime, called by `step`, on whole texts: in parts of `chunk` tokens, then one by one."""
 
     step: Callable[[Tensor, Tensor], Tensor]
-    at_once: int
+    chunk: int
 
     def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The logits of all tokens."""
+        """Logits of all tokens."""
         return {"logits": self.read(feeds["input_ids"], 0)}
 
-    def read(self, ids: Tensor, before: int) -> Tensor:
-        """The logits of tokens that follow on `before` others."""
-        found, done, length = list[Tensor](), 0, ids.shape[1]
-        while done < length:
-            end = done + (self.at_once if done + self.at_once <= length else 1)
-            found.append(self.step(ids[:, done:end].contiguous(), torch.arange(before + done, before + end)))
-            done = end
-        return torch.cat(found, 1)
+    def read(self, ids: Tensor, offset: int) -> Tensor:
+        """Logits of tokens that follow `offset` others."""
+        logits, position, length = list[Tensor](), 0, ids.shape[1]
+        while position < length:
+            end = position + (self.chunk if position + self.chunk <= length else 1)
+            logits.append(self.step(ids[:, position:end].contiguous(), torch.arange(offset + position, offset + end)))
+            position = end
+        return torch.cat(logits, 1)

@@ -1,4 +1,4 @@
-"""Inputs on which an exported file and its model are compared, in shapes other than those that were traced."""
+"""Inputs on which an exported file and its model are compared, of other shapes than the traced ones."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -6,149 +6,150 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from graphprune.exporters.subjects.subject import PAST, PRESENT, Feeds, Subject, cache_names, following
+from graphprune.exporters.subjects.subject import PAST, PRESENT, Feeds, Subject, cache_names, next_cache
 
 _PREFILL, _STEPS, _GREEDY = 7, 2, 16
-_WRITTEN = 48  # tokens that a model writes about itself
+_GENERATED = 48  # tokens to sample from a model
 
-#: A name, inputs, and by name of an output the places in it where it means something; all of it, if not given.
+#: A name, inputs, and masks of the valid positions by output name; outputs without a mask are valid everywhere.
 Case = tuple[str, Feeds, Feeds]
 
 
 @dataclass(frozen=True)
-class Text:
-    """Sequences of token ids and where they are no padding, which is on the left."""
+class Prompt:
+    """Token ids of prompts and a mask that is 0 at padding, which is on the left."""
 
     name: str
     ids: Tensor
     mask: Tensor
     steps: int = _STEPS
-    chunks: int = 1  # the prompt is given in so many parts
+    chunks: int = 1  # number of parts in which the prompt is passed
 
 
-def texts(vocabulary: int) -> Iterator[Text]:
+def prompts(vocabulary: int) -> Iterator[Prompt]:
     """Prompts of random tokens for a decoder, of several batches and lengths."""
     for seed, batch, length, chunks in ((0, 2, _PREFILL, 1), (1, 1, _PREFILL - 2, 1), (2, 2, _PREFILL + 1, 2)):
         ids = _random(vocabulary, (batch, length), seed)
         parts = f" in {chunks} parts" if chunks > 1 else ""
         steps = _GREEDY if batch == 1 else _STEPS
-        yield Text(f"batch {batch}, {length} tokens{parts}", ids, torch.ones_like(ids), steps, chunks)
+        yield Prompt(f"batch {batch}, {length} tokens{parts}", ids, torch.ones_like(ids), steps, chunks)
     ids = _random(vocabulary, (2, _PREFILL), 3)
     mask = torch.ones_like(ids)
     mask[1, :3] = 0
-    yield Text("batch 2, one padded on the left", ids, mask)
+    yield Prompt("batch 2, one padded on the left", ids, mask)
 
 
-def single(subject: Subject) -> Iterator[Case]:
-    """What a model without a cache, or one of fixed sizes, is called with."""
+def cacheless_cases(subject: Subject) -> Iterator[Case]:
+    """Cases for a model without a cache, or with static sizes."""
     if subject.dynamic is None:
-        return _windows(subject) if subject.layers else _fixed(subject)
-    return _plain(subject)
+        return _window_cases(subject) if subject.layers else _static_cases(subject)
+    return _dynamic_cases(subject)
 
 
-def first(subject: Subject) -> Feeds:
-    """The inputs of the first case: for a decoder a prompt and an empty cache."""
-    if not subject.grows:
-        return next(single(subject))[1]
-    text = next(texts(subject.vocabulary))
-    return {**step_feeds(subject, text.ids, text.mask, 0, text.ids.shape[1]), **empty(subject, len(text.ids))}
+def first_case(subject: Subject) -> Feeds:
+    """Inputs of the first case: for a decoder a prompt and an empty cache."""
+    if not subject.has_growing_cache:
+        return next(cacheless_cases(subject))[1]
+    prompt = next(prompts(subject.vocabulary))
+    batch, length = prompt.ids.shape
+    return {**step_feeds(subject, prompt.ids, prompt.mask, 0, length), **empty_cache(subject, batch)}
 
 
-def step_feeds(subject: Subject, ids: Tensor, mask: Tensor, done: int, end: int) -> Feeds:
-    """The inputs, but for the cache, by which a decoder that knows `done` tokens reads on to the one before `end`."""
-    feeds = {"input_ids": ids[:, done:end], "attention_mask": mask[:, :end]}
+def step_feeds(subject: Subject, ids: Tensor, mask: Tensor, start: int, end: int) -> Feeds:
+    """Inputs, other than the cache, for a decoder to process tokens `start` to `end` with the first `start` cached."""
+    feeds = {"input_ids": ids[:, start:end], "attention_mask": mask[:, :end]}
     if "position_ids" in subject.inputs:
-        feeds["position_ids"] = positions(mask[:, :end])[:, done:]
+        feeds["position_ids"] = positions(mask[:, :end])[:, start:]
     return feeds
 
 
 def positions(mask: Tensor) -> Tensor:
-    """The place of each token among those that are not padding."""
+    """Position of each token, not counting padding."""
     return (mask.cumsum(1) - 1).clamp_min(0)
 
 
-def empty(subject: Subject, batch: int) -> Feeds:
+def empty_cache(subject: Subject, batch: int) -> Feeds:
     """A cache of length 0."""
     example = subject.example()
     pasts = {name: example[name] for name in cache_names(PAST, subject.layers)}
     return {name: past.new_zeros(batch, past.shape[1], 0, past.shape[3]) for name, past in pasts.items()}
 
 
-def valid(mask: Tensor, done: int) -> Feeds:
-    """Where the outputs of a decoder mean something."""
-    whole = mask.bool()
-    return {"logits": whole[:, done:], PRESENT: whole}
+def valid_positions(mask: Tensor, start: int) -> Feeds:
+    """Masks of the positions at which the outputs of a decoder are not padding."""
+    valid = mask.bool()
+    return {"logits": valid[:, start:], PRESENT: valid}
 
 
-def written(subject: Subject, batch: int = 2, length: int = _WRITTEN) -> Tensor:
-    """Token ids that a decoder writes of itself, drawn by its own probabilities, after a random first one."""
+def generated_text(subject: Subject, batch: int = 2, length: int = _GENERATED) -> Tensor:
+    """Token ids of shape (batch, length) sampled from a decoder's own probabilities, after a random first one."""
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, subject.vocabulary, (batch, 1), generator=generator)
-    past = empty(subject, batch)
-    for done in range(length - 1):
+    past = empty_cache(subject, batch)
+    for position in range(length - 1):
         mask = torch.ones_like(ids)
-        outputs = subject.run({**step_feeds(subject, ids, mask, done, done + 1), **past})
-        past = following(outputs)
-        chances = outputs["logits"][:, -1].double().softmax(-1)
-        ids = torch.cat([ids, torch.multinomial(chances, 1, generator=generator)], 1)
+        outputs = subject.run({**step_feeds(subject, ids, mask, position, position + 1), **past})
+        past = next_cache(outputs)
+        probabilities = outputs["logits"][:, -1].double().softmax(-1)
+        ids = torch.cat([ids, torch.multinomial(probabilities, 1, generator=generator)], 1)
     return ids
 
 
-def _windows(subject: Subject) -> Iterator[Case]:
-    """A decoder of fixed sizes in the middle of texts: what is not there yet is padding on the left."""
+def _window_cases(subject: Subject) -> Iterator[Case]:
+    """Cases for a decoder of static sizes: windows of a text, with positions before its start padded on the left."""
     example = subject.example()
-    batch, here = example["input_ids"].shape
+    batch, chunk = example["input_ids"].shape
     total = example["attention_mask"].shape[1]
-    text = written(subject, batch)
+    text = generated_text(subject, batch)
     text = text.repeat(1, -(-total // text.shape[1]))
-    for length in dict.fromkeys((total, here + (total - here) // 2, max(1, here // 2))):
-        before = max(0, length - here)
+    for length in dict.fromkeys((total, chunk + (total - chunk) // 2, max(1, chunk // 2))):
+        prefix = max(0, length - chunk)
         ids, mask = text[:, :length], torch.ones(batch, length, dtype=torch.long)
-        known = empty(subject, batch)
-        if before:
-            known = following(subject.run({**step_feeds(subject, ids, mask, 0, before), **known}))
+        past = empty_cache(subject, batch)
+        if prefix:
+            past = next_cache(subject.run({**step_feeds(subject, ids, mask, 0, prefix), **past}))
         pad = total - length
         ids, mask = (torch.nn.functional.pad(tensor, (pad, 0)) for tensor in (ids, mask))
-        feeds = step_feeds(subject, ids, mask, total - here, total)
-        past = {name: _padded(tensor, total - here - before) for name, tensor in known.items()}
-        yield f"a text of {length} in a window of {total}", {**feeds, **past}, valid(mask, total - here)
+        feeds = step_feeds(subject, ids, mask, total - chunk, total)
+        past = {name: _padded(tensor, total - chunk - prefix) for name, tensor in past.items()}
+        yield f"a text of {length} in a window of {total}", {**feeds, **past}, valid_positions(mask, total - chunk)
 
 
 def _padded(tensor: Tensor, places: int) -> Tensor:
-    """Keys or values with zeros before them."""
+    """Keys or values with `places` positions of zeros before them."""
     return torch.nn.functional.pad(tensor, (0, 0, places, 0)).contiguous()
 
 
-def _fixed(subject: Subject) -> Iterator[Case]:
+def _static_cases(subject: Subject) -> Iterator[Case]:
     example = subject.example()
     for seed in range(3):
-        feeds = {name: _vary(name, tensor, subject.vocabulary, tensor.shape, seed) for name, tensor in example.items()}
-        yield f"fixed sizes, seed {seed}", feeds, {}
-    yield from _right_padded(subject, example["input_ids"].shape if "input_ids" in example else None)
+        inputs = {n: _random_input(n, x, subject.vocabulary, x.shape, seed) for n, x in example.items()}
+        yield f"fixed sizes, seed {seed}", inputs, {}
+    yield from _right_padded_case(subject, example["input_ids"].shape if "input_ids" in example else None)
 
 
-def _plain(subject: Subject) -> Iterator[Case]:
+def _dynamic_cases(subject: Subject) -> Iterator[Case]:
     example = subject.example()
     for seed, (batch, length) in enumerate(((2, _PREFILL), (1, _PREFILL - 2), (3, _PREFILL + 2))):
         feeds = {}
         for name, tensor in example.items():
             shape = torch.Size((batch, *tensor.shape[1:]) if tensor.is_floating_point() else (batch, length))
-            feeds[name] = _vary(name, tensor, subject.vocabulary, shape, seed)
+            feeds[name] = _random_input(name, tensor, subject.vocabulary, shape, seed)
         yield f"batch {batch}{f', {length} tokens' if 'input_ids' in feeds else ''}", feeds, {}
-    yield from _right_padded(subject, torch.Size((2, _PREFILL - 1)))
+    yield from _right_padded_case(subject, torch.Size((2, _PREFILL - 1)))
 
 
-def _right_padded(subject: Subject, shape: torch.Size | None) -> Iterator[Case]:
+def _right_padded_case(subject: Subject, shape: torch.Size | None) -> Iterator[Case]:
     example = subject.example()
     if "attention_mask" not in example or shape is None or shape[1] < 2:
         return
-    feeds = {name: _vary(name, tensor, subject.vocabulary, shape, 3) for name, tensor in example.items()}
+    feeds = {name: _random_input(name, tensor, subject.vocabulary, shape, 3) for name, tensor in example.items()}
     feeds["attention_mask"][-1, -shape[1] // 3 :] = 0
     yield f"batch {shape[0]}, one padded on the right", feeds, {"tokens": feeds["attention_mask"].bool()}
 
 
-def _vary(name: str, tensor: Tensor, vocabulary: int, shape: torch.Size, seed: int) -> Tensor:
-    """Other contents of that shape."""
+def _random_input(name: str, tensor: Tensor, vocabulary: int, shape: torch.Size, seed: int) -> Tensor:
+    """Random contents of that shape; ones for the attention mask."""
     if tensor.is_floating_point():
         return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(tensor.dtype)
     if name == "attention_mask":

@@ -15,7 +15,7 @@ from torch.export import Dim, ExportedProgram
 from graphprune.errors import ExportError, because
 from graphprune.execution.module_state import quiet_exporters
 from graphprune.exporters.checks import parity
-from graphprune.exporters.checks.parity import Runs
+from graphprune.exporters.checks.parity import Runnable
 from graphprune.exporters.checks.validation import Reference
 from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, ExportTarget, Needs
 from graphprune.exporters.export_folders.onnx_writer import subject_of_model
@@ -23,12 +23,12 @@ from graphprune.exporters.export_folders.package_formats import (
     Format,
     export_as,
     fixed_size,
-    library,
+    import_package,
     verify,
 )
 from graphprune.exporters.onnx_tools.program_subjects import saved_subject
 from graphprune.exporters.subjects.decoders import is_decoder
-from graphprune.exporters.subjects.static_decoders import StaticDecoder, Stepwise, WholeText, likeliest, static_subject
+from graphprune.exporters.subjects.static_decoders import StaticDecoder, Stepwise, Uncached, greedy_case, static_subject
 from graphprune.exporters.subjects.subject import Subject
 from graphprune.exporters.targets.pt2 import captured
 from graphprune.huggingface import model_folder
@@ -48,7 +48,7 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
             `output` may not be written.
     """
     options.require("executorch", quant=("int8",), static=("batch", "sequence", "past"))
-    library("executorch.exir", "executorch")
+    import_package("executorch.exir", "executorch")
     return export_as(FORMAT, source, output, options, force=force)
 
 
@@ -82,12 +82,12 @@ def _reference(source: Path, options: ExportOptions) -> Reference:
     if not is_decoder(model):
         return fixed_size(subject_of_model(model, source), options)
     subject = static_subject(model, options.static)
-    return Reference(subject, parity.FLOAT32, more=(likeliest(subject),))
+    return Reference(subject, parity.FLOAT32, extra=(greedy_case(subject),))
 
 
 def _write(subject: Subject, folder: Path, options: ExportOptions) -> dict[str, Any]:
     module = _quantised(subject.module) if options.quant == "int8" else subject.module
-    decoder = module.decoder if isinstance(module, WholeText) else None
+    decoder = module.decoder if isinstance(module, Uncached) else None
     program = _decoder(decoder) if decoder else captured(module, subject.args, {}, None)
     told = _told(decoder, subject.vocabulary) if decoder else {}
     try:
@@ -111,8 +111,8 @@ def _quantised(module: nn.Module) -> Any:
     """
     if not any(isinstance(part, nn.Linear) for part in module.modules()):
         raise ExportError(f"{type(module).__name__} has no linear layer to keep in int8; use --quant none")
-    torchao, made = library("torchao.quantization", "executorch"), deepcopy(module)
-    granularity = library("torchao.quantization.granularity", "executorch").PerAxis(0)
+    torchao, made = import_package("torchao.quantization", "executorch"), deepcopy(module)
+    granularity = import_package("torchao.quantization.granularity", "executorch").PerAxis(0)
     with quiet_exporters():
         torchao.quantize_(
             made, torchao.Int8DynamicActivationIntxWeightConfig(torch.int8, weight_granularity=granularity)
@@ -122,8 +122,8 @@ def _quantised(module: nn.Module) -> Any:
 
 def _lowered(program: ExportedProgram, told: dict[str, Any]) -> tuple[dict[str, int], Any]:
     """How often each operator remains, those that XNNPACK takes as one call of it, and the program to write."""
-    exir = library("executorch.exir", "executorch")
-    partition = library("executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch")
+    exir = import_package("executorch.exir", "executorch")
+    partition = import_package("executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch")
     partitioner = [partition.XnnpackPartitioner()]
     edge = exir.to_edge_transform_and_lower(program, partitioner=partitioner, constant_methods=told)
     called = [node.target for node in edge.exported_program().graph.nodes if node.op == "call_function"]
@@ -133,9 +133,9 @@ def _lowered(program: ExportedProgram, told: dict[str, Any]) -> tuple[dict[str, 
 
 def _decoder(decoder: StaticDecoder) -> ExportedProgram:
     """With a free number of tokens only where more than one may come at once."""
-    at_once = decoder.at_once
-    free = Dim("sequence", min=1, max=at_once) if at_once > 1 else None
-    args = torch.zeros(1, at_once, dtype=torch.long), torch.arange(at_once)
+    chunk = decoder.chunk
+    free = Dim("sequence", min=1, max=chunk) if chunk > 1 else None
+    args = torch.zeros(1, chunk, dtype=torch.long), torch.arange(chunk)
     return captured(decoder, args, {}, ({1: free}, {0: free}) if free else None)
 
 
@@ -143,14 +143,14 @@ def _told(decoder: StaticDecoder, vocabulary: int) -> dict[str, Any]:
     """What the runners of ExecuTorch ask a language model for."""
     end: Any = decoder.model.config.get_text_config().eos_token_id
     return {
-        _LENGTH: decoder.length, "get_max_seq_len": decoder.at_once if decoder.at_once > 1 else decoder.length,
-        "get_vocab_size": vocabulary, "use_kv_cache": True, "enable_dynamic_shape": decoder.at_once > 1,
+        _LENGTH: decoder.length, "get_max_seq_len": decoder.chunk if decoder.chunk > 1 else decoder.length,
+        "get_vocab_size": vocabulary, "use_kv_cache": True, "enable_dynamic_shape": decoder.chunk > 1,
         **({} if end is None else {"get_eos_ids": end if isinstance(end, list) else [end]}),
     }  # fmt: skip
 
 
-def _open(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> Runs:
-    runtime = library("executorch.runtime", "executorch")
+def _open(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> Runnable:
+    runtime = import_package("executorch.runtime", "executorch")
     try:
         program = runtime.Runtime.get().load_program(path, verification=runtime.Verification.InternalConsistency)
         method = program.load_method(_FORWARD)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from graphprune.errors import ExportError
-from graphprune.exporters.checks.genai_runtime import PACKAGE, SETTINGS, prove
+from graphprune.exporters.checks.genai_runtime import PACKAGE, SETTINGS, check_generation
 from graphprune.exporters.checks.generation import token_ids
 from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, ExportTarget, Needs
-from graphprune.exporters.export_folders.onnx_writer import TAKES, OnnxTarget, export_folder
-from graphprune.exporters.model_folders.folder_files import copy_beside
+from graphprune.exporters.export_folders.onnx_writer import SUPPORTED, OnnxTarget, export_folder
+from graphprune.exporters.model_folders.folder_files import copy_companion_files
 from graphprune.exporters.onnx_tools.onnx_files import MODEL
 from graphprune.exporters.subjects.subject import PAST, PRESENT
 from graphprune.huggingface import model_folder
@@ -40,10 +40,10 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
         ExportError: if it cannot be exported, onnxruntime-genai does not read its tokenizer, or writes
             other tokens than ONNX Runtime, or `output` may not be written.
     """
-    options.require("genai", **{name: TAKES[name] for name in ("dtype", "quant", "opset")})
+    options.require("genai", **{name: SUPPORTED[name] for name in ("dtype", "quant", "opset")})
     load(PACKAGE, "genai")
     settings = _settings(source)  # all that may be missing is asked for before the work
-    target = OnnxTarget("genai", partial(_describe, source, settings), prove=prove)
+    target = OnnxTarget("genai", partial(_describe, source, settings), proof=check_generation)
     return export_folder(source, output, target, options, force=force)
 
 
@@ -53,12 +53,12 @@ def check(folder: Path) -> list[str]:
     Raises:
         ExportError: as `prove`.
     """
-    return [f"onnxruntime-genai writes the {prove(folder)['equal_tokens']} tokens that ONNX Runtime does"]
+    return [f"onnxruntime-genai writes the {check_generation(folder)['equal_tokens']} tokens that ONNX Runtime does"]
 
 
 def _describe(source: Path, settings: dict[str, Any], model: ir.Model, folder: Path) -> dict[str, Any]:
     """Put the tokenizer and genai_config.json beside the model."""
-    copy_beside(source, folder)
+    copy_companion_files(source, folder)
     whole = {
         "model": {**_sized(model, settings), "type": _TYPE, "decoder": _decoder(model, settings)},
         "search": {

@@ -18,10 +18,10 @@ from graphprune.exporters.contract import (
 )
 from graphprune.exporters.export_folders.export_report import require_size, source_of, write_report
 from graphprune.exporters.gguf_tools import gguf_runtime
-from graphprune.exporters.gguf_tools.gguf_file import MODEL, check, finite, is_quantised, write
-from graphprune.exporters.gguf_tools.gguf_model import Described, describe
+from graphprune.exporters.gguf_tools.gguf_file import MODEL, check, count_finite, is_quantized, write
+from graphprune.exporters.gguf_tools.gguf_model import GgufModel, describe
 from graphprune.exporters.gguf_tools.gguf_vocabulary import vocabulary
-from graphprune.exporters.model_folders.folder_files import copy_licence, require_output
+from graphprune.exporters.model_folders.folder_files import copy_license, require_output
 from graphprune.huggingface import model_folder
 from graphprune.support.atomic_output import new_folder
 from graphprune.support.packages import gguf
@@ -35,7 +35,7 @@ class _Subject:
 
     source: Path
     model: Any
-    described: Described
+    described: GgufModel
     fields: Mapping[str, Any]
     notes: list[str]
 
@@ -61,7 +61,7 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
         found, notes = _checked(path, subject, options)
         seconds = {"export": written - start, "check": time.perf_counter() - written}
         table = {**_facts(path, subject), **found, "notes": notes, "seconds": seconds}
-        copy_licence(source, folder)
+        copy_license(source, folder)
         report = write_report(folder, source, "gguf", options, table, found["parity"])
     return replace(report, output=output)
 
@@ -88,14 +88,14 @@ def _checked(path: Path, subject: _Subject, options: ExportOptions) -> tuple[dic
     found = check(path, subject.described, subject.fields, options)
     notes = [*subject.notes, *_unquantised(subject.described, options)]
     try:
-        runtime = gguf_runtime.open_file(path, min(subject.described.context, gguf_runtime.PLACES))
+        runtime = gguf_runtime.open_file(path, min(subject.described.context, gguf_runtime.MAX_TOKENS))
     except PackageError as fault:
         notes.append(f"llama.cpp did not run it: {fault}")
         return {**found, "parity": {}}, notes
     ran = _run(subject, runtime, options)
     kind = subject.fields[gguf.Keys.Tokenizer.MODEL]
     if kind != "none":
-        ran["texts_cut_alike"], more = gguf_runtime.same_tokens(subject.source, runtime, kind == "llama")
+        ran["texts_cut_alike"], more = gguf_runtime.compare_tokenizers(subject.source, runtime, kind == "llama")
         notes += more
     return {**found, "parity": {"llama.cpp": ran}}, notes
 
@@ -104,20 +104,20 @@ def _run(subject: _Subject, runtime: gguf_runtime.Runtime, options: ExportOption
     """How far llama.cpp is from the model: number by number, or in fewer bits by what it says."""
     described, model = subject.described, subject.model
     if options.quant != "none":
-        found = gguf_runtime.diverging(model, runtime, options.quant, described.context)
-        return {**found, "greedy": gguf_runtime.greedy(gguf_runtime.subject_of(model), runtime)}
+        found = gguf_runtime.divergence_of(model, runtime, options.quant, described.context)
+        return {**found, "greedy": gguf_runtime.compare_greedy(gguf_runtime.subject_of(model), runtime)}
     reference = gguf_runtime.reference_of(model, options.dtype or "fp32", described.bound)
     found = parity.check(reference.subject, runtime, reference.bound).to_dict()
-    if reference.half_precision_itself is not None:
-        found["half_precision_itself"] = reference.half_precision_itself
-    return {**found, "greedy": gguf_runtime.greedy(reference.subject, runtime)}
+    if reference.half_precision_error is not None:
+        found["half_precision_itself"] = reference.half_precision_error
+    return {**found, "greedy": gguf_runtime.compare_greedy(reference.subject, runtime)}
 
 
-def _unquantised(described: Described, options: ExportOptions) -> list[str]:
+def _unquantised(described: GgufModel, options: ExportOptions) -> list[str]:
     if options.quant == "none":
         return []
     matrices = {name: tuple(tensor.shape) for name, tensor in described.tensors.items() if tensor.dim() > 1}
-    kept = [shape[-1] for name, shape in matrices.items() if not is_quantised(name, shape, options)]
+    kept = [shape[-1] for name, shape in matrices.items() if not is_quantized(name, shape, options)]
     notes = ["the table of embeddings and the head keep 8 bits"] if options.quant == "int4" else []
     if kept:
         widths = ", ".join(map(str, sorted(set(kept))))
@@ -139,7 +139,7 @@ def verify(folder: Path, report: Mapping[str, Any]) -> FolderVerification:
     if not path.is_file():
         raise ExportError(f"{folder} has no {MODEL}; export it again")
     require_size(f"{path} has", path.stat().st_size, report)
-    finite(path)
+    count_finite(path)
     made = FolderVerification(
         folder, "gguf", int(report.get("parameters", 0)), ["it opens, all its weights are numbers"]
     )

@@ -24,7 +24,7 @@ from graphprune.exporters.contract import (
 )
 from graphprune.exporters.export_folders.export_report import require_size, source_of, write_report
 from graphprune.exporters.export_folders.onnx_writer import subject_of_model
-from graphprune.exporters.model_folders.folder_files import copy_beside, require_output
+from graphprune.exporters.model_folders.folder_files import copy_companion_files, require_output
 from graphprune.exporters.model_folders.folder_writer import loads_with, write_settings
 from graphprune.exporters.subjects.decoders import is_decoder
 from graphprune.exporters.subjects.subject import Feeds
@@ -55,7 +55,7 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
     config = flat(config) if options.portable else config
     destination: Destination = "per-layer" if per_layer.is_per_layer(config) else "stock"
     with new_folder(output, force) as folder:
-        copy_beside(source, folder)
+        copy_companion_files(source, folder)
         write_settings(folder, config, dtype, destination)
         _write_weights(folder, model, config, dtype)
         written = time.perf_counter() - start

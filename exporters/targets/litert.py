@@ -18,7 +18,7 @@ from graphprune.exporters.export_folders.package_formats import (
     Format,
     export_as,
     fixed_size,
-    library,
+    import_package,
     verify,
 )
 from graphprune.exporters.onnx_tools.program_subjects import saved_subject
@@ -37,7 +37,7 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
             it, or `output` may not be written.
     """
     options.require("litert", static=("batch", "sequence"))
-    library("litert_torch", "litert")
+    import_package("litert_torch", "litert")
     return export_as(FORMAT, source, output, options, force=force)
 
 
@@ -83,7 +83,7 @@ def _reference(source: Path, options: ExportOptions) -> Reference:
 
 
 def _write(subject: Subject, folder: Path, options: ExportOptions) -> dict[str, Any]:
-    litert = library("litert_torch", "litert")
+    litert = import_package("litert_torch", "litert")
     try:
         with quiet_exporters(), torch.no_grad():
             made = litert.convert(ByName(subject), (), subject.example())
@@ -94,7 +94,7 @@ def _write(subject: Subject, folder: Path, options: ExportOptions) -> dict[str, 
 
 
 def _open(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> LitertRunner:
-    interpreter = library("ai_edge_litert.interpreter", "litert")
+    interpreter = import_package("ai_edge_litert.interpreter", "litert")
     try:
         signature = interpreter.Interpreter(str(path), num_threads=torch.get_num_threads()).get_signature_runner()
     except (RuntimeError, ValueError) as fault:

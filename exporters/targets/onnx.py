@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, ExportTarget, Needs
-from graphprune.exporters.export_folders.onnx_writer import TAKES, OnnxTarget, export_folder, write
+from graphprune.exporters.export_folders.onnx_writer import SUPPORTED, OnnxTarget, export_folder, write
 from graphprune.exporters.onnx_tools.program_subjects import program_subject
 from graphprune.ir.program import Program
 from graphprune.support.atomic_output import check_output
@@ -17,7 +17,7 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
     Raises:
         ExportError: if it cannot be exported, the file does not agree with the model, or `output` may not be written.
     """
-    options.require("onnx", **TAKES)
+    options.require("onnx", **SUPPORTED)
     return export_folder(source, output, _ONNX, options, force=force)
 
 
@@ -29,7 +29,7 @@ def export_program(program: Program, output: Path, *, force: bool = False) -> Ex
     """
     check_output(output, force)
     source = program.source.path if program.source is not None and program.source.kind == "huggingface" else None
-    return write(program_subject(program), source, output, _ONNX, NO_OPTIONS, force=force, of_source=False)
+    return write(program_subject(program), source, output, _ONNX, NO_OPTIONS, force=force, comparable=False)
 
 
 TARGET = ExportTarget(

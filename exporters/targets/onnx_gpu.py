@@ -10,7 +10,7 @@ from typing import Any
 
 from graphprune.errors import ExportError, because
 from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, ExportTarget, Needs
-from graphprune.exporters.export_folders.onnx_writer import TAKES, OnnxTarget, export_folder
+from graphprune.exporters.export_folders.onnx_writer import SUPPORTED, OnnxTarget, export_folder
 from graphprune.exporters.onnx_tools.onnx_files import MODEL, save_onnx
 from graphprune.exporters.onnx_tools.sessions import CPU, CUDA, has_cuda, open_model
 from graphprune.support.packages import onnx_ir as ir
@@ -25,7 +25,7 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
     Raises:
         ExportError: if it cannot be exported, the file does not agree with the model, or `output` may not be written.
     """
-    options.require("onnx-gpu", **TAKES, portable=(True,))
+    options.require("onnx-gpu", **SUPPORTED, portable=(True,))
     options = replace(options, dtype=options.dtype or "fp16")
     target = OnnxTarget("onnx-gpu", _standard if options.portable else _fused, _providers)
     return export_folder(source, output, target, options, force=force)

@@ -9,7 +9,7 @@ from typing import Any
 from graphprune.errors import ExportError, because
 from graphprune.execution.module_state import quiet_exporters
 from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, ExportTarget, Needs
-from graphprune.exporters.export_folders.onnx_writer import TAKES, OnnxTarget, subject_of, write
+from graphprune.exporters.export_folders.onnx_writer import SUPPORTED, OnnxTarget, subject_of, write
 from graphprune.exporters.model_folders.folder_files import require_output
 from graphprune.exporters.onnx_tools.onnx_files import MODEL
 from graphprune.exporters.onnx_tools.onnx_subjects import is_stored
@@ -33,7 +33,7 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
     Raises:
         ExportError: if it cannot be exported, a file does not agree with the model, or `output` may not be written.
     """
-    options.require("onnx-mobile", **TAKES)
+    options.require("onnx-mobile", **SUPPORTED)
     require_output(source, output, force)
     options = replace(options, opset=options.opset or (None if is_stored(source) else _OPSET))
     subject = subject_of(source, options)

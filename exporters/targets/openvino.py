@@ -18,9 +18,9 @@ from graphprune.exporters.checks import parity
 from graphprune.exporters.checks.validation import Reference
 from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, ExportTarget, Needs
 from graphprune.exporters.export_folders.onnx_writer import graph_of, subject_of
-from graphprune.exporters.export_folders.package_formats import Format, export_as, library, verify
+from graphprune.exporters.export_folders.package_formats import Format, export_as, import_package, verify
 from graphprune.exporters.onnx_tools.onnx_files import save_onnx
-from graphprune.exporters.onnx_tools.onnx_quantize import BITS, quantise
+from graphprune.exporters.onnx_tools.onnx_quantize import BITS, quantize
 from graphprune.exporters.subjects.subject import Subject
 
 FILE = "model.xml"
@@ -35,7 +35,7 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
             may not be written.
     """
     options.require("openvino", dtype=("fp32", "fp16"), quant=tuple(BITS), static=("batch", "sequence", "past"))
-    library("openvino", "openvino")
+    import_package("openvino", "openvino")
     return export_as(FORMAT, source, output, options, force=force)
 
 
@@ -58,7 +58,7 @@ class OpenvinoRunner:
 
 def _open(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> OpenvinoRunner:
     """Read the file anew, and compute in float32: what a device rounds besides is no fault of the file."""
-    core = library("openvino", "openvino").Core()
+    core = import_package("openvino", "openvino").Core()
     hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     try:
         compiled = core.compile_model(str(path), "CPU", hints)
@@ -89,10 +89,10 @@ def _rounded(name: str, tensor: Tensor) -> Tensor:
 
 def _write(subject: Subject, folder: Path, options: ExportOptions) -> dict[str, Any]:
     start = time.perf_counter()
-    openvino: Any = library("openvino", "openvino")
+    openvino: Any = import_package("openvino", "openvino")
     graph = graph_of(subject, None)
     if options.quant != "none":
-        graph = quantise(graph, options.quant, standard=True)
+        graph = quantize(graph, options.quant, standard=True)
     with TemporaryDirectory(dir=folder, prefix=".onnx-") as beside:
         path = save_onnx(graph, Path(beside))
         exported = time.perf_counter() - start

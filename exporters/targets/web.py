@@ -12,9 +12,9 @@ from graphprune.errors import ExportError, VerificationError
 from graphprune.exporters.checks import web_cases
 from graphprune.exporters.checks.generation import end_tokens
 from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, ExportTarget, Needs
-from graphprune.exporters.export_folders.onnx_writer import TAKES, OnnxTarget, subject_of, write
+from graphprune.exporters.export_folders.onnx_writer import SUPPORTED, OnnxTarget, subject_of, write
 from graphprune.exporters.model_folders.folder_files import require_output
-from graphprune.exporters.onnx_tools.onnx_files import MODEL, ONE_FILE, model_file, save_onnx, written_bytes
+from graphprune.exporters.onnx_tools.onnx_files import MODEL, SINGLE_FILE_BYTES, model_file, save_onnx, stored_bytes
 from graphprune.exporters.onnx_tools.sessions import OnnxRunner, open_in_floats
 from graphprune.exporters.subjects.subject import Subject
 from graphprune.huggingface import model_folder
@@ -46,7 +46,7 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
         ExportError: if it cannot be exported, the file does not agree with the model, a weight is larger than what a
             browser can hold, or `output` may not be written.
     """
-    options.require("web", **TAKES, portable=(True,))
+    options.require("web", **SUPPORTED, portable=(True,))
     require_output(source, output, force)
     subject = subject_of(source, options)
     target = OnnxTarget("web", partial(_laid_out, subject=subject, source=source, options=options))
@@ -63,7 +63,7 @@ def _laid_out(model: ir.Model, folder: Path, subject: Subject, source: Path, opt
         old.unlink()
     runner = open_in_floats(path)
     _write(folder / MANIFEST, manifest(folder, path, parts, runner, end_tokens(source)))
-    _write(folder / CASES, web_cases.made(subject, runner, options), indent=None)
+    _write(folder / CASES, web_cases.cases_of(subject, runner, options), indent=None)
     before = model_folder.read_json(source / model_folder.CONFIG) if (source / model_folder.CONFIG).is_file() else {}
     config = {**before, "transformers.js_config": _settings(name, path, parts, options)}
     _write(folder / model_folder.CONFIG, config)
@@ -86,7 +86,7 @@ def save_parts(model: ir.Model, path: Path) -> list[Path]:
                 "--dtype fp16 or --quant int8"
             )
     parts = []
-    if sum(value.const_value.nbytes for value in weights) > ONE_FILE:
+    if sum(value.const_value.nbytes for value in weights) > SINGLE_FILE_BYTES:
         for number, group in enumerate(_grouped(weights)):
             parts.append(path.with_name(f"{path.name}_data{f'_{number}' if number else ''}"))
             tensors = [value.const_value for value in group]
@@ -156,7 +156,7 @@ def check(folder: Path) -> list[str]:
         found = (folder / name).stat().st_size if (folder / name).is_file() else None
         if found != size:
             raise VerificationError(f"{folder / name} has {found} bytes, {MANIFEST} says {size}: export again")
-    if sum(files.values()) != written_bytes(path):
+    if sum(files.values()) != stored_bytes(path):
         raise VerificationError(f"{path.parent} holds weights that {MANIFEST} does not name: export again")
     worst = web_cases.check(model_folder.read_json(folder / CASES), open_in_floats(path))
     return [f"{MANIFEST} names all files", f"the stored cases come out, within {worst:.0e}"]

@@ -1,4 +1,4 @@
-"""Which fields of a Hugging Face config give layers the biases that a refit adds, found by building models."""
+"""Fields of a Hugging Face config that give layers the biases added by a refit, identified by building models."""
 
 from __future__ import annotations
 
@@ -7,43 +7,40 @@ from collections.abc import Collection
 from typing import TYPE_CHECKING
 
 from graphprune.errors import ExportError
-from graphprune.huggingface.meta_models import as_text, built, from_table
+from graphprune.huggingface.meta_models import as_text, from_table, summarize, try_build
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 
 def with_parameters(config: PreTrainedConfig, names: Collection[str]) -> PreTrainedConfig:
-    """A copy of `config` whose stock class has parameters of these names too; fields that speak of a bias are set.
+    """A copy of `config` whose stock class also has parameters of these names; only fields named after biases are set.
 
     Raises:
-        ExportError: if no such field makes one of them; names the first.
+        ExportError: if no such field adds one of them; names the first.
     """
-    table, made = json.loads(as_text(config)), built(type(config), as_text(config))
+    table, summary = json.loads(as_text(config)), try_build(type(config), as_text(config))
     fields = [key for key, value in table.items() if "bias" in key and value is False]
     for field in fields:
-        if isinstance(made, str) or not set(names) - made.shapes.keys():
+        if isinstance(summary, str) or not set(names) - summary.shapes.keys():
             break
-        tried = {**table, field: True}
-        found = built(type(config), json.dumps(tried, sort_keys=True))
-        more = not isinstance(found, str) and found.shapes.keys() > made.shapes.keys()
-        if not isinstance(found, str) and more and found.shapes.keys() & (set(names) - made.shapes.keys()):
-            table, made = tried, found
-    missing = sorted(set(names) - (set() if isinstance(made, str) else made.shapes.keys()))
+        candidate = {**table, field: True}
+        trial = try_build(type(config), json.dumps(candidate, sort_keys=True))
+        adds = not isinstance(trial, str) and trial.shapes.keys() > summary.shapes.keys()
+        if not isinstance(trial, str) and adds and trial.shapes.keys() & (set(names) - summary.shapes.keys()):
+            table, summary = candidate, trial
+    missing = sorted(set(names) - (set() if isinstance(summary, str) else summary.shapes.keys()))
     if missing:
         model = (config.architectures or ["the model"])[0]
-        tried_all = f", nor with {' or '.join(fields)} set" if fields else ""
-        raise ExportError(f"{model} has no parameter {missing[0]!r}{tried_all}")
+        attempts = f", nor with {' or '.join(fields)} set" if fields else ""
+        raise ExportError(f"{model} has no parameter {missing[0]!r}{attempts}")
     return from_table(type(config), table)
 
 
 def parameters(config: PreTrainedConfig) -> set[str]:
-    """The names of all parameters and buffers of the stock class.
+    """Names of all parameters and buffers of the stock class.
 
     Raises:
         ExportError: if the class cannot be built.
     """
-    made = built(type(config), as_text(config))
-    if isinstance(made, str):
-        raise ExportError(f"transformers cannot build a model from config.json: {made}; repair the source folder")
-    return set(made.shapes)
+    return set(summarize(config).shapes)

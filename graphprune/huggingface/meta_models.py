@@ -1,4 +1,4 @@
-"""Stock model classes built without memory, to see what a config makes of them."""
+"""Stock transformers models built from a config on the meta device, without memory for their weights."""
 
 from __future__ import annotations
 
@@ -23,15 +23,16 @@ if TYPE_CHECKING:
 
 Shapes = Mapping[str, tuple[int, ...]]
 
-#: Numbers of a module that are no widths but follow from them: a reloaded model would compute something else.
+#: Attributes that follow from widths and change the results of a reloaded model.
 _HEAD_SIZE = re.compile(r"^(?!all_)(.*_)?head_(dim|size)$")
 
 
 @dataclass(frozen=True)
-class Built:
-    """What matters of a model that was built from a config: shapes, and the numbers it computes with.
+class ModelSummary:
+    """Summary of a model built from a config: shapes, and the numbers that it computes with.
 
-    `shapes` has every name of a shared parameter; `transient` those buffers that are not saved.
+    `shapes` has every name of a shared parameter. `transient` names the buffers that are not saved, `layers` the
+    module lists.
     """
 
     shapes: Shapes
@@ -51,44 +52,44 @@ def is_model(value: object) -> TypeGuard[PreTrainedModel]:
 
 
 def stock_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
-    """The class of transformers that the config names.
+    """The transformers class that the config names.
 
     Raises:
         ExportError: if it names none, or one that transformers does not have.
     """
     names = config.architectures or []
-    found = getattr(transformers, names[0], None) if names else None
-    if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
-        return found
-    said = f"names the class {names[0]!r}, which transformers does not have" if names else "names no class"
+    candidate = getattr(transformers, names[0], None) if names else None
+    if isinstance(candidate, type) and issubclass(candidate, transformers.PreTrainedModel):
+        return candidate
+    problem = f"names the class {names[0]!r}, which transformers does not have" if names else "names no class"
     raise ExportError(
-        f"config.json {said} in 'architectures'; a stock folder needs one. "
-        "Use destination free, or name a class of transformers there"
+        f"config.json {problem} in 'architectures', which a stock folder needs; use destination free, or add the name "
+        "of a transformers class"
     )
 
 
 def auto_class(config: PreTrainedConfig) -> Any:
-    """The class such as AutoModelForCausalLM that loads models of this config's class."""
+    """The auto class, such as AutoModelForCausalLM, that loads models of this config's class."""
     stock = stock_class(config)
-    vague = ("AutoModel", "AutoModelForPreTraining")  # nearly every class is among these too
-    for name in sorted(vars(transformers.models.auto.modeling_auto), key=lambda name: (name in vague, name)):
+    generic = ("AutoModel", "AutoModelForPreTraining")  # these list nearly every class
+    for name in sorted(vars(transformers.models.auto.modeling_auto), key=lambda name: (name in generic, name)):
         mapping = getattr(getattr(transformers.models.auto.modeling_auto, name), "_model_mapping", None)
         if name.startswith("AutoModel") and mapping is not None and stock in _all(mapping.get(type(config), ())):
             return getattr(transformers, name, stock)
     return stock
 
 
-def _all(found: Any) -> tuple[Any, ...]:
-    return tuple(found) if isinstance(found, list | tuple) else (found,)
+def _all(classes: Any) -> tuple[Any, ...]:
+    return tuple(classes) if isinstance(classes, list | tuple) else (classes,)
 
 
 def on_meta(config: PreTrainedConfig) -> PreTrainedModel:
-    """The stock model of a config, its weights without memory."""
+    """The stock model of a config, with its weights on the meta device."""
     return weightless(stock_class(config), config)
 
 
 def weightless(kind: Callable[[PreTrainedConfig], PreTrainedModel], config: PreTrainedConfig) -> PreTrainedModel:
-    """What `kind` makes of a config, its weights without memory, but shared where they are to be."""
+    """The model that `kind` builds from a config, with its weights on the meta device, and tied as configured."""
     with torch.device("meta"), transformers.initialization.no_init_weights():
         model = kind(config)
     model.tie_weights()
@@ -96,7 +97,7 @@ def weightless(kind: Callable[[PreTrainedConfig], PreTrainedModel], config: PreT
 
 
 def flat(config: PreTrainedConfig) -> PreTrainedConfig:
-    """A copy without widths of single layers, and without the code file that goes with them."""
+    """A copy without per-layer widths and without the code file that they need."""
     copied = copy.deepcopy(config)
     copied.per_layer_config = None
     for name in ("auto_map", "allow_global_per_layer_attribute_access"):
@@ -105,37 +106,49 @@ def flat(config: PreTrainedConfig) -> PreTrainedConfig:
 
 
 def as_text(config: PreTrainedConfig) -> str:
-    """All of a config; equal texts make equal models."""
+    """The whole config as JSON text; equal texts give equal models."""
     return json.dumps(config.to_dict(), sort_keys=True, default=str)
 
 
 def from_table(kind: type[PreTrainedConfig], table: Mapping[str, Any]) -> PreTrainedConfig:
-    """A config with these values, checked as transformers checks it."""
+    """A config with these values, validated by transformers."""
     return kind.from_dict(json.loads(json.dumps(table, default=str)))
 
 
-def built(kind: type[PreTrainedConfig], text: str) -> Built | str:
-    """The model of a config given as text, or the words with which transformers refuses it."""
-    return _built(cast(Hashable, kind), text)
+def summarize(config: PreTrainedConfig) -> ModelSummary:
+    """The summary of the model of a config.
+
+    Raises:
+        ExportError: if transformers rejects the config.
+    """
+    summary = try_build(type(config), as_text(config))
+    if isinstance(summary, str):
+        raise ExportError(f"transformers cannot build a model from config.json: {summary}; repair the source folder")
+    return summary
+
+
+def try_build(kind: type[PreTrainedConfig], text: str) -> ModelSummary | str:
+    """The summary of the model of a config given as JSON text, or the reason why transformers rejects the config."""
+    return _try_build(cast(Hashable, kind), text)
 
 
 @lru_cache(maxsize=512)
-def _built(kind: Any, text: str) -> Built | str:
+def _try_build(kind: Any, text: str) -> ModelSummary | str:
     try:
         model = on_meta(from_table(kind, json.loads(text)))
     except (ExportError, PackageError):
         raise
-    except Exception as refusal:  # any class may check its config in any way, and by any exception
-        return _words(refusal)
+    except Exception as fault:  # a class may validate its config with any exception
+        return _reason(fault)
     return describe(model)
 
 
-def describe(model: nn.Module) -> Built:
-    """The shapes and numbers of a model."""
+def describe(model: nn.Module) -> ModelSummary:
+    """The summary of a model."""
     saved = model.state_dict(keep_vars=True)
     buffers = dict(model.named_buffers(remove_duplicate=False))
     shapes = {name: tuple(tensor.shape) for name, tensor in {**buffers, **saved}.items()}
-    return Built(
+    return ModelSummary(
         shapes=MappingProxyType(shapes),
         transient=frozenset(buffers.keys() - saved.keys()),
         numbers=MappingProxyType(dict(_numbers(model))),
@@ -144,7 +157,7 @@ def describe(model: nn.Module) -> Built:
 
 
 def _numbers(model: nn.Module) -> Iterator[tuple[str, float]]:
-    """What modules compute with: every float, such as the scale of attention, and the size of heads."""
+    """Numbers that modules compute with: every float attribute, such as the attention scale, and the head dim."""
     for prefix, module in model.named_modules():
         for name, value in vars(module).items():
             head = isinstance(value, int) and _HEAD_SIZE.search(name)
@@ -152,7 +165,7 @@ def _numbers(model: nn.Module) -> Iterator[tuple[str, float]]:
                 yield f"{prefix}.{name}".lstrip("."), float(value)
 
 
-def _words(refusal: Exception) -> str:
-    """The last line of what was said, which holds the reason in nested validation errors."""
-    lines = [line.strip() for line in str(refusal).splitlines() if line.strip()]
-    return lines[-1] if lines else type(refusal).__name__
+def _reason(fault: Exception) -> str:
+    """The last line of an error, which holds the reason in nested validation errors."""
+    lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
+    return lines[-1] if lines else type(fault).__name__

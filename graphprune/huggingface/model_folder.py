@@ -1,4 +1,4 @@
-"""Hugging Face folders: their configuration, their class and the real model; for frontends and exporters alike."""
+"""Hugging Face model folders: their configuration, class, tokenizer and model with weights."""
 
 import json
 from collections.abc import Iterable
@@ -18,16 +18,16 @@ from graphprune.support.packages import failed_import, transformers
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-PROGRAM = "model.pt2"  # in place of weights, where no class of transformers can hold them
+PROGRAM = "model.pt2"  # in place of weights, for a model that no transformers class can hold
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tokenizer_config.json")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds.
+    """The object in a JSON file.
 
     Raises:
-        LoadError: if it is missing, not JSON, or no object.
+        LoadError: if the file is missing, not JSON, or not an object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -41,10 +41,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def config(folder: Path) -> Any:
-    """The configuration of the model in `folder`; code that lies there is not run.
+    """The configuration of the model in `folder`; code in the folder is not run.
 
     Raises:
-        LoadError: if there is none, or transformers cannot make sense of it.
+        LoadError: if there is none, or transformers rejects it.
     """
     raw = _raw_config(folder)
     kind = raw.get("model_type")
@@ -57,48 +57,48 @@ def config(folder: Path) -> Any:
         return transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except Exception as fault:
         raise failed_import(fault) or LoadError(
-            f"{folder / CONFIG} is no valid configuration of a {kind} model{because(fault)}"
+            f"{folder / CONFIG} is not a valid configuration of a {kind} model{because(fault)}"
         ) from fault
 
 
 def settings(source: Source) -> Any:
-    """The configuration of the model that a program came from, without the blocks that it dropped.
+    """The configuration of the model that a program was loaded from, without the blocks dropped since.
 
     Raises:
         LoadError: if there is none.
-        ExportError: if it has no field that can say so.
+        ExportError: if no field of it sets the number of blocks.
     """
-    found = config(source.path)
-    return shorten_config(found, source.dropped) if source.dropped else found
+    settings = config(source.path)
+    return shorten_config(settings, source.dropped) if source.dropped else settings
 
 
 def model_class(folder: Path, settings: Any) -> Any:
     """The transformers class that the configuration names in `architectures`.
 
     Raises:
-        LoadError: if it names none that transformers has.
+        LoadError: if transformers has no class of these names.
     """
     names = getattr(settings, "architectures", None) or []
     for name in names:
-        found = getattr(transformers, str(name), None)
-        if isinstance(found, type) and issubclass(found, transformers.PreTrainedModel):
-            return found
+        candidate = getattr(transformers, str(name), None)
+        if isinstance(candidate, type) and issubclass(candidate, transformers.PreTrainedModel):
+            return candidate
     raise LoadError(
         f"{folder / CONFIG}: architectures is {names!r}, expected the name of a model class of transformers "
-        f"{transformers.__version__}; for a class of your own use graphprune.trace"
+        f"{transformers.__version__}; for a custom class use graphprune.trace"
     )
 
 
-def writes_text(found: Any, settings: Any) -> bool:
-    """Does a model class of transformers, so configured, write text from left to right?"""
-    return bool(found.can_generate() and found.main_input_name == "input_ids" and not settings.is_encoder_decoder)
+def generates_text(kind: Any, settings: Any) -> bool:
+    """Whether a transformers class with this configuration generates text from left to right."""
+    return bool(kind.can_generate() and kind.main_input_name == "input_ids" and not settings.is_encoder_decoder)
 
 
 def build(folder: Path, settings: Any) -> nn.Module:
-    """A model of the configured class and sizes, its weights still to be filled in.
+    """A model of the configured class and sizes, in evaluation mode, with weights still to be loaded.
 
     Raises:
-        LoadError: if the configured sizes make no model.
+        LoadError: if no model can be built with the configured sizes.
     """
     try:
         make = per_layer.build if per_layer.is_per_layer(settings) else model_class(folder, settings)
@@ -113,17 +113,17 @@ def build(folder: Path, settings: Any) -> nn.Module:
 
 
 def is_folder(folder: Path) -> bool:
-    """Is this a folder whose model a class of transformers holds?"""
+    """Whether this is a folder whose model a transformers class can load."""
     return (folder / CONFIG).is_file() and not holds_graph(folder)
 
 
 def holds_graph(folder: Path) -> bool:
-    """Is this a folder of destination free?"""
+    """Whether this folder holds the model as a graph (destination free)."""
     return (folder / PROGRAM).is_file()
 
 
 def module(folder: Path | str, dtype: torch.dtype = torch.float32) -> Any:
-    """The real model with all its weights in memory, for generation and export.
+    """The model with all its weights in memory, for generation and export.
 
     Raises:
         LoadError: if the folder holds no complete model in safetensors.
@@ -147,7 +147,7 @@ def module(folder: Path | str, dtype: torch.dtype = torch.float32) -> Any:
 
 
 def tokenizer(source: Path | str) -> Any:
-    """The tokenizer of a folder, or of the folder in which a file lies.
+    """The tokenizer of a folder, or of the folder of a file.
 
     Raises:
         LoadError: if there is none, or it cannot be read.
@@ -164,7 +164,7 @@ def tokenizer(source: Path | str) -> Any:
 
 
 def require_safetensors(folder: Path) -> None:
-    """Check that the weights are there, and not as pickles, which could run code.
+    """Check that the weights are stored as safetensors, not as pickles, which can run code.
 
     Raises:
         LoadError: if they are not.
@@ -174,8 +174,8 @@ def require_safetensors(folder: Path) -> None:
     pickles = sorted(path.name for pattern in PICKLES for path in folder.glob(pattern))
     if pickles:
         raise LoadError(
-            f"{folder} has its weights in {pickles[0]}, which may run code when read; expected {WEIGHTS}. Convert it: "
-            "load the model with transformers where you trust it, then model.save_pretrained(folder)"
+            f"{folder} has its weights in {pickles[0]}, which may run code when read; expected {WEIGHTS}. If you trust "
+            "the file, convert it: load the model with transformers, then call model.save_pretrained(folder)"
         )
     raise LoadError(f"{folder} has no weights: expected {WEIGHTS} or {INDEX}")
 
@@ -184,17 +184,17 @@ def _per_layer_module(folder: Path, settings: Any, dtype: torch.dtype) -> nn.Mod
     model = build(folder, settings).to(dtype)
     stored = {name: tensor for file in weight_files(folder) for name, tensor in load_file(file).items()}
     try:
-        found = model.load_state_dict(stored, strict=False)
+        result = model.load_state_dict(stored, strict=False)
     except RuntimeError as fault:
         raise LoadError(f"{folder}: the weights do not fit {CONFIG}{because(fault)}") from fault
     tied = getattr(model, "all_tied_weights_keys", {})
-    _require_complete(folder, [name for name in found.missing_keys if name not in tied], [])
+    _require_complete(folder, [name for name in result.missing_keys if name not in tied], [])
     model.tie_weights()  # type: ignore[operator]
     return model.eval()
 
 
 def weight_files(folder: Path) -> list[Path]:
-    """The safetensors files of the folder, as its index lists them where there is one.
+    """Paths of the safetensors files of the folder, from its index if there is one.
 
     Raises:
         LoadError: if the index is broken, or names a file that is absent or outside the folder.
@@ -221,14 +221,14 @@ def _raw_config(folder: Path) -> dict[str, Any]:
     raw = read_json(folder / CONFIG)
     if "quantization_config" in raw:
         raise LoadError(
-            f"{folder / CONFIG}: the weights are quantised (quantization_config), expected plain floating-point ones. "
+            f"{folder / CONFIG}: the weights are quantized (quantization_config), expected plain floating-point ones. "
             "Load the model with transformers, call model.dequantize() and save it"
         )
     return raw
 
 
 def _require_complete(folder: Path, missing: Iterable[str], mismatched: Iterable[Any]) -> None:
-    """Random numbers in place of a weight would make every score and figure nonsense, so refuse them."""
+    """Raise a LoadError for absent weights: random numbers in their place would invalidate every score and figure."""
     if absent := sorted(missing):
         raise LoadError(f"{folder} lacks {len(absent)} weights, the first {absent[0]}; copy the files again")
     if wrong := sorted(str(entry) for entry in mismatched):

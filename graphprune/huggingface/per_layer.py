@@ -1,4 +1,4 @@
-"""Decoders and encoders whose layers differ in width, as transformers' `per_layer_config` describes them."""
+"""Decoders and encoders whose layers differ in width, described by transformers' `per_layer_config`."""
 
 from __future__ import annotations
 
@@ -54,22 +54,22 @@ class PerLayer$stock($stock):
 
 
 def is_per_layer(config: PreTrainedConfig) -> bool:
-    """Does the config give layers widths of their own?"""
+    """Whether the config has a width for each layer."""
     return bool(getattr(config, "is_heterogeneous", False))
 
 
 def code(config: PreTrainedConfig) -> str:
-    """The Python file with which transformers loads such a model, given trust_remote_code."""
+    """Text of the Python file with which transformers loads such a model, given trust_remote_code."""
     return _CODE.substitute(stock=stock_class(config).__name__, layers=_layers(config))
 
 
 def reference(config: PreTrainedConfig) -> str:
-    """What `auto_map` says for it."""
+    """The entry of `auto_map` for that file."""
     return f"{FILE.removesuffix('.py')}.PerLayer{stock_class(config).__name__}"
 
 
 def build(config: PreTrainedConfig) -> PreTrainedModel:
-    """The model of a per-layer config; code that lies beside the config is not run.
+    """The model of a per-layer config; code in the folder of the config is not run.
 
     Raises:
         ExportError: if the class does not keep its layers in one list.
@@ -78,12 +78,12 @@ def build(config: PreTrainedConfig) -> PreTrainedModel:
 
 
 def build_on_meta(config: PreTrainedConfig) -> PreTrainedModel:
-    """The same without memory for its weights."""
+    """The model of a per-layer config, with its weights on the meta device."""
     return weightless(build, config)
 
 
 def model_class(stock: type[PreTrainedModel]) -> type[PreTrainedModel]:
-    """The class that the code file of such a folder defines; the same one for every call."""
+    """The class that the code file of such a folder defines; every call returns the same one."""
     return _model_class(cast(Hashable, stock))
 
 
@@ -101,19 +101,19 @@ def _model_class(stock: Any) -> type[PreTrainedModel]:
 
 
 def fit_layers(config: PreTrainedConfig, shapes: Shapes) -> PreTrainedConfig:
-    """A copy of `config` with which every layer has the widths that `shapes` gives it; a plain one if they are equal.
+    """A copy of `config` that gives every layer its widths in `shapes`; a plain one if all layers are equal.
 
-    `shapes` may leave out names (of tied weights); buffers may be among them.
+    `shapes` may omit names (of tied weights) and include buffers.
 
     Raises:
-        ExportError: if no fields make the widths of some layer, or the class cannot build layers one by one.
+        ExportError: if no fields yield the widths of some layer, or the class cannot build layers one by one.
     """
     base = flat(config)
     prefix, known = _layers(base), describe(on_meta(base)).shapes
     shapes = {name: shape for name, shape in shapes.items() if name in known}
     tables = [_fit_layer(base, prefix, layer, shapes) for layer in range(_count(base))]
     differing = {key for table in tables for key in table if table[key] != tables[0][key]}
-    _require_own(base, tables, differing)
+    _require_integers(base, tables, differing)
     widest = {key: max(table[key] or 0 for table in tables) for key in differing}
     fitted = from_table(type(base), {**tables[0], **widest})
     if not differing:
@@ -125,17 +125,17 @@ def fit_layers(config: PreTrainedConfig, shapes: Shapes) -> PreTrainedConfig:
 
 
 def _fit_layer(base: PreTrainedConfig, prefix: str, layer: int, shapes: Shapes) -> dict[str, Any]:
-    """The config, as plain values, of a model that has the widths of this layer everywhere."""
-    mine = f"{prefix}.{layer}."
-    own = {name.removeprefix(mine): shape for name, shape in shapes.items() if name.startswith(mine)}
+    """The config, as plain values, of a model in which every layer has the widths of this one."""
+    start = f"{prefix}.{layer}."
+    own = {name.removeprefix(start): shape for name, shape in shapes.items() if name.startswith(start)}
     shared = {name: shape for name, shape in shapes.items() if not name.startswith(f"{prefix}.")}
     try:
         short = fit(_shortened(base), {**shared, **{f"{prefix}.0.{name}": shape for name, shape in own.items()}})
-        found = {**_table(base), **_changes(_shortened(base), short)}
-    except ExportError:  # layers that differ in kind are not all like the first: slower, with all of them
-        every = {f"{prefix}.{i}.{name}": shape for i in range(_count(base)) for name, shape in own.items()}
-        found = _table(fit(base, {**shared, **every}))
-    return found
+        table = {**_table(base), **_changes(_shortened(base), short)}
+    except ExportError:  # layers differ in kind: fit the config with all of them, which is slower
+        all_layers = {f"{prefix}.{i}.{name}": shape for i in range(_count(base)) for name, shape in own.items()}
+        table = _table(fit(base, {**shared, **all_layers}))
+    return table
 
 
 def _changes(before: PreTrainedConfig, after: PreTrainedConfig) -> dict[str, Any]:
@@ -149,28 +149,28 @@ def _table(config: PreTrainedConfig) -> dict[str, Any]:
 
 
 def _shortened(base: PreTrainedConfig) -> PreTrainedConfig:
-    """The same config with one layer: it has the same fields and is quicker to build."""
+    """A copy of the config with one layer: it has the same fields and is quicker to build."""
     count, table = _count(base), _table(base)
     table = {k: v[:1] if isinstance(v, list) and len(v) == count else v for k, v in table.items()}
     name: str = base.attribute_map.get("num_hidden_layers", "num_hidden_layers")
     try:
         return from_table(type(base), {**table, name: 1})
-    except (ValueError, TypeError) as refusal:
-        raise ExportError(f"{type(base).__name__} cannot have one layer{because(refusal)}") from refusal
+    except (ValueError, TypeError) as fault:
+        raise ExportError(f"{type(base).__name__} cannot have one layer{because(fault)}") from fault
 
 
-def _require_own(base: PreTrainedConfig, tables: list[dict[str, Any]], differing: set[str]) -> None:
-    """Only plain numbers can be given to each layer."""
-    if bad := sorted(key for key in differing if not all(isinstance(table[key], int | None) for table in tables)):
-        raise ExportError(f"{type(base).__name__}.{bad[0]} cannot differ from layer to layer; use destination free")
+def _require_integers(base: PreTrainedConfig, tables: list[dict[str, Any]], differing: set[str]) -> None:
+    """Raise an ExportError if layers differ in fields that are not integers."""
+    if fixed := sorted(key for key in differing if not all(isinstance(table[key], int | None) for table in tables)):
+        raise ExportError(f"{type(base).__name__}.{fixed[0]} cannot differ from layer to layer; use destination free")
 
 
 def _require_shapes(config: PreTrainedConfig, shapes: Shapes) -> None:
-    made = describe(build_on_meta(config)).shapes
+    built = describe(build_on_meta(config)).shapes
     for name, shape in shapes.items():
-        if name in made and made[name] != shape:
+        if name in built and built[name] != shape:
             raise ExportError(
-                f"{name} would have shape {made[name]} with a per-layer config, not {shape}; use destination free"
+                f"{name} would have shape {built[name]} with a per-layer config, not {shape}; use destination free"
             )
 
 
@@ -178,7 +178,7 @@ def _count(config: PreTrainedConfig) -> int:
     count = getattr(config, "num_hidden_layers", None)
     if not isinstance(count, int):
         raise ExportError(
-            f"{type(config).__name__} has no num_hidden_layers, so layers cannot be told apart; use destination free"
+            f"{type(config).__name__} has no num_hidden_layers to identify its layers by; use destination free"
         )
     return count
 
@@ -194,17 +194,19 @@ def _layers(config: PreTrainedConfig) -> str:
 
 def _layers_in(model: nn.Module, count: int) -> str:
     lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
-    found: list[str] = [n for n, layers in lists.items() if len(layers) == count and len(set(map(type, layers))) == 1]
-    if len(found) != 1:
+    matching: list[str] = [
+        n for n, layers in lists.items() if len(layers) == count and len(set(map(type, layers))) == 1
+    ]
+    if len(matching) != 1:
         raise ExportError(
-            f"{type(model).__name__} keeps its layers in {len(found)} lists of {count} equal modules, expected one: "
-            "per-layer widths cannot be given to it; use destination stock or free"
+            f"{type(model).__name__} has {len(matching)} lists of {count} equal modules, expected one with its layers: "
+            "it cannot have per-layer widths; use destination stock or free"
         )
-    return found[0]
+    return matching[0]
 
 
 def _rebuild_layers(model: PreTrainedModel, config: PreTrainedConfig) -> None:
-    """Put a layer built from its own config in the place of each."""
+    """Replace each layer by one built from its own config."""
     layers = model.get_submodule(_layers_in(model, _count(config)))
     assert isinstance(layers, nn.ModuleList)
     for index, wide in enumerate(layers):
@@ -212,19 +214,19 @@ def _rebuild_layers(model: PreTrainedModel, config: PreTrainedConfig) -> None:
         layer = _layer(type(wide), own, index)
         if layer.state_dict().keys() != wide.state_dict().keys():
             raise ExportError(
-                f"a {type(wide).__name__} built alone has other weights than layer {index}; "
+                f"a {type(wide).__name__} built alone has other parameters than layer {index}; "
                 "use destination stock or free"
             )
         for module in layer.modules():
             if getattr(module, "config", None) is own:
-                vars(module)["config"] = config  # what is not a width, as the kind of attention, is set there
+                vars(module)["config"] = config  # settings that are not widths, such as the kind of attention
         layers[index] = layer
 
 
 def _layer(kind: Any, config: PreTrainedConfig, index: int) -> nn.Module:
-    takes = inspect.signature(kind.__init__).parameters
-    more = [p for p in list(takes.values())[2:] if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "layer_idx"]
-    if needed := [p.name for p in more if p.default is p.empty]:
+    signature = inspect.signature(kind.__init__).parameters
+    further = [p for p in list(signature.values())[2:] if p.kind is p.POSITIONAL_OR_KEYWORD and p.name != "layer_idx"]
+    if needed := [p.name for p in further if p.default is p.empty]:
         raise ExportError(f"{kind.__name__} also needs {needed[0]!r} to be built; use destination stock or free")
-    layer: nn.Module = kind(config, layer_idx=index) if "layer_idx" in takes else kind(config)
+    layer: nn.Module = kind(config, layer_idx=index) if "layer_idx" in signature else kind(config)
     return layer

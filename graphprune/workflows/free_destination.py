@@ -11,10 +11,10 @@ from graphprune.errors import ExportError, LoadError, PackageError, PlanError, V
 from graphprune.execution.equivalence import compare, verify_finite
 from graphprune.exporters import EXPORTERS
 from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, FolderVerification
-from graphprune.exporters.export_folders.export_report import require_whole
+from graphprune.exporters.export_folders.export_report import require_intact_weights
 from graphprune.exporters.export_folders.folder_check import verify_folder
-from graphprune.exporters.model_folders.folder_files import copy_beside, require_apart
-from graphprune.exporters.onnx_tools.onnx_subjects import FREE
+from graphprune.exporters.model_folders.folder_files import copy_companion_files, require_apart
+from graphprune.exporters.onnx_tools.onnx_subjects import ONNX_FOLDER
 from graphprune.exporters.subjects.decoders import cached_decoder, is_decoder
 from graphprune.exporters.targets import onnx, pt2
 from graphprune.frontends.loading import load
@@ -53,7 +53,7 @@ def write(program: Program, folder: Path) -> list[tuple[str, float]]:
         except (ExportError, PackageError) as fault:  # a module of one's own may hold what ONNX has no word for
             logging.getLogger(__name__).warning("no ONNX files were made: %s", fault)
             return found
-    copy_beside(program.source.path, folder)
+    copy_companion_files(program.source.path, folder)
     model = model_folder.module(program.source.path)
     dropped = program.facts.get(Dropped)
     if not is_decoder(model) or (dropped is not None and dropped.follow is None):
@@ -66,7 +66,7 @@ def write(program: Program, folder: Path) -> list[tuple[str, float]]:
 
 def _export(program: Program, folder: Path) -> tuple[str, float]:
     """Write the ONNX files, and say how far they are from the graph."""
-    report = onnx.export_program(program, folder / FREE)
+    report = onnx.export_program(program, folder / ONNX_FOLDER)
     return "ONNX and graph", max(float(case["worst"]) for case in report.facts["parity"].values())
 
 
@@ -127,7 +127,7 @@ def check_folder(folder: Path) -> FolderVerification:
     Raises:
         VerificationError: if it is damaged, or not what its report says.
     """
-    checks = require_whole(folder)
+    checks = require_intact_weights(folder)
     program = load(folder)
     verify_finite(program)
     found = FolderVerification(folder, "pt2", program.count(), [*checks, "the graph loads", "its outputs are finite"])
@@ -136,9 +136,9 @@ def check_folder(folder: Path) -> FolderVerification:
         raise VerificationError(
             f"{folder} has {found.parameters} parameters, its {REPORT} says {expected}; save it again"
         )
-    if (folder / FREE).is_dir():
-        onnx_found = verify_folder(folder / FREE)
-        found.checks += [f"in {FREE}: {check}" for check in onnx_found.checks]
+    if (folder / ONNX_FOLDER).is_dir():
+        onnx_found = verify_folder(folder / ONNX_FOLDER)
+        found.checks += [f"in {ONNX_FOLDER}: {check}" for check in onnx_found.checks]
         found.max_error = onnx_found.max_error
     return found
 
@@ -152,12 +152,12 @@ def export(folder: Path, target: str, output: Path, options: ExportOptions, *, f
         LoadError: if the graph cannot be read.
         RegistryError: if there is no such target.
     """
-    for read in (folder, folder / FREE, folder / model_folder.PROGRAM):
+    for read in (folder, folder / ONNX_FOLDER, folder / model_folder.PROGRAM):
         require_apart(read, output)
     export, needs = EXPORTERS[target].export, EXPORTERS[target].needs
     if needs.graphs:
         return export(folder, output, options, force=force)
-    if not (folder / FREE).is_dir():
+    if not (folder / ONNX_FOLDER).is_dir():
         raise ExportError(
             f"{folder} holds a graph that ONNX has no words for; use a target that takes the graph itself: "
             f"{', '.join(name for name in sorted(EXPORTERS) if EXPORTERS[name].needs.graphs)}"
@@ -165,7 +165,7 @@ def export(folder: Path, target: str, output: Path, options: ExportOptions, *, f
     if target == "onnx" and options == NO_OPTIONS:
         return _handed_out(folder, output, force)
     try:
-        return export(folder / FREE, output, options, force=force)
+        return export(folder / ONNX_FOLDER, output, options, force=force)
     except LoadError as fault:
         if "free" in needs.destinations:
             raise
@@ -177,7 +177,7 @@ def export(folder: Path, target: str, output: Path, options: ExportOptions, *, f
 
 def _handed_out(folder: Path, output: Path, force: bool) -> ExportReport:
     with new_folder(output, force) as fresh:
-        shutil.copytree(folder / FREE, fresh, dirs_exist_ok=True)
+        shutil.copytree(folder / ONNX_FOLDER, fresh, dirs_exist_ok=True)
         checks = verify_folder(fresh)
     files = sorted(path.name for path in output.iterdir())
     return ExportReport("onnx", output, files, {"parameters": checks.parameters, "checks": checks.checks})

@@ -99,7 +99,7 @@ class Wanted:
 
 def _writes_text(folder: Path) -> bool:
     settings = model_folder.config(folder)
-    return model_folder.writes_text(model_folder.model_class(folder, settings), settings)
+    return model_folder.generates_text(model_folder.model_class(folder, settings), settings)
 
 
 def _convolutional(program: Program) -> bool:

@@ -1,4 +1,4 @@
-"""Where a module keeps numbers: its attributes, those of its configuration, and lists of them."""
+"""Slots of a module that hold numbers: its attributes, those of its configuration, and lists in either."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,14 +9,14 @@ from torch import Tensor, nn
 
 from graphprune.support.undo import Undo
 
-DEPTH = 3  # how far objects inside objects are looked into
+DEPTH = 3  # levels of objects inside objects to search
 LONGEST = 64  # longer lists hold data, not sizes
 _INTERNAL = frozenset(vars(nn.Module()))
 
 
 @dataclass(frozen=True, eq=False)
 class Slot:
-    """A number that a module or an object in it holds: an entry of its `table`, or one item of that entry."""
+    """A number held by a module or by an object in it: an entry of its `table`, or item `index` of that entry."""
 
     owner: object
     table: dict[Any, Any] = field(repr=False)
@@ -26,7 +26,7 @@ class Slot:
 
     @property
     def kind(self) -> tuple[type, Any, int | None, float]:
-        """Equal for the slots of different layers that do the same job."""
+        """Key that is equal for slots with the same purpose in different layers."""
         return type(self.owner), self.key, self.index, self.value
 
     def __str__(self) -> str:
@@ -34,7 +34,7 @@ class Slot:
         return f"{type(self.owner).__name__}.{self.key}{item}"
 
     def put(self, undo: Undo, value: float) -> None:
-        """Let it hold another value."""
+        """Set the slot to another value."""
         old = self.table[self.key]
         if self.index is None:
             undo.set_item(self.table, self.key, value)
@@ -43,7 +43,7 @@ class Slot:
 
 
 def slots(module: nn.Module) -> list[Slot]:
-    """Every number in a module that a cut may change, in its parts, and in the plain objects that they hold."""
+    """Slots of all numbers that a cut may change, in the submodules of a module and in the plain objects they hold."""
     seen: set[int] = set()
     return [slot for part in module.modules() for slot in _within(part, vars(part), seen, DEPTH)]
 
@@ -66,10 +66,10 @@ def _within(owner: object, table: dict[Any, Any], seen: set[int], depth: int) ->
 
 
 def _may_change(value: object) -> bool:
-    """Can this be a size that shrinks, or the epsilon of a norm?"""
+    """Whether this may be a size to reduce, or the epsilon of a norm."""
     return (type(value) is int and value > 1) or type(value) is float
 
 
 def _is_plain(value: object) -> bool:
-    """Is this an object that holds values, such as a configuration?"""
+    """Whether this is an object that holds values, such as a configuration."""
     return hasattr(value, "__dict__") and not isinstance(value, nn.Module | Tensor | type) and not callable(value)

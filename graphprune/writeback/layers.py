@@ -1,4 +1,4 @@
-"""Layers that hold weights: new tensors for them, and the sizes that they say of themselves."""
+"""Layers with weights: assign new tensors, and set the size attributes to match."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -8,12 +8,12 @@ from torch import Tensor, nn
 from graphprune.errors import WriteBackError
 from graphprune.support.undo import Undo
 
-#: Which integer attributes of a class equal one dimension of one parameter, in all layers of that class.
-Said = Mapping[type, set[tuple[str, str, int]]]
+#: Integer attributes of a class that equal a dimension of a parameter in all its layers: (attribute, parameter, dim).
+WeightSizes = Mapping[type, set[tuple[str, str, int]]]
 
 
 def assign(undo: Undo, module: nn.Module, names: Sequence[str], data: Tensor) -> None:
-    """Give a parameter or buffer, under all its names, a new tensor."""
+    """Replace a parameter or buffer, under all its names, by a new tensor of its dtype and device."""
     new: Tensor | None = None
     for name in names:
         path, _, leaf = name.rpartition(".")
@@ -21,56 +21,58 @@ def assign(undo: Undo, module: nn.Module, names: Sequence[str], data: Tensor) ->
         tables = (owner._parameters, owner._buffers, vars(owner))
         table: dict[str, Any] | None = next((table for table in tables if leaf in table), None)
         if table is None:
-            raise WriteBackError(f"{type(owner).__name__} has no place for {name}; use program.module() instead")
+            raise WriteBackError(
+                f"{type(owner).__name__} has no parameter or buffer {name}; use program.module() instead"
+            )
         old = table[leaf]
-        like = next(owner.parameters(recurse=False)) if old is None else old  # a layer without a bias gets one
+        template = next(owner.parameters(recurse=False)) if old is None else old  # a layer without a bias receives one
         if new is None:
-            data = data.to(like)
-            new = nn.Parameter(data, like.requires_grad) if isinstance(like, nn.Parameter) else data
+            data = data.to(template)
+            new = nn.Parameter(data, template.requires_grad) if isinstance(template, nn.Parameter) else data
         undo.set_item(table, leaf, new)
         if old is not None:
             _replace_in_lists(undo, owner, old, new)
 
 
 def _replace_in_lists(undo: Undo, owner: nn.Module, old: Tensor, new: Tensor) -> None:
-    """Recurrent layers hold their weights in a list, too."""
+    """Replace a tensor also in the lists of its layer: recurrent layers hold their weights there too."""
     for key, value in vars(owner).items():
         if type(value) is list and any(item is old for item in value):
             undo.set_item(vars(owner), key, [new if item is old else item for item in value])
 
 
-def said_by_weights(module: nn.Module) -> Said:
-    """Which integer attributes say a dimension of a parameter."""
-    found: dict[type, set[tuple[str, str, int]]] = {}
+def sizes_from_weights(module: nn.Module) -> WeightSizes:
+    """Integer attributes that equal a dimension of a parameter, by the class of the layer."""
+    matches: dict[type, set[tuple[str, str, int]]] = {}
     for layer in module.modules():
-        own = {leaf: tensor.shape for leaf, tensor in layer._parameters.items() if tensor is not None}
-        here = {
+        shapes = {leaf: tensor.shape for leaf, tensor in layer._parameters.items() if tensor is not None}
+        equal = {
             (name, leaf, dim)
             for name, value in vars(layer).items() if type(value) is int and value > 1
-            for leaf, shape in own.items() for dim, size in enumerate(shape) if size == value
+            for leaf, shape in shapes.items() for dim, size in enumerate(shape) if size == value
         }  # fmt: skip
-        found[type(layer)] = found.get(type(layer), here) & here
-    return found
+        matches[type(layer)] = matches.get(type(layer), equal) & equal
+    return matches
 
 
-def set_sizes(undo: Undo, module: nn.Module, said: Said, seen: set[tuple[int, str]]) -> None:
-    """Let sizes say what the weights say, by what is known of standard layers, else by what was seen of a class.
+def set_sizes(undo: Undo, module: nn.Module, weight_sizes: WeightSizes, traced: set[tuple[int, str]]) -> None:
+    """Set size attributes to the shapes of the weights: those of standard layers, else those in `weight_sizes`.
 
-    `seen` holds attributes, by layer and name, that a forward computes with: those are not set from weights.
+    `traced` holds attributes, by identity of the layer and name, that a forward computes with: they are not set here.
     """
     for layer in module.modules():
-        known = dict(_sizes(layer))
-        for name, leaf, dim in () if known else said.get(type(layer), ()):
+        sizes = dict(_sizes(layer))
+        for name, leaf, dim in () if sizes else weight_sizes.get(type(layer), ()):
             tensor = layer._parameters[leaf]
-            if tensor is not None and (id(layer), name) not in seen:
-                known[name] = tensor.shape[dim]
-        for name, value in known.items():
+            if tensor is not None and (id(layer), name) not in traced:
+                sizes[name] = tensor.shape[dim]
+        for name, value in sizes.items():
             if name in vars(layer) and vars(layer)[name] != value:
                 undo.set_item(vars(layer), name, value)
 
 
 def _sizes(layer: nn.Module) -> Iterator[tuple[str, Any]]:
-    """The size attributes of a standard layer and their values, from the shape of its weight."""
+    """Size attributes of a standard layer and their values, from the shape of its weight."""
     if isinstance(layer, nn.Linear):
         yield from zip(("out_features", "in_features"), layer.weight.shape, strict=True)
     elif isinstance(layer, nn.Embedding):
@@ -89,6 +91,6 @@ def _sizes(layer: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _conv_sizes(layer: nn.modules.conv._ConvNd, first: int, second: int) -> Iterator[tuple[str, int]]:
-    """Those of a convolution, whose weight has shape (out, in / groups, ...), transposed (in, out / groups, ...)."""
+    """Sizes of a convolution with weight shape (out, in / groups, ...), transposed (in, out / groups, ...)."""
     yield "in_channels", first if layer.transposed else second * layer.groups
     yield "out_channels", second * layer.groups if layer.transposed else first

@@ -1,4 +1,4 @@
-"""Which values the numbers of a module must have, from the literals of its rewritten graph."""
+"""Values that the numbers of a module must have, from the literals of its rewritten graph."""
 
 import re
 from collections import Counter, defaultdict
@@ -14,7 +14,7 @@ from torch import fx, nn
 
 from graphprune.ir.program import Program
 from graphprune.writeback.attribute_slots import Slot
-from graphprune.writeback.size_tracing import Made, Place, Use, Values
+from graphprune.writeback.size_tracing import ForwardLine, Provenance, Use, Values
 
 TRIALS = 32
 _FORWARD = re.compile(r'File "(.*)", line (\d+), in forward')
@@ -30,43 +30,43 @@ class Literal:
 
 
 @dataclass(frozen=True)
-class Wish:
-    """What a number that was computed from slots must be after the cut, by a literal."""
+class SizeConstraint:
+    """The value after the cut, given by a literal, of a number that is computed from slots."""
 
-    made: Made
+    provenance: Provenance
     literal: Literal
 
 
-def wishes(module: nn.Module, uses: Iterable[Use], original: Program, small: Program) -> list[Wish]:
-    """The numbers of a module's forward, matched with the literals of the same line, in order."""
-    seen: dict[Place, list[Use]] = defaultdict(list)
+def size_constraints(module: nn.Module, uses: Iterable[Use], original: Program, small: Program) -> list[SizeConstraint]:
+    """Constraints from matching the traced numbers of each line, in order, with the graph's literals of that line."""
+    by_line: dict[ForwardLine, list[Use]] = defaultdict(list)
     for use in uses:
-        seen[use.place].append(use)
-    found = []
-    for place, literals in _literals(module, original, small).items():
-        here = seen[place]
-        blocks = SequenceMatcher(None, [u.value for u in here], [x.before for x in literals], autojunk=False)
-        pairs = [(here[a + i], literals[b + i]) for a, b, n in blocks.get_matching_blocks() for i in range(n)]
-        found += [Wish(use.made, literal) for use, literal in pairs if use.made and use.made.slots]
-    return found
+        by_line[use.line].append(use)
+    matched = []
+    for line, literals in _literals(module, original, small).items():
+        in_line = by_line[line]
+        blocks = SequenceMatcher(None, [u.value for u in in_line], [x.before for x in literals], autojunk=False)
+        pairs = [(in_line[a + i], literals[b + i]) for a, b, n in blocks.get_matching_blocks() for i in range(n)]
+        matched += [SizeConstraint(use.provenance, x) for use, x in pairs if use.provenance and use.provenance.slots]
+    return matched
 
 
-def _literals(module: nn.Module, original: Program, small: Program) -> dict[Place, list[Literal]]:
-    """The numbers of all nodes by the line of the forward that made them."""
-    new = {node.name: node for node in small.graph.nodes}
-    found: dict[Place, list[Literal]] = defaultdict(list)
+def _literals(module: nn.Module, original: Program, small: Program) -> dict[ForwardLine, list[Literal]]:
+    """Literals of all nodes by the line of the forward that produced the node."""
+    rewritten = {node.name: node for node in small.graph.nodes}
+    by_line: dict[ForwardLine, list[Literal]] = defaultdict(list)
     for node in original.graph.nodes:
-        place = _place(module, node)
-        if place and node.op == "call_function" and node.name in new:
-            pairs = zip(_numbers(node), _numbers(new[node.name]), strict=False)
-            found[place] += [
+        line = _forward_line(module, node)
+        if line and node.op == "call_function" and node.name in rewritten:
+            pairs = zip(_numbers(node), _numbers(rewritten[node.name]), strict=False)
+            by_line[line] += [
                 Literal(node.name, a, b) for a, b in pairs if type(a) in (int, float) and type(a) is type(b)
             ]
-    return found
+    return by_line
 
 
 def _numbers(node: fx.Node) -> list[Any]:
-    """The arguments of a node; for a dynamic size its value in the example, in which the module was watched, too."""
+    """Arguments of a node; for a dynamic size its value in the example, with which the module was traced too."""
     return [_hint(leaf.meta.get("val")) if isinstance(leaf, fx.Node) else leaf for leaf in _leaves(node)]
 
 
@@ -78,7 +78,7 @@ def _hint(val: Any) -> Any:
     return val.node.hint if isinstance(val, torch.SymInt) else val
 
 
-def _place(module: nn.Module, node: fx.Node) -> Place | None:
+def _forward_line(module: nn.Module, node: fx.Node) -> ForwardLine | None:
     paths = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
     lines = _FORWARD.findall(str(node.meta.get("stack_trace") or ""))
     if not paths or not lines:
@@ -88,61 +88,59 @@ def _place(module: nn.Module, node: fx.Node) -> Place | None:
 
 @dataclass(frozen=True)
 class Conflict:
-    """A slot for which literals wish different values."""
+    """A slot for which literals demand different values."""
 
     slot: Slot
     literals: Sequence[Literal]
 
 
-def solve(found: Sequence[Wish]) -> tuple[list[dict[Slot, float]], list[Conflict]]:
-    """Assignments that grant the wishes, the likeliest first, and where they contradict each other."""
+def solve(constraints: Sequence[SizeConstraint]) -> tuple[list[dict[Slot, float]], list[Conflict]]:
+    """Assignments of slots that satisfy the constraints, the likeliest first, and the conflicts among them."""
     votes: dict[Slot, Counter[float]] = defaultdict(Counter)
-    behind: dict[Slot, list[Literal]] = defaultdict(list)
-    for wish in found:
-        if len(wish.made.slots) == 1 and wish.made.known:
-            (slot,) = wish.made.slots
-            if (value := _solved(wish, slot, {})) is not None:
+    sources: dict[Slot, list[Literal]] = defaultdict(list)
+    for constraint in constraints:
+        if len(constraint.provenance.slots) == 1 and constraint.provenance.known:
+            (slot,) = constraint.provenance.slots
+            if (value := _satisfying_value(constraint, slot, {})) is not None:
                 votes[slot][value] += 1
-                behind[slot].append(wish.literal)
+                sources[slot].append(constraint.literal)
     values = {slot: [v for v, _ in counts.most_common()] for slot, counts in votes.items()}
-    values |= _derived(found, {slot: options[0] for slot, options in values.items()})
-    conflicts = [Conflict(slot, behind[slot]) for slot, options in values.items() if len(options) > 1]
+    values |= _derived(constraints, {slot: candidates[0] for slot, candidates in values.items()})
+    conflicts = [Conflict(slot, sources[slot]) for slot, candidates in values.items() if len(candidates) > 1]
     return list(islice(_combined(values), TRIALS)), conflicts
 
 
-def _solved(wish: Wish, slot: Slot, others: Values) -> float | None:
-    """The value of a slot that grants a wish, all else given; the old one if it does."""
+def _satisfying_value(constraint: SizeConstraint, slot: Slot, others: Values) -> float | None:
+    """The value of a slot that satisfies a constraint, with `others` fixed; the current one if it does."""
 
-    def grants(value: float) -> bool:
+    def satisfies(value: float) -> bool:
         try:
-            return wish.made.value({**others, slot: value}) == wish.literal.after
+            return constraint.provenance.value({**others, slot: value}) == constraint.literal.after
         except ZeroDivisionError:
             return False
 
     smaller = range(1, slot.value) if isinstance(slot.value, int) else ()
-    return next((v for v in (slot.value, wish.literal.after, *smaller) if grants(v)), None)
+    return next((v for v in (slot.value, constraint.literal.after, *smaller) if satisfies(v)), None)
 
 
-def _derived(found: Sequence[Wish], known: dict[Slot, float]) -> dict[Slot, list[float]]:
-    """Values of the slots that only stand in expressions together with others."""
-    new: dict[Slot, float] = {}
-    for wish in found:
-        if not wish.made.known or wish.made.value({**_old(wish.made.slots), **known, **new}) == wish.literal.after:
+def _derived(constraints: Sequence[SizeConstraint], known: dict[Slot, float]) -> dict[Slot, list[float]]:
+    """Values of the slots that occur only in expressions with other slots."""
+    derived: dict[Slot, float] = {}
+    for constraint in constraints:
+        provenance = constraint.provenance
+        current = {**{slot: slot.value for slot in provenance.slots}, **known, **derived}
+        if not provenance.known or provenance.value(current) == constraint.literal.after:
             continue
-        for slot in sorted(wish.made.slots - known.keys() - new.keys(), key=str):
-            value = _solved(wish, slot, {**_old(wish.made.slots), **known, **new})
+        for slot in sorted(provenance.slots - known.keys() - derived.keys(), key=str):
+            value = _satisfying_value(constraint, slot, current)
             if value is not None:
-                new[slot] = value
+                derived[slot] = value
                 break
-    return {slot: [value] for slot, value in new.items()}
-
-
-def _old(found: Iterable[Slot]) -> dict[Slot, float]:
-    return {slot: slot.value for slot in found}
+    return {slot: [value] for slot, value in derived.items()}
 
 
 def _combined(values: Mapping[Slot, Sequence[float]]) -> Iterator[dict[Slot, float]]:
-    """Every choice among the values, alike for slots of one kind."""
+    """Every combination of the values, with one choice for all slots of a kind."""
     kinds: dict[Any, dict[float, None]] = defaultdict(dict)
     for slot, options in values.items():
         if len(options) > 1:

@@ -1,4 +1,4 @@
-"""Write-back: the original module, made as narrow as the rewritten graph."""
+"""Write-back: narrow the original module to the widths of the rewritten graph."""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
@@ -21,26 +21,27 @@ from graphprune.planning.plan import Plan, make
 from graphprune.support.undo import Undo
 from graphprune.writeback import attention_scale, zero_padding
 from graphprune.writeback.attribute_slots import Slot, slots
-from graphprune.writeback.layers import assign, said_by_weights, set_sizes
-from graphprune.writeback.literal_matching import Conflict, solve, wishes
-from graphprune.writeback.size_tracing import watch
+from graphprune.writeback.layers import assign, set_sizes, sizes_from_weights
+from graphprune.writeback.literal_matching import Conflict, size_constraints, solve
+from graphprune.writeback.size_tracing import trace_numbers
 
 Cut = Callable[[Program, Plan], Program]
-CASES = 3  # times that inputs are drawn: one draw alone may leave all units silent that a wrong size would change
-CONFIGS = 300  # how many are tried to find one that says the new widths
+CASES = 3  # random inputs to compare on: with a single one, every unit that a wrong size changes may be inactive
+CONFIG_TRIALS = 300  # configurations tried in the search for one with the new widths
 
 
 @dataclass(frozen=True)
 class WrittenBack:
-    """How well the module agrees with the graph, and why its configuration could not follow ("" if it did).
+    """Result of a write-back: the numerical agreement of module and graph, and where the two differ in width.
 
-    `padded` names the kinds of groups that stay wider in the module than in the graph, with zeros in the removed
-    places, and says why; `unremoved` is how many parameters that leaves which the graph does not have. `multiplied`
-    names parameters that are those of the graph times a number, since the forward takes a scale from a size.
+    `config_mismatch` is the reason why the configuration could not be updated ("" if it was). `padded` maps each kind
+    of group that remains wider in the module, with zeros at the removed indices, to the reason; `unremoved` counts the
+    parameters that the module has beyond the graph. `multiplied` names the parameters that equal those of the graph
+    times a constant, because the forward derives the attention scale from a size that was cut.
     """
 
     verification: Verification
-    config_left: str
+    config_mismatch: str
     padded: Mapping[str, str] = field(default_factory=dict)
     unremoved: int = 0
     multiplied: tuple[str, ...] = ()
@@ -48,56 +49,59 @@ class WrittenBack:
     def __str__(self) -> str:
         if not self.padded:
             return "the module is as narrow as the graph"
-        kept = [f"kept wider in the module (zeros): {kind} - {why}" for kind, why in self.padded.items()]
-        return "\n".join([*kept, f"{self.unremoved:,} parameters of the module are zeros that the graph does not have"])
+        padded = [f"padded with zeros in the module: {kind} - {why}" for kind, why in self.padded.items()]
+        return "\n".join([*padded, f"the module has {self.unremoved:,} parameters, all zeros, that the graph has not"])
 
 
 def write_back(cut: Cut, program: Program, module: nn.Module) -> WrittenBack:
-    """Narrow `module`, of which the program's original was traced, in place; `cut` makes other programs of its plan.
+    """Narrow `module`, from which the program's original was traced, in place; `cut` applies other plans to it.
 
-    Parameters are replaced, sizes of standard layers set, and the integers from which a forward computes its sizes
-    found by watching it run. Groups for which it has no size of their own stay wider in the module, with zeros; the
-    result names them. On failure the module is as it was. Saved folders are not made by this, and never padded.
+    Parameters are replaced and the sizes of standard layers set. The integers from which a forward computes its sizes
+    are identified by tracing one run. Groups that share such an integer with a wider one are padded with zeros in the
+    module, and listed in the result. On failure the module is restored. Saved folders do not use this function and are
+    never padded.
 
     Raises:
-        WriteBackError: if the module is another one, or does not agree with the graph however wide it stays.
+        WriteBackError: if it is another module, or disagrees with the graph even when every cut is padded with zeros.
     """
     _check_names(program, module)
     search = _Search(cut, program, module)
     try:
-        with evaluation_mode(module):  # a parametrised weight that is read in training may change its buffers
-            found = search.narrowest()
-            left = _follow_config(search, found)
+        with evaluation_mode(module):  # reading a parametrized weight in training mode may change its buffers
+            trial = search.narrowest()
+            mismatch = _follow_config(search, trial)
     except BaseException:
         search.undo.rollback()
         raise
-    assert isinstance(found.outcome, Verification)
-    reasons = {kind: wider.why for kind, wider in found.widths.items()}
-    return WrittenBack(found.outcome, left, reasons, found.small.count() - program.count(), found.multiplied)
+    assert isinstance(trial.outcome, Verification)
+    reasons = {kind: wider.why for kind, wider in trial.widths.items()}
+    return WrittenBack(trial.outcome, mismatch, reasons, trial.small.count() - program.count(), trial.multiplied)
 
 
-def drop_back(program: Program, module: nn.Module, entries: Sequence[str]) -> tuple[WrittenBack, Callable[[], None]]:
-    """Take entries out of the lists of `module`, in place, as they are gone from the program; and how to undo it.
+def write_back_dropped(
+    program: Program, module: nn.Module, entries: Sequence[str]
+) -> tuple[WrittenBack, Callable[[], None]]:
+    """Remove the dropped entries from the module lists of `module`, in place; return the result and an undo function.
 
     Raises:
-        WriteBackError: if the module does not agree with the graph then; it is left as it was.
+        WriteBackError: if the module then disagrees with the graph; it is restored.
     """
     undo = Undo()
     try:
         with evaluation_mode(module):
-            left = shorten_module(undo, module, entries)
-            found = [_agreement(module, _case(program, seed), seed) for seed in range(CASES)]
-    except Exception as fault:  # a forward may count on its layers in any way
+            mismatch = shorten_module(undo, module, entries)
+            verifications = [_agreement(module, _case(program, seed), seed) for seed in range(CASES)]
+    except Exception as fault:  # a forward may depend on its layers in any way
         undo.rollback()
         raise WriteBackError(
-            f"{type(module).__name__} cannot go without {', '.join(entries)}{because(fault)}; use the rewritten "
-            "graph, program.module(), instead"
+            f"{type(module).__name__} does not work without {', '.join(entries)}{because(fault)}; use the "
+            "rewritten graph, program.module(), instead"
         ) from fault
-    return WrittenBack(max(found, key=lambda verification: verification.max_error), left), undo.rollback
+    return WrittenBack(max(verifications, key=lambda verification: verification.max_error), mismatch), undo.rollback
 
 
 def _case(program: Program, seed: int) -> tuple[Inputs, Any]:
-    """Fresh inputs, and what the graph makes of them."""
+    """Random inputs, and the outputs of the graph for them."""
     args, kwargs = fresh_inputs(program, seed)
     return (args, kwargs), run(program.module(), args, kwargs, seed)
 
@@ -111,20 +115,20 @@ def _agreement(module: nn.Module, case: tuple[Inputs, Any], seed: int) -> Verifi
 
 
 def _check_names(program: Program, module: nn.Module) -> None:
-    """Refuse a module whose parameters are not those of the original program."""
+    """Raise a WriteBackError if the parameters of the module are not those of the original program."""
     rewritten = program.fact(Rewritten)
-    have = {n: tuple(t.shape) for n, t in (*module.named_parameters(remove_duplicate=False), *module.named_buffers())}
+    shapes = {n: tuple(t.shape) for n, t in (*module.named_parameters(remove_duplicate=False), *module.named_buffers())}
     for name, shape in rewritten.original.shapes().items():
-        if name in rewritten.keep and have.get(name) != shape:
+        if name in rewritten.keep and shapes.get(name) != shape:
             raise WriteBackError(
                 f"{type(module).__name__} is not the module that was traced: {name} should have shape {shape}, "
-                f"got {have.get(name, 'no such parameter')}; pass the original module, before any cut"
+                f"got {shapes.get(name, 'no such parameter')}; pass the original module, before any cut"
             )
 
 
 @dataclass(frozen=True)
 class _Trial:
-    """What became of a module in which some kinds of groups stay wider."""
+    """Outcome of writing back with the kinds of groups in `widths` padded: a verification, or the error."""
 
     widths: zero_padding.Widths
     small: Program
@@ -134,64 +138,71 @@ class _Trial:
 
     @property
     def agrees(self) -> bool:
-        """Does the module agree with the graph?"""
+        """Whether the module agrees with the graph."""
         return isinstance(self.outcome, Verification)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Parameters of the padded program and number of padded kinds, to compare trials: smaller is better."""
+        return self.small.count(), len(self.widths)
 
 
 class _Search:
-    """Makes a module narrow, and less and less so until it agrees with the graph."""
+    """Narrows a module fully, then pads group by group until it agrees with the graph."""
 
     def __init__(self, cut: Cut, program: Program, module: nn.Module) -> None:
         self.cut, self.program, self.module, self.undo = cut, program, module, Undo()
         self.rewritten = program.fact(Rewritten)
         self.dependencies = self.rewritten.original.fact(Dependencies)
-        self.said = said_by_weights(module)
-        self.uses = watch(module, slots(module), *self.rewritten.original.inputs)
+        self.weight_sizes = sizes_from_weights(module)
+        self.uses = trace_numbers(module, slots(module), *self.rewritten.original.inputs)
         self.cases = [_case(program, seed) for seed in range(CASES)]
 
     def narrowest(self) -> _Trial:
-        """Leave the module as narrow as it can be."""
-        trial = self.settle(self.attempt({}))
+        """Narrow the module as far as it agrees with the graph."""
+        trial = self.resolve_conflicts(self.attempt({}))
         if not trial.agrees:
-            trial = self.attempt(zero_padding.everything(self.dependencies, self.rewritten.groups))
+            trial = self.attempt(zero_padding.full_widths(self.dependencies, self.rewritten.groups))
         if isinstance(trial.outcome, Exception):
             raise WriteBackError(
-                f"{type(self.module).__name__} disagrees with the rewritten graph, even with zeros in all the removed "
-                f"places{because(trial.outcome)}; use the rewritten graph, program.module(), instead"
+                f"{type(self.module).__name__} disagrees with the rewritten graph, even with zeros at all removed "
+                f"indices{because(trial.outcome)}; use the rewritten graph, program.module(), instead"
             ) from trial.outcome
-        return self.attempt(self._least(trial).widths) if trial.widths else trial
+        return self.attempt(self._without_needless(trial).widths) if trial.widths else trial
 
-    def settle(self, trial: _Trial) -> _Trial:
-        """As long as the module disagrees, widen what its own sizes contradict."""
+    def resolve_conflicts(self, trial: _Trial) -> _Trial:
+        """Pad the groups behind contradicting sizes, repeatedly, until the module agrees or no conflict is left."""
         while not trial.agrees:
-            wider = zero_padding.settled(trial.conflicts, self.dependencies, self._rows(trial.widths), trial.widths)
+            rows = self._rows(trial.widths)
+            wider = zero_padding.resolve_conflicts(trial.conflicts, self.dependencies, rows, trial.widths)
             if wider == trial.widths:
                 break
             trial = self.attempt(wider)
         return trial
 
-    def _least(self, trial: _Trial) -> _Trial:
-        """Take back every widening that is not needed, alone or together with others in the same module."""
+    def _without_needless(self, trial: _Trial) -> _Trial:
+        """Drop every padding that is not needed, alone or together with others in the same module."""
         reasons = dict[str, str]()
-        for kinds in zero_padding.bundles(trial.widths):
-            less = {kind: wider for kind, wider in trial.widths.items() if kind not in kinds}
-            if less == trial.widths:
+        for kinds in zero_padding.narrowing_candidates(trial.widths):
+            narrower = {kind: wider for kind, wider in trial.widths.items() if kind not in kinds}
+            if narrower == trial.widths:
                 continue
-            plain = self.attempt(less)
-            other = self.settle(plain)
-            if other.agrees and (other.small.count(), len(other.widths)) < (trial.small.count(), len(trial.widths)):
-                trial = other
-            if isinstance(plain.outcome, Exception):
-                why = dict.fromkeys(kinds, reason_of(plain.outcome).removesuffix("; nothing was saved"))
-                reasons = {**why, **reasons} if plain.conflicts else {**reasons, **why}  # contradictions say less
-        whys = {kind: replace(wider, why=wider.why or reasons[kind]) for kind, wider in trial.widths.items()}
-        return replace(trial, widths=whys)
+            first = self.attempt(narrower)
+            candidate = self.resolve_conflicts(first)
+            if candidate.agrees and candidate.size < trial.size:
+                trial = candidate
+            if isinstance(first.outcome, Exception):
+                messages = dict.fromkeys(kinds, reason_of(first.outcome).removesuffix("; nothing was saved"))
+                # an error without size conflicts is the more specific reason: it takes precedence
+                reasons = {**messages, **reasons} if first.conflicts else {**reasons, **messages}
+        explained = {kind: replace(wider, why=wider.why or reasons[kind]) for kind, wider in trial.widths.items()}
+        return replace(trial, widths=explained)
 
     def attempt(self, widths: zero_padding.Widths) -> _Trial:
-        """Make the module as narrow as that allows; where it then does not agree, it is as it was."""
+        """Narrow the module to these widths; restore it if it then disagrees with the graph."""
         self.undo.rollback()
-        original, small = self.rewritten.original, self._wider(widths)
-        assignments, conflicts = solve(wishes(self.module, self.uses, original, small))
+        original, small = self.rewritten.original, self._padded_program(widths)
+        assignments, conflicts = solve(size_constraints(self.module, self.uses, original, small))
         sizes = {name: len(rows[0]) for name, rows in self._rows(widths).items()}
         faults = list[Exception]()
         for factors in attention_scale.options(original, self.dependencies, sizes, small.fact(Rewritten).keep):
@@ -203,33 +214,33 @@ class _Search:
                 faults.append(outcome)
             self.undo.rollback()
             if not any(isinstance(fault, VerificationError) for fault in faults):
-                break  # it does not even run
+                break  # the forward fails before any numbers can be compared
         return _Trial(widths, small, faults[0], conflicts)
 
     def _outcome(self, values: Mapping[Slot, float]) -> Verification | Exception:
-        """How well the module agrees when its slots have these values; if it does not, they have their old ones."""
+        """Set the slots to these values and compare; on an error the old values are restored and it is returned."""
         mark = len(self.undo.steps)
         try:
             for slot, value in values.items():
                 if value != slot.value:
                     slot.put(self.undo, value)
-            set_sizes(self.undo, self.module, self.said, {(id(slot.owner), slot.key) for slot in values})
-            return self.agree()
-        except Exception as fault:  # a wrong size may raise whatever the module's code does not expect
+            set_sizes(self.undo, self.module, self.weight_sizes, {(id(slot.owner), slot.key) for slot in values})
+            return self.agreement()
+        except Exception as fault:  # a wrong size may raise any exception in the module's code
             self.undo.rollback(mark)
             return fault
 
-    def agree(self) -> Verification:
-        """Compare the module with the graph on fresh inputs; its buffers are as before afterwards."""
+    def agreement(self) -> Verification:
+        """Compare the module with the graph on random inputs; its buffers are restored afterwards."""
         with evaluation_mode(self.module):
-            found = [_agreement(self.module, case, seed) for seed, case in enumerate(self.cases)]
-        return max(found, key=lambda verification: verification.max_error)
+            verifications = [_agreement(self.module, case, seed) for seed, case in enumerate(self.cases)]
+        return max(verifications, key=lambda verification: verification.max_error)
 
     def _rows(self, widths: zero_padding.Widths) -> Any:
-        return zero_padding.widened(self.dependencies, self.rewritten.groups, widths)
+        return zero_padding.padded_rows(self.dependencies, self.rewritten.groups, widths)
 
-    def _wider(self, widths: zero_padding.Widths) -> Program:
-        """The program in which these kinds of groups are wider, with zeros."""
+    def _padded_program(self, widths: zero_padding.Widths) -> Program:
+        """The program with these kinds of groups padded with zeros to their widths."""
         if not widths:
             return self.program
         original = self.rewritten.original
@@ -248,23 +259,23 @@ class _Search:
 
 
 def changed_names(program: Program) -> list[str]:
-    """Parameters and buffers with new shapes or values."""
+    """Names of the parameters and buffers with new shapes or values."""
     rewritten, refits = program.fact(Rewritten), program.facts.get(Refits)
     refitted = refits.changed if refits else set()
     rotated = program.fact(Rotatable).changed if Rotatable in program.facts else frozenset()
     return sorted({*rewritten.keep, *rewritten.scales, *refitted, *rotated})
 
 
-def _follow_config(search: _Search, found: _Trial) -> str:
-    """Let a Hugging Face configuration say the new widths, if it can; return why it cannot."""
+def _follow_config(search: _Search, trial: _Trial) -> str:
+    """Update a Hugging Face configuration to the new widths; return the reason if that is not possible, else ""."""
     config = getattr(search.module, "config", None)
     if not is_config(config):
         return ""
-    named = copy.deepcopy(config)
-    named.architectures = [type(search.module).__name__]
+    probe = copy.deepcopy(config)
+    probe.architectures = [type(search.module).__name__]
     try:
-        new = config_widths.fit(named, found.small.shapes(), trials=CONFIGS)
-    except Exception as fault:  # a configuration may refuse to be built with whatever it likes
+        new = config_widths.fit(probe, trial.small.shapes(), trials=CONFIG_TRIALS)
+    except Exception as fault:  # the constructor of a configuration may raise any exception
         return reason_of(fault)
     mark = len(search.undo.steps)
     for name, value in vars(new).items():
@@ -272,7 +283,7 @@ def _follow_config(search: _Search, found: _Trial) -> str:
             search.undo.set_item(vars(config), name, value)
     if len(search.undo.steps) > mark:
         try:
-            search.agree()
+            search.agreement()
         except Exception as fault:
             search.undo.rollback(mark)
             return f"its forward reads the configuration{because(fault)}"

@@ -1,4 +1,4 @@
-"""Groups that a module cannot follow keep zeros in the removed places: wider plans, and the weights for them."""
+"""Zero padding of groups whose cut a module cannot express: wider plans, and the padded weights."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -14,44 +14,44 @@ from graphprune.writeback.literal_matching import Conflict, Literal
 
 @dataclass(frozen=True)
 class Wider:
-    """How wide the groups of a kind stay at least, and why."""
+    """Least width of the groups of a kind in the module, and the reason."""
 
     width: int
     why: str = ""
 
 
-#: Kinds of groups that stay wider.
+#: Padded kinds of groups, and their widths.
 Widths = Mapping[str, Wider]
 
 
-def everything(dependencies: Dependencies, groups: Mapping[str, Rows]) -> dict[str, Wider]:
-    """All kinds of groups that are cut as wide as they were, those whose cut removes most first."""
-    found: dict[str, int] = {}
-    saved: dict[str, int] = {}
+def full_widths(dependencies: Dependencies, groups: Mapping[str, Rows]) -> dict[str, Wider]:
+    """Original widths of all kinds of groups that are cut, those whose cut removes most parameters first."""
+    widths: dict[str, int] = {}
+    savings: dict[str, int] = {}
     for group, rows in _pairs(dependencies, groups):
-        found[group.kind] = max(group.size, found.get(group.kind, 0))
-        saved[group.kind] = saved.get(group.kind, 0) + group.cost.parameters * (group.size - len(rows[0]))
-    return {kind: Wider(found[kind]) for kind in sorted(found, key=lambda kind: -saved[kind])}
+        widths[group.kind] = max(group.size, widths.get(group.kind, 0))
+        savings[group.kind] = savings.get(group.kind, 0) + group.cost.parameters * (group.size - len(rows[0]))
+    return {kind: Wider(widths[kind]) for kind in sorted(widths, key=lambda kind: -savings[kind])}
 
 
-def bundles(widths: Widths) -> list[list[str]]:
-    """Kinds of groups to narrow again: all in one module, all but one in one module, and each alone."""
+def narrowing_candidates(widths: Widths) -> list[list[str]]:
+    """Sets of kinds to try without padding: all of one module, all but one of a module, and each alone."""
     modules: dict[str, list[str]] = {}
     for kind in widths:
         modules.setdefault(kind.rpartition(":")[0].rpartition(".")[0].rpartition(".")[0], []).append(kind)
-    several = [kinds for kinds in modules.values() if len(kinds) > 1]
-    but_one = [[kind for kind in kinds if kind != one] for kinds in several for one in kinds if len(kinds) > 2]
-    return [*several, *but_one, *([kind] for kind in widths)]
+    shared = [kinds for kinds in modules.values() if len(kinds) > 1]
+    all_but_one = [[kind for kind in kinds if kind != one] for kinds in shared for one in kinds if len(kinds) > 2]
+    return [*shared, *all_but_one, *([kind] for kind in widths)]
 
 
-def widened(dependencies: Dependencies, groups: Mapping[str, Rows], widths: Widths) -> dict[str, Rows]:
-    """What is kept when groups of these kinds stay wider: their own indices and the first others."""
-    found = {}
+def padded_rows(dependencies: Dependencies, groups: Mapping[str, Rows], widths: Widths) -> dict[str, Rows]:
+    """Retained indices of every group with padding to `widths`: its own, then the lowest removed ones."""
+    padded = {}
     for group, rows in _pairs(dependencies, groups):
         width = max(len(rows[0]), min(widths[group.kind].width if group.kind in widths else 0, group.size))
         if width < group.size:
-            found[group.name] = tuple(_filled(row, group.size, width) for row in rows)
-    return found
+            padded[group.name] = tuple(_filled(row, group.size, width) for row in rows)
+    return padded
 
 
 def _pairs(dependencies: Dependencies, groups: Mapping[str, Rows]) -> Iterator[tuple[Group, Rows]]:
@@ -65,7 +65,7 @@ def _filled(row: tuple[int, ...], size: int, width: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Padded(DerivedWeights):
-    """Narrow weights with zeros in the places that `wide` keeps and `keep` does not."""
+    """Narrow weights with zeros at the indices that `wide` retains and `keep` does not."""
 
     keep: KeepByName
     wide: KeepByName
@@ -80,26 +80,26 @@ class Padded(DerivedWeights):
         return tensor
 
 
-def settled(
-    conflicts: Iterable[Conflict], dependencies: Dependencies, groups: Mapping[str, Rows], now: Widths
+def resolve_conflicts(
+    conflicts: Iterable[Conflict], dependencies: Dependencies, groups: Mapping[str, Rows], current: Widths
 ) -> dict[str, Wider]:
-    """`now`, widened until literals that come of one slot are equal again, as far as one step tells."""
+    """Widths after one step of padding that makes literals computed from one slot equal again."""
     new = {group.prime: len(rows[0]) for group, rows in _pairs(dependencies, groups)}
-    found = dict(now)
+    widths = dict(current)
     for conflict in conflicts:
         widest = int(max(literal.after for literal in conflict.literals))
-        why = f"its forward has one size, {conflict.slot}, for it and for what stays {widest} wide"
+        why = f"its forward uses one size, {conflict.slot}, for it and for an axis of width {widest}"
         for literal in conflict.literals:
-            for kind, width in _behind(literal, widest, dependencies, new) if literal.after < widest else ():
-                if kind not in found or found[kind].width < width:
-                    found[kind] = Wider(width, why)
-    return found
+            for kind, width in _responsible_kinds(literal, widest, dependencies, new) if literal.after < widest else ():
+                if kind not in widths or widths[kind].width < width:
+                    widths[kind] = Wider(width, why)
+    return widths
 
 
-def _behind(
+def _responsible_kinds(
     literal: Literal, widest: int, dependencies: Dependencies, new: Mapping[Prime, int]
 ) -> Iterator[tuple[str, int]]:
-    """The kinds of groups that made a literal narrower, and how wide they must be instead."""
+    """Kinds of groups whose cut reduced a literal, with the widths that they need instead."""
     for axis in dependencies.axes_of(literal.node):
         cut = [p for p in primes(axis) if p in new]
         if axis.size == literal.before and cut:

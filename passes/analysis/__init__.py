@@ -1,4 +1,4 @@
-"""Analysis: groups of coupled axes, found by the rules of operators."""
+"""Analysis: groups of coupled axes, derived from the rules of operators."""
 
 from graphprune.registry import discover
 

@@ -1,4 +1,4 @@
-"""The pass that finds groups and says which of them may be cut."""
+"""The pass that finds the groups of coupled axes and selects those that may be cut."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -16,11 +16,11 @@ from graphprune.planning.facts import Eligible
 @PASSES.register("analyze")
 @dataclass(frozen=True)
 class Analyze(Pass):
-    """Find the groups, and which of them the destination can express.
+    """Find the groups of coupled axes, and those of them whose cut the destination can hold.
 
-    `destination`: ``free`` allows whatever the axes allow; ``per-layer`` and ``stock`` what the fields of the
-    configuration can say, each layer for itself or all alike. `protect` holds globs of parameters or groups to
-    leave alone. `exact_only` leaves out groups whose cut is not the same as zeroing.
+    `destination`: ``free`` allows every cut that the axes allow; ``per-layer`` and ``stock`` allow those that the
+    fields of the configuration can express, for each layer separately or for all layers alike. `protect` holds globs of
+    parameters or groups that must not be cut. `exact_only` excludes groups whose cut differs from zeroing.
     """
 
     name: ClassVar[str] = "analyze"
@@ -31,7 +31,7 @@ class Analyze(Pass):
     exact_only: bool = True
 
     def check(self) -> None:
-        """Refuse destinations that are none.
+        """Check the name of the destination.
 
         Raises:
             PlanError: if there is no destination of that name.
@@ -48,12 +48,12 @@ class Analyze(Pass):
         dependencies = program.facts.get(Dependencies) or analyze(program)
         self._require_matches(program, dependencies)
         destination = Destination.of(self.destination, program, dependencies)
-        possible = [
+        candidates = [
             g for g in dependencies.groups if (g.exact or not self.exact_only) and not self._protected(program, g)
         ]
-        survey = list(destination.survey(possible))
+        survey = list(destination.survey(candidates))
         refused = {kind: why for kind, widths, why in survey if not widths}
-        groups = tuple(group for group in possible if group.kind not in refused)
+        groups = tuple(group for group in candidates if group.kind not in refused)
         widths = {kind: widths for kind, widths, _ in survey if widths}
         return program.with_facts(dependencies, Eligible(groups, destination, refused, widths))
 
@@ -66,7 +66,7 @@ class Analyze(Pass):
                 raise PlanError(f"protect {glob!r} matches no parameter and no group; {hint(glob, program.shapes())}")
 
     def _protected(self, program: Program, group: Group) -> bool:
-        """Does a glob match the group, or any name of a parameter in which it stands?"""
+        """Whether a glob matches the group, or any name of one of its parameters."""
         stored = {place.parameter for place in group.places}
         names = [group.name, *stored, *(alias for alias, name in program.ties.items() if name in stored)]
         return any(matching(glob, names) for glob in self.protect)

@@ -1,4 +1,4 @@
-"""Axes flow through the graph: every operator's rule is asked once, in order."""
+"""Flow of axes through the graph: the rule of every operator is applied once, in order."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
@@ -27,20 +27,20 @@ VIEWS = {aten.expand.default, aten.reshape.default, aten.clone.default, aten.uns
 
 @dataclass(frozen=True)
 class Cached:
-    """Keys or values before they are repeated for their queries: their axes, and their bytes a token."""
+    """Keys or values before they are repeated for grouped queries: their axes, and bytes per token."""
 
     axes: Dims
     bytes_per_token: int
 
     @classmethod
     def of(cls, flow: "AxisFlow", value: fx.Node) -> "Cached":
-        """Follow a value back through operators that only view or repeat it, to where it is smallest."""
-        best, node = value, value
+        """Follow a value back through views and repeats to the smallest value."""
+        smallest, node = value, value
         while node.target in VIEWS and isinstance(node.args[0], fx.Node):
             node = node.args[0]
-            best = node if flow.size(node) < flow.size(best) else best
-        val = best.meta["val"]
-        return cls(flow.dims(best), prod(n for n in val.shape if isinstance(n, int)) * val.element_size())
+            smallest = node if flow.size(node) < flow.size(smallest) else smallest
+        val = smallest.meta["val"]
+        return cls(flow.dims(smallest), prod(n for n in val.shape if isinstance(n, int)) * val.element_size())
 
 
 @dataclass
@@ -67,7 +67,7 @@ class AxisFlow:
     node: fx.Node | None = None
 
     def run(self) -> "AxisFlow":
-        """Visit every node."""
+        """Apply the rules of all nodes, in order."""
         for node in self.program.graph.nodes:
             self.node = node
             self.values[node] = self._visit(node)
@@ -75,17 +75,17 @@ class AxisFlow:
         return self
 
     def dims(self, value: object) -> Dims:
-        """The axes of a value; none of a literal."""
-        found = self.values.get(value) if isinstance(value, fx.Node) else None
-        return found if found is not None else ()  # type: ignore[return-value]
+        """Axes of a value, one per dimension; none of a literal."""
+        dims = self.values.get(value) if isinstance(value, fx.Node) else None
+        return dims if dims is not None else ()  # type: ignore[return-value]
 
     def outputs(self, node: fx.Node) -> list[Dims]:
-        """The axes of every output of a node."""
-        found = self.values.get(node)
-        return found if isinstance(found, list) else [found] if found is not None else []
+        """Axes of every output of a node."""
+        dims = self.values.get(node)
+        return dims if isinstance(dims, list) else [dims] if dims is not None else []
 
     def flat(self, node: fx.Node) -> list[Axis]:
-        """The axes of a node, of one output after the other."""
+        """Axes of all outputs of a node in one list."""
         return algebra.flatten_outputs(self.values.get(node) or ())
 
     def fresh(self, node: fx.Node, pins: str = "") -> Dims:
@@ -101,17 +101,17 @@ class AxisFlow:
                 self.pin(axis, f"shapes cannot be aligned: {fault}")
 
     def pin(self, axis: Axis, why: str) -> None:
-        """Forbid a cut."""
+        """Forbid a cut of the axis."""
         if any(len(p.pins) < algebra.MAX_REASONS for p in primes(axis)):
-            algebra.pin(axis, self._say(why))
+            algebra.pin(axis, self._reason(why))
 
     def mark_inexact(self, axis: Axis, why: str) -> None:
         """Note that a cut of the axis changes the remaining values."""
-        self.inexact.append((axis, self._say(why)))
+        self.inexact.append((axis, self._reason(why)))
 
     def average(self, axis: Axis, operand: object) -> None:
-        """Note that a cut of the axis makes the result greater by a constant factor."""
-        self.averaged.append((axis, self._say("it is averaged here")))
+        """Note a mean: a cut of the axis multiplies the result by a constant factor."""
+        self.averaged.append((axis, self._reason("it is averaged here")))
         self.contract(axis, operand)
 
     def share_selection(self, inner: Iterable[Axis], outer: Iterable[Axis]) -> None:
@@ -139,13 +139,13 @@ class AxisFlow:
         self.row_partitions.add(value, axis, offsets)
 
     def has_row_partition(self, value: object, offsets: object) -> bool:
-        """Are the rows of a value partitioned by these offsets?"""
+        """Whether the rows of a value are partitioned by these offsets."""
         return self.row_partitions.holds(value, offsets)
 
     def contract(self, axis: Axis, *operands: object) -> None:
         """Note a sum over an axis."""
         self.summed.append((self.node, axis))
-        assert self.node is not None  # rules are asked while a node is visited
+        assert self.node is not None  # rules report only while their node is visited
         self.contractions.append((axis, operands, self.node))
 
     def count_macs(self, *axes: Axis) -> None:
@@ -160,13 +160,13 @@ class AxisFlow:
             self.roles[consumer.weight, dim].add("contracted" if dim == consumer.dim else "produced")
 
     def cache_kv(self, *values: object) -> None:
-        """Note keys and values, which a language model keeps for every token."""
+        """Note keys and values, which a language model stores for every token."""
         self.keys_and_values += values
 
     def produce(self, parameter: object, dim: int) -> None:
         """Note that a parameter produces an axis."""
-        if found := self.parameter_of(parameter):
-            self.roles[found[0], found[1][dim]].add("produced")
+        if source := self.parameter_of(parameter):
+            self.roles[source[0], source[1][dim]].add("produced")
 
     def parameter_of(self, value: object) -> tuple[str, tuple[int, ...]] | None:
         """The parameter behind a value that is only a transposed view of it."""
@@ -177,19 +177,19 @@ class AxisFlow:
             return (name, tuple(range(len(self.tensors[name])))) if name in self.program.parameters else None
         rule = RULES.get(value.target)
         order = rule.permutation(value, len(self.dims(value))) if rule else None
-        found = self.parameter_of(value.args[0]) if order else None  # no further than views go: a graph may be deep
-        return (found[0], tuple(found[1][i] for i in order)) if order and found else None
+        source = self.parameter_of(value.args[0]) if order else None  # only along views: a graph may be deep
+        return (source[0], tuple(source[1][i] for i in order)) if order and source else None
 
     def size(self, node: fx.Node) -> int:
-        """How many elements a value has."""
+        """Number of elements of a value."""
         return prod(axis.size for axis in self.dims(node))
 
     def numel(self, name: str) -> int:
-        """How many elements a parameter has."""
+        """Number of elements of a parameter."""
         return prod(axis.size for axis in self.tensors[name])
 
     def cached(self) -> list["Cached"]:
-        """The keys and values of every attention, as a cache would hold them."""
+        """Keys and values of every attention, as a cache stores them."""
         return [Cached.of(self, value) for value in self.keys_and_values if isinstance(value, fx.Node)]
 
     def _visit(self, node: fx.Node) -> Dims | list[Dims] | None:
@@ -225,7 +225,7 @@ class AxisFlow:
         self._follow(node, None)
 
     def _output_names(self, leaves: list[fx.Node]) -> list[str]:
-        """Names of the outputs as a user writes them: by their position in the structure."""
+        """Names of the outputs by their position in the output structure, as in ``['logits']``."""
         spec = getattr(getattr(self.program.graph._codegen, "pytree_info", None), "out_spec", None)
         if spec is None:
             return [leaf.name for leaf in leaves]
@@ -244,14 +244,14 @@ class AxisFlow:
         if node.target not in RULES:
             self.opaque[str(node.target)] += 1
             return self._opaque(node, f"{node.target} has no rule")
-        if _is_of_scalars(node):  # which have a dimension 0 for torch, and none here
+        if _has_only_scalars(node):  # torch lets them have a dimension 0, here they have none
             return self._opaque(node, "")
         try:
             result = RULES[node.target].axes(self, node)
         except Misaligned as fault:
             return self._opaque(node, str(fault))
-        except Exception as fault:  # a call that the rule did not foresee: named like an operator without one
-            why = f"{node.target} is called in a way that its rule does not know{because(fault)}"
+        except Exception as fault:  # a call that the rule does not cover counts as an operator without one
+            why = f"{node.target} is called in a way that its rule does not cover{because(fault)}"
             self.opaque[why] += 1
             return self._opaque(node, why)
         self._check(node, result)
@@ -259,15 +259,15 @@ class AxisFlow:
         return result
 
     def _follow(self, node: fx.Node, rule: Rule | None) -> None:
-        """Indices that are only moved stay indices; what others point into must stay as it is."""
+        """Propagate index values; pin the axes whose indices are used otherwise than by being moved."""
         for axis in self.pointers.follow(node, rule):
-            self.pin(axis, "its indices are computed with")
+            self.pin(axis, "its index values are used in a computation")
 
     def _check(self, node: fx.Node, result: Dims | list[Dims] | None) -> None:
-        """See that a rule's axes have the sizes of the value.
+        """Check that the axes of a rule have the sizes of the value.
 
         Raises:
-            AnalysisError: if they have not: the rule is wrong.
+            AnalysisError: if they do not: the rule is wrong.
         """
         val = node.meta["val"]
         pairs = zip(result, val, strict=True) if isinstance(result, list) else [(result or (), val)]
@@ -275,12 +275,12 @@ class AxisFlow:
             got, expected = [axis.size for axis in dims], [size_hint(size) for size in tensor.shape]
             if got != expected and not (isinstance(result, list) and not dims):
                 raise AnalysisError(
-                    f"the rule of {node.target} says shape {got} at {self._where()}, it is {expected}\n"
+                    f"the rule of {node.target} gives shape {got} at {self._location()}, expected {expected}\n"
                     f"{neighborhood(node)}\nPlease report it."
                 )
 
     def _opaque(self, node: fx.Node, why: str) -> Dims | list[Dims]:
-        """Pin everything that the node touches."""
+        """Pin all axes of the inputs and outputs of a node."""
         for value in node.all_input_nodes:
             for axis in self.flat(value):
                 self.pin(axis, why)
@@ -291,34 +291,34 @@ class AxisFlow:
         return [self._fresh(item, why) if isinstance(item, Tensor) else () for item in val]
 
     def _fresh(self, val: Tensor, pins: str) -> Dims:
-        reasons = [self._say(pins)] if pins else []
+        reasons = [self._reason(pins)] if pins else []
         dynamic = [DYNAMIC]
         return tuple(prime(size_hint(n), *reasons, *([] if isinstance(n, int) else dynamic)) for n in val.shape)
 
-    def say(self, why: str, node: fx.Node) -> str:
-        """The text of a reason that lies in a node; what it is made of is noted."""
-        text = f"{why}, at {where(node)}"
+    def reason_at(self, why: str, node: fx.Node) -> str:
+        """The text of a reason at a node; its parts are stored in `because`."""
+        text = f"{why}, at {location_of(node)}"
         if text not in self.because:
             self.because[text] = Reason.at(why, node)
         return text
 
-    def _say(self, why: str) -> str:
-        return self.say(why, self.node) if self.node else why
+    def _reason(self, why: str) -> str:
+        return self.reason_at(why, self.node) if self.node else why
 
-    def _where(self) -> str:
-        """The current node and its line of model code."""
-        return where(self.node) if self.node else ""
+    def _location(self) -> str:
+        """Name of the current node with its line of model code."""
+        return location_of(self.node) if self.node else ""
 
 
-def where(node: fx.Node) -> str:
-    """A node and its line of model code."""
+def location_of(node: fx.Node) -> str:
+    """Name of a node with its line of model code."""
     lines = (line.strip() for line in str(node.meta.get("stack_trace") or "").splitlines())
     frames = [line for line in lines if line.startswith("File ")]
-    own = [line for line in frames if "/torch/nn/" not in line] or frames  # torch's layers say little
-    return f"{node.name} {own[-1] if own else ''}".strip()
+    model_frames = [line for line in frames if "/torch/nn/" not in line] or frames  # torch's own frames say little
+    return f"{node.name} {model_frames[-1] if model_frames else ''}".strip()
 
 
-def _is_of_scalars(node: fx.Node) -> bool:
-    """Has nothing that a node reads or makes a dimension?"""
+def _has_only_scalars(node: fx.Node) -> bool:
+    """Whether all inputs and outputs of a node are scalars."""
     values = torch.utils._pytree.tree_leaves([n.meta.get("val") for n in (node, *node.all_input_nodes)])
     return not any(value.dim() for value in values if isinstance(value, Tensor))

@@ -1,4 +1,4 @@
-"""What a value is where an axis is masked: what is not zero there, and is summed, would not be exact."""
+"""Exactness of axes: values at masked indices must be zero wherever they are summed."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,31 +11,31 @@ from torch import fx
 from graphprune.axes.algebra import Axis, Prime, Product, primes, resolve
 from graphprune.axes.rule import MaskedArguments, Rule, Zeros
 from graphprune.passes.analysis.axis_flow import AxisFlow
-from graphprune.passes.analysis.index_values import parts
+from graphprune.passes.analysis.index_values import contributing_inputs
 from graphprune.registry import Registry
 
 
-def inexact(flow: AxisFlow, rules: Registry[Any, Rule]) -> Iterator[tuple[Prime, str]]:
-    """Primes whose masked indices leave a trace, and where: they are no numbers, or they are summed and not zero.
+def inexact_primes(flow: AxisFlow, rules: Registry[Any, Rule]) -> Iterator[tuple[Prime, str]]:
+    """Primes whose masked indices affect the outputs, with the reason: NaN, or a nonzero value that is summed.
 
-    Masked parameters are zero at the masked indices; from there numbers are followed through the graph.
+    Parameters are zero at masked indices; from these the values at masked indices are computed through the graph.
     """
-    zeros = _Follower(flow, rules)
-    lost = zeros.run()
-    while zeros.overwrite():  # the next call reads what this one wrote
-        lost = zeros.run()
-    for node, p in lost:
-        yield p, flow.say("it is a divisor here", node)
+    masked = _MaskedValues(flow, rules)
+    undefined = masked.run()
+    while masked.invalidate_overwritten():  # the next call reads the buffers that this one wrote
+        undefined = masked.run()
+    for node, p in undefined:
+        yield p, flow.reason_at("it is a divisor here", node)
     for axis, operands, place in flow.contractions:
         nodes = [value for value in operands if isinstance(value, fx.Node)]
         for p in set(primes(axis)):
-            if not p.pins and all(zeros.is_loud(node, p) for node in nodes):
-                yield p, flow.say("values that are not zero are summed over it", place)
+            if not p.pins and all(masked.may_be_nonzero(node, p) for node in nodes):
+                yield p, flow.reason_at("values that are not zero are summed over it", place)
 
 
 @dataclass
-class _Follower:
-    """For every value its free primes, and the number that it is where one of them is masked, as far as known."""
+class _MaskedValues:
+    """Free primes of every value, and the number at their masked indices where it is known."""
 
     flow: AxisFlow
     rules: Registry[Any, Rule]
@@ -44,27 +44,27 @@ class _Follower:
     unknown: set[tuple[str, Prime]] = field(default_factory=set)
 
     def run(self) -> list[tuple[fx.Node, Prime]]:
-        """Visit every node; return the primes of which no number is left, and where."""
+        """Visit every node; return the primes with values at masked indices that are not finite, and the nodes."""
         return [(node, p) for node in self.flow.program.graph.nodes for p in self.visit(node)]
 
-    def overwrite(self) -> bool:
-        """Forget the numbers of tensors into which others were written; is one forgotten that was known before?"""
+    def invalidate_overwritten(self) -> bool:
+        """Mark the numbers of overwritten tensors as unknown; return whether this is new for one of them."""
         before = len(self.unknown)
         for node in self.flow.program.graph.nodes:
             if node.target is torch.ops.aten.copy_.default:
                 target, source = node.args
-                self.unknown |= {(str(target.target), p) for p in self.primes[node] if self.is_loud(source, p)}
+                self.unknown |= {(str(target.target), p) for p in self.primes[node] if self.may_be_nonzero(source, p)}
         return len(self.unknown) > before
 
     def visit(self, node: fx.Node) -> list[Prime]:
-        """Note what the value is; return the primes of which no number is left."""
+        """Note the numbers of a value; return the primes with numbers that are not finite."""
         self.primes[node] = frozenset(p for axis in self.flow.flat(node) for p in primes(axis) if not p.pins)
         numbers = {p: self._number(node, p) for p in self.primes[node]}
         self.known[node] = {p: x for p, x in numbers.items() if x is not None and isfinite(x)}
         return [p for p, x in numbers.items() if x is not None and not isfinite(x)]
 
-    def is_loud(self, node: fx.Node, p: Prime) -> bool:
-        """May the value be another number than zero where the prime is masked?"""
+    def may_be_nonzero(self, node: fx.Node, p: Prime) -> bool:
+        """Whether the value may differ from zero at the masked indices of a prime."""
         return p in self.primes[node] and self.known[node].get(p) != 0
 
     def _number(self, node: fx.Node, p: Prime) -> float | None:
@@ -72,23 +72,23 @@ class _Follower:
             return None if (str(node.target), p) in self.unknown else 0.0
         rule = self.rules.get(node.target)
         if rule is None or self.flow.pointers.of(node) is not None:
-            return None  # of an index zero is a number like any other
-        holders = [n for n in parts(node, rule) if p in self.primes[n]]
+            return None  # an index of 0 is not neutral
+        holders = [n for n in contributing_inputs(node, rule) if p in self.primes[n]]
         dims = tuple(i for i, axis in enumerate(self.flow.dims(node)) if isinstance(axis, tuple) or p in primes(axis))
         known = {n: self.known[n][p] for n in holders if p in self.known[n]}
         repeated = frozenset(n for n in holders if self._is_repeated(n, p))
         inputs = MaskedArguments(known, frozenset(holders), dims, repeated)
         number = rule.masked_value(node, inputs)
-        spoilt = number is not None and isfinite(number) and self._spreads(node, rule, p, inputs)
-        return None if spoilt else number
+        ambiguous = number is not None and isfinite(number) and self._spreads(node, rule, p, inputs)
+        return None if ambiguous else number
 
     def _is_repeated(self, node: fx.Node, p: Prime) -> bool:
-        """Does the value hold the same numbers at every index of the prime?"""
+        """Whether the value has the same numbers at every index of the prime."""
         rule = self.rules.get(node.target)
         return rule is not None and rule.repeats and not any(p in self.primes[n] for n in node.all_input_nodes)
 
     def _spreads(self, node: fx.Node, rule: Rule, p: Prime, inputs: MaskedArguments) -> bool:
-        """Does the prime stand in more dimensions than before, so that one of them may be masked and the other not?"""
+        """Whether the prime occurs in more dimensions of the output, of which one may be masked and another not."""
         count = _count(self.flow, node, p)
         if count < 2 or (rule.zeros is Zeros.PRODUCT and all(inputs.number_of(n) == 0 for n in inputs.carriers)):
             return False
@@ -96,7 +96,7 @@ class _Follower:
 
 
 def _count(flow: AxisFlow, node: fx.Node, p: Prime) -> int:
-    """How often a prime stands side by side with itself in a value."""
+    """Number of dimensions of a value in which a prime occurs at once."""
     return max((sum(_times(axis, p) for axis in output) for output in flow.outputs(node)), default=0)
 
 

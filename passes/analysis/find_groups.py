@@ -1,4 +1,4 @@
-"""The analysis: which axes of the model are free, where they stand, and what each of their indices costs."""
+"""The analysis of a program: groups of coupled free axes, their dimensions, and the cost of an index."""
 
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Iterator, Mapping
@@ -15,31 +15,31 @@ from graphprune.axes.groups import Cost, Dependencies, Group, Pinned, Place, Ter
 from graphprune.axes.rule_helpers import size_hint
 from graphprune.ir.program import Program
 from graphprune.passes.analysis.axis_flow import AxisFlow
-from graphprune.passes.analysis.exactness import inexact
+from graphprune.passes.analysis.exactness import inexact_primes
 from graphprune.passes.analysis.labels import Labels
 from graphprune.passes.analysis.linked_axes import links
 from graphprune.passes.operators import RULES
 
-#: What was found for a graph, as long as the graph lives: planning, cutting and proving all ask for it.
-_known: WeakKeyDictionary[fx.Graph, dict[Hashable, Dependencies]] = WeakKeyDictionary()
+#: Results by graph, for the lifetime of the graph: planning, rewriting and verification all use them.
+_cache: WeakKeyDictionary[fx.Graph, dict[Hashable, Dependencies]] = WeakKeyDictionary()
 
 
 def analyze(program: Program) -> Dependencies:
-    """Find every group of coupled axes of `program`; asked again, the answer is the same object."""
-    known, key = _known.setdefault(program.graph, {}), (program.parameters, program.state)
-    if key not in known:
-        known[key] = analyze_afresh(program)
-    return known[key]
+    """Find every group of coupled axes of `program`; repeated calls return the same object."""
+    results, key = _cache.setdefault(program.graph, {}), (program.parameters, program.state)
+    if key not in results:
+        results[key] = analyze_uncached(program)
+    return results[key]
 
 
-def analyze_afresh(program: Program) -> Dependencies:
-    """The same, found again."""
+def analyze_uncached(program: Program) -> Dependencies:
+    """Analyze `program` without the cache."""
     flow = AxisFlow(program).run()
     places = _places(flow)
     averaged = {p: why for axis, why in reversed(flow.averaged) for p in primes(axis)}
-    linked = links(flow, places)
-    finder = _Finder(flow, places, _inexact(flow), averaged, linked, _leasts(flow), Labels(flow, places, linked))
-    groups = tuple(finder.groups())
+    linked, least = links(flow, places), _least_widths(flow)
+    builder = _GroupBuilder(flow, places, _inexact(flow), averaged, linked, least, Labels(flow, places, linked))
+    groups = tuple(builder.groups())
     return Dependencies(
         groups=groups,
         pinned=tuple(_pinned(flow)),
@@ -48,7 +48,7 @@ def analyze_afresh(program: Program) -> Dependencies:
         values={node.name: value for node, value in flow.values.items() if value is not None},
         tensors=flow.tensors,
         products=tuple(_products(flow)),
-        terms={"macs": tuple(_macs(flow)), "kv_cache": tuple(_kept_for_tokens(flow))},
+        terms={"macs": tuple(_mac_terms(flow)), "kv_cache": tuple(_kv_cache_terms(flow))},
         parameters=frozenset(flow.tensors) & program.parameters,
         because=flow.because,
         kv_cache_bytes=sum(value.bytes_per_token for value in flow.cached()),
@@ -56,8 +56,8 @@ def analyze_afresh(program: Program) -> Dependencies:
 
 
 @dataclass(frozen=True)
-class _Finder:
-    """What is known about every prime, gathered into groups."""
+class _GroupBuilder:
+    """Builds groups from the properties of all primes."""
 
     flow: AxisFlow
     places: Mapping[Prime, list[tuple[str, int]]]
@@ -68,8 +68,8 @@ class _Finder:
     labels: Labels
 
     def groups(self) -> Iterator[Group]:
-        """A group for every free prime that stands in a parameter, in the order of the parameters."""
-        free = [p for p, where in self.places.items() if p.size and not p.pins and self._is_in_parameter(where)]
+        """A group for every free prime that occurs in a parameter, in the order of the parameters."""
+        free = [p for p, places in self.places.items() if p.size and not p.pins and self._is_in_parameter(places)]
         costs = Costs(self.flow)
         names = {p: self._name(p) for p in free}
         for p in free:
@@ -90,15 +90,15 @@ class _Finder:
                 prime=p,
             )
 
-    def _is_in_parameter(self, where: list[tuple[str, int]]) -> bool:
-        return any(name in self.flow.program.parameters for name, _ in where)
+    def _is_in_parameter(self, places: list[tuple[str, int]]) -> bool:
+        return any(name in self.flow.program.parameters for name, _ in places)
 
     def _name(self, p: Prime) -> str:
-        """The first parameter and dimension that it stands in, and its position there if it is not alone."""
-        first = [place for place in self.places[p] if place[0] in self.flow.program.parameters]
-        name, dim = next((w for w in first if "produced" in self.flow.roles[w]), first[0])
-        inside = list(dict.fromkeys(primes(self.flow.tensors[name][dim])))
-        return f"{name}:{dim}" + (f".{inside.index(p)}" if len(inside) > 1 else "")
+        """The first parameter and dimension of a prime, and its position there if it is not the only one."""
+        in_parameters = [place for place in self.places[p] if place[0] in self.flow.program.parameters]
+        name, dim = next((w for w in in_parameters if "produced" in self.flow.roles[w]), in_parameters[0])
+        primes_of_dim = list(dict.fromkeys(primes(self.flow.tensors[name][dim])))
+        return f"{name}:{dim}" + (f".{primes_of_dim.index(p)}" if len(primes_of_dim) > 1 else "")
 
     def _place(self, name: str, dim: int) -> Place:
         roles = "+".join(sorted(self.flow.roles[name, dim])) or "carried"
@@ -107,34 +107,34 @@ class _Finder:
 
 @dataclass(frozen=True)
 class Costs:
-    """What one index of an axis costs, from the places where it stands."""
+    """Cost per index of an axis, from the parameters in which it occurs."""
 
     flow: AxisFlow
 
-    def of(self, p: Prime, where: Iterable[tuple[str, int]]) -> Cost:
+    def of(self, p: Prime, places: Iterable[tuple[str, int]]) -> Cost:
         """The cost of one index of `p`."""
-        own = {name for name, _ in where if name in self.flow.program.parameters}
-        parameters = sum(self.flow.numel(name) // p.size for name in own)
-        macs = sum(self.flow.numel(name) // p.size * self._uses[name] for name in own)
+        names = {name for name, _ in places if name in self.flow.program.parameters}
+        parameters = sum(self.flow.numel(name) // p.size for name in names)
+        macs = sum(self.flow.numel(name) // p.size * self._uses[name] for name in names)
         return Cost(parameters, macs, self._bytes[p])
 
     @cached_property
     def _uses(self) -> Counter[str]:
-        """How many linear maps there are with each weight."""
+        """Number of linear operators with each weight."""
         return Counter(consumer.weight for consumer in self.flow.consumers)
 
     @cached_property
     def _bytes(self) -> Counter[Prime]:
-        """Bytes a token of one index, in keys and values as they are before they are repeated for their queries."""
-        found: Counter[Prime] = Counter()
+        """Bytes per token of one index, in keys and values before they are repeated for grouped queries."""
+        bytes_per_index: Counter[Prime] = Counter()
         for value in self.flow.cached():
             for p in {p for axis in value.axes for p in primes(axis)}:
-                found[p] += value.bytes_per_token // p.size
-        return found
+                bytes_per_index[p] += value.bytes_per_token // p.size
+        return bytes_per_index
 
 
 def _places(flow: AxisFlow) -> dict[Prime, list[tuple[str, int]]]:
-    """Where every prime stands: in which dimensions of which parameters and buffers."""
+    """Dimensions of parameters and buffers in which every prime occurs."""
     places: dict[Prime, list[tuple[str, int]]] = defaultdict(list)
     used = flow.program.names(node for node in flow.program.tensors() if node.users)
     for name, dims in flow.tensors.items():
@@ -145,33 +145,33 @@ def _places(flow: AxisFlow) -> dict[Prime, list[tuple[str, int]]]:
 
 
 def _products(flow: AxisFlow) -> Iterator[Axis]:
-    """The axes that are contracted without a parameter, as those of queries and keys."""
+    """Axes that are contracted between activations, such as the head dim of queries and keys."""
     for axis, operands, _ in flow.contractions:
         if len(operands) > 1 and not any(flow.parameter_of(value) for value in operands):
             yield axis
 
 
-def _macs(flow: AxisFlow) -> Iterator[Term]:
-    """Every weight of a linear map, and how often an element of it is multiplied for the example inputs; and products
-    of activations, such as those of attention."""
+def _mac_terms(flow: AxisFlow) -> Iterator[Term]:
+    """Terms of the multiply-accumulates for the example inputs: weights of linear operators, with the number of uses
+    of an element, and products of activations, such as those of attention."""
     nodes = {node.name: node for node in flow.program.graph.nodes}
     for consumer in (c for c in flow.consumers if flow.numel(c.weight)):
-        made = pytree.tree_leaves(nodes[consumer.node].meta["val"])[0]
+        output = pytree.tree_leaves(nodes[consumer.node].meta["val"])[0]
         rows = flow.numel(consumer.weight) / (flow.tensors[consumer.weight][consumer.dim].size * consumer.taps)
-        yield Term(flow.tensors[consumer.weight], prod(size_hint(size) for size in made.shape) / rows)
-    mapped = {consumer.node for consumer in flow.consumers}
-    yield from (Term(axes) for node, axes in flow.multiplied if node.name not in mapped)
+        yield Term(flow.tensors[consumer.weight], prod(size_hint(size) for size in output.shape) / rows)
+    linear = {consumer.node for consumer in flow.consumers}
+    yield from (Term(axes) for node, axes in flow.multiplied if node.name not in linear)
 
 
-def _kept_for_tokens(flow: AxisFlow) -> Iterator[Term]:
-    """Keys and values as they are kept for every token: the axes that are not sizes of the input."""
+def _kv_cache_terms(flow: AxisFlow) -> Iterator[Term]:
+    """Terms of the key/value cache in bytes per token: the axes of keys and values that are not sizes of the input."""
     for value in flow.cached():
         static = tuple(axis for axis in value.axes if not all(p.pins for p in primes(axis)))
         yield Term(static, value.bytes_per_token / prod(axis.size for axis in static))
 
 
 def _pinned(flow: AxisFlow) -> Iterator[Pinned]:
-    """Every pinned prime of a parameter, with its reasons."""
+    """Pinned primes of the parameters, with their reasons."""
     for name, dims in flow.tensors.items():
         if name not in flow.program.parameters:
             continue
@@ -182,33 +182,33 @@ def _pinned(flow: AxisFlow) -> Iterator[Pinned]:
 
 
 def _inexact(flow: AxisFlow) -> dict[Prime, str]:
-    """Primes whose cut changes more than zeroing them would, and why."""
+    """Primes whose cut differs from zeroing, with the reason."""
     why = {p: reason for axis, reason in reversed(flow.inexact) for p in primes(axis)}
-    for p, reason in inexact(flow, RULES):
+    for p, reason in inexact_primes(flow, RULES):
         why.setdefault(p, reason)
     return why
 
 
-def _leasts(flow: AxisFlow) -> dict[Prime, tuple[int, int]]:
-    """How many indices of a prime must stay, and of what they are a multiple.
+def _least_widths(flow: AxisFlow) -> dict[Prime, tuple[int, int]]:
+    """Least number of retained indices of a prime, and the number of which it must be a multiple.
 
-    Of a composite enough stay if they do of every prime in it.
+    A requirement on a composite axis is imposed on each of its primes, which is sufficient.
     """
-    found: dict[Prime, tuple[int, int]] = {}
+    least_widths: dict[Prime, tuple[int, int]] = {}
     for axis, count, unit in flow.leasts:
         for p in primes(axis):
-            old, multiple = found.get(p, (1, 1))
+            previous, multiple = least_widths.get(p, (1, 1))
             multiple = lcm(multiple, unit)
-            found[p] = max(old, min(p.size, max(count, multiple))), multiple
-    return found
+            least_widths[p] = max(previous, min(p.size, max(count, multiple))), multiple
+    return least_widths
 
 
 def _inner(axis: Axis, p: Prime) -> int:
-    """How many elements lie inside one index of `p` in a dimension."""
+    """Number of elements inside one index of `p` in a dimension."""
     axis = resolve(axis)
     if isinstance(axis, Product):
-        at = next(i for i, part in enumerate(axis.parts) if p in primes(part))
-        return prod(part.size for part in axis.parts[at + 1 :]) * _inner(axis.parts[at], p)
+        position = next(i for i, part in enumerate(axis.parts) if p in primes(part))
+        return prod(part.size for part in axis.parts[position + 1 :]) * _inner(axis.parts[position], p)
     if isinstance(axis, Sum):
         return gcd(*(_inner(part, p) for part in axis.parts if p in primes(part)))
     return 1

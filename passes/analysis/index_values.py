@@ -1,4 +1,4 @@
-"""Which values hold indices, and which axis they are indices into."""
+"""Index values: values that hold indices, with the axis into which they point."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,10 +18,10 @@ COPIES = {aten.clone.default, aten._to_copy.default, aten.alias.default, aten.de
 
 @dataclass
 class Pointers:
-    """What picks indices of an axis, a `topk` say, and what only moves them, makes values that point into the axis.
+    """Values that point into an axis: results of operators that select indices, such as `topk`, moved by others.
 
-    Such values may look up the same axis elsewhere: both are cut alike, so that they mean the same before and after.
-    Whatever else is done with them would see other numbers after a cut.
+    Such values may index other values with the same axis: both are cut alike, so that their meaning is unchanged. Any
+    other use would see different numbers after a cut.
     """
 
     table: dict[tuple[fx.Node, int], Axis] = field(default_factory=dict)
@@ -35,47 +35,47 @@ class Pointers:
         return self.table.get((value, 0)) if isinstance(value, fx.Node) else None
 
     def follow(self, node: fx.Node, rule: Rule | None) -> Sequence[Axis]:
-        """Note what becomes of the indices among the inputs of a node.
+        """Propagate the indices among the inputs of a node to its outputs.
 
-        Returns the axes whose indices are computed with, or leave the graph.
+        Returns the axes whose indices are used in a computation or are graph outputs.
         """
         if node.target is getitem:
-            found = self.table.get(cast(tuple[fx.Node, int], node.args))
-            self._pass(node, [] if found is None else [found])
+            pointee = self.table.get(cast(tuple[fx.Node, int], node.args))
+            self._propagate(node, [] if pointee is None else [pointee])
             return ()
-        values = list(parts(node, rule))
+        values = list(contributing_inputs(node, rule))
         pointed = [axis for value in values if (axis := self.of(value)) is not None]
-        if rule is not None and _moves(node, rule) and len(pointed) == len(values) and _are_one(pointed):
-            self._pass(node, pointed)
+        if rule is not None and _only_moves(node, rule) and len(pointed) == len(values) and _have_same_primes(pointed):
+            self._propagate(node, pointed)
             return ()
         return pointed
 
-    def _pass(self, node: fx.Node, axes: Sequence[Axis]) -> None:
-        """The outputs point where the inputs did, but for those of which the rule knows better."""
+    def _propagate(self, node: fx.Node, axes: Sequence[Axis]) -> None:
+        """Let the outputs point into the axis of the inputs, unless the rule has set another one."""
         val = node.meta["val"]
         for axis in axes[:1]:
             for output in range(1 if isinstance(val, Tensor) else len(val)):
                 self.table.setdefault((node, output), axis)
 
 
-def parts(node: fx.Node, rule: Rule | None) -> Iterator[fx.Node]:
-    """The values of which the result is made: all inputs but those that only select."""
+def contributing_inputs(node: fx.Node, rule: Rule | None) -> Iterator[fx.Node]:
+    """Inputs that contribute values to the result: all but those that only select."""
     selects = rule.selects if rule else ()
     if not selects:
         yield from node.all_input_nodes
         return
-    chosen = [[argument for i, argument in enumerate(node.args) if i not in selects], list(node.kwargs.values())]
-    for leaf in pytree.tree_leaves(chosen):
+    arguments = [[argument for i, argument in enumerate(node.args) if i not in selects], list(node.kwargs.values())]
+    for leaf in pytree.tree_leaves(arguments):
         if isinstance(leaf, fx.Node):
             yield leaf
 
 
-def _moves(node: fx.Node, rule: Rule) -> bool:
-    """Are the numbers of the result those of the inputs?"""
+def _only_moves(node: fx.Node, rule: Rule) -> bool:
+    """Whether the numbers of the result are those of the inputs."""
     return rule.zeros is Zeros.MOVED or node.target in COPIES
 
 
-def _are_one(axes: Sequence[Axis]) -> bool:
-    """Do they consist of the same primes?"""
+def _have_same_primes(axes: Sequence[Axis]) -> bool:
+    """Whether the axes consist of the same primes."""
     first, *others = [list(primes(axis)) for axis in axes] or [[]]
     return all(other == first for other in others)

@@ -1,9 +1,9 @@
-"""Averages over a cut axis have fewer terms: the factor is followed to a parameter that can take it.
+"""Rescaling of means over a cut axis: their factor is propagated to a parameter that absorbs it.
 
-A mean over k of d indices is d/k times the mean with zeros in the place of the others. In an RMS norm,
-``x / sqrt(mean(x**2) + eps) * w``, that factor passes the square root and ends in ``w``, and ``eps`` takes it on the
-way: with ``w * sqrt(d/k)`` and ``eps * d/k`` the narrow norm gives the numbers of the masked one. Where no parameter
-can take a factor, it is divided out in the graph.
+A mean over k of d indices is d/k times the mean with zeros at the removed indices. In an RMS norm,
+``x / sqrt(mean(x**2) + eps) * w``, this factor passes through the square root to ``w``, and ``eps`` is multiplied by
+it: with ``w * sqrt(d/k)`` and ``eps * d/k`` the narrow norm gives the numbers of the masked one. Where no parameter can
+absorb a factor, it is divided out in the graph.
 """
 
 from collections import Counter
@@ -23,7 +23,7 @@ aten = torch.ops.aten
 
 @dataclass
 class Rescaling:
-    """One walk over a rewritten graph; `old` maps its nodes to those of `program`."""
+    """One pass over a rewritten graph; `old` maps its nodes to those of `program`."""
 
     program: Program
     cut: Cut
@@ -32,9 +32,9 @@ class Rescaling:
     weights: dict[str, float] = field(default_factory=dict)
 
     def run(self, graph: fx.Graph) -> "Rescaling":
-        """Follow every factor; what parameters took is in `weights`."""
+        """Propagate every factor; `weights` then holds the factors by which parameters are to be multiplied."""
         users = Counter(self._name(n) for node in graph.nodes for n in node.all_input_nodes if n.op == "get_attr")
-        self.lone = {name for name, count in users.items() if count == 1 and name in self.program.parameters}
+        self.exclusive = {name for name, count in users.items() if count == 1 and name in self.program.parameters}
         for node in list(graph.nodes):
             if node.op in ("call_function", "output"):
                 self._visit(node)
@@ -56,7 +56,7 @@ class Rescaling:
         self._note(node, factor * gain)
 
     def _scale(self, rule: Rule | None, node: fx.Node) -> float | None:
-        """The factor of a node, before its own gain; a number that is added takes the factor too."""
+        """The factor of a node without its own gain; an added number is multiplied by it, too. None if undefined."""
         if rule is None:
             return None
         if (factor := rule.scale(node, self._factor)) is not None:
@@ -70,20 +70,21 @@ class Rescaling:
         return factor
 
     def _absorb(self, rule: Rule, node: fx.Node, gain: float) -> None:
-        """Let a parameter that is used nowhere else, and in which the result is linear, take all of the factor."""
+        """Let a parameter that has no other use, and in which the result is linear, absorb the whole factor."""
         operands = [node.args[i] for i in rule.linear_in if i < len(node.args)]
-        takers = [v for v in operands if isinstance(v, fx.Node) and v.op == "get_attr" and self._name(v) in self.lone]
+        parameters = [value for value in operands if isinstance(value, fx.Node) and value.op == "get_attr"]
+        absorbing = [value for value in parameters if self._name(value) in self.exclusive]
         for value in operands:
             gain *= self._factor(value)
-        if takers and not isclose(gain, 1.0):
-            self.weights[self._name(takers[0])] = self.factors[takers[0]] = 1 / gain
+        if absorbing and not isclose(gain, 1.0):
+            self.weights[self._name(absorbing[0])] = self.factors[absorbing[0]] = 1 / gain
 
     def _divide(self, node: fx.Node, value: fx.Node) -> None:
-        """Take the factor out of an input of a node that cannot pass it on."""
+        """Divide the factor out of an input of a node that cannot pass it on."""
         with node.graph.inserting_before(node):
-            plain = node.graph.call_function(aten.mul.Tensor, (value, 1 / self.factors[value]))
-        plain.meta = dict(value.meta)
-        node.replace_input_with(value, plain)
+            rescaled = node.graph.call_function(aten.mul.Tensor, (value, 1 / self.factors[value]))
+        rescaled.meta = dict(value.meta)
+        node.replace_input_with(value, rescaled)
 
     def _note(self, node: fx.Node, factor: float) -> None:
         if not isclose(factor, 1.0):

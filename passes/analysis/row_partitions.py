@@ -7,7 +7,7 @@ from torch import fx
 
 from graphprune.axes.algebra import Axis, primes
 from graphprune.axes.rule import Dims, Rule
-from graphprune.passes.analysis.index_values import parts
+from graphprune.passes.analysis.index_values import contributing_inputs
 
 
 @dataclass
@@ -24,18 +24,19 @@ class RowPartitions:
         self.table[node] = axis, offsets
 
     def holds(self, value: object, offsets: object) -> bool:
-        """Are the rows of a value partitioned by these offsets?"""
+        """Whether the rows of a value are partitioned by these offsets."""
         partition = self.table.get(value) if isinstance(value, fx.Node) else None
         return partition is not None and partition[1] is offsets
 
     def follow(self, node: fx.Node, rule: Rule | None, outputs: Callable[[fx.Node], Sequence[Dims]]) -> None:
         """Carry a partition over to the result of an operator that works row by row."""
-        partitioned = [n for n in parts(node, rule) if n in self.table] if rule is not None and rule.rowwise else []
+        rowwise = rule is not None and rule.rowwise
+        partitioned = [n for n in contributing_inputs(node, rule) if n in self.table] if rowwise else []
         rows = [_rows(dims) for n in (node, *partitioned) for dims in outputs(n)]
         if len({id(self.table[n][1]) for n in partitioned}) == 1 and all(each == rows[0] for each in rows):
             self.table.setdefault(node, self.table[partitioned[0]])
 
 
 def _rows(dims: Dims) -> object:
-    """How many dimensions there are, and what the first is."""
+    """Key of a value's rows: the number of dimensions, and the primes of the first."""
     return len(dims), list(primes(dims[0])) if dims else []

@@ -19,7 +19,7 @@ from graphprune.pipeline import PASSES, Pass, Timings
 from graphprune.planning.facts import Eligible
 from graphprune.planning.plan import Plan
 from graphprune.statistics.collector import Calibration
-from graphprune.writeback.module import drop_back
+from graphprune.writeback.module import write_back_dropped
 
 
 @PASSES.register("drop-blocks")
@@ -147,7 +147,7 @@ def drop(program: Program, names: Sequence[str]) -> Program:
     whole = [unit.name for unit in chosen if unit.whole]
     small = _renumbered(reduced, whole)
     source = small.source and replace(small.source, dropped=(*small.source.dropped, *whole))
-    follow = partial(drop_back, entries=tuple(whole)) if len(whole) == len(chosen) else None
+    follow = partial(write_back_dropped, entries=tuple(whole)) if len(whole) == len(chosen) else None
     blocks = tuple(unit.name for unit in chosen)
     fact = Dropped(program, blocks, follow)
     plan = Plan(small.fingerprint(), {}, {}, {}, blocks)

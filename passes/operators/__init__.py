@@ -1,4 +1,4 @@
-"""Operator rules: one family a file, each rule registered for the operators that it describes."""
+"""Operator rules, one family per file, each registered for the operators that it describes."""
 
 from collections.abc import Callable
 from typing import Any
@@ -8,7 +8,7 @@ from graphprune.registry import Registry, discover
 
 
 class Rules(Registry[Any, Rule]):
-    """Rules by operator; operators of packages that may not be loaded stand in it by their names."""
+    """Rules by operator; operators of packages that may not be loaded are registered by name."""
 
     def __getitem__(self, name: Any) -> Rule:
         return super().__getitem__(self._key(name))
@@ -28,13 +28,13 @@ RULES = Rules("operator rule")
 
 
 def rule(*operators: Any) -> Callable[[type[Rule]], type[Rule]]:
-    """Register a rule that takes no options for `operators`."""
+    """Register a rule without options for `operators`."""
 
-    def keep(kind: type[Rule]) -> type[Rule]:
+    def register(kind: type[Rule]) -> type[Rule]:
         RULES.register(*operators)(kind())
         return kind
 
-    return keep
+    return register
 
 
 discover(__name__, __path__)

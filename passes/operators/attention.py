@@ -1,4 +1,4 @@
-"""Fused attention: heads are shared by query, key and value, the rest is contracted."""
+"""Fused attention: queries, keys and values share heads; the head dim is contracted."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -19,11 +19,11 @@ aten = torch.ops.aten
 class Attention(Rule):
     """``q (... h s d), k (... h t d), v (... h t e) -> (... h s e)``, k and v with fewer heads for grouped queries."""
 
-    summands = (2,)  # a masked query is no zero, but the mean of the values
+    summands = (2,)  # the output of a masked query is the mean of the values, not zero
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         (*lead_q, s, d), (*lead_k, t, dk), (*lead_v, tv, e) = (flow.dims(value) for value in node.args[:3])
-        heads: list[Axis] = []  # those of the query, where they are more than those of key and value
+        heads: list[Axis] = []  # query heads, if there are more than key/value heads
         if argument(node, 7, "enable_gqa", False):
             heads.append(lead_q[-1])
             lead_q[-1] = factor(lead_q[-1], lead_k[-1].size)[0]
@@ -33,20 +33,20 @@ class Attention(Rule):
         flow.unify(t, tv)
         flow.contract(d, *node.args[:2])
         flow.share_selection([d, e], [s, t])
-        flow.mark_inexact(t, "attention is normalised along it")
+        flow.mark_inexact(t, "attention is normalized along it")
         for axis in (s, t) if argument(node, 5, "is_causal", False) else ():
             flow.pin(axis, "the order of its indices matters here")
         lead[-1:] = heads or lead[-1:]
         flow.count_macs(*lead, s, t, d)
         flow.count_macs(*lead, s, t, e)
         if (mask := argument(node, 3, "attn_mask")) is not None:
-            _masked(flow, [*lead, s, t], flow.dims(mask))
+            _broadcast_mask(flow, [*lead, s, t], flow.dims(mask))
         return *lead, s, e
 
     def rebuild(self, cut: Cut, node: fx.Node) -> OpCall:
         kwargs = dict(node.kwargs)
         if argument(node, 6, "scale") is None:
-            # The default is the root of the head size as it was; a cut must not change it.
+            # The default depends on the head dim; a cut must not change it.
             kwargs["scale"] = cut.dims(node.args[0])[-1].size ** -0.5
         return OpCall(node.target, node.args[:6], kwargs)
 
@@ -55,8 +55,8 @@ class Attention(Rule):
         yield Example(SelfAttention(heads=4, groups=2), (torch.randn(2, 5, 6),))
 
 
-def _masked(flow: Flow, scores: list[Any], mask: Dims) -> None:
-    """A mask meets the scores by broadcasting."""
+def _broadcast_mask(flow: Flow, scores: list[Any], mask: Dims) -> None:
+    """Broadcast a mask with the scores."""
     for score, axis in zip(reversed(scores), reversed(mask), strict=False):
         broadcast_axis(flow, [score, axis])
 

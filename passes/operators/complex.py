@@ -1,4 +1,4 @@
-"""Complex numbers: pairs of real ones along a last dimension that is always two."""
+"""Complex numbers: pairs of real ones along a last dimension of size 2."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,7 +12,7 @@ from graphprune.axes.rule_helpers import broadcast
 from graphprune.passes.operators import RULES, rule
 
 aten = torch.ops.aten
-PAIR = "real and imaginary parts lie along it"
+PAIR = "it holds real and imaginary parts"
 
 
 class ToComplex(Rule):
@@ -46,7 +46,7 @@ RULES.register(aten.view_as_real.default, aten.view_as_real_copy.default)(ToReal
 
 @rule(aten.complex.default)
 class FromParts(Rule):
-    """Real and imaginary part."""
+    """A complex value from its real and imaginary part."""
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         return broadcast(flow, [flow.dims(value) for value in node.args[:2]])
@@ -57,7 +57,7 @@ class FromParts(Rule):
 
 @rule(aten.polar.default)
 class Polar(FromParts):
-    """Length and angle: a length of zero is enough for a zero."""
+    """A complex value from length and angle: it is zero where the length is."""
 
     selects = (1,)
 
@@ -66,7 +66,7 @@ class Polar(FromParts):
 
 
 class ComplexPart(Rule):
-    """One part of a complex number, or its conjugate: zero where the number is."""
+    """The real part, imaginary part or conjugate of a complex value: zero where the value is."""
 
     degree = 1.0
 
@@ -84,7 +84,7 @@ RULES.register(
 
 
 class _Rotary(nn.Module):
-    """An example: pairs of channels turned by angles that grow with the position."""
+    """An example: pairs of channels rotated by angles proportional to the position."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,17 +93,17 @@ class _Rotary(nn.Module):
 
     def forward(self, x: Tensor) -> Any:
         angles = torch.arange(5)[:, None] * self.frequencies
-        turn = torch.polar(torch.ones_like(angles), angles)[:, None]
-        q, k = (self._turned(y, turn) for y in (self.q(x), self.k(x)))
+        rotation = torch.polar(torch.ones_like(angles), angles)[:, None]
+        q, k = (self._rotated(y, rotation) for y in (self.q(x), self.k(x)))
         return torch.softmax(q @ k.transpose(1, 2), -1) @ self.v(x)
 
-    def _turned(self, y: Tensor, turn: Tensor) -> Tensor:
+    def _rotated(self, y: Tensor, rotation: Tensor) -> Tensor:
         pairs = torch.view_as_complex(y.reshape(-1, 5, 2, 4, 2))
-        return torch.view_as_real(pairs * turn).flatten(2)
+        return torch.view_as_real(pairs * rotation).flatten(2)
 
 
 class _Parts(nn.Module):
-    """An example: the parts of a complex product, apart."""
+    """An example: real and imaginary part of a complex product."""
 
     def __init__(self) -> None:
         super().__init__()

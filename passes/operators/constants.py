@@ -1,4 +1,4 @@
-"""Values made from nothing: uniform ones follow a cut, all others stay."""
+"""Tensors created in the graph: constant ones follow a cut, all others are pinned."""
 
 from collections.abc import Iterator
 from math import isfinite
@@ -14,7 +14,7 @@ aten = torch.ops.aten
 
 
 class ConstantFill(Rule):
-    """One number everywhere: its sizes are literals."""
+    """A tensor filled with one number; `sizes` is the argument position of its literal sizes."""
 
     def __init__(self, sizes: int) -> None:
         self.sizes = sizes
@@ -45,8 +45,8 @@ RULES.register(aten.new_ones.default, aten.new_zeros.default, aten.new_full.defa
 )
 
 
-class Generated(Rule):
-    """Numbers that differ from index to index."""
+class GeneratedTensor(Rule):
+    """A tensor whose numbers depend on the index."""
 
     zeros = Zeros.LOST
 
@@ -60,12 +60,12 @@ class Generated(Rule):
 RULES.register(
     aten.arange.default, aten.arange.start, aten.arange.start_step, aten.scalar_tensor.default, aten.eye.default,
     aten.eye.m, aten.linspace.default, aten.randn.default, aten.rand.default, aten.randint.default, aten.randint.low,
-)(Generated())  # fmt: skip
+)(GeneratedTensor())  # fmt: skip
 
 
 @rule(aten.empty_like.default)
-class Unset(Rule):
-    """Any numbers, in the shape of a value."""
+class EmptyLike(Rule):
+    """An uninitialized tensor in the shape of a value."""
 
     zeros = Zeros.LOST
 
@@ -77,8 +77,8 @@ class Unset(Rule):
 
 
 @rule(aten.fill.Tensor)
-class Fill(Unset):
-    """One number that a tensor holds, in the shape of a value."""
+class Fill(EmptyLike):
+    """A tensor in the shape of a value, filled with the number in another tensor."""
 
     def masked_value(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
         return inputs.number_of(node.args[1])
@@ -87,8 +87,8 @@ class Fill(Unset):
         yield between_layers(lambda y: aten.fill(y, torch.tensor(0.5)) * y)
 
 
-class Drawn(Unset):
-    """Random numbers in the shape of a value: they would be others in another shape."""
+class RandomLike(EmptyLike):
+    """Random numbers in the shape of a value, which depend on that shape."""
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         for axis in flow.dims(node.args[0]):
@@ -99,4 +99,4 @@ class Drawn(Unset):
         yield between_layers(lambda y: y + torch.randn_like(y))
 
 
-RULES.register(aten.rand_like.default, aten.randn_like.default, aten.bernoulli.p)(Drawn())
+RULES.register(aten.rand_like.default, aten.randn_like.default, aten.bernoulli.p)(RandomLike())

@@ -26,10 +26,10 @@ class Convolution(Rule):
         return convolution_dims(flow, node, self.channels)
 
     def channels(self, flow: Flow, node: fx.Node, channels: Axis, weight: Dims) -> Axis:
-        """The output channels; input channels meet the weight's group by group."""
+        """The output channels; input channels are unified with those of the weight group by group."""
         groups = argument(node, GROUPS, "groups", 1)
         if not isinstance(groups, int):
-            raise Misaligned("the input tells how many groups there are")
+            raise Misaligned("the number of groups depends on the input")
         outer, inner = factor(channels, groups)
         out_groups, per_group = factor(weight[0], groups)
         flow.unify(outer, out_groups)
@@ -74,29 +74,29 @@ def _named(index: int, defaults: tuple[Any, ...]) -> tuple[str, Any]:
 
 
 def consume(flow: Flow, node: fx.Node) -> None:
-    """Report a consumer for the convolutions of one and two dimensions that `unfold` can lay out."""
+    """Report a linear operator for 1d and 2d convolutions whose input `unfold` can lay out as a matrix."""
     x, weight = node.args[:2]
     spatial = len(flow.dims(weight)) - 2
     unfold = unfolder(node, spatial)
-    if unfold is None or not isinstance(x, fx.Node) or (found := flow.parameter_of(weight)) is None:
+    if unfold is None or not isinstance(x, fx.Node) or (source := flow.parameter_of(weight)) is None:
         return
     kernel = tuple(axis.size for axis in flow.dims(weight)[2:])
-    added, bias_at = bias_slot(flow, node, 2)
+    bias, bias_at = bias_slot(flow, node, 2)
     flow.consume(
         Consumer(
-            node=node.name, x=x.name, weight=found[0], dim=1, axis=flow.dims(weight)[1],
+            node=node.name, x=x.name, weight=source[0], dim=1, axis=flow.dims(weight)[1],
             features=unfold,
             matrix=lambda w: w.flatten(1),
             restore=lambda m: m.reshape(m.shape[0], -1, *kernel),
             taps=torch.Size(kernel).numel(),
             outputs=lambda y: y.flatten(2).transpose(1, 2).flatten(0, 1),
-            bias=added, bias_at=bias_at,
+            bias=bias, bias_at=bias_at,
         )
     )  # fmt: skip
 
 
 def unfolder(node: fx.Node, spatial: int) -> Callable[[Tensor], Tensor] | None:
-    """The map from an input to its im2col matrix (tokens, channels * taps); None where there is none."""
+    """Function from an input to its im2col matrix of shape (tokens, channels * taps); None if there is none."""
     stride, padding, dilation = (
         argument(node, i, n, d) for i, n, d in ((3, "stride", 1), (4, "padding", 0), (5, "dilation", 1))
     )
@@ -114,7 +114,7 @@ def unfolder(node: fx.Node, spatial: int) -> Callable[[Tensor], Tensor] | None:
 
 
 def _pair(value: Any, spatial: int, unit: int) -> tuple[int, ...]:
-    """Two values, for the height and the width; a line has a height of one."""
-    given = [value] if isinstance(value, int) else list(value)
-    given = given * spatial if len(given) == 1 else given
-    return (*[unit] * (2 - spatial), *given)
+    """Values for height and width; a 1d convolution has height 1."""
+    values = [value] if isinstance(value, int) else list(value)
+    values = values * spatial if len(values) == 1 else values
+    return (*[unit] * (2 - spatial), *values)

@@ -1,4 +1,4 @@
-"""Contractions by letters: equal letters are one axis, and those that the output lacks are summed over."""
+"""Einstein summation: equal labels are one axis, and labels that the output lacks are contracted."""
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
@@ -12,54 +12,54 @@ from graphprune.axes.rule_helpers import broadcast, broadcast_axis, canonical_di
 from graphprune.passes.operators import RULES
 
 aten = torch.ops.aten
-Label = str | int  # a letter, or a dimension counted from the end of those that an ellipsis stands for
+Label = str | int  # a letter, or a dimension of an ellipsis, counted from its end
 Terms = tuple[list[list[Label]], list[Label]]
 
 
-def einsum(node: fx.Node, ranks: Sequence[int]) -> Terms:
-    """The labels of an equation such as ``"...ij,jk->...ik"``; without an arrow, those that stand in it once."""
+def einsum_terms(node: fx.Node, ranks: Sequence[int]) -> Terms:
+    """Labels of an equation such as ``"...ij,jk->...ik"``; without an arrow, the output has those that occur once."""
     text: Any = node.args[0]
     left, arrow, right = text.replace(" ", "").partition("->")
     terms = [_labels(term, rank) for term, rank in zip(left.split(","), ranks, strict=True)]
-    every = list(chain(*terms))
-    hidden = sorted({label for label in every if isinstance(label, int)})
+    labels = list(chain(*terms))
+    ellipsis = sorted({label for label in labels if isinstance(label, int)})
     if not arrow:
-        right = "..." + "".join(sorted(c for c in set(every) if isinstance(c, str) and every.count(c) == 1))
-    before, dots, behind = right.partition("...")
-    return terms, [*before, *(hidden if dots else []), *behind]
+        right = "..." + "".join(sorted(c for c in set(labels) if isinstance(c, str) and labels.count(c) == 1))
+    before, dots, after = right.partition("...")
+    return terms, [*before, *(ellipsis if dots else []), *after]
 
 
 def _labels(term: str, rank: int) -> list[Label]:
-    before, _, behind = term.partition("...")
-    count = rank - len(before) - len(behind)
-    return [*before, *range(-count, 0), *behind]
+    before, _, after = term.partition("...")
+    count = rank - len(before) - len(after)
+    return [*before, *range(-count, 0), *after]
 
 
-def bilinear(node: fx.Node, ranks: Sequence[int]) -> Terms:
+def bilinear_terms(node: fx.Node, ranks: Sequence[int]) -> Terms:
     """``x (... i), y (... j), weight (o i j) -> (... o)``"""
     lead: list[Label] = list(range(1 - ranks[0], 0))
     return [[*lead, "i"], [*lead, "j"], ["o", "i", "j"]], [*lead, "o"]
 
 
-def tensordot(node: fx.Node, ranks: Sequence[int]) -> Terms:
-    """Some dimensions of the first are contracted with some of the second."""
+def tensordot_terms(node: fx.Node, ranks: Sequence[int]) -> Terms:
+    """Labels of tensordot: given dimensions of the first operand are contracted with those of the second."""
     first: list[Label] = [f"a{i}" for i in range(ranks[0])]
     second: list[Label] = [f"b{i}" for i in range(ranks[1])]
-    gone = canonical_dims(node.args[2], ranks[0]) if node.args[2] else []
-    for i, j in zip(gone, canonical_dims(node.args[3], ranks[1]) if gone else [], strict=True):
+    contracted = canonical_dims(node.args[2], ranks[0]) if node.args[2] else []
+    for i, j in zip(contracted, canonical_dims(node.args[3], ranks[1]) if contracted else [], strict=True):
         second[j] = first[i]
-    summed = {first[i] for i in gone}
+    summed = {first[i] for i in contracted}
     return [first, second], [label for label in (*first, *second) if label not in summed]
 
 
-def written(equation: str) -> Callable[[fx.Node, Sequence[int]], Terms]:
-    """The labels of an operator that always does the same."""
+def fixed_terms(equation: str) -> Callable[[fx.Node, Sequence[int]], Terms]:
+    """Labels of an operator with a fixed equation."""
     left, _, right = equation.partition("->")
     return lambda node, ranks: ([list(term) for term in left.split(",")], list(right))
 
 
 class Contraction(Rule):
-    """Products of operands, added up over the labels that the output lacks."""
+    """Products of operands, summed over the labels that the output lacks."""
 
     zeros = Zeros.PRODUCT
 
@@ -69,19 +69,20 @@ class Contraction(Rule):
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         values: Any = node.args[1] if node.target is aten.einsum.default else node.args[self.operands]
         terms, out = self.terms(node, [len(flow.dims(value)) for value in values])
-        found = {label: self.axis(flow, label, terms, values) for label in chain(*terms)}
+        axes = {label: self.axis(flow, label, terms, values) for label in chain(*terms)}
         if len(terms) == 2:
-            flow.count_macs(*found.values())
-        for gone in (label for label in found if label not in out):
-            sharing = [set(term) for term in terms if gone in term]
-            flow.contract(found[gone], *(value for value, term in zip(values, terms, strict=True) if gone in term))
-            others = [found[other] for other in found if not all(other in term for term in sharing)]
-            flow.share_selection([found[gone]], others)
-            self.report(flow, node, gone, terms, out, values)
-        return tuple(found[label] for label in out)
+            flow.count_macs(*axes.values())
+        for summed in (label for label in axes if label not in out):
+            sharing = [set(term) for term in terms if summed in term]
+            operands = [value for value, term in zip(values, terms, strict=True) if summed in term]
+            flow.contract(axes[summed], *operands)
+            others = [axes[other] for other in axes if not all(other in term for term in sharing)]
+            flow.share_selection([axes[summed]], others)
+            self.report(flow, node, summed, terms, out, values)
+        return tuple(axes[label] for label in out)
 
     def axis(self, flow: Flow, label: Label, terms: list[list[Label]], values: Sequence[object]) -> Any:
-        """The one axis for which a label stands."""
+        """The common axis of all dimensions with a label."""
         places = [
             axis
             for term, value in zip(terms, values, strict=True)
@@ -91,14 +92,20 @@ class Contraction(Rule):
         return broadcast_axis(flow, places)
 
     def report(
-        self, flow: Flow, node: fx.Node, gone: Label, terms: list[list[Label]], out: list[Label], values: Sequence[Any]
+        self,
+        flow: Flow,
+        node: fx.Node,
+        summed: Label,
+        terms: list[list[Label]],
+        out: list[Label],
+        values: Sequence[Any],
     ) -> None:
-        """Report a consumer where a matrix is multiplied with the last dimension of the other operand."""
+        """Report a linear operator if a matrix is contracted with the last dimension of the other operand."""
         for i, (x, weight) in enumerate((values, values[::-1]) if len(values) == 2 else ()):
             left, right = terms[i], terms[1 - i]
-            if left[-1] == gone and len(right) == 2 and right.count(gone) == 1 and not set(right) & set(left[:-1]):
-                made = [label for label in right if label != gone]
-                report_linear(flow, node, x, weight, right.index(gone), last=out == [*left[:-1], *made])
+            if left[-1] == summed and len(right) == 2 and right.count(summed) == 1 and not set(right) & set(left[:-1]):
+                produced = [label for label in right if label != summed]
+                report_linear(flow, node, x, weight, right.index(summed), last=out == [*left[:-1], *produced])
 
     def examples(self) -> Iterator[Example]:
         x = torch.randn(2, 5, 6)
@@ -130,19 +137,19 @@ class Biased(Contraction):
         return broadcast(flow, [super().axes(flow, node), flow.dims(bias)])
 
 
-RULES.register(aten.einsum.default)(Contraction(einsum))
-RULES.register(aten.bilinear.default)(Biased(bilinear, slice(0, 3)))
-RULES.register(aten.tensordot.default)(Contraction(tensordot))
-RULES.register(aten.outer.default, aten.ger.default)(Contraction(written("i,j->ij")))
-RULES.register(aten.mv.default)(Contraction(written("ij,j->i")))
-RULES.register(aten.dot.default, aten.vdot.default)(Contraction(written("i,i->")))
-RULES.register(aten.addr.default)(Added(written("i,j->ij"), slice(1, 3)))
-RULES.register(aten.addmv.default)(Added(written("ij,j->i"), slice(1, 3)))
-RULES.register(aten.addbmm.default)(Added(written("bij,bjk->ik"), slice(1, 3)))
+RULES.register(aten.einsum.default)(Contraction(einsum_terms))
+RULES.register(aten.bilinear.default)(Biased(bilinear_terms, slice(0, 3)))
+RULES.register(aten.tensordot.default)(Contraction(tensordot_terms))
+RULES.register(aten.outer.default, aten.ger.default)(Contraction(fixed_terms("i,j->ij")))
+RULES.register(aten.mv.default)(Contraction(fixed_terms("ij,j->i")))
+RULES.register(aten.dot.default, aten.vdot.default)(Contraction(fixed_terms("i,i->")))
+RULES.register(aten.addr.default)(Added(fixed_terms("i,j->ij"), slice(1, 3)))
+RULES.register(aten.addmv.default)(Added(fixed_terms("ij,j->i"), slice(1, 3)))
+RULES.register(aten.addbmm.default)(Added(fixed_terms("bij,bjk->ik"), slice(1, 3)))
 
 
 class _Letters(nn.Module):
-    """An example: three equations, one after the other."""
+    """An example: three equations in sequence."""
 
     def __init__(self, *equations: str) -> None:
         super().__init__()
@@ -171,7 +178,7 @@ class _Heads(nn.Module):
 
 
 class _Others(nn.Module):
-    """An example: the contractions that have operators of their own."""
+    """An example: contractions that are separate operators."""
 
     def __init__(self) -> None:
         super().__init__()

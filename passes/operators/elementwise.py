@@ -1,4 +1,4 @@
-"""Operators that work index by index: axes meet by broadcasting."""
+"""Element-wise operators: axes are unified by broadcasting."""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +28,7 @@ CHOICES = [
 FILLED = [
     aten.zeros_like.default, aten.ones_like.default, aten.full_like.default, aten.zero.default, aten.fill.Scalar,
 ]  # fmt: skip
-#: What works index by index though torch does not say so.
+#: Element-wise operators that torch does not tag as pointwise.
 UNTAGGED = [
     aten.relu_.default, aten.silu_.default, aten.hardswish.default, aten.hardswish_.default,
     aten.hardtanh.default, aten.hardtanh_.default,
@@ -46,19 +46,19 @@ DEGREES: dict[Any, float] = {
     **dict.fromkeys((aten.clone.default, aten._to_copy.default), 1.0),
     aten.sqrt.default: 0.5, aten.square.default: 2.0, aten.rsqrt.default: -0.5, aten.reciprocal.default: -1.0,
 }  # fmt: skip
-#: Numbers that stand for any number, and for any that the model computes with anyway.
+#: Sample numbers for inputs at masked indices, and for all other inputs.
 ANY = (-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0)
-USUAL = (1.0, 2.0, 3.0)
+ORDINARY = (1.0, 2.0, 3.0)
 
 
 class Elementwise(Rule):
-    """Every dimension of the output is that of each input that has it."""
+    """Operators with broadcast inputs; the number at masked indices is computed by running the operator."""
 
     rowwise = True
-    zeros = Zeros.LOST  # what becomes of a number is computed
+    zeros = Zeros.LOST  # the masked number is computed instead
 
     def scale(self, node: fx.Node, factor: Callable[[object], float]) -> float | None:
-        """By the degree of homogeneity of the operator."""
+        """The factor raised to the operator's degree of homogeneity."""
         degree = node.args[1] if node.target is aten.pow.Tensor_Scalar else DEGREES.get(node.target)
         return factor(node.args[0]) ** degree if isinstance(degree, int | float) else None
 
@@ -66,12 +66,12 @@ class Elementwise(Rule):
         return broadcast(flow, [flow.dims(value) for value in tensor_inputs(node)])
 
     def masked_value(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
-        values = [trial(value, inputs) for value in tensor_inputs(node)]
+        values = [trial_numbers(value, inputs) for value in tensor_inputs(node)]
         literals = [x for x in pytree.tree_leaves((node.args, node.kwargs)) if isinstance(x, float)]
-        got = compute(node, values)
-        if not isfinite(got).all():
+        results = compute(node, values)
+        if not isfinite(results).all():
             return math.nan if all(map(math.isfinite, literals)) else None
-        number = complex(got.item()) if all(len(numbers) == 1 for numbers in values) else 1j
+        number = complex(results.item()) if all(len(numbers) == 1 for numbers in values) else 1j
         return None if number.imag else number.real
 
     def examples(self) -> Iterator[Example]:
@@ -82,8 +82,8 @@ class Elementwise(Rule):
         yield between_layers(lambda y: nn.functional.hardtanh(y, 0.5, 2.0).sum(2, keepdim=True) * y)
 
 
-class Conjunction(Elementwise):
-    """Zero where any argument is."""
+class LogicalAnd(Elementwise):
+    """Logical and: zero where any argument is."""
 
     zeros = Zeros.PRODUCT
 
@@ -94,19 +94,19 @@ class Conjunction(Elementwise):
         return super().masked_value(node, inputs) if known else None
 
 
-class Multiplication(Conjunction):
-    """Zero where any factor is, and linear in both."""
+class Multiplication(LogicalAnd):
+    """Product: zero where any factor is, and linear in both."""
 
     linear_in = (0, 1)
     scale = Rule.scale
 
 
-class Quotient(Elementwise):
-    """Zero where the dividend is and the divisor is not."""
+class Division(Elementwise):
+    """Quotient: zero where the dividend is and the divisor is not."""
 
     def masked_value(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
-        found = super().masked_value(node, inputs)
-        return 0.0 if found is None and inputs.number_of(node.args[0]) == 0 else found
+        number = super().masked_value(node, inputs)
+        return 0.0 if number is None and inputs.number_of(node.args[0]) == 0 else number
 
     def scale(self, node: fx.Node, factor: Callable[[object], float]) -> float | None:
         """The quotient of the factors, unless it is rounded."""
@@ -116,7 +116,7 @@ class Quotient(Elementwise):
 
 
 class Dropout(Elementwise):
-    """Zeros stay, other numbers may become zeros."""
+    """Dropout: zeros remain zero, other numbers may become zero."""
 
     zeros = Zeros.PRESERVED
     masked_value = Rule.masked_value
@@ -125,8 +125,8 @@ class Dropout(Elementwise):
         yield between_layers(lambda y: nn.functional.dropout1d(y, training=False))
 
 
-class Choice(Elementwise):
-    """One of two values, where they are the same."""
+class Where(Elementwise):
+    """Choice between two values: known at masked indices if both are equal there."""
 
     def masked_value(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
         values = (node.args[0], node.args[2]) if node.target in CHOICES[4:] else node.args[1:3]
@@ -137,8 +137,8 @@ class Choice(Elementwise):
         yield between_layers(lambda y: torch.where(torch.arange(5)[:, None] > 2, y, 0.0).sum(2, keepdim=True) + y)
 
 
-class Filled(Elementwise):
-    """One number everywhere, whatever was there."""
+class FillLike(Elementwise):
+    """One number in the shape of the input, whatever its values."""
 
     def masked_value(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
         number = compute(node, [(0.0,)]).item()
@@ -149,15 +149,15 @@ class Filled(Elementwise):
         yield between_layers(_partly_zeroed)
 
 
-def trial(value: fx.Node, inputs: MaskedArguments) -> tuple[float, ...]:
-    """The number that an input is, or some that stand for those that it may be."""
+def trial_numbers(value: fx.Node, inputs: MaskedArguments) -> tuple[float, ...]:
+    """The known number of an input at masked indices, or sample numbers in its place."""
     known = inputs.number_of(value)
-    return (known,) if known is not None else ANY if value in inputs.carriers - inputs.repeated else USUAL
+    return (known,) if known is not None else ANY if value in inputs.carriers - inputs.repeated else ORDINARY
 
 
 def compute(node: fx.Node, values: Sequence[tuple[float, ...]]) -> Tensor:
-    """What the operator makes of all combinations of values of its inputs."""
-    new: dict[fx.Node, Any] = dict.fromkeys(node.all_input_nodes, 2)  # a dynamic size is a number, too
+    """Results of the operator for all combinations of the values of its inputs."""
+    new: dict[fx.Node, Any] = dict.fromkeys(node.all_input_nodes, 2)  # for dynamic sizes
     for i, (old, numbers) in enumerate(zip(tensor_inputs(node), values, strict=True)):
         shape = [1] * i + [len(numbers)] + [1] * (len(values) - i - 1)
         new[old] = torch.tensor(numbers).to(old.meta["val"].dtype).reshape(shape if len(numbers) > 1 else ())
@@ -171,12 +171,12 @@ def compute(node: fx.Node, values: Sequence[tuple[float, ...]]) -> Tensor:
 
 
 def isfinite(x: Tensor) -> Tensor:
-    """Is every entry a finite number?"""
+    """Mask of the finite entries; true for integers."""
     return torch.isfinite(x) if x.is_floating_point() or x.is_complex() else torch.ones_like(x, dtype=torch.bool)
 
 
 def pointwise() -> Iterator[Any]:
-    """The operators that torch calls pointwise, but for those that write into an argument or are no tensor."""
+    """Operators that torch tags as pointwise, without those that are in place or do not return a single tensor."""
     for name in torch._C._dispatch_get_all_op_names():
         base, _, overload = name.removeprefix("aten::").partition(".")
         operator = getattr(getattr(aten, base), overload or "default") if name.startswith("aten::") else None
@@ -188,7 +188,7 @@ def pointwise() -> Iterator[Any]:
 
 @rule(aten.prelu.default)
 class PReLU(Rule):
-    """Every channel, which is the second dimension, has a slope, or all have one."""
+    """PReLU with one slope per channel, the second dimension, or a single one."""
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims, slopes = flow.dims(node.args[0]), flow.dims(node.args[1])
@@ -204,7 +204,7 @@ class PReLU(Rule):
 
 @rule(aten.type_as.default)
 class TypeAs(Rule):
-    """The numbers of the first, in the type of the second."""
+    """The first argument cast to the type of the second."""
 
     rowwise = True
 
@@ -215,18 +215,18 @@ class TypeAs(Rule):
         yield between_layers(lambda y: y * torch.ones(8, dtype=torch.int64).type_as(y))
 
 
-RULES.register(*CONJUNCTIONS)(Conjunction())
+RULES.register(*CONJUNCTIONS)(LogicalAnd())
 RULES.register(*PRODUCTS)(Multiplication())
-RULES.register(*QUOTIENTS)(Quotient())
-RULES.register(*FILLED)(Filled())
-RULES.register(*CHOICES)(Choice())
+RULES.register(*QUOTIENTS)(Division())
+RULES.register(*FILLED)(FillLike())
+RULES.register(*CHOICES)(Where())
 RULES.register(aten.dropout.default, aten.feature_dropout.default)(Dropout())
 RULES.register(*UNTAGGED)(Elementwise())
 RULES.register(*(operator for operator in pointwise() if operator not in RULES))(Elementwise())
 
 
 class _Gated(nn.Module):
-    """An example: two branches that meet in a product and a sum."""
+    """An example: two branches joined by a product and a sum."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -238,7 +238,7 @@ class _Gated(nn.Module):
 
 
 def _partly_zeroed(y: Tensor) -> Tensor:
-    """The first half of the channels, and zeros in the place of the others."""
+    """The input with zeros in the second half of its channels."""
     y = y.clone()
     y[..., 4:].zero_()
     return y

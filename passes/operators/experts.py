@@ -1,4 +1,4 @@
-"""Mixtures of experts: rows are sorted by the expert that they go to, and each stretch meets its own matrix."""
+"""Mixtures of experts: rows are sorted by expert, and each segment of rows is multiplied by its expert's matrix."""
 
 from collections.abc import Iterator
 from importlib import import_module
@@ -16,20 +16,20 @@ aten = torch.ops.aten
 
 
 class GroupedProduct(Rule):
-    """``x (s i), weight (e i o), ends (e) -> (s o)``; the rows up to the first end meet the first matrix, and so on."""
+    """``x (s i), weight (e i o), offsets (e) -> (s o)``; expert j multiplies rows offsets[j - 1] to offsets[j]."""
 
     linear_in = (0, 1)
     selects = (2,)
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
-        x, weight, ends = (flow.dims(value) for value in node.args[:3])
-        if (len(x), len(weight), len(ends)) != (2, 3, 1) or argument(node, 3, "bias") is not None:
+        x, weight, offsets = (flow.dims(value) for value in node.args[:3])
+        if (len(x), len(weight), len(offsets)) != (2, 3, 1) or argument(node, 3, "bias") is not None:
             raise Misaligned("a grouped product other than of rows with a stack of matrices")
         (rows, inner), (experts, columns, out) = x, weight
-        flow.unify(experts, ends[0])
-        flow.mark_inexact(experts, "rows are dealt out along it")
+        flow.unify(experts, offsets[0])
+        flow.mark_inexact(experts, "rows are partitioned along it")
         if isinstance(node.args[2], fx.Node) and node.args[2].op == "get_attr":
-            flow.pin(experts, "a constant says which rows it takes")
+            flow.pin(experts, "a constant partitions its rows")
         flow.unify(inner, columns)
         flow.contract(inner, *node.args[:2])
         partitioned = flow.has_row_partition(node.args[0], node.args[2])
@@ -37,12 +37,12 @@ class GroupedProduct(Rule):
         flow.partition_rows(node, experts, node.args[2])
         flow.produce(node.args[1], 2)
         if node.target is aten._grouped_mm.default:
-            for axis in (inner, out):  # its kernels read sixteen bytes at once
+            for axis in (inner, out):  # its kernels need rows of a multiple of 16 bytes
                 flow.require_width(axis, 1, 16 // node.meta["val"].element_size())
         return rows, out
 
     def examples(self) -> Iterator[Example]:
-        import_module("transformers.integrations.moe")  # makes the operator known; rules are found without it
+        import_module("transformers.integrations.moe")  # registers the operator; its rule is looked up by name
         yield Example(_Experts(biased=True), (torch.randn(7, 6),))
         yield Example(_Experts(biased=False), (torch.randn(7, 6),))
 
@@ -52,7 +52,7 @@ RULES.register(aten._grouped_mm.default, "transformers.grouped_mm_fallback.defau
 
 @rule(aten.histc.default)
 class Histogram(Rule):
-    """How many values there are of each number: the bins of indices are the axis that these point into."""
+    """Counts of values per bin: for indices, the bins are the axis into which they point."""
 
     zeros = Zeros.LOST
     selects = (0,)
@@ -60,7 +60,7 @@ class Histogram(Rule):
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         new = flow.fresh(node)
         if (argument(node, 2, "min"), argument(node, 3, "max")) != (0, new[0].size - 1):
-            raise Misaligned("a histogram whose bins are no whole numbers from zero on")
+            raise Misaligned("a histogram whose bins are not the integers from 0")
         for axis in flow.dims(node.args[0]):
             flow.mark_inexact(axis, "its values are counted here")
         flow.look_up(new[0], node.args[0])
@@ -73,7 +73,7 @@ class Histogram(Rule):
 
 @rule(aten.one_hot.default)
 class OneHot(Rule):
-    """A one where each index is, along a new dimension: the axis that the indices point into."""
+    """One-hot vectors along a new dimension: the axis into which the indices point."""
 
     zeros = Zeros.LOST
     selects = (0,)
@@ -92,7 +92,7 @@ class OneHot(Rule):
 
 
 class _Experts(nn.Module):
-    """An example: four experts, of which every row goes to two."""
+    """An example: four experts, two of which process every row."""
 
     def __init__(self, biased: bool) -> None:
         super().__init__()
@@ -103,16 +103,16 @@ class _Experts(nn.Module):
     def forward(self, x: Tensor) -> Any:
         weights, chosen = self.router(x).softmax(1).topk(2)
         expert, order = chosen.flatten().sort()
-        ends = torch.histc(expert.float(), 4, 0, 3).cumsum(0, dtype=torch.int32)
+        offsets = torch.histc(expert.float(), 4, 0, 3).cumsum(0, dtype=torch.int32)
         product = torch.ops.transformers.grouped_mm_fallback
-        y = product(x[order // 2], self.up, ends)
+        y = product(x[order // 2], self.up, offsets)
         a, b = (y if self.bias is None else y + self.bias[expert]).chunk(2, dim=1)
-        rows = product(torch.relu(a) * b, self.down, ends) * weights.flatten()[order, None]
+        rows = product(torch.relu(a) * b, self.down, offsets) * weights.flatten()[order, None]
         return torch.zeros_like(rows).index_put((order,), rows).view(-1, 2, 3).sum(1)
 
 
 class _Masked(nn.Module):
-    """An example: every expert sees every row, and what it was not chosen for is multiplied by zero."""
+    """An example: every expert processes every row, and rows routed to other experts are multiplied by zero."""
 
     def __init__(self) -> None:
         super().__init__()

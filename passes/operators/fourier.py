@@ -1,4 +1,4 @@
-"""Fourier transforms: the transformed dimensions stay as they are, all others pass."""
+"""Fourier transforms: the transformed dimensions are pinned, all others pass through."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -14,14 +14,14 @@ aten = torch.ops.aten
 
 
 class Fourier(Rule):
-    """The transform along the dimensions that an argument names, or along some of the last."""
+    """A transform along the dimensions at argument position `dims`, or along the `default` ones."""
 
     def __init__(self, dims: int, default: Any) -> None:
-        self.place, self.default = dims, default
+        self.dims_at, self.default = dims, default
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims, new = list(flow.dims(node.args[0])), flow.fresh(node)
-        for i in canonical_dims(argument(node, self.place, "dim", self.default), len(dims)):
+        for i in canonical_dims(argument(node, self.dims_at, "dim", self.default), len(dims)):
             for axis in (dims[i], new[i]):
                 flow.pin(axis, "it is transformed to frequencies here")
             dims[i] = new[i]

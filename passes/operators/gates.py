@@ -1,4 +1,4 @@
-"""One half of a dimension gates the other."""
+"""Gated linear units: one half of a dimension gates the other."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""Operators that look values up by index: what is indexed stays, or is cut like the indices that point into it."""
+"""Indexing: the indexed axis is pinned, or cut together with the axis into which the indices point."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,7 +16,7 @@ aten = torch.ops.aten
 
 @rule(aten.index.Tensor)
 class Index(Rule):
-    """Some dimensions are indexed by tensors or masks, the others pass."""
+    """Indexing of some dimensions by tensors or masks; the others pass through."""
 
     zeros = Zeros.MOVED
     selects = (1,)
@@ -34,7 +34,7 @@ class Index(Rule):
 
 @rule(aten.gather.default)
 class Gather(Rule):
-    """One dimension is indexed anew for every position of the others."""
+    """Indexing of one dimension, with an index for every position of the others."""
 
     zeros = Zeros.MOVED
     selects = (2,)
@@ -57,7 +57,7 @@ class Gather(Rule):
 
 @rule(aten.index_select.default)
 class IndexSelect(Rule):
-    """One dimension is indexed by a vector."""
+    """Indexing of one dimension by a vector."""
 
     zeros = Zeros.MOVED
     selects = (2,)
@@ -67,18 +67,18 @@ class IndexSelect(Rule):
         dims = flow.dims(node.args[0])
         dim = canonical_dim(literal(node, 1), len(dims))
         flow.look_up(dims[dim], node.args[2])
-        found = flow.dims(node.args[2]) or (UNIT,)
-        return *dims[:dim], *found, *dims[dim + 1 :]
+        index = flow.dims(node.args[2]) or (UNIT,)
+        return *dims[:dim], *index, *dims[dim + 1 :]
 
     def examples(self) -> Iterator[Example]:
         yield between_layers(lambda y: y.index_select(1, torch.tensor([3, 1, 1])))
 
 
 class CountedByData(Rule):
-    """How many values there are depends on the data."""
+    """Operators whose number of outputs depends on the data."""
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
-        raise Misaligned("how many values come out depends on the data")
+        raise Misaligned("the number of outputs depends on the data")
 
     def examples(self) -> Iterator[Example]:
         yield between_layers(lambda y: y * y.nonzero().sum())
@@ -91,7 +91,7 @@ RULES.register(
 
 
 class _Sorted(nn.Module):
-    """An example: the positions with the greatest gates, one channel beside the other."""
+    """An example: the positions with the greatest gates, gathered for all channels."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Linear maps and matrix products: one axis is contracted, the others go on."""
+"""Linear layers and matrix products: one axis is contracted, the others pass through."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -43,12 +43,12 @@ class Linear(Rule):
 
 
 class MatMul(Rule):
-    """``a (... m k), b (... k n) -> (... m n)``, the leading dimensions broadcast."""
+    """``a (... m k), b (... k n) -> (... m n)``, with leading dimensions broadcast."""
 
     linear_in = (0, 1)
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
-        return multiply(flow, node, node.args[0], node.args[1])
+        return matmul_dims(flow, node, node.args[0], node.args[1])
 
     def examples(self) -> Iterator[Example]:
         yield Example(_Scores(), (torch.randn(2, 5, 6),))
@@ -60,7 +60,7 @@ class AddMM(Rule):
     summands = (0,)
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
-        product = multiply(flow, node, node.args[1], node.args[2], bias_at=None if node.kwargs else 0)
+        product = matmul_dims(flow, node, node.args[1], node.args[2], bias_at=None if node.kwargs else 0)
         return broadcast(flow, [product, flow.dims(node.args[0])])
 
     def examples(self) -> Iterator[Example]:
@@ -73,8 +73,8 @@ RULES.register(aten.mm.default, aten.bmm.default, aten.matmul.default)(MatMul())
 RULES.register(aten.addmm.default, aten.baddbmm.default)(AddMM())
 
 
-def multiply(flow: Flow, node: fx.Node, a: Any, b: Any, bias_at: int | None = None) -> Dims:
-    """The axes of ``a @ b``; vectors are left to the caller's pins."""
+def matmul_dims(flow: Flow, node: fx.Node, a: Any, b: Any, bias_at: int | None = None) -> Dims:
+    """The axes of ``a @ b``."""
     left, right = flow.dims(a), flow.dims(b)
     if min(len(left), len(right)) < 2:
         return _with_vector(flow, a, b, left, right)

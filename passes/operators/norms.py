@@ -1,4 +1,4 @@
-"""Normalisations: the axes over which they work are not exact."""
+"""Normalizations: the axes over which statistics are computed are not exact."""
 
 from collections.abc import Iterator
 from math import prod
@@ -16,7 +16,7 @@ aten = torch.ops.aten
 
 
 class LayerNorm(Rule):
-    """The last dimensions are normalised, and scaled index by index."""
+    """Normalization over the last dimensions, which are then scaled element-wise."""
 
     summands = (3,)
 
@@ -24,7 +24,7 @@ class LayerNorm(Rule):
         dims = flow.dims(node.args[0])
         last = dims[len(dims) - len(literal(node, 1)) :]
         for axis in last:
-            flow.mark_inexact(axis, "it is normalised here")
+            flow.mark_inexact(axis, "it is normalized here")
             flow.share_selection(dims, [axis])
         for value in (argument(node, 2, "weight"), argument(node, 3, "bias")):
             for a, b in zip(last, flow.dims(value), strict=False):
@@ -70,7 +70,7 @@ class RMSNorm(Rule):
         return OpCall(node.target, (node.args[0], shape, argument(node, 2, "weight"), eps), {})
 
     def gain(self, cut: Cut, node: fx.Node) -> float:
-        """The factor of the mean, under a root and in the denominator."""
+        """The factor of the mean, to the power of -1/2."""
         last = cut.dims(node.args[0])[-len(literal(node, 1)) :]
         return prod(cut.mean_gain(axis) for axis in last) ** -0.5
 
@@ -81,18 +81,18 @@ class RMSNorm(Rule):
 
 
 class ChannelNorm(Rule):
-    """Channels are scaled and shifted one by one, and normalised `over` some other axes."""
+    """Normalization with a scale and a shift per channel, and statistics over `statistics_axes`."""
 
     summands: tuple[int, ...] = (2, 3)
 
-    def over(self, node: fx.Node, dims: Dims) -> Dims:
-        """The axes from which the statistics of a channel are made; none where they are weights."""
+    def statistics_axes(self, node: fx.Node, dims: Dims) -> Dims:
+        """The axes over which the statistics of a channel are computed; none if they are stored."""
         return dims[2:]
 
     def axes(self, flow: Flow, node: fx.Node) -> Any:
         dims = flow.dims(node.args[0])
-        for axis in self.over(node, dims):
-            flow.mark_inexact(axis, "it is normalised here")
+        for axis in self.statistics_axes(node, dims):
+            flow.mark_inexact(axis, "it is normalized here")
             flow.share_selection(dims, [axis])
         for value in node.args[1:5]:
             for axis in flow.dims(value):
@@ -102,9 +102,9 @@ class ChannelNorm(Rule):
 
 @rule(aten.batch_norm.default)
 class BatchNorm(ChannelNorm):
-    """The statistics are weights, or those of the batch itself."""
+    """Batch norm with stored statistics, or with those of the batch in training mode."""
 
-    def over(self, node: fx.Node, dims: Dims) -> Dims:
+    def statistics_axes(self, node: fx.Node, dims: Dims) -> Dims:
         return (dims[0], *dims[2:]) if self._by_batch(node) else ()
 
     def running_statistics(self, node: fx.Node) -> tuple[object, object] | None:
@@ -123,21 +123,21 @@ class BatchNorm(ChannelNorm):
 
 @rule(aten._native_batch_norm_legit_no_training.default)
 class NativeBatchNorm(BatchNorm):
-    """The same with two more outputs, which are empty."""
+    """Batch norm with two more outputs, which are empty."""
 
     def axes(self, flow: Flow, node: fx.Node) -> list[Dims]:
         return [super().axes(flow, node), (), ()]
 
     def examples(self) -> Iterator[Example]:
-        yield Example(_Normalised(), (torch.randn(3, 6),))
+        yield Example(_Normalized(), (torch.randn(3, 6),))
 
 
-class NoStatistics(ChannelNorm):
-    """The statistics are those of the batch itself, and two more outputs."""
+class BatchStatistics(ChannelNorm):
+    """Batch norm with the statistics of the batch, which are two more outputs."""
 
     summands = (2,)
 
-    def over(self, node: fx.Node, dims: Dims) -> Dims:
+    def statistics_axes(self, node: fx.Node, dims: Dims) -> Dims:
         return dims[0], *dims[2:]
 
     def axes(self, flow: Flow, node: fx.Node) -> list[Dims]:
@@ -145,15 +145,15 @@ class NoStatistics(ChannelNorm):
         return [dims, (dims[1],), (dims[1],)]
 
     def examples(self) -> Iterator[Example]:
-        yield Example(_Standardised(), (torch.randn(2, 3, 7, 7),))
+        yield Example(_Standardized(), (torch.randn(2, 3, 7, 7),))
 
 
-RULES.register(aten._native_batch_norm_legit.no_stats)(NoStatistics())
+RULES.register(aten._native_batch_norm_legit.no_stats)(BatchStatistics())
 
 
 @rule(aten.instance_norm.default)
 class InstanceNorm(ChannelNorm):
-    """Every channel of every sample is normalised over its pixels."""
+    """Normalization of every channel of every sample over its pixels."""
 
     summands = (2,)
 
@@ -164,11 +164,11 @@ class InstanceNorm(ChannelNorm):
 
 @rule(aten.group_norm.default)
 class GroupNorm(ChannelNorm):
-    """Channels are normalised within groups; whole groups can be cut exactly."""
+    """Normalization of channels within groups; whole groups can be cut exactly."""
 
     summands = (3,)
 
-    def over(self, node: fx.Node, dims: Dims) -> Dims:
+    def statistics_axes(self, node: fx.Node, dims: Dims) -> Dims:
         _, inner = factor(dims[1], literal(node, 1))
         return inner, *dims[2:]
 
@@ -182,14 +182,14 @@ class GroupNorm(ChannelNorm):
 
 
 class Softmax(Rule):
-    """One dimension is normalised."""
+    """Softmax or its logarithm over one dimension, which is not exact."""
 
     zeros = Zeros.LOST
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = flow.dims(node.args[0])
         axis = dims[canonical_dim(literal(node, 1), len(dims))]
-        flow.mark_inexact(axis, "it is normalised here")
+        flow.mark_inexact(axis, "it is normalized here")
         flow.share_selection(dims, [axis])
         return dims
 
@@ -200,8 +200,8 @@ class Softmax(Rule):
 RULES.register(aten.softmax.int, aten._softmax.default, aten.log_softmax.int)(Softmax())
 
 
-class _Normalised(nn.Module):
-    """An example: the operator that traces of other tools hold."""
+class _Normalized(nn.Module):
+    """An example: the batch norm operator in graphs of other tools."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -214,8 +214,8 @@ class _Normalised(nn.Module):
         return self.b(torch.relu(y))  # type: ignore[no-any-return]
 
 
-class _Standardised(nn.Module):
-    """An example: weights that are normalised before use, each output channel by itself."""
+class _Standardized(nn.Module):
+    """An example: weights that are standardized before use, by output channel."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Windows and sub-pixels that become channels, and back: the channels around or inside them stay free."""
+"""Windows and sub-pixels that become channels, and back: the channels around or inside them remain free."""
 
 from collections.abc import Iterator
 
@@ -22,7 +22,7 @@ class Unfold(Rule):
         *_, columns, places = flow.fresh(node)
         for axis in (height, width, places):
             flow.pin(axis, "a window slides along it")
-        return *batch, around(flow, channels, columns.size // channels.size), places
+        return *batch, with_window(flow, channels, columns.size // channels.size), places
 
     def examples(self) -> Iterator[Example]:
         layers = nn.Conv2d(3, 8, 1), nn.Unfold(3, padding=1), nn.Conv1d(72, 4, 1)
@@ -48,7 +48,7 @@ class Fold(Rule):
 
 @rule(aten.unfold.default)
 class Windows(Rule):
-    """Windows along one dimension become a dimension at the end."""
+    """Windows along one dimension become a last dimension."""
 
     zeros = Zeros.MOVED
 
@@ -92,7 +92,7 @@ class PixelUnshuffle(Rule):
         new = flow.fresh(node)
         for axis in (height, width, *new[-2:]):
             flow.pin(axis, "pixels are moved to it")
-        return *batch, around(flow, channels, new[-3].size // channels.size), *new[-2:]
+        return *batch, with_window(flow, channels, new[-3].size // channels.size), *new[-2:]
 
 
 RULES.register(aten.pixel_shuffle.default)(PixelShuffle())
@@ -119,8 +119,8 @@ class ChannelShuffle(Rule):
         yield Example(nn.Sequential(*layers), (torch.randn(2, 3, 4, 4),))
 
 
-def around(flow: Flow, axis: Axis, size: int) -> Axis:
-    """The axis with a window of `size` inside each of its indices."""
+def with_window(flow: Flow, axis: Axis, size: int) -> Axis:
+    """The axis with a window of `size` elements inside each of its indices."""
     inner = prime(size)
     flow.pin(inner, "it is a window")
     return resolve(Product((axis, inner)))

@@ -1,4 +1,4 @@
-"""Pooling, resizing and sampling: channels pass, spatial dimensions stay as they are."""
+"""Pooling, resizing and sampling: channels pass through, spatial dimensions are pinned."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -15,7 +15,7 @@ aten = torch.ops.aten
 
 
 class Pooling(Rule):
-    """Windows over the last `spatial` dimensions."""
+    """Windows over the last `spatial` dimensions, which are pinned."""
 
     def __init__(self, spatial: int) -> None:
         self.spatial = spatial
@@ -39,7 +39,7 @@ class Pooling(Rule):
 
 
 class PoolWithIndices(Pooling):
-    """Two outputs: the greatest values of the windows, and where they were."""
+    """Max pooling with two outputs: the values, and their positions."""
 
     zeros = Zeros.LOST
 
@@ -57,7 +57,7 @@ class PoolWithIndices(Pooling):
 
 
 class Unpool(Pooling):
-    """Values are put where they were taken from, into zeros."""
+    """Values are written to the positions from which they were pooled, in a tensor of zeros."""
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims, indices = flow.dims(node.args[0]), flow.dims(node.args[1])
@@ -66,8 +66,8 @@ class Unpool(Pooling):
         return super().axes(flow, node)
 
 
-class Sample(Rule):
-    """``image (n c ...), grid (n ... d) -> (n c ...)``: every pixel is taken from somewhere."""
+class GridSample(Rule):
+    """``image (n c ...), grid (n ... d) -> (n c ...)``: output pixels are interpolated at the positions of a grid."""
 
     zeros = Zeros.PRESERVED
 
@@ -111,11 +111,11 @@ RULES.register(
 )(PoolWithIndices(3))  # fmt: skip
 RULES.register(aten.max_unpool2d.default)(Unpool(2))
 RULES.register(aten.max_unpool3d.default)(Unpool(3))
-RULES.register(aten.grid_sampler.default, aten.grid_sampler_2d.default, aten.grid_sampler_3d.default)(Sample())
+RULES.register(aten.grid_sampler.default, aten.grid_sampler_2d.default, aten.grid_sampler_3d.default)(GridSample())
 
 
 class _Unpooled(nn.Module):
-    """An example: values go back to where they were greatest."""
+    """An example: max pooling followed by unpooling."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -127,7 +127,7 @@ class _Unpooled(nn.Module):
 
 
 class _Warped(nn.Module):
-    """An example: features seen through a computed grid."""
+    """An example: features sampled on a computed grid."""
 
     def __init__(self) -> None:
         super().__init__()

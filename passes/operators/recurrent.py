@@ -1,6 +1,6 @@
-"""Recurrent layers: the gates share one hidden axis, which every step contracts and makes again.
+"""Recurrent layers: the gates share one hidden axis, which every step contracts and produces.
 
-A masked hidden unit has zero rows in all gates, and zero columns wherever it is read: whatever it holds is never seen.
+A masked hidden unit has zero rows in all gates and zero columns wherever it is read, so that its state has no effect.
 """
 
 from collections.abc import Iterator
@@ -36,23 +36,24 @@ class Cell(Rule):
         return [(*batch, hidden)] * len(states) if len(states) > 1 else (*batch, hidden)
 
     def step(self, flow: Flow, node: fx.Node, inner: Axis, weights: Any) -> Axis:
-        """The state that one step leaves, for a layer's weights: from input, from state, their biases, projection."""
-        read, again, *rest = weights
+        """The output axis of one step, for a layer's weights: of input, of state, their biases, and the projection."""
+        input_weight, state_weight, *rest = weights
         projection = next((w for w in rest if len(flow.dims(w)) == 2), None)
-        hidden = self.gated(flow, flow.dims(read)[0])
-        for vector in (again, *(w for w in rest if len(flow.dims(w)) == 1)):
+        hidden = self.gated(flow, flow.dims(input_weight)[0])
+        for vector in (state_weight, *(w for w in rest if len(flow.dims(w)) == 1)):
             flow.unify(hidden, self.gated(flow, flow.dims(vector)[0]))
-        left = flow.dims(projection)[0] if projection is not None else hidden
-        taken = [(inner, read, 1), (left, again, 1)] + ([(hidden, projection, 1)] if projection is not None else [])
-        for axis, weight, dim in taken:
+        output = flow.dims(projection)[0] if projection is not None else hidden
+        contractions = [(inner, input_weight, 1), (output, state_weight, 1)]
+        contractions += [(hidden, projection, 1)] if projection is not None else []
+        for axis, weight, dim in contractions:
             flow.unify(axis, flow.dims(weight)[dim])
             flow.contract(axis, weight)
             flow.produce(weight, 0)
-        flow.share_selection([inner, left, hidden], [inner, left, hidden])
-        return left
+        flow.share_selection([inner, output, hidden], [inner, output, hidden])
+        return output
 
     def gated(self, flow: Flow, axis: Axis) -> Axis:
-        """The hidden axis inside the rows of all gates."""
+        """The hidden axis in the rows of all gates."""
         outer, hidden = factor(axis, self.gates)
         flow.pin(outer, "it counts the gates")
         return hidden
@@ -62,32 +63,32 @@ class Cell(Rule):
 
 
 class Recurrent(Cell):
-    """Many steps of many layers, in one direction or both: ``x (.. i), states (layers b h) -> (.. (directions h))``."""
+    """All steps of all layers in one or both directions: ``x (.. i), states (layers b h) -> (.. (directions h))``."""
 
     def axes(self, flow: Flow, node: fx.Node) -> list[Dims]:
-        x, hx, params, _, layers, _, _, both, _ = cast(Any, node.args[:9])
+        x, hx, params, _, layers, _, _, bidirectional, _ = cast(Any, node.args[:9])
         states = list(hx) if isinstance(hx, (list, tuple)) else [hx]
         *outer, features = flow.dims(x)
-        for axis in outer:  # steps follow each other, and biases are added to every sequence
+        for axis in outer:  # steps are sequential, and biases are added to every sequence
             flow.pin(axis, "a recurrent layer runs along it")
-        per = len(params) // (layers * (2 if both else 1))
-        weights = [params[i : i + per] for i in range(0, len(params), per)]
+        per_direction = len(params) // (layers * (2 if bidirectional else 1))
+        weights = [params[i : i + per_direction] for i in range(0, len(params), per_direction)]
         hidden = flow.dims(states[0])[-1]
         while weights:
-            now, weights = weights[: 2 if both else 1], weights[2 if both else 1 :]
-            found = [self.step(flow, node, features, direction) for direction in now]
-            for axis in found:
+            layer, weights = weights[: 2 if bidirectional else 1], weights[2 if bidirectional else 1 :]
+            outputs = [self.step(flow, node, features, direction) for direction in layer]
+            for axis in outputs:
                 flow.unify(hidden, axis)
-            features = direct_sum([resolve(axis) for axis in found])
-        return self.outputs(flow, (*outer, features), states, params[::per])
+            features = direct_sum([resolve(axis) for axis in outputs])
+        return self.outputs(flow, (*outer, features), states, params[::per_direction])
 
     def outputs(self, flow: Flow, out: Dims, states: list[Any], firsts: list[Any]) -> list[Dims]:
-        """The sequence and the last states; those of an LSTM's cells are as wide as its gates, without projection."""
+        """The sequence and the last states; cell states of an LSTM have the width of its gates, without projection."""
         dims = [flow.dims(state) for state in states]
         for weight in firsts if len(dims) > 1 else ():
             flow.unify(dims[1][-1], self.gated(flow, flow.dims(weight)[0]))
-        for found in dims:
-            for axis in found[:-1]:
+        for state_dims in dims:
+            for axis in state_dims[:-1]:
                 flow.pin(axis, "it counts layers and sequences")
         return [out, *dims]
 

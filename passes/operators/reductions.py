@@ -1,4 +1,4 @@
-"""Reductions: sums and norms leave an axis exact, other reductions do not."""
+"""Reductions: an axis remains exact under sums and norms, but not under other reductions."""
 
 from collections.abc import Iterator
 from math import prod
@@ -15,19 +15,19 @@ aten = torch.ops.aten
 
 
 class Reduce(Rule):
-    """Some dimensions are reduced to one number, or to a dimension of size 1."""
+    """Reduction of some dimensions, which are removed or become size 1."""
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = flow.dims(node.args[0])
-        gone = canonical_dims(argument(node, 1, "dim"), len(dims))
-        for i in gone:
+        reduced = canonical_dims(argument(node, 1, "dim"), len(dims))
+        for i in reduced:
             self.reduce(flow, node, dims[i])
-        keep = bool(argument(node, 2, "keepdim", False))
-        return tuple(UNIT if i in gone else axis for i, axis in enumerate(dims) if keep or i not in gone)
+        keepdim = bool(argument(node, 2, "keepdim", False))
+        return tuple(UNIT if i in reduced else axis for i, axis in enumerate(dims) if keepdim or i not in reduced)
 
     def reduce(self, flow: Flow, node: fx.Node, axis: Axis) -> None:
-        """Say what becomes of a reduced axis."""
-        flow.mark_inexact(axis, "its extreme is taken here")
+        """Report a reduced axis to the analysis."""
+        flow.mark_inexact(axis, "its maximum or minimum is taken here")
 
     def examples(self) -> Iterator[Example]:
         yield between_layers(lambda y: y.mean(1) + y.amax(1) * y.mean(2, keepdim=True).amin(1))
@@ -35,7 +35,7 @@ class Reduce(Rule):
 
 @rule(aten.mean.dim, aten.mean.default)
 class Mean(Reduce):
-    """An average has fewer terms after a cut, but the same sum."""
+    """A mean: after a cut it has fewer terms, but the same sum."""
 
     degree = 1.0
 
@@ -43,7 +43,7 @@ class Mean(Reduce):
         flow.average(axis, node.args[0])
 
     def gain(self, cut: Cut, node: fx.Node) -> float:
-        """The old number of terms over the new one."""
+        """Ratio of the old number of terms to the new one."""
         dims = cut.dims(node.args[0])
         return prod(cut.mean_gain(dims[i]) for i in canonical_dims(argument(node, 1, "dim"), len(dims)))
 
@@ -53,7 +53,7 @@ class Mean(Reduce):
 
 @rule(aten.sum.dim_IntList, aten.sum.default)
 class Summation(Reduce):
-    """A sum is exact as long as what is cut would add nothing."""
+    """A sum: exact if the removed terms are zero."""
 
     degree = 1.0
 
@@ -65,7 +65,7 @@ class Summation(Reduce):
 
 
 class Any(Reduce):
-    """Nothing is found where everything is zero."""
+    """Logical any, or a count of nonzero entries: zeros do not change it."""
 
     def reduce(self, flow: Flow, node: fx.Node, axis: Axis) -> None:
         flow.contract(axis, node.args[0])
@@ -75,7 +75,7 @@ class Any(Reduce):
 
 
 class All(Reduce):
-    """Everything at once: as an argument there are neither dimensions nor anything else."""
+    """Reduction of all dimensions, for overloads without a dimension argument."""
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         for axis in flow.dims(node.args[0]):
@@ -97,7 +97,7 @@ RULES.register(
 
 @rule(aten.logsumexp.default)
 class LogSumExp(Reduce):
-    """The logarithm of what a softmax divides by: of zeros it is that of their number."""
+    """Logarithm of the denominator of softmax: n zeros give log(n)."""
 
     zeros = Zeros.LOST
 
@@ -107,21 +107,21 @@ class LogSumExp(Reduce):
 
 
 class VectorNorm(Reduce):
-    """The length of vectors, to which zeros add nothing: ``(x, order, dim, keepdim)``."""
+    """Vector and matrix norms, ``(x, order, dim, keepdim)``: zeros do not change a vector norm of order >= 0."""
 
     degree = 1.0
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims, order = flow.dims(node.args[0]), argument(node, 1, "ord")
-        gone = canonical_dims(argument(node, 2, "dim"), len(dims))
-        matrix = node.target is aten.linalg_norm.default and order is not None and len(gone) > 1
-        for i in gone:
+        reduced = canonical_dims(argument(node, 2, "dim"), len(dims))
+        matrix = node.target is aten.linalg_norm.default and order is not None and len(reduced) > 1
+        for i in reduced:
             if matrix or (order is not None and (isinstance(order, str) or order < 0)):
                 flow.mark_inexact(dims[i], "its norm is taken here")
             else:
                 flow.contract(dims[i], node.args[0])
-        keep = bool(argument(node, 3, "keepdim", False))
-        return tuple(UNIT if i in gone else axis for i, axis in enumerate(dims) if keep or i not in gone)
+        keepdim = bool(argument(node, 3, "keepdim", False))
+        return tuple(UNIT if i in reduced else axis for i, axis in enumerate(dims) if keepdim or i not in reduced)
 
     def examples(self) -> Iterator[Example]:
         yield between_layers(lambda y: torch.nn.functional.normalize(y, dim=2) * y.norm(dim=1, keepdim=True))
@@ -134,27 +134,27 @@ RULES.register(
 )(VectorNorm())  # fmt: skip
 
 
-EVERYTHING = (aten.var.default, aten.std.default)
+FULL_VARIANCES = (aten.var.default, aten.std.default)
 
 
-class Spread(Reduce):
-    """The variance along some dimensions, or its root."""
+class Variance(Reduce):
+    """Variance or standard deviation along some dimensions."""
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = flow.dims(node.args[0])
-        gone = canonical_dims(None if node.target in EVERYTHING else argument(node, 1, "dim"), len(dims))
-        for i in gone:
+        reduced = canonical_dims(None if node.target in FULL_VARIANCES else argument(node, 1, "dim"), len(dims))
+        for i in reduced:
             flow.mark_inexact(dims[i], "its variance is taken here")
-            flow.require_width(dims[i], self.freed(node) + 1)  # of fewer the variance is no number
-        keep = bool(argument(node, 3, "keepdim", False))
-        return tuple(UNIT if i in gone else axis for i, axis in enumerate(dims) if keep or i not in gone)
+            flow.require_width(dims[i], self.correction(node) + 1)  # the variance of fewer is NaN
+        keepdim = bool(argument(node, 3, "keepdim", False))
+        return tuple(UNIT if i in reduced else axis for i, axis in enumerate(dims) if keepdim or i not in reduced)
 
-    def freed(self, node: fx.Node) -> int:
-        """By how much the divisor is less than the count of what is summed, rounded down."""
+    def correction(self, node: fx.Node) -> int:
+        """Difference of the number of terms and the divisor, rounded down."""
         if "correction" in str(node.target):
-            given = node.kwargs.get("correction")
-            return 1 if given is None else int(given) if isinstance(given, int | float) else 1
-        return int(bool(argument(node, 1 if node.target in EVERYTHING else 2, "unbiased", True)))
+            correction = node.kwargs.get("correction")
+            return 1 if correction is None else int(correction) if isinstance(correction, int | float) else 1
+        return int(bool(argument(node, 1 if node.target in FULL_VARIANCES else 2, "unbiased", True)))
 
     def examples(self) -> Iterator[Example]:
         yield between_layers(
@@ -166,8 +166,8 @@ class Spread(Reduce):
         yield between_layers(lambda y: y * y.std() + y.var(1, True, True))
 
 
-class SpreadAndMean(Spread):
-    """Two outputs: the variance or its root, and the mean."""
+class VarianceAndMean(Variance):
+    """Variance or standard deviation, and the mean, as two outputs."""
 
     def axes(self, flow: Flow, node: fx.Node) -> list[Dims]:  # type: ignore[override]
         return [super().axes(flow, node)] * 2
@@ -180,15 +180,15 @@ class SpreadAndMean(Spread):
 
 RULES.register(
     aten.var.correction, aten.std.correction, aten.var.dim, aten.std.dim, aten.var.default, aten.std.default
-)(Spread())
+)(Variance())
 RULES.register(aten.var_mean.correction, aten.std_mean.correction, aten.var_mean.dim, aten.std_mean.dim)(
-    SpreadAndMean()
+    VarianceAndMean()
 )
 
 
 @rule(aten.cosine_similarity.default)
 class Cosine(Rule):
-    """Two values meet, and are multiplied and summed along one dimension; both lengths are divided out."""
+    """Inner product of two values along one dimension, divided by both norms."""
 
     zeros = Zeros.PRODUCT
 
@@ -236,7 +236,7 @@ class _Summed(nn.Module):
 
 
 class _RootMeanSquare(nn.Module):
-    """An example: an RMS norm written out, a weight that takes its factor, and a mean whose factor nothing takes."""
+    """An example: an RMS norm written out with a weight that absorbs its factor, and a mean without such a weight."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Every index repeated next to itself: the copies are an axis inside the old one."""
+"""Interleaved repetition of indices: the copies are an axis inside the old one."""
 
 from collections.abc import Iterator
 
@@ -15,7 +15,7 @@ aten = torch.ops.aten
 
 @rule(aten.repeat_interleave.self_int)
 class RepeatEach(Rule):
-    """Every index of a dimension equally often."""
+    """Repetition of every index of a dimension, equally often."""
 
     zeros = Zeros.MOVED
     degree = 1.0
@@ -30,7 +30,7 @@ class RepeatEach(Rule):
         old, copies = factor(new[dim], dims[dim].size)
         flow.unify(old, dims[dim])
         if not isinstance(literal(node, 1), int):
-            flow.pin(copies, "the input says how many copies there are")
+            flow.pin(copies, "the number of copies depends on the input")
         return *dims[:dim], resolve(Product((old, copies))), *dims[dim + 1 :]
 
     def rebuild(self, cut: Cut, node: fx.Node) -> OpCall:
@@ -47,13 +47,13 @@ class RepeatEach(Rule):
 
 @rule(aten.repeat_interleave.self_Tensor)
 class RepeatSome(Rule):
-    """Every index as often as a tensor says."""
+    """Repetition of every index as often as given in a tensor."""
 
     zeros = Zeros.MOVED
     selects = (1,)
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
-        dims, why = flow.dims(node.args[0]), "a tensor says how often each index is repeated"
+        dims, why = flow.dims(node.args[0]), "a tensor holds how often each index is repeated"
         new = flow.fresh(node, why)
         if argument(node, 2, "dim") is None and len(dims) != 1:
             raise Misaligned("all dimensions are merged and repeated")

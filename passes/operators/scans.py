@@ -1,4 +1,4 @@
-"""Orders and running results along a dimension, which stays as it is unless what is masked adds nothing."""
+"""Operators along an ordered dimension, which is pinned unless masked entries add zero to a cumulative sum."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -12,8 +12,8 @@ from graphprune.passes.operators import RULES, rule
 aten = torch.ops.aten
 
 
-class Along(Rule):
-    """Indices meet along some dimensions, so that all stay."""
+class Ordered(Rule):
+    """Operators that depend on the order of indices along some dimensions, which are pinned."""
 
     def __init__(self, zeros: Zeros, dims: Callable[[fx.Node, int], Sequence[int]]) -> None:
         self.zeros, self.dims = zeros, dims
@@ -30,31 +30,31 @@ class Along(Rule):
         yield between_layers(lambda y: y.permute(2, 0, 1).tril().permute(1, 2, 0).flip(2))
 
 
-def named(node: fx.Node, rank: int) -> list[int]:
-    """The dimensions that the second argument names."""
+def named_dims(node: fx.Node, rank: int) -> list[int]:
+    """Dimensions in the second argument."""
     return canonical_dims(literal(node, 1), rank)
 
 
-def rolled(node: fx.Node, rank: int) -> list[int]:
-    """The dimensions that the third argument names, all if it names none."""
+def rolled_dims(node: fx.Node, rank: int) -> list[int]:
+    """Dimensions in the third argument, all of them without one."""
     return canonical_dims(argument(node, 2, "dims"), rank)
 
 
-def matrix(node: fx.Node, rank: int) -> list[int]:
-    """The last two dimensions."""
+def matrix_dims(node: fx.Node, rank: int) -> list[int]:
+    """Indices of the last two dimensions."""
     return [rank - 2, rank - 1]
 
 
-RULES.register(aten.flip.default)(Along(Zeros.MOVED, named))
-RULES.register(aten.roll.default)(Along(Zeros.MOVED, rolled))
-RULES.register(aten.triu.default, aten.tril.default)(Along(Zeros.PRESERVED, matrix))
-RULES.register(aten.cumprod.default)(Along(Zeros.PRESERVED, named))
-RULES.register(aten.logcumsumexp.default)(Along(Zeros.LOST, named))
+RULES.register(aten.flip.default)(Ordered(Zeros.MOVED, named_dims))
+RULES.register(aten.roll.default)(Ordered(Zeros.MOVED, rolled_dims))
+RULES.register(aten.triu.default, aten.tril.default)(Ordered(Zeros.PRESERVED, matrix_dims))
+RULES.register(aten.cumprod.default)(Ordered(Zeros.PRESERVED, named_dims))
+RULES.register(aten.logcumsumexp.default)(Ordered(Zeros.LOST, named_dims))
 
 
 @rule(aten.cummax.default, aten.cummin.default)
-class RunningExtreme(Rule):
-    """Two outputs: the greatest so far, and where it was."""
+class CumulativeExtreme(Rule):
+    """Cumulative maximum or minimum, and its index, as two outputs."""
 
     zeros = Zeros.LOST
 
@@ -69,25 +69,25 @@ class RunningExtreme(Rule):
 
 @rule(aten.diagonal.default)
 class Diagonal(Rule):
-    """The entries at equal indices of two dimensions become a dimension at the end."""
+    """Entries at equal indices of two dimensions become a last dimension."""
 
     zeros = Zeros.MOVED
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = flow.dims(node.args[0])
-        gone = canonical_dims([argument(node, 2, "dim1", 0), argument(node, 3, "dim2", 1)], len(dims))
+        removed = canonical_dims([argument(node, 2, "dim1", 0), argument(node, 3, "dim2", 1)], len(dims))
         new = flow.fresh(node, "it is a diagonal")
-        for i in gone:
+        for i in removed:
             flow.pin(dims[i], "a diagonal is taken from it")
-        return *(axis for i, axis in enumerate(dims) if i not in gone), new[-1]
+        return *(axis for i, axis in enumerate(dims) if i not in removed), new[-1]
 
     def examples(self) -> Iterator[Example]:
         yield between_layers(lambda y: y + y.diagonal(0, 1, 2)[..., :1, None] + y.diagonal(0, 0, 1).sum(1))
 
 
 @rule(aten.cumsum.default)
-class RunningSum(Rule):
-    """What is masked adds nothing to the sums behind it."""
+class CumulativeSum(Rule):
+    """Cumulative sum: masked entries add zero to the later sums."""
 
     degree = 1.0
 
@@ -99,9 +99,9 @@ class RunningSum(Rule):
         return dims
 
     def masked_value(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
-        """Along the dimension itself, the sums go on where nothing is added."""
-        running = canonical_dim(literal(node, 1), node.meta["val"].dim()) in inputs.dims
-        return None if running else super().masked_value(node, inputs)
+        """The masked number; unknown along the summed dimension, where sums continue past masked entries."""
+        cumulative = canonical_dim(literal(node, 1), node.meta["val"].dim()) in inputs.dims
+        return None if cumulative else super().masked_value(node, inputs)
 
     def examples(self) -> Iterator[Example]:
         yield between_layers(lambda y: y.cumsum(1) * y.cumsum(2))

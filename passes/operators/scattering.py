@@ -1,4 +1,4 @@
-"""Operators that write into a copy of a tensor: zero where both what is there and what is written are."""
+"""Operators that write into a copy of a tensor: zero where both the tensor and the written values are."""
 
 from collections.abc import Iterator
 
@@ -23,7 +23,7 @@ aten = torch.ops.aten
 
 
 class Scatter(Rule):
-    """Values or a number go where an index says, along one dimension."""
+    """Values or a number are written at the indices of a tensor along one dimension."""
 
     selects = (2,)
     summands = (0, 3)
@@ -54,7 +54,7 @@ RULES.register(
 
 
 class IndexAdd(Rule):
-    """Slices are put or added where a vector says, along one dimension."""
+    """Slices are written or added at the indices of a vector along one dimension."""
 
     selects = (2,)
     summands = (0, 3)
@@ -77,7 +77,7 @@ RULES.register(aten.index_add.default, aten.index_copy.default)(IndexAdd())
 
 @rule(aten.index_put.default)
 class IndexPut(Rule):
-    """Values that broadcast to what the indices take are put there."""
+    """Values, broadcast to the indexed elements, are written there."""
 
     selects = (1,)
     summands = (0, 2)
@@ -95,7 +95,7 @@ class IndexPut(Rule):
 
 @rule(aten.slice_scatter.default)
 class SliceScatter(Rule):
-    """A slice of one dimension is replaced."""
+    """Replacement of a slice of one dimension."""
 
     zeros = Zeros.MOVED
 
@@ -121,7 +121,7 @@ class SliceScatter(Rule):
 
 @rule(aten.select_scatter.default)
 class SelectScatter(Rule):
-    """One index of a dimension is replaced."""
+    """Replacement of one index of a dimension."""
 
     zeros = Zeros.MOVED
 
@@ -139,7 +139,7 @@ class SelectScatter(Rule):
 
 @rule(aten.copy.default, aten.copy_.default)
 class Copy(Rule):
-    """The numbers of the second in the shape of the first."""
+    """The values of the second argument in the shape of the first."""
 
     zeros = Zeros.MOVED
     selects = (0,)
@@ -153,10 +153,10 @@ class Copy(Rule):
 
 @rule(aten.masked_scatter.default)
 class MaskedScatter(Rule):
-    """Values go in order wherever a mask says."""
+    """Values are written in order at the true elements of a mask."""
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
-        raise Misaligned("values are put into it in order, wherever a mask says")
+        raise Misaligned("values are written into it in the order of a mask")
 
     def examples(self) -> Iterator[Example]:
         yield between_layers(lambda y: y.masked_scatter(y > 0, y.abs()))

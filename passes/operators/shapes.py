@@ -1,4 +1,4 @@
-"""Operators that only rearrange dimensions: views, permutations, expansions."""
+"""Operators that only rearrange or repeat values: views, permutations, expansions."""
 
 from collections.abc import Iterator, Sequence
 from math import prod
@@ -16,7 +16,7 @@ aten = torch.ops.aten
 
 
 class Reshape(Rule):
-    """Dimensions are merged and split: stretches of equal size hold the same product of axes."""
+    """Views: dimensions are merged and split; runs of dimensions of equal size are the same product of axes."""
 
     zeros = Zeros.MOVED
     degree = 1.0
@@ -24,21 +24,21 @@ class Reshape(Rule):
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         source, target = flow.dims(node.args[0]), flow.fresh(node)
         result: list[Axis] = []
-        for old, new in stretches([a.size for a in source], [a.size for a in target]):
+        for old, new in matching_runs([a.size for a in source], [a.size for a in target]):
             result += regroup(flow, [source[i] for i in old], [target[i] for i in new])
         inferred = [axis for axis, size in zip(result, literal(node, 1), strict=True) if not isinstance(size, int)]
         inferred = [axis for axis in inferred if not all(DYNAMIC in p.pins for p in primes(axis))]
-        given = zip(result, literal(node, 1), strict=True)
-        if len(inferred) + any(size == -1 and _is_dynamic(axis) for axis, size in given if isinstance(size, int)) > 1:
+        sizes = zip(result, literal(node, 1), strict=True)
+        if len(inferred) + any(size == -1 and _is_dynamic(axis) for axis, size in sizes if isinstance(size, int)) > 1:
             for axis in inferred:
                 flow.pin(axis, "a view computes several sizes")
         return tuple(result)
 
     def rebuild(self, cut: Cut, node: fx.Node) -> OpCall:
-        sizes = resize(cut, literal(node, 1), cut.dims(node))
-        if sizes.count(-1) > 1:  # what was inferred can be said
-            given = zip(sizes, literal(node, 1), cut.dims(node), strict=True)
-            sizes = [cut.width(axis) if isinstance(old, int) and old == -1 else new for new, old, axis in given]
+        sizes = literal_sizes(cut, literal(node, 1), cut.dims(node))
+        if sizes.count(-1) > 1:  # sizes that were inferred are known now
+            entries = zip(sizes, literal(node, 1), cut.dims(node), strict=True)
+            sizes = [cut.width(axis) if isinstance(old, int) and old == -1 else new for new, old, axis in entries]
         return OpCall(node.target, (node.args[0], sizes), dict(node.kwargs))
 
     def examples(self) -> Iterator[Example]:
@@ -52,7 +52,7 @@ RULES.register(aten.reshape.default, aten.view.default, aten._unsafe_view.defaul
 
 
 class Permute(Rule):
-    """The same dimensions in another order."""
+    """Permutation of dimensions."""
 
     zeros = Zeros.MOVED
     degree = 1.0
@@ -62,7 +62,7 @@ class Permute(Rule):
         return tuple(dims[i] for i in self.permutation(node, len(dims)))
 
     def permutation(self, node: fx.Node, rank: int) -> list[int]:
-        """Where each output dimension comes from."""
+        """The source of each output dimension."""
         if node.target is aten.permute.default:
             return canonical_dims(node.args[1], rank)
         a, b = canonical_dims(list(node.args[1:3]), rank) if len(node.args) > 1 else (0, rank - 1)
@@ -79,7 +79,7 @@ RULES.register(aten.permute.default, aten.transpose.int, aten.t.default, aten.sw
 
 @rule(aten.unsqueeze.default)
 class Unsqueeze(Rule):
-    """A dimension of size 1 is put in."""
+    """Insertion of a dimension of size 1."""
 
     zeros = Zeros.MOVED
     degree = 1.0
@@ -91,24 +91,24 @@ class Unsqueeze(Rule):
 
 
 class Squeeze(Rule):
-    """Dimensions of size 1 are taken out."""
+    """Removal of dimensions of size 1."""
 
     zeros = Zeros.MOVED
     degree = 1.0
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = flow.dims(node.args[0])
-        named = self.named(node, len(dims))
-        return tuple(axis for i, axis in enumerate(dims) if i not in named or axis.size != 1)
+        candidates = self.candidates(node, len(dims))
+        return tuple(axis for i, axis in enumerate(dims) if i not in candidates or axis.size != 1)
 
     def rebuild(self, cut: Cut, node: fx.Node) -> OpCall:
         dims = cut.dims(node.args[0])
-        named = self.named(node, len(dims))
-        # An axis that is cut to size 1 must not be taken out.
-        return OpCall(aten.squeeze.dims, (node.args[0], [i for i in named if dims[i].size == 1]), {})
+        candidates = self.candidates(node, len(dims))
+        # An axis that is cut to size 1 must not be removed.
+        return OpCall(aten.squeeze.dims, (node.args[0], [i for i in candidates if dims[i].size == 1]), {})
 
-    def named(self, node: fx.Node, rank: int) -> list[int]:
-        """The dimensions that may go: an empty list, unlike none at all, names none."""
+    def candidates(self, node: fx.Node, rank: int) -> list[int]:
+        """Dimensions that may be removed: all without an argument, none for an empty list."""
         dims: Any = node.args[1] if len(node.args) > 1 else None
         return [] if dims == [] else canonical_dims(dims, rank)
 
@@ -117,7 +117,7 @@ RULES.register(aten.squeeze.dim, aten.squeeze.dims, aten.squeeze.default)(Squeez
 
 
 class Expand(Rule):
-    """Dimensions of size 1 are stretched, new ones put in front; the others stay."""
+    """Expansion: dimensions of size 1 are stretched, and new ones added in front."""
 
     zeros = Zeros.MOVED
     repeats = True
@@ -130,7 +130,8 @@ class Expand(Rule):
         return tuple(new if old.size == 1 else old for old, new in pairs)
 
     def rebuild(self, cut: Cut, node: fx.Node) -> OpCall:
-        return OpCall(node.target, (node.args[0], resize(cut, literal(node, 1), cut.dims(node))), dict(node.kwargs))
+        sizes = literal_sizes(cut, literal(node, 1), cut.dims(node))
+        return OpCall(node.target, (node.args[0], sizes), dict(node.kwargs))
 
 
 RULES.register(aten.expand.default, aten.broadcast_to.default)(Expand())
@@ -138,7 +139,7 @@ RULES.register(aten.expand.default, aten.broadcast_to.default)(Expand())
 
 @rule(aten.repeat.default, aten.tile.default)
 class Repeat(Rule):
-    """Dimensions are tiled: the copies are an axis around the old one."""
+    """Tiling: the copies are an axis around the old one."""
 
     zeros = Zeros.MOVED
     degree = 1.0
@@ -149,7 +150,7 @@ class Repeat(Rule):
         return tuple(self.tile(flow, old, new) for old, new in zip(source, target, strict=True))
 
     def tile(self, flow: Flow, old: Axis, new: Axis) -> Axis:
-        """The tiled axis: itself where there is one copy."""
+        """The tiled axis; the axis itself for a single copy."""
         if old.size in (0, new.size):
             return old if old.size else new
         copies, inner = factor(new, new.size // old.size)
@@ -157,9 +158,9 @@ class Repeat(Rule):
         return resolve(Product((copies, inner)))
 
     def rebuild(self, cut: Cut, node: fx.Node) -> OpCall:
-        rank, given = len(cut.dims(node)), literal(node, 1)
+        rank, repeats = len(cut.dims(node)), literal(node, 1)
         source = (UNIT,) * (rank - len(cut.dims(node.args[0]))) + cut.dims(node.args[0])
-        pairs = zip(source, cut.dims(node), [1] * (rank - len(given)) + list(given), strict=True)
+        pairs = zip(source, cut.dims(node), [1] * (rank - len(repeats)) + list(repeats), strict=True)
         times = [cut.width(new) // cut.width(old) if cut.changed(new) else count for old, new, count in pairs]
         return OpCall(node.target, (node.args[0], times), dict(node.kwargs))
 
@@ -170,7 +171,7 @@ class Repeat(Rule):
 
 @rule(aten.meshgrid.indexing, aten.meshgrid.default)
 class Meshgrid(Rule):
-    """Every vector, repeated along the dimensions of all the others."""
+    """Every vector repeated along the dimensions of all others."""
 
     zeros = Zeros.LOST
 
@@ -186,8 +187,8 @@ class Meshgrid(Rule):
         yield between_layers(lambda y: y * sum(torch.meshgrid(y[0, :, 0], y[0, 0], indexing="ij")))
 
 
-def stretches(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
-    """The smallest runs of dimensions on both sides that hold equally many elements."""
+def matching_runs(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[list[int], list[int]]]:
+    """The shortest runs of dimensions on both sides with equal numbers of elements, as dimension indices."""
     i = j = 0
     while i < len(old) or j < len(new):
         left, right = [i] if i < len(old) else [], [j] if j < len(new) else []
@@ -205,7 +206,7 @@ def stretches(old: Sequence[int], new: Sequence[int]) -> Iterator[tuple[list[int
 
 
 def regroup(flow: Flow, old: list[Axis], new: list[Axis]) -> list[Axis]:
-    """The product of `old`, seen with the sizes of `new`; `new` itself, pinned, where that fails."""
+    """The product of `old`, factored into the sizes of `new`; `new` itself, pinned, if that is not possible."""
     rest = resolve(Product(tuple(old)))
     if len(new) == 1:
         return [rest]
@@ -227,17 +228,17 @@ def _is_dynamic(axis: Axis) -> bool:
     return any(DYNAMIC in p.pins for p in primes(axis))
 
 
-def resize(cut: Cut, sizes: Sequence[Any], dims: Sequence[Axis]) -> list[Any]:
-    """Literal sizes after a cut; -1 and symbols stay, but for a symbol computed from a narrower axis, which is -1."""
+def literal_sizes(cut: Cut, sizes: Sequence[Any], dims: Sequence[Axis]) -> list[Any]:
+    """Literal sizes after a cut; -1 and symbols are unchanged, except that a symbol of a narrower axis becomes -1."""
     new: list[Any] = []
     for axis, size in zip(dims, sizes, strict=True):
-        stays = not cut.changed(axis) or (isinstance(size, int) and size == -1)
-        new.append(size if stays else cut.width(axis) if isinstance(size, int) else -1)
+        unchanged = not cut.changed(axis) or (isinstance(size, int) and size == -1)
+        new.append(size if unchanged else cut.width(axis) if isinstance(size, int) else -1)
     return new
 
 
 class _Swapped(nn.Module):
-    """An example: heads as dimensions of their own, merged again."""
+    """An example: heads as a separate dimension, merged again."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Operators that order a dimension or pick from it by size: their results may be indices into it."""
+"""Operators that sort a dimension or select from it by value: their results may be indices into it."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -16,19 +16,19 @@ aten = torch.ops.aten
 
 @rule(aten.topk.default)
 class TopK(Rule):
-    """The greatest values along a dimension, and their indices: a cut of it leaves fewer to pick from."""
+    """The greatest values along a dimension, and their indices: a cut of it leaves fewer candidates."""
 
     zeros = Zeros.MOVED
 
     def axes(self, flow: Flow, node: fx.Node) -> list[Dims]:
         dims, count = flow.dims(node.args[0]), size_hint(literal(node, 1))
         dim = canonical_dim(argument(node, 2, "dim", -1), len(dims))
-        flow.mark_inexact(dims[dim], "the greatest are picked along it")
+        flow.mark_inexact(dims[dim], "the greatest values are selected along it")
         flow.require_width(dims[dim], count)
         flow.share_selection(dims, [dims[dim]])
         flow.mark_indices(node, dims[dim], output=1)
-        picked = *dims[:dim], prime(count, "the greatest are picked along it"), *dims[dim + 1 :]
-        return [picked, picked]
+        selected = *dims[:dim], prime(count, "the greatest values are selected along it"), *dims[dim + 1 :]
+        return [selected, selected]
 
     def examples(self) -> Iterator[Example]:
         yield Example(_Routed(), (torch.randn(7, 6),))
@@ -36,7 +36,7 @@ class TopK(Rule):
 
 
 class Sort(Rule):
-    """A dimension in order, and where each of its values was."""
+    """The sorted values of a dimension, and their original indices."""
 
     zeros = Zeros.MOVED
 
@@ -51,10 +51,10 @@ class Sort(Rule):
         return [dims, dims] if several else dims
 
     def dim(self, node: fx.Node) -> int:
-        """The dimension, whose place among the arguments depends on the overload."""
+        """The dimension, whose argument position depends on the overload."""
         stable = node.target in (aten.sort.stable, aten.argsort.stable)
-        given: int = argument(node, 2 if stable else 1, "dim", -1)
-        return given
+        dim: int = argument(node, 2 if stable else 1, "dim", -1)
+        return dim
 
     def examples(self) -> Iterator[Example]:
         yield between_layers(
@@ -74,7 +74,7 @@ class Extreme(Rule):
     def axes(self, flow: Flow, node: fx.Node) -> list[Dims]:
         dims = flow.dims(node.args[0])
         dim = canonical_dim(literal(node, 1), len(dims))
-        flow.mark_inexact(dims[dim], "its extreme is taken here")
+        flow.mark_inexact(dims[dim], "its maximum or minimum is taken here")
         flow.mark_indices(node, dims[dim], output=1)
         one = (UNIT,) if argument(node, 2, "keepdim", False) else ()
         return [(*dims[:dim], *one, *dims[dim + 1 :])] * 2
@@ -86,22 +86,22 @@ class Extreme(Rule):
 
 @rule(aten.argmax.default, aten.argmin.default)
 class ArgExtreme(Rule):
-    """The index of the greatest or least value: in all values, or along a dimension."""
+    """The index of the greatest or least value along a dimension, or in the flattened tensor."""
 
     zeros = Zeros.LOST
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = flow.dims(node.args[0])
-        given = argument(node, 1, "dim")
-        gone = canonical_dims(given, len(dims))
-        for i in gone:
-            flow.mark_inexact(dims[i], "its extreme is looked for here")
-            if given is None:
-                flow.pin(dims[i], "its extreme is looked for among all values")
-        if given is not None:
-            flow.mark_indices(node, dims[gone[0]])
+        dim = argument(node, 1, "dim")
+        reduced = canonical_dims(dim, len(dims))
+        for i in reduced:
+            flow.mark_inexact(dims[i], "its maximum or minimum is taken here")
+            if dim is None:
+                flow.pin(dims[i], "its maximum or minimum is taken over all dimensions")
+        if dim is not None:
+            flow.mark_indices(node, dims[reduced[0]])
         keep = bool(argument(node, 2, "keepdim", False))
-        return tuple(UNIT if i in gone else axis for i, axis in enumerate(dims) if keep or i not in gone)
+        return tuple(UNIT if i in reduced else axis for i, axis in enumerate(dims) if keep or i not in reduced)
 
     def examples(self) -> Iterator[Example]:
         yield between_layers(lambda y: y + y.gather(2, y.argmax(2, keepdim=True)) + y.argmin())
@@ -109,15 +109,15 @@ class ArgExtreme(Rule):
 
 @rule(aten.diff.default)
 class Difference(Rule):
-    """What is between neighbours along a dimension."""
+    """Differences of neighbors along a dimension."""
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
-        dims, new = flow.dims(node.args[0]), flow.fresh(node, "neighbours are subtracted along it")
+        dims, new = flow.dims(node.args[0]), flow.fresh(node, "neighbors are subtracted along it")
         dim = canonical_dim(argument(node, 2, "dim", -1), len(dims))
         for value in (node.args[0], argument(node, 3, "prepend"), argument(node, 4, "append")):
             for i, axis in enumerate(flow.dims(value)):
                 if i == dim:
-                    flow.pin(axis, "neighbours are subtracted along it")
+                    flow.pin(axis, "neighbors are subtracted along it")
                 else:
                     flow.unify(axis, dims[i])
         return *dims[:dim], new[dim], *dims[dim + 1 :]
@@ -127,7 +127,7 @@ class Difference(Rule):
 
 
 class LookUp(Rule):
-    """Every value of one tensor is looked for among all of the other."""
+    """Search of the values of one tensor in another; `values` is the argument position of the values."""
 
     zeros = Zeros.LOST
 
@@ -137,11 +137,11 @@ class LookUp(Rule):
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         value, table = node.args[self.values], node.args[1 - self.values]
         (*lead, last) = flow.dims(table)
-        flow.pin(last, "values are looked for in it")
+        flow.pin(last, "values are searched in it")
         dims = flow.dims(value)
         if self.values == 0:
             for axis in lead:
-                flow.pin(axis, "values are looked for in it")
+                flow.pin(axis, "values are searched in it")
         for a, b in zip(lead, dims, strict=False) if self.values == 1 else ():
             flow.unify(a, b)
         return dims
@@ -157,7 +157,7 @@ RULES.register(aten.searchsorted.Tensor)(LookUp(1))
 
 
 class _Routed(nn.Module):
-    """An example: of five maps, each sample takes the two that a router likes best."""
+    """An example: each sample uses the two of five linear layers with the highest router scores."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Operators that cut dimensions into segments, or lay them one after another."""
+"""Operators that split dimensions into segments, or concatenate them."""
 
 from collections.abc import Iterator
 from itertools import accumulate, pairwise
@@ -20,14 +20,14 @@ aten = torch.ops.aten
 
 
 class Concatenate(Rule):
-    """A sum of axes along one dimension, equal axes along the others."""
+    """Concatenation: a sum of axes along one dimension, equal axes along the others."""
 
     zeros = Zeros.MOVED
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
-        every = [flow.dims(value) for value in literal(node, 0)]
-        # An empty vector may be concatenated with anything: that is how empty caches begin.
-        operands = [dims for dims in every if [axis.size for axis in dims] != [0]] or every
+        inputs = [flow.dims(value) for value in literal(node, 0)]
+        # An empty vector, the initial state of some caches, may be concatenated with anything.
+        operands = [dims for dims in inputs if [axis.size for axis in dims] != [0]] or inputs
         dim = canonical_dim(argument(node, 1, "dim", 0), len(operands[0]))
         result = list(operands[0])
         for other in operands[1:]:
@@ -45,7 +45,7 @@ RULES.register(aten.cat.default, aten.concat.default, aten.concatenate.default)(
 
 @rule(aten.stack.default)
 class Stack(Rule):
-    """Equal values along a new dimension, which stays as it is."""
+    """Values of equal shape along a new dimension, which is pinned."""
 
     zeros = Zeros.MOVED
 
@@ -64,8 +64,8 @@ class Stack(Rule):
         yield between_layers(lambda y: torch.stack((y, -y), dim=2).amax(2))
 
 
-class Split(Rule):
-    """Consecutive segments of one dimension."""
+class SplitSections(Rule):
+    """Split of one dimension into consecutive segments."""
 
     rowwise = True
     zeros = Zeros.MOVED
@@ -77,7 +77,7 @@ class Split(Rule):
         return [(*dims[:dim], piece, *dims[dim + 1 :]) for piece in pieces]
 
     def pieces(self, flow: Flow, node: fx.Node, axis: Axis, dim: int) -> tuple[Axis, ...]:
-        """The segments; fresh pinned ones where their sizes depend on the input."""
+        """Axes of the segments; new pinned ones if their sizes depend on the input."""
         sizes = [value.shape[dim] for value in node.meta["val"]]
         if all(isinstance(size, int) for size in sizes):
             return split_axis(axis, sizes)
@@ -85,7 +85,7 @@ class Split(Rule):
         return tuple(new_prime(size_hint(size), DYNAMIC) for size in sizes)
 
     def sizes(self, node: fx.Node, dim: int) -> list[int]:
-        """The sizes of the segments before a cut."""
+        """Sizes of the segments before a cut."""
         return [size_hint(value.shape[dim]) for value in node.meta["val"]]
 
     def rebuild(self, cut: Cut, node: fx.Node) -> OpCall:
@@ -102,19 +102,19 @@ class Split(Rule):
         yield between_layers(lambda y: torch.cat(torch.split(y, [len(y) // 2, len(y) - len(y) // 2])[::-1]))
 
 
-RULES.register(aten.split_with_sizes.default, aten.split.Tensor, aten.split.sizes, aten.chunk.default)(Split())
+RULES.register(aten.split_with_sizes.default, aten.split.Tensor, aten.split.sizes, aten.chunk.default)(SplitSections())
 
 
 @rule(aten.unbind.int)
 class Unbind(Rule):
-    """Every index of one dimension becomes a value of its own."""
+    """Every index of one dimension becomes a separate value."""
 
     zeros = Zeros.MOVED
 
     def axes(self, flow: Flow, node: fx.Node) -> list[Dims]:
         dims = flow.dims(node.args[0])
         dim = canonical_dim(argument(node, 1, "dim", 0), len(dims))
-        flow.pin(dims[dim], "it is taken apart index by index")
+        flow.pin(dims[dim], "it is unbound into single indices")
         return [(*dims[:dim], *dims[dim + 1 :])] * dims[dim].size
 
     def examples(self) -> Iterator[Example]:
@@ -136,7 +136,7 @@ class Item(Rule):
 
 @rule(aten.select.int)
 class IndexSelection(Rule):
-    """One index of a dimension, which stays as it is."""
+    """One index of a dimension, which is pinned."""
 
     zeros = Zeros.MOVED
 
@@ -179,11 +179,11 @@ class Slice(Rule):
 
 @rule(aten.constant_pad_nd.default, aten.pad.default)
 class Pad(Rule):
-    """Constants before and behind: zeros can be cut like what they meet."""
+    """Padding before and after a dimension: zeros are indices that can be cut with the axis they are added to."""
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims, new = list(flow.dims(node.args[0])), flow.fresh(node)
-        for i, (before, behind) in enumerate(pairs(node), start=1):
+        for i, (before, behind) in enumerate(padding_pairs(node), start=1):
             known = not isinstance(before, fx.Node) and not isinstance(behind, fx.Node)
             if known and before == behind == 0:
                 continue
@@ -202,7 +202,7 @@ class Pad(Rule):
     def rebuild(self, cut: Cut, node: fx.Node) -> OpCall:
         old, new = cut.dims(node.args[0]), cut.dims(node)
         literals: list[Any] = []
-        for i, (before, behind) in enumerate(pairs(node), start=1):
+        for i, (before, behind) in enumerate(padding_pairs(node), start=1):
             if cut.changed(new[-i]):
                 first, last = before, before + old[-i].size
                 before, behind = cut.count_retained(new[-i], 0, first), cut.count_retained(new[-i], last, new[-i].size)
@@ -216,32 +216,32 @@ class Pad(Rule):
 
 
 def pads_zeros(node: fx.Node) -> bool:
-    """Are the values that are put in zeros?"""
+    """Whether the padding is zeros."""
     if node.target is aten.constant_pad_nd.default:
         return not argument(node, 2, "value")
     return not argument(node, 3, "value") and bool(argument(node, 2, "mode", "constant") == "constant")
 
 
-def widths(node: fx.Node) -> list[Any]:
-    """The amounts of padding, numbers or symbols."""
+def padding_widths(node: fx.Node) -> list[Any]:
+    """Amounts of padding, numbers or symbols."""
     return list(literal(node, 1))
 
 
-def pairs(node: fx.Node) -> list[tuple[Any, Any]]:
-    """The amounts before and behind, the last dimension first."""
-    flat = widths(node)
+def padding_pairs(node: fx.Node) -> list[tuple[Any, Any]]:
+    """Amounts of padding before and after each dimension, the last dimension first."""
+    flat = padding_widths(node)
     return list(zip(flat[::2], flat[1::2], strict=True))
 
 
 def _first_positive(y: torch.Tensor) -> torch.Tensor:
-    """As many samples as have a positive first number: how many depends on the data."""
+    """The first samples, as many as have a positive first number, which depends on the data."""
     count: Any = (y[:, 0, 0] > 0).sum().item()
     torch._check(count <= len(y))  # type: ignore[no-untyped-call]
     return y[:count].reshape(count, -1, 4).flatten(1).view(count, 5, 8)
 
 
 class _Halves(nn.Module):
-    """An example: halves swapped and added, so that they become one axis."""
+    """An example: halves swapped and added, which makes them one axis."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""Tables looked up by index: embeddings."""
+"""Embeddings: rows of a weight selected by index."""
 
 from collections.abc import Iterator
 
@@ -16,7 +16,7 @@ class Embedding(Rule):
     """``weight (v d), indices (...) -> (... d)``"""
 
     selects = (1,)
-    summands = (0,)  # where an index is masked, the first row is looked up
+    summands = (0,)  # a masked index is 0, which selects the first row
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         rows, columns = flow.dims(node.args[0])

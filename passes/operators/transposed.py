@@ -1,4 +1,4 @@
-"""Transposed convolutions, and those whose kind is a literal."""
+"""Transposed convolutions: input channels are contracted within each group, output channels produced."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -20,13 +20,13 @@ class TransposedConvolution(Rule):
 
     summands = (2,)
     linear_in = (0, 1)
-    groups = 6  # the position of the argument
+    groups = 6  # position of the argument `groups`
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         return convolution_dims(flow, node, self.channels)
 
     def channels(self, flow: Flow, node: fx.Node, channels: Axis, weight: Dims) -> Axis:
-        """The output channels; input channels meet the weight's group by group."""
+        """The output channels; input channels are unified with those of the weight group by group."""
         groups = argument(node, self.groups, "groups", 1)
         flow.unify(channels, weight[0])
         outer, inner = factor(weight[0], groups)
@@ -44,9 +44,9 @@ class TransposedConvolution(Rule):
         return self.grouped(node, int(cut.width(outer)))
 
     def grouped(self, node: fx.Node, groups: int) -> OpCall:
-        """The same call with another number of groups."""
-        given = {name: argument(node, i, name, default) for i, (name, default) in enumerate(DEFAULTS, start=2)}
-        new = (*node.args[:2], *(given | {"groups": groups}).values(), argument(node, 7, "dilation", [1]))
+        """The call with another number of groups."""
+        arguments = {name: argument(node, i, name, default) for i, (name, default) in enumerate(DEFAULTS, start=2)}
+        new = (*node.args[:2], *(arguments | {"groups": groups}).values(), argument(node, 7, "dilation", [1]))
         return OpCall(node.target, new, {})
 
     def examples(self) -> Iterator[Example]:
@@ -67,9 +67,9 @@ RULES.register(aten.conv_transpose1d.default, aten.conv_transpose2d.input, aten.
 
 
 def consume(flow: Flow, node: fx.Node) -> None:
-    """Report a consumer: every input pixel is mapped to the taps of all output channels, which are then added up."""
-    x, found = node.args[0], flow.parameter_of(node.args[1])
-    if not isinstance(x, fx.Node) or found is None or found[1] != tuple(range(len(found[1]))):
+    """Report a linear operator from every input pixel to all taps of the output channels, which are then summed."""
+    x, source = node.args[0], flow.parameter_of(node.args[1])
+    if not isinstance(x, fx.Node) or source is None or source[1] != tuple(range(len(source[1]))):
         return
     shape = [axis.size for axis in flow.dims(node.args[1])[2:]]
 
@@ -81,7 +81,7 @@ def consume(flow: Flow, node: fx.Node) -> None:
 
     flow.consume(
         Consumer(
-            node=node.name, x=x.name, weight=found[0], dim=0, axis=flow.dims(node.args[1])[0],
+            node=node.name, x=x.name, weight=source[0], dim=0, axis=flow.dims(node.args[1])[0],
             features=features, matrix=lambda w: w.flatten(1).T, restore=restore,
         )
     )  # fmt: skip

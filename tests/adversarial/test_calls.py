@@ -57,7 +57,7 @@ def test_a_width_that_is_returned_or_computed_with_stays_what_it_was(survives: A
 
     found = survives(Wide(), X)
     assert found.free == "8"
-    assert "kept wider in the module (zeros): a.weight:0" in found.wider
+    assert "padded with zeros in the module: a.weight:0" in found.wider
 
 
 def test_rows_of_a_parameter_that_are_returned_stay(survives: Any) -> None:

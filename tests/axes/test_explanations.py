@@ -121,7 +121,7 @@ def test_the_structure_of_a_dimension_is_told(found: Dependencies) -> None:
     number, code = line("a norm")
     (norm,) = found.explain("norm.weight")
     reason = norm.dimensions[0].parts[0].reasons[0]
-    assert (norm.freedom, reason.why, reason.operator) == (Freedom.INEXACT, "it is normalised here", "layer_norm")
+    assert (norm.freedom, reason.why, reason.operator) == (Freedom.INEXACT, "it is normalized here", "layer_norm")
     assert (reason.place, reason.code) == (f"{HERE.name}:{number}", code)
 
 

@@ -29,20 +29,20 @@ def test_a_decoder_with_its_cache_inside_writes_what_the_model_writes(saved: Sav
     """Token by token, and called as its users call it."""
     source = saved("llama", **ONE)
     facts = export(source, tmp_path / "x", static={"past": 30})
-    found = facts["parity"]["executorch"]
-    assert found["worst"] < 5e-4 and "the likeliest text after 4 tokens" in found["cases"]
+    parity = facts["parity"]["executorch"]
+    assert parity["worst"] < 5e-4 and "the likeliest text after 4 tokens" in parity["cases"]
     assert facts["methods"]["get_max_context_len"] == 30 and facts["operators"]["executorch_call_delegate"] > 3
     verified = verify_folder(tmp_path / "x")
-    assert verified.kind == "executorch" and verified.max_error == pytest.approx(found["worst"], rel=0.5)
+    assert verified.kind == "executorch" and verified.max_error == pytest.approx(parity["worst"], rel=0.5)
     model: Any = AutoModelForCausalLM.from_pretrained(source)
     method = import_module("executorch.runtime").Runtime.get().load_program(tmp_path / "x" / "model.pte")
     step, ids = method.load_method("forward"), torch.tensor([[3, 14, 15]])
-    wanted = model.generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=None)
+    expected = model.generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=None)
     for place in range(14):
         logits = step.execute([ids[:, place : place + 1].contiguous(), torch.tensor([place])])[0]
         if place >= 2:
             ids = torch.cat([ids, logits[:, -1:].argmax(-1)], 1)
-    assert torch.equal(ids, wanted)
+    assert torch.equal(ids, expected)
 
 
 def test_a_prompt_in_parts_and_other_positions(saved: Save, tmp_path: Path) -> None:
@@ -71,12 +71,12 @@ def test_the_graph_of_a_network_of_ones_own(images: Path, tmp_path: Path) -> Non
 
 @pytest.mark.parametrize("static", [{"batch": 2}, {"sequence": 8, "past": 8}, {"past": 65}, {"past": 0}])
 def test_sizes_that_do_not_fit_a_decoder(saved: Save, tmp_path: Path, static: dict[str, int]) -> None:
-    with pytest.raises(ExportError, match="it reads one text, batch=1, in parts of sequence=N tokens, .* at most 64"):
+    with pytest.raises(ExportError, match="expected batch=1, sequence=N tokens a call, and .* at most 64"):
         export(saved("llama", **ONE), tmp_path / "x", static=static)
 
 
 def test_a_text_needs_a_length(saved: Save, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="do not fit this model: give batch=N,sequence=N"):
+    with pytest.raises(ExportError, match="do not fit this model: pass batch=N,sequence=N"):
         export(saved("bert", **ONE), tmp_path / "x")
 
 
@@ -85,9 +85,9 @@ def test_linear_layers_in_8_bits(saved: Save, tmp_path: Path, kind: str, static:
     """A head that shares its weight with the table does not change the table."""
     source = saved(kind, **ONE, hidden_size=64, intermediate_size=96)
     facts = export(source, tmp_path / "x", quant="int8", static=static)
-    found = facts["parity"]["executorch"]
-    assert 1e-4 < found["worst"] < 0.05 and facts["bytes"] < 4 * facts["parameters"]
-    assert verify_folder(tmp_path / "x").max_error == pytest.approx(found["worst"], rel=1e-2)
+    parity = facts["parity"]["executorch"]
+    assert 1e-4 < parity["worst"] < 0.05 and facts["bytes"] < 4 * facts["parameters"]
+    assert verify_folder(tmp_path / "x").max_error == pytest.approx(parity["worst"], rel=1e-2)
 
 
 def test_four_bits_are_refused(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What onnxruntime-genai writes from an exported folder is what ONNX Runtime computes from the file in it."""
+"""Tests of target genai: onnxruntime-genai generates the tokens that ONNX Runtime computes from the same file."""
 
 import json
 import shutil
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from graphprune.errors import ExportError, PackageError, VerificationError
 from graphprune.exporters import EXPORTERS
-from graphprune.exporters.checks.genai_runtime import PROMPTS, Writer, unlike
+from graphprune.exporters.checks.genai_runtime import PROMPTS, GenaiModel, differences_from_transformers
 from graphprune.exporters.contract import ExportOptions
 from graphprune.exporters.export_folders.folder_check import verify_folder
 from graphprune.huggingface import model_folder
@@ -58,9 +58,9 @@ def change(folder: Path, file: str, **values: Any) -> None:
 @pytest.fixture(scope="module")
 def llama(saved: Save, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A decoder for genai, exported once."""
-    here = tmp_path_factory.mktemp("genai")
-    export(with_bytes(saved("llama", vocab_size=SIZE), here / "source"), here / "out")
-    return here / "out"
+    folder = tmp_path_factory.mktemp("genai")
+    export(with_bytes(saved("llama", vocab_size=SIZE), folder / "source"), folder / "out")
+    return folder / "out"
 
 
 @needs_genai
@@ -86,14 +86,16 @@ def test_the_example_of_the_readme(llama: Path, capsys: pytest.CaptureFixture[st
 
 @needs_genai
 def test_the_settings_say_what_the_model_is(llama: Path) -> None:
-    found = settings(llama)
-    model, decoder = found["model"], found["model"]["decoder"]
+    written = settings(llama)
+    model, decoder = written["model"], written["model"]["decoder"]
     assert (model["type"], model["vocab_size"], model["context_length"]) == ("decoder", SIZE, 64)
     assert (model["bos_token_id"], model["eos_token_id"], model["pad_token_id"]) == (1, [2], 2)
     sizes = {"num_hidden_layers": 2, "num_key_value_heads": 4, "head_size": 4, "num_attention_heads": 8}
     assert decoder.items() >= {**sizes, "hidden_size": 32, "filename": "model.onnx"}.items()
     assert decoder["inputs"].keys() >= {"input_ids", "attention_mask", "position_ids", "past_key_names"}
-    assert found["search"].items() >= {"past_present_share_buffer": False, "max_length": 64, "do_sample": False}.items()
+    assert (
+        written["search"].items() >= {"past_present_share_buffer": False, "max_length": 64, "do_sample": False}.items()
+    )
 
 
 @needs_genai
@@ -131,9 +133,9 @@ def test_what_ends_a_text_and_how_it_is_sampled(llama: Path, tmp_path: Path) -> 
     proposed = {"eos_token_id": [*ends, 5000], "pad_token_id": -1, "do_sample": True, "temperature": 0.6, "top_p": None}
     change(tmp_path / "source", "generation_config.json", **proposed)
     assert ends and export(tmp_path / "source", tmp_path / "out")["equal_tokens"] == 48
-    found = settings(tmp_path / "out")
-    assert (found["model"]["eos_token_id"], found["model"]["pad_token_id"]) == (ends, ends[0])
-    assert found["search"].items() >= {"do_sample": True, "temperature": 0.6, "top_p": 1.0, "top_k": 50}.items()
+    written = settings(tmp_path / "out")
+    assert (written["model"]["eos_token_id"], written["model"]["pad_token_id"]) == (ends, ends[0])
+    assert written["search"].items() >= {"do_sample": True, "temperature": 0.6, "top_p": 1.0, "top_k": 50}.items()
 
 
 @needs_genai
@@ -143,7 +145,7 @@ def test_other_tokens_than_those_of_onnx_runtime_are_noticed(llama: Path, tmp_pa
     takes = table["model"]["decoder"]["inputs"]
     takes["past_key_names"], takes["past_value_names"] = takes["past_value_names"], takes["past_key_names"]
     (tmp_path / "x" / "genai_config.json").write_text(json.dumps(table))
-    with pytest.raises(VerificationError, match=r"after '.*' onnxruntime-genai writes tokens .*, ONNX Runtime on"):
+    with pytest.raises(VerificationError, match=r"after '.*' onnxruntime-genai generates tokens .*, ONNX Runtime on"):
         verify_folder(tmp_path / "x")
     change(tmp_path / "x", "genai_config.json", model={**table["model"], "type": "unheard"})
     with pytest.raises(VerificationError, match="onnxruntime-genai cannot open the model .*unheard; use target onnx"):
@@ -152,12 +154,13 @@ def test_other_tokens_than_those_of_onnx_runtime_are_noticed(llama: Path, tmp_pa
 
 @needs_genai
 def test_what_it_reads_otherwise_is_told(llama: Path, tmp_path: Path) -> None:
-    writer, reader = Writer.open(llama), model_folder.tokenizer(llama)
+    writer, reader = GenaiModel.open(llama), model_folder.tokenizer(llama)
     reader.chat_template = "{{ messages[0]['content'] }}"
-    assert unlike(writer, reader) == ["its chat template makes 'user: Hi\\n', not 'Hi'"]
+    assert differences_from_transformers(writer, reader) == ["its chat template makes 'user: Hi\\n', not 'Hi'"]
     shutil.copytree(llama, tmp_path / "x")
     (tmp_path / "x" / "chat_template.jinja").write_text("{% endfor %}")
-    assert unlike(Writer.open(tmp_path / "x"), reader)[0].startswith("it cannot use the chat template: ")
+    notes = differences_from_transformers(GenaiModel.open(tmp_path / "x"), reader)
+    assert notes[0].startswith("it cannot use the chat template: ")
 
 
 @needs_genai

@@ -29,7 +29,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(program: Path, *arguments: object) -> str:
-    """What it prints, where it can import neither torch nor transformers nor graphprune."""
+    """Standard output of a process that can import neither torch nor transformers nor graphprune."""
     refuse = "import sys; sys.modules.update(dict.fromkeys(('torch', 'transformers', 'graphprune')))\n"
     (program.parent / "sitecustomize.py").write_text(refuse)
     command = [sys.executable, str(program), *map(str, arguments)]

@@ -20,7 +20,7 @@ from graphprune.errors import ExportError, VerificationError
 from graphprune.exporters import EXPORTERS
 from graphprune.exporters.contract import ExportOptions
 from graphprune.exporters.export_folders.folder_check import verify_folder
-from graphprune.exporters.gguf_tools.gguf_file import finite
+from graphprune.exporters.gguf_tools.gguf_file import count_finite
 from graphprune.exporters.gguf_tools.gguf_runtime import open_file
 from graphprune.exporters.gguf_tools.gguf_vocabulary import vocabulary
 from graphprune.frontends import gguf_models as frontend
@@ -129,7 +129,7 @@ def fields(output: Path) -> dict[str, Any]:
 
 
 def agreed(facts: dict[str, Any], bound: float = 1e-4) -> None:
-    """llama.cpp said what the model says, if it ran."""
+    """Check the agreement of llama.cpp with the model, if it ran."""
     assert bool(facts["parity"]) is RUNS
     if RUNS:
         ran = facts["parity"]["llama.cpp"]
@@ -187,7 +187,7 @@ def test_layers_of_different_widths(build: Build, tmp_path: Path, kind: str) -> 
 
 
 def test_what_one_architecture_lacks_another_may_have(build: Build, tmp_path: Path) -> None:
-    """Queries of qwen2 are as wide as the model there; and those of deci need not be, and may have biases."""
+    """Query heads of qwen2 must have the hidden size in llama.cpp; those of deci need not, and may have biases."""
     facts = export(build("qwen2", head_dim=8, num_attention_heads=4, num_key_value_heads=2), tmp_path / "x")
     agreed(facts)
     assert facts["architecture"] == "deci"
@@ -287,13 +287,13 @@ def test_without_a_tokenizer_it_takes_token_ids(build: Build, tmp_path: Path) ->
 
 def test_tokenizers_that_are_refused(saved: Callable[..., Path], build: Build, tmp_path: Path) -> None:
     with pytest.raises(
-        ExportError, match="its tokenizer is of type WordLevel, expected BPE; take the tokenizer's files"
+        ExportError, match="its tokenizer is of type WordLevel, expected BPE; to export weights for token ids"
     ):
         export(saved("llama"), tmp_path / "x")
     strange = byte_level(pre_tokenizers.Punctuation(), pre_tokenizers.ByteLevel(add_prefix_space=False))
     with pytest.raises(ExportError, match="not known to split text as its tokenizer does, by Punctuation, then 's"):
         export(build("llama", lambda: strange), tmp_path / "x")
-    with pytest.raises(ExportError, match="its tokenizer has token 299, the model knows 9 tokens"):
+    with pytest.raises(ExportError, match="its tokenizer has token 299, the model has 9 tokens"):
         vocabulary(build("llama"), 9)
 
 
@@ -302,8 +302,8 @@ def test_tokenizers_that_are_refused(saved: Callable[..., Path], build: Build, t
     [
         ("qwen3", {"attention_bias": True}, "its qwen3 has no bias in attn_output. Use target onnx"),
         ("llama", {"hidden_act": "gelu"}, "its llama has no activation 'gelu'; its deci has no activation 'gelu'"),
-        ("gemma", {"tie_word_embeddings": False}, "its gemma has no head of its own"),
-        ("gemma", {"use_bidirectional_attention": True}, "its gemma has no attention to what follows"),
+        ("gemma", {"tie_word_embeddings": False}, "its gemma has no untied head"),
+        ("gemma", {"use_bidirectional_attention": True}, "its gemma has no attention to later tokens"),
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "type 'dynamic'"),
         ("qwen3", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}, "no scaled rotary"),
     ],
@@ -350,7 +350,7 @@ def test_verify_finds_what_was_changed(build: Build, tmp_path: Path) -> None:
     with pytest.raises(VerificationError, match=r"blk\.1\.ffn_down\.weight has NaN or infinity"):
         verify_folder(out)
     path.write_bytes(whole[:-40])
-    with pytest.raises(VerificationError, match="bytes, its report says"):
+    with pytest.raises(VerificationError, match=r"bytes, expected \d+ from its report"):
         verify_folder(out)
     path.write_bytes(whole)
     shutil.move(source, tmp_path / "gone")
@@ -364,8 +364,8 @@ def test_a_truncated_file(build: Build, tmp_path: Path) -> None:
     export(build("llama"), tmp_path / "x")
     path = tmp_path / "x" / "model.gguf"
     path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(ExportError, match=r"model\.gguf is no whole GGUF file"):
-        finite(path)
+    with pytest.raises(ExportError, match=r"model\.gguf is not a complete GGUF file"):
+        count_finite(path)
 
 
 @pytest.mark.skipif(not RUNS, reason="llama-cpp-python is not installed")

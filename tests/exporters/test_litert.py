@@ -25,13 +25,13 @@ def export(source: Path, output: Path, **options: Any) -> dict[str, Any]:
 
 def test_an_encoder_by_the_names_of_its_inputs(saved: Save, tmp_path: Path) -> None:
     facts = export(saved("bert", **ONE), tmp_path / "x", static={"sequence": 6})
-    found = facts["parity"]["litert"]
-    assert found["worst"] < 5e-4 and "batch 1, one padded on the right" in found["cases"]
+    parity = facts["parity"]["litert"]
+    assert parity["worst"] < 5e-4 and "batch 1, one padded on the right" in parity["cases"]
     interpreter = import_module("ai_edge_litert.interpreter").Interpreter(str(tmp_path / "x" / "model.tflite"))
     (signature,) = interpreter.get_signature_list().values()
     assert signature == {"inputs": ["attention_mask", "input_ids", "token_type_ids"], "outputs": ["logits"]}
     verified = verify_folder(tmp_path / "x")
-    assert verified.kind == "litert" and verified.max_error == pytest.approx(found["worst"], rel=0.5)
+    assert verified.kind == "litert" and verified.max_error == pytest.approx(parity["worst"], rel=0.5)
 
 
 @pytest.mark.parametrize(("kind", "static"), [("resnet", {"batch": 2}), ("vit", {})])

@@ -18,7 +18,7 @@ from graphprune.errors import ExportError, LoadError, VerificationError
 from graphprune.exporters import EXPORTERS
 from graphprune.exporters.checks import parity
 from graphprune.exporters.checks.generation import generate
-from graphprune.exporters.checks.validation import own_error
+from graphprune.exporters.checks.validation import half_precision_error
 from graphprune.exporters.contract import ExportOptions
 from graphprune.exporters.export_folders.folder_check import verify_folder
 from graphprune.exporters.onnx_tools.program_subjects import program_subject
@@ -35,7 +35,7 @@ Model = Callable[..., nn.Module]
 
 @pytest.fixture(scope="module")
 def llama(saved: Save, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A decoder, exported once; its source stays beside it."""
+    """A decoder, exported once from the source folder next to it."""
     out = tmp_path_factory.mktemp("onnx") / "llama"
     EXPORTERS["onnx"].export(saved("llama"), out)
     return out
@@ -141,7 +141,7 @@ def test_a_model_that_half_precision_breaks(model: Model) -> None:
     subject = encoder_subject(big, Path())
     reference = subject.run(subject.example())
     with pytest.raises(ExportError, match=r"half precision alone changes .* by (inf|nan).*Use target onnx"):
-        own_error(subject.to(torch.float16).run(subject.to(torch.float16).example()), reference)
+        half_precision_error(subject.to(torch.float16).run(subject.to(torch.float16).example()), reference)
 
 
 def test_a_program_with_its_cache(model: Model, tmp_path: Path) -> None:
@@ -153,8 +153,8 @@ def test_a_program_with_its_cache(model: Model, tmp_path: Path) -> None:
     report = export_program(program, tmp_path / "out")
     assert report.facts["parity"]["CPUExecutionProvider"]["worst"] < 1e-5
     assert report.facts["operators"]["ai.onnx"]["Attention"] == 1
-    found = verify_folder(tmp_path / "out")
-    assert "decoding token by token agrees with reading the text at once" in found.checks
+    result = verify_folder(tmp_path / "out")
+    assert "decoding token by token agrees with reading the text at once" in result.checks
 
 
 def test_a_program_of_any_module(tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_an_existing_output_is_refused_before_any_work(llama: Path, tmp_path: Pa
 def test_the_model_itself_is_never_replaced(saved: Save) -> None:
     folder = saved("vit")
     for target in ("onnx", "onnx-gpu"):
-        with pytest.raises(ExportError, match="is or holds .*, which is read; choose another output"):
+        with pytest.raises(ExportError, match="is or contains the source .*; choose another output"):
             EXPORTERS[target].export(folder, folder, force=True)
 
 
@@ -236,7 +236,7 @@ def test_another_choice_is_noticed_even_within_the_bound(model: Model) -> None:
         best = logits.topk(2, -1).indices
         return logits.scatter(-1, best, logits.gather(-1, best.flip(-1)))
 
-    with pytest.raises(ExportError, match="prefers another output than the model at|differs"):
+    with pytest.raises(ExportError, match="has another most likely output than the model at|differs"):
         parity.check(subject, Wrong(subject, exchange), 0.02)
 
 
@@ -288,12 +288,12 @@ def test_an_exported_decoder_predicts_as_the_model_does(llama: Path, tmp_path: P
     text = tmp_path / "text.txt"
     text.write_text(" ".join(f"w{3 + i * i % 50}" for i in range(200)))
     source = report_of(llama)["source"]
-    found, wanted = (gp.evaluate(folder, text, length=16) for folder in (llama, source))
-    assert found.windows == wanted.windows > 5 and found.nll == pytest.approx(wanted.nll, rel=1e-5)
+    result, expected = (gp.evaluate(folder, text, length=16) for folder in (llama, source))
+    assert result.windows == expected.windows > 5 and result.nll == pytest.approx(expected.nll, rel=1e-5)
 
 
 def test_a_decoder_of_fixed_sizes_is_not_measured_on_windows(saved: Save, tmp_path: Path) -> None:
     static = {"batch": 1, "sequence": 1, "past": 7}
     EXPORTERS["onnx"].export(saved("llama", num_hidden_layers=1), tmp_path / "x", ExportOptions(static=static))
-    with pytest.raises(ExportError, match="has a decoder of fixed sizes; export it without --static"):
+    with pytest.raises(ExportError, match="has a decoder with static sizes; export it without --static"):
         gp.evaluate(tmp_path / "x", "any")

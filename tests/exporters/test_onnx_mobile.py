@@ -1,4 +1,4 @@
-"""Files for phones have fixed shapes, an .ort beside them that says the same, and a report on accelerators."""
+"""Tests of target onnx-mobile: static shapes, an .ort file with the same outputs, and a report on accelerators."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -25,12 +25,12 @@ def test_without_free_dimensions(saved: Save, tmp_path: Path, kind: str, suitabl
     assert all(dim.dim_value for value in graph.input for dim in value.type.tensor_type.shape.dim)
     assert facts["opset"] == {"ai.onnx": 20} and facts["options"]["static"]["batch"] == 1
     assert facts["parity"]["model.ort"]["worst"] < 1e-4 and (tmp_path / "x" / "model.ort").is_file()
-    told = facts["usability"]
-    assert told.keys() == {"NNAPI", "CoreML MLProgram", "CoreML NeuralNetwork", "XNNPACK"}
-    assert all(0 < found["nodes"] <= found["of"] for found in told.values())
+    usability = facts["usability"]
+    assert usability.keys() == {"NNAPI", "CoreML MLProgram", "CoreML NeuralNetwork", "XNNPACK"}
+    assert all(0 < counts["nodes"] <= counts["of"] for counts in usability.values())
     if suitable:
-        assert told["CoreML MLProgram"]["suitable"] == suitable and not told["CoreML MLProgram"]["lacks"]
-    assert "ai.onnx:Add" in told["XNNPACK"]["lacks"]
+        assert usability["CoreML MLProgram"]["suitable"] == suitable and not usability["CoreML MLProgram"]["lacks"]
+    assert "ai.onnx:Add" in usability["XNNPACK"]["lacks"]
     assert verify_folder(tmp_path / "x").max_error is not None
 
 

@@ -18,7 +18,7 @@ from graphprune.exporters.export_folders.folder_check import verify_folder
 from graphprune.exporters.onnx_tools.sessions import open_model
 from graphprune.exporters.subjects.decoders import decoder_subject
 from graphprune.exporters.subjects.subject import Subject
-from graphprune.exporters.subjects.trial_inputs import step_feeds, written
+from graphprune.exporters.subjects.trial_inputs import generated_text, step_feeds
 
 Save = Callable[..., Path]
 WINDOW = {"batch": 1, "sequence": 1, "past": 9}
@@ -33,15 +33,15 @@ def export(source: Path, output: Path, target: str = "onnx", **options: Any) -> 
 def test_weights_in_fewer_bits(saved: Save, tmp_path: Path, quant: str, worst: float) -> None:
     plain = export(saved("llama", hidden_size=64, intermediate_size=96, **ONE), tmp_path / "plain")
     facts = export(saved("llama", hidden_size=64, intermediate_size=96, **ONE), tmp_path / "x", quant=quant)
-    found = facts["parity"]["CPUExecutionProvider"]
-    assert 1e-4 < found["worst"] < worst and found["divergence"] < divergence.BOUNDS[quant][0]
+    errors = facts["parity"]["CPUExecutionProvider"]
+    assert 1e-4 < errors["worst"] < worst and errors["divergence"] < divergence.BOUNDS[quant][0]
     assert facts["operators"].keys() == {"ai.onnx"} and facts["operators"]["ai.onnx"]["DequantizeLinear"] == 8
     assert facts["bytes"] < 0.7 * plain["bytes"]
-    assert verify_folder(tmp_path / "x").max_error == pytest.approx(found["worst"], rel=1e-3)
+    assert verify_folder(tmp_path / "x").max_error == pytest.approx(errors["worst"], rel=1e-3)
 
 
 def test_a_head_of_many_words_is_kept_in_fewer_bits_too(saved: Save, tmp_path: Path) -> None:
-    """It is the table of embeddings besides, larger than what is folded without being asked for."""
+    """A tied head is the transposed embedding matrix, larger than the default limit of constant folding."""
     facts = export(saved("llama", vocab_size=9000, **ONE), tmp_path / "x", quant="int8")
     assert facts["operators"]["ai.onnx"]["DequantizeLinear"] == 8
     assert facts["bytes"] < 2.5 * 9000 * 32  # two copies, one laid out for the product
@@ -59,14 +59,14 @@ def test_int4_for_cuda_is_fused_and_multiplies_in_blocks(saved: Save, tmp_path: 
 
 
 def test_a_model_without_products_in_fewer_bits(saved: Save, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="multiplies by no matrix of weights, which is what can be kept in int8"):
+    with pytest.raises(ExportError, match="the model has no product with a weight matrix to store in int8"):
         export(saved("resnet"), tmp_path / "x", quant="int8")
     assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("kind", ["llama", "opt"])
 def test_a_decoder_of_fixed_sizes_writes_what_the_model_writes(saved: Save, tmp_path: Path, kind: str) -> None:
-    """The oldest place of the window falls out with every token; what is not there yet is masked."""
+    """The oldest position of the window is dropped with every token; positions before the text are masked."""
     source = saved(kind, **ONE)
     export(source, tmp_path / "x", static=WINDOW)
     graph = onnx.load(str(tmp_path / "x" / "model.onnx")).graph
@@ -74,7 +74,7 @@ def test_a_decoder_of_fixed_sizes_writes_what_the_model_writes(saved: Save, tmp_
     runner = open_model(tmp_path / "x" / "model.onnx")
     model: Any = AutoModelForCausalLM.from_pretrained(source)
     subject = decoder_subject(model)
-    ids = written(subject, 1, 9)
+    ids = generated_text(subject, 1, 9)
     reference = model(input_ids=ids).logits
     past = {
         name: torch.zeros([d if isinstance(d, int) else 1 for d in value.shape])
@@ -106,7 +106,7 @@ def test_fixed_sizes_of_other_models(saved: Save, tmp_path: Path) -> None:
 def test_sizes_that_do_not_fit(saved: Save, tmp_path: Path) -> None:
     for static in ({"batch": 1}, {**WINDOW, "past": 0}):
         with pytest.raises(
-            ExportError, match="do not fit this model: give batch=N,sequence=N,past=N, each N a positive"
+            ExportError, match="do not fit this model: pass batch=N,sequence=N,past=N, each N a positive"
         ):
             export(saved("llama", **ONE), tmp_path / "x", static=static)
     with pytest.raises(ExportError, match="target onnx cannot be made with static .*; it takes .*static .batch, seq"):
@@ -116,7 +116,7 @@ def test_sizes_that_do_not_fit(saved: Save, tmp_path: Path) -> None:
 def test_older_opsets(saved: Save, tmp_path: Path) -> None:
     facts = export(saved("llama", **ONE), tmp_path / "x", opset=20)
     assert facts["opset"] == {"ai.onnx": 20} and "IsNaN" not in facts["operators"]["ai.onnx"]
-    with pytest.raises(ExportError, match="int8 takes operators of opset 21 or later; leave --opset out"):
+    with pytest.raises(ExportError, match="int8 needs operators of opset 21 or later; omit --opset"):
         export(saved("llama", **ONE), tmp_path / "y", opset=20, quant="int8")
 
 
@@ -153,7 +153,7 @@ class Shifted:
 def test_weights_that_say_something_else_are_refused(model: Callable[..., nn.Module]) -> None:
     subject = decoder_subject(model("llama", **ONE))
     assert divergence.check(subject, subject, "int4").divergence == 0.0
-    with pytest.raises(ExportError, match=r"int8 changes what the model predicts by .* nats a token, allowed are 0\.1"):
+    with pytest.raises(ExportError, match=r"int8 changes the predictions .* nats per token \(at most 0\.1\)"):
         divergence.check(subject, Shifted(subject), "int8")
 
 

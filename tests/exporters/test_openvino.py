@@ -34,14 +34,14 @@ def stored(folder: Path) -> dict[str, str]:
 @pytest.mark.parametrize("kind", ["llama", "opt", "bert", "vit", "resnet"])
 def test_models_of_all_kinds(saved: Save, tmp_path: Path, kind: str) -> None:
     facts = export(saved(kind), tmp_path / "x")
-    found = facts["parity"]["openvino"]
-    assert found["worst"] < found["bound"] == 5e-4 and len(found["cases"]) >= 3
+    parity = facts["parity"]["openvino"]
+    assert parity["worst"] < parity["bound"] == 5e-4 and len(parity["cases"]) >= 3
     assert facts["versions"]["openvino"] and facts["operators"]["Parameter"] == len(facts["inputs"])
     names = {path.name for path in (tmp_path / "x").iterdir()}
     assert {"model.xml", "model.bin", "config.json", "export_report.json"} <= names
     assert not any("onnx" in name for name in names)
     verified = verify_folder(tmp_path / "x")
-    assert verified.kind == "openvino" and verified.max_error == pytest.approx(found["worst"], rel=0.5)
+    assert verified.kind == "openvino" and verified.max_error == pytest.approx(parity["worst"], rel=0.5)
 
 
 def test_layers_of_different_widths(uneven: Save, tmp_path: Path) -> None:
@@ -62,10 +62,10 @@ def test_matrices_in_half_precision_and_no_frequencies(saved: Save, tmp_path: Pa
 @pytest.mark.parametrize(("quant", "kind"), [("int8", "i8"), ("int4", "u4")])
 def test_weights_in_fewer_bits(saved: Save, tmp_path: Path, quant: str, kind: str) -> None:
     facts = export(saved("llama", hidden_size=64, intermediate_size=96, **ONE), tmp_path / "x", quant=quant)
-    found = facts["parity"]["openvino"]
-    assert found["worst"] > 1e-4 and found["divergence"] < divergence.BOUNDS[quant][0]
+    parity = facts["parity"]["openvino"]
+    assert parity["worst"] > 1e-4 and parity["divergence"] < divergence.BOUNDS[quant][0]
     assert list(stored(tmp_path / "x").values()).count(kind) >= 14  # each product and its zero points
-    assert verify_folder(tmp_path / "x").max_error == pytest.approx(found["worst"], rel=1e-3)
+    assert verify_folder(tmp_path / "x").max_error == pytest.approx(parity["worst"], rel=1e-3)
 
 
 def test_fixed_sizes(saved: Save, tmp_path: Path) -> None:
@@ -92,5 +92,5 @@ def test_a_damaged_folder_and_one_without_its_model(saved: Save, tmp_path: Path)
     assert verify_folder(out).checks == ["it opens"]
     with (out / "model.bin").open("ab") as file:
         file.write(b"more")
-    with pytest.raises(VerificationError, match=r"model.xml has \d+ bytes, its report says \d+: export again"):
+    with pytest.raises(VerificationError, match=r"model.xml has \d+ bytes, expected \d+ from its report: export again"):
         verify_folder(out)

@@ -32,8 +32,8 @@ def test_it_loads_and_takes_other_shapes(narrowed: Narrow, tmp_path: Path, kind:
     program = narrowed(kind, **changes)
     report = pt2.save(program, tmp_path / "x.pt2")
     assert report.facts["error"]["relative"] < 1e-6
-    ((name, given),) = program.inputs[1].items()
-    other = given[:1].repeat(3, *[1] * (given.dim() - 1))
+    ((name, value),) = program.inputs[1].items()
+    other = value[:1].repeat(3, *[1] * (value.dim() - 1))
     other = other[:, :4] if kind == "llama" else other
     loaded = torch.export.load(tmp_path / "x.pt2").module()
     assert torch.allclose(loaded(**{name: other}).logits, program.module()(**{name: other}).logits, atol=1e-6)
@@ -69,7 +69,7 @@ def test_the_graph_of_a_network_of_ones_own(images: Path, tmp_path: Path) -> Non
 def test_the_graph_of_a_decoder_has_its_cache_in_onnx_only(decoder: Path, tmp_path: Path) -> None:
     shutil.copytree(decoder, tmp_path / "free" / "onnx")
     (tmp_path / "free" / "model.pt2").write_bytes(b"not read")
-    with pytest.raises(ExportError, match="graph of a decoder, whose cache only the ONNX files .* have; use a target"):
+    with pytest.raises(ExportError, match="graph of a decoder, whose cache is only in the ONNX files .*; use a target"):
         gp.export(tmp_path / "free", target="pt2", output=tmp_path / "x.pt2")
     assert not (tmp_path / "x.pt2").exists()
 

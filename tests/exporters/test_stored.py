@@ -1,4 +1,4 @@
-"""What no class of transformers runs is exported from its ONNX files, to every target that is made of such files."""
+"""Tests of graphs that no transformers class can run: their ONNX files are exported to every target of such files."""
 
 from pathlib import Path
 from typing import Any
@@ -48,9 +48,9 @@ def test_a_network_of_ones_own(images: Path, tmp_path: Path) -> None:
 
 
 def test_what_a_file_cannot_become(decoder: Path, images: Path, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="holds a graph in float32, which cannot be made fp16 .*use --dtype fp32"):
+    with pytest.raises(ExportError, match="holds a graph in float32, which cannot be cast to fp16 .*use --dtype fp32"):
         export(decoder, tmp_path / "x", "onnx-gpu")
-    with pytest.raises(ExportError, match=r"model\.onnx cannot be said in opset 20: .*RMSNorm.*leave --opset out"):
+    with pytest.raises(ExportError, match=r"model\.onnx cannot be converted to opset 20 \(.*RMSNorm.*omit --opset"):
         export(decoder, tmp_path / "x", "onnx", opset=20)
     with pytest.raises(ExportError, match="a graph that no class of transformers runs, and target gguf takes one that"):
         gp.export(images, target="gguf", output=tmp_path / "x")

@@ -1,4 +1,4 @@
-"""Folders for the web hold what a page must know, and compute in wasm what they do here."""
+"""Tests of target web: folders have all that a page needs, and wasm computes the same outputs."""
 
 import json
 import os
@@ -193,10 +193,16 @@ def test_a_part_that_the_manifest_does_not_name(copied: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda table: logits(table)["values"].__setitem__(0, 9.0), r"step 0: logits differs from what is stored by"),
-        (lambda table: logits(table)["shape"].__setitem__(0, 9), r"logits has shape \[2, 7, 60\], stored is \[9, 7"),
-        (lambda table: logits(table)["argmax"][0].__setitem__(1, 59), "logits prefers another output than is stored"),
-        (lambda table: table["greedy"]["tokens"].__setitem__(0, 59), r"greedy tokens are \[.*\], stored are \[59"),
+        (
+            lambda table: logits(table)["values"].__setitem__(0, 9.0),
+            "step 0: logits differs from the stored val",
+        ),
+        (lambda table: logits(table)["shape"].__setitem__(0, 9), r"logits has shape \[2, 7, 60\], expected \[9, 7"),
+        (
+            lambda table: logits(table)["argmax"][0].__setitem__(1, 59),
+            "logits has another most likely output",
+        ),
+        (lambda table: table["greedy"]["tokens"].__setitem__(0, 59), r"greedy tokens are \[.*\], expected \[59"),
     ],
 )
 def test_cases_that_do_not_come_out(copied: Path, change: Callable[[Any], None], words: str) -> None:
@@ -210,9 +216,9 @@ def logits(table: Any) -> Any:
 
 
 def test_numbers_that_every_language_computes() -> None:
-    found = web_cases.wave(torch.Size([2, 2]), 10005)
+    numbers = web_cases.wave(torch.Size([2, 2]), 10005)
     whole = torch.tensor([[4176, 2088], [0, 7919]], dtype=torch.float64)  # (10005 + i) * 7919 modulo 10007
-    assert torch.equal(found, (whole / 5003.5 - 1).float())
+    assert torch.equal(numbers, (whole / 5003.5 - 1).float())
 
 
 def run_node(*command: str, **settings: Any) -> subprocess.CompletedProcess[str]:

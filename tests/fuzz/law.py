@@ -17,7 +17,7 @@ from graphprune.axes.groups import Dependencies, Group
 from graphprune.errors import TraceError, WriteBackError
 from graphprune.execution.equivalence import compare, fresh_inputs, mask_program
 from graphprune.ir.program import Program
-from graphprune.passes.analysis.find_groups import analyze_afresh
+from graphprune.passes.analysis.find_groups import analyze_uncached
 from graphprune.planning.index_scores import rows_of
 from graphprune.planning.plan import Plan, Rows, make
 from tests.fuzz.graphs import Built, build
@@ -63,7 +63,7 @@ def check(graph: Graph, thorough: bool = True) -> Outcome:
         program = captured(graph)
     except TraceError as fault:
         return Outcome(refused=str(fault))
-    found = analyze_afresh(program)
+    found = analyze_uncached(program)
     program = program.with_facts(found)
     outcome = Outcome(groups=len(found.groups), exact=sum(group.lawful for group in found.groups))
     assert_streamed(program)
@@ -128,7 +128,7 @@ def touched(program: Program, found: Dependencies, plan: Plan) -> set[str]:
 def cut_again(small: Program) -> None:
     """What was cut is a program like any other."""
     again = replace(small, facts={})
-    found = analyze_afresh(again)
+    found = analyze_uncached(again)
     again = again.with_facts(found)
     exact = [group for group in found.groups if group.lawful and group.size > 1]
     if exact:

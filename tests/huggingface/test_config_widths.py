@@ -1,4 +1,4 @@
-"""Fields of configs are found by what they do."""
+"""Tests of config widths: fields are identified by their effect on shapes."""
 
 import time
 from collections.abc import Callable
@@ -36,7 +36,7 @@ def shapes_of(config: PreTrainedConfig) -> Shapes:
 
 
 @pytest.mark.parametrize(("kind", "changes"), CHANGES)
-def test_the_fields_that_were_changed_are_found(configure: Configure, kind: str, changes: dict[str, Any]) -> None:
+def test_the_fields_that_were_changed_are_identified(configure: Configure, kind: str, changes: dict[str, Any]) -> None:
     narrow = configure(kind, **changes)
     before, fitted = configure(kind), fit(configure(kind), shapes_of(narrow))
     assert shapes_of(fitted) == shapes_of(narrow)
@@ -108,7 +108,7 @@ def test_the_vocabulary_is_never_changed(configure: Configure) -> None:
         fit(configure("llama"), shapes_of(configure("llama", vocab_size=30)))
 
 
-def test_the_refusal_of_the_config_is_told(configure: Configure) -> None:
+def test_the_message_contains_the_error_of_the_config(configure: Configure) -> None:
     shapes = shapes_of(configure("llama"))
     rows = {"q": 12, "k": 12, "v": 12}
     for layer in range(2):
@@ -119,7 +119,7 @@ def test_the_refusal_of_the_config_is_told(configure: Configure) -> None:
         fit(configure("llama"), shapes)
 
 
-def test_expressible_says_why_or_nothing(configure: Configure) -> None:
+def test_expressible_returns_the_reason_or_none(configure: Configure) -> None:
     before = shapes_of(configure("llama"))
     assert expressible(configure("llama"), before, shapes_of(configure("llama", intermediate_size=20))) is None
     after = {**before, "model.norm.weight": (31,)}
@@ -142,9 +142,9 @@ def test_a_config_without_a_known_class(configure: Configure, names: list[str], 
 
 
 def test_the_auto_class_is_the_specific_one(configure: Configure) -> None:
-    found = [auto_class(configure(kind)).__name__ for kind in ("llama", "bert", "vit", "t5")]
+    names = [auto_class(configure(kind)).__name__ for kind in ("llama", "bert", "vit", "t5")]
     kinds = ("CausalLM", "SequenceClassification", "ImageClassification", "Seq2SeqLM")
-    assert found == [f"AutoModelFor{kind}" for kind in kinds]
+    assert names == [f"AutoModelFor{kind}" for kind in kinds]
 
 
 def test_a_model_of_many_layers_is_quick() -> None:

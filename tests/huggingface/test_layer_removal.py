@@ -1,4 +1,4 @@
-"""Lists that lose entries: names, configurations, and folders that stock transformers loads."""
+"""Tests of layer removal: names, configurations, and folders that stock transformers loads."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -24,15 +24,15 @@ from graphprune.statistics.collector import token_inputs
 Tiny = Callable[..., nn.Module]
 
 
-def test_names_move_up() -> None:
-    gone = ["a.layers.1", "a.layers.3", "b.0"]
+def test_names_are_renumbered() -> None:
+    removed = ["a.layers.1", "a.layers.3", "b.0"]
     names = ["a.layers.0.w", "a.layers.1.w", "a.layers.2.w", "a.layers.4", "a.layers.10.x.3", "b.1.w", "c.layers.1"]
-    assert [renumbered(name, gone) for name in names] == [
+    assert [renumbered(name, removed) for name in names] == [
         "a.layers.0.w", None, "a.layers.1.w", "a.layers.2", "a.layers.8.x.3", "b.0.w", "c.layers.1",
     ]  # fmt: skip
 
 
-def test_lists_of_a_configuration_lose_what_they_say_of_a_layer() -> None:
+def test_lists_of_a_configuration_lose_items_of_removed_layers() -> None:
     kinds = ["full_attention", "sliding_attention", "sliding_attention", "full_attention"]
     config = transformers.Qwen2Config(
         vocab_size=60, hidden_size=32, intermediate_size=40, num_hidden_layers=4, num_attention_heads=4,
@@ -50,7 +50,10 @@ def test_a_configuration_with_several_counts_changes_the_right_one() -> None:
         architectures=["ResNetForImageClassification"],
     )  # fmt: skip
     assert shorten_config(config, ["resnet.encoder.stages.1.layers.2"]).depths == [3, 2, 2]
-    with pytest.raises(ExportError, match="no field of ResNetConfig says that resnet.encoder.stages.2.layers has 2 en"):
+    with pytest.raises(
+        ExportError,
+        match="no field of ResNetConfig sets the number of entries of resnet.encoder.stages.2.layers, which has 2",
+    ):
         shorten_config(config, ["resnet.encoder.stages.2.layers.0"])
 
 
@@ -62,12 +65,12 @@ def folder(tiny: Tiny, tmp_path: Path) -> Path:
 
 
 def data(program: Program) -> Calibrate:
-    """Two calls of the program."""
+    """Calibration on two calls of the program."""
     ids = torch.randint(3, 60, (2, 2, 8), generator=torch.Generator().manual_seed(0))
     return Calibrate(batches=tuple(((), token_inputs(program, part)) for part in ids), moments="none")
 
 
-def test_stock_transformers_loads_what_is_left(folder: Path, tmp_path: Path) -> None:
+def test_stock_transformers_loads_the_remaining_layers(folder: Path, tmp_path: Path) -> None:
     small = drop(gp.load(folder), ["model.layers.0", "model.layers.2"])
     folder_writer.save(small, tmp_path / "out", destination="stock")
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")

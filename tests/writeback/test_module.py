@@ -1,4 +1,4 @@
-"""Write-back: modules follow a cut by their own sizes, wherever these lie."""
+"""Tests of write-back: modules follow a cut by their own sizes, in attributes, lists and configurations."""
 
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ from torch.nn.utils.parametrizations import weight_norm
 import graphprune as gp
 from graphprune.execution.module_state import preserved_state
 from graphprune.writeback.attribute_slots import Slot, slots
-from graphprune.writeback.size_tracing import watch
+from graphprune.writeback.size_tracing import trace_numbers
 from tests.written import Attention, Normed, X, narrow
 
 
@@ -22,7 +22,7 @@ def seed() -> None:
 
 
 class FromConfig(Attention):
-    """Sizes lie in an object, in lists and in tables inside it."""
+    """Sizes are in an object, in lists and in tables inside it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -33,8 +33,8 @@ class FromConfig(Attention):
         return x.view(*x.shape[:2], -1, self.config.text.sizes[1]).transpose(1, 2)
 
 
-class Odd:
-    """A configuration that does not like to be asked, nor to be told."""
+class Guarded:
+    """A configuration whose attributes raise when they are read or set."""
 
     def __init__(self) -> None:
         vars(self)["size"] = 8
@@ -48,12 +48,12 @@ class Odd:
         raise TypeError("it is frozen")
 
 
-class FromOddConfig(Attention):
-    """The size lies in an object with ideas of its own."""
+class FromGuardedConfig(Attention):
+    """The size is in an object that guards its attributes."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.config = Odd()
+        self.config = Guarded()
         vars(self.config)["width"] = 8
 
     def split(self, x: Tensor) -> Any:
@@ -79,7 +79,7 @@ class Computed(Attention):
 
 
 class Fused(nn.Module):
-    """One projection for queries, keys and values, split by a multiple of an attribute that says the whole width."""
+    """One projection for queries, keys and values, split by an attribute that holds the width of all heads."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -93,8 +93,8 @@ class Fused(nn.Module):
         return self.out(((q @ k.mT * self.scale).softmax(-1) @ v).transpose(1, 2).flatten(2))
 
 
-@pytest.mark.parametrize("kind", [Attention, FromConfig, FromOddConfig, Computed, Fused])
-def test_sizes_are_found_wherever_they_lie(kind: Callable[[], nn.Module]) -> None:
+@pytest.mark.parametrize("kind", [Attention, FromConfig, FromGuardedConfig, Computed, Fused])
+def test_sizes_are_set_wherever_they_lie(kind: Callable[[], nn.Module]) -> None:
     module = kind()
     assert not narrow(module).multiplied
 
@@ -109,7 +109,7 @@ def test_a_size_of_the_configuration_of_all_layers_is_one() -> None:
 
 
 class OwnLinear(nn.Module):
-    """A layer of the model's own, which says its sizes and checks them."""
+    """A custom layer that holds its sizes and checks them."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -122,8 +122,8 @@ class OwnLinear(nn.Module):
         return ((x.reshape(-1, self.inputs) @ self.weight) * self.gain).view(*x.shape[:-1], self.outputs)
 
 
-class Turned(nn.Module):
-    """Recurrent layers want time before channels."""
+class Recurrent(nn.Module):
+    """An LSTM between two linear layers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -133,7 +133,7 @@ class Turned(nn.Module):
         return self.down(self.lstm(self.up(x).tanh())[0])
 
 
-def test_layers_say_their_new_sizes() -> None:
+def test_size_attributes_of_layers_follow() -> None:
     own = nn.Sequential(OwnLinear(32, 12), nn.ReLU(), OwnLinear(12, 32))
     narrow(own)
     assert [(layer.inputs, layer.outputs) for layer in own if isinstance(layer, OwnLinear)] == [(32, 6), (6, 32)]
@@ -151,13 +151,14 @@ def test_layers_say_their_new_sizes() -> None:
     table = nn.Sequential(nn.Embedding(20, 24), nn.Linear(24, 8))
     narrow(table, torch.randint(0, 20, (2, 5)))
     assert getattr(table[0], "embedding_dim") == 12 and "Embedding(20, 12)" in repr(table)  # noqa: B009
-    turned = Turned()
-    narrow(turned)
-    assert (turned.lstm.input_size, turned.lstm.hidden_size) == (turned.up.out_features, turned.down.in_features)
+    recurrent = Recurrent()
+    narrow(recurrent)
+    lstm = recurrent.lstm
+    assert (lstm.input_size, lstm.hidden_size) == (recurrent.up.out_features, recurrent.down.in_features)
 
 
 class Counter(nn.Module):
-    """Counts its forwards in a buffer, and remembers the last width."""
+    """Counts its forwards in a buffer, and stores the last width."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -185,7 +186,7 @@ def test_checks_leave_no_trace() -> None:
     assert module.count == 7 and not hasattr(module, "last")
 
 
-def test_hooks_go_on_working() -> None:
+def test_hooks_still_run() -> None:
     module = Attention()
     shapes = list[Any]()
     module.v.register_forward_hook(lambda _, args, out: shapes.append(out.shape[-1]))
@@ -194,7 +195,7 @@ def test_hooks_go_on_working() -> None:
     assert shapes[-1] == module.v.out_features
 
 
-def test_parametrised_weights_are_narrowed_where_they_are_stored() -> None:
+def test_parametrized_weights_are_narrowed_where_they_are_stored() -> None:
     module = nn.Sequential(weight_norm(nn.Linear(32, 24)), nn.ReLU(), weight_norm(nn.Linear(24, 32)))
     narrow(module)
     first: Any = module[0]
@@ -204,7 +205,7 @@ def test_parametrised_weights_are_narrowed_where_they_are_stored() -> None:
 
 
 class Tied(nn.Module):
-    """One matrix looks words up, another one, used twice, leads to them."""
+    """The output layer shares the embedding matrix, and two linear layers share another one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -233,15 +234,16 @@ def test_half_precision_stays_half_precision() -> None:
     assert {p.dtype for p in module.parameters()} == {torch.bfloat16} and module[1].out_features == 24
 
 
-def test_a_watched_run_tells_which_slot_made_which_number() -> None:
+def test_a_traced_run_gives_the_slot_of_every_number() -> None:
     module = Computed().eval()
-    uses = watch(module, slots(module), (X,), {})
-    made = [(use.value, sorted(map(str, use.made.slots))) for use in uses if use.made and use.made.slots]
-    assert (8, ["Computed.part"]) in made and (2, ["Computed.ratio"]) in made
+    uses = trace_numbers(module, slots(module), (X,), {})
+    slots_of = [(use.value, sorted(map(str, use.provenance.slots))) for use in uses if use.provenance]
+    assert (8, ["Computed.part"]) in slots_of and (2, ["Computed.ratio"]) in slots_of
     assert type(module.part) is int and module.part == 4
 
 
 def test_slots_lie_in_attributes_lists_and_objects() -> None:
-    found = {str(slot): slot.value for slot in slots(FromConfig())}
-    assert found.items() >= {"SimpleNamespace.sizes[1]": 8, "SimpleNamespace.size": 8, "Linear.in_features": 32}.items()
+    values = {str(slot): slot.value for slot in slots(FromConfig())}
+    expected = {"SimpleNamespace.sizes[1]": 8, "SimpleNamespace.size": 8, "Linear.in_features": 32}
+    assert values.items() >= expected.items()
     assert isinstance(next(iter(slots(FromConfig()))), Slot)

@@ -1,4 +1,4 @@
-"""Write-back where sizes alone cannot follow: factors in weights, zeros, or a module that is left alone."""
+"""Tests of write-back where sizes alone do not suffice: factors in weights, zero padding, or a restored module."""
 
 from collections.abc import Callable
 from math import sqrt
@@ -24,17 +24,17 @@ def seed() -> None:
     torch.manual_seed(0)
 
 
-def test_what_shares_a_size_with_something_wider_keeps_zeros() -> None:
+def test_a_group_that_shares_its_size_with_a_wider_one_is_padded() -> None:
     module = nn.Sequential(Normed(), nn.Linear(32, 48), nn.ReLU(), nn.Linear(48, 32))
     small, result = written(module)
     assert list(result.padded) == ["*.v.weight:0.1"]
-    assert "one size, Normed.head_dim, for it and for what stays 8 wide" in result.padded["*.v.weight:0.1"]
+    assert "one size, Normed.head_dim, for it and for an axis of width 8" in result.padded["*.v.weight:0.1"]
     attention: Any = module[0]
     touched = (attention.v.weight, attention.v.bias, attention.out.weight)
     assert result.unremoved == sum(tensor.numel() // 2 for tensor in touched)
     assert (attention.v.weight == 0).all(1).sum() == attention.v.out_features // 2
     assert module[1].out_features == 24
-    assert "kept wider in the module (zeros): *.v.weight:0.1 - its forward has one size" in str(result)
+    assert "padded with zeros in the module: *.v.weight:0.1 - its forward uses one size" in str(result)
     assert f"{result.unremoved:,} parameters" in str(result)
     assert small.count() < sum(p.numel() for p in module.parameters())
 
@@ -42,11 +42,11 @@ def test_what_shares_a_size_with_something_wider_keeps_zeros() -> None:
 def test_two_widths_under_one_size_meet_at_the_wider_one() -> None:
     module = Attention().eval()
     program = gp.trace(module, (X,))
-    found = gp.analyze(program)
-    names = {g.places[0].parameter: g.name for g in found.groups if g.size == 8}
+    dependencies = gp.analyze(program)
+    names = {g.places[0].parameter: g.name for g in dependencies.groups if g.size == 8}
     score, value = (next(n for n in names.values() if n.startswith(p)) for p in ("q", "v"))
     rows = {score: ((0, 1, 2, 3, 4, 6),), value: ((1, 2, 3),)}
-    small = gp.apply(program, make(program, found, rows))
+    small = gp.apply(program, make(program, dependencies, rows))
     result = small.write_back(module)
     assert list(result.padded) == [value] and module.head_dim == 6
     assert module.v.weight.shape == (12, 32)
@@ -55,14 +55,14 @@ def test_two_widths_under_one_size_meet_at_the_wider_one() -> None:
 
 
 class RunTime(Attention):
-    """The scale is computed anew, from the attribute that the views use."""
+    """The scale is recomputed from the attribute that the views use."""
 
     def scores(self, q: Tensor, k: Tensor) -> Any:
         return q @ k.mT / sqrt(self.head_dim)
 
 
 class FromShape(Attention):
-    """The scale is computed anew, from a shape."""
+    """The scale is recomputed from a shape."""
 
     def scores(self, q: Tensor, k: Tensor) -> Any:
         return q @ k.mT * q.shape[-1] ** -0.5
@@ -78,7 +78,7 @@ class Default(Attention):
 
 
 class OneAxis(RunTime):
-    """Queries, keys and values come of one view, so that they share their inner axis."""
+    """Queries, keys and values are slices of one view, so that they share their inner axis."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -100,19 +100,19 @@ def test_weights_take_the_factor_of_a_scale_that_follows_a_size(kind: Callable[[
 
 
 class Counting(Attention):
-    """The size itself goes into the numbers, where no factor in a weight can undo it."""
+    """The size is used as a number, which no factor in a weight can compensate."""
 
     def scores(self, q: Tensor, k: Tensor) -> Any:
         return super().scores(q, k) + (q @ k.mT - sqrt(self.head_dim)).abs() * self.scale
 
 
-def test_a_size_that_goes_into_the_numbers_stays() -> None:
+def test_a_size_that_is_used_as_a_number_is_padded() -> None:
     _, result = written(Counting())
     assert {why for why in result.padded.values() if "they differ by" in why}
 
 
 class Recomputed(nn.Module):
-    """The forward takes the merged size from its input, so that heads times their size must stay."""
+    """The forward reshapes to the size of its input, so that this width is fixed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -124,7 +124,7 @@ class Recomputed(nn.Module):
         return self.down(y) + self.narrow(self.wide(x).relu())
 
 
-def test_only_what_must_stay_wide_does() -> None:
+def test_only_groups_that_need_it_are_padded() -> None:
     module = Recomputed()
     _, result = written(module)
     assert list(result.padded) == ["up.weight:0"] and "is invalid for input of size" in result.padded["up.weight:0"]
@@ -133,7 +133,7 @@ def test_only_what_must_stay_wide_does() -> None:
 
 
 class Multihead(nn.Module):
-    """Torch's own attention checks that its width is that of its input."""
+    """nn.MultiheadAttention checks that its width is that of its input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -143,7 +143,7 @@ class Multihead(nn.Module):
         return self.down(self.up(self.attention(x, x, x)[0]).relu())
 
 
-def test_torchs_own_attention_stays_wide() -> None:
+def test_multihead_attention_is_padded() -> None:
     module = Multihead()
     _, result = written(module)
     assert all(kind.startswith("attention.") for kind in result.padded) and module.up.out_features == 32
@@ -163,7 +163,7 @@ def test_refitted_weights_are_padded_as_they_are() -> None:
 
 
 def state(module: nn.Module) -> list[Any]:
-    """Everything that a failure must leave as it was: which tensors, their numbers, and all attributes."""
+    """Everything that a failure must restore: identities of tensors, their numbers, and all attributes."""
     tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers()]
     return [
         [(name, id(tensor), tensor.detach().clone().flatten().tolist()) for name, tensor in tensors],
@@ -173,7 +173,7 @@ def state(module: nn.Module) -> list[Any]:
 
 
 class Moody(Attention):
-    """Each call gives something else."""
+    """Every call returns another result."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -186,7 +186,7 @@ class Moody(Attention):
 
 
 class Picky(Attention):
-    """Refuses whatever is not as it was, with an error that nobody expects."""
+    """Raises an unusual error as soon as its weights change."""
 
     def forward(self, x: Tensor) -> Any:
         if self.q.weight.sum() != self.total:
@@ -195,7 +195,7 @@ class Picky(Attention):
 
 
 @pytest.mark.parametrize(("kind", "match"), [(Moody, "they differ by"), (Picky, "not my weights")])
-def test_a_module_that_cannot_follow_is_left_as_it_was(kind: Callable[[], nn.Module], match: str) -> None:
+def test_a_module_that_cannot_follow_is_restored(kind: Callable[[], nn.Module], match: str) -> None:
     module: Any = kind().eval()
     program = gp.trace(Attention().eval(), (X,)) if kind is Picky else gp.trace(module, (X,))
     module.total = module.q.weight.sum().item()
@@ -203,6 +203,6 @@ def test_a_module_that_cannot_follow_is_left_as_it_was(kind: Callable[[], nn.Mod
     if kind is Moody:
         module.calls = 100
     before = state(module)
-    with pytest.raises(WriteBackError, match=rf"even with zeros in all the removed places: .*{match}.*program.module"):
+    with pytest.raises(WriteBackError, match=rf"even with zeros at all removed indices: .*{match}.*program.module"):
         small.write_back(module)
     assert state(module) == before

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 
 from graphprune.errors import ExportError
-from graphprune.exporters.checks.genai_runtime import Writer
+from graphprune.exporters.checks.genai_runtime import GenaiModel
 from graphprune.exporters.export_folders import export_report
 from graphprune.exporters.export_folders.onnx_writer import subject_of_model
-from graphprune.exporters.export_folders.package_formats import library
+from graphprune.exporters.export_folders.package_formats import import_package
 from graphprune.exporters.gguf_tools.gguf_file import MODEL as GGUF
 from graphprune.exporters.gguf_tools.gguf_runtime import open_file
 from graphprune.exporters.onnx_tools.onnx_files import model_file
@@ -45,7 +45,7 @@ def opened(folder: Path, provider: str = CPU, threads: int = 0, length: int = 0)
     if "target" not in report:
         raise ExportError(f"{folder} has no {export_report.REPORT}; export a model there first")
     if report["target"] == "executorch":
-        library("executorch.extension.pybindings.portable_lib", "executorch")._unsafe_reset_threadpool(
+        import_package("executorch.extension.pybindings.portable_lib", "executorch")._unsafe_reset_threadpool(
             torch.get_num_threads()
         )
     runs, names = _opened(folder, report, provider, length)
@@ -55,7 +55,7 @@ def opened(folder: Path, provider: str = CPU, threads: int = 0, length: int = 0)
 def _opened(folder: Path, report: Mapping[str, Any], provider: str, length: int) -> tuple[Any, tuple[str, ...]]:
     path, target = model_file(folder), report["target"]
     if target == "genai":
-        return Writer.open(folder), ()
+        return GenaiModel.open(folder), ()
     if target == "gguf":
         return open_file(folder / GGUF, length), ()
     if target in FORMATS:

@@ -8,11 +8,11 @@ import onnxruntime
 import torch
 from torch import Tensor
 
-from graphprune.exporters.checks.genai_runtime import Writer
+from graphprune.exporters.checks.genai_runtime import GenaiModel
 from graphprune.exporters.gguf_tools.gguf_runtime import Runtime
 from graphprune.exporters.onnx_tools.sessions import CUDA, OnnxRunner
 from graphprune.exporters.subjects.static_decoders import Stepwise
-from graphprune.exporters.subjects.subject import PAST, PRESENT, Subject, following
+from graphprune.exporters.subjects.subject import PAST, PRESENT, Subject, next_cache
 from tools.export_benchmark.opened import Opened
 
 
@@ -29,7 +29,7 @@ class Reader(Protocol):
 def reader_of(model: Opened, length: int) -> Reader | None:
     """The decoder in an opened folder, for texts of so many tokens; None if it is none that is fed step by step."""
     runs: Any = model.runs
-    if isinstance(runs, Writer):
+    if isinstance(runs, GenaiModel):
         return Genai(runs, length)
     if isinstance(runs, Runtime):
         return Llama(runs)
@@ -61,7 +61,7 @@ class Cached:
     def _step(self, feeds: Mapping[str, Tensor]) -> Tensor:
         taken = {name: feeds[name] for name in self.model.names if name in feeds}
         outputs: dict[str, Tensor] = self.model.runs.run(taken | self.past)
-        self.past, self.done = following(outputs), self.done + feeds["input_ids"].shape[1]
+        self.past, self.done = next_cache(outputs), self.done + feeds["input_ids"].shape[1]
         return outputs["logits"]
 
 
@@ -163,7 +163,7 @@ class Llama:
 class Genai:
     """A folder in onnxruntime-genai."""
 
-    def __init__(self, writer: Writer, length: int) -> None:
+    def __init__(self, writer: GenaiModel, length: int) -> None:
         self.writer, self.length = writer, length
         self.restart()
 

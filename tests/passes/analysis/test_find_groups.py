@@ -18,7 +18,7 @@ from graphprune.axes.groups import Dependencies
 from graphprune.execution.equivalence import verify_cut
 from graphprune.frontends.modules import trace
 from graphprune.ir.program import Program
-from graphprune.passes.analysis.find_groups import analyze, analyze_afresh
+from graphprune.passes.analysis.find_groups import analyze, analyze_uncached
 from graphprune.passes.rewriting.rewrite import rewrite
 from graphprune.planning.index_scores import rows_of
 from graphprune.planning.plan import make
@@ -192,7 +192,7 @@ def calls(layers: int) -> dict[str, int]:
     program = trace(Deep(layers), (torch.randn(2, 5, 6),))
     plan = gp.plan(program, ratio=0.5)
     steps: dict[str, Callable[[], object]] = {
-        "analysis": lambda: analyze_afresh(program),
+        "analysis": lambda: analyze_uncached(program),
         "plan": lambda: gp.plan(program, ratio=0.5),
         "plan of a budget": lambda: gp.plan(program, sparsity=0.2),
         "cut": lambda: rewrite(program, plan),

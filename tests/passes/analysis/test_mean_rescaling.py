@@ -107,7 +107,7 @@ def test_a_module_can_follow() -> None:
 def test_a_layer_norm_is_declared_approximate() -> None:
     _, program, small, plan = narrowed(lambda: nn.LayerNorm(16))
     (group,) = (g for g in gp.analyze(program).groups if g.size == 16)
-    assert not group.lawful and "it is normalised here" in group.inexact_because
+    assert not group.lawful and "it is normalized here" in group.inexact_because
     assert gp.verify(program, small, plan).max_error <= 1e-5  # finite, and exact where nothing is cut
 
 

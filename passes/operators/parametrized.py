@@ -1,4 +1,4 @@
-"""Weights that are computed from a direction and a magnitude."""
+"""Weight normalization: weights computed from a direction and a magnitude."""
 
 from collections.abc import Iterator
 from math import nan
@@ -15,13 +15,13 @@ from graphprune.passes.operators import rule
 
 @rule(torch.ops.aten._weight_norm.default)
 class WeightNorm(Rule):
-    """``v * g / |v|``, the length taken over all dimensions of v but one, the only one that g has."""
+    """``v * g / |v|``, with the norm over all dimensions of v but one, the only one that g has."""
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         vectors, lengths = flow.dims(node.args[0]), flow.dims(node.args[1])
-        own = argument(node, 2, "dim", 0)  # -1 stands for one length of all
+        kept_dim = argument(node, 2, "dim", 0)  # -1: a single norm over all dimensions
         for i, axis in enumerate(vectors):
-            if i != own:
+            if i != kept_dim:
                 flow.contract(axis, node.args[0])
                 flow.share_selection(vectors, [axis])
         for i, axis in enumerate(lengths):
@@ -29,7 +29,7 @@ class WeightNorm(Rule):
         return vectors
 
     def masked_value(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
-        """Zero with its magnitude, if the direction is left as it is there, for nought has none."""
+        """Zero where the magnitude is; NaN if the direction is masked, too, since a zero vector has none."""
         if node.args[1] in inputs.carriers and direction_of(node) is None:
             return nan
         return 0.0 if any(inputs.number_of(value) == 0 for value in node.args[:2]) else None
