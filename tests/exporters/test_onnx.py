@@ -280,7 +280,7 @@ def test_verify_counts_parameters(saved: Save, tmp_path: Path) -> None:
     (tmp_path / "x" / "report.json").write_text(json.dumps({"parameters_after": count}))
     assert "it has as many parameters as its report says" in verify_folder(tmp_path / "x").checks
     (tmp_path / "x" / "report.json").write_text(json.dumps({"parameters_after": 5}))
-    with pytest.raises(VerificationError, match=rf"has {count} parameters, its report\.json says 5"):
+    with pytest.raises(VerificationError, match=rf"has {count} parameters, expected 5 from its report\.json"):
         verify_folder(tmp_path / "x")
 
 

@@ -54,7 +54,7 @@ def edit(path: Path, change: Callable[[Any], None]) -> None:
 def llama(saved: Save, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A decoder whose weights lie in several files."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(web, "ONE_FILE", 1000)
+        patch.setattr(web, "SINGLE_FILE_BYTES", 1000)
         patch.setattr(web, "_PART", 10_000)
         export(saved("llama", **ONE), out := tmp_path_factory.mktemp("web") / "llama")
     return out
