@@ -117,6 +117,11 @@ def canonical_dims(dims: Any, rank: int) -> list[int]:
     return [canonical_dim(dim, rank) for dim in ([dims] if isinstance(dims, int) else dims)]
 
 
+def reduced_dims(dims: Dims, reduced: Sequence[int], keepdim: bool) -> Dims:
+    """The dimensions after a reduction of some, which are removed or become size 1."""
+    return tuple(UNIT if i in reduced else axis for i, axis in enumerate(dims) if keepdim or i not in reduced)
+
+
 def literal(node: fx.Node, index: int) -> Any:
     """An argument of a call, untyped: a number, a list, a symbol."""
     return node.args[index]

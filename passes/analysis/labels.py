@@ -1,8 +1,8 @@
-"""Labels of groups: what one index of an axis is, in the words of the field, by how the graph uses the axis.
+"""Labels of groups: the usual name of an index of an axis, such as neuron or KV head, from the use of the axis.
 
-Nothing is read from names of modules or classes. Attention is two products of activations with a normalization between;
-a residual stream is what the outputs of linear layers are added to; neurons lie between two linear layers, behind an
-activation function.
+Names of modules and classes are not used. Attention is two products of activations with a normalization between them; a
+residual stream is an activation to which outputs of linear layers are added; neurons are outputs of an activation
+function between two linear layers.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -42,26 +42,26 @@ class _Attention:
     """Axes of products of activations whose scores are normalized."""
 
     heads: frozenset[Prime]
-    queried: frozenset[Prime]  # that queries have and keys have not
+    queried: frozenset[Prime]  # in queries but not in keys
     contracted: frozenset[Prime]
     values: frozenset[Prime]
 
 
 @dataclass(frozen=True)
 class Labels:
-    """The label of every free axis."""
+    """Labels of all free axes."""
 
     flow: AxisFlow
     places: Places
     links: Mapping[Prime, Prime]
-    _bent: dict[fx.Node, bool] = field(default_factory=dict)
+    _activations: dict[fx.Node, bool] = field(default_factory=dict)
 
     def of(self, p: Prime) -> str:
-        """The label of an axis; a neutral word where its use says nothing."""
+        """The label of an axis; a neutral one if its use is unknown."""
         return self._in_experts(p) or self._in_attention(p) or self._in_layers(p) or UNKNOWN
 
     def _in_experts(self, p: Prime) -> str:
-        """Experts are chosen for every row by indices that the model computes, and are a stack of matrices."""
+        """The label of experts: a stack of matrices, selected for every row by indices that the model computes."""
         if p not in self._pointed:
             return ""
         stacks = [self.flow.tensors[name][dim] for name, dim in self.places[p] if self._is_stack(name, dim)]
@@ -70,51 +70,53 @@ class Labels:
         return grouped if len(free) > 1 else "experts" if free else ""
 
     def _is_stack(self, name: str, dim: int) -> bool:
-        """Does the dimension choose one of several matrices?"""
+        """Whether the dimension selects one of several matrices."""
         return dim == 0 and len(self.flow.tensors[name]) > 2 and name not in self._convolved
 
     def _in_attention(self, p: Prime) -> str:
-        found = self._attention
-        if p in found.contracted:
+        attention = self._attention
+        if p in attention.contracted:
             return "rotary pairs" if p in self._paired else "query/key dimensions"
-        if p in found.heads | found.queried:
+        if p in attention.heads | attention.queried:
             if self._is_grouped(p):
                 return "query heads per KV head"
             return "KV heads" if any(self.links.get(q) is p and self._is_grouped(q) for q in self.links) else "heads"
-        return "value dimensions" if p in found.values else ""
+        return "value dimensions" if p in attention.values else ""
 
     def _is_grouped(self, p: Prime) -> bool:
-        """Does it divide heads around it that stand in more parameters, those of keys and values?"""
+        """Whether the axis divides an axis of heads that occurs in more parameters, those of keys and values."""
         owner, heads = self.links.get(p), self._attention.heads | self._attention.queried
         return p in heads and owner in heads and len(self.places[owner]) > len(self.places[p])
 
     def _in_layers(self, p: Prime) -> str:
         if any(name in self._recurrent for name, _ in self.places[p]):
             return "recurrent units"
-        readers = [layer for layer in self._layers if p in layer.axis]
-        makers = [layer for layer in self._layers if p not in layer.axis and p in self._primes(layer.node)]
-        weights = {layer.weight for layer in (*readers, *makers)}
+        consumers = [layer for layer in self._layers if p in layer.axis]
+        producers = [layer for layer in self._layers if p not in layer.axis and p in self._primes(layer.node)]
+        weights = {layer.weight for layer in (*consumers, *producers)}
         filters = weights & self._convolved
         if filters and len(filters) >= len(weights - filters):
             return "channels"
-        if p in self._residual and len({layer.x for layer in readers}) > 1:
+        if p in self._residual and len({layer.x for layer in consumers}) > 1:
             return "hidden size"
-        if not readers or not makers:
-            return "embedding size" if readers and self._is_looked_up(p) else ""
-        return "neurons" if any(map(self._bends, self._between(p, readers, makers))) else "latent dimensions"
+        if not consumers or not producers:
+            return "embedding size" if consumers and self._is_looked_up(p) else ""
+        return (
+            "neurons" if any(map(self._is_activation, self._between(p, consumers, producers))) else "latent dimensions"
+        )
 
     def _is_looked_up(self, p: Prime) -> bool:
         return any("produced" in self.flow.roles[place] for place in self.places[p])
 
     @cached_property
     def _layers(self) -> list[_Layer]:
-        found = []
+        layers = []
         for axis, operands, node in self.flow.contractions:
             for x, weight in (operands, operands[::-1]) if len(operands) == 2 else ():
-                origin = self.flow.parameter_of(weight)
-                if origin and isinstance(x, fx.Node) and not self.flow.parameter_of(x):
-                    found.append(_Layer(node, x, origin[0], frozenset(primes(axis))))
-        return found
+                source = self.flow.parameter_of(weight)
+                if source and isinstance(x, fx.Node) and not self.flow.parameter_of(x):
+                    layers.append(_Layer(node, x, source[0], frozenset(primes(axis))))
+        return layers
 
     @cached_property
     def _contracting(self) -> Mapping[fx.Node, frozenset[Prime]]:
@@ -122,18 +124,18 @@ class Labels:
 
     @cached_property
     def _convolved(self) -> frozenset[str]:
-        """The weights of convolutions."""
+        """Weights of convolutions."""
         return frozenset(layer.weight for layer in self._layers if "conv" in str(layer.node.target))
 
     @cached_property
     def _recurrent(self) -> frozenset[str]:
-        """The weights of recurrent layers."""
+        """Weights of recurrent layers."""
         nodes = [n for n in self.flow.values if any(word in str(n.target) for word in ("lstm", "gru", "rnn"))]
         return frozenset(self.flow.program.names(value for node in nodes for value in node.all_input_nodes))
 
     @cached_property
     def _pointed(self) -> frozenset[Prime]:
-        """The axes into which indices point that the model computes."""
+        """Axes into which indices computed by the model point."""
         return frozenset(p for axis in self.flow.pointers.table.values() for p in primes(axis))
 
     @cached_property
@@ -143,12 +145,12 @@ class Labels:
     @cached_property
     def _products(self) -> list[tuple[frozenset[Prime], frozenset[Prime], Axis]]:
         """Products of two activations: the axes of both, and the one that is contracted."""
-        found = []
+        products = []
         for axis, operands, _ in self.flow.contractions:
             if len(operands) == 2 and not any(self.flow.parameter_of(value) for value in operands):
                 x, y = (_all(self.flow.dims(value)) for value in operands)
-                found.append((x, y, axis))
-        return found
+                products.append((x, y, axis))
+        return products
 
     @cached_property
     def _attention(self) -> _Attention:
@@ -169,58 +171,58 @@ class Labels:
 
     @cached_property
     def _paired(self) -> frozenset[Prime]:
-        """The axes of which an index is two elements of a contracted axis: in two halves, or side by side."""
-        found = set[Prime]()
+        """Axes of which an index is two elements of a contracted axis: in two halves, or adjacent."""
+        paired = set[Prime]()
         for _, _, axis in self._products:
-            inside = list(primes(axis))
-            found |= {p for p in inside if inside.count(p) == 2}
-            found |= {p for p in inside if any(_times_two(part, p) for part in _parts(axis))}
-        return frozenset(found)
+            elements = list(primes(axis))
+            paired |= {p for p in elements if elements.count(p) == 2}
+            paired |= {p for p in elements if any(_times_two(part, p) for part in _parts_of(axis))}
+        return frozenset(paired)
 
     @cached_property
     def _residual(self) -> frozenset[Prime]:
-        """The axes along which the output of a linear layer is added to an activation."""
-        found = set[Prime]()
+        """Axes along which the output of a linear layer is added to an activation."""
+        residual = set[Prime]()
         for node in self.flow.values:
             values = [value for value in node.args[:2] if isinstance(value, fx.Node)]
             if node.target in ADDITIONS and len(values) == 2 and not any(map(self.flow.parameter_of, values)):
-                both = self._primes(values[0]) & self._primes(values[1])
-                found |= {p for p in both - found if any(self._is_output(value, p) for value in values)}
-        return frozenset(found)
+                shared = self._primes(values[0]) & self._primes(values[1])
+                residual |= {p for p in shared - residual if any(self._is_output(value, p) for value in values)}
+        return frozenset(residual)
 
     def _is_output(self, value: fx.Node, p: Prime) -> bool:
-        """Is a value what a linear layer makes of the axis, but for norms, scales and views of it?"""
+        """Whether a value is the output of a linear layer that produces the axis, apart from norms, scales and views."""
         while p in self._contracting.get(value, {p}):
             inputs = [n for n in value.all_input_nodes if n.op != "get_attr" and p in self._primes(n)]
-            if len(inputs) != 1 or self._bends(value):
+            if len(inputs) != 1 or self._is_activation(value):
                 return False
             value = inputs[0]
         return True
 
-    def _between(self, p: Prime, readers: list[_Layer], makers: list[_Layer]) -> Iterator[fx.Node]:
-        """The operators on the way of an axis from the layers that make it to those that read it."""
-        ends = {layer.node for layer in makers}
-        queue = [layer.x for layer in readers]
-        seen = set(queue)
+    def _between(self, p: Prime, consumers: list[_Layer], producers: list[_Layer]) -> Iterator[fx.Node]:
+        """Operators between the layers that produce an axis and those that consume it."""
+        ends = {layer.node for layer in producers}
+        queue = [layer.x for layer in consumers]
+        visited = set(queue)
         while queue:
             node = queue.pop()
             if node not in ends:
                 yield node
-                fresh = [n for n in node.all_input_nodes if n not in seen and p in self._primes(n)]
-                seen.update(fresh)
-                queue += fresh
+                unseen = [n for n in node.all_input_nodes if n not in visited and p in self._primes(n)]
+                visited.update(unseen)
+                queue += unseen
 
     def _primes(self, node: fx.Node) -> frozenset[Prime]:
         return _all(self.flow.flat(node))
 
-    def _bends(self, node: fx.Node) -> bool:
-        """Is the node an activation function: of one tensor, index by index, and not affine?"""
-        if node not in self._bent:
-            self._bent[node] = node.target is aten.glu.default or _is_curved(node)
-        return self._bent[node]
+    def _is_activation(self, node: fx.Node) -> bool:
+        """Whether the node is an activation function: element-wise, of one tensor, and not affine."""
+        if node not in self._activations:
+            self._activations[node] = node.target is aten.glu.default or _is_nonlinear_elementwise(node)
+        return self._activations[node]
 
 
-def _is_curved(node: fx.Node) -> bool:
+def _is_nonlinear_elementwise(node: fx.Node) -> bool:
     if not isinstance(RULES.get(node.target), Elementwise) or len(list(tensor_inputs(node))) != 1:
         return False
     return bool(compute(node, [TRIALS]).to(torch.complex128).diff(n=2).abs().max() > 1e-4)
@@ -230,14 +232,14 @@ def _all(axes: Iterable[Axis]) -> frozenset[Prime]:
     return frozenset(p for axis in axes for p in primes(axis))
 
 
-def _parts(axis: Axis) -> Iterator[Axis]:
-    """An axis and all axes of which it is made."""
+def _parts_of(axis: Axis) -> Iterator[Axis]:
+    """An axis and all axes of which it is composed."""
     axis = resolve(axis)
     yield axis
     for part in () if isinstance(axis, Prime) else axis.parts:
-        yield from _parts(part)
+        yield from _parts_of(part)
 
 
 def _times_two(axis: Axis, p: Prime) -> bool:
-    """Is it `p` with two elements inside each index?"""
+    """Whether the axis is `p` with two elements inside each index."""
     return isinstance(axis, Product) and axis.parts[0] is p and axis.size == 2 * p.size

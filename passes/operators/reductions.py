@@ -6,9 +6,16 @@ from math import prod
 import torch
 from torch import fx, nn
 
-from graphprune.axes.algebra import UNIT, Axis
+from graphprune.axes.algebra import Axis
 from graphprune.axes.rule import Cut, Dims, Example, Flow, Rule, Zeros
-from graphprune.axes.rule_helpers import argument, between_layers, broadcast, canonical_dim, canonical_dims
+from graphprune.axes.rule_helpers import (
+    argument,
+    between_layers,
+    broadcast,
+    canonical_dim,
+    canonical_dims,
+    reduced_dims,
+)
 from graphprune.passes.operators import RULES, rule
 
 aten = torch.ops.aten
@@ -22,12 +29,11 @@ class Reduce(Rule):
         reduced = canonical_dims(argument(node, 1, "dim"), len(dims))
         for i in reduced:
             self.reduce(flow, node, dims[i])
-        keepdim = bool(argument(node, 2, "keepdim", False))
-        return tuple(UNIT if i in reduced else axis for i, axis in enumerate(dims) if keepdim or i not in reduced)
+        return reduced_dims(dims, reduced, argument(node, 2, "keepdim", False))
 
     def reduce(self, flow: Flow, node: fx.Node, axis: Axis) -> None:
         """Report a reduced axis to the analysis."""
-        flow.mark_inexact(axis, "its maximum or minimum is taken here")
+        flow.mark_inexact(axis, "it is reduced here, not by a sum")
 
     def examples(self) -> Iterator[Example]:
         yield between_layers(lambda y: y.mean(1) + y.amax(1) * y.mean(2, keepdim=True).amin(1))
@@ -120,8 +126,7 @@ class VectorNorm(Reduce):
                 flow.mark_inexact(dims[i], "its norm is taken here")
             else:
                 flow.contract(dims[i], node.args[0])
-        keepdim = bool(argument(node, 3, "keepdim", False))
-        return tuple(UNIT if i in reduced else axis for i, axis in enumerate(dims) if keepdim or i not in reduced)
+        return reduced_dims(dims, reduced, argument(node, 3, "keepdim", False))
 
     def examples(self) -> Iterator[Example]:
         yield between_layers(lambda y: torch.nn.functional.normalize(y, dim=2) * y.norm(dim=1, keepdim=True))
@@ -146,8 +151,7 @@ class Variance(Reduce):
         for i in reduced:
             flow.mark_inexact(dims[i], "its variance is taken here")
             flow.require_width(dims[i], self.correction(node) + 1)  # the variance of fewer is NaN
-        keepdim = bool(argument(node, 3, "keepdim", False))
-        return tuple(UNIT if i in reduced else axis for i, axis in enumerate(dims) if keepdim or i not in reduced)
+        return reduced_dims(dims, reduced, argument(node, 3, "keepdim", False))
 
     def correction(self, node: fx.Node) -> int:
         """Difference of the number of terms and the divisor, rounded down."""

@@ -6,9 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from graphprune.axes.algebra import UNIT, prime
+from graphprune.axes.algebra import prime
 from graphprune.axes.rule import Dims, Example, Flow, Rule, Zeros
-from graphprune.axes.rule_helpers import argument, between_layers, canonical_dim, canonical_dims, literal, size_hint
+from graphprune.axes.rule_helpers import (
+    argument,
+    between_layers,
+    canonical_dim,
+    canonical_dims,
+    literal,
+    reduced_dims,
+    size_hint,
+)
 from graphprune.passes.operators import RULES, rule
 
 aten = torch.ops.aten
@@ -76,8 +84,7 @@ class Extreme(Rule):
         dim = canonical_dim(literal(node, 1), len(dims))
         flow.mark_inexact(dims[dim], "its maximum or minimum is taken here")
         flow.mark_indices(node, dims[dim], output=1)
-        one = (UNIT,) if argument(node, 2, "keepdim", False) else ()
-        return [(*dims[:dim], *one, *dims[dim + 1 :])] * 2
+        return [reduced_dims(dims, [dim], argument(node, 2, "keepdim", False))] * 2
 
     def examples(self) -> Iterator[Example]:
         yield between_layers(lambda y: y - y.max(2, keepdim=True).values * y.min(1, keepdim=True).values)
@@ -100,8 +107,7 @@ class ArgExtreme(Rule):
                 flow.pin(dims[i], "its maximum or minimum is taken over all dimensions")
         if dim is not None:
             flow.mark_indices(node, dims[reduced[0]])
-        keep = bool(argument(node, 2, "keepdim", False))
-        return tuple(UNIT if i in reduced else axis for i, axis in enumerate(dims) if keep or i not in reduced)
+        return reduced_dims(dims, reduced, argument(node, 2, "keepdim", False))
 
     def examples(self) -> Iterator[Example]:
         yield between_layers(lambda y: y + y.gather(2, y.argmax(2, keepdim=True)) + y.argmin())
