@@ -101,9 +101,8 @@ class Labels:
             return "hidden size"
         if not consumers or not producers:
             return "embedding size" if consumers and self._is_looked_up(p) else ""
-        return (
-            "neurons" if any(map(self._is_activation, self._between(p, consumers, producers))) else "latent dimensions"
-        )
+        activated = any(map(self._is_activation, self._between(p, consumers, producers)))
+        return "neurons" if activated else "latent dimensions"
 
     def _is_looked_up(self, p: Prime) -> bool:
         return any("produced" in self.flow.roles[place] for place in self.places[p])
@@ -191,7 +190,7 @@ class Labels:
         return frozenset(residual)
 
     def _is_output(self, value: fx.Node, p: Prime) -> bool:
-        """Whether a value is the output of a linear layer that produces the axis, apart from norms, scales and views."""
+        """Whether a value is the output of a linear layer over the axis, apart from norms, scales and views."""
         while p in self._contracting.get(value, {p}):
             inputs = [n for n in value.all_input_nodes if n.op != "get_attr" and p in self._primes(n)]
             if len(inputs) != 1 or self._is_activation(value):
