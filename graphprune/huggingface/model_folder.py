@@ -1,7 +1,8 @@
 """Hugging Face model folders: their configuration, class, tokenizer and model with weights."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -53,12 +54,19 @@ def config(folder: Path) -> Any:
             f"{folder / CONFIG}: model_type is {kind!r}, which transformers {transformers.__version__} does not know; "
             "code in the folder is never run: build the model yourself and pass it to graphprune.trace"
         )
-    try:
+    with _load_errors(f"{folder / CONFIG} is not a valid configuration of a {kind} model"):
         return transformers.AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
+
+
+@contextmanager
+def _load_errors(problem: str) -> Iterator[None]:
+    """Convert the errors of transformers, which have many types, to a LoadError about a problem."""
+    try:
+        yield
+    except LoadError:
+        raise
     except Exception as fault:
-        raise failed_import(fault) or LoadError(
-            f"{folder / CONFIG} is not a valid configuration of a {kind} model{because(fault)}"
-        ) from fault
+        raise failed_import(fault) or LoadError(f"{problem}{because(fault)}") from fault
 
 
 def settings(source: Source) -> Any:
@@ -100,15 +108,9 @@ def build(folder: Path, settings: Any) -> nn.Module:
     Raises:
         LoadError: if no model can be built with the configured sizes.
     """
-    try:
+    with _load_errors(f"{folder / CONFIG}: no model can be built from it"):
         make = per_layer.build if per_layer.is_per_layer(settings) else model_class(folder, settings)
         model: nn.Module = make(settings)
-    except LoadError:
-        raise
-    except Exception as fault:
-        raise failed_import(fault) or LoadError(
-            f"{folder / CONFIG}: no model can be built from it{because(fault)}"
-        ) from fault
     return model.eval()
 
 
@@ -133,15 +135,11 @@ def module(folder: Path | str, dtype: torch.dtype = torch.float32) -> Any:
     require_safetensors(folder)
     if per_layer.is_per_layer(settings):
         return _per_layer_module(folder, settings, dtype)
-    try:
+    with _load_errors(f"transformers cannot load {folder}"):
         model, info = model_class(folder, settings).from_pretrained(
             str(folder), config=settings, dtype=dtype, local_files_only=True, use_safetensors=True,
             output_loading_info=True,
         )  # fmt: skip
-    except LoadError:
-        raise
-    except Exception as fault:
-        raise failed_import(fault) or LoadError(f"transformers cannot load {folder}{because(fault)}") from fault
     _require_complete(folder, info["missing_keys"], info["mismatched_keys"])
     return model.eval()
 
@@ -155,12 +153,8 @@ def tokenizer(source: Path | str) -> Any:
     folder = Path(source) if Path(source).is_dir() else Path(source).parent
     if not any((folder / name).is_file() for name in TOKENIZERS):
         raise LoadError(f"{folder} has no tokenizer: expected one of {', '.join(TOKENIZERS)}")
-    try:
+    with _load_errors(f"transformers cannot load the tokenizer of {folder}"):
         return transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-    except Exception as fault:
-        raise failed_import(fault) or LoadError(
-            f"transformers cannot load the tokenizer of {folder}{because(fault)}"
-        ) from fault
 
 
 def require_safetensors(folder: Path) -> None:
