@@ -14,6 +14,7 @@ from graphprune.errors import LoadError, because
 from graphprune.frontends import FRONTENDS, Frontend
 from graphprune.frontends.modules import trace
 from graphprune.ir.program import Program, Source
+from graphprune.support.packages import failed_import
 
 _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
@@ -51,10 +52,12 @@ def _find(text: str) -> Any:
         found: Any = importlib.import_module(where)
         for part in name.split("."):
             found = getattr(found, part)
-    except (ImportError, AttributeError) as fault:
+    except (ModuleNotFoundError, AttributeError) as fault:
         raise LoadError(
             f"cannot find {text}{because(fault)}; expected package.module:callable, importable here"
         ) from fault
+    except Exception as fault:  # of the user's code, or of a package that it imports
+        raise failed_import(fault) or LoadError(f"cannot import {where}{because(fault)}") from fault
     if not callable(found):
         raise LoadError(f"{text} is a {type(found).__name__}, expected a callable that returns (module, args, kwargs)")
     return found

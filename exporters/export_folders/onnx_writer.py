@@ -24,6 +24,7 @@ from graphprune.exporters.subjects.encoders import encoder_subject
 from graphprune.exporters.subjects.subject import Subject
 from graphprune.huggingface import model_folder
 from graphprune.support.atomic_output import new_folder
+from graphprune.support.packages import load
 from graphprune.support.packages import onnx_ir as ir
 
 #: Options that every target of ONNX files supports.
@@ -107,6 +108,8 @@ def write(
     Raises:
         ExportError: if it cannot be exported, the file does not agree with the model, or `output` may not be written.
     """
+    for package in ("onnxscript", "onnxruntime"):  # before the work that would be in vain
+        load(package)
     start = time.perf_counter()
     model = graph_of(subject, options.opset)
     seconds = {"export": time.perf_counter() - start}

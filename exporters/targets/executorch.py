@@ -44,8 +44,8 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
     ``int8`` keeps the weights of linear layers, and what they are multiplied with, in 8 bits.
 
     Raises:
-        ExportError: if ExecuTorch is missing, the model cannot be exported, the file does not agree with it, or
-            `output` may not be written.
+        PackageError: if ExecuTorch is missing or broken.
+        ExportError: if the model cannot be exported, the file does not agree with it, or `output` may not be written.
     """
     options.require("executorch", quant=("int8",), static=("batch", "sequence", "past"))
     import_package("executorch.exir", "executorch")

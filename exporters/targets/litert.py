@@ -33,8 +33,9 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
     """Export the encoder or vision model of a Hugging Face folder as model.tflite, all sizes fixed.
 
     Raises:
-        ExportError: if LiteRT is missing, the model is a decoder or cannot be exported, the file does not agree with
-            it, or `output` may not be written.
+        PackageError: if LiteRT is missing or broken.
+        ExportError: if the model is a decoder or cannot be exported, the file does not agree with it, or `output` may
+            not be written.
     """
     options.require("litert", static=("batch", "sequence"))
     import_package("litert_torch", "litert")

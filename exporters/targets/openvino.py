@@ -31,8 +31,8 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
     outputs. ``fp16`` is how matrices are stored; what is computed with is up to the device.
 
     Raises:
-        ExportError: if OpenVINO is missing, the model cannot be exported, the file does not agree with it, or `output`
-            may not be written.
+        PackageError: if OpenVINO is missing or broken.
+        ExportError: if the model cannot be exported, the file does not agree with it, or `output` may not be written.
     """
     options.require("openvino", dtype=("fp32", "fp16"), quant=tuple(BITS), static=("batch", "sequence", "past"))
     import_package("openvino", "openvino")

@@ -1,4 +1,7 @@
-"""The edge of the program: errors become one message, an interrupt leaves nothing behind, output stays clean."""
+"""The edge of the program: errors become one message, an interrupt leaves nothing behind, output stays clean.
+
+This file imports no torch, so that help texts are shown at once.
+"""
 
 import json
 import logging
@@ -15,11 +18,9 @@ from types import FrameType
 from typing import ParamSpec
 
 import typer
-from transformers.utils import logging as transformers_logging
 
 from graphprune.errors import GraphpruneError, because
-from graphprune.reports.report import plain
-from graphprune.support import distributed
+from graphprune.support.packages import failed_import
 
 P = ParamSpec("P")
 
@@ -35,6 +36,8 @@ def command(run: Callable[P, Callable[[], None]]) -> Callable[P, None]:
         with _told():
             with redirect_stdout(sys.stderr):  # whatever libraries and user code print is no answer
                 show = run(*args, **kwargs)
+                from graphprune.support import distributed
+
             if distributed.rank() == 0:
                 show()
             sys.stdout.flush()
@@ -44,6 +47,8 @@ def command(run: Callable[P, Callable[[], None]]) -> Callable[P, None]:
 
 def print_json(thing: object) -> None:
     """One object on standard output."""
+    from graphprune.reports.report import plain
+
     sys.stdout.write(json.dumps(plain(thing), indent=2, allow_nan=False) + "\n")
 
 
@@ -69,8 +74,9 @@ def _told() -> Iterator[None]:
 
 def message(fault: Exception) -> str:
     """What a user is told of an error."""
-    if isinstance(fault, GraphpruneError):
-        return str(fault)
+    known = fault if isinstance(fault, GraphpruneError) else failed_import(fault)
+    if known is not None:
+        return str(known)
     if isinstance(fault, OSError) and fault.strerror:
         return f"{fault.filename}: {fault.strerror}" if fault.filename else fault.strerror
     if isinstance(fault, MemoryError):
@@ -93,8 +99,8 @@ def prepare() -> None:
     told.addHandler(logging.StreamHandler())
     if os.environ.get("GRAPHPRUNE_DEBUG") != "1":
         warnings.simplefilter("ignore")
-        transformers_logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-        transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:

@@ -66,7 +66,7 @@ def _load_errors(problem: str) -> Iterator[None]:
     except LoadError:
         raise
     except Exception as fault:
-        raise failed_import(fault) or LoadError(f"{problem}{because(fault)}") from fault
+        raise failed_import(fault, "transformers") or LoadError(f"{problem}{because(fault)}") from fault
 
 
 def settings(source: Source) -> Any:

@@ -7,7 +7,7 @@ stops only what needs it. Type checkers see the packages themselves.
 import logging
 import re
 from collections.abc import Iterator
-from importlib import import_module, metadata
+from importlib import import_module
 from importlib.util import find_spec
 from traceback import walk_tb
 from types import ModuleType
@@ -34,8 +34,10 @@ class Lazy(ModuleType):
         try:
             return import_module(f"{self.__name__}.{name}")
         except ModuleNotFoundError:
-            raise AttributeError(f"{self.__name__} {package.__version__} has no {name}") from None
+            raise AttributeError(f"{self.__name__} has no {name}") from None
 
+
+metadata = Lazy("importlib.metadata")  # slow to import, and only errors need it
 
 if TYPE_CHECKING:
     import gguf as gguf
@@ -108,15 +110,15 @@ def _missing(package: str, needed: str, extra: str) -> PackageError:
 
 
 def _broken(package: str, needed: str, fault: BaseException) -> PackageError:
-    """An installed package fails: rebuild it for this torch if it needs torch, and remove it if nothing needs it."""
+    """An installed package that fails: it may be built for another torch, and may not be needed at all."""
     name, version = _distribution(package)
-    beside = f" with torch {_version('torch')}" if "torch" in _needs(name) else ""
-    advice = f"install the {name} built for this torch" if beside else f"reinstall it (pip install {name})"
-    other = needed and _top(needed) != package and name not in _needs(_distribution(_top(needed))[0])
-    return PackageError(
-        f"{f'{name} {version}'.rstrip()} cannot be imported{beside}{because(fault)}: {advice}"
-        f"{', or uninstall it' if other else ''}"
-    )
+    needs_torch = "torch" in _needs(name)
+    with_torch = f" with torch {_version('torch')}" if needs_torch else ""
+    advice = f"reinstall it (pip install {name})" if version else "correct its code"
+    advice = f"install the {name} built for this torch" if needs_torch else advice
+    if needed and _top(needed) != package and name not in _needs(_distribution(_top(needed))[0]):
+        advice += ", or uninstall it"
+    return PackageError(f"{f'{name} {version}'.rstrip()} cannot be imported{with_torch}{because(fault)}: {advice}")
 
 
 def _distribution(package: str) -> tuple[str, str]:
@@ -127,7 +129,7 @@ def _distribution(package: str) -> tuple[str, str]:
 
 def _version(distribution: str) -> str:
     try:
-        return metadata.version(distribution)
+        return str(metadata.version(distribution) or "")
     except metadata.PackageNotFoundError:
         return ""
 

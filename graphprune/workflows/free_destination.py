@@ -21,7 +21,7 @@ from graphprune.frontends.loading import load
 from graphprune.frontends.modules import trace
 from graphprune.huggingface import model_folder
 from graphprune.huggingface.layer_removal import shorten_module
-from graphprune.ir.program import Dropped, Factored, Program, Rewritten, Rotatable
+from graphprune.ir.program import Dropped, Factored, Program, Rewritten, Rotatable, Source
 from graphprune.ir.weights import Layered
 from graphprune.passes.analysis.find_groups import analyze
 from graphprune.passes.low_rank.factorize import factored
@@ -47,21 +47,27 @@ def write(program: Program, folder: Path) -> list[tuple[str, float]]:
     """
     report = pt2.write(program, folder / model_folder.PROGRAM)
     found = [("reloaded .pt2 and rewritten graph", float(report.facts["error"]["relative"]))]
-    if program.source is None or program.source.kind != "huggingface":
-        try:
-            return [*found, _export(program, folder)]
-        except (ExportError, PackageError) as fault:  # a module of one's own may hold what ONNX has no word for
-            logging.getLogger(__name__).warning("no ONNX files were made: %s", fault)
-            return found
-    copy_companion_files(program.source.path, folder)
-    model = model_folder.module(program.source.path)
+    source = program.source if program.source is not None and program.source.kind == "huggingface" else None
+    try:
+        return [*found, *(_write_model(program, source, folder) if source else [_export(program, folder)])]
+    except (ExportError, PackageError) as fault:  # a module of one's own may hold what ONNX has no word for
+        if source is not None and not isinstance(fault, PackageError):
+            raise
+        logging.getLogger(__name__).warning("no ONNX files were made: %s", fault)
+        return found
+
+
+def _write_model(program: Program, source: Source, folder: Path) -> list[tuple[str, float]]:
+    """Add the files of a Hugging Face folder and ONNX files, those of a decoder with its cache."""
+    copy_companion_files(source.path, folder)
+    model = model_folder.module(source.path)
     dropped = program.facts.get(Dropped)
     if not is_decoder(model) or (dropped is not None and dropped.follow is None):
-        return [*found, _export(program, folder)]  # a decoder that lacks parts of blocks has no cache of its own
-    shorten_module(Undo(), model, program.source.dropped)
+        return [_export(program, folder)]  # a decoder that lacks parts of blocks has no cache of its own
+    shorten_module(Undo(), model, source.dropped)
     cached = with_cache(program, model)
-    found.append(("graph with cache and rewritten graph", _agree(program, cached)))
-    return [*found, _export(cached, folder)]
+    agreement = "graph with cache and rewritten graph", _agree(program, cached)
+    return [agreement, _export(cached, folder)]
 
 
 def _export(program: Program, folder: Path) -> tuple[str, float]:
@@ -159,7 +165,7 @@ def export(folder: Path, target: str, output: Path, options: ExportOptions, *, f
         return export(folder, output, options, force=force)
     if not (folder / ONNX_FOLDER).is_dir():
         raise ExportError(
-            f"{folder} holds a graph that ONNX has no words for; use a target that takes the graph itself: "
+            f"{folder} has no ONNX files, which target {target} takes; use a target that takes the graph itself: "
             f"{', '.join(name for name in sorted(EXPORTERS) if EXPORTERS[name].needs.graphs)}"
         )
     if target == "onnx" and options == NO_OPTIONS:

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from graphprune.errors import LoadError
+from graphprune.errors import GraphpruneError, LoadError
 from graphprune.frontends.loading import load
 
 CODE = """
@@ -58,3 +58,11 @@ def test_a_function_makes_the_model() -> None:
 def test_what_is_no_such_function(text: str, match: str) -> None:
     with pytest.raises(LoadError, match=match):
         load(text)
+
+
+def test_a_module_that_fails_while_it_is_imported(tmp_path: Path) -> None:
+    (tmp_path / "users_unready_models.py").write_text("raise RuntimeError('not today')")
+    with pytest.raises(
+        GraphpruneError, match=r"^users_unready_models cannot be imported \(reason: not today\): correct"
+    ):
+        load("users_unready_models:model")
