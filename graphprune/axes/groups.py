@@ -1,10 +1,12 @@
 """What the analysis found: groups of coupled axes, pinned axes, and the axes of every value."""
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
+from typing import NamedTuple
 
 import networkx as nx
 
@@ -14,7 +16,11 @@ from graphprune.axes.index_sets import width
 from graphprune.axes.name_globs import hint, kind, matching
 from graphprune.axes.rule import Consumer, Dims
 from graphprune.display import html
+from graphprune.display.text_table import text_table
 from graphprune.errors import RegistryError
+
+#: Titles of a table of `Dependencies.alike`.
+COLUMNS = ("indices", "group", "times", "size", "can be cut", "linked", "parameters an index")
 
 
 @dataclass(frozen=True)
@@ -99,6 +105,17 @@ def kind_of(group: str) -> str:
 def layer_of(group: str) -> str:
     """The layer numbers in the name of a group."""
     return ".".join(part for part in group.rpartition(":")[0].split(".") if part.isdigit())
+
+
+class Alike(NamedTuple):
+    """What groups have in common that do the same in different layers."""
+
+    label: str
+    kind: str
+    size: int
+    freedom: Freedom
+    linked: bool
+    parameters: int  # an index
 
 
 @dataclass(frozen=True)
@@ -253,10 +270,11 @@ class Dependencies:
         """Groups, and the tensors in which they stand, as nodes; every place of a group as an edge.
 
         Attributes of every node: ``kind`` ("group", "parameter" or "buffer"), ``freedom`` (how it can be cut: a value
-        of `Freedom`). Of groups: ``type`` (its name without layer numbers), ``layer`` (those numbers), ``size``,
-        ``least`` (how many indices must stay), ``exact``, ``rescaled``, ``linked`` (the group around it that may
-        choose its indices; empty if there is none), ``places`` (in how many dimensions it stands), and ``parameters``,
-        ``macs`` and ``kv_cache_bytes`` an index. Of tensors: ``shape`` (as in "576x1536"), ``elements``.
+        of `Freedom`). Of groups: ``label`` (what its indices are), ``type`` (its name without layer numbers), ``layer``
+        (those numbers), ``size``, ``least`` (how many indices must stay), ``exact``, ``rescaled``, ``linked`` (the
+        group around it that may choose its indices; empty if there is none), ``places`` (in how many dimensions it
+        stands), and ``parameters``, ``macs`` and ``kv_cache_bytes`` an index. Of tensors: ``shape`` (as in "576x1536"),
+        ``elements``.
 
         An edge runs from the tensor that produces a group to the group, and from the group to a tensor that contracts
         or carries it. Attributes: ``dim`` (of the tensor, from 0; the key of the edge too) and ``role`` (see `Place`).
@@ -270,7 +288,8 @@ class Dependencies:
             )  # fmt: skip
         for group in self.groups:
             graph.add_node(
-                group.name, kind="group", freedom=str(group.freedom), type=group.kind, layer=group.layer,
+                group.name, kind="group", label=group.label, freedom=str(group.freedom), type=group.kind,
+                layer=group.layer,
                 size=group.size, least=group.least, exact=group.exact, rescaled=group.rescaled,
                 linked=group.linked or "", places=len(group.places),
                 parameters=group.cost.parameters, macs=group.cost.macs, kv_cache_bytes=group.cost.kv_cache_bytes,
@@ -280,21 +299,25 @@ class Dependencies:
                 graph.add_edge(*ends, key=place.dim, dim=place.dim, role=place.role)
         return graph
 
+    @cached_property
+    def alike(self) -> Mapping[Alike, int]:
+        """How many groups of each kind there are."""
+        return Counter(
+            Alike(g.label, g.kind, g.size, g.freedom, g.linked is not None, g.cost.parameters) for g in self.groups
+        )
+
     def _repr_html_(self) -> str:
-        alike: dict[tuple[str, int, Freedom, bool, int], int] = {}
-        for g in self.groups:
-            key = g.kind, g.size, g.freedom, g.linked is not None, g.cost.parameters
-            alike[key] = alike.get(key, 0) + 1
-        return html.part("dependencies.html", shares=self.freedom, kinds=alike, found=self)
+        return html.part("dependencies.html", shares=self.freedom, found=self)
 
     def __str__(self) -> str:
-        head = f"{'group':60} {'size':>6} {'exact':>5} {'linked':>6} {'params/index':>12} {'places':>6}"
+        head = f"groups that can be cut: {len(self.groups)}, axes that cannot: {len(self.pinned)}"
+        tail = (
+            [f"without a rule: {', '.join(f'{name} x{n}' for name, n in self.opaque.items())}"] if self.opaque else []
+        )
         rows = [
-            f"{g.name:60} {g.size:6} {'yes' if g.exact else 'no':>5} {'yes' if g.linked else '-':>6} "
-            f"{g.cost.parameters:12,} {len(g.places):6}"
-            for g in self.groups
+            (label, kind, n, size, freedom, "yes" if linked else "-", cost)
+            for (label, kind, size, freedom, linked, cost), n in self.alike.items()
         ]
-        tail = [f"{len(self.groups)} groups, {len(self.pinned)} pinned axes"]
-        if self.opaque:
-            tail.append("without a rule: " + ", ".join(f"{name} x{n}" for name, n in self.opaque.items()))
-        return "\n".join([head, *rows, *tail])
+        return "\n".join([head, *text_table(rows, COLUMNS), *tail])
+
+    __repr__ = __str__

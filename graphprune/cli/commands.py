@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from graphprune import api
-from graphprune.cli import dependencies, show
+from graphprune.cli import dependencies, show, tables
 from graphprune.cli.edge import command, print_json
 from graphprune.cli.options import (
     Align,
@@ -255,7 +255,7 @@ def ask(
     found = api.ask(model, questions, first=first)
     told = {"acc": found.acc, "acc_norm": found.acc_norm, "deviation": found.deviation, "questions": len(found.right)}
     details = {"right": found.right, "right_norm": found.right_norm}
-    return partial(print_json, told | details) if json else partial(show.facts, f"{model} on {questions}", told)
+    return partial(print_json, told | details) if json else partial(tables.facts, f"{model} on {questions}", told)
 
 
 @app.command()
@@ -314,10 +314,10 @@ def recipes(json: Json = False) -> Show:
     if json:
         return partial(print_json, RECIPES)
     rows = [[r.name, f"{r.description} ({r.source})", " ".join(r.needs) or "-"] for r in RECIPES.values()]
-    return partial(show.rows, "recipes", ("name", "what it does", "needs"), rows)
+    return partial(tables.rows, "recipes", ("name", "what it does", "needs"), rows)
 
 
 def _answer(title: str, found: object, json: bool) -> Show:
     if isinstance(found, Report):
         return partial(print_json, found.to_dict()) if json else partial(show.report, title, found)
-    return partial(print_json, found) if json else partial(show.facts, title, plain(found))
+    return partial(print_json, found) if json else partial(tables.facts, title, plain(found))

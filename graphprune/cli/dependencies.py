@@ -6,8 +6,8 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from graphprune.axes.explanations import Dimension, Explanation, Freedom, Reason
-from graphprune.axes.groups import Dependencies, Group, kind
-from graphprune.cli import show
+from graphprune.axes.groups import COLUMNS, Dependencies, Group, kind
+from graphprune.cli import tables
 from graphprune.ir.program import Program
 
 MARKS = {Freedom.EXACT: "", Freedom.RESCALED: "~", Freedom.INEXACT: "~", Freedom.PINNED: "!"}
@@ -33,6 +33,7 @@ def _group(group: Group) -> dict[str, Any]:
     return {
         "name": group.name,
         "kind": group.kind,
+        "label": group.label,
         "size": group.size,
         "exact": group.exact,
         "rescaled": group.rescaled,
@@ -60,22 +61,20 @@ def _explanation(explanation: Explanation) -> dict[str, Any]:
 
 def print_tables(model: str, found: Dependencies) -> None:
     """How much is free; groups and parameters that are alike in a row; and why the rest stays."""
-    show.text(f"{model}: {found.freedom}")
-    alike = Counter((g.kind, g.size, g.freedom, g.linked is not None, g.cost.parameters) for g in found.groups)
-    rows = [[kind, n, size, freedom, linked, cost] for (kind, size, freedom, linked, cost), n in alike.items()]
-    columns = ("group", "times", "size", "can be cut", "linked", "parameters an index")
-    show.rows(f"{len(found.groups)} groups that can be cut", columns, rows)
+    tables.text(f"{model}: {found.freedom}")
+    rows = [[a.label, a.kind, n, a.size, a.freedom, a.linked, a.parameters] for a, n in found.alike.items()]
+    tables.rows(f"{len(found.groups)} groups that can be cut", COLUMNS, rows)
     if found.groups:
         most = max(found.groups, key=lambda group: len(group.places))
-        show.text(f"most coupled: {most.kind}, size {most.size}, in {len(most.places)} dimensions of tensors")
+        tables.text(f"most coupled: {most.size} {most.label}, {most.kind}, in {len(most.places)} dimensions of tensors")
     _print_parameters(found)
     if found.opaque:
-        show.rows("operators without a rule, whose axes stay", ("operator", "times"), list(found.opaque.items()))
+        tables.rows("operators without a rule, whose axes stay", ("operator", "times"), list(found.opaque.items()))
 
 
 def print_explanations(explanations: Sequence[Explanation]) -> None:
     """Single parameters in full."""
-    show.text("\n\n".join(map(str, explanations)))
+    tables.text("\n\n".join(map(str, explanations)))
 
 
 def _print_parameters(found: Dependencies) -> None:
@@ -86,14 +85,14 @@ def _print_parameters(found: Dependencies) -> None:
         dims = "; ".join(_marked(dimension, numbers) for dimension in explanation.dimensions)
         alike[kind(explanation.parameter), dims or "a number", explanation.freedom] += 1
     rows = [[name, n, dims, freedom] for (name, dims, freedom), n in alike.items()]
-    show.rows(
+    tables.rows(
         "parameters (! stays, ~ is cut approximately or rescaled, numbers tell why)",
         ("parameter", "times", "dimensions", "can be cut"),
         rows,
     )
     whys = [[n, reason.why, reason.operator, reason.place, reason.code] for reason, n in numbers.items()]
     if whys:
-        show.rows("why", ("", "reason", "operator", "where", "line"), whys)
+        tables.rows("why", ("", "reason", "operator", "where", "line"), whys)
 
 
 def _marked(dimension: Dimension, numbers: dict[Reason, int]) -> str:

@@ -1,34 +1,15 @@
 """Answers for people: tables on standard output."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-from rich.table import Table
-
 from graphprune.axes.groups import kind_of
+from graphprune.cli.tables import facts, format_value, rows, text
 from graphprune.exporters.contract import ExportReport
 from graphprune.planning.sensitivity_table import Sensitivities
 from graphprune.reports.comparison import Comparison
 from graphprune.reports.report import Report
-
-
-def facts(title: str, table: Mapping[str, Any]) -> None:
-    """Names and values, one a line; what is empty is left out."""
-    shown = Table(title=escape(title), show_header=False, title_justify="left")
-    shown.add_column(style="bold")
-    shown.add_column(overflow="fold")
-    for name, value in table.items():
-        if value not in (None, "", (), [], {}):
-            shown.add_row(escape(name.replace("_", " ")), escape(_text(value)))
-    Console(emoji=False).print(shown)
-
-
-def text(told: str) -> None:
-    """Lines as they are."""
-    Console(emoji=False).print(escape(told), highlight=False, soft_wrap=True)
 
 
 def report(title: str, made: Report) -> None:
@@ -65,12 +46,12 @@ def sensitivities(title: str, found: Sensitivities) -> None:
     again = any(trial.refitted for trial in found.trials)
     order = sorted(found.groups, key=lambda name: -max(trial.loss for trial in found.groups[name]))
     table = [
-        [name, found.groups[name][0].size]
+        [found.labels.get(name, ""), name, found.groups[name][0].size]
         + ["\n".join(cells.get((name, ratio, way), "-") for way in (False, True)[: 1 + again]) for ratio in ratios]
         for name in order
     ]
     rows(f"{title}: rise of the loss from {found.dense:.4f} {found.unit}{'; below, refitted' if again else ''}",
-         ["group", "size", *(f"{ratio:.0%} gone" for ratio in ratios)], table)  # fmt: skip
+         ["indices", "group", "size", *(f"{ratio:.0%} gone" for ratio in ratios)], table)  # fmt: skip
 
 
 def comparison(found: Comparison) -> None:
@@ -106,29 +87,4 @@ def _measured(run: Mapping[str, Any], text: str) -> str:
 
 
 def _loss(perplexity: float | None) -> str:
-    return "not finite" if perplexity is None else _text(perplexity)
-
-
-def rows(title: str, columns: Sequence[str], table: Sequence[Sequence[object]]) -> None:
-    """A table with a heading a column; numbers stand to the right."""
-    shown = Table(title=escape(title), title_justify="left")
-    for i, column in enumerate(columns):
-        numbers = bool(table) and all(isinstance(row[i], int | float) and not isinstance(row[i], bool) for row in table)
-        shown.add_column(escape(column), justify="right" if numbers else "left", overflow="fold")
-    for row in table:
-        shown.add_row(*(escape(_text(cell)) for cell in row))
-    Console(emoji=False).print(shown)
-
-
-def _text(value: object) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else ""
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.1f}"
-    if isinstance(value, Mapping):
-        return "\n".join(f"{name}: {_text(item)}" for name, item in value.items())
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return "\n".join(_text(item) for item in value)
-    return str(value)
+    return "not finite" if perplexity is None else format_value(perplexity)

@@ -12,9 +12,11 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from graphprune.errors import WriteBackError
+from graphprune.ir.printer import kind as type_of
 from graphprune.ir.weights import KeepByName, Weights
 
 F = TypeVar("F")
+SHOWN = 4  # inputs in a program's text
 Inputs = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 
@@ -104,6 +106,15 @@ class Program:
     state: tuple[str, ...] = ()
     source: Source | None = None
     facts: Mapping[type, Any] = field(default_factory=lambda: MappingProxyType({}))
+
+    def __repr__(self) -> str:
+        calls = sum(node.op == "call_function" for node in self.graph.nodes)
+        head = f"{self.count():,} parameters in {len(self.parameters - self.ties.keys())} tensors, {calls:,} operators"
+        inputs = [f"{n.name} {type_of(n.meta.get('val'))}".strip() for n in self.graph.nodes if n.op == "placeholder"]
+        more = [f"{len(inputs) - SHOWN} more"] if len(inputs) > SHOWN else []
+        lines = [f"Program{f' of {self.source.path}' if self.source else ''}: {head}"]
+        lines.append(f"  inputs: {', '.join(inputs[:SHOWN] + more) or 'none'}")
+        return "\n".join(lines + ([f"  facts: {', '.join(k.__name__ for k in self.facts)}"] if self.facts else []))
 
     def fact(self, kind: type[F]) -> F:
         """The fact of this kind that an earlier pass made.

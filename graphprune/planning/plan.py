@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import product
@@ -16,6 +16,7 @@ from graphprune.axes.algebra import Axis, Prime, primes, resolve
 from graphprune.axes.groups import Dependencies, Group, kind_of, layer_of
 from graphprune.axes.index_sets import Retained, RetainedByPrime, retained_indices
 from graphprune.display import html
+from graphprune.display.text_table import text_table
 from graphprune.errors import LoadError, PlanError, because
 from graphprune.ir.program import Dropped, Program
 from graphprune.support.atomic_output import write_durably
@@ -35,7 +36,8 @@ class Plan:
     changes, as LongTensors: 1-D, or with a dimension for each of the parameter's where one of them, the experts of a
     stack say, chooses the indices of another. `blocks` names what is dropped as a whole, before anything else is
     cut. `ranks` holds those of the weights that become factors of a low rank, after everything else. `fingerprint`
-    names the program for which the plan was made, without those blocks.
+    names the program for which the plan was made, without those blocks. `labels`, the label of every group that is
+    cut and its size before, are known to a plan that was made and not to one that was loaded.
     """
 
     fingerprint: str
@@ -44,6 +46,7 @@ class Plan:
     made_by: Mapping[str, Any] = field(default_factory=dict)
     blocks: tuple[str, ...] = ()
     ranks: Mapping[str, int] = field(default_factory=dict)
+    labels: Mapping[str, tuple[str, int]] = field(default_factory=dict, compare=False)
 
     @cached_property
     def widths(self) -> Mapping[str, int]:
@@ -75,11 +78,30 @@ class Plan:
         text = json.dumps(known | {key: value for key, value in more.items() if value}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
-    def _repr_html_(self) -> str:
-        kinds: dict[str, dict[str, int]] = {}
+    def _kinds(self) -> dict[tuple[str, str], dict[str, int]]:
+        """New widths by layer, of every label and kind of groups."""
+        kinds: dict[tuple[str, str], dict[str, int]] = {}
         for name, width in self.widths.items():
-            kinds.setdefault(kind_of(name), {})[layer_of(name) or name] = width
-        return html.part("plan.html", plan=self, kinds=kinds)
+            label, size = self.labels.get(name, ("", 0))
+            key = f"{size} {label}".removeprefix("0").strip(), kind_of(name)
+            kinds.setdefault(key, {})[layer_of(name) or name] = width
+        return kinds
+
+    def _repr_html_(self) -> str:
+        return html.part("plan.html", plan=self, kinds=self._kinds())
+
+    def __repr__(self) -> str:
+        made = ", ".join(f"{key} {value}" for key, value in self.made_by.items())
+        head = f"Plan for the model {self.fingerprint}{f' ({made})' if made else ''}: {len(self.groups)} groups cut"
+        rows = [
+            (before or "groups", kind, "->", _range(widths.values()), f"in {len(widths)} layers" * (len(widths) > 1))
+            for (before, kind), widths in self._kinds().items()
+        ]
+        tail = [f"dropped: {', '.join(self.blocks)}"] if self.blocks else []
+        tail += (
+            [f"{len(self.ranks)} weights become factors of ranks {_range(self.ranks.values())}"] if self.ranks else []
+        )
+        return "\n".join([head, *(f"  {line}" for line in (*text_table(rows), *tail))])
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON."""
@@ -118,6 +140,11 @@ class Plan:
             ) from fault
 
 
+def _range(values: Iterable[int]) -> str:
+    low, *_, high = sorted([*values] * 2)
+    return f"{low:,}" if low == high else f"{low:,} to {high:,}"
+
+
 def make(program: Program, dependencies: Dependencies, groups: Mapping[str, Rows], **made_by: Any) -> Plan:
     """The plan that keeps `groups`; names and sizes are checked.
 
@@ -126,7 +153,8 @@ def make(program: Program, dependencies: Dependencies, groups: Mapping[str, Rows
     """
     keep = primes_to_keep(dependencies, groups)
     blocks = program.fact(Dropped).blocks if Dropped in program.facts else ()
-    return Plan(program.fingerprint(), dict(groups), by_parameter(dependencies, keep), made_by, blocks)
+    known = {name: (group.label, group.size) for name, group in dependencies.by_name.items() if name in groups}
+    return Plan(program.fingerprint(), dict(groups), by_parameter(dependencies, keep), made_by, blocks, labels=known)
 
 
 def bind(program: Program, dependencies: Dependencies, plan: Plan) -> RetainedByPrime:

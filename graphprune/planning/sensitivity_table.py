@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from graphprune.display import html
+from graphprune.display.text_table import text_table
 from graphprune.errors import LoadError, PlanError, because
 from graphprune.support.atomic_output import new_file
 
@@ -38,7 +39,8 @@ class Sensitivities:
     """A fact: the losses of a model of which one group at a time is cut, in `unit`; `dense` is that of the model.
 
     `program` is the fingerprint of the model, `score` what chose the indices, `refit` what the refitted trials were
-    refitted by. `inputs` says what all of it was measured on. Groups that no linear map reads have no refitted trials.
+    refitted by. `inputs` says what all of it was measured on, `labels` what the indices of each group are.
+    Groups that no linear map reads have no refitted trials.
     """
 
     program: str
@@ -48,6 +50,7 @@ class Sensitivities:
     refit: str
     trials: tuple[Trial, ...]
     inputs: Mapping[str, Any] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
 
     @cached_property
     def groups(self) -> Mapping[str, tuple[Trial, ...]]:
@@ -98,6 +101,14 @@ class Sensitivities:
     def rises(self) -> Mapping[tuple[str, bool, float], float]:
         """By how much the loss rose, by the name of a group and the way in which it was cut."""
         return {(trial.group, trial.refitted, trial.ratio): trial.loss - self.dense for trial in self.trials}
+
+    def __repr__(self) -> str:
+        head = f"Sensitivities of {len(self.groups)} groups: {len(self.trials)} trials, dense loss {self.dense:.4f}"
+        deepest = sorted(((self.rise(name)[-1], name) for name in self.groups), key=lambda pair: -pair[0][1])
+        rows = [
+            (self.labels.get(name, ""), name, f"{rise:+.4f}", f"at {gone:.0%} cut") for (gone, rise), name in deepest
+        ]
+        return "\n".join([f"{head} {self.unit}", *(f"  {line}" for line in text_table(rows, most=6))])
 
     def _repr_html_(self) -> str:
         return html.part("sensitivities.html", found=self, highest=max(self.rises.values(), default=0.0))

@@ -37,7 +37,7 @@ def write_dot(graph: Graph, path: Path | str) -> None:
     """Write the graph for Graphviz, with all attributes: groups as ellipses and tensors as boxes."""
     lines = ["digraph graphprune {", "  rankdir=LR;", "  node [style=filled, fillcolor=white];"]
     for name, data in graph.nodes(data=True):
-        looks = {"label": f"{name}\n{data.get('shape', data.get('size', ''))}", "shape": _shape(data)}
+        looks = {"label": f"{name}\n{_size(data)}", "shape": _shape(data)}
         lines.append(f"  {_quoted(name)}{_attributes({**_renamed(data), **looks})};")
     for start, end, data in graph.edges(data=True):
         lines.append(f"  {_quoted(start)} -> {_quoted(end)}{_attributes({**data, 'label': data['role']})};")
@@ -106,13 +106,17 @@ def read_numbers(path: Path | str) -> Numbers:
         ) from fault
 
 
+def _size(data: Mapping[str, Any]) -> str:
+    return f"{data['size']} {data['label']}" if data["kind"] == "group" else str(data["shape"])
+
+
 def _shape(data: Mapping[str, Any]) -> str:
     return "ellipse" if data["kind"] == "group" else "box"
 
 
 def _renamed(data: Mapping[str, Any]) -> dict[str, Any]:
     """Attributes of a node under names that Graphviz has no meaning of its own for."""
-    return {{"shape": "sizes"}.get(name, name): value for name, value in data.items()}
+    return {{"shape": "sizes", "label": "indices"}.get(name, name): value for name, value in data.items()}
 
 
 def _attributes(data: Mapping[str, Any]) -> str:

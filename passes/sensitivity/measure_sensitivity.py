@@ -85,7 +85,7 @@ class Sense(Pass):
         found = tuple(Trial(*key, made[_text(key)]) for key in trials.keys)
         fact = Sensitivities(
             program.fingerprint(), judge.dense, LOSSES[judge.is_language_model], program.fact(Scores).method, self.by,
-            found, inputs,
+            found, inputs, {group.name: group.label for group in program.fact(Eligible).groups},
         )  # fmt: skip
         return program.with_facts(fact)
 

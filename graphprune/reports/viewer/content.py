@@ -216,8 +216,8 @@ def bits(kept: Sequence[int], size: int) -> str:
 
 def _group(group: Group) -> dict[str, Any]:
     return {
-        "name": group.name, "kind": group.kind, "layer": group.layer, "size": group.size, "freedom": group.freedom,
-        "least": group.least, "unit": group.unit,
+        "name": group.name, "kind": group.kind, "label": group.label, "layer": group.layer, "size": group.size,
+        "freedom": group.freedom, "least": group.least, "unit": group.unit,
         "cost": [group.cost.parameters, group.cost.macs, group.cost.kv_cache_bytes],
     }  # fmt: skip
 
