@@ -1,5 +1,6 @@
 """Passes and pipelines: values with options, run in an order that is checked before anything runs."""
 
+import logging
 import re
 import time
 from abc import ABC, abstractmethod
@@ -12,6 +13,8 @@ from graphprune.errors import PipelineError
 from graphprune.ir.program import Program
 from graphprune.registry import Registry
 from graphprune.support.memory import watch_peak
+
+log = logging.getLogger(__name__)
 
 PASSES: "Registry[str, type[Pass]]" = Registry("pass")
 
@@ -47,9 +50,11 @@ class Pass(ABC):
     def __call__(self, program: Program) -> Program:
         """Run, and note the time and the memory that it took."""
         self.check()
+        log.debug("%s begins", self)
         start = time.perf_counter()
         with watch_peak() as held:
             after = self.run(program)
+        log.info("%s: %.1f s", self.name, time.perf_counter() - start)
         before = program.facts.get(Timings, Timings())
         seconds = (*before.seconds, (self.name, time.perf_counter() - start))
         return after.with_facts(Timings(seconds, (*before.memory, (self.name, held.bytes))))

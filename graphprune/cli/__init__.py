@@ -1,10 +1,17 @@
 """The command line: every command calls one function of `graphprune.api`."""
 
-from graphprune.cli.commands import app as app
-from graphprune.cli.edge import prepare
+import sys
 
 
 def main() -> None:
-    """Run the command line."""
-    prepare()
-    app(prog_name="graphprune")
+    """Run the command line; an interrupt while it is still being imported is one line, too."""
+    try:
+        from graphprune.cli.commands import app
+        from graphprune.cli.edge import prepare
+        from graphprune.cli.logs import hoisted
+
+        prepare()
+        app(hoisted(sys.argv[1:]), prog_name="graphprune")
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted: no output was written\n")
+        sys.exit(130)

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from graphprune import api
-from graphprune.cli import dependencies, show, tables
+from graphprune.cli import dependencies, logs, show, tables
 from graphprune.cli.edge import command, print_json
 from graphprune.cli.options import (
     Align,
@@ -83,8 +83,20 @@ def root(
     shown: Annotated[
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and stop.")
     ] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the result and errors, nothing else.")] = False,
+    verbose: Annotated[
+        int,
+        typer.Option("--verbose", "-v", count=True, help="Log every pass with its seconds; -vv logs more.", metavar=""),
+    ] = 0,
+    log_file: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Append everything that is logged to a file, with times.")
+    ] = None,
 ) -> None:
-    """Make models narrower: find what can be cut, cut it, repair the rest, prove it and ship it."""
+    """Make models narrower: find what can be cut, cut it, repair the rest, prove it and ship it.
+
+    -q, -v and --log-file may stand behind the name of a command, too.
+    """
+    logs.configure(-1 if quiet else verbose, log_file)
 
 
 @app.command()

@@ -27,6 +27,8 @@ P = ParamSpec("P")
 FAILED = 2
 INTERRUPTED = 130
 
+log = logging.getLogger("graphprune.cli")
+
 
 def command(run: Callable[P, Callable[[], None]]) -> Callable[P, None]:
     """A command: `run` does the work with standard output closed, and what it returns prints the answer."""
@@ -63,9 +65,11 @@ def _told() -> Iterator[None]:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(0) from None
     except KeyboardInterrupt as stop:
+        log.debug("interrupted", exc_info=stop)
         typer.echo(f"interrupted: {str(stop) or 'no output was written'}", err=True)
         raise typer.Exit(INTERRUPTED) from None
     except Exception as fault:
+        log.debug("stopped by an error", exc_info=fault)
         if os.environ.get("GRAPHPRUNE_DEBUG") == "1":
             traceback.print_exc()
         typer.echo(f"error: {message(fault)}", err=True)
@@ -94,9 +98,6 @@ def prepare() -> None:
             signal.signal(getattr(signal, name), _interrupt)
     if isinstance(sys.stdout, TextIOWrapper):  # a name that the terminal cannot show is no reason to fail
         sys.stdout.reconfigure(errors="replace")
-    told = logging.getLogger("graphprune.run")  # how a run stays within memory, or goes on from an earlier one
-    told.setLevel(logging.INFO)
-    told.addHandler(logging.StreamHandler())
     if os.environ.get("GRAPHPRUNE_DEBUG") != "1":
         warnings.simplefilter("ignore")
         os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -22,6 +22,7 @@ REDRAWN = 1.0  # seconds after which the clock of a bar moves although nothing i
 LINE = "{desc}: {n_fmt}/{total_fmt}, {elapsed} elapsed, {remaining} remaining"
 
 log = logging.getLogger("graphprune.progress")
+bars = logging.getLogger("graphprune.bars")  # logs nothing: where it is disabled for warnings, nothing is drawn
 
 
 @contextmanager
@@ -29,14 +30,16 @@ def progress(what: str, total: int) -> Iterator[Step]:
     """Show how far `what` has come and how long it still takes.
 
     The yielded function advances by one, or by its argument. A bar disappears when the work is done. Lines go to the
-    logger ``graphprune.progress``, or to standard error where that logger shows none and there is no bar. Nothing is
-    shown where the logger is disabled for warnings, or by other processes of a run than the first.
+    logger ``graphprune.progress``, or to standard error where that logger shows none and there is no bar. With the
+    logger ``graphprune.bars`` disabled for warnings nothing is drawn, and other processes of a run than the first are
+    silent.
     """
-    if distributed.rank() > 0 or not log.isEnabledFor(logging.WARNING):
+    quiet = not bars.isEnabledFor(logging.WARNING)
+    if distributed.rank() > 0 or (quiet and not log.isEnabledFor(logging.INFO)):
         yield _ignore
         return
     start, done, terminal = time.monotonic(), 0, sys.stderr.isatty()
-    watched = terminal or "ipykernel.zmqshell" in sys.modules
+    watched = not quiet and (terminal or "ipykernel.zmqshell" in sys.modules)
     with tqdm(total=total, desc=what, leave=False, dynamic_ncols=terminal, disable=not watched) as bar:
 
         def step(count: int = 1) -> None:
@@ -46,12 +49,12 @@ def progress(what: str, total: int) -> Iterator[Step]:
 
         def report() -> None:
             line = tqdm.format_meter(done, total, time.monotonic() - start, prefix=what, bar_format=LINE)
-            if watched or log.isEnabledFor(logging.INFO):
+            if watched or quiet or log.isEnabledFor(logging.INFO):
                 log.info("%s", line)
             else:
                 sys.stderr.write(f"{line}\n")
 
-        with _repeated(EVERY, report), _repeated(REDRAWN if terminal else 0, bar.refresh):
+        with _repeated(EVERY, report), _repeated(REDRAWN if watched and terminal else 0, bar.refresh):
             yield step
 
 

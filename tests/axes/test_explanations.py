@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 import graphprune as gp
 from graphprune.axes.explanations import Freedom
 from graphprune.axes.groups import Dependencies
-from graphprune.cli import app
+from graphprune.cli.commands import app
 from graphprune.errors import RegistryError
 
 HERE = Path(__file__)

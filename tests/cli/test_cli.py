@@ -13,7 +13,7 @@ import pytest
 from transformers import LlamaConfig, LlamaForCausalLM
 from typer.testing import CliRunner
 
-from graphprune.cli import app
+from graphprune.cli.commands import app
 from graphprune.errors import GraphpruneError
 from graphprune.reports.report import Report
 from graphprune.version import __version__

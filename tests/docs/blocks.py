@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from graphprune.cli import app
+from graphprune.cli.commands import app
 from graphprune.exporters import EXPORTERS
 
 FENCE = re.compile(

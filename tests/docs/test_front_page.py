@@ -9,7 +9,7 @@ import typer
 import yaml
 
 import graphprune as gp
-from graphprune.cli import app
+from graphprune.cli.commands import app
 from graphprune.exporters import EXPORTERS
 from tests.docs.blocks import blocks, commands
 

@@ -11,7 +11,7 @@ from torch import nn
 from typer.testing import CliRunner
 
 import graphprune as gp
-from graphprune.cli import app
+from graphprune.cli.commands import app
 from graphprune.errors import ExportError
 from graphprune.exporters import EXPORTERS
 from graphprune.exporters.targets import pt2

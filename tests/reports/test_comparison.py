@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 import graphprune as gp
-from graphprune.cli import app
+from graphprune.cli.commands import app
 from graphprune.display.scatter import Point, ahead, plot, short
 from graphprune.errors import ExportError, LoadError
 from graphprune.reports.report import Quality

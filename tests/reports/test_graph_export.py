@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from typer.testing import CliRunner
 
 from graphprune.axes.groups import Dependencies
-from graphprune.cli import app
+from graphprune.cli.commands import app
 from graphprune.errors import LoadError, RegistryError
 from graphprune.frontends.modules import trace
 from graphprune.passes.analysis.find_groups import analyze

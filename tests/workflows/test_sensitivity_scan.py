@@ -8,7 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 import graphprune as gp
-from graphprune.cli import app
+from graphprune.cli.commands import app
 from graphprune.errors import CalibrationError, ExportError, PlanError
 from graphprune.evaluation.masked_loss import Objective
 from graphprune.reports import heatmap

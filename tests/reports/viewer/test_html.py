@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner
 
 import graphprune as gp
-from graphprune.cli import app
+from graphprune.cli.commands import app
 from graphprune.errors import ExportError
 from graphprune.reports.viewer.bundle import ASSETS, SCRIPTS, STYLES, embedded, html
 
