@@ -89,6 +89,12 @@ def because(fault: BaseException) -> str:
     return f" (reason: {reason_of(fault)})"
 
 
+def misread(fault: BaseException) -> str:
+    """The cause of an error while a file of ours is read, as `because` has it, without words of Python's about code."""
+    ours = isinstance(fault, OSError | KeyError | UnicodeDecodeError | json.JSONDecodeError | GraphpruneError)
+    return because(fault) if ours else " (reason: its content has another structure)"
+
+
 def choices(name: object, known: Iterable[str], listed: str = "") -> str:
     """The end of a message about an unknown name: near names; else all of a few, or where the many are `listed`."""
     known = list(known)

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from graphprune import errors
-from graphprune.errors import LONGEST, LoadError, because
+from graphprune.errors import LONGEST, LoadError, because, misread
 
 ROOT = Path(__file__).parents[1]
 OURS = {name for name in vars(errors) if name[0].isupper()} | {"Misaligned", "KeyboardInterrupt", "NotByName"}
@@ -36,6 +36,12 @@ def caught(text: str) -> BaseException:
 )
 def test_a_cause_is_one_short_line(fault: BaseException, words: str) -> None:
     assert because(fault) == f" (reason: {words})"
+
+
+def test_a_file_of_ours_that_has_another_structure() -> None:
+    for fault in (TypeError("Report.__init__() missing 8 required positional arguments: 'model'"), ValueError("x")):
+        assert misread(fault) == " (reason: its content has another structure)"
+    assert misread(KeyError("keep")) == because(KeyError("keep"))
 
 
 def handlers() -> Iterator[tuple[Path, ast.ExceptHandler]]:

@@ -6,7 +6,8 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from graphprune.axes.explanations import Dimension, Explanation, Freedom, Reason
-from graphprune.axes.groups import COLUMNS, Dependencies, Group, kind
+from graphprune.axes.groups import COLUMNS, Dependencies, Group
+from graphprune.axes.name_globs import kind
 from graphprune.cli import tables
 from graphprune.ir.program import Program
 

@@ -7,6 +7,8 @@ MOST = 12  # rows
 
 def text_table(rows: Sequence[Sequence[object]], columns: Sequence[str] = (), most: int = MOST) -> list[str]:
     """Lines with aligned columns, numbers to the right; of many rows the first, and how many more there are."""
+    if not rows:
+        return []
     shown = [*([columns] if columns else []), *rows[:most]]
     cells = [[f"{cell:,}" if type(cell) is int else str(cell) for cell in row] for row in shown]
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]

@@ -14,7 +14,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
-from graphprune.errors import LoadError, PlanError, because
+from graphprune.errors import LoadError, PlanError, because, misread
 from graphprune.execution.module_state import quiet_exporters
 from graphprune.support.atomic_output import write_durably
 from graphprune.support.packages import failed_import, load, onnxruntime
@@ -85,7 +85,7 @@ class LatencyTable:
             known = data["format"] == FORMAT
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
             raise LoadError(
-                f"{path} is no table of latencies{because(fault)}; name another file to have one made"
+                f"{path} is no table of latencies{misread(fault)}; name another file to have one made"
             ) from fault
         if not known or found.runtime != runtime:
             raise LoadError(

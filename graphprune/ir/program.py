@@ -12,7 +12,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from graphprune.errors import WriteBackError
-from graphprune.ir.printer import kind as type_of
+from graphprune.ir.printer import type_text
 from graphprune.ir.weights import KeepByName, Weights
 
 F = TypeVar("F")
@@ -110,7 +110,7 @@ class Program:
     def __repr__(self) -> str:
         calls = sum(node.op == "call_function" for node in self.graph.nodes)
         head = f"{self.count():,} parameters in {len(self.parameters - self.ties.keys())} tensors, {calls:,} operators"
-        inputs = [f"{n.name} {type_of(n.meta.get('val'))}".strip() for n in self.graph.nodes if n.op == "placeholder"]
+        inputs = [f"{n.name} {type_text(n.meta.get('val'))}".strip() for n in self.graph.nodes if n.op == "placeholder"]
         more = [f"{len(inputs) - SHOWN} more"] if len(inputs) > SHOWN else []
         lines = [f"Program{f' of {self.source.path}' if self.source else ''}: {head}"]
         lines.append(f"  inputs: {', '.join(inputs[:SHOWN] + more) or 'none'}")

@@ -17,7 +17,7 @@ from graphprune.axes.groups import Dependencies, Group, kind_of, layer_of
 from graphprune.axes.index_sets import Retained, RetainedByPrime, retained_indices
 from graphprune.display import html
 from graphprune.display.text_table import text_table
-from graphprune.errors import LoadError, PlanError, because
+from graphprune.errors import LoadError, PlanError, misread
 from graphprune.ir.program import Dropped, Program
 from graphprune.support.atomic_output import write_durably
 
@@ -136,7 +136,7 @@ class Plan:
             return cls(data["fingerprint"], groups, keep, data["made_by"], blocks, ranks)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
             raise LoadError(
-                f"{path} is no plan that graphprune saved{because(fault)}; make one with `graphprune prune --plan-only`"
+                f"{path} is no plan that graphprune saved{misread(fault)}; make one with `graphprune prune --plan-only`"
             ) from fault
 
 

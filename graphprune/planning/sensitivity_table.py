@@ -9,7 +9,7 @@ from typing import Any
 
 from graphprune.display import html
 from graphprune.display.text_table import text_table
-from graphprune.errors import LoadError, PlanError, because
+from graphprune.errors import LoadError, PlanError, misread
 from graphprune.support.atomic_output import new_file
 
 FORMAT = 1
@@ -140,5 +140,5 @@ class Sensitivities:
             return cls(**{**table, "trials": tuple(Trial(**trial) for trial in table["trials"])})
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as fault:
             raise LoadError(
-                f"{path} is no table of sensitivities{because(fault)}; make one with `graphprune sensitivity`"
+                f"{path} is no table of sensitivities{misread(fault)}; make one with `graphprune sensitivity`"
             ) from fault

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 import networkx as nx
 
-from graphprune.errors import LoadError, RegistryError, because
+from graphprune.errors import LoadError, RegistryError, because, misread
 from graphprune.planning.sensitivity_table import Sensitivities
 from graphprune.support.atomic_output import new_file
 
@@ -102,7 +102,7 @@ def read_numbers(path: Path | str) -> Numbers:
         return {name: float(number) for name, number in table.items()}
     except (ValueError, TypeError, AttributeError) as fault:
         raise LoadError(
-            f'{path}: not an object of numbers by group, such as {{"NAME": 0.5}}{because(fault)}'
+            f'{path}: not an object of numbers by group, such as {{"NAME": 0.5}}{misread(fault)}'
         ) from fault
 
 

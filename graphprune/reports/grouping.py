@@ -4,7 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 
-from graphprune.axes.groups import kind, kind_of, layer_of
+from graphprune.axes.groups import kind_of, layer_of
+from graphprune.axes.name_globs import kind
 
 Counts = Mapping[str, tuple[int, int]]  # by name, before and after
 

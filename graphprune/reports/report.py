@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from graphprune.display import html
-from graphprune.errors import LoadError, because
+from graphprune.errors import LoadError, misread
 from graphprune.reports.grouping import by_kind, by_layer, strips, together
 
 FILE = "report.json"
@@ -118,7 +118,7 @@ class Report:
             quality = tuple(Quality(**one) for one in known.get("quality", ()))
             return cls(**{**known, "calibration": CalibrationReport(**given) if given else None, "quality": quality})
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as fault:
-            raise LoadError(f"{path} is not a report of graphprune{because(fault)}") from fault
+            raise LoadError(f"{path} is not a report of graphprune{misread(fault)}") from fault
 
     @property
     def name(self) -> str:

@@ -106,7 +106,7 @@ def test_what_is_no_run_is_refused(runs: list[Path], tmp_path: Path) -> None:
     with pytest.raises(LoadError, match="got 1 folder to compare, expected at least two"):
         gp.compare(runs[0])
     status, _, told = run("compare", str(runs[0]), str(tmp_path), "--output", str(tmp_path / "x.html"))
-    assert status == 2 and "report.json: not a report" in told and not (tmp_path / "x.html").exists()
+    assert status == 2 and "report.json is not a report" in told and not (tmp_path / "x.html").exists()
     with pytest.raises(ExportError, match="is a folder"):
         gp.compare(*runs).save(tmp_path, force=True)
 

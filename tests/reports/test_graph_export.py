@@ -48,7 +48,8 @@ def found() -> Dependencies:
 def test_every_node_says_what_it_is(found: Dependencies) -> None:
     graph = found.to_networkx()
     assert graph.nodes["up.weight:0"] == {
-        "kind": "group", "freedom": "exactly", "type": "up.weight:0", "layer": "", "size": 8, "least": 1,
+        "kind": "group", "label": "neurons", "freedom": "exactly",
+        "type": "up.weight:0", "layer": "", "size": 8, "least": 1,
         "exact": True, "rescaled": False, "linked": "", "places": 3, "parameters": 6 + 1 + 6, "macs": 12,
         "kv_cache_bytes": 0,
     }  # fmt: skip
@@ -150,7 +151,7 @@ def test_inspect_writes_and_colours(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert done.exit_code == 0, done.output
     assert graph_export.SHADES[0] in (tmp_path / "g.dot").read_text()
     assert '"value": 0.5' in (tmp_path / "g.json").read_text()
-    assert "most coupled: " in done.output and "size 6, in 6 dimensions of tensors" in done.output
+    assert "most coupled: 6 hidden size, " in done.output and ", in 6 dimensions of tensors" in done.output
 
 
 def test_a_table_of_sensitivities_colours_by_the_deepest_cut(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_hostile_names_cannot_break_the_card() -> None:
 @pytest.mark.parametrize("content", ["", "[]", "{}", "{", '{"calibration": {"x": 1}}'])
 def test_a_broken_report_is_refused_by_name(tmp_path: Path, content: str) -> None:
     (tmp_path / "report.json").write_text(content)
-    with pytest.raises(LoadError, match=r"report\.json: not a report of graphprune"):
+    with pytest.raises(LoadError, match=r"report\.json is not a report of graphprune"):
         Report.load(tmp_path)
 
 
