@@ -1,7 +1,6 @@
 """What the analysis found: groups of coupled axes, pinned axes, and the axes of every value."""
 
 from bisect import bisect_right
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -111,7 +110,7 @@ class Alike(NamedTuple):
     """What groups have in common that do the same in different layers."""
 
     label: str
-    kind: str
+    name: str
     size: int
     freedom: Freedom
     linked: bool
@@ -301,10 +300,14 @@ class Dependencies:
 
     @cached_property
     def alike(self) -> Mapping[Alike, int]:
-        """How many groups of each kind there are."""
-        return Counter(
-            Alike(g.label, g.kind, g.size, g.freedom, g.linked is not None, g.cost.parameters) for g in self.groups
-        )
+        """How many groups there are that are alike; one of its kind has its own name."""
+        found: dict[Alike, list[Group]] = {}
+        for g in self.groups:
+            key = Alike(g.label, g.kind, g.size, g.freedom, g.linked is not None, g.cost.parameters)
+            found.setdefault(key, []).append(g)
+        return {
+            key._replace(name=groups[0].name) if len(groups) == 1 else key: len(groups) for key, groups in found.items()
+        }
 
     def _repr_html_(self) -> str:
         return html.part("dependencies.html", shares=self.freedom, found=self)
@@ -315,8 +318,8 @@ class Dependencies:
             [f"without a rule: {', '.join(f'{name} x{n}' for name, n in self.opaque.items())}"] if self.opaque else []
         )
         rows = [
-            (label, kind, n, size, freedom, "yes" if linked else "-", cost)
-            for (label, kind, size, freedom, linked, cost), n in self.alike.items()
+            (label, name, n, size, freedom, "yes" if linked else "-", cost)
+            for (label, name, size, freedom, linked, cost), n in self.alike.items()
         ]
         return "\n".join([head, *text_table(rows, COLUMNS), *tail])
 

@@ -63,11 +63,11 @@ def _explanation(explanation: Explanation) -> dict[str, Any]:
 def print_tables(model: str, found: Dependencies) -> None:
     """How much is free; groups and parameters that are alike in a row; and why the rest stays."""
     tables.text(f"{model}: {found.freedom}")
-    rows = [[a.label, a.kind, n, a.size, a.freedom, a.linked, a.parameters] for a, n in found.alike.items()]
+    rows = [[a.label, a.name, n, a.size, a.freedom, a.linked, a.parameters] for a, n in found.alike.items()]
     tables.rows(f"{len(found.groups)} groups that can be cut", COLUMNS, rows)
     if found.groups:
         most = max(found.groups, key=lambda group: len(group.places))
-        tables.text(f"most coupled: {most.size} {most.label}, {most.kind}, in {len(most.places)} dimensions of tensors")
+        tables.text(f"most coupled: {most.size} {most.label}, {most.name}, in {len(most.places)} dimensions of tensors")
     _print_parameters(found)
     if found.opaque:
         tables.rows("operators without a rule, whose axes stay", ("operator", "times"), list(found.opaque.items()))

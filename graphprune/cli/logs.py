@@ -10,6 +10,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import TextIO
 
 import typer
 
@@ -23,11 +24,16 @@ log = logging.getLogger("graphprune")
 
 
 class _Shown(logging.StreamHandler):  # type: ignore[type-arg]
-    """Messages on standard error."""
+    """Messages on what is standard error at that time."""
 
     def __init__(self, verbose: int) -> None:
-        super().__init__(sys.stderr)
+        logging.Handler.__init__(self)
         self.verbose = verbose
+
+    @property
+    def stream(self) -> TextIO:
+        """Standard error."""
+        return sys.stderr
 
     def filter(self, record: logging.LogRecord) -> bool:
         """Only what the flags ask for; lines of progress only where there is no bar."""

@@ -6,6 +6,7 @@ import re
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,17 @@ def worked(seconds: float = 0.35) -> None:
         step()
         step(3)
         time.sleep(seconds)
+
+
+@pytest.fixture(autouse=True)
+def unconfigured(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Logging as it is where no command line has run."""
+    log = logging.getLogger("graphprune")
+    level = log.level
+    monkeypatch.setattr(log, "handlers", [])
+    log.setLevel(logging.NOTSET)
+    yield
+    log.setLevel(level)
 
 
 @pytest.fixture
