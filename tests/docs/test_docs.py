@@ -26,11 +26,12 @@ from graphprune.passes.depth.drop_blocks import Drop
 from graphprune.passes.operators import RULES
 from graphprune.passes.reconstructions import RECONSTRUCTIONS
 from graphprune.passes.scores import SCORES
-from graphprune.pipeline import Pipeline
+from graphprune.pipeline import PASSES, Pipeline
 from graphprune.planning.budget import Budget, Knob
 from graphprune.planning.interfaces import Evidence
 from graphprune.statistics.moments import Moments, Statistics
 from tests.docs.blocks import blocks
+from tools import pass_table
 from tools.documents import documents
 
 ROOT = Path(__file__).parents[2]
@@ -116,8 +117,8 @@ def test_the_example_of_an_importance_ranks_blocks() -> None:
     assert Drop("weight", count=2)(program).fact(Dropped).blocks == ("blocks.0", "blocks.2")
 
 
-def test_the_example_of_a_refit_keeps_the_energy() -> None:
-    run_example("passes/README.md", "Write a refit")
+def test_the_example_of_a_reconstruction_keeps_the_energy() -> None:
+    run_example("passes/README.md", "Write a reconstruction")
     weight, kept, seen = torch.randn(3, 8), torch.tensor([0, 2, 3, 7]), moments(8)
     new = RECONSTRUCTIONS["rescale"].refit(weight, kept, seen, None, None).weight
     inner = seen.gram[kept][:, kept].float()
@@ -142,6 +143,13 @@ def test_the_most_coupled_group_is_as_told(shared_data: Callable[[str], Path]) -
     most = max(groups, key=graph.degree)
     told = (ROOT / "tools/docs/pages/graph.md").read_text(encoding="utf-8")
     assert f"it is `{most}`: the residual stream, in {graph.degree(most)} dimensions." in told
+
+
+def test_the_tables_of_passes_are_those_of_the_registry() -> None:
+    for path, written in ((pass_table.README, pass_table.in_readme), (pass_table.MODULE, pass_table.in_module)):
+        text = path.read_text(encoding="utf-8")
+        assert text == written(text), f"{path}: run python tools/pass_table.py"
+    assert {name for _, name, _, _ in pass_table.rows()} == set(PASSES)
 
 
 @pytest.mark.parametrize("document", [str(path.relative_to(ROOT)) for path in DOCUMENTS])
