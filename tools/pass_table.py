@@ -57,7 +57,9 @@ def plain() -> str:
 
 def in_readme(text: str) -> str:
     """The page with the table of today."""
-    return re.sub(r"<!-- passes -->.*<!-- /passes -->", f"<!-- passes -->\n{markdown()}\n<!-- /passes -->", text, flags=re.S)
+    return re.sub(
+        r"<!-- passes -->.*<!-- /passes -->", f"<!-- passes -->\n{markdown()}\n<!-- /passes -->", text, flags=re.S
+    )
 
 
 def in_module(text: str) -> str:
