@@ -1,9 +1,8 @@
-"""Seconds that pieces of a graph take, measured on the runtime where the model shall run, and kept in a table."""
+"""Latency of subgraphs in seconds, measured on the target runtime and stored in a table."""
 
 import hashlib
 import json
 import platform
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -13,6 +12,7 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
+from torch.utils.benchmark import Timer
 
 from graphprune.errors import LoadError, PlanError, because, misread
 from graphprune.execution.module_state import quiet_exporters
@@ -20,7 +20,7 @@ from graphprune.support.atomic_output import write_durably
 from graphprune.support.packages import failed_import, load, onnxruntime
 
 FORMAT = 1
-MIN_SECONDS = 0.03  # seconds for which a piece is run again and again; the fastest run counts
+MIN_SECONDS = 0.03  # for which a subgraph is run repeatedly; the fastest block of runs counts
 PROVIDERS = {"onnxruntime": "CPUExecutionProvider", "onnxruntime-cuda": "CUDAExecutionProvider"}
 RUNTIMES = (*PROVIDERS, "torch")
 
@@ -29,7 +29,7 @@ Shape = tuple[tuple[int, ...], torch.dtype]
 
 @dataclass(frozen=True)
 class Subgraph:
-    """Some operators as a graph of their own, all sizes being numbers; `shapes` are those of inputs and attributes."""
+    """Some operators as a graph of their own with static sizes; `shapes` are those of inputs and attributes."""
 
     graph: fx.Graph
     shapes: Mapping[str, Shape]
@@ -37,7 +37,7 @@ class Subgraph:
 
     @property
     def text(self) -> str:
-        """All that its time depends on: equal pieces have equal texts."""
+        """Everything that the latency depends on: equal subgraphs have equal texts."""
         number = {node: f"%{i}" for i, node in enumerate(self.graph.nodes)}
         lines = []
         for node in self.graph.nodes:
@@ -52,15 +52,15 @@ class Subgraph:
         return hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
     def module(self) -> tuple[fx.GraphModule, list[Tensor]]:
-        """A module with random weights, and random inputs; integers are zero, so that they index something."""
-        made = {name: _random(*shape) for name, shape in self.shapes.items()}
-        inputs = [made[str(node.target)] for node in self.graph.nodes if node.op == "placeholder"]
-        return fx.GraphModule({**self.submodules, **made}, self.graph).eval(), inputs
+        """A module with random weights, and random inputs; integers are zero, a valid index."""
+        values = {name: _random(*shape) for name, shape in self.shapes.items()}
+        inputs = [values[str(node.target)] for node in self.graph.nodes if node.op == "placeholder"]
+        return fx.GraphModule({**self.submodules, **values}, self.graph).eval(), inputs
 
 
 @dataclass
 class LatencyTable:
-    """Seconds by pieces, of one runtime on one machine; written to `path` if that is given."""
+    """Latencies in seconds by the key of a subgraph, of one runtime on one machine; stored at `path` if it is given."""
 
     runtime: str
     machine: str
@@ -69,7 +69,7 @@ class LatencyTable:
 
     @classmethod
     def open(cls, path: str | Path | None, runtime: str) -> "LatencyTable":
-        """The table of a file, if there is one yet; else what this process has measured on the runtime so far.
+        """The table stored in a file; a new one if there is no file; without a path, that of this process.
 
         Raises:
             LoadError: if the file is no table, or one of another runtime.
@@ -81,40 +81,40 @@ class LatencyTable:
             return cls(runtime, machine(runtime), path)
         try:
             data = json.loads(path.read_text())
-            found = cls(data["runtime"], data["machine"], path, {k: float(v) for k, v in data["seconds"].items()})
-            known = data["format"] == FORMAT
+            table = cls(data["runtime"], data["machine"], path, {k: float(v) for k, v in data["seconds"].items()})
+            readable = data["format"] == FORMAT
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
             raise LoadError(
                 f"{path} is no table of latencies{misread(fault)}; name another file to have one made"
             ) from fault
-        if not known or found.runtime != runtime:
+        if not readable or table.runtime != runtime:
             raise LoadError(
-                f"{path} is a table of format {data['format']} for {found.runtime}, not {FORMAT} for {runtime}"
+                f"{path} is a table of format {data['format']} for {table.runtime}, not {FORMAT} for {runtime}"
             )
-        return found
+        return table
 
     def save(self) -> None:
-        """Write the file, if there is one."""
+        """Write the file, if there is a path."""
         if self.path is not None:
             data = {"format": FORMAT, "runtime": self.runtime, "machine": self.machine, "seconds": self.seconds}
             write_durably(self.path, json.dumps(data, indent=1))
 
-    def seconds_of(self, piece: Subgraph) -> float:
-        """The seconds of a piece, measured if they are not known.
+    def seconds_of(self, subgraph: Subgraph) -> float:
+        """The latency of a subgraph in seconds, measured once.
 
         Raises:
             PlanError: if the runtime cannot run it.
         """
-        if piece.key not in self.seconds:
-            self.seconds[piece.key] = measure(piece, self.runtime)
-        return self.seconds[piece.key]
+        if subgraph.key not in self.seconds:
+            self.seconds[subgraph.key] = measure(subgraph, self.runtime)
+        return self.seconds[subgraph.key]
 
 
 _known: dict[str, LatencyTable] = {}
 
 
 def machine(runtime: str) -> str:
-    """Where and with what is measured."""
+    """The package, its version, the number of threads and the processor of a measurement."""
     package = {"onnxruntime": "onnxruntime", "onnxruntime-cuda": "onnxruntime-gpu", "torch": "torch"}[runtime]
     try:
         release = version(package)
@@ -124,30 +124,25 @@ def machine(runtime: str) -> str:
 
 
 @torch.no_grad()
-def measure(piece: Subgraph, runtime: str) -> float:
-    """The seconds of the fastest of several runs of a piece.
+def measure(subgraph: Subgraph, runtime: str) -> float:
+    """The latency of a subgraph in seconds: the fastest of several blocks of runs.
 
     Raises:
         PlanError: if the runtime cannot run it.
         PackageError: if the runtime is missing or broken.
     """
-    module, inputs = piece.module()
+    module, inputs = subgraph.module()
     try:
         run = _in_torch(module, inputs) if runtime == "torch" else _in_onnxruntime(module, inputs, PROVIDERS[runtime])
         run()
     except Exception as fault:  # exporters and runtimes raise what they like
-        shown = piece.text.replace("\n", "; ")[:300]
+        shown = subgraph.text.replace("\n", "; ")[:300]
         raise failed_import(fault) or PlanError(
-            f"{runtime} cannot run a piece of the model, so its latency is not known{because(fault)}\n"
-            f"The piece: {shown}\nMeasure with another of {', '.join(RUNTIMES)}."
+            f"{runtime} cannot run a part of the model, so its latency is unknown{because(fault)}\n"
+            f"The part: {shown}\nMeasure with another of {', '.join(RUNTIMES)}."
         ) from fault
-    best, spent = float("inf"), 0.0
-    while spent < MIN_SECONDS:
-        start = time.perf_counter()
-        run()
-        last = time.perf_counter() - start
-        best, spent = min(best, last), spent + max(last, MIN_SECONDS / 1000)
-    return best
+    timer = Timer("run()", globals={"run": run}, num_threads=torch.get_num_threads())
+    return min(timer.blocked_autorange(min_run_time=MIN_SECONDS).times)
 
 
 def _in_torch(module: fx.GraphModule, inputs: list[Tensor]) -> Callable[[], object]:
@@ -155,7 +150,7 @@ def _in_torch(module: fx.GraphModule, inputs: list[Tensor]) -> Callable[[], obje
 
 
 def _in_onnxruntime(module: fx.GraphModule, inputs: list[Tensor], provider: str) -> Callable[[], object]:
-    """A session whose inputs and outputs stay on the device."""
+    """A call of an ONNX Runtime session whose inputs and outputs remain on the device."""
     load("onnxscript")
     with quiet_exporters():
         program = torch.onnx.export(module, tuple(inputs), dynamo=True, verbose=False)
@@ -167,10 +162,10 @@ def _in_onnxruntime(module: fx.GraphModule, inputs: list[Tensor], provider: str)
         raise RuntimeError(f"there is no {provider} here")
     device = "cuda" if provider.startswith("CUDA") else "cpu"
     binding = session.io_binding()
-    for told, value in zip(session.get_inputs(), inputs, strict=True):
-        binding.bind_ortvalue_input(told.name, onnxruntime.OrtValue.ortvalue_from_numpy(value.numpy(), device, 0))
-    for told in session.get_outputs():
-        binding.bind_output(told.name, device)
+    for argument, value in zip(session.get_inputs(), inputs, strict=True):
+        binding.bind_ortvalue_input(argument.name, onnxruntime.OrtValue.ortvalue_from_numpy(value.numpy(), device, 0))
+    for argument in session.get_outputs():
+        binding.bind_output(argument.name, device)
 
     def run() -> None:
         session.run_with_iobinding(binding)

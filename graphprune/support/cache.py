@@ -1,22 +1,22 @@
-"""Results that are made once and kept for the next time, in the user's cache folder."""
+"""Converted models in the user's cache folder, each made once."""
 
 import hashlib
-import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock
+from platformdirs import user_cache_path
 
 from graphprune.errors import ExportError, LoadError, because
 from graphprune.support.atomic_output import new_folder, remove_unfinished
 
 
 def once(kind: str, sources: Iterable[Path], make: Callable[[Path], None]) -> Path:
-    """The folder that `make` fills from `sources`; made again only when one of them changed.
+    """The folder that `make` fills from `sources`; filled again only after one of them changed.
 
-    It gets its name when it is complete, so that an interrupted run leaves nothing behind; of processes that ask at
-    once, one makes it, and the others wait.
+    It is renamed into place when it is complete, so that an interrupted run leaves nothing behind. Of several processes
+    one fills it, and the others wait.
 
     Raises:
         LoadError: if the cache cannot be written.
@@ -25,7 +25,7 @@ def once(kind: str, sources: Iterable[Path], make: Callable[[Path], None]) -> Pa
     if final.is_dir():
         return final
     try:
-        with _alone(final):
+        with _locked(final):
             if not final.is_dir():
                 remove_unfinished(final)
                 with new_folder(final) as unfinished:
@@ -38,8 +38,8 @@ def once(kind: str, sources: Iterable[Path], make: Callable[[Path], None]) -> Pa
 
 
 @contextmanager
-def _alone(final: Path) -> Iterator[None]:
-    """Wait for other processes that make the same."""
+def _locked(final: Path) -> Iterator[None]:
+    """Hold the lock of a folder; wait for the process that has it."""
     final.parent.mkdir(parents=True, exist_ok=True)
     lock = final.with_suffix(".lock")
     try:
@@ -55,12 +55,11 @@ def _alone(final: Path) -> Iterator[None]:
 
 
 def root() -> Path:
-    """Where all that is cached lies: ``$XDG_CACHE_HOME/graphprune``, or below ``~/.cache``."""
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "graphprune"
+    """The cache folder: ``$XDG_CACHE_HOME/graphprune``, or where the system keeps caches, such as ``~/.cache``."""
+    return user_cache_path("graphprune", appauthor=False)
 
 
 def _key(sources: Iterable[Path]) -> str:
-    """Changes when a source is moved, resized or written to."""
+    """A hash of the paths, sizes and modification times of the sources."""
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(sources)]
     return hashlib.sha256(repr(stats).encode()).hexdigest()[:24]

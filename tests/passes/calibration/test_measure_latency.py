@@ -20,10 +20,10 @@ from graphprune.passes.calibration.measure_latency import MeasureLatency
 from graphprune.planning.budget import Budget, Knob
 
 
-def made_up(piece: Subgraph, runtime: str) -> float:
+def made_up(part: Subgraph, runtime: str) -> float:
     """A nanosecond for every weight of a linear map."""
-    maps = (node for node in piece.graph.nodes if node.target is torch.ops.aten.linear.default)
-    return sum(prod(piece.shapes[str(node.args[1].target)][0]) for node in maps) * 1e-9 + 1e-12
+    maps = (node for node in part.graph.nodes if node.target is torch.ops.aten.linear.default)
+    return sum(prod(part.shapes[str(node.args[1].target)][0]) for node in maps) * 1e-9 + 1e-12
 
 
 @pytest.fixture
@@ -63,8 +63,8 @@ def test_layers_that_are_alike_are_measured_once(
 ) -> None:  # fmt: skip
     seen: list[str] = []
 
-    def count(piece: Subgraph, runtime: str) -> float:
-        seen.append(piece.key)
+    def count(part: Subgraph, runtime: str) -> float:
+        seen.append(part.key)
         return 1.0
 
     monkeypatch.setattr(latency, "measure", count)
@@ -114,5 +114,5 @@ def test_what_cannot_be_measured_is_said(program: Program, tmp_path: Path, monke
         raise RuntimeError("no kernel")
 
     monkeypatch.setattr(latency, "_in_torch", fail)
-    with pytest.raises(PlanError, match="torch cannot run a piece of the model, .*reason: no kernel"):
+    with pytest.raises(PlanError, match="torch cannot run a part of the model, .*reason: no kernel"):
         MeasureLatency(runtime="torch", table=str(tmp_path / "other.json"))(program)
