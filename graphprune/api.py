@@ -1,8 +1,8 @@
 """The one-call functions: what a user of the library needs."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from graphprune.axes.groups import Dependencies
 from graphprune.evaluation import multiple_choice, perplexity
@@ -17,11 +17,7 @@ from graphprune.frontends.loading import load as load
 from graphprune.frontends.modules import trace as trace
 from graphprune.huggingface import model_folder
 from graphprune.ir.program import Dropped, Program
-from graphprune.passes.allocation.search import Search
 from graphprune.passes.analysis.find_groups import analyze as _analyze
-from graphprune.passes.calibration.calibrate import Calibrate
-from graphprune.passes.calibration.gradients import Loss
-from graphprune.passes.calibration.measure_latency import MeasureLatency
 from graphprune.passes.depth.drop_blocks import drop
 from graphprune.passes.rewriting.rewrite import rewrite
 from graphprune.passes.verification.verify import prove
@@ -32,12 +28,14 @@ from graphprune.reports.graph_export import Numbers
 from graphprune.reports.viewer.content import runs_of
 from graphprune.support.atomic_output import check_file, new_folder
 from graphprune.workflows import free_destination
-from graphprune.workflows import recipe as assembly
-from graphprune.workflows.catalogue import RECIPES
+from graphprune.workflows.option_fields import takes
+from graphprune.workflows.options import PlanOptions
 from graphprune.workflows.prune import apply_plan as apply_plan
 from graphprune.workflows.prune import prune as prune
 from graphprune.workflows.prune import write
+from graphprune.workflows.recipe_inputs import plan_pipeline
 from graphprune.workflows.sensitivity_scan import sensitivity as sensitivity
+from graphprune.workflows.target_needs import GRAPH, TargetNeeds
 
 #: What `export` can write.
 TARGETS = tuple(sorted(EXPORTERS))
@@ -48,52 +46,23 @@ def analyze(program: Program) -> Dependencies:
     return program.facts.get(Dependencies) or _analyze(program)
 
 
-def plan(
-    program: Program,
-    *,
-    sparsity: float | None = None,
-    ratio: float | None = None,
-    recipe: str = "magnitude",
-    align: int = 1,
-    protect: Sequence[str] = (),
-    exact_only: bool = True,
-    destination: str = "free",
-    seed: int = 0,
-    calibration: str = "",
-    samples: int = 128,
-    length: int = 512,
-    autocast: bool = False,
-    batches: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]] = (),
-    loss: Loss | None = None,
-    budget: str = "parameters",
-    trials: int = Search.trials,
-    latency: str | Path = MeasureLatency.table,
-    runtime: str = MeasureLatency.runtime,
-    shots: int | None = None,
-    coarse: float | None = None,
-    sensitivity: str | Path = "",
-) -> Plan:
-    """Choose what to keep: `sparsity` is a share of all parameters, `ratio` one of every group that may be cut.
+@takes(PlanOptions)
+def plan(options: PlanOptions) -> Plan:
+    """Choose which indices of every group are kept.
 
-    With another `budget`, ``macs``, ``kv_cache`` or ``latency``, `sparsity` is a share of all multiply-accumulates, of
-    the bytes that a decoder keeps for a token, or of the seconds of a run.
-    Recipes that need calibration read it from the text `calibration` names, or from `batches` of ``(args, kwargs)``
-    (faster with `autocast`, see `Calibrate`); those that need gradients know the loss of causal language models, of
-    others it is `loss`, a function of the output and the number of the calibration batch. The rest is explained at
-    `assembly.Options`.
+    Give a `sparsity` or a `ratio`. With a `budget` in ``macs``, ``kv_cache`` or ``latency``, the sparsity is a share of
+    all multiply-accumulates, of the bytes that a decoder keeps for a token, or of the seconds of a run. Recipes that
+    need calibration read it from a text (`calibration`), or from `batches`; those that need gradients know the loss of
+    causal language models, of other models it is `loss`.
 
     Raises:
         PlanError: if the target cannot be met.
-        CalibrationError: if the recipe needs calibration data and there is none.
+        CalibrationError: if the recipe needs calibration data and there are none.
     """
-    chosen = RECIPES[recipe]
-    options = assembly.Options(
-        sparsity, ratio, align, destination, tuple(protect), exact_only, seed, loss, budget, trials, str(latency),
-        runtime, shots, coarse, str(sensitivity),
-    )  # fmt: skip
-    data = Calibrate(calibration, samples, length, seed, autocast=autocast, batches=tuple(batches))
-    calibrate = data if chosen.plans_with_data else None
-    return assembly.plan_only(chosen, options, calibrate)(program).fact(Plan)
+    needs = TargetNeeds.of(options.target, options.destination, options.align, GRAPH)
+    program = needs.accepted(options.program)
+    resolved = replace(options, destination=needs.destination, align=needs.align_of(program))
+    return plan_pipeline(resolved)(program).fact(Plan)
 
 
 def apply(program: Program, plan: Plan) -> Program:

@@ -33,6 +33,10 @@ class PlanError(GraphpruneError):
     """A plan cannot be made, or does not fit the program."""
 
 
+class OptionError(PlanError):
+    """An option has a value that it cannot take, or does not exist."""
+
+
 class InvalidProgram(GraphpruneError):  # noqa: N818 - the name of the state, as in compilers
     """A rewritten graph does not hold together."""
 

@@ -1,65 +1,35 @@
-"""The commands; each calls one function of `graphprune.api` and shows what it returned."""
+"""The commands; each calls one function of `graphprune.api` and shows what it returned.
 
-from collections.abc import Callable
+Commands import what they call when they run, so that help texts are shown without torch.
+"""
+
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from graphprune import api
-from graphprune.cli import dependencies, logs, show, tables
+from graphprune.cli import logs, tables
 from graphprune.cli.edge import command, print_json
+from graphprune.cli.option_flags import Show, Values, options_of
 from graphprune.cli.options import (
-    Align,
-    Autocast,
-    Budget,
-    Calibration,
-    Coarse,
-    Device,
-    Evaluate,
     Folder,
     Folders,
     Force,
-    Inexact,
     Json,
-    Latency,
     Length,
-    Memory,
-    Method,
     Model,
-    NewFile,
+    NewPage,
     Numbers,
     Output,
     PageFile,
-    PlanOnly,
-    Plot,
-    Protect,
-    Ratios,
-    RefitBy,
-    Restart,
-    Runtime,
-    Scratch,
-    Seed,
-    Sensitivity,
-    Shots,
-    Sparsity,
-    Target,
+    Questions,
     Text,
-    Trials,
-    Where,
-    Windows,
-    shares,
     sizes,
+    target_names,
 )
-from graphprune.evaluation.multiple_choice import KINDS
-from graphprune.passes.allocation.search import Search
-from graphprune.passes.calibration.measure_latency import MeasureLatency
-from graphprune.reports import graph_export
-from graphprune.reports.report import Report, plain
 from graphprune.version import __version__
-from graphprune.workflows.catalogue import RECIPES
-from graphprune.workflows.sensitivity_scan import RATIOS
+from graphprune.workflows.options import PruneOptions, SensitivityOptions
 
 app = typer.Typer(
     name="graphprune",
@@ -68,8 +38,6 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-Show = Callable[[], None]
-TRIED = ",".join(map(str, RATIOS))
 
 
 def _version(asked: bool) -> None:
@@ -115,6 +83,10 @@ def inspect(
     json: Json = False,
 ) -> Show:
     """Show what can be cut out of a model, what cannot, and why."""
+    from graphprune import api
+    from graphprune.cli import dependencies
+    from graphprune.reports import graph_export
+
     program = api.load(model)
     found = api.analyze(program)
     graph = graph_export.coloured(found.to_networkx(), graph_export.read_numbers(sensitivity) if sensitivity else {})
@@ -133,7 +105,7 @@ def inspect(
 @command
 def view(
     model: Model,
-    output: Annotated[Path, typer.Option("--output", "-o", help="The new page.", show_default=False)],
+    output: NewPage,
     plan: Annotated[Path | None, typer.Option(help="Show what this plan, or that of a run's folder, removes.")] = None,
     report: Annotated[
         list[Path] | None, typer.Option(metavar="DIR", help="Compare runs, folders that prune wrote; repeatable.")
@@ -143,6 +115,9 @@ def view(
     json: Json = False,
 ) -> Show:
     """Write a page of HTML that shows the dependency graph, and needs nothing else."""
+    from graphprune import api
+    from graphprune.reports import graph_export
+
     numbers = graph_export.read_numbers(sensitivity) if sensitivity else None
     made = api.view(model, output=output, plan=plan, reports=report or (), sensitivity=numbers, force=force)
     facts = {name: len(made[name]) for name in ("groups", "tensors", "modules", "calls", "runs")}
@@ -151,48 +126,14 @@ def view(
 
 @app.command()
 @command
-def prune(
-    model: Model,
-    sparsity: Sparsity,
-    output: Output,
-    recipe: Method = "fasp",
-    calibration: Calibration = None,
-    samples: Annotated[int, typer.Option(help="Windows of the calibration text.", min=1)] = 128,
-    length: Length = 512,
-    autocast: Autocast = False,
-    target: Target = None,
-    align: Align = None,
-    destination: Where = None,
-    protect: Protect = None,
-    inexact: Inexact = False,
-    seed: Seed = 0,
-    budget: Budget = "parameters",
-    latency: Latency = MeasureLatency.table,
-    runtime: Runtime = MeasureLatency.runtime,
-    trials: Trials = Search.trials,
-    shots: Shots = None,
-    coarse: Coarse = None,
-    sensitivity: Sensitivity = "",
-    evaluate: Evaluate = None,
-    windows: Windows = 64,
-    plan_only: PlanOnly = False,
-    device: Device = "cpu",
-    memory: Memory = None,
-    scratch: Scratch = None,
-    restart: Restart = False,
-    force: Force = False,
-    json: Json = False,
-) -> Show:
-    """Prune a model and save it, verified, with a report. A run that was killed goes on when it is repeated."""
-    result = api.prune(
-        model, recipe=recipe, sparsity=sparsity, calibration=calibration, output=output, samples=samples, length=length,
-        autocast=autocast, target=target, align=align, destination=destination.value if destination else None,
-        protect=tuple(protect or ()), exact_only=not inexact, seed=seed, budget=budget, latency=latency,
-        runtime=runtime, trials=trials, shots=shots, coarse=coarse, sensitivity=sensitivity,
-        evaluate=tuple(evaluate or ()), windows=windows, plan_only=plan_only, force=force,
-        device=device, memory=memory, scratch=scratch, restart=restart,
-    )  # fmt: skip
-    return _answer(f"{model} {'planned' if plan_only else 'pruned'} into {output}", result.report, json)
+@options_of(PruneOptions, require=("model", "output", "sparsity|ratio"))
+def prune(given: Values, json: bool) -> Show:
+    """Prune a model and save it, verified, with a report. A run that was killed continues when it is repeated."""
+    from graphprune import api
+
+    result = api.prune(**given)
+    done = "planned" if given.get("plan_only") else "pruned"
+    return _answer(f"{given['model']} {done} into {given['output']}", result.report, json)
 
 
 @app.command()
@@ -205,39 +146,27 @@ def apply(
     json: Json = False,
 ) -> Show:
     """Cut a model by a saved plan."""
+    from graphprune import api
+
     result = api.apply_plan(model, plan, output=output, force=force)
     return _answer(f"{plan} applied to {model}", result.report, json)
 
 
 @app.command()
 @command
-def sensitivity(
-    model: Model,
-    text: Text,
-    output: NewFile,
-    plot: Plot = None,
-    recipe: Method = "fasp",
-    ratios: Ratios = TRIED,
-    refit: RefitBy = None,
-    samples: Annotated[int, typer.Option(help="Windows of the text; one of eight is measured on.", min=2)] = 64,
-    length: Length = 256,
-    destination: Where = None,
-    protect: Protect = None,
-    inexact: Inexact = False,
-    seed: Seed = 0,
-    force: Force = False,
-    json: Json = False,
-) -> Show:
+@options_of(SensitivityOptions, require=("model", "text", "output"))
+def sensitivity(given: Values, json: bool) -> Show:
     """Measure the loss when each group alone is cut, by several shares, with and without a refit.
 
-    Stopped in between, the same command goes on where it was: what is measured is kept beside the output.
+    Stopped in between, the same command continues where it was: finished trials are kept next to the output.
     """
-    found = api.sensitivity(
-        model, text=text, output=output, plot=plot, recipe=recipe, ratios=shares(ratios), refit=refit, samples=samples,
-        length=length, destination=destination.value if destination else "free", protect=tuple(protect or ()),
-        exact_only=not inexact, seed=seed, force=force,
-    )  # fmt: skip
-    return partial(print_json, found.to_dict()) if json else partial(show.sensitivities, f"{model} on {text}", found)
+    from graphprune import api
+    from graphprune.cli import show
+
+    table = api.sensitivity(**given)
+    if json:
+        return partial(print_json, table.to_dict())
+    return partial(show.sensitivities, f"{given['model']} on {given['text']}", table)
 
 
 @app.command("eval")
@@ -250,6 +179,8 @@ def evaluate(
     json: Json = False,
 ) -> Show:
     """Measure the perplexity of a language model on a text."""
+    from graphprune import api
+
     return _answer(f"{model} on {text}", api.evaluate(model, text, length=length, windows=windows), json)
 
 
@@ -257,13 +188,13 @@ def evaluate(
 @command
 def ask(
     model: Model,
-    questions: Annotated[
-        Path, typer.Option(help=f"A file of JSON lines: {KINDS}; may end in .gz.", show_default=False)
-    ],
+    questions: Questions,
     first: Annotated[int | None, typer.Option(help="Ask only so many, from the first.", min=1)] = None,
     json: Json = False,
 ) -> Show:
     """Measure how many questions a language model answers rightly, without examples."""
+    from graphprune import api
+
     found = api.ask(model, questions, first=first)
     told = {"acc": found.acc, "acc_norm": found.acc_norm, "deviation": found.deviation, "questions": len(found.right)}
     details = {"right": found.right, "right_norm": found.right_norm}
@@ -274,6 +205,8 @@ def ask(
 @command
 def verify(folder: Folder, json: Json = False) -> Show:
     """Check that a saved folder is whole, loads, and is what its report says."""
+    from graphprune import api
+
     return _answer(f"{folder} is whole", api.verify_folder(folder), json)
 
 
@@ -281,7 +214,7 @@ def verify(folder: Folder, json: Json = False) -> Show:
 @command
 def export(
     folder: Folder,
-    target: Annotated[str, typer.Option(help=f"What to write: {', '.join(api.TARGETS)}.", show_default=False)],
+    target: Annotated[str, typer.Option(help=f"What to write: {', '.join(target_names())}.", show_default=False)],
     output: Output,
     dtype: Annotated[str | None, typer.Option(help="fp32 or fp16; the target's own if left out.")] = None,
     quant: Annotated[str, typer.Option(help="Weights in fewer bits: none, int8 or int4.")] = "none",
@@ -295,6 +228,9 @@ def export(
     json: Json = False,
 ) -> Show:
     """Write a saved model for another runtime, checked against the original."""
+    from graphprune import api
+    from graphprune.cli import show
+
     made = api.export(
         folder,
         target=target,
@@ -313,6 +249,9 @@ def export(
 @command
 def compare(folders: Folders, output: PageFile = None, force: Force = False, json: Json = False) -> Show:
     """Put pruned models side by side: sizes, quality where it was measured, time, memory."""
+    from graphprune import api
+    from graphprune.cli import show
+
     found = api.compare(*folders)
     if output is not None:
         found.save(output, force)
@@ -323,6 +262,8 @@ def compare(folders: Folders, output: PageFile = None, force: Force = False, jso
 @command
 def recipes(json: Json = False) -> Show:
     """List the pruning methods; --json tells the score, allocation and refit of each."""
+    from graphprune.workflows.catalogue import RECIPES
+
     if json:
         return partial(print_json, RECIPES)
     rows = [[r.name, f"{r.description} ({r.source})", " ".join(r.needs) or "-"] for r in RECIPES.values()]
@@ -330,6 +271,9 @@ def recipes(json: Json = False) -> Show:
 
 
 def _answer(title: str, found: object, json: bool) -> Show:
+    from graphprune.cli import show
+    from graphprune.reports.report import Report, plain
+
     if isinstance(found, Report):
         return partial(print_json, found.to_dict()) if json else partial(show.report, title, found)
     return partial(print_json, found) if json else partial(tables.facts, title, plain(found))

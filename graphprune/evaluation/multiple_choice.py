@@ -20,8 +20,7 @@ from graphprune.errors import CalibrationError, LoadError, misread
 from graphprune.evaluation.perplexity import Model, logits_function, tokenizer_folder
 from graphprune.huggingface import model_folder
 from graphprune.ir.program import Program
-
-KINDS = 'objects with "context", "choices" and "label", or with "goal", "sol1", "sol2" and "label"'
+from graphprune.statistics.data_files import QUESTIONS
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,9 @@ def read(path: str | Path) -> list[Question]:
         raw = gzip.decompress(where.read_bytes()) if where.suffix == ".gz" else where.read_bytes()
         return [_question(json.loads(line)) for line in raw.decode("utf-8").split("\n") if line.strip()]
     except (OSError, EOFError, ValueError, KeyError, TypeError) as fault:
-        raise LoadError(f"cannot read questions from {where}{misread(fault)}; expected JSON lines, {KINDS}") from fault
+        raise LoadError(
+            f"cannot read questions from {where}{misread(fault)}; expected JSON lines, {QUESTIONS}"
+        ) from fault
 
 
 def ask(model: Program | Path | str, questions: str | Path, first: int | None = None) -> Accuracy:

@@ -85,6 +85,15 @@ class Report:
     counts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     memory: Mapping[str, int] = field(default_factory=dict)
     sha256: Mapping[str, str] = field(default_factory=dict)
+    options: Mapping[str, Any] = field(default_factory=dict)  # of `graphprune.prune`; none where a plan was applied
+
+    @property
+    def request(self) -> str:
+        """How much was to be removed, in words."""
+        if self.sparsity_asked is not None:
+            return f"{self.sparsity_asked:.2%} of all parameters"
+        ratio = self.options.get("ratio")
+        return "a given plan" if ratio is None else f"{ratio:.2%} of every group"
 
     @property
     def sparsity_reached(self) -> float:
@@ -214,12 +223,11 @@ def _making(report: Report) -> str:
 
 
 def _facts(report: Report) -> dict[str, str]:
-    asked = "a given plan" if report.sparsity_asked is None else f"{report.sparsity_asked:.2%} of all parameters"
     return {
         "Model": f"`{report.model}`",
         "Recipe": report.recipe,
         "Destination": report.destination,
-        "Asked for": asked,
+        "Asked for": report.request,
         "Reached": f"{report.sparsity_reached:.2%}",
         "Calibration": _calibration(report.calibration),
         "Perplexity": "; ".join(map(_perplexity, report.quality)),

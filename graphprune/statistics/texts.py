@@ -12,10 +12,9 @@ import torch
 from torch import Tensor
 
 from graphprune.errors import CalibrationError, LoadError, because
+from graphprune.statistics.data_files import PYDOC, TEXTS
 
 SEPARATOR = "\n\n"  # documents
-PYDOC = ("pydoc", "pydoc:first", "pydoc:second")
-FORMATS = "a .txt or .jsonl file, either may be .gz, documents of .jsonl as in FILE[0:1500]; or " + ", ".join(PYDOC)
 
 _RANGE = re.compile(r"(?P<path>.+)\[(?P<start>\d*):(?P<end>\d*)\]")
 
@@ -99,14 +98,14 @@ def _pydoc(name: str) -> str:
 def _read(path: Path, part: tuple[int, int | None] | None) -> str:
     if not path.is_file():
         near = "is a folder" if path.is_dir() else "does not exist"
-        raise LoadError(f"the text {path} {near}; expected {FORMATS}")
+        raise LoadError(f"the text {path} {near}; expected {TEXTS}")
     lines = path.name.removesuffix(".gz").endswith(".jsonl")
     if part is not None and not lines:
         raise LoadError(f"{path} is one text, so it has no documents {part[0]} to {part[1]}; only a .jsonl file has")
     try:
         content = _unpacked(path).decode("utf-8")
     except (OSError, EOFError, UnicodeDecodeError) as fault:
-        raise LoadError(f"cannot read the text {path}{because(fault)}; expected {FORMATS}, in UTF-8") from fault
+        raise LoadError(f"cannot read the text {path}{because(fault)}; expected {TEXTS}, in UTF-8") from fault
     return SEPARATOR.join(_part(path, list(_documents(path, content)), part)) if lines else content
 
 

@@ -6,49 +6,57 @@ texts are shown at once.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import Field, dataclass, field, fields
-from functools import wraps
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-P = ParamSpec("P")
-R = TypeVar("R")
+from graphprune.errors import OptionError
+from graphprune.statistics.data_files import TEXTS
+from graphprune.workflows.option_fields import OptionGroup, option, required
+
+if TYPE_CHECKING:
+    from graphprune.ir.program import Program
 
 PathLike = str | Path
+Globs = tuple[str, ...] | list[str]
+Texts = tuple[PathLike, ...] | list[str] | list[Path]
+Batches = Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]
+Loss = Callable[..., Any]
 
-
-def option(default: Any, help: str, *, metavar: str = "", least: int | None = None, outcome: bool = True) -> Any:
-    """A field of an options class.
-
-    Args:
-        default: The value where the user gives none.
-        help: The help text of the command line and of the documentation.
-        metavar: What the command line calls the value, such as ``FILE``.
-        least: The smallest number allowed.
-        outcome: Whether the pruned model depends on it; an unfinished run continues only where such options agree.
-    """
-    metadata = {"help": help, "metavar": metavar, "least": least, "outcome": outcome}
-    return field(default=default, metadata=metadata)
+MODEL = (
+    "A Hugging Face folder, a .gguf file, a .pt2 file, or package.module:callable that returns (module, args, kwargs)."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
-    """How much to remove, by which recipe, and where the pruned model must run."""
+class Scope(OptionGroup):
+    """By which method a model is pruned, and which parts of it may be cut."""
 
-    recipe: str = option("fasp", "The method; see `graphprune recipes`.", metavar="RECIPE")
-    sparsity: float | None = option(None, "The share of all parameters (or of --budget) to remove.", metavar="SHARE")
-    ratio: float | None = option(None, "The share of every group to remove.", metavar="SHARE")
-    budget: str = option("parameters", "What the sparsity is a share of: parameters, macs, kv_cache or latency.")
-    target: str | None = option(
-        None, "The runtime of a later export; it sets destination and alignment. See `graphprune export --help`."
-    )
+    title: ClassVar[str] = "What to remove"
+    recipe: str = option("fasp", "The method; see `graphprune recipes`.")
     destination: str | None = option(
         None,
-        "Where the model must run: stock (transformers, the default), per-layer (its own code file) or free (graph).",
+        "Where the model must run: stock (transformers, the default without a target), per-layer (its own code file) "
+        "or free (any graph).",
+        choices=("stock", "per-layer", "free"),
+    )
+    protect: Globs = option((), "Parameters that keep all indices.", metavar="GLOB")
+    exact_only: bool = option(
+        True,
+        "Leave hidden sizes under norms alone; cutting them changes what remains.",
+        flags="--exact-only/--inexact",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planning(OptionGroup):
+    """How a plan is made."""
+
+    title: ClassVar[str] = "What to remove"
+    target: str | None = option(
+        None, "The runtime of a later export, which sets destination and alignment; see `graphprune export`."
     )
     align: int | None = option(None, "Every new width is a multiple of this number; 8 without a target.", least=1)
-    protect: tuple[str, ...] = option((), "Parameters that keep all indices; repeatable.", metavar="GLOB")
-    exact_only: bool = option(True, "Leave hidden sizes under norms alone; cutting them changes what remains.")
     shots: int | None = option(
         None, "Prune in so many rounds, each planned on the refitted outcome of the last.", least=1
     )
@@ -59,67 +67,125 @@ class Target:
     trials: int = option(24, "Trials of a recipe that searches.", least=1)
     latency: PathLike = option("", "Keep the measurements of a latency budget in this table.", metavar="FILE")
     runtime: str = option("onnxruntime", "Where latency is measured: onnxruntime, onnxruntime-cuda or torch.")
-    seed: int = option(0, "Seed of everything random.", least=0)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
-    """What the model is calibrated and evaluated on."""
+class Target(Scope, Planning):
+    """How much to remove, by which recipe, and where the pruned model must run."""
 
-    calibration: PathLike | None = option(None, "Calibration text.", metavar="TEXT")
+    title: ClassVar[str] = "What to remove"
+    sparsity: float | None = option(
+        None, "The share of all parameters, or of another budget, to remove; this or a ratio is required.", share=True
+    )
+    ratio: float | None = option(None, "The share of every group to remove.", share=True)
+    budget: str = option("parameters", "What the sparsity is a share of: parameters, macs, kv_cache or latency.")
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.sparsity is not None and self.ratio is not None:
+            raise OptionError("give either sparsity (a share of all parameters) or ratio (a share of every free group)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples(OptionGroup):
+    """How data are drawn and run."""
+
+    title: ClassVar[str] = "Data"
     samples: int = option(128, "Windows of the calibration text.", least=1)
     length: int = option(512, "Tokens in a window.", least=2)
-    autocast: bool = option(False, "Calibrate with matrices multiplied in bfloat16, faster where processors can.")
-    batches: Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]] = option(
-        (), "Batches of (args, kwargs) in the place of a text; from Python only."
+    seed: int = option(0, "Seed of everything random.", least=0)
+    batches: Batches = option((), "Batches of (args, kwargs) in the place of a text; from Python only.", python=True)
+    loss: Loss | None = option(
+        None, "A function of the outputs and the number of the batch; from Python only.", python=True
     )
-    loss: Callable[..., Any] | None = option(
-        None, "A function of the outputs and the number of the batch; from Python only."
-    )
-    evaluate: tuple[PathLike, ...] = option(
-        (), "Measure the perplexity on this text before and after; repeatable.", metavar="TEXT"
-    )
-    windows: int = option(64, "Windows of each such text.", least=1)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
-    """How the run works, and where it keeps its files."""
+class Data(Samples):
+    """What the model is calibrated on."""
 
+    calibration: PathLike | None = option(None, f"Calibration text: {TEXTS}.", metavar="TEXT")
+    autocast: bool = option(False, "Calibrate with matrices multiplied in bfloat16, faster where processors can.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(OptionGroup):
+    """What the run measures, how it works, and where it keeps its files."""
+
+    title: ClassVar[str] = "The run"
+    evaluate: Texts = option((), "Measure the perplexity on this text before and after.", metavar="TEXT")
+    windows: int = option(64, "Windows of each such text.", least=1)
     plan_only: bool = option(False, "Save the plan and cut nothing.")
     device: str = option("cpu", "Where the calibration runs: cpu or cuda.")
     memory: str | None = option(None, "Take no more memory than this, such as 4GiB.", metavar="SIZE")
     scratch: PathLike | None = option(
-        None, "A folder for the files of an unfinished run; beside the output by default.", metavar="DIR", outcome=False
+        None,
+        "A folder for the files of an unfinished run; next to the output by default.",
+        metavar="DIR",
+        outcome=False,
     )
-    restart: bool = option(False, "Begin anew where an unfinished run could continue.", outcome=False)
-    force: bool = option(False, "Replace an existing output once the new one is complete.", outcome=False)
+    restart: bool = option(
+        False, "Begin anew where an unfinished run could continue.", flags="--restart", outcome=False
+    )
+    force: bool = option(
+        False, "Replace an existing output once the new one is complete.", flags="--force", outcome=False
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class PruneOptions(Target, Data, Run):
     """Options of `graphprune.prune`."""
 
-    model: PathLike = field(kw_only=False)
-    output: PathLike
+    model: PathLike = field(kw_only=False, metadata=required(MODEL, metavar="MODEL"))
+    output: PathLike = field(
+        metadata=required("The new folder; it appears when all is done.", metavar="DIR", flags="--output -o")
+    )
 
 
-def takes(options: Callable[P, Any]) -> Callable[[Callable[[Any], R]], Callable[P, R]]:
-    """Give a function of an options object the flat keywords of its fields.
+@dataclass(frozen=True, kw_only=True)
+class PlanOptions(Target, Data):
+    """Options of `graphprune.plan`."""
 
-    Type checkers and editors see the fields as parameters, with their types.
-    """
+    program: "Program" = field(
+        kw_only=False, metadata=required("The model, as `load` or `trace` returns it.", python=True)
+    )
+    recipe: str = option("magnitude", "The method; see `graphprune recipes`.")
+    destination: str | None = option(
+        None,
+        "Where the model must run: free (any graph, the default without a target), stock (transformers) or per-layer "
+        "(its own code file).",
+        choices=("stock", "per-layer", "free"),
+    )
+    align: int | None = option(None, "Every new width is a multiple of this number; 1 without a target.", least=1)
 
-    def wrap(function: Callable[[Any], R]) -> Callable[P, R]:
-        @wraps(function)
-        def flat(*args: P.args, **kwargs: P.kwargs) -> R:
-            return function(options(*args, **kwargs))
 
-        return flat
+@dataclass(frozen=True, kw_only=True)
+class SensitivityOptions(Scope, Samples):
+    """Options of `graphprune.sensitivity`."""
 
-    return wrap
-
-
-def described(options: Any) -> dict[str, "Field[Any]"]:
-    """The fields of an options class or object, by name."""
-    return {one.name: one for one in fields(options)}
+    model: "Program | PathLike" = field(kw_only=False, metadata=required(MODEL, metavar="MODEL"))
+    text: PathLike = option("", f"Text to measure the loss on: {TEXTS}.", metavar="TEXT")
+    output: PathLike | None = option(
+        None, "The new file; it appears when all is done.", metavar="FILE", flags="--output -o", outcome=False
+    )
+    plot: PathLike | None = option(
+        None, "Draw a picture, too, in the format that the ending names (.png).", metavar="FILE", outcome=False
+    )
+    ratios: Sequence[float] = option(
+        (0.1, 0.25, 0.5, 0.75), "The shares of a group's indices to remove, one after the other.", metavar="R,R,..."
+    )
+    refit: str | None = option(
+        None,
+        "The refit of the linear layers that read the group, or none; that of the recipe by default, least squares "
+        "where it has none or adds biases.",
+    )
+    destination: str = option(
+        "free",
+        "Where the model must run: stock (transformers), per-layer (its own code file) or free (any graph).",
+        choices=("stock", "per-layer", "free"),
+    )
+    samples: int = option(64, "Windows of the text; the loss is measured on one of eight.", least=2)
+    length: int = option(256, "Tokens in a window.", least=2)
+    force: bool = option(
+        False, "Replace an existing output once the new one is complete.", flags="--force", outcome=False
+    )

@@ -1,16 +1,17 @@
 """What a run was asked for, and what its report tells of it."""
 
-import inspect
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
+from torch import Tensor
 
 from graphprune.axes.groups import Dependencies
 from graphprune.execution.equivalence import Verification
@@ -25,47 +26,51 @@ from graphprune.reports.report import CalibrationReport, Quality, Report
 from graphprune.solvers.pivoted_factors import factor_parameters
 from graphprune.statistics.collector import Calibration
 from graphprune.support.memory import peak_memory
+from graphprune.support.resume import file_states
 from graphprune.version import __version__
 from graphprune.workflows.memory_estimate import Footprint
-from graphprune.workflows.target_needs import Wanted
+from graphprune.workflows.option_fields import about, described, plain, words_of
+from graphprune.workflows.options import PruneOptions
+from graphprune.workflows.target_needs import TargetNeeds
 
 
 @dataclass(frozen=True)
 class Job:
-    """What was asked for, as far as a report tells of it; `room` is how the run stays within its memory."""
+    """A run as its report describes it: its options, the command or call that repeats it, and what was measured.
 
-    model: str
-    output: Path
-    recipe: str
-    destination: str
-    sparsity: float | None = None
-    seed: int = 0
-    force: bool = False
-    command: str = ""
-    plan_only: bool = False
-    budget: str = "parameters"
-    wanted: Wanted | None = None
+    `needs` are those of its target, None where a given plan is applied; `footprint` is how it stays within its memory.
+    """
+
+    options: PruneOptions
+    command: str
+    needs: TargetNeeds | None = None
     quality: tuple[Quality, ...] = ()
-    room: Footprint | None = None
+    footprint: Footprint | None = None
+
+    @property
+    def destination(self) -> str:
+        """Where the pruned model must run."""
+        return self.needs.destination if self.needs else str(self.options.destination)
 
 
-def tell(job: Job, program: Program, plan: Plan, errors: dict[str, float], peak: int = 0) -> Report:
-    """The report of a run; `errors` say how far apart what was saved is, `peak` is in bytes."""
+def build_report(job: Job, program: Program, plan: Plan, errors: Mapping[str, float], peak: int = 0) -> Report:
+    """The report of a run that held `peak` bytes at most; `errors` are those of the saved files."""
+    options = job.options
     rewritten = program.facts.get(Rewritten)
     original = rewritten.original if rewritten else program
     proof = program.facts.get(Verification)
     timings = program.facts.get(Timings, Timings())
-    before, after = _sizes(_first(program)), _planned(program, plan) if job.plan_only else _sizes(program)
+    before, after = _sizes(_first(program)), _planned(program, plan) if options.plan_only else _sizes(program)
     return Report(
-        model=job.model,
-        recipe=job.recipe,
+        model=str(options.model),
+        recipe=options.recipe,
         destination=job.destination,
         parameters_before=sum(before.values()),
         parameters_after=sum(after.values()),
-        sparsity_asked=job.sparsity,
+        sparsity_asked=options.sparsity,
         plan=plan.digest,
         program=plan.fingerprint,
-        seed=job.seed,
+        seed=options.seed,
         calibration=_calibration(program),
         widths=_widths(original, plan),
         scores=_scores(program),
@@ -73,13 +78,14 @@ def tell(job: Job, program: Program, plan: Plan, errors: dict[str, float], peak:
         memory=dict(timings.memory),
         peak_memory=peak_memory(),
         anonymous_memory=peak,
-        estimated_memory=job.room.peak if job.room else 0,
+        estimated_memory=job.footprint.peak if job.footprint else 0,
         errors={**({_proved(program): proof.max_error} if proof else {}), **errors},
         loads_with=_loads_with(job),
         command=job.command,
         version=__version__,
         notes=(*_asked(job), *_wanted(job, original, plan), *_notes(program), *_maps(program)),
-        cut=not job.plan_only,
+        cut=not options.plan_only,
+        options=plain(options) if job.needs else {},
         quality=job.quality,
         counts={name: (before.get(name, 0), after.get(name, 0)) for name in {**before, **after}},
     )
@@ -146,7 +152,7 @@ def _scores(program: Program) -> dict[str, tuple[float, ...]]:
 
 
 def _loads_with(job: Job) -> tuple[str, ...]:
-    if job.plan_only:
+    if job.options.plan_only:
         return ("nothing: it holds a plan, for `graphprune apply`",)
     return {
         "stock": ("transformers from_pretrained, without graphprune installed",),
@@ -156,12 +162,13 @@ def _loads_with(job: Job) -> tuple[str, ...]:
 
 
 def _asked(job: Job) -> tuple[str, ...]:
-    return () if job.budget == "parameters" else (f"the sparsity that was asked for is one of {UNITS[job.budget]}",)
+    budget = job.options.budget
+    return () if budget == "parameters" else (f"the sparsity that was asked for is one of {UNITS[budget]}",)
 
 
 def _wanted(job: Job, original: Program, plan: Plan) -> tuple[str, ...]:
     """What the target has to say of the plan."""
-    return job.wanted.notes(original, plan) if job.wanted else ()
+    return job.needs.notes(original, plan) if job.needs else ()
 
 
 def _notes(program: Program) -> tuple[str, ...]:
@@ -198,17 +205,40 @@ def _maps(program: Program) -> tuple[str, ...]:
     )
 
 
-def command() -> str:
-    """The command line that reproduces the run, if it was one."""
+def identity(options: PruneOptions) -> dict[str, Any]:
+    """All that the outcome of a run depends on: its options, and the files that it reads."""
+    known = described(type(options)).values()
+    values = {one.name: _identified(getattr(options, one.name)) for one in known if about(one).outcome}
+    text = str(options.calibration or "").split("[")[0]
+    versions = {"version": __version__, "torch": torch.__version__, "threads": torch.get_num_threads()}
+    return {**values, **versions, "files": file_states(options.model, text or None)}
+
+
+def _identified(value: Any) -> str:
+    """A value as text; tensors, which are not printed whole, by their checksums."""
+    leaves = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+    numbers = [leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() for leaf in leaves]
+    return f"{value}{sha256(b''.join(numbers)).hexdigest()}" if leaves else str(value)
+
+
+def from_command_line() -> bool:
+    """Was this process started as the command line?"""
     program = Path(sys.argv[0])
-    ours = program.name == "graphprune" or (program.name, program.parent.name) == ("__main__.py", "graphprune")
-    return shlex.join(["graphprune", *sys.argv[1:]]) if ours else ""
+    return program.name == "graphprune" or (program.name, program.parent.name) == ("__main__.py", "graphprune")
 
 
-def call(function: Callable[..., object], given: Mapping[str, Any]) -> str:
-    """The call from Python that reproduces the run; what has its default value is left out."""
-    known = inspect.signature(function).parameters
-    changed = {name: value for name, value in given.items() if value != known[name].default}
-    told = pytree.tree_map_only(Path, str, changed)
-    words = [repr(told.pop("model")), *(f"{name}={value!r}" for name, value in told.items())]
-    return f"graphprune.{function.__name__}({', '.join(words)})"
+def reproduction(name: str, options: PruneOptions) -> str:
+    """The command that repeats a run, or the call from Python; options that have their default value are left out."""
+    known = described(type(options))
+    changed = {key: getattr(options, key) for key, one in known.items() if getattr(options, key) != one.default}
+    model = changed.pop("model")
+    if from_command_line():
+        words = (word for key, value in changed.items() for word in words_of(known[key], value))
+        return shlex.join(["graphprune", name, model, *words])
+    values = (f"{key}={'...' if about(known[key]).python else repr(value)}" for key, value in changed.items())
+    return f"graphprune.{name}({', '.join([repr(model), *values])})"
+
+
+def command() -> str:
+    """The command line of this process, if it was started as one."""
+    return shlex.join(["graphprune", *sys.argv[1:]]) if from_command_line() else ""

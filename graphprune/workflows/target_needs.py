@@ -14,11 +14,12 @@ from graphprune.ir.program import Program
 from graphprune.planning.facts import Eligible
 from graphprune.planning.plan import Plan
 
-_DEFAULT = Needs(("stock", "per-layer", "free"), 8, 8, "")
+FOLDER = Needs(("stock", "per-layer", "free"), 8, 8, "")  # of a pruned model without a target
+GRAPH = Needs(("free", "stock", "per-layer"), 1, 1, "")  # of a plan without a target
 
 
 @dataclass(frozen=True)
-class Wanted:
+class TargetNeeds:
     """What a run asks of widths: by its target, or as it was said."""
 
     target: str | None
@@ -27,15 +28,17 @@ class Wanted:
     asked: int | None
 
     @classmethod
-    def of(cls, target: str | None, destination: str | None, align: int | None) -> "Wanted":
-        """What `target` wants, but for what is given.
+    def of(
+        cls, target: str | None, destination: str | None, align: int | None, otherwise: Needs = FOLDER
+    ) -> "TargetNeeds":
+        """The needs of a target, or `otherwise` without one; destination and alignment as given, if they are.
 
         Raises:
             RegistryError: if there is no such target.
             PlanError: if the target cannot be made of a model pruned for that destination.
         """
         if target is None:
-            return cls(None, _DEFAULT, destination or _DEFAULT.destinations[0], align)
+            return cls(None, otherwise, destination or otherwise.destinations[0], align)
         needs = EXPORTERS[target].needs
         if destination is not None and destination not in needs.destinations:
             raise PlanError(

@@ -23,14 +23,14 @@ COMMANDS = {
     "inspect": ("--dot", "--graphml", "--graph-json", "--sensitivity", "--parameter", "--json"),
     "view": ("--plan", "--report", "--sensitivity", "--output", "--force", "--json"),
     "prune": (
-        "--recipe", "--sparsity", "--calibration", "--samples", "--length", "--align", "--destination", "--protect",
-        "--inexact", "--seed", "--budget", "--latency", "--runtime", "--trials", "--shots", "--coarse", "--sensitivity",
-        "--evaluate", "--windows",
-        "--plan-only", "--output", "--force", "--json",
+        "--recipe", "--sparsity", "--ratio", "--calibration", "--samples", "--length", "--align", "--destination",
+        "--protect", "--inexact", "--seed", "--budget", "--latency", "--runtime", "--trials", "--shots", "--coarse",
+        "--sensitivity", "--evaluate", "--windows", "--autocast", "--target", "--device", "--memory", "--scratch",
+        "--restart", "--plan-only", "--output", "--force", "--config", "--json",
     ),
     "sensitivity": (
         "--text", "--output", "--plot", "--recipe", "--ratios", "--refit", "--samples", "--length", "--destination",
-        "--protect", "--inexact", "--seed", "--force", "--json",
+        "--protect", "--inexact", "--seed", "--force", "--config", "--json",
     ),
     "apply": ("--output", "--force", "--json"),
     "eval": ("--text", "--length", "--windows", "--json"),
@@ -121,12 +121,12 @@ def test_prune_passes_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
     status, out, _ = run(*PRUNE, *more)
     assert status == 0
     assert "800" in out
-    assert {**seen, "output": str(seen["output"]), "calibration": str(seen["calibration"])} == {
+    assert seen == {
         "model": "some/model", "recipe": "magnitude", "sparsity": 0.2, "calibration": "text.txt", "output": "out",
         "samples": 4, "length": 64, "autocast": True, "align": 16, "destination": "per-layer", "protect": ("a*", "b*"),
         "exact_only": False, "seed": 7, "budget": "macs", "latency": "t.json",
         "runtime": "torch", "trials": 5, "shots": 3, "coarse": 0.5, "target": "onnx", "plan_only": True, "force": True,
-        "device": "cuda", "memory": "4GiB", "scratch": Path("s"), "restart": True,
+        "device": "cuda", "memory": "4GiB", "scratch": "s", "restart": True,
         "sensitivity": "s.json", "evaluate": ("a.txt", "b.txt"), "windows": 9,
     }  # fmt: skip
 
@@ -192,7 +192,7 @@ def test_an_interrupt_is_told_in_words(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_wrong_usage_is_told_with_status_2(arguments: tuple[str, ...]) -> None:
     status, out, told = run(*arguments)
     assert (status, out) == (2, "")
-    assert "Error" in told
+    assert "error" in told.lower()
 
 
 @pytest.mark.parametrize("value", ["0", "1", "-0.5", "1.5", "nan", "inf"])

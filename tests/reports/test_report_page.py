@@ -183,9 +183,9 @@ def test_a_run_measures_what_it_tells(folder: Path, text: Path, tmp_path: Path) 
     assert f"{found.after:.4g}" in page and "model.layers.1" in page
     gp.verify_folder(out)
     text_of_call = (
-        f"graphprune.prune({str(folder)!r}, output={str(out)!r}, recipe='magnitude', sparsity=0.2, length=32, align=1"
+        f"graphprune.prune({str(folder)!r}, output={str(out)!r}, sparsity=0.2, recipe='magnitude', align=1, length=32"
     )
-    assert made.command.startswith(text_of_call) and f"evaluate=[{str(text)!r}]" in made.command
+    assert made.command.startswith(text_of_call) and f"evaluate=({str(text)!r},)" in made.command
     again = eval(made.command.replace("graphprune.", "gp.", 1).replace(str(out), str(tmp_path / "again")))
     assert again.plan.digest == made.plan
     planned = gp.prune(folder, output=tmp_path / "plan", plan_only=True, **options).report

@@ -10,6 +10,7 @@ import torch
 
 from graphprune.errors import CalibrationError, LoadError
 from graphprune.statistics import texts
+from graphprune.statistics.data_files import PYDOC
 
 
 class Characters:
@@ -46,7 +47,7 @@ def test_a_document_may_hold_other_line_ends(tmp_path: Path) -> None:
 
 
 def test_the_documentation_of_python_has_two_halves() -> None:
-    whole, first, second = (texts.read(name) for name in texts.PYDOC)
+    whole, first, second = (texts.read(name) for name in PYDOC)
     assert first + texts.SEPARATOR + second == whole
     assert abs(len(first) - len(second)) < len(whole) / 5
 

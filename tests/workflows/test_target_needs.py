@@ -12,7 +12,7 @@ import graphprune as gp
 from graphprune.api import TARGETS
 from graphprune.errors import PlanError, RegistryError
 from graphprune.exporters import EXPORTERS
-from graphprune.workflows.target_needs import Wanted
+from graphprune.workflows.target_needs import TargetNeeds
 
 
 @pytest.fixture(scope="module")
@@ -72,16 +72,16 @@ def test_what_is_said_holds_and_slow_widths_are_named(llama: Path, tmp_path: Pat
 def test_without_a_target_nothing_changes(llama: Path, tmp_path: Path) -> None:
     report = prune(llama, tmp_path / "x")
     assert report.destination == "stock" and not any("target" in note for note in report.notes)
-    assert Wanted.of(None, None, None).align_of(gp.load(llama)) == 8
+    assert TargetNeeds.of(None, None, None).align_of(gp.load(llama)) == 8
 
 
 def test_convolutions_have_an_alignment_of_their_own(tmp_path: Path) -> None:
     config = ResNetConfig(embedding_size=8, hidden_sizes=[8, 16], depths=[1, 1], layer_type="basic")
     ResNetForImageClassification(config).save_pretrained(tmp_path / "resnet")
     program = gp.load(tmp_path / "resnet")
-    assert Wanted.of("onnx", None, None).align_of(program) == 16
+    assert TargetNeeds.of("onnx", None, None).align_of(program) == 16
     program = gp.trace(nn.Linear(3, 4), (torch.randn(2, 3),))
-    assert Wanted.of("onnx", None, None).align_of(program) == 32
+    assert TargetNeeds.of("onnx", None, None).align_of(program) == 32
 
 
 def test_what_a_target_cannot_be_made_of(llama: Path, tmp_path: Path) -> None:

@@ -1,0 +1,141 @@
+"""Flags made from the fields of options classes, and their values from the command line and a file."""
+
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import Field
+from functools import wraps
+from typing import Annotated, Any, Literal
+
+import typer
+
+from graphprune.cli.options import Json
+from graphprune.errors import OptionError
+from graphprune.workflows.option_fields import (
+    About,
+    about,
+    alternatives,
+    described,
+    flags,
+    hints,
+    holds_numbers,
+    owners_of,
+    repeats,
+)
+
+Show = Callable[[], None]
+Values = dict[str, Any]
+Command = Callable[[Values, bool], Show]
+
+CONFIG = typer.Option(
+    "--config",
+    metavar="FILE",
+    help="Take options by their names from this YAML file, such as the run.yaml in the output of a run; options given "
+    "here win. Relative paths start at the current folder.",
+    show_default=False,
+)
+
+
+def options_of(options: type, *, require: Sequence[str]) -> Callable[[Command], Callable[..., Show]]:
+    """Give a command the flags of an options class.
+
+    The command receives the values that were given, by name, and whether to print JSON.
+
+    Args:
+        options: The class.
+        require: Options that must be given, on the command line or in a file; one of those with ``|`` between them.
+    """
+    known = {name: one for name, one in described(options).items() if not about(one).python}
+    types, owners = hints(options), owners_of(options)
+
+    def wrap(run: Command) -> Callable[..., Show]:
+        @wraps(run)
+        def flat(context: typer.Context, config: str | None, json: bool, **values: Any) -> Show:
+            here = {name: value for name, value in values.items() if _is_given(context, name)}
+            given = {**_from_file(config, options), **{name: _parsed(known[name], here[name]) for name in here}}
+            for names in (words.split("|") for words in require):
+                if given.keys().isdisjoint(names):
+                    missing = " or ".join(_shown(known[name]) for name in names)
+                    raise OptionError(f"{missing} is missing; give it here, or in a file (--config FILE)")
+            return run(given, json)
+
+        parameters = [
+            _parameter("context", typer.Context),
+            *(_flag(one, types[name], owners[name], name in require) for name, one in known.items()),
+            _parameter("config", Annotated[str | None, CONFIG], None),
+            _parameter("json", Json, False),
+        ]
+        flat.__annotations__ = {one.name: one.annotation for one in parameters}
+        flat.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        return flat
+
+    return wrap
+
+
+def _parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empty) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def _flag(one: "Field[Any]", kind: Any, owner: type, is_required: bool) -> inspect.Parameter:
+    """The parameter of a command for an option of a type, which a class brings."""
+    known = about(one)
+    value: Any = one.default
+    default = None if is_required or repeats(kind) else value
+    shared: Values = {"help": _help(known, kind, is_required), "metavar": known.metavar or None}
+    if not one.kw_only:
+        return _parameter(one.name, Annotated[str | None, typer.Argument(**shared, show_default=False)], default)
+    if holds_numbers(kind):
+        default = ",".join(map(str, value))
+    panel = owner.__dict__.get("title")
+    shown = not isinstance(default, bool) and default not in (None, "")
+    made = typer.Option(*flags(one), **shared, min=known.least, rich_help_panel=panel, show_default=shown)
+    return _parameter(one.name, Annotated[_type(known, kind), made], default)
+
+
+def _help(known: About, kind: Any, is_required: bool) -> str:
+    repeated = repeats(kind) and not holds_numbers(kind)
+    return f"{known.help[:-1]}{'; repeatable' if repeated else ''}{' (required)' if is_required else ''}."
+
+
+def _type(known: About, kind: Any) -> Any:
+    """What the command line reads for a type: files are strings, several numbers are one word."""
+    if known.choices:
+        return Literal[known.choices] | None
+    if repeats(kind):
+        return str if holds_numbers(kind) else list[str] | None
+    plain = next((one for one in alternatives(kind) if one in (bool, int, float)), str)
+    return plain if plain is bool else plain | None
+
+
+def _is_given(context: typer.Context, name: str) -> bool:
+    """Was an option given on the command line, and does not have its default?"""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def _from_file(config: str | None, options: type) -> Values:
+    if config is None:
+        return {}
+    from graphprune.workflows import run_file  # YAML is read by who needs it
+
+    return run_file.read(config, options)
+
+
+def _parsed(one: "Field[Any]", value: Any) -> Any:
+    """A value as the options hold it.
+
+    Raises:
+        OptionError: if numbers are not written as ``0.1,0.5``.
+    """
+    if isinstance(value, list):
+        return tuple(value)
+    if not holds_numbers(one.type):
+        return value
+    try:
+        return tuple(float(word) for word in value.split(","))
+    except ValueError as fault:
+        raise OptionError(f"{_shown(one)} {value!r} is not of the form 0.1,0.25,0.5") from fault
+
+
+def _shown(one: "Field[Any]") -> str:
+    """An option as the command line writes it."""
+    return flags(one)[0].partition("/")[0] if one.kw_only else one.name.upper()

@@ -1,0 +1,261 @@
+"""Fields of options classes: their metadata, checks of their values, and functions that take them as flat keywords.
+
+This file imports no torch, so that help texts are shown at once.
+"""
+
+import inspect
+import json
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import MISSING, Field, dataclass, field, fields
+from functools import wraps
+from numbers import Integral, Real
+from pathlib import Path
+from types import UnionType
+from typing import Any, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from graphprune.errors import OptionError, choices
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+SEQUENCES = (tuple, list, Sequence)
+KINDS = {bool: "be true or false", int: "be a whole number", float: "be a number", str: "be a text"}
+
+
+@dataclass(frozen=True)
+class About:
+    """What is known of an option besides its name, type and default.
+
+    Args:
+        help: The help text of the command line, of Python's help and of the documentation.
+        metavar: What the command line calls the value, such as ``FILE``.
+        least: The smallest number allowed.
+        share: Whether the number must lie between 0 and 1.
+        choices: The values allowed, where these are few.
+        flags: The flags of the command line, where the name alone does not give them.
+        python: Whether only Python can give it: it has no flag, and cannot stand in a file.
+        outcome: Whether the pruned model depends on it; an unfinished run continues only where such options agree.
+    """
+
+    help: str
+    metavar: str = ""
+    least: int | None = None
+    share: bool = False
+    choices: tuple[str, ...] = ()
+    flags: str = ""
+    python: bool = False
+    outcome: bool = True
+
+
+def about(one: "Field[Any]") -> About:
+    """What is known of an option besides its name, type and default."""
+    known = one.metadata["about"]
+    assert isinstance(known, About)
+    return known
+
+
+def option(default: Any, help: str, **more: Any) -> Any:
+    """A field of an options class with a default; for the rest see `About`."""
+    return field(default=default, metadata=required(help, **more))
+
+
+def required(help: str, **more: Any) -> dict[str, About]:
+    """The metadata of a field that has no default, for ``dataclasses.field``; for the rest see `About`."""
+    return {"about": About(help, **more)}
+
+
+class OptionGroup:
+    """Base of the options classes: every value is checked when an object is made."""
+
+    def __post_init__(self) -> None:
+        for name, one in described(type(self)).items():
+            value = getattr(self, name)
+            if wrong := problem(one, value, hints(type(self))[name]):
+                raise OptionError(f"{name} must {wrong}")
+            object.__setattr__(self, name, normal(value))
+
+
+def hints(options: type) -> dict[str, Any]:
+    """The types of the fields; a `Program` may be anything, because its class needs torch."""
+    known = get_type_hints(options, localns={"Program": Any})
+    return {name: known[name] for name in described(options)}
+
+
+def described(options: type) -> dict[str, "Field[Any]"]:
+    """The fields of an options class by name: its own ones, and those of its bases in their order."""
+    owners = owners_of(options)
+    return {one.name: one for one in sorted(fields(options), key=lambda one: list(owners).index(one.name))}
+
+
+def owners_of(options: type) -> dict[str, type]:
+    """The class that brings each option, not those that restate it; in the order of help texts."""
+    owners: dict[str, type] = {}
+    for kind in options.__mro__:
+        for name in inspect.get_annotations(kind):
+            owners.pop(name, None)
+            owners[name] = kind
+    return owners
+
+
+def normal(value: Any) -> Any:
+    """A value as options hold it: sequences are tuples, paths are strings."""
+    if isinstance(value, list | tuple):
+        return tuple(os.fspath(one) if isinstance(one, Path) else one for one in value)
+    return os.fspath(value) if isinstance(value, Path) else value
+
+
+def problem(one: "Field[Any]", value: Any, kind: Any, brackets: str = "()") -> str | None:
+    """What the value of an option must be and is not, as in ``be a number, got 'many'``; None if it fits.
+
+    Args:
+        one: The field.
+        value: The value to check.
+        kind: The type of the field.
+        brackets: How sequences are written where the value stands.
+    """
+    known = about(one)
+    if repeats(kind) and isinstance(value, str | Path):
+        form = f"{json.dumps(os.fspath(value))}{',' if brackets == '()' else ''}"
+        right = f"{one.name}=({form})" if brackets == "()" else f"{one.name}: [{form}]"
+        return f"be a sequence: write {right}"
+    fits = accepts(kind, value)
+    if fits and value is not None and not isinstance(value, str | bool):
+        fits = (known.least is None or value >= known.least) and (not known.share or 0 < value < 1)
+    if fits and (value is None or not known.choices or value in known.choices):
+        return None
+    return f"{_expected(known, kind)}, got {value!r}"
+
+
+def repeats(kind: Any) -> bool:
+    """Does a type hold several values?"""
+    return any(get_origin(one) in SEQUENCES for one in alternatives(kind))
+
+
+def alternatives(kind: Any) -> tuple[Any, ...]:
+    """The members of a union, or the type itself."""
+    return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
+
+
+def accepts(kind: Any, value: Any) -> bool:
+    """Does a value have a type, as far as the types of options go? A whole number is a number, too."""
+    if kind is Any:
+        return True
+    if len(alternatives(kind)) > 1:
+        return any(accepts(one, value) for one in alternatives(kind))
+    origin = get_origin(kind)
+    if origin in SEQUENCES:
+        item = get_args(kind)[0]
+        return isinstance(value, Sequence) and (get_origin(item) is tuple or all(accepts(item, one) for one in value))
+    if kind in (int, float):
+        return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
+    return isinstance(value, origin or kind)
+
+
+def _expected(known: About, kind: Any) -> str:
+    """What a value must be."""
+    if known.choices:
+        return f"be one of {', '.join(known.choices)}"
+    if known.share:
+        return "lie between 0 and 1 (0.2 removes 20 %)"
+    if known.least is not None:
+        return "be a positive whole number" if known.least == 1 else f"be a whole number of at least {known.least}"
+    if repeats(kind):
+        return f"be a sequence{' of numbers' if holds_numbers(kind) else ' of texts' if known.metavar else ''}"
+    if holds_paths(kind):
+        return "be a path"
+    return next((words for one, words in KINDS.items() if one in alternatives(kind)), "be a function")
+
+
+def holds_paths(kind: Any) -> bool:
+    """Is a value of this type a path, or several?"""
+    return any(
+        one is Path or (get_origin(one) in SEQUENCES and holds_paths(get_args(one)[0])) for one in alternatives(kind)
+    )
+
+
+def holds_numbers(kind: Any) -> bool:
+    """Is a value of this type several numbers?"""
+    return any(get_origin(one) in SEQUENCES and get_args(one)[0] is float for one in alternatives(kind))
+
+
+def plain(options: OptionGroup, path: Callable[[str], str] = str) -> dict[str, Any]:
+    """The options that the outcome depends on as numbers, strings and lists, paths by a function of them.
+
+    Those that only Python can give are left out.
+    """
+    table: dict[str, Any] = {}
+    for name, kind in hints(type(options)).items():
+        known, value = about(described(type(options))[name]), getattr(options, name)
+        if known.outcome and not known.python:
+            of = path if value and holds_paths(kind) else lambda one: one
+            table[name] = [of(one) for one in value] if isinstance(value, tuple) else of(value)
+    return table
+
+
+def flags(one: "Field[Any]") -> tuple[str, ...]:
+    """The flags of an option, such as ``--plan-only/--no-plan-only``, of which the first is its name."""
+    name = one.name.replace("_", "-")
+    switch = one.type is bool
+    return tuple((about(one).flags or (f"--{name}/--no-{name}" if switch else f"--{name}")).split())
+
+
+def words_of(one: "Field[Any]", value: Any) -> Iterator[str]:
+    """An option and its value on the command line."""
+    on, _, off = flags(one)[0].partition("/")
+    if isinstance(value, bool):
+        yield on if value else off
+    elif holds_numbers(one.type):
+        yield from (on, ",".join(map(str, value)))
+    else:
+        for item in value if isinstance(value, tuple) else (value,):
+            yield from (on, str(item))
+
+
+def takes(options: Callable[P, Any]) -> Callable[[Callable[[Any], R]], Callable[P, R]]:
+    """Give a function of an options object the flat keywords of its fields.
+
+    Type checkers and editors see the fields as parameters, with their types; so do ``inspect.signature`` and ``help``,
+    which list the help texts, too.
+    """
+    assert isinstance(options, type)
+    kind: type = options
+
+    def wrap(function: Callable[[Any], R]) -> Callable[P, R]:
+        signature = signature_of(kind).replace(return_annotation=inspect.signature(function).return_annotation)
+
+        @wraps(function)
+        def flat(*args: P.args, **kwargs: P.kwargs) -> R:
+            for name in kwargs.keys() - described(kind).keys():
+                known = choices(name, described(kind), f"see help(graphprune.{function.__name__})")
+                raise TypeError(f"{function.__name__}() has no option {name!r}; {known}")
+            try:
+                signature.bind(*args, **kwargs)
+            except TypeError as fault:
+                raise TypeError(f"{function.__name__}(): {fault}") from None
+            return function(options(*args, **kwargs))
+
+        flat.__doc__ = _documented(inspect.getdoc(function) or "", kind)
+        flat.__annotations__ = {name: one.annotation for name, one in signature.parameters.items()}
+        flat.__annotations__["return"] = signature.return_annotation
+        flat.__signature__ = signature  # type: ignore[attr-defined]
+        return flat
+
+    return wrap
+
+
+def signature_of(options: type) -> inspect.Signature:
+    """The fields of an options class as parameters."""
+    known = []
+    for one in described(options).values():
+        kind = inspect.Parameter.KEYWORD_ONLY if one.kw_only else inspect.Parameter.POSITIONAL_OR_KEYWORD
+        default = inspect.Parameter.empty if one.default is MISSING else one.default
+        known.append(inspect.Parameter(one.name, kind, default=default, annotation=one.type))
+    return inspect.Signature(known)
+
+
+def _documented(text: str, options: type) -> str:
+    """A docstring with its section of arguments."""
+    rows = [f"    {one.name}: {about(one).help}" for one in described(options).values()]
+    start, mark, rest = text.partition("Raises:")
+    return "\n".join((start.rstrip(), "", "Args:", *rows, *(("", mark + rest) if mark else ())))

@@ -1,0 +1,69 @@
+"""``run.yaml``: the options of a run in a file, which repeats it from any folder."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from graphprune.errors import LoadError, OptionError, because, choices
+from graphprune.statistics.data_files import PYDOC
+from graphprune.workflows.option_fields import about, described, hints, plain, problem
+from graphprune.workflows.options import PruneOptions
+
+FILE = "run.yaml"
+HEAD = """\
+# The options of a run, which `graphprune prune --config run.yaml --output DIR` repeats from any folder.
+"""
+
+
+def read(path: str | Path, options: type) -> dict[str, Any]:
+    """The options in a file, by name; those that it does not name are missing.
+
+    Raises:
+        LoadError: if the file cannot be read.
+        OptionError: if a key is no option, or has a value that the option cannot take.
+    """
+    known, types = described(options), hints(options)
+    values: dict[str, Any] = {}
+    for key, value in _table(Path(path)).items():
+        name = str(key).replace("-", "_")
+        if name not in known:
+            raise OptionError(f"{path}: no option {key!r}; {choices(name, known, 'see --help of the command')}")
+        if about(known[name]).python:
+            raise OptionError(f"{path}: {name} cannot stand in a file; give it from Python")
+        if wrong := problem(known[name], value, types[name], "[]"):
+            raise OptionError(f"{path}: {name} must {wrong}")
+        values[name] = value
+    return values
+
+
+def _table(path: Path) -> Mapping[Any, Any]:
+    """What a YAML file holds."""
+    try:
+        table = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as fault:
+        raise LoadError(f"cannot read the options in {path}{because(fault)}") from fault
+    except (yaml.YAMLError, UnicodeDecodeError) as fault:
+        mark = getattr(fault, "problem_mark", None)
+        line = f"line {mark.line + 1}" if mark else "this"
+        raise LoadError(f"{path}: {line} is not YAML; write one option a line, as in sparsity: 0.2") from fault
+    if not isinstance(table, Mapping | None):
+        raise LoadError(f"{path} holds no options by name; write one a line, as in sparsity: 0.2")
+    return table or {}
+
+
+def text(options: PruneOptions) -> str:
+    """The file that repeats a run: every option that its outcome depends on, but for the output."""
+    table = {name: value for name, value in plain(options, anywhere).items() if name != "output"}
+    known = described(type(options)).items()
+    missing = [name for name, one in known if about(one).python and getattr(options, name)]
+    notes = [f"# It also had {name} from Python, which cannot stand in a file.\n" for name in missing]
+    return "".join((HEAD, *notes, yaml.safe_dump(table, sort_keys=False, allow_unicode=True, width=1000)))
+
+
+def anywhere(path: str) -> str:
+    """The absolute path of a file or folder, or what else is named where models and texts are, as it is."""
+    file = path if Path(path).exists() else path.partition("[")[0]  # documents of a text are FILE[0:1500]
+    return os.path.abspath(path) if file and path not in PYDOC and Path(file).exists() else path
