@@ -17,7 +17,6 @@ from graphprune.frontends.loading import load as load
 from graphprune.frontends.modules import trace as trace
 from graphprune.huggingface import model_folder
 from graphprune.ir.program import Dropped, Program
-from graphprune.passes.analysis.find_groups import analyze as _analyze
 from graphprune.passes.depth.drop_blocks import drop
 from graphprune.passes.rewriting.rewrite import rewrite
 from graphprune.passes.verification.verify import prove
@@ -33,17 +32,14 @@ from graphprune.workflows.options import PlanOptions
 from graphprune.workflows.prune import apply_plan as apply_plan
 from graphprune.workflows.prune import prune as prune
 from graphprune.workflows.prune import write
-from graphprune.workflows.recipe_inputs import plan_pipeline
+from graphprune.workflows.recipe import plan_pipeline
 from graphprune.workflows.sensitivity_scan import sensitivity as sensitivity
 from graphprune.workflows.target_needs import GRAPH, TargetNeeds
-
-#: What `export` can write.
-TARGETS = tuple(sorted(EXPORTERS))
 
 
 def analyze(program: Program) -> Dependencies:
     """Find every group of coupled axes; asked again, the answer is the same object."""
-    return program.facts.get(Dependencies) or _analyze(program)
+    return program.fact(Dependencies)
 
 
 @takes(PlanOptions)
@@ -87,7 +83,7 @@ def verify(program: Program, small: Program, plan: Plan) -> Verification:
         program = drop(program, plan.blocks)
     if plan.blocks and not plan.groups:
         return verify_cut(program, small, {})
-    return prove(program if Dependencies in program.facts else program.with_facts(_analyze(program)), small, plan)
+    return prove(program, small, plan)
 
 
 def save(

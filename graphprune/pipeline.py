@@ -4,19 +4,22 @@ import logging
 import re
 import time
 from abc import ABC, abstractmethod
-from ast import literal_eval
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from functools import cache
+from types import MappingProxyType
+from typing import Any, ClassVar, get_type_hints
 
 from graphprune.errors import PipelineError
-from graphprune.ir.program import Program
+from graphprune.ir.program import DERIVED, Program
 from graphprune.registry import Registry
+from graphprune.support import option_text
 from graphprune.support.memory import watch_peak
 
 log = logging.getLogger(__name__)
 
 PASSES: "Registry[str, type[Pass]]" = Registry("pass")
+NONE: Mapping[str, Any] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -29,28 +32,84 @@ class Timings:
 
 @dataclass(frozen=True)
 class Pass(ABC):
-    """One step of a pipeline; its fields are its options.
+    """One step of a pipeline; its fields are its options, but for those without `repr`, which only Python can set.
 
-    `needs` and `makes` name the facts that it reads and leaves on the program. A `memory_bounded` pass holds the
-    weights of no more than a segment of the graph at a time.
+    A pass reads facts of the program and leaves others. Which ones may depend on its options: then a property takes the
+    place of the class variable.
     """
 
     name: ClassVar[str]
-    needs: ClassVar[tuple[type, ...]] = ()
-    makes: ClassVar[tuple[type, ...]] = ()
-    memory_bounded: ClassVar[bool] = False
+    makes_with: ClassVar[Mapping[type, str]] = MappingProxyType({})
+    """The option with which the pass makes a fact that it does not make by default."""
+    one_of: ClassVar[tuple[str, ...]] = ()
+    """Options of which a pass takes one: where a text sets one, the others are not filled in."""
+    pure: ClassVar[bool] = False
+    """The pass only adds facts, so that it can be left out where nothing reads them."""
+    surveys: ClassVar[bool] = False
+    """After the pass, the pipeline runs the `preflight` of the passes that follow."""
+
+    @property
+    def needs(self) -> tuple[type, ...]:
+        """The facts that it reads, all of which an earlier pass must make."""
+        return ()
+
+    @property
+    def reads(self) -> tuple[type, ...]:
+        """The facts that it reads, too, where the program has them."""
+        return ()
+
+    @property
+    def makes(self) -> tuple[type, ...]:
+        """The facts that it leaves on the program."""
+        return ()
+
+    @property
+    def invalidates(self) -> tuple[type, ...]:
+        """The facts that no longer hold after it, unless it makes them anew."""
+        return ()
+
+    @property
+    def memory_bounded(self) -> bool:
+        """Whether it holds the weights of no more than a segment of the graph at a time."""
+        return False
+
+    @property
+    def resources(self) -> tuple[str, ...]:
+        """What it takes besides the model: ``calibration`` data, ``gradients`` of a loss, an optional package."""
+        return ()
 
     @abstractmethod
     def run(self, program: Program) -> Program:
         """The program after this pass; the given one is untouched."""
 
     def check(self) -> None:  # noqa: B027 - most options cannot be wrong
-        """Refuse options that cannot be; asked when a pipeline is made, before anything runs."""
+        """Refuse impossible options; called when a pipeline is made, before anything runs."""
+
+    def preflight(self, program: Program) -> Program:
+        """Refuse what the pass cannot do to this program, before the work of the passes before it begins.
+
+        Returns the program as the preflight of later passes may take it to be.
+        """
+        return program
+
+    def before(self, later: Sequence["Pass"]) -> "Pass":
+        """This pass with options that follow from the passes after it."""
+        return self
+
+    def reduced(self, read: Set[type]) -> "Pass":
+        """This pass without parts that make none of the facts that later passes read."""
+        return self
 
     def __call__(self, program: Program) -> Program:
-        """Run, and note the time and the memory that it took."""
+        """Run, and note the time and the memory that it took.
+
+        Raises:
+            PipelineError: if the program lacks a fact that the pass needs.
+        """
         self.check()
         log.debug("%s begins", self)
+        if lacking := missing([self], program.facts):
+            raise PipelineError(f"{self} needs {_in_words(lacking)}")
         start = time.perf_counter()
         with watch_peak() as held:
             after = self.run(program)
@@ -60,8 +119,9 @@ class Pass(ABC):
         return after.with_facts(Timings(seconds, (*before.memory, (self.name, held.bytes))))
 
     def __str__(self) -> str:
-        changed = [f for f in fields(self) if getattr(self, f.name) != f.default]
-        options = ",".join(f"{f.name}={_text(getattr(self, f.name))}" for f in changed)
+        hints = _hints(type(self))
+        changed = [f for f in fields(self) if f.repr and getattr(self, f.name) != f.default]
+        options = ",".join(f"{f.name}={_written(getattr(self, f.name), hints[f.name])}" for f in changed)
         return f"{self.name}{{{options}}}" if options else self.name
 
 
@@ -69,81 +129,158 @@ class Pass(ABC):
 class Pipeline:
     """Passes in order; wrong orders and impossible options are refused when the pipeline is made.
 
+    `given` names the facts that the program has already. The preflight of `planned` passes is run with that of the
+    others, though they are left to another pipeline.
+
     Raises:
         PipelineError: if a pass needs a fact that no earlier pass makes.
-        GraphpruneError: if an option of a pass cannot be.
+        GraphpruneError: if an option of a pass is impossible.
     """
 
     passes: tuple[Pass, ...]
     given: tuple[type, ...] = ()
+    planned: tuple[Pass, ...] = ()
 
     def __post_init__(self) -> None:
-        made = set(self.given)
-        for i, step in enumerate(self.passes):
+        for step in self.passes:
             step.check()
-            if missing := [fact.__name__ for fact in step.needs if fact not in made]:
-                makers = sorted(n for n, p in PASSES.items() if any(f.__name__ in missing for f in p.makes))
-                raise PipelineError(
-                    f"pass {i + 1}, {step.name}, needs {', '.join(missing)}, which no earlier pass makes; "
-                    f"put one of these before it: {', '.join(makers) or 'none is registered'}"
-                )
-            made.update(step.makes)
+        passes = resolved(self.passes)
+        object.__setattr__(self, "passes", passes)
+        made = {*self.given, *DERIVED}
+        for i, step in enumerate(passes):
+            if lacking := missing([step], made):
+                raise PipelineError(f"pass {i + 1}, {step}, needs {_in_words(lacking)}")
+            made = made.difference(step.invalidates).union(step.makes, DERIVED)
 
     def __call__(self, program: Program) -> Program:
         """Run every pass."""
-        for step in self.passes:
+        checked = 0
+        for i, step in enumerate(self.passes):
             program = step(program)
+            last = not any(following.surveys for following in self.passes[i + 1 : i + 2])
+            if step.surveys and last:
+                checked = self._preflight(program, max(checked, i + 1), step.makes)
         return program
 
+    def _preflight(self, program: Program, start: int, surveyed: Sequence[type]) -> int:
+        """Run the preflight of the passes from `start` to one after which what was surveyed holds no longer; return the
+        index behind it."""
+        ahead = (*self.passes, *self.planned)
+        for i, step in enumerate(ahead[start:], start):
+            program = step.preflight(program)
+            if set(surveyed) <= {*step.invalidates}:
+                return i + 1
+        return len(ahead)
+
     def __str__(self) -> str:
-        return ",".join(map(str, self.passes))
+        return " | ".join(map(str, self.passes))
 
     @classmethod
     def parse(cls, text: str, given: Iterable[type] = ()) -> "Pipeline":
-        """The pipeline of a text such as ``analyze,score{by=fasp},select{align=8}``.
+        """The pipeline of a text such as ``analyze | score{by=fasp} | select{align=8}``; commas separate, too.
 
         Raises:
             PipelineError: if the text cannot be read, or names an option that a pass does not have.
             RegistryError: if it names an unknown pass.
         """
-        return cls(tuple(_pass(part) for part in _parts(text)), tuple(given))
+        return cls(parse(text), tuple(given))
 
 
-def _parts(text: str) -> list[str]:
-    """The passes of a text, divided at the commas outside braces."""
-    parts = [part.strip() for part in re.split(r",(?![^{]*\})", text)]
+def resolved(passes: Sequence[Pass], later: Sequence[Pass] = ()) -> tuple[Pass, ...]:
+    """The passes with options that follow from those after them, up to the next of the same kind."""
+    made = []
+    for i, step in enumerate(passes):
+        after = (*passes[i + 1 :], *later)
+        stop = next((j for j, other in enumerate(after) if type(other) is type(step)), len(after))
+        made.append(step.before(after[:stop]))
+    return tuple(made)
+
+
+def missing(passes: Sequence[Pass], made: Iterable[type] = ()) -> tuple[type, ...]:
+    """The facts that passes in a row need, and none of them makes before."""
+    known, lacking = {*made, *DERIVED}, list[type]()
+    for step in passes:
+        lacking += [fact for fact in step.needs if fact not in known and fact not in lacking]
+        known = known.difference(step.invalidates).union(step.makes, DERIVED)
+    return tuple(lacking)
+
+
+def live(passes: Sequence[Pass], wanted: Iterable[type] = ()) -> tuple[Pass, ...]:
+    """The passes without the pure ones of which nothing reads a fact; `wanted` facts are read in the end."""
+    read, kept = set(wanted), list[Pass]()
+    for step in reversed(passes):
+        if step.pure and not read & {*step.makes}:
+            continue
+        step = step.reduced(read)
+        read = read.difference(step.makes).union(step.needs, step.reads)
+        kept.append(step)
+    return tuple(reversed(kept))
+
+
+def _in_words(facts: Iterable[type]) -> str:
+    """Facts that no earlier pass made, and what to do."""
+    names, producers = ", ".join(fact.__name__ for fact in facts), ", ".join(_producers(facts))
+    return f"{names}, which no earlier pass makes; put one of these before it: {producers or 'none is registered'}"
+
+
+def _producers(facts: Iterable[type]) -> list[str]:
+    """How passes are written that make one of these facts."""
+    written = set()
+    for name, kind in PASSES.items():
+        made = set(kind().makes)
+        written |= {name if fact in made else f"{name}{{{kind.makes_with[fact]}}}" for fact in facts
+                    if fact in made or fact in kind.makes_with}  # fmt: skip
+    return sorted(written)
+
+
+def parse(text: str, options: Mapping[str, Any] = NONE) -> tuple[Pass, ...]:
+    """The passes of a text; `options` fill the fields of the same names that the text does not set.
+
+    Raises:
+        PipelineError: if the text cannot be read, or names an option that a pass does not have.
+        RegistryError: if it names an unknown pass.
+    """
+    parts = option_text.split(text, ",|")
     if not all(parts):
-        raise PipelineError(f"there is an empty pass in {text!r}; write them like analyze,score{{by=fasp}}")
-    return parts
+        raise PipelineError(f"there is an empty pass in {text!r}; write them like analyze | score{{by=fasp}}")
+    return tuple(_pass(part, options) for part in parts)
 
 
-def _pass(text: str) -> Pass:
-    match = re.fullmatch(r"([a-z-]+)(?:\{(.*)\})?", text)
+def filled(kind: type[Pass], options: Mapping[str, Any], **own: Any) -> Pass:
+    """A pass with its `own` options, and those of the `options` that it has, too, and none of its own excludes."""
+    excluded = {*own, *(kind.one_of if own.keys() & {*kind.one_of} else ())}
+    names = {f.name for f in fields(kind)} - excluded
+    return kind(**{name: options[name] for name in names & options.keys()}, **own)
+
+
+def _pass(text: str, options: Mapping[str, Any]) -> Pass:
+    match = re.fullmatch(r"([a-z-]+)\s*(?:\{(.*)\})?", text, re.DOTALL)
     if match is None:
         raise PipelineError(f"{text!r} is no pass; write it like score{{by=fasp}}")
     kind = PASSES[match[1]]
-    options = dict(_option(kind, part) for part in (match[2] or "").split(",") if part.strip())
-    return kind(**options)
+    parts = [part for part in option_text.split(match[2] or "", ",") if part]
+    return filled(kind, options, **dict(_option(kind, part, options) for part in parts))
 
 
-def _option(kind: type[Pass], text: str) -> tuple[str, Any]:
+def _option(kind: type[Pass], text: str, options: Mapping[str, Any]) -> tuple[str, Any]:
     key, separator, value = (part.strip() for part in text.partition("="))
-    known = [f.name for f in fields(kind)]
+    known = [f.name for f in fields(kind) if f.repr]
     if not separator or key not in known:
         raise PipelineError(f"{kind.name} has no option {key!r}; its options are {', '.join(known)}, written key=value")
-    default = next(f.default for f in fields(kind) if f.name == key)
-    return key, value if isinstance(default, str) else _value(value, isinstance(default, tuple))
+    hint = _hints(kind)[key]
+    if hint != tuple[Pass, ...]:
+        return key, option_text.read(value, hint)
+    if not re.fullmatch(r"\[.*\]", value, re.DOTALL):
+        raise PipelineError(f"{kind.name}{{{key}=...}} takes passes in brackets, such as [score{{by=fasp}} | select]")
+    inner = value[1:-1].strip()
+    return key, parse(inner, options) if inner else ()
 
 
-def _value(text: str, several: bool) -> Any:
-    """A literal, or the text itself; options that hold several values divide them by `;`."""
-    if several:
-        return tuple(_value(part, False) for part in text.split(";"))
-    try:
-        return literal_eval({"true": "True", "false": "False", "none": "None"}.get(text.lower(), text))
-    except (ValueError, SyntaxError):
-        return text
+def _written(value: Any, hint: Any) -> str:
+    return f"[{' | '.join(map(str, value))}]" if hint == tuple[Pass, ...] else option_text.write(value, hint)
 
 
-def _text(value: Any) -> str:
-    return ";".join(map(str, value)) if isinstance(value, tuple) else str(value)
+@cache
+def _hints(kind: type[Pass]) -> dict[str, Any]:
+    """The types of the fields of a pass."""
+    return get_type_hints(kind)

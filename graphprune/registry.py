@@ -3,22 +3,35 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import import_module
+from importlib.metadata import entry_points
 from pkgutil import iter_modules
 from typing import Any, TypeVar, cast
 
-from graphprune.errors import RegistryError, choices
+from graphprune.errors import RegistryError, because, choices
 
 K = TypeVar("K")
 V = TypeVar("V")
 W = TypeVar("W")
 
+PLUGINS = "graphprune.plugins"
+_plugged_in = False
+
 
 class Registry(Mapping[K, V]):
-    """Things by name; a duplicate raises, an unknown name suggests near ones, or says where all are `listed`."""
+    """Things by name; a duplicate raises, an unknown name suggests near ones, or says where all are `listed`.
+
+    Plug-ins are loaded before the first look into a registry: see `load_plugins`. `own` has what is registered so far,
+    for modules that look into their registry while they are imported.
+    """
 
     def __init__(self, kind: str, listed: str = "") -> None:
         self.kind, self.listed = kind, listed
-        self._table: dict[K, V] = {}
+        self.own: dict[K, V] = {}
+
+    @property
+    def _table(self) -> dict[K, V]:
+        load_plugins()
+        return self.own
 
     def register(self, *names: K) -> Callable[[W], W]:
         """Register the decorated thing under each of `names`.
@@ -29,9 +42,9 @@ class Registry(Mapping[K, V]):
 
         def keep(thing: W) -> W:
             for name in names:
-                if name in self._table:
+                if name in self.own:
                     raise RegistryError(f"{self.kind} {name!r} is registered twice")
-                self._table[name] = thing  # type: ignore[assignment]
+                self.own[name] = thing  # type: ignore[assignment]
             return thing
 
         return keep
@@ -74,7 +87,7 @@ class FileRegistry(Registry[str, V]):
         """List the modules of `package` in the folders of `path`, each with the thing under the given `name`."""
         super().__init__(kind)
         for module in sorted(info.name for info in iter_modules(path)):
-            self._table[module.replace("_", "-")] = cast(V, _Unread(f"{package}.{module}", name))
+            self.own[module.replace("_", "-")] = cast(V, _Unread(f"{package}.{module}", name))
 
     def __getitem__(self, name: str) -> V:
         thing = super().__getitem__(name)
@@ -87,3 +100,24 @@ def discover(package: str, path: Iterable[str]) -> None:
     """Import every module of a plug-in folder, so that each registers itself; a failing import fails loudly."""
     for module in sorted(info.name for info in iter_modules(path)):
         import_module(f"{package}.{module}")
+
+
+def load_plugins() -> None:
+    """Import the modules that installed distributions name as entry points of the group `PLUGINS`, once.
+
+    Raises:
+        RegistryError: if one cannot be imported, with the name of its distribution.
+    """
+    global _plugged_in
+    if _plugged_in:
+        return
+    _plugged_in = True  # plug-ins look into registries, too
+    for point in entry_points(group=PLUGINS):
+        try:
+            point.load()
+        except Exception as fault:  # whatever the import of foreign code raises is one fault: the plug-in is broken
+            _plugged_in = False
+            distribution = f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown distribution"
+            raise RegistryError(
+                f"plug-in {point.value} of {distribution} cannot be imported{because(fault)}; repair or uninstall it"
+            ) from fault

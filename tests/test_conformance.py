@@ -5,10 +5,11 @@ from dataclasses import fields, replace
 from functools import cache
 from math import isfinite
 from random import Random
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 import torch
+from hypothesis import given, settings, strategies
 from torch import Tensor, fx, nn
 
 import graphprune as gp
@@ -18,22 +19,25 @@ from graphprune.execution.equivalence import Verification, verify_cut, verify_fi
 from graphprune.frontends.modules import trace
 from graphprune.ir.program import Program, Rewritten
 from graphprune.passes.allocation import ALLOCATIONS
+from graphprune.passes.allocation.iterative import Iterative
 from graphprune.passes.analysis.find_groups import analyze
 from graphprune.passes.calibration.calibrate import Calibrate
 from graphprune.passes.calibration.gradients import Gradients
+from graphprune.passes.depth.drop_blocks import Drop
+from graphprune.passes.low_rank.allocate_ranks import AllocateRanks
 from graphprune.passes.operators import RULES
 from graphprune.passes.operators.elementwise import Elementwise, Where
 from graphprune.passes.reconstructions import RECONSTRUCTIONS
 from graphprune.passes.rewriting.rewrite import rewrite
 from graphprune.passes.scores import SCORES
-from graphprune.pipeline import PASSES, Pipeline
+from graphprune.pipeline import PASSES, Pass, Pipeline, parse
 from graphprune.planning.budget import Budget, Knob
 from graphprune.planning.index_scores import rows_of
 from graphprune.planning.interfaces import Evidence
 from graphprune.planning.plan import Plan, Rows, make
 from graphprune.statistics.moments import GradientSums, Moments, Statistics
 from graphprune.workflows.catalogue import RECIPES
-from graphprune.workflows.recipe import Options, pipeline
+from tests.recipes import pipeline_of
 
 KINDS = {type(rule).__name__: rule for rule in RULES.values()}
 #: One rule for each set of examples: a rule may inherit those of another.
@@ -164,6 +168,11 @@ def calibrated() -> Program:
     return Pipeline((gp.Analyze(), calibrate, Gradients(energy), Gradients(energy, "outputs")))(network())
 
 
+def cut_first(recipe: str) -> type[Pass]:
+    """The first pass of a recipe that makes a plan."""
+    return next(type(step) for step in RECIPES[recipe].passes if Plan in step.makes)
+
+
 def energy(output: Tensor, batch: int) -> Tensor:
     """A loss."""
     return (output - batch).square().mean()
@@ -215,29 +224,55 @@ def test_reconstructions_fit_what_is_kept_and_do_no_harm(name: str, damping: flo
         assert torch.equal(everything.weight, weight) and everything.error_before == everything.error_after == 0
 
 
+WRITTEN = {
+    str: strategies.text(),
+    int: strategies.integers(),
+    float: strategies.floats(allow_nan=False),
+    bool: strategies.booleans(),
+    type(None): strategies.none(),
+    Pass: strategies.sampled_from([gp.Score("it's; a {b}"), gp.Select(8), Iterative(2, (gp.Score(), gp.Select()))]),
+}
+
+
+def values_of(hint: Any) -> "strategies.SearchStrategy[Any]":
+    """Any values of a type that an option of a pass has."""
+    if get_origin(hint) is tuple:
+        return strategies.lists(values_of(get_args(hint)[0]), max_size=3).map(tuple)
+    return strategies.one_of(*(WRITTEN[kind] for kind in get_args(hint) or (hint,)))
+
+
 @pytest.mark.parametrize("name", PASSES)
 def test_a_pass_is_its_text(name: str) -> None:
-    kind = PASSES[name]
-    changed = {f.name: {int: 3, float: 0.5, str: "else", bool: False}.get(type(f.default)) for f in fields(kind)}
-    names = {f.name for f in fields(kind)}
-    needed = {"sparsity": 0.25} if "sparsity" in names else {}
-    words = {"destination": "stock", "budget": "macs", "device": "cpu:0"}
-    checked = {"allocate": {"by": "sensitivity"}, "measure-sensitivity": {"by": "none"}}.get(name, {})
-    legal = needed | checked | {option: word for option, word in words.items() if option in names}
-    options = {key: value for key, value in changed.items() if value is not None} | legal
-    for step in (kind(**needed), kind(**options)):
-        assert Pipeline.parse(str(step), given=kind.needs).passes == (step,)
+    kind, hints = PASSES[name], get_type_hints(PASSES[name])
     assert kind.name == name and (kind.__doc__ or "").strip()
+    written = {f.name: values_of(hints[f.name]) for f in fields(kind) if f.repr}
+
+    @settings(max_examples=30, deadline=None, database=None)
+    @given(strategies.fixed_dictionaries({}, optional=written))
+    def check(options: dict[str, Any]) -> None:
+        step = kind(**options)
+        assert parse(str(step)) == (step,)
+        assert parse(f"analyze,{step} | {step}") == (gp.Analyze(), step, step)
+
+    check()
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if not RECIPES[name].score and RECIPES[name].drops])
+@pytest.mark.parametrize("destination", ["free", "stock"])
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_pipeline_of_a_recipe_is_its_text(name: str, destination: str) -> None:
+    passes = pipeline_of(
+        name, sparsity=0.3, calibration="a text.txt[0:9]", protect=["a*", "b"], destination=destination
+    )
+    assert Pipeline.parse(str(passes)) == passes
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if cut_first(name) is Drop])
 def test_a_recipe_that_drops_blocks_runs(name: str) -> None:
     def stack() -> Program:
         torch.manual_seed(0)
         return trace(Stack(), (torch.randn(2, 5, 6),))
 
-    calibrate = Calibrate(batches=batches())
-    smalls = [pipeline(RECIPES[name], Options(sparsity=0.3), calibrate)(stack()) for _ in range(2)]
+    smalls = [pipeline_of(name, sparsity=0.3, batches=batches())(stack()) for _ in range(2)]
     assert smalls[0].count() == pytest.approx(0.7 * stack().count(), rel=0.2)
     assert smalls[0].fact(Verification).max_error <= 1e-4
     assert smalls[0].fact(Plan).blocks and smalls[0].fact(Plan).digest == smalls[1].fact(Plan).digest
@@ -256,10 +291,9 @@ class Stack(nn.Module):
         return x
 
 
-@pytest.mark.parametrize("name", [name for name in RECIPES if RECIPES[name].factors])
+@pytest.mark.parametrize("name", [name for name in RECIPES if cut_first(name) is AllocateRanks])
 def test_a_recipe_that_makes_factors_runs(name: str) -> None:
-    calibrate = Calibrate(batches=batches())
-    smalls = [pipeline(RECIPES[name], Options(sparsity=0.3), calibrate)(network()) for _ in range(2)]
+    smalls = [pipeline_of(name, sparsity=0.3, batches=batches())(network()) for _ in range(2)]
     assert smalls[0].count() == pytest.approx(0.7 * network().count(), rel=0.02)
     assert smalls[0].fact(Verification).max_error <= 1e-4
     assert smalls[0].fact(Plan).ranks and smalls[0].fact(Plan).digest == smalls[1].fact(Plan).digest
@@ -268,12 +302,10 @@ def test_a_recipe_that_makes_factors_runs(name: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if RECIPES[name].score])
 def test_a_recipe_runs(name: str) -> None:
-    recipe = RECIPES[name]
-    calibrate = Calibrate(batches=batches()) if recipe.calibrates else None
-    program = network()
-    small = pipeline(recipe, Options(sparsity=0.3, loss=energy, trials=3), calibrate)(program)
+    program, passes = network(), pipeline_of(name, sparsity=0.3, loss=energy, trials=3, batches=batches())
+    small = passes(program)
     assert small.count() == pytest.approx(0.7 * program.count(), rel=0.02)
     assert small.fact(Verification).max_error <= 1e-4
-    again = pipeline(recipe, Options(sparsity=0.3, loss=energy, trials=3), calibrate)(network())
+    again = passes(network())
     assert again.fact(Plan).digest == small.fact(Plan).digest
     assert all(torch.equal(again.weights[n], small.weights[n]) for n in small.fact(Rewritten).keep)

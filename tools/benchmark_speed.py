@@ -24,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # tools is a folder of th
 
 from graphprune.frontends import gguf_models
 from graphprune.huggingface import model_folder
+from graphprune.passes.reconstructions.refit import Refit
 from graphprune.statistics import texts
 from graphprune.statistics.collector import BATCH_TOKENS
 from graphprune.workflows.catalogue import RECIPES
@@ -94,8 +95,8 @@ def prune(model: Path, options: argparse.Namespace, scratch: Path, memory: str |
 
 def rows(options: argparse.Namespace, plain: float, runs: list[dict[str, Any]]) -> list[str]:
     """The lines of the table."""
-    recipe = RECIPES[options.recipe]
-    sweeps = 2 if recipe.refit != "none" and recipe.statistics != "dense" else 1
+    refits = [step for step in RECIPES[options.recipe].passes if isinstance(step, Refit)]
+    sweeps = 2 if any(step.statistics != "dense" for step in refits) else 1
     lines = [
         f"| {options.recipe}, {options.samples} x {options.length} tokens | forward passes | pruning time | pruning / "
         "forward passes | time of the whole run | memory | estimated memory | memory with mapped files |",

@@ -261,11 +261,11 @@ def compare(folders: Folders, output: PageFile = None, force: Force = False, jso
 @app.command()
 @command
 def recipes(json: Json = False) -> Show:
-    """List the pruning methods; --json tells the score, allocation and refit of each."""
+    """List the pruning methods; --json prints the pipeline of each."""
     from graphprune.workflows.catalogue import RECIPES
 
     if json:
-        return partial(print_json, RECIPES)
+        return partial(print_json, {name: recipe.to_dict() for name, recipe in RECIPES.items()})
     rows = [[r.name, f"{r.description} ({r.source})", " ".join(r.needs) or "-"] for r in RECIPES.values()]
     return partial(tables.rows, "recipes", ("name", "what it does", "needs"), rows)
 

@@ -1,5 +1,6 @@
 """The printed form of a graph, for errors and golden files."""
 
+from types import BuiltinFunctionType
 from typing import Any
 
 from torch import Tensor, fx
@@ -9,7 +10,8 @@ def node_text(node: fx.Node) -> str:
     """One node as text: its name, its call, and the type of its value."""
     if node.op in ("placeholder", "get_attr"):
         return f"{node.name} = {node.target}  {type_text(node.meta.get('val'))}"
-    called = str(node.target).removeprefix("aten.").split(".")[0]
+    name = node.target.__name__ if isinstance(node.target, BuiltinFunctionType) else str(node.target)
+    called = name.removeprefix("aten.").split(".")[0]
     args = ", ".join([*map(str, node.args), *(f"{key}={value}" for key, value in node.kwargs.items())])
     return f"{node.name} = {called}({args})  {type_text(node.meta.get('val'))}"
 
@@ -24,3 +26,9 @@ def type_text(val: Any) -> str:
 def neighborhood(node: fx.Node) -> str:
     """The node, marked, below the nodes that it reads."""
     return "\n".join([*(f"    {node_text(n)}" for n in node.all_input_nodes), f"  > {node_text(node)}"])
+
+
+def text(graph: fx.Graph) -> str:
+    """A graph as text, one node a line; parameters that nothing reads are left out."""
+    shown = (node for node in graph.nodes if node.users or node.op != "get_attr")
+    return "".join(f"{node_text(node).rstrip()}\n" for node in shown)

@@ -19,6 +19,9 @@ F = TypeVar("F")
 SHOWN = 4  # inputs in a program's text
 Inputs = tuple[tuple[Any, ...], Mapping[str, Any]]
 
+#: How facts that follow from a program alone are derived where no pass left them.
+DERIVED: "dict[type, Callable[[Program], Any]]" = {}
+
 
 @dataclass(frozen=True)
 class Source:
@@ -117,13 +120,13 @@ class Program:
         return "\n".join(lines + ([f"  facts: {', '.join(k.__name__ for k in self.facts)}"] if self.facts else []))
 
     def fact(self, kind: type[F]) -> F:
-        """The fact of this kind that an earlier pass made.
+        """The fact of this kind that an earlier pass made, or that can be derived.
 
         Raises:
-            KeyError: if none did; a pipeline checks that before anything runs.
+            KeyError: if there is none; a pipeline checks that before anything runs.
         """
-        found: F = self.facts[kind]
-        return found
+        fact: F = DERIVED[kind](self) if kind in DERIVED and kind not in self.facts else self.facts[kind]
+        return fact
 
     def with_facts(self, *facts: object, **changes: Any) -> "Program":
         """This program knowing `facts` too, and with its fields changed as named."""

@@ -81,7 +81,7 @@ class Budget:
         if self.unit == "parameters":
             return [Term(self.dependencies.tensors[name]) for name in sorted(self.parameters)]
         if self.unit not in self.dependencies.terms:
-            raise PlanError("nothing is known of latencies; put measure before whatever has a budget in them")
+            raise PlanError("nothing is known of latencies; put measure-latency before allocate")
         return self.dependencies.terms[self.unit]
 
     def removed(self, widths: Mapping[str, float]) -> float:

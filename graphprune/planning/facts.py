@@ -5,10 +5,19 @@ from dataclasses import dataclass, field
 
 from torch import Tensor
 
-from graphprune.axes.groups import Group
+from graphprune.axes.groups import Dependencies, Group
 from graphprune.ir.weights import Weights
 from graphprune.planning.destination import Destination
 from graphprune.planning.interfaces import Refitted
+from graphprune.statistics.moments import (
+    FactorGradients,
+    FullMoments,
+    GradientSums,
+    OutputGradients,
+    ParameterGradients,
+    ProducerMoments,
+    Statistics,
+)
 
 
 @dataclass(frozen=True)
@@ -60,3 +69,19 @@ class Refits:
     def changed(self) -> set[str]:
         """The names of all parameters with new values."""
         return {*self.by_weight, *self.biases.values(), *self.tuned}
+
+
+#: Facts about the axes and layers of one graph, which do not hold for another.
+OF_ONE_GRAPH = (
+    Dependencies,
+    Eligible,
+    Statistics,
+    FullMoments,
+    ProducerMoments,
+    GradientSums,
+    ParameterGradients,
+    OutputGradients,
+    FactorGradients,
+    Scores,
+    Shares,
+)

@@ -12,7 +12,16 @@ from graphprune.axes.rule import Consumer
 from graphprune.errors import CalibrationError
 from graphprune.ir.program import Program
 from graphprune.planning.budget import Budget
-from graphprune.statistics.moments import GradientSums, Moments, Statistics
+from graphprune.statistics.collector import Calibration
+from graphprune.statistics.moments import (
+    FullMoments,
+    GradientSums,
+    Moments,
+    OutputGradients,
+    ParameterGradients,
+    ProducerMoments,
+    Statistics,
+)
 
 
 @dataclass(frozen=True)
@@ -83,18 +92,28 @@ class ScoreMethod(ABC):
     `moments` says which sums over calibration inputs it reads: ``none``, their ``diagonal`` (squares and means), or
     the ``full`` second moments; at the maps that contract a group and, with `producers`, also at those that make it.
     `gradients`: it reads gradients of a loss; `gradients_of` says whether at the ``parameters``, or at the ``outputs``
-    of the maps that contract a group.
+    of the maps that contract a group. `runs_inputs`: it runs calibration inputs itself.
     """
 
     moments: ClassVar[str] = "none"
     producers: ClassVar[bool] = False
     gradients: ClassVar[bool] = False
     gradients_of: ClassVar[str] = "parameters"
+    runs_inputs: ClassVar[bool] = False
 
     @property
-    def needs_calibration(self) -> bool:
-        """Does it need calibration data?"""
-        return self.moments != "none" or self.gradients
+    def needs(self) -> tuple[type, ...]:
+        """The facts that it reads."""
+        read = {
+            Statistics: self.moments != "none",
+            FullMoments: self.moments == "full",
+            ProducerMoments: self.producers,
+            GradientSums: self.gradients,
+            ParameterGradients: self.gradients and self.gradients_of == "parameters",
+            OutputGradients: self.gradients and self.gradients_of == "outputs",
+            Calibration: self.runs_inputs,
+        }
+        return tuple(fact for fact, needed in read.items() if needed)
 
     def applies(self, group: Group, consumers: Sequence[Consumer]) -> bool:
         """Does the method cut this group? By default every one."""
@@ -111,7 +130,7 @@ class ScoreMethod(ABC):
 class Allocation(ABC):
     """Says which share of its indices every group keeps.
 
-    One that `needs_calibration` looks at the statistics, or tries plans on calibration data (see `Objective`).
+    One that `needs_calibration` tries plans on calibration data (see `Objective`).
     `gradients`: it learns from gradients, which take more memory than running the model does. With
     `reads_sensitivities` it takes the fact `Sensitivities`, where the program has it, instead of trials of its own.
     """

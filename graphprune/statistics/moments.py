@@ -139,6 +139,31 @@ class Statistics:
 
 
 @dataclass(frozen=True)
+class FullMoments:
+    """A fact: the statistics hold whole Gram matrices, and not their diagonals alone."""
+
+
+@dataclass(frozen=True)
+class ProducerMoments:
+    """A fact: the statistics hold moments at the layers that produce a group, too."""
+
+
+@dataclass(frozen=True)
+class ParameterGradients:
+    """A fact: the gradients of parameters and masks are known."""
+
+
+@dataclass(frozen=True)
+class OutputGradients:
+    """A fact: the gradients at the outputs of layers that contract a group are known."""
+
+
+@dataclass(frozen=True)
+class FactorGradients:
+    """A fact: the gradients at the outputs of all layers that can be factorized are known."""
+
+
+@dataclass(frozen=True)
 class GradientSums:
     """A fact: sums over calibration batches of the gradients of a loss; `batches` is how many there were.
 

@@ -1,13 +1,73 @@
-"""The recipes: named pipelines, each a published method or a baseline."""
+"""The recipes: named pipelines as text, each a published method or a baseline."""
 
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+from typing import Any
 
-from graphprune.passes.allocation.search import TAYLOR
-from graphprune.passes.reconstructions.finetune import Tune
+from graphprune.passes.allocation.allocate import Allocate
+from graphprune.passes.allocation.search import Search
+from graphprune.passes.low_rank.allocate_ranks import BUDGETS
+from graphprune.passes.reconstructions.refit import Refit
+from graphprune.passes.scores.score import Score
+from graphprune.pipeline import Pass, parse
 from graphprune.registry import Registry
-from graphprune.workflows.recipe import Recipe
+from graphprune.workflows.recipe_rules import flat
 
-RECIPES: Registry[str, Recipe] = Registry("recipe", "`graphprune recipes` lists them")
+RECIPES: "Registry[str, Recipe]" = Registry("recipe")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method under a name: its pipeline as text, and its source.
+
+    `variants` are texts for destinations that can hold more than narrower layers, by the name of the destination.
+    """
+
+    name: str
+    description: str
+    source: str
+    text: str
+    variants: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+
+    @cached_property
+    def passes(self) -> tuple[Pass, ...]:
+        """The passes of the text, those inside others among them."""
+        return tuple(flat(parse(self.text)))
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What it takes besides the model: calibration data, gradients of a loss, an optional package."""
+        return tuple(dict.fromkeys(name for step in self.passes for name in step.resources))
+
+    @property
+    def score(self) -> str:
+        """The score of groups, or the first of those among which it searches; empty if groups are not scored."""
+        names = (step.by if isinstance(step, Score) else step.metrics[0]
+                 for step in self.passes if isinstance(step, Score | Search))  # fmt: skip
+        return next(names, "")
+
+    @property
+    def allocation(self) -> str:
+        """The method that divides the reduction among groups; empty if there is none."""
+        return next((step.by for step in self.passes if isinstance(step, Allocate)), "")
+
+    @property
+    def refit(self) -> str:
+        """The method that refits the weights, or ``none``."""
+        return next((step.by for step in self.passes if isinstance(step, Refit)), "none")
+
+    def text_for(self, options: Any) -> str:
+        """The text for the destination of a run; factors of a low rank count in the budgets that they can change."""
+        whole = options.sparsity is not None and options.budget in BUDGETS
+        return self.variants.get(options.destination, self.text) if whole else self.text
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as JSON."""
+        named = {name: getattr(self, name) for name in ("name", "description", "source", "text")}
+        methods = {name: getattr(self, name) for name in ("needs", "score", "allocation", "refit")}
+        return named | {"variants": dict(self.variants)} | methods
 
 
 def add(*recipes: Recipe) -> None:
@@ -16,157 +76,181 @@ def add(*recipes: Recipe) -> None:
         RECIPES.register(recipe.name)(recipe)
 
 
-BEST = Recipe(
-    "best",
-    "growth of the loss, equal at the margin; a quarter by lower ranks; refitted to the dense residual stream",
-    "this project",
-    "k-obs",
-    "marginal",
-    "least-squares",
-    "mixed",
-    propagates=True,
-    lowers=0.25,
+BEST = (
+    "analyze | calibrate | gradients{most=8} | score{by=k-obs} | allocate{by=marginal} | select | "
+    "rewrite | refit{statistics=mixed,residual=true} | verify"
 )
+#: A quarter of the reduction by lower ranks, refitted together with the cut layers.
+BEST_FACTORED = (
+    "analyze | calibrate | gradients{most=8} | score{by=k-obs} | allocate{by=marginal,part=0.75} | select | rewrite | "
+    "analyze | allocate-ranks{by=growth} | refit{statistics=mixed,residual=true} | verify | factorize"
+)
+TUNED = "finetune{steps=100,rate=0.001,rank=16,aim=dense}"
 
 add(
     Recipe(
         "fasp",
         "column sums of |W| ||x||, least squares on what is left",
         "arXiv:2501.09412",
-        "fasp",
-        refit="least-squares",
+        "analyze | calibrate | score{by=fasp} | allocate | select | rewrite | refit | verify",
     ),
-    Recipe("fasp-no-refit", "the same selection, nothing refitted", "arXiv:2501.09412", "fasp"),
-    Recipe("wanda-sp", "column means of |W| ||x||, whole heads and neurons, no refit", "arXiv:2312.11983", "wanda-sp"),
+    Recipe(
+        "fasp-no-refit",
+        "the same selection, nothing refitted",
+        "arXiv:2501.09412",
+        "analyze | calibrate | score{by=fasp} | allocate | select | rewrite | verify",
+    ),
+    Recipe(
+        "wanda-sp",
+        "column means of |W| ||x||, whole heads and neurons, no refit",
+        "arXiv:2312.11983",
+        "analyze | calibrate | score{by=wanda-sp} | allocate | select | rewrite | verify",
+    ),
     Recipe(
         "flap",
         "fluctuation of the output, one threshold for all layers, biases for what was removed",
         "arXiv:2312.11983",
-        "flap",
-        "global",
-        "bias",
-        "dense",
+        "analyze | calibrate | score{by=flap} | allocate{by=global} | select | rewrite | "
+        "refit{by=bias,statistics=dense} | verify",
     ),
     Recipe(
         "comp",
         "whole layers for half of what is to go, then inputs the matrix condition does not feel, mask tuning",
         "arXiv:2501.15255, formula reconstructed",
-        "comp",
-        refit="mask",
-        drops="comp",
-        coarse=0.5,
+        "analyze | calibrate | drop-blocks{by=comp,part=0.5,least=0} | analyze | calibrate | score{by=comp} | "
+        "allocate | select | rewrite | refit{by=mask} | verify",
     ),
     Recipe(
         "transact",
         "norms of activations inside modules, in three shots; least squares in the place of the training between",
         "arXiv:2407.05690",
-        "transact",
-        refit="least-squares",
-        shots=3,
+        "analyze | iterative{rounds=3,steps=[calibrate | score{by=transact} | allocate | "
+        "select],refit=[refit]} | rewrite | refit | verify",
     ),
     Recipe(
         "liar",
         "FASP's selection, removed inputs interpolated from kept ones with an intercept",
         "arXiv:2407.13331, estimator reconstructed",
-        "fasp",
-        refit="affine",
+        "analyze | calibrate | score{by=fasp} | allocate | select | rewrite | refit{by=affine} | verify",
     ),
     Recipe(
         "osscar",
         "greedy order by the error after the best refit, swaps that lower it further, least squares",
         "arXiv:2403.12983",
-        "osscar",
-        refit="least-squares",
-        swaps=16,
+        "analyze | calibrate | score{by=osscar} | allocate | select | local-search | rewrite | refit | verify",
     ),
     Recipe(
         "goa",
         "second moment of producer and consumer, heads too; both are refitted, one after the other",
         "arXiv:2407.19126",
-        "goa",
-        refit="least-squares",
-        statistics="mixed",
-        producers=True,
+        "analyze | calibrate | score{by=goa} | allocate | select | rewrite | "
+        "refit{statistics=mixed,producers=true} | verify",
     ),
     Recipe(
         "goa-heads",
         "the same, heads by the likeness of their attention maps, as in the paper",
         "arXiv:2407.19126, order of heads reconstructed",
-        "goa-heads",
-        refit="least-squares",
-        statistics="mixed",
-        producers=True,
+        "analyze | calibrate | score{by=goa-heads} | allocate | select | rewrite | "
+        "refit{statistics=mixed,producers=true} | verify",
     ),
     Recipe(
         "prunenet",
         "neurons that hold least of the spectrum of singular values, without data or a trained policy",
         "arXiv:2501.15296, score reconstructed",
-        "prunenet",
+        "analyze | score{by=prunenet} | allocate | select | rewrite | verify",
     ),
     Recipe(
         "spa",
         "relative magnitudes summed over coupled places, OBS updates, which are least squares",
         "arXiv:2403.18955, after the abstract",
-        "spa",
-        refit="obs",
+        "analyze | calibrate | score{by=spa} | allocate | select | rewrite | refit{by=obs} | verify",
     ),
-    Recipe("llm-pruner", "first-order Taylor terms of the loss, in all layers", "arXiv:2305.11627", "taylor"),
+    Recipe(
+        "llm-pruner",
+        "first-order Taylor terms of the loss, in all layers",
+        "arXiv:2305.11627",
+        "analyze | calibrate | gradients | score{by=taylor} | allocate | select | rewrite | verify",
+    ),
     Recipe(
         "adapruner",
         "searches calibration data and Taylor terms together, by what the plans do to held-out data",
         "arXiv:2503.06184, formula reconstructed",
-        "taylor",
-        metrics=TAYLOR,
+        "analyze | calibrate | search | allocate | select | rewrite | verify",
     ),
     Recipe(
         "kwon",
         "Fisher information of masks, the best split between heads and neurons, mask tuning",
         "arXiv:2204.09656",
-        "fisher",
-        "kwon",
-        "mask",
+        "analyze | calibrate | gradients | score{by=fisher} | allocate{by=kwon} | select | rewrite | "
+        "refit{by=mask} | verify",
     ),
     Recipe(
         "besa",
         "how much of each group goes is learned by gradients, a layer at a time; Wanda's scores rank, as in the paper",
         "arXiv:2402.16880, structured port reconstructed",
-        "wanda-sp",
-        "besa",
+        "analyze | calibrate | score{by=wanda-sp} | allocate{by=besa} | select | rewrite | verify",
     ),
     Recipe(
         "bypass",
         "how much of each group goes is learned from forward passes alone, by policy gradient; Wanda's scores rank",
         "arXiv:2406.10576, structured port reconstructed",
-        "wanda-sp",
-        "policy",
+        "analyze | calibrate | score{by=wanda-sp} | allocate{by=policy} | select | rewrite | verify",
     ),
-    BEST,
-    replace(
+    Recipe(
+        "best",
+        "growth of the loss, equal at the margin; a quarter by lower ranks; refitted to the dense residual stream",
+        "this project",
         BEST,
-        name="best-tuned",
-        description="best, then norms, biases and updates of low rank trained towards the dense model",
-        tune=Tune(steps=100, rate=1e-3, rank=16, aim="dense"),
+        {"free": BEST_FACTORED},
     ),
-    Recipe("sleb", "whole blocks without which the loss is lowest, step by step", "arXiv:2402.09025", drops="sleb"),
-    Recipe("shortgpt", "whole blocks that turn the stream least", "arXiv:2403.03853", drops="shortgpt"),
+    Recipe(
+        "best-tuned",
+        "best, then norms, biases and updates of low rank trained towards the dense model",
+        "this project",
+        BEST.replace("verify", f"{TUNED} | verify"),
+        {"free": f"{BEST_FACTORED} | {TUNED}"},
+    ),
+    Recipe(
+        "sleb",
+        "whole blocks without which the loss is lowest, step by step",
+        "arXiv:2402.09025",
+        "analyze | calibrate | drop-blocks{by=sleb}",
+    ),
+    Recipe(
+        "shortgpt",
+        "whole blocks that turn the stream least",
+        "arXiv:2403.03853",
+        "analyze | calibrate | drop-blocks{by=shortgpt}",
+    ),
     Recipe(
         "mpifa",
         "factors of a low rank as rows and coefficients, fitted map by map to a mixture of dense and factored inputs",
         "arXiv:2501.19090",
-        factors=True,
+        "analyze | allocate-ranks | calibrate | factorize",
     ),
     Recipe(
         "slicegpt",
         "residual streams turned to their principal axes, with maps from one to the next, and cut",
         "arXiv:2401.15024",
-        turns="stretches",
+        "analyze{exact_only=false} | fuse-norms | calibrate | rotate | allocate | select | rewrite | verify",
     ),
     Recipe(
         "slicegpt-whole",
         "the same with one rotation for all blocks, which takes no maps between them",
         "after arXiv:2401.15024",
-        turns="whole",
+        "analyze{exact_only=false} | fuse-norms{shortcuts=false} | calibrate | rotate | allocate | select | "
+        "rewrite | verify",
     ),
-    Recipe("magnitude", "the norm of all coupled weights", "baseline", "magnitude"),
-    Recipe("random", "chance", "baseline", "random"),
+    Recipe(
+        "magnitude",
+        "the norm of all coupled weights",
+        "baseline",
+        "analyze | score{by=magnitude} | allocate | select | rewrite | verify",
+    ),
+    Recipe(
+        "random",
+        "chance",
+        "baseline",
+        "analyze | score{by=random} | allocate | select | rewrite | verify",
+    ),
 )

@@ -23,7 +23,6 @@ from graphprune.huggingface import model_folder
 from graphprune.huggingface.layer_removal import shorten_module
 from graphprune.ir.program import Dropped, Factored, Program, Rewritten, Rotatable, Source
 from graphprune.ir.weights import Layered
-from graphprune.passes.analysis.find_groups import analyze
 from graphprune.passes.low_rank.factorize import factored
 from graphprune.passes.rewriting.rewrite import rewrite
 from graphprune.passes.rotation.fuse_norms import prepare
@@ -82,7 +81,7 @@ def with_cache(program: Program, model: torch.nn.Module) -> Program:
     whole = trace(module, args, kwargs, dynamic_shapes=free, state=STATE)
     rotatable = program.facts.get(Rotatable)
     if rotatable is not None:
-        streams = [group for group in analyze(whole).groups if group.name in rotatable.groups]
+        streams = [group for group in whole.fact(Dependencies).groups if group.name in rotatable.groups]
         whole = prepare(whole, streams, bool(rotatable.shortcuts)).program
     cached = _cut_alike(whole, program)
     refits = program.facts.get(Refits)
@@ -95,7 +94,7 @@ def with_cache(program: Program, model: torch.nn.Module) -> Program:
     ranks = program.facts[Factored].ranks if Factored in program.facts else {}
     return factored(
         cached,
-        [c for c in factorable(cached, cached.facts.get(Dependencies) or analyze(cached))[0] if c.weight in ranks],
+        [c for c in factorable(cached, cached.fact(Dependencies))[0] if c.weight in ranks],
         program.weights,
     )
 

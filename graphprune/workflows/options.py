@@ -63,6 +63,10 @@ class Planning(OptionGroup):
     coarse: float | None = option(
         None, "The share of the budget that whole blocks give before groups are cut (recipe comp)."
     )
+    pipeline: str = option("", "Passes in the place of a recipe, such as 'analyze | score | ...'.", metavar="TEXT")
+    score: str = option("", "Another score of groups than that of the recipe.", metavar="NAME")
+    allocation: str = option("", "Another method to divide the reduction among groups.", metavar="NAME")
+    refit: str = option("", "Another refit of the remaining weights, or none.", metavar="NAME")
     sensitivity: PathLike = option("", "Allocate by a table that `graphprune sensitivity` wrote.", metavar="FILE")
     trials: int = option(24, "Trials of a recipe that searches.", least=1)
     latency: PathLike = option("", "Keep the measurements of a latency budget in this table.", metavar="FILE")

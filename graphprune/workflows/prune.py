@@ -19,13 +19,14 @@ from graphprune.frontends.huggingface import load as capture
 from graphprune.frontends.loading import load
 from graphprune.ir.program import Program
 from graphprune.ir.weight_files import MAX_SHARD_BYTES
-from graphprune.passes.allocation import ALLOCATIONS
+from graphprune.passes.allocation.allocate import Allocate
 from graphprune.passes.analysis.analyze import Analyze
 from graphprune.passes.calibration.calibrate import Calibrate
 from graphprune.passes.depth.drop_blocks import drop
+from graphprune.passes.reconstructions.refit import Refit
 from graphprune.passes.rewriting.rewrite import Rewrite
 from graphprune.passes.verification.verify import Verify
-from graphprune.pipeline import Pipeline
+from graphprune.pipeline import Pass, Pipeline
 from graphprune.planning.destination import NAMES
 from graphprune.planning.plan import FILE as PLAN
 from graphprune.planning.plan import Plan
@@ -36,11 +37,9 @@ from graphprune.support.memory import Peak, return_freed_memory, watch_peak
 from graphprune.support.resume import note_outcome, remove_leftovers, resumable
 from graphprune.support.workspace import MEMORY_BYTES
 from graphprune.workflows import free_destination, memory_estimate, run_file
-from graphprune.workflows import recipe as assembly
-from graphprune.workflows.catalogue import RECIPES
 from graphprune.workflows.option_fields import takes
 from graphprune.workflows.options import PruneOptions
-from graphprune.workflows.recipe_inputs import calibration, chosen
+from graphprune.workflows.recipe import pipeline, plan_pipeline, require_data
 from graphprune.workflows.run_record import Job, build_report, command, identity, reproduction
 from graphprune.workflows.target_needs import TargetNeeds
 
@@ -77,7 +76,7 @@ def prune(options: PruneOptions) -> Result:
     limit = memory_limit(options)
     remove_leftovers(_workspace(options), Path(options.output))
     check_output(options.output, options.force)
-    calibration(options)
+    require_data(_passes(options), options.recipe)
     job = Job(options, reproduction("prune", options), needs)
     program = needs.accepted(load(options.model))
     exam = PerplexityTest.of(program, options.evaluate, options.length, options.windows)
@@ -112,9 +111,8 @@ def _workspace(options: PruneOptions) -> Path:
 
 def _passes(options: PruneOptions, footprint: memory_estimate.Footprint | None = None) -> Pipeline:
     """The pipeline of a run."""
-    build = assembly.plan_only if options.plan_only else assembly.pipeline
-    data = calibration(options, tokens=footprint.tokens) if footprint else calibration(options)
-    return build(RECIPES[options.recipe], chosen(assembly.Options, options), data)
+    build = plan_pipeline if options.plan_only else pipeline
+    return build(options, tokens=footprint.tokens if footprint else None)
 
 
 def _run(job: Job, program: Program, passes: Pipeline, exam: PerplexityTest, limit: int) -> Result:
@@ -146,19 +144,24 @@ def _footprint(program: Program, options: PruneOptions, limit: int) -> memory_es
     Raises:
         WorkspaceError: if it cannot.
     """
-    recipe, greedy = RECIPES[options.recipe], [step.name for step in _passes(options).passes if not step.memory_bounded]
-    greedy += [f"allocate{{by={recipe.allocation}}}"] if ALLOCATIONS[recipe.allocation].needs_calibration else []
-    if greedy:
+    passes = _passes(options).passes
+    if greedy := [_method(step) for step in passes if not step.memory_bounded]:
         raise WorkspaceError(
-            f"recipe {recipe.name} runs the whole model at once in {', '.join(greedy)}, so that --memory cannot be "
+            f"recipe {options.recipe} runs the whole model at once in {', '.join(greedy)}, so that --memory cannot be "
             "promised; take a recipe that does not, such as fasp, liar, flap or wanda-sp, or leave --memory out"
         )
     return_freed_memory()
-    analysed = Analyze(str(options.destination), tuple(options.protect), options.exact_only)(program)
-    length = options.length if recipe.calibrates else 1
-    estimate = memory_estimate.within(analysed, length, limit, recipe.refit != "none", recipe.statistics == "mixed")
+    length = options.length if any(isinstance(step, Calibrate) for step in passes) else 1
+    refits = [step for step in passes if isinstance(step, Refit)]
+    mixed = any(step.statistics == "mixed" for step in refits)
+    estimate = memory_estimate.within(passes[0](program), length, limit, bool(refits), mixed)
     log.info("memory: %s", estimate)
     return estimate
+
+
+def _method(step: Pass) -> str:
+    """A pass in a message: its name and method."""
+    return f"{step.name}{{by={step.by}}}" if isinstance(step, Allocate) else step.name
 
 
 def apply_plan(model: str | Path, plan: str | Path, *, output: str | Path, force: bool = False) -> Result:

@@ -1,296 +1,93 @@
-"""From a recipe, and what a user asks of it, to the passes that do it."""
+"""Recipes: pipelines as text, and the pipelines that they become with the options of a user.
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+An option reaches the passes that have a field of its name, where the text of the recipe does not set that field. The
+few that are more than a field are rules of this file: `score`, `allocation` and `refit` replace methods, a table of
+`sensitivity` takes the place of the allocation, `coarse` divides the reduction between blocks and groups, a budget in
+latency is measured, and `shots` plan in rounds.
+"""
 
-from graphprune.errors import PlanError
-from graphprune.passes.allocation import ALLOCATIONS
-from graphprune.passes.allocation.allocate import Allocate
-from graphprune.passes.allocation.budget_check import Reach
-from graphprune.passes.allocation.iterative import Iterative
-from graphprune.passes.allocation.search import Search
-from graphprune.passes.analysis.analyze import Analyze
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from graphprune.errors import CalibrationError, PlanError
 from graphprune.passes.calibration.calibrate import Calibrate
-from graphprune.passes.calibration.gradients import Gradients, Loss
-from graphprune.passes.calibration.measure_latency import MeasureLatency
-from graphprune.passes.depth.drop_blocks import Drop
-from graphprune.passes.low_rank.allocate_ranks import BUDGETS, AllocateRanks
-from graphprune.passes.low_rank.factorize import Factorize
 from graphprune.passes.reconstructions import RECONSTRUCTIONS
-from graphprune.passes.reconstructions.bias_check import Room
-from graphprune.passes.reconstructions.finetune import Tune
-from graphprune.passes.reconstructions.refit import Refit
-from graphprune.passes.rewriting.rewrite import Rewrite
-from graphprune.passes.rotation.fuse_norms import FuseNorms
-from graphprune.passes.rotation.rotate import Rotate
-from graphprune.passes.scores import SCORES
 from graphprune.passes.scores.score import Score
-from graphprune.passes.selection.local_search import LocalSearch
-from graphprune.passes.selection.select import Select
 from graphprune.passes.sensitivity.measure_sensitivity import Sense
-from graphprune.passes.verification.verify import Verify
-from graphprune.pipeline import Pass, Pipeline
-
-MOMENTS_FROM = 8  # batches of thousands of tokens: enough for second moments of gradients at outputs
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A score, an allocation and a refit under one name; `statistics` are those that the refit takes, and with
-    `producers` it begins with the maps that make what is cut; what it `propagates` are errors, along the residual
-    stream. With `metrics` it searches among these scores, and for the calibration data. At the end it may `tune` what
-    is left.
-
-    It plans in so many `shots`, and improves the plan by so many `swaps`. With `drops`, an importance of blocks, whole
-    blocks give the share `coarse` of what is to go before groups are cut. With `lowers`, lower ranks give such a share
-    after the cut, where the destination can hold factors; a plan alone says widths for all of it.
-
-    Or `drops` alone, an importance of blocks. Or `factors`: linear maps become factors of a low rank. Or
-    `turns`: residual streams are rotated and cut, the ``stretches`` between branches each in its own way, or the
-    ``whole`` in one.
-    """
-
-    name: str
-    description: str
-    source: str
-    score: str = ""
-    allocation: str = "uniform"
-    refit: str = "none"
-    statistics: str = "sequential"
-    producers: bool = False
-    propagates: bool = False
-    tune: Tune | None = None
-    drops: str = ""
-    coarse: float = 0.0
-    lowers: float = 0.0
-    metrics: tuple[str, ...] = ()
-    factors: bool = False
-    shots: int = 1
-    swaps: int = 0
-    turns: str = ""
-
-    @property
-    def calibrates(self) -> bool:
-        """Does it need calibration data?"""
-        return self.plans_with_data or self.factors or self.refit != "none"
-
-    @property
-    def plans_with_data(self) -> bool:
-        """Does it need calibration data for its plan?"""
-        if not self.score:
-            return bool(self.drops or self.turns)
-        return SCORES[self.score].needs_calibration or ALLOCATIONS[self.allocation].needs_calibration
-
-    @property
-    def needs(self) -> tuple[str, ...]:
-        """What it wants besides the model: calibration data, gradients of a loss on them, a package."""
-        learns = bool(self.score) and (SCORES[self.score].gradients or ALLOCATIONS[self.allocation].gradients)
-        learns = learns or self.tune is not None
-        wanted = {"calibration": self.calibrates, "gradients": learns, "optuna": bool(self.metrics)}
-        return tuple(name for name, needed in wanted.items() if needed)
+from graphprune.pipeline import Pass, Pipeline, live, parse
+from graphprune.planning.plan import Plan
+from graphprune.workflows import recipe_rules as rules
+from graphprune.workflows.catalogue import RECIPES, Recipe
 
 
-@dataclass(frozen=True)
-class Options:
-    """What a user may ask of any recipe.
-
-    `loss` is for those that need gradients of other than language models. A budget in ``latency`` is one on `runtime`,
-    with a table that is kept in the file `latency` (see `MeasureLatency`). `trials` are those of recipes that search.
-    `shots` say in how many steps a plan is made, by recipes that cut groups (see `Iterative`), and `coarse` which share
-    of what is to go whole blocks give first, in recipes that do both; without them the recipe's own numbers hold.
-    `sensitivity` names a table that `sensing` made: shares follow from it, and not from the recipe's own allocation.
-    """
-
-    sparsity: float | None = None
-    ratio: float | None = None
-    align: int = 1
-    destination: str = "free"
-    protect: Sequence[str] = ()
-    exact_only: bool = True
-    seed: int = 0
-    loss: Loss | None = None
-    budget: str = "parameters"
-    trials: int = Search.trials
-    latency: str = MeasureLatency.table
-    runtime: str = MeasureLatency.runtime
-    shots: int | None = None
-    coarse: float | None = None
-    sensitivity: str = ""
-
-
-def planning(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> tuple[Pass, ...]:
-    """The passes of a recipe up to the plan; calibration gathers what the score asks for.
+def chosen(options: Any) -> Recipe:
+    """The recipe of a run: the one of that name, or the pipeline that the user wrote.
 
     Raises:
-        PlanError: if the recipe has no such budget, or knows no shots.
+        RegistryError: if there is no such recipe.
     """
-    if options.shots not in (None, 1) and (recipe.metrics or not recipe.score):
-        raise PlanError(f"recipe {recipe.name} takes a single shot; shots are for recipes that score and cut groups")
-    _require_table(recipe, options)
-    analyze = Analyze(options.destination, tuple(options.protect), options.exact_only)
-    first = _coarse(recipe, options, calibrate)
-    if recipe.turns:
-        return replace(analyze, exact_only=False), *_turning(recipe, options, calibrate or Calibrate())
-    if not recipe.score:
-        data = replace(calibrate or Calibrate(), moments="none")
-        return analyze, *(_factoring(options, data) if recipe.factors else _dropping(recipe, options, data))
-    score = SCORES[recipe.score]
-    if calibrate is not None:
-        searches = score.moments == "none" and ALLOCATIONS[recipe.allocation].needs_calibration
-        moments = calibrate.moments if searches else score.moments
-        calibrate = replace(calibrate, moments=moments, producers=score.producers)
-    reach = [] if options.sparsity is None else [Reach(recipe.score, options.sparsity, options.align, options.budget)]
-    measure = [MeasureLatency(recipe.score, options.runtime, options.latency)] if options.budget == "latency" else []
-    return (
-        analyze,
-        *((*first, analyze) if first else ()),
-        *measure,
-        *reach,
-        *([Room(recipe.refit, recipe.score)] if recipe.refit != "none" else []),
-        *([calibrate] if calibrate else []),
-        *choosing(recipe, options, calibrate),
-    )
+    text = getattr(options, "pipeline", "")  # sensitivities are measured for recipes only
+    return Recipe("pipeline", "a pipeline of the user", "--pipeline", text) if text else RECIPES[options.recipe]
 
 
-def _require_table(recipe: Recipe, options: Options) -> None:
-    """Refuse a table of sensitivities where shares cannot follow from it.
+def pipeline(options: Any, **more: Any) -> Pipeline:
+    """The whole pipeline of a run; `more` options come from elsewhere than the user.
 
     Raises:
-        PlanError: if the recipe cuts no groups, cuts blocks before, searches, or plans in several shots.
+        PlanError: if the recipe cannot follow an option.
+        GraphpruneError: if an option of a pass is impossible.
     """
-    if not options.sensitivity:
-        return
-    shots = recipe.shots if options.shots is None else options.shots
-    if not recipe.score or recipe.metrics or shots != 1 or (recipe.drops and options.coarse != 0):
-        raise PlanError(
-            f"recipe {recipe.name} cannot follow a table of sensitivities: that wants one score and one shot for the "
-            "groups of the whole model; with --shots 1 (transact) or --coarse 0 (comp) such recipes can"
-        )
+    recipe = chosen(options)
+    return Pipeline(_assembled(recipe, recipe.text_for(options), options, more))
 
 
-def sensing(recipe: Recipe, options: Options, calibrate: Calibrate, sense: Sense) -> Pipeline:
-    """What measures how much worse the model gets when each group that a recipe cuts is cut alone.
+def plan_pipeline(options: Any, **more: Any) -> Pipeline:
+    """The pipeline of a run up to its plan, without the passes that this does not take; for errors see `pipeline`."""
+    recipe = chosen(options)
+    passes = _assembled(recipe, recipe.text, options, more)
+    end = next((i for i, step in enumerate(passes) if Plan in step.needs and Plan not in step.makes), len(passes))
+    if not any(Plan in step.makes for step in passes[:end]):
+        raise PlanError(f"recipe {recipe.name} makes no plan; put select, allocate-ranks or drop-blocks into it")
+    return Pipeline(live(passes[:end], (Plan,)), planned=passes[end:])
+
+
+def sensitivity_pipeline(options: Any, ratios: Sequence[float], journal: str = "", **more: Any) -> Pipeline:
+    """The pipeline that cuts each group alone that a recipe cuts, and measures the loss.
 
     Raises:
-        PlanError: if the recipe cuts no groups.
+        PlanError: if the recipe does not score groups by one method.
     """
-    if not recipe.score or recipe.metrics:
+    recipe, values = chosen(options), rules.values(options, more)
+    steps = rules.flat(parse(recipe.text, values))
+    at = next((i for i, step in enumerate(steps) if isinstance(step, Score)), None)
+    if at is None:
         raise PlanError(f"recipe {recipe.name} does not score groups by one method; choose another, such as fasp")
-    score = SCORES[recipe.score]
-    analyze = Analyze(options.destination, tuple(options.protect), options.exact_only)
-    data = replace(calibrate, moments=score.moments, producers=score.producers)
-    return Pipeline((analyze, data, *scoring(recipe, options), sense))
+    start = max(i for i, step in enumerate(steps[:at]) if step.surveys)
+    sense = Sense(tuple(ratios), getattr(options, "refit", None) or weights_only(recipe), journal)
+    first = next(step for step in steps if step.surveys)
+    return Pipeline(rules.completed((first, *steps[start + 1 : at + 1], sense), values))
 
 
 def weights_only(recipe: Recipe) -> str:
     """The refit of a recipe; least squares where it has none, or one that adds biases."""
-    known = RECONSTRUCTIONS[recipe.refit]
-    return "least-squares" if recipe.refit == "none" or known.adds_bias else recipe.refit
+    return "least-squares" if recipe.refit == "none" or RECONSTRUCTIONS[recipe.refit].adds_bias else recipe.refit
 
 
-def choosing(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> tuple[Pass, ...]:
-    """The passes between calibration and plan."""
-    allocate = Allocate(recipe.allocation, options.sparsity, options.ratio, options.seed, options.budget)
-    if options.sensitivity:
-        allocate = replace(
-            allocate, by="sensitivity", table=options.sensitivity, refitted=recipe.refit not in ("none", "bias")
-        )
-    steps, select = scoring(recipe, options), Select(options.align)
-    swaps = [LocalSearch(recipe.swaps)] if recipe.swaps else []
-    count = recipe.shots if options.shots is None else options.shots
-    if count == 1:
-        return *steps, allocate, select, *swaps
-    again = (calibrate,) if calibrate else ()
-    return Iterative(count, again, steps, allocate, select, refitting(recipe)), *swaps
+def require_data(passes: Pipeline, recipe: str) -> None:
+    """Refuse to start a pipeline without the calibration data that it takes.
+
+    Raises:
+        CalibrationError: if there are none.
+    """
+    if any(isinstance(step, Calibrate) and not step.text and not step.batches for step in rules.flat(passes.passes)):
+        raise CalibrationError(f"recipe {recipe} needs calibration data; name a text (--calibration FILE)")
 
 
-def scoring(recipe: Recipe, options: Options) -> tuple[Pass, ...]:
-    """The passes between calibration and allocation."""
-    if recipe.metrics:
-        return (
-            Search(
-                recipe.metrics, recipe.allocation, options.sparsity, options.ratio, options.budget, options.align,
-                trials=options.trials, seed=options.seed, loss=options.loss,
-            ),
-        )  # fmt: skip
-    score = SCORES[recipe.score]
-    place = "maps" if _lowering(recipe, options) else score.gradients_of
-    most = None if place == "parameters" else MOMENTS_FROM
-    gradients = [Gradients(options.loss, place, most)] if score.gradients else []
-    return *gradients, Score(recipe.score, options.seed)
-
-
-def _coarse(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> tuple[Pass, ...]:
-    """What drops whole blocks before groups are cut; a plan with a `ratio` for every group leaves them alone."""
-    coarse, both = recipe.coarse if options.coarse is None else options.coarse, recipe.score and recipe.drops
-    if options.coarse is not None and not both:
-        raise PlanError(f"recipe {recipe.name} has no share for blocks to set; comp has one")
-    if not 0 <= coarse < 1:
-        raise PlanError(f"the share of blocks in what is to go must be at least 0 and below 1, got {coarse}")
-    if not both or coarse == 0 or options.sparsity is None:
-        return ()
-    part = replace(options, sparsity=coarse * options.sparsity)
-    data, drop = _dropping(recipe, part, replace(calibrate or Calibrate(), moments="none"))
-    return data, replace(drop, least=0)
-
-
-def _dropping(recipe: Recipe, options: Options, data: Calibrate) -> tuple[Calibrate, Drop]:
-    """What drops whole blocks."""
-    if options.budget != "parameters":
-        raise PlanError(f"recipe {recipe.name} drops blocks until enough parameters are gone, not {options.budget}")
-    return data, Drop(recipe.drops, options.sparsity if options.sparsity is not None else options.ratio)
-
-
-def _factoring(options: Options, data: Calibrate) -> tuple[Pass, ...]:
-    """What says ranks; by density they need no data."""
-    return AllocateRanks(options.sparsity, options.ratio, options.align, options.budget, tuple(options.protect)), data
-
-
-def _turning(recipe: Recipe, options: Options, data: Calibrate) -> tuple[Pass, ...]:
-    """What rotates streams, and says how much of them goes."""
-    return (
-        FuseNorms(recipe.turns == "stretches"),
-        replace(data, moments="full"),
-        Rotate(),
-        Allocate("uniform", options.sparsity, options.ratio, options.seed, options.budget),
-        Select(options.align),
-    )
-
-
-def _lowering(recipe: Recipe, options: Options) -> tuple[Pass, ...]:
-    """What says ranks after a cut, for what is still to go."""
-    if not recipe.lowers or options.sparsity is None or options.destination != "free" or options.budget not in BUDGETS:
-        return ()
-    protect = tuple(options.protect)
-    ranks = AllocateRanks(options.sparsity, None, options.align, options.budget, protect, by="growth")
-    return Analyze(options.destination, protect, options.exact_only), ranks
-
-
-def cutting(recipe: Recipe, options: Options) -> tuple[Pass, ...]:
-    """The passes of a recipe after the plan."""
-    if not recipe.score and recipe.drops:
-        return ()
-    if recipe.factors:
-        return (Factorize(),)
-    ranks, tune = _lowering(recipe, options), [recipe.tune] if recipe.tune else []
-    last = (Verify(), Factorize(), *tune) if ranks else (*tune, Verify())
-    return Rewrite(), *ranks, *refitting(recipe), *last
-
-
-def refitting(recipe: Recipe) -> tuple[Pass, ...]:
-    """The passes that refit what is left."""
-    refit = Refit(recipe.refit, recipe.statistics, producers=recipe.producers, residual=recipe.propagates)
-    return () if recipe.refit == "none" else (refit,)
-
-
-def pipeline(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> Pipeline:
-    """The whole pipeline of a recipe."""
-    widths = options
-    if options.sparsity is not None and _lowering(recipe, options):
-        widths = replace(options, sparsity=(1 - recipe.lowers) * options.sparsity)
-    return Pipeline((*planning(recipe, widths, calibrate), *cutting(recipe, options)))
-
-
-def plan_only(recipe: Recipe, options: Options, calibrate: Calibrate | None) -> Pipeline:
-    """What ends with a plan, which holds widths and no ranks."""
-    return Pipeline(planning(replace(recipe, lowers=0.0), options, calibrate))
+def _assembled(recipe: Recipe, text: str, options: Any, more: Mapping[str, Any]) -> tuple[Pass, ...]:
+    """The passes of a text with the options of a run."""
+    values = rules.values(options, more)
+    passes = rules.with_methods(parse(text, values), recipe.name, options, values)
+    passes = rules.with_rounds(passes, recipe.name, options.shots)
+    passes = rules.with_blocks(passes, recipe.name, options)
+    passes = rules.with_table(passes, recipe.name, options)
+    return rules.with_latency(passes, options, values)

@@ -5,17 +5,13 @@ from pathlib import Path
 from graphprune.errors import CalibrationError
 from graphprune.frontends.loading import load
 from graphprune.ir.program import Program
-from graphprune.passes.calibration.calibrate import Calibrate
-from graphprune.passes.sensitivity.measure_sensitivity import Sense
 from graphprune.pipeline import Pipeline
 from graphprune.planning.sensitivity_table import Sensitivities
 from graphprune.reports import heatmap
 from graphprune.support.atomic_output import check_file, new_file
-from graphprune.workflows import recipe as assembly
-from graphprune.workflows.catalogue import RECIPES
 from graphprune.workflows.option_fields import takes
 from graphprune.workflows.options import SensitivityOptions
-from graphprune.workflows.recipe_inputs import chosen
+from graphprune.workflows.recipe import sensitivity_pipeline
 
 
 @takes(SensitivityOptions)
@@ -37,7 +33,8 @@ def sensitivity(options: SensitivityOptions) -> Sensitivities:
     _require_outputs(options)
     journal = journal_of(options.output) if options.output is not None else None
     model = options.model if isinstance(options.model, Program) else load(options.model)
-    table = _measured(_passes(options, journal), model, journal)
+    passes = sensitivity_pipeline(options, options.ratios, str(journal or ""))
+    table = _measured(passes, model, journal)
     if options.plot is not None:
         with new_file(options.plot, options.force) as file:
             heatmap.draw(table, file)
@@ -45,14 +42,6 @@ def sensitivity(options: SensitivityOptions) -> Sensitivities:
         table.save(options.output, options.force)
         journal.unlink(missing_ok=True)
     return table
-
-
-def _passes(options: SensitivityOptions, journal: Path | None) -> Pipeline:
-    """The pipeline that measures."""
-    recipe = RECIPES[options.recipe]
-    data = chosen(Calibrate, options, text=options.text)
-    trials = Sense(tuple(options.ratios), options.refit or assembly.weights_only(recipe), str(journal or ""))
-    return assembly.sensing(recipe, chosen(assembly.Options, options), data, trials)
 
 
 def _require_outputs(options: SensitivityOptions) -> None:

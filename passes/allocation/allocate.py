@@ -7,85 +7,127 @@ from graphprune.axes.groups import Dependencies
 from graphprune.errors import PlanError
 from graphprune.ir.program import Dropped, Program, Rotatable
 from graphprune.passes.allocation import ALLOCATIONS
-from graphprune.passes.analysis.find_groups import analyze
 from graphprune.passes.selection.select import knobs
 from graphprune.pipeline import PASSES, Pass
 from graphprune.planning.budget import Budget, require_unit
 from graphprune.planning.facts import Eligible, Scores, Shares
-from graphprune.planning.interfaces import Evidence
+from graphprune.planning.interfaces import Allocation, Evidence
 from graphprune.planning.sensitivity_table import Sensitivities
-from graphprune.statistics.moments import Statistics
+from graphprune.statistics.collector import Calibration
 
 
 @PASSES.register("allocate")
 @dataclass(frozen=True)
 class Allocate(Pass):
-    """Divide what is to go: `sparsity` of all parameters of the model, `by` a registered method; or simply `ratio` of
-    every group. What went with whole blocks before counts as gone. Both lie strictly between 0 and 1. A `budget` may be
-    in ``macs``, the multiply-accumulates for the example inputs, ``kv_cache``, the bytes that a decoder keeps a token,
-    or ``latency`` (see `MeasureLatency`), instead of ``parameters``.
+    """Divide a reduction among groups `by` a registered method: `sparsity` of all parameters of the model, what earlier
+    passes removed included; or simply `ratio` of every group. Both lie strictly between 0 and 1; with `part`, only such
+    a share of it is due here, and later passes do the rest. A `budget` may be in ``macs``, the multiply-accumulates for
+    the example inputs, ``kv_cache``, the bytes that a decoder keeps a token, or ``latency`` (see `MeasureLatency`),
+    instead of ``parameters``.
 
-    Allocation ``sensitivity`` takes what `measure-sensitivity` has measured, or a `table` that was saved, instead of
-    trying groups itself; `refitted`: the losses after a refit, where there was one."""
+    Allocation ``sensitivity`` takes what `measure-sensitivity` has measured, or a saved `table`, instead of trying
+    groups itself; `refitted`: the losses after a refit, where there was one."""
 
     name: ClassVar[str] = "allocate"
-    needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible, Scores)
     makes: ClassVar[tuple[type, ...]] = (Shares,)
-    memory_bounded: ClassVar[bool] = True
+    one_of: ClassVar[tuple[str, ...]] = ("sparsity", "ratio")
     by: str = "uniform"
     sparsity: float | None = None
     ratio: float | None = None
     seed: int = 0
     budget: str = "parameters"
+    part: float = 1.0
     table: str = ""
     refitted: bool = True
 
+    @property
+    def needs(self) -> tuple[type, ...]:
+        """The scores of the groups, and calibration inputs if plans are tried on them."""
+        tries = self._method.needs_calibration and not self._method.reads_sensitivities and self.ratio is None
+        return (Dependencies, Eligible, Scores, *((Calibration,) if tries else ()))
+
+    @property
+    def reads(self) -> tuple[type, ...]:
+        """What was removed before, and measured sensitivities or the inputs to measure them on."""
+        measured = (Sensitivities, Calibration) if self._method.reads_sensitivities and not self.table else ()
+        return (Dropped, Rotatable, *measured)
+
+    @property
+    def memory_bounded(self) -> bool:
+        """Whether no plans are tried, for which the whole model runs."""
+        return not self._method.needs_calibration
+
+    @property
+    def resources(self) -> tuple[str, ...]:
+        """Gradients, if the method learns."""
+        return ("gradients",) if self._method.gradients else ()
+
+    @property
+    def _method(self) -> Allocation:
+        return ALLOCATIONS[self.by]
+
     def check(self) -> None:
-        """Refuse shares that are none.
+        """Refuse impossible shares, and methods that do not exist.
 
         Raises:
-            PlanError: if the share asked for is not between 0 and 1, or there is a table for a method that reads none.
+            PlanError: if the share is not between 0 and 1, or there is a table for a method that reads none.
+            RegistryError: if there is no such method.
         """
-        self._asked()
+        self._share()
         require_unit(self.budget)
-        if self.table and (self.sparsity is None or not ALLOCATIONS[self.by].reads_sensitivities):
+        if self.table and (self.sparsity is None or not self._method.reads_sensitivities):
             raise PlanError("a table of sensitivities is for by=sensitivity, with a sparsity and not a ratio")
+
+    def preflight(self, program: Program) -> Program:
+        """The program with the target that `select` must be able to reach; latencies may be unknown yet."""
+        unknown = self.budget not in ("parameters", *program.fact(Dependencies).terms)
+        if self.sparsity is None or unknown:
+            return program.with_facts(Shares({}, None))
+        return program.with_facts(Shares({}, self._budget(program).target, self.budget))
 
     def run(self, program: Program) -> Program:
         """The program with shares.
 
         Raises:
-            PlanError: if the share asked for cannot be reached, or the sensitivities are not those of its groups.
+            PlanError: if the share cannot be reached, or the sensitivities are not those of its groups.
             LoadError: if the table cannot be read.
         """
-        asked = self._asked()
-        eligible = program.fact(Eligible)
         if self.sparsity is None:
-            return program.with_facts(Shares({g.name: 1 - asked for g in eligible.groups}, None))
-        dependencies = program.fact(Dependencies)
-        budget = aimed(Budget(dependencies, knobs(eligible, 1), 0, program.parameters, self.budget), asked, program)
-        evidence = Evidence(self._informed(program), dependencies, program.facts.get(Statistics), self.seed)
-        shares = ALLOCATIONS[self.by].shares(budget, program.fact(Scores).by_group, evidence)
+            groups = program.fact(Eligible).groups
+            return program.with_facts(Shares({group.name: 1 - self._share() for group in groups}, None))
+        budget = self._budget(program)
+        evidence = Evidence(self._informed(program), program.fact(Dependencies), None, self.seed)
+        shares = self._method.shares(budget, program.fact(Scores).by_group, evidence)
         return program.with_facts(Shares(shares, budget.target, self.budget))
 
+    def _budget(self, program: Program) -> Budget:
+        movable = knobs(program.fact(Eligible), 1)
+        whole = Budget(program.fact(Dependencies), movable, 0, program.parameters, self.budget)
+        return aimed(whole, self._share(), program)
+
     def _informed(self, program: Program) -> Program:
-        """The program with the sensitivities that are to be used, if there are any."""
+        """The program with the sensitivities that the method takes, if there are any."""
+        if not self._method.reads_sensitivities:
+            return program
         known = Sensitivities.load(self.table) if self.table else program.facts.get(Sensitivities)
         return program.with_facts(known if self.refitted else known.unrefitted) if known else program
 
-    def _asked(self) -> float:
+    def _share(self) -> float:
+        """The share that is due here."""
         given = [value for value in (self.sparsity, self.ratio) if value is not None]
         if len(given) != 1:
             raise PlanError("give either sparsity (a share of all parameters) or ratio (a share of every free group)")
         if not isinstance(given[0], (int, float)) or not 0 < given[0] < 1:
             name = "sparsity" if self.sparsity is not None else "ratio"
             raise PlanError(f"{name} must lie between 0 and 1 (0.2 removes 20 %), got {given[0]}")
-        return given[0]
+        if not 0 < self.part <= 1:
+            raise PlanError(f"part is a share of the reduction above 0 and at most 1, got {self.part}")
+        return given[0] * self.part
 
 
 def aimed(budget: Budget, share: float, program: Program) -> Budget:
     """The budget with a target: a share of the model before blocks were dropped, or maps added for rotations."""
     total = budget.total
     for before in (program.facts[kind].original for kind in (Dropped, Rotatable) if kind in program.facts):
-        total = replace(budget, dependencies=analyze(before), parameters=before.parameters).total
+        total = replace(budget, dependencies=before.fact(Dependencies), parameters=before.parameters).total
     return replace(budget, target=max(budget.total - round((1 - share) * total), 0))

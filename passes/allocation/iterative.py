@@ -1,5 +1,6 @@
-"""The pass that plans in several shots: a part is cut and what is left refitted, before the next part is chosen."""
+"""The pass that plans in rounds: a part is cut and the remainder refitted, before the next part is chosen."""
 
+from collections.abc import Sequence, Set
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -8,75 +9,125 @@ from torch import Tensor
 
 from graphprune.axes.groups import Dependencies, Group
 from graphprune.errors import PlanError
-from graphprune.ir.program import Program
+from graphprune.ir.program import Program, Rewritten
 from graphprune.passes.allocation.allocate import Allocate
-from graphprune.passes.analysis.find_groups import analyze
 from graphprune.passes.rewriting.rewrite import Rewrite
 from graphprune.passes.selection.select import Select
-from graphprune.pipeline import Pass, Pipeline
-from graphprune.planning.facts import Eligible, Scores, Shares
+from graphprune.pipeline import PASSES, Pass, Pipeline, live, missing, resolved
+from graphprune.planning.facts import Eligible, Scores
 from graphprune.planning.plan import Plan
 
-LOWER = 1e-6  # of the range of scores: by so much those of what is gone lie below those of what is left
+LOWER = 1e-6  # of the range of scores: by so much the scores of removed indices lie below those of the others
 
 
+@PASSES.register("iterative")
 @dataclass(frozen=True)
 class Iterative(Pass):
-    """Plan in `count` shots, the share that goes growing linearly (as in TransAct, arXiv:2407.05690).
+    """Plan by `steps` in so many `rounds`, the removed share growing linearly (as in TransAct, arXiv:2407.05690).
 
-    After every shot but the last the model is cut and refitted by `refit`, and what is left is scored anew by `scoring`
-    after the passes `again`, such as calibration. The plan is one for the model as it is: scores are brought back to
-    its indices, and of those that are gone they are the lowest; groups cut down to a single index keep theirs. So one
-    cut and one refit, at the full widths, follow.
+    The steps end with `allocate` and `select`. After every round but the last the model is cut and refitted by `refit`,
+    and the remainder is scored anew. The plan is one for the model as it is: scores are brought back to its indices,
+    and those of removed indices are the lowest; groups cut down to a single index keep theirs. So one cut and one
+    refit, at the full widths, follow.
     """
 
     name: ClassVar[str] = "iterative"
-    needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible)
-    makes: ClassVar[tuple[type, ...]] = (Scores, Shares, Plan)
-    count: int
-    again: tuple[Pass, ...]
-    scoring: tuple[Pass, ...]
-    allocate: Allocate
-    select: Select
+    rounds: int = 3
+    steps: tuple[Pass, ...] = ()
     refit: tuple[Pass, ...] = ()
 
+    @property
+    def needs(self) -> tuple[type, ...]:
+        """The groups, and what the steps need and do not make."""
+        refit = missing(self.refit, (*self._made, Rewritten))
+        return tuple(dict.fromkeys((Dependencies, Eligible, *missing(self.steps), *refit)))
+
+    @property
+    def reads(self) -> tuple[type, ...]:
+        """The facts that a step reads where the program has them."""
+        return tuple(dict.fromkeys(fact for step in (*self.steps, *self.refit) for fact in step.reads))
+
+    @property
+    def makes(self) -> tuple[type, ...]:
+        """The facts that the steps leave, the plan included."""
+        return self._made
+
+    @property
+    def _made(self) -> tuple[type, ...]:
+        return tuple(dict.fromkeys(fact for step in self.steps for fact in step.makes))
+
+    @property
+    def resources(self) -> tuple[str, ...]:
+        """What the steps take besides the model."""
+        return tuple(dict.fromkeys(name for step in (*self.steps, *self.refit) for name in step.resources))
+
     def check(self) -> None:
-        """Refuse numbers that are none.
+        """Refuse impossible numbers, and steps that make no plan.
 
         Raises:
-            PlanError: if there is no shot.
+            PlanError: if there is no round, or the steps do not end with `allocate` and `select`.
         """
-        if not isinstance(self.count, int) or self.count < 1:
-            raise PlanError(f"shots must be a positive whole number, got {self.count}")
+        if not isinstance(self.rounds, int) or self.rounds < 1:
+            raise PlanError(f"rounds must be a positive whole number, got {self.rounds}")
+        kinds = [type(step) for step in self.steps]
+        if kinds[-2:] != [Allocate, Select] or Allocate in kinds[:-2]:
+            raise PlanError("iterative plans by steps that end with allocate and select, such as "
+                            "iterative{steps=[score{by=magnitude} | allocate | select]}")  # fmt: skip
+        for step in (*self.steps, *self.refit):
+            step.check()
+
+    def before(self, later: Sequence[Pass]) -> Pass:
+        """The same with steps that have the options which follow from later ones."""
+        return replace(self, steps=resolved(self.steps, later))
+
+    def reduced(self, read: Set[type]) -> Pass:
+        """The same with the steps whose facts are read, by later passes or the refit."""
+        return replace(self, steps=live(self.steps, {*read, *missing(self.refit)}))
+
+    def preflight(self, program: Program) -> Program:
+        """The program after the preflight of every step.
+
+        Raises:
+            GraphpruneError: if a step cannot be done.
+        """
+        for step in (*self.steps, *self.refit):
+            program = step.preflight(program)
+        return program
 
     def run(self, program: Program) -> Program:
         """The program with a plan, and the scores that led to it.
 
         Raises:
-            PlanError: if the share asked for cannot be reached.
+            PlanError: if the share cannot be reached.
         """
-        program = self._through(program, *self.scoring)
-        for shot in range(1, self.count):
-            small = self._through(self._planned(program, shot / self.count), Rewrite(), *self.refit)
+        program = self._through(program, *self._scoring)
+        for i in range(1, self.rounds):
+            small = self._through(self._planned(program, i / self.rounds), Rewrite(), *self.refit)
             program = program.with_facts(self._scores(program, small))
         return self._planned(program, 1.0)
 
+    @property
+    def _scoring(self) -> tuple[Pass, ...]:
+        return self.steps[:-2]
+
     def _planned(self, program: Program, part: float) -> Program:
-        """The program with a plan for a part of what is to go."""
-        asked = {"sparsity": self.allocate.sparsity, "ratio": self.allocate.ratio}
-        now = {name: value * part for name, value in asked.items() if value is not None}
-        return self._through(program, replace(self.allocate, **now), self.select)  # type: ignore[arg-type]
+        """The program with a plan for a part of the reduction."""
+        allocate, select = self.steps[-2:]
+        assert isinstance(allocate, Allocate)
+        shares = {"sparsity": allocate.sparsity, "ratio": allocate.ratio}
+        now = {name: value * part for name, value in shares.items() if value is not None}
+        return self._through(program, replace(allocate, **now), select)  # type: ignore[arg-type]
 
     def _through(self, program: Program, *passes: Pass) -> Program:
         return Pipeline(passes, given=tuple(program.facts))(program)
 
     def _scores(self, program: Program, small: Program) -> Scores:
         """The scores of what the small program has, at the indices of the whole one."""
-        found, eligible, old = analyze(small), program.fact(Eligible), program.fact(Scores)
-        plan, groups = small.fact(Plan), program.fact(Dependencies).by_name
-        left = tuple(found.by_name[g.name] for g in eligible.groups if _is_left(g, found.by_name.get(g.name), plan))
-        known = found, replace(eligible, groups=left)
-        new = self._through(small.with_facts(*known), *self.again, *self.scoring).fact(Scores).by_group
+        eligible, old = program.fact(Eligible), program.fact(Scores)
+        plan, groups, narrow = small.fact(Plan), program.fact(Dependencies).by_name, small.fact(Dependencies)
+        left = tuple(narrow.by_name[g.name] for g in eligible.groups if _is_left(g, narrow.by_name.get(g.name), plan))
+        start = small.with_facts(narrow, replace(eligible, groups=left))
+        new = self._through(start, *self._scoring).fact(Scores).by_group
 
         def merged(name: str) -> Tensor:
             return _back(new[name], old.by_group[name], groups[name], plan) if name in new else old.by_group[name]
@@ -85,18 +136,18 @@ class Iterative(Pass):
 
 
 def _is_left(whole: Group, small: Group | None, plan: Plan) -> bool:
-    """Is this what a group became? An axis of size 1 is gone, and others may be called like it."""
+    """Whether a group became this one: an axis of size 1 vanishes, and others may have its name."""
     if small is None or small.size != plan.widths.get(whole.name, whole.size):
         return False
     return {(p.parameter, p.dim) for p in small.places} == {(p.parameter, p.dim) for p in whole.places}
 
 
 def _back(small: Tensor, whole: Tensor, group: Group, plan: Plan) -> Tensor:
-    """Scores of kept indices, shape (rows, width), where they stand among all, shape (rows, group.size)."""
+    """Scores of retained indices, shape (rows, width), at their positions among all, shape (rows, group.size)."""
     low, high = float(small.min()), float(small.max())
-    found = torch.full(whole.shape, low - LOWER * max(high - low, abs(low), 1e-12), dtype=small.dtype)
+    scores = torch.full(whole.shape, low - LOWER * max(high - low, abs(low), 1e-12), dtype=small.dtype)
     owners = plan.groups.get(group.linked or "", (tuple(range(len(whole))),))[0]
     kept = plan.groups.get(group.name, (tuple(range(group.size)),))
     for row, at in zip(small.expand(len(owners), -1), owners, strict=True):
-        found[at, torch.tensor(kept[at if len(kept) > 1 else 0])] = row
-    return found
+        scores[at, torch.tensor(kept[at if len(kept) > 1 else 0])] = row
+    return scores

@@ -15,14 +15,17 @@ from graphprune.evaluation.masked_loss import Objective
 from graphprune.ir.program import Program
 from graphprune.passes.allocation.allocate import Allocate
 from graphprune.passes.calibration.gradients import Gradients, Loss, likelihood
+from graphprune.passes.scores import SCORES
 from graphprune.passes.scores.score import Score
 from graphprune.passes.selection.select import Select
 from graphprune.pipeline import PASSES, Pass, Pipeline
 from graphprune.planning.facts import Eligible, Scores
 from graphprune.planning.plan import Plan
 from graphprune.statistics.collector import Calibration
+from graphprune.statistics.moments import GradientSums, OutputGradients, ParameterGradients
 from graphprune.support import packages
 
+GATHERED = (GradientSums, ParameterGradients, OutputGradients)
 TAYLOR = ("taylor", "taylor-vector", "taylor-second", "taylor-mixed")
 
 
@@ -38,8 +41,9 @@ class Search(Pass):
     """
 
     name: ClassVar[str] = "search"
-    needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible, Calibration)
-    makes: ClassVar[tuple[type, ...]] = (Scores,)
+    makes: ClassVar[tuple[type, ...]] = (Eligible, Scores)
+    one_of: ClassVar[tuple[str, ...]] = ("sparsity", "ratio")
+    resources: ClassVar[tuple[str, ...]] = ("gradients", "optuna")
     metrics: tuple[str, ...] = TAYLOR
     allocation: str = "uniform"
     sparsity: float | None = None
@@ -51,6 +55,12 @@ class Search(Pass):
     seed: int = 0
     loss: Loss | None = field(default=None, repr=False)
 
+    @property
+    def needs(self) -> tuple[type, ...]:
+        """Calibration inputs, and what the metrics read besides the gradients that trials gather."""
+        read = dict.fromkeys(fact for metric in self.metrics for fact in SCORES[metric].needs)
+        return (Dependencies, Eligible, Calibration, *(fact for fact in read if fact not in GATHERED))
+
     def check(self) -> None:
         """Refuse to start without what is needed.
 
@@ -61,6 +71,16 @@ class Search(Pass):
         packages.load("optuna", "search")
         if min(self.trials, self.parts, len(self.metrics)) < 1:
             raise PlanError("a search needs at least one trial, one part of the data and one metric")
+        for metric in self.metrics:
+            SCORES[metric]
+
+    def preflight(self, program: Program) -> Program:
+        """The program with the groups that the first metric cuts as the only eligible ones.
+
+        Raises:
+            PlanError: if there is none.
+        """
+        return Score(self.metrics[0], self.seed).preflight(program)
 
     def run(self, program: Program) -> Program:
         """The program with the scores of the best trial.

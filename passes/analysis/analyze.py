@@ -7,7 +7,6 @@ from graphprune.axes.groups import Dependencies, Group
 from graphprune.axes.name_globs import hint, matching
 from graphprune.errors import PlanError
 from graphprune.ir.program import Dropped, Program
-from graphprune.passes.analysis.find_groups import analyze
 from graphprune.pipeline import PASSES, Pass
 from graphprune.planning.destination import Destination
 from graphprune.planning.facts import Eligible
@@ -24,8 +23,11 @@ class Analyze(Pass):
     """
 
     name: ClassVar[str] = "analyze"
+    needs: ClassVar[tuple[type, ...]] = (Dependencies,)
+    reads: ClassVar[tuple[type, ...]] = (Dropped,)
     makes: ClassVar[tuple[type, ...]] = (Dependencies, Eligible)
     memory_bounded: ClassVar[bool] = True
+    surveys: ClassVar[bool] = True
     destination: str = "free"
     protect: tuple[str, ...] = ()
     exact_only: bool = True
@@ -45,7 +47,7 @@ class Analyze(Pass):
             PlanError: if the destination is unknown, or needs a configuration that the program does not have, or a
                 glob of `protect` matches nothing.
         """
-        dependencies = program.facts.get(Dependencies) or analyze(program)
+        dependencies = program.fact(Dependencies)
         self._require_matches(program, dependencies)
         destination = Destination.of(self.destination, program, dependencies)
         candidates = [

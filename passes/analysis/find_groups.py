@@ -13,7 +13,7 @@ from torch import fx
 from graphprune.axes.algebra import Axis, Prime, Product, Sum, primes, resolve
 from graphprune.axes.groups import Cost, Dependencies, Group, Pinned, Place, Term
 from graphprune.axes.rule_helpers import size_hint
-from graphprune.ir.program import Program
+from graphprune.ir.program import DERIVED, Program
 from graphprune.passes.analysis.axis_flow import AxisFlow
 from graphprune.passes.analysis.exactness import inexact_primes
 from graphprune.passes.analysis.labels import Labels
@@ -30,6 +30,9 @@ def analyze(program: Program) -> Dependencies:
     if key not in results:
         results[key] = analyze_uncached(program)
     return results[key]
+
+
+DERIVED[Dependencies] = analyze
 
 
 def analyze_uncached(program: Program) -> Dependencies:

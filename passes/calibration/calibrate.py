@@ -1,7 +1,9 @@
 """The pass that runs calibration inputs through the dense model and keeps their moments."""
 
 import hashlib
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -16,9 +18,11 @@ from graphprune.pipeline import PASSES, Pass
 from graphprune.planning.facts import Eligible
 from graphprune.statistics import texts
 from graphprune.statistics.collector import BATCH_TOKENS, Calibration, Collector, token_batches
-from graphprune.statistics.moments import Statistics, from_tensors, to_tensors
+from graphprune.statistics.moments import FullMoments, ProducerMoments, Statistics, from_tensors, to_tensors
 from graphprune.statistics.stream import Stream
 from graphprune.support.durable_steps import Step, stage
+
+MOMENTS = ("auto", "none", "diagonal", "full")
 
 
 @PASSES.register("calibrate")
@@ -28,34 +32,61 @@ class Calibrate(Pass):
 
     `text` names a calibration text (see `corpus`), of which `samples` windows of `length` tokens are drawn by `seed`;
     or `batches` holds calls ``(args, kwargs)`` of the model; tokens that their `attention_mask` leaves out are not
-    counted. `moments`: ``diagonal`` keeps what most scores need, ``full`` the whole matrices, ``none`` nothing, for
-    those who want the inputs only. With `producers`, also the maps that make the groups are watched. With `autocast`,
-    this pass and those that run the same inputs later, segment by segment or for gradients, multiply matrices in
-    bfloat16, which is faster where the processor has it; sums over tokens are as precise as ever. `device` is where
-    segments run, with about so many `tokens` at once.
+    counted. `moments`: ``diagonal`` keeps sums and squares, ``full`` whole Gram matrices, ``none`` nothing, for passes
+    that take the inputs only. With `producers`, also the layers that produce the groups are observed. Where these two
+    are not set, later passes of the pipeline decide what they need. With `autocast`, this pass and those that run the
+    same inputs later, segment by segment or for gradients, multiply matrices in bfloat16, which is faster where the
+    processor has it; sums over tokens are as precise as ever. `device` is where segments run, with about so many
+    `tokens` at once.
     """
 
     name: ClassVar[str] = "calibrate"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible)
-    makes: ClassVar[tuple[type, ...]] = (Calibration, Statistics)
+    reads: ClassVar[tuple[type, ...]] = (Calibration,)
+    makes_with: ClassVar[Mapping[type, str]] = MappingProxyType(
+        {FullMoments: "moments=full", ProducerMoments: "producers=true"}
+    )
     memory_bounded: ClassVar[bool] = True
+    pure: ClassVar[bool] = True
+    resources: ClassVar[tuple[str, ...]] = ("calibration",)
     text: str = ""
     samples: int = 128
     length: int = 512
     seed: int = 0
-    moments: str = "diagonal"
-    producers: bool = False
+    moments: str = "auto"
+    producers: bool | None = None
     autocast: bool = False
     device: str = "cpu"
     tokens: int = BATCH_TOKENS
     batches: tuple[Any, ...] = field(default=(), repr=False)
 
+    @property
+    def makes(self) -> tuple[type, ...]:
+        """The inputs, and the moments that are gathered of them."""
+        gathered = {
+            Statistics: self.moments != "none",
+            FullMoments: self.moments == "full",
+            ProducerMoments: bool(self.producers) and self.moments != "none",
+        }
+        return (Calibration, *(fact for fact, made in gathered.items() if made))
+
+    def before(self, later: Sequence[Pass]) -> Pass:
+        """The same with the moments that later passes need, where they are not set."""
+        needed = {fact for step in later for fact in (*step.needs, *step.reads)}
+        if not needed & {Calibration, Statistics}:
+            return self
+        least = "full" if FullMoments in needed else "diagonal" if Statistics in needed else "none"
+        producers = True if self.producers is None and ProducerMoments in needed else self.producers
+        return replace(self, moments=least if self.moments == "auto" else self.moments, producers=producers)
+
     def check(self) -> None:
-        """Refuse a device that is not there.
+        """Refuse moments and devices that do not exist.
 
         Raises:
             CalibrationError: if that is so.
         """
+        if self.moments not in MOMENTS:
+            raise CalibrationError(f"moments are {', '.join(MOMENTS[:-1])} or {MOMENTS[-1]}, not {self.moments!r}")
         try:
             torch.empty(0, device=self.device)
         except (RuntimeError, AssertionError) as fault:
@@ -67,15 +98,15 @@ class Calibrate(Pass):
         Raises:
             CalibrationError: if there is no usable calibration data, or activations are not finite.
         """
-        if self.moments not in ("none", "diagonal", "full"):
-            raise CalibrationError(f"moments are none, diagonal or full, not {self.moments!r}")
         calibration = self._calibration(program)
+        fresh = program.without(Statistics, FullMoments, ProducerMoments).with_facts(calibration)
         if self.moments == "none":
-            return program.with_facts(calibration, Statistics({}))
-        consumers = program.fact(Dependencies).maps_of(program.fact(Eligible).groups, self.producers)
-        collector = Collector(consumers, self.moments == "diagonal")
+            return fresh
+        consumers = program.fact(Dependencies).maps_of(program.fact(Eligible).groups, bool(self.producers))
+        collector = Collector(consumers, self.moments != "full")
         sweep(program, calibration, collector)
-        return program.with_facts(calibration, Statistics(collector.moments))
+        gathered = (FullMoments(), ProducerMoments())
+        return fresh.with_facts(Statistics(collector.moments), *(fact for fact in gathered if type(fact) in self.makes))
 
     def _calibration(self, program: Program) -> Calibration:
         if self.batches:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 import torch
@@ -22,11 +23,16 @@ from graphprune.planning.index_scores import at_consumers, rows_of
 from graphprune.planning.interfaces import Evidence
 from graphprune.solvers.factorable import factorable
 from graphprune.statistics.collector import Calibration, at_least_single, input_leaf, matmul_autocast
-from graphprune.statistics.moments import GradientSums
+from graphprune.statistics.moments import FactorGradients, GradientSums, OutputGradients, ParameterGradients
 
 #: The loss of an output, and the number of the calibration batch that it belongs to.
 Loss = Callable[[Any, int], Tensor]
-PLACES = ("parameters", "outputs", "maps")
+#: The facts that say where gradients are known, by the name of the place.
+PLACES = {
+    "parameters": (ParameterGradients,),
+    "outputs": (OutputGradients,),
+    "maps": (OutputGradients, FactorGradients),
+}
 
 
 @PASSES.register("gradients")
@@ -36,40 +42,74 @@ class Gradients(Pass):
 
     `of` says where: at all ``parameters`` of eligible groups, or at the ``outputs`` of the linear maps that contract
     such groups, where it is their second moments that are kept, or of all ``maps`` that can be of a lower rank, too.
-    `most` says on how many calibration batches, if not on all. The loss of a causal language model is that of the next
-    token; for any other model `loss` is given from Python.
+    Where it is not set, later passes of the pipeline decide what they need. `most` says on how many calibration
+    batches, if not on all. The loss of a causal language model is that of the next token; for any other model `loss` is
+    given from Python.
     """
 
     name: ClassVar[str] = "gradients"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible, Calibration)
-    makes: ClassVar[tuple[type, ...]] = (GradientSums,)
+    reads: ClassVar[tuple[type, ...]] = (GradientSums,)
+    makes_with: ClassVar[Mapping[type, str]] = MappingProxyType(
+        {OutputGradients: "of=outputs", FactorGradients: "of=maps"}
+    )
+    pure: ClassVar[bool] = True
+    resources: ClassVar[tuple[str, ...]] = ("gradients",)
     loss: Loss | None = field(default=None, repr=False)
-    of: str = "parameters"
+    of: str = "auto"
     most: int | None = None
+
+    @property
+    def makes(self) -> tuple[type, ...]:
+        """The sums, and the places where they are known."""
+        return (GradientSums, *PLACES.get(self.of, PLACES["parameters"]))
+
+    def before(self, later: Sequence[Pass]) -> Pass:
+        """The same at the place that later passes need, where it is not set."""
+        needed = {fact for step in later for fact in step.needs}
+        place = next((place for place in reversed(PLACES) if {*PLACES[place]} <= needed), self.of)
+        return replace(self, of=place) if self.of == "auto" else self
+
+    def check(self) -> None:
+        """Refuse places that do not exist.
+
+        Raises:
+            CalibrationError: if there is no such place.
+        """
+        if self.of not in ("auto", *PLACES):
+            *others, last = PLACES
+            raise CalibrationError(f"there are gradients of {', '.join(others)} or {last}, not {self.of!r}")
 
     def run(self, program: Program) -> Program:
         """The program with gradients.
 
         Raises:
-            CalibrationError: if no loss is given or known, a gradient is not finite, or there is no such place.
+            CalibrationError: if no loss is given or known, or a gradient is not finite.
         """
-        if self.of not in PLACES:
-            raise CalibrationError(f"there are gradients of {', '.join(PLACES[:-1])} or {PLACES[-1]}, not {self.of!r}")
+        if self.of in ("outputs", "maps"):
+            fresh, sums = program.without(OutputGradients, FactorGradients), self._at_outputs(program)
+        else:
+            fresh, sums = program, self._at_parameters(program)
+        return fresh.with_facts(sums, *(place() for place in self.makes if place is not GradientSums))
+
+    def _at_outputs(self, program: Program) -> GradientSums:
         groups, module = program.fact(Eligible).groups, program.module()
-        if self.of != "parameters":
-            watched(module, program, set())
-            more = factorable(program, program.fact(Dependencies))[0] if self.of == "maps" else []
-            contracting = {c.node: c for c in (*program.fact(Dependencies).maps_of(groups), *more)}
-            taps = _tapped(module, list(contracting.values()))
-            batches = sum(1 for _ in self._backward(program, module))
-            known = program.facts.get(GradientSums) or GradientSums({}, {}, {}, batches)
-            return program.with_facts(replace(known, output_grams={node: tap.mean(node) for node, tap in taps.items()}))
+        watched(module, program, set())
+        more = factorable(program, program.fact(Dependencies))[0] if self.of == "maps" else []
+        contracting = {c.node: c for c in (*program.fact(Dependencies).maps_of(groups), *more)}
+        taps = _tapped(module, list(contracting.values()))
+        batches = sum(1 for _ in self._backward(program, module))
+        known = program.facts.get(GradientSums) or GradientSums({}, {}, {}, batches)
+        return replace(known, output_grams={node: tap.mean(node) for node, tap in taps.items()})
+
+    def _at_parameters(self, program: Program) -> GradientSums:
+        groups, module = program.fact(Eligible).groups, program.module()
         names = {place.parameter for group in groups for place in group.places} & program.parameters
         weights, sums = watched(module, program, names), _Sums(program, groups)
         for _ in self._backward(program, module):
             sums.add({name: _gradient(name, weight) for name, weight in weights.items()})
         known = program.facts.get(GradientSums)
-        return program.with_facts(replace(sums.found(), output_grams=known.outputs if known else {}))
+        return replace(sums.found(), output_grams=known.output_grams if known else {})
 
     def _backward(self, program: Program, module: fx.GraphModule) -> Iterator[int]:
         """Every calibration batch, after its backward pass."""

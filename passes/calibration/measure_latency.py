@@ -19,8 +19,9 @@ from graphprune.axes.rule_helpers import substitute_sizes, token_symbols
 from graphprune.display.progress import progress
 from graphprune.errors import PlanError, choices
 from graphprune.execution.latency import RUNTIMES, LatencyTable, Shape, Subgraph
-from graphprune.ir.program import Program
+from graphprune.ir.program import Dropped, Program
 from graphprune.passes.rewriting.rewrite import rewrite
+from graphprune.passes.scores import SCORES
 from graphprune.passes.scores.score import in_play
 from graphprune.pipeline import PASSES, Pass
 from graphprune.planning.facts import Eligible
@@ -35,28 +36,39 @@ class MeasureLatency(Pass):
     """Measure what groups that the score `by` cuts save in latency on `runtime`: ``onnxruntime`` (CPU),
     ``onnxruntime-cuda`` or ``torch``. `table` names a JSON file in which measurements are kept, and from which they are
     taken; without it they are kept in memory. Each group is measured at `points` widths. Where the model takes token
-    ids of any number, a run is one sequence of `length`; else it is the example that was captured."""
+    ids of any number, a run is one `sequence` of so many tokens; else it is the captured example."""
 
     name: ClassVar[str] = "measure-latency"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible)
+    reads: ClassVar[tuple[type, ...]] = (Dropped,)
     makes: ClassVar[tuple[type, ...]] = (Dependencies,)
+    surveys: ClassVar[bool] = True
     by: str = "magnitude"
     runtime: str = "onnxruntime"
     table: str = ""
-    length: int = 128
+    sequence: int = 128
     points: int = 4
+
+    def check(self) -> None:
+        """Refuse scores and runtimes that do not exist.
+
+        Raises:
+            PlanError: if there is no such runtime.
+            RegistryError: if there is no such score.
+        """
+        SCORES[self.by]
+        if self.runtime not in RUNTIMES:
+            raise PlanError(f"no runtime {self.runtime!r}; {choices(self.runtime, RUNTIMES)}")
 
     def run(self, program: Program) -> Program:
         """The program whose dependencies know the terms of a budget in ``latency``, in nanoseconds.
 
         Raises:
-            PlanError: if there is no such runtime, or it cannot run a part of the model.
+            PlanError: if the runtime cannot run a part of the model.
             LoadError: if the file is no table of this runtime.
         """
-        if self.runtime not in RUNTIMES:
-            raise PlanError(f"no runtime {self.runtime!r}; {choices(self.runtime, RUNTIMES)}")
         table, dependencies = LatencyTable.open(self.table, self.runtime), program.fact(Dependencies)
-        parts = _Parts(program, in_play(program, self.by), table, self.length, self.points)
+        parts = _Parts(program, in_play(program, self.by), table, self.sequence, self.points)
         found = list[Term]()
         with progress("measuring", len(parts.touched)) as step:
             for groups, nodes in parts.touched.items():

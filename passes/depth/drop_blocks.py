@@ -16,7 +16,7 @@ from graphprune.ir.program import Dropped, Program, copy_graph
 from graphprune.ir.weights import Renamed
 from graphprune.passes.depth import IMPORTANCES
 from graphprune.pipeline import PASSES, Pass, Timings
-from graphprune.planning.facts import Eligible
+from graphprune.planning.facts import OF_ONE_GRAPH, Eligible
 from graphprune.planning.plan import Plan
 from graphprune.statistics.collector import Calibration
 from graphprune.writeback.module import write_back_dropped
@@ -26,28 +26,46 @@ from graphprune.writeback.module import write_back_dropped
 @dataclass(frozen=True)
 class Drop(Pass):
     """Drop what matters least, `by` a registered importance: `count` blocks, or blocks of together about `sparsity` of
-    all parameters. Blocks are entries of lists of modules; or their `branches`, such as attention alone, which only
-    destination free can hold. With `least` 0 it may be that none goes, where that is nearer to the sparsity."""
+    all parameters; `ratio` is the same, and `part` the share of it that is due here, where later passes do the rest.
+    Blocks are entries of lists of modules; or their `branches`, such as attention alone, which only destination free
+    can hold. With `least` 0 none may be dropped, where that is nearer to the sparsity. No other `budget` than that of
+    ``parameters`` is known."""
 
     name: ClassVar[str] = "drop-blocks"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible, Calibration)
     makes: ClassVar[tuple[type, ...]] = (Dropped, Plan, Verification)
+    invalidates: ClassVar[tuple[type, ...]] = OF_ONE_GRAPH
+    one_of: ClassVar[tuple[str, ...]] = ("sparsity", "ratio", "count")
     by: str = "shortgpt"
     sparsity: float | None = None
     count: int | None = None
     branches: bool = False
     least: int = 1
+    ratio: float | None = None
+    part: float = 1.0
+    budget: str = "parameters"
+
+    @property
+    def _share(self) -> float | None:
+        """The share of all parameters that is due here."""
+        share = self.sparsity if self.sparsity is not None else self.ratio
+        return None if share is None else share * self.part
 
     def check(self) -> None:
-        """Refuse options that cannot be.
+        """Refuse impossible options, and importances that do not exist.
 
         Raises:
-            PlanError: if not just one of count and sparsity is given, or one that cannot be.
+            PlanError: if not just one of count, sparsity and ratio is given, one is impossible, or the budget is
+                another one.
+            RegistryError: if there is no such importance.
         """
-        if (self.sparsity is None) == (self.count is None):
+        IMPORTANCES[self.by]
+        if sum(option is not None for option in (self.sparsity, self.ratio, self.count)) != 1:
             raise PlanError("give either count (of blocks to drop) or sparsity (a share of all parameters)")
-        if self.sparsity is not None and not 0 < self.sparsity < 1:
-            raise PlanError(f"sparsity must lie between 0 and 1 (0.2 removes 20 %), got {self.sparsity}")
+        if self._share is not None and not 0 < self._share < 1:
+            raise PlanError(f"sparsity must lie between 0 and 1 (0.2 removes 20 %), got {self._share}")
+        if self.budget != "parameters":
+            raise PlanError(f"blocks are dropped until enough parameters are removed, not {self.budget}")
         if self.count is not None and (not isinstance(self.count, int) or self.count < 1):
             raise PlanError(f"count must be a positive whole number, got {self.count}")
 
@@ -94,7 +112,7 @@ class Drop(Pass):
                 f"{wanted} of {len(found)} {parts} cannot be dropped: one at least must stay, and only those "
                 "count that are residual branches"
             )
-        target = program.count() if self.sparsity is None else round(self.sparsity * program.count())
+        target = program.count() if self._share is None else round(self._share * program.count())
         chosen: list[Unit] = []
         ranking: list[Unit] = []
         while len(chosen) < (self.count or most):

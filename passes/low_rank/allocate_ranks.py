@@ -11,7 +11,7 @@ from torch import Tensor
 from graphprune.axes.groups import Dependencies
 from graphprune.axes.rule import Consumer
 from graphprune.axes.rule_helpers import size_hint
-from graphprune.errors import CalibrationError, PlanError
+from graphprune.errors import PlanError
 from graphprune.ir.program import Program, Rewritten
 from graphprune.ir.weights import narrow
 from graphprune.passes.calibration.calibrate import sweep
@@ -24,11 +24,16 @@ from graphprune.solvers.factorable import factorable
 from graphprune.solvers.normal_equations import CAUTIOUS_DAMPINGS, damped_cholesky
 from graphprune.solvers.pivoted_factors import factor_parameters, rank_for_density
 from graphprune.statistics.collector import Calibration, Collector
-from graphprune.statistics.moments import GradientSums
+from graphprune.statistics.moments import FactorGradients, GradientSums
 
 BUDGETS = ("parameters", "macs")
 WORTH = 0.9  # of the full rank; a square matrix still holds 99 % of its numbers there
-WAYS = ("density", "error", "growth")
+#: What ranks are chosen by, and the facts that this takes.
+WAYS: dict[str, tuple[type, ...]] = {
+    "density": (),
+    "error": (Calibration,),
+    "growth": (Calibration, GradientSums, FactorGradients),
+}
 
 
 @PASSES.register("allocate-ranks")
@@ -46,8 +51,9 @@ class AllocateRanks(Pass):
     """
 
     name: ClassVar[str] = "allocate-ranks"
-    needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible)
+    reads: ClassVar[tuple[type, ...]] = (Plan, Rewritten)
     makes: ClassVar[tuple[type, ...]] = (Plan,)
+    one_of: ClassVar[tuple[str, ...]] = ("sparsity", "ratio")
     sparsity: float | None = None
     ratio: float | None = None
     align: int = 1
@@ -55,12 +61,20 @@ class AllocateRanks(Pass):
     protect: tuple[str, ...] = ()
     by: str = "density"
 
+    @property
+    def needs(self) -> tuple[type, ...]:
+        """The linear layers, and what their errors are measured with."""
+        return (Dependencies, Eligible, *WAYS.get(self.by, ()))
+
     def check(self) -> None:
-        """Refuse what cannot be asked for.
+        """Refuse impossible shares, budgets and ways to choose ranks.
 
         Raises:
-            PlanError: if not one share is given, one that cannot be, or a budget that ranks do not change.
+            PlanError: if not just one share is given, it is impossible, ranks do not change such a budget, or cannot be
+                chosen so.
         """
+        if self.by not in WAYS:
+            raise PlanError(f"ranks are chosen by {' or '.join(WAYS)}, not {self.by!r}")
         given = [share for share in (self.sparsity, self.ratio) if share is not None]
         if len(given) != 1 or not isinstance(given[0], (int, float)) or not 0 < given[0] < 1:
             raise PlanError("give either sparsity (a share of the whole) or ratio (one of every map), between 0 and 1")
@@ -69,22 +83,27 @@ class AllocateRanks(Pass):
         if not isinstance(self.align, int) or self.align < 1:
             raise PlanError(f"align must be a positive whole number, got {self.align}")
 
-    def run(self, program: Program) -> Program:
-        """The program with a plan, which holds what an earlier one says of widths, too.
+    def preflight(self, program: Program) -> Program:
+        """The same program, if the destination can hold factors.
 
         Raises:
-            PlanError: if the destination cannot hold factors, or the target is out of reach,
-                or ranks cannot be chosen so.
-            CalibrationError: if there is no calibration data for the errors.
+            PlanError: if it cannot.
         """
-        if self.by not in WAYS:
-            raise PlanError(f"ranks are chosen by {' or '.join(WAYS)}, not {self.by!r}")
         destination = program.fact(Eligible).destination.name
         if destination != "free":
             raise PlanError(
                 f"destination {destination} cannot hold factors of a low rank: no class of transformers has such "
                 "layers; use destination free"
             )
+        return program
+
+    def run(self, program: Program) -> Program:
+        """The program with a plan, which holds what an earlier one says of widths, too.
+
+        Raises:
+            PlanError: if the destination cannot hold factors, or the target is out of reach.
+        """
+        self.preflight(program)
         found, _ = factorable(program, program.fact(Dependencies), self.protect)
         if not found:
             raise PlanError("no linear map of the model can become factors of a low rank; nothing could be saved")
@@ -98,7 +117,7 @@ class AllocateRanks(Pass):
             else:
                 ranks = maps.erring(target, ranked_errors(program, found, self.by == "growth"))
         earlier = program.facts.get(Plan)
-        plan = earlier or Plan(program.fingerprint(), {}, {}, {"destination": destination})
+        plan = earlier or Plan(program.fingerprint(), {}, {}, {"destination": program.fact(Eligible).destination.name})
         return program.with_facts(replace(plan, ranks=maps.lower(ranks)))
 
     def _target(self, program: Program, maps: "_Maps") -> int:
@@ -220,13 +239,8 @@ class _Maps:
 def ranked_errors(program: Program, found: Collection[Consumer], growth: bool = False) -> dict[str, Tensor]:
     """For every map the squared error at all ranks, relative to what it makes of calibration inputs; or the `growth` of
     the loss, relative to that without any of the maps."""
-    calibration = program.facts.get(Calibration)
-    if calibration is None:
-        raise CalibrationError(
-            "there are no calibration inputs for the errors of ranks; put calibrate before allocate-ranks"
-        )
     collector = Collector(list(found))
-    sweep(program, calibration, collector)
+    sweep(program, program.fact(Calibration), collector)
     tails = {c.weight: _tail(program, c, collector.moments[c.node].gram, growth) for c in found}
     whole = torch.stack([tail[0] for tail in tails.values()]).sum()
     return {name: tail / (whole if growth else tail[0]).clamp(min=1e-300) for name, tail in tails.items()}
@@ -247,7 +261,7 @@ def _tail(program: Program, consumer: Consumer, second: Tensor, growth: bool) ->
 
 def _sensitivity(program: Program, consumer: Consumer) -> Tensor:
     """The second moments of the gradients at those outputs of a map that a cut left."""
-    gathered = program.facts.get(GradientSums, GradientSums({}, {}, {}, 0))
+    gathered = program.fact(GradientSums)
     found = Evidence(program, program.fact(Dependencies), None, gradients=gathered).sensitivity(consumer)
     cut = program.facts.get(Rewritten)
     kept = cut.keep.get(consumer.weight, {}).get(1 - consumer.dim) if cut else None

@@ -18,7 +18,7 @@ from graphprune.execution.segments import Segment, split_at_linear_layers
 from graphprune.ir.program import Dropped, Factored, Program, Rewritten, copy_graph
 from graphprune.ir.weights import Layered, Weights
 from graphprune.pipeline import PASSES, Pass, Timings
-from graphprune.planning.facts import Refits
+from graphprune.planning.facts import OF_ONE_GRAPH, Refits
 from graphprune.planning.plan import Plan
 from graphprune.solvers.factorable import factorable
 from graphprune.solvers.pivoted_factors import (
@@ -51,7 +51,9 @@ class Factorize(Pass):
 
     name: ClassVar[str] = "factorize"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Plan, Calibration)
+    reads: ClassVar[tuple[type, ...]] = (Rewritten, Dropped, Refits)
     makes: ClassVar[tuple[type, ...]] = (Factored, Verification)
+    invalidates: ClassVar[tuple[type, ...]] = OF_ONE_GRAPH
     mix: float = 0.25
     rounds: int | None = None
     damping: float | None = None

@@ -222,7 +222,9 @@ RULES.register(*FILLED)(FillLike())
 RULES.register(*CHOICES)(Where())
 RULES.register(aten.dropout.default, aten.feature_dropout.default)(Dropout())
 RULES.register(*UNTAGGED)(Elementwise())
-RULES.register(*(operator for operator in pointwise() if operator not in RULES))(Elementwise())
+RULES.register(*(operator for operator in pointwise() if not {operator, str(operator)} & RULES.own.keys()))(
+    Elementwise()
+)
 
 
 class _Gated(nn.Module):

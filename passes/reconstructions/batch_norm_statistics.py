@@ -43,6 +43,7 @@ class Norms(Pass):
 
     name: ClassVar[str] = "batch-norm-statistics"
     needs: ClassVar[tuple[type, ...]] = (Rewritten, Calibration)
+    reads: ClassVar[tuple[type, ...]] = (Refits,)
     makes: ClassVar[tuple[type, ...]] = (Refits,)
 
     def run(self, program: Program) -> Program:

@@ -40,35 +40,48 @@ class Tune(Pass):
     rank keep theirs, and get none; once they are factors, these do.
 
     A step sees one calibration batch; its length rises to `rate` in the first tenth of the steps, since AdamW's first
-    ones are as long as any and follow the noise of one batch; then it falls to 0. The loss is `loss`, given
-    from Python. Otherwise, with ``aim=labels``, it is that of the next token for causal language models; with
-    ``aim=dense`` it is how far their predictions are from those of the dense model, as Kullback-Leibler divergence
-    (distillation, arXiv:1503.02531). For other models it is the squared error of the outputs, relative to those of the
-    dense model. What was best on held-out batches is kept, the start included.
+    ones are as long as any and follow the noise of one batch; then it falls to 0. With ``aim=labels`` the loss is
+    `loss`, given from Python, or that of the next token for causal language models; with ``aim=dense`` it is the
+    Kullback-Leibler divergence of their predictions from those of the dense model (distillation, arXiv:1503.02531). For
+    other models it is the squared error of the outputs, relative to those of the dense model. The weights that were
+    best on held-out batches are kept, the first ones included.
     """
 
     name: ClassVar[str] = "finetune"
     needs: ClassVar[tuple[type, ...]] = (Rewritten, Calibration)
+    reads: ClassVar[tuple[type, ...]] = (Refits, Factored)
     makes: ClassVar[tuple[type, ...]] = (Refits,)
+    resources: ClassVar[tuple[str, ...]] = ("gradients",)
     steps: int = 100
     rate: float = 1e-3
     rank: int = 0
     aim: str = "labels"
     loss: Loss | None = field(default=None, repr=False)
 
+    def check(self) -> None:
+        """Refuse aims that do not exist.
+
+        Raises:
+            CalibrationError: if there is no such aim.
+        """
+        if self.aim not in ("labels", "dense"):
+            raise CalibrationError(f"a model is tuned to labels or to the dense model, not to {self.aim!r}")
+
     def run(self, program: Program) -> Program:
         """The program with trained biases and norms.
 
         Raises:
-            CalibrationError: if the loss is not finite, or there is no such aim.
+            CalibrationError: if the loss is not finite.
         """
-        if self.aim not in ("labels", "dense"):
-            raise CalibrationError(f"a model is tuned to labels or to the dense model, not to {self.aim!r}")
-        training = _Training.of(program, self.loss or known_loss(program, self.aim == "dense"), self.rank)
+        training = _Training.of(program, self._judge(program), self.rank)
         best = training.run(self.steps, self.rate) if training.weights or training.updates else {}
         refits = program.facts.get(Refits) or Refits({}, {}, program.weights)
         tuned = tuple(sorted({*refits.tuned, *best}))
         return program.with_facts(replace(refits, tuned=tuned), weights=Layered((best, program.weights)))
+
+    def _judge(self, program: Program) -> Loss:
+        labels = self.aim == "labels"
+        return self.loss if labels and self.loss else known_loss(program, distilled=not labels)
 
 
 def known_loss(program: Program, distilled: bool = False) -> Loss:

@@ -10,7 +10,7 @@ from torch import fx
 from graphprune.axes.groups import Dependencies
 from graphprune.axes.rule import Consumer
 from graphprune.axes.rule_helpers import as_rows
-from graphprune.errors import CalibrationError
+from graphprune.errors import CalibrationError, PlanError
 from graphprune.ir.program import Program, Rewritten
 from graphprune.ir.weights import Layered
 from graphprune.passes.reconstructions import RECONSTRUCTIONS
@@ -21,7 +21,6 @@ from graphprune.planning.interfaces import Reconstruction
 from graphprune.planning.plan import Plan
 from graphprune.solvers import new_biases
 from graphprune.statistics.collector import Calibration
-from graphprune.statistics.moments import Statistics
 
 VIEWS = (torch.ops.aten.view.default, torch.ops.aten.reshape.default, torch.ops.aten._unsafe_view.default)
 STATISTICS = ("sequential", "dense", "mixed")
@@ -48,7 +47,8 @@ class Refit(Pass):
     """
 
     name: ClassVar[str] = "refit"
-    needs: ClassVar[tuple[type, ...]] = (Rewritten, Calibration, Statistics)
+    needs: ClassVar[tuple[type, ...]] = (Rewritten, Calibration)
+    reads: ClassVar[tuple[type, ...]] = (Plan, Eligible)
     makes: ClassVar[tuple[type, ...]] = (Refits,)
     memory_bounded: ClassVar[bool] = True
     by: str = "least-squares"
@@ -60,25 +60,47 @@ class Refit(Pass):
     residual: bool = False
 
     def check(self) -> None:
-        """Refuse statistics that do not show what is aimed at.
+        """Refuse methods and statistics that do not exist, and statistics that do not show what is aimed at.
 
         Raises:
-            CalibrationError: if an option wants mixed statistics, and others are chosen.
+            CalibrationError: if there are no such statistics, or an option takes mixed ones, and others are chosen.
+            RegistryError: if there is no such method.
         """
+        RECONSTRUCTIONS[self.by]
+        if self.statistics not in STATISTICS:
+            raise CalibrationError(f"statistics are {' or '.join(STATISTICS)}, not {self.statistics!r}")
         if (self.producers or self.others or self.residual) and self.statistics != "mixed":
             raise CalibrationError(
                 "producers, others and residual aim at what the dense model makes; they want statistics=mixed"
             )
 
+    def preflight(self, program: Program) -> Program:
+        """The same program, if there is room for the biases that the method adds.
+
+        Raises:
+            PlanError: if a layer takes no bias, or the destination cannot express that it has one.
+        """
+        if not RECONSTRUCTIONS[self.by].adds_bias:
+            return program
+        eligible = program.fact(Eligible)
+        for consumer in program.fact(Dependencies).maps_of(eligible.groups):
+            fault = new_biases.obstacle(program, consumer)
+            if not fault and consumer.bias is None:
+                fault = eligible.destination.bias_fault(new_biases.bias_name(consumer))
+            if fault:
+                raise PlanError(
+                    f"refit {self.by} adds a bias to every layer behind a cut, and {consumer.weight} can have none: "
+                    f"{fault}; use refit least-squares or mask, or another destination"
+                )
+        return program
+
     def run(self, program: Program) -> Program:
         """The program with refitted weights.
 
         Raises:
-            CalibrationError: if activations are not finite, or there is no such choice of statistics.
-            ExportError: if the destination cannot hold the biases; the pass ``room`` says so earlier.
+            CalibrationError: if activations are not finite.
+            ExportError: if the destination cannot hold the biases; `preflight` reports that earlier.
         """
-        if self.statistics not in STATISTICS:
-            raise CalibrationError(f"statistics are {' or '.join(STATISTICS)}, not {self.statistics!r}")
         method = RECONSTRUCTIONS[self.by]
         consumers, skipped = refittable(program, method)
         named: dict[str, str] = {}

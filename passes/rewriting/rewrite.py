@@ -18,7 +18,6 @@ from graphprune.errors import GraphpruneError, InvalidProgram, because
 from graphprune.ir.printer import neighborhood
 from graphprune.ir.program import Program, Rewritten
 from graphprune.ir.weights import Narrowed, Scaled
-from graphprune.passes.analysis.find_groups import analyze
 from graphprune.passes.analysis.mean_rescaling import Rescaling
 from graphprune.passes.operators import RULES
 from graphprune.pipeline import PASSES, Pass
@@ -33,11 +32,11 @@ def rewrite(program: Program, plan: Plan) -> Program:
         PlanError: if the plan does not fit the program.
         InvalidProgram: if the rewritten graph does not hold together.
     """
-    dependencies = program.facts.get(Dependencies) or analyze(program)
+    dependencies = program.fact(Dependencies)
     keep = bind(program, dependencies, plan)
     graph, scales = _Rewriter(program, dependencies, keep).run()
     follow = partial(write_back, rewrite)
-    rewritten = Rewritten(program.with_facts(dependencies), plan.keep, plan.groups, scales, follow)
+    rewritten = Rewritten(program, plan.keep, plan.groups, scales, follow)
     weights = Scaled(Narrowed(program.weights, plan.keep), scales)
     small = program.with_facts(rewritten, graph=graph, weights=weights)
     return small.without(Dependencies)  # the axes of the old graph say nothing of the new one
@@ -165,8 +164,9 @@ class Rewrite(Pass):
     """Cut out what the plan leaves out."""
 
     name: ClassVar[str] = "rewrite"
-    needs: ClassVar[tuple[type, ...]] = (Plan,)
+    needs: ClassVar[tuple[type, ...]] = (Dependencies, Plan)
     makes: ClassVar[tuple[type, ...]] = (Rewritten,)
+    invalidates: ClassVar[tuple[type, ...]] = (Dependencies,)
     memory_bounded: ClassVar[bool] = True
 
     def run(self, program: Program) -> Program:

@@ -15,11 +15,10 @@ from graphprune.execution.equivalence import Verification, verify_cut
 from graphprune.ir.program import Program, Rotatable
 from graphprune.ir.weights import Layered
 from graphprune.passes.analysis.analyze import Analyze
-from graphprune.passes.analysis.find_groups import analyze
 from graphprune.passes.rotation.graph_edits import Edits, aten
 from graphprune.passes.rotation.layernorm_to_rmsnorm import centred, is_centrable
 from graphprune.pipeline import PASSES, Pass
-from graphprune.planning.facts import Eligible
+from graphprune.planning.facts import OF_ONE_GRAPH, Eligible
 
 NONE = (
     "no residual stream may be rotated: it must be free, and looked at only by RMS or layer norms; put "
@@ -52,7 +51,9 @@ class FuseNorms(Pass):
 
     name: ClassVar[str] = "fuse-norms"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible)
-    makes: ClassVar[tuple[type, ...]] = (Rotatable, Verification)
+    makes: ClassVar[tuple[type, ...]] = (Dependencies, Eligible, Rotatable, Verification)
+    invalidates: ClassVar[tuple[type, ...]] = OF_ONE_GRAPH
+    surveys: ClassVar[bool] = True
     shortcuts: bool = True
 
     def run(self, program: Program) -> Program:
@@ -76,7 +77,7 @@ class FuseNorms(Pass):
         fact = Rotatable(
             program, frozenset(g.name for g in groups), made.ones, made.added, made.shortcuts, made.changed, foreign
         )
-        found = Analyze(destination, exact_only=False)(made.program.with_facts(fact))
+        found = Analyze(destination, exact_only=False)(made.program.without(*OF_ONE_GRAPH).with_facts(fact))
         wanted = {group.name for group in _related(found, groups, made.added)}
         eligible = found.fact(Eligible)
         streams = [group for group in eligible.groups if group.name in wanted]
@@ -112,7 +113,7 @@ def turned(program: Program, turns: Mapping[Prime, Tensor]) -> Program:
 
     Matrices Q have the shape (size, size): ``x`` becomes ``x Q``, and weights of norms stay ones.
     """
-    dependencies, fact = program.facts.get(Dependencies) or analyze(program), program.fact(Rotatable)
+    dependencies, fact = program.fact(Dependencies), program.fact(Rotatable)
     changed: dict[str, Tensor] = {}
     for name in sorted(dependencies.parameters - fact.ones):
         for dim, axis in enumerate(map(resolve, dependencies.tensors[name])):
@@ -140,7 +141,7 @@ def _related(program: Program, groups: Collection[Group], added: Collection[str]
     """The groups that stand where others stood in the program before, or in new maps, as whole dimensions."""
     known = {(place.parameter, place.dim) for group in groups for place in group.places}
     known |= {(name, dim) for name in added for dim in range(2)}
-    dependencies = program.facts.get(Dependencies) or analyze(program)
+    dependencies = program.fact(Dependencies)
     found = [g for g in dependencies.groups if known & {(place.parameter, place.dim) for place in g.places}]
     return [group for group in found if group.lawful and _is_whole(group)]
 

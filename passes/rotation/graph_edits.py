@@ -11,7 +11,6 @@ from graphprune.axes.groups import Dependencies
 from graphprune.axes.rule import Consumer
 from graphprune.ir.program import Program, copy_graph
 from graphprune.ir.weights import Layered
-from graphprune.passes.analysis.find_groups import analyze
 from graphprune.solvers import new_biases
 
 aten = torch.ops.aten
@@ -34,7 +33,7 @@ class Edits:
     def __post_init__(self) -> None:
         self.graph = copy_graph(self.program.graph)
         self.nodes = {node.name: node for node in self.graph.nodes}
-        self.dependencies = self.program.facts.get(Dependencies) or analyze(self.program)
+        self.dependencies = self.program.fact(Dependencies)
         self.readers = new_biases.count_readers(self.program)
 
     def done(self) -> Program:

@@ -14,7 +14,7 @@ from graphprune.passes.rotation.fuse_norms import turned
 from graphprune.pipeline import PASSES, Pass
 from graphprune.planning.facts import Eligible, Scores
 from graphprune.planning.plan import ROTATION
-from graphprune.statistics.moments import Statistics
+from graphprune.statistics.moments import FullMoments, Statistics
 
 
 @PASSES.register("rotate")
@@ -27,7 +27,7 @@ class Rotate(Pass):
     """
 
     name: ClassVar[str] = "rotate"
-    needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible, Rotatable, Statistics)
+    needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible, Rotatable, Statistics, FullMoments)
     makes: ClassVar[tuple[type, ...]] = (Scores, Verification)
 
     def run(self, program: Program) -> Program:

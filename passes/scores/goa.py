@@ -45,6 +45,8 @@ class SecondMoment(Outermost):
 class AttentionMaps(SecondMoment):
     """Removal order of heads, the most similar first; the second moment for groups that hold no attention heads."""
 
+    runs_inputs = True
+
     def score(self, group: Group, evidence: Evidence) -> Tensor:
         """Score of every index, shape (rows, group.size)."""
         moment = super().score(group, evidence)

@@ -19,11 +19,31 @@ class Score(Pass):
     """Score indices `by` a registered method; groups that it does not cut are no longer eligible."""
 
     name: ClassVar[str] = "score"
-    needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible)
-    makes: ClassVar[tuple[type, ...]] = (Scores,)
+    makes: ClassVar[tuple[type, ...]] = (Eligible, Scores)
     memory_bounded: ClassVar[bool] = True
     by: str = "magnitude"
     seed: int = 0
+
+    @property
+    def needs(self) -> tuple[type, ...]:
+        """The groups, and what the method reads."""
+        return (Dependencies, Eligible, *SCORES[self.by].needs)
+
+    def check(self) -> None:
+        """Refuse methods that do not exist.
+
+        Raises:
+            RegistryError: if there is no such score.
+        """
+        SCORES[self.by]
+
+    def preflight(self, program: Program) -> Program:
+        """The program with the groups that the method cuts as the only eligible ones.
+
+        Raises:
+            PlanError: if there is none.
+        """
+        return program.with_facts(replace(program.fact(Eligible), groups=in_play(program, self.by)))
 
     def run(self, program: Program) -> Program:
         """The program with scores.
@@ -33,7 +53,8 @@ class Score(Pass):
         """
         method, dependencies = SCORES[self.by], program.fact(Dependencies)
         groups = in_play(program, self.by)
-        statistics, gradients = program.facts.get(Statistics), program.facts.get(GradientSums)
+        statistics = program.fact(Statistics) if Statistics in method.needs else None
+        gradients = program.fact(GradientSums) if GradientSums in method.needs else None
         evidence = Evidence(program, dependencies, statistics, self.seed, gradients)
         scores = {group.name: method.score(group, evidence) for group in groups}
         return program.with_facts(Scores(scores, self.by), replace(program.fact(Eligible), groups=groups))

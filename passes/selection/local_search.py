@@ -16,14 +16,13 @@ from torch import Tensor
 from graphprune.axes.groups import Dependencies, Group
 from graphprune.axes.rule import Consumer
 from graphprune.display.progress import progress
-from graphprune.errors import CalibrationError
-from graphprune.ir.program import Program
+from graphprune.ir.program import Dropped, Program
 from graphprune.pipeline import PASSES, Pass
 from graphprune.planning.index_scores import columns_of, rows_of
 from graphprune.planning.interfaces import Evidence
 from graphprune.planning.plan import Plan, Rows, make
 from graphprune.solvers.normal_equations import DEFAULT_DAMPING, add_damping
-from graphprune.statistics.moments import Statistics
+from graphprune.statistics.moments import FullMoments, Statistics
 
 
 @PASSES.register("local-search")
@@ -31,10 +30,11 @@ from graphprune.statistics.moments import Statistics
 class LocalSearch(Pass):
     """Improve a plan by at most `rounds` exchanges in every group that linear maps contract, widths staying as they
     are. It begins with a tenth of what is kept, and halves that whenever nothing is gained. Each group is looked at by
-    itself, as if no other were cut; it wants full second moments."""
+    itself, as if no other were cut."""
 
     name: ClassVar[str] = "local-search"
-    needs: ClassVar[tuple[type, ...]] = (Dependencies, Statistics, Plan)
+    needs: ClassVar[tuple[type, ...]] = (Dependencies, Statistics, FullMoments, Plan)
+    reads: ClassVar[tuple[type, ...]] = (Dropped,)
     makes: ClassVar[tuple[type, ...]] = (Plan,)
     rounds: int = 16
 
@@ -70,8 +70,6 @@ class Map:
     def of(cls, consumer: Consumer, group: Group, evidence: Evidence) -> "Map":
         """The map of a consumer."""
         second = evidence.moments(consumer).gram
-        if second.dim() != 2:
-            raise CalibrationError("swaps need full second moments; calibrate with moments=full")
         columns = columns_of(consumer, group, evidence.dependencies)
         rows = rows_of(group, evidence.dependencies)
         return cls(evidence.matrix(consumer), add_damping(second, DEFAULT_DAMPING), columns.expand(rows, -1, -1))

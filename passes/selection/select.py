@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from graphprune.axes.groups import Dependencies, Group
 from graphprune.errors import PlanError
-from graphprune.ir.program import Program
+from graphprune.ir.program import Dropped, Program
 from graphprune.pipeline import PASSES, Pass
 from graphprune.planning.budget import Budget, Knob
 from graphprune.planning.facts import Eligible, Scores, Shares
@@ -21,6 +21,7 @@ class Select(Pass):
 
     name: ClassVar[str] = "select"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible, Scores, Shares)
+    reads: ClassVar[tuple[type, ...]] = (Dropped,)
     makes: ClassVar[tuple[type, ...]] = (Plan,)
     memory_bounded: ClassVar[bool] = True
     align: int = 1
@@ -33,6 +34,18 @@ class Select(Pass):
         """
         if not isinstance(self.align, int) or self.align < 1:
             raise PlanError(f"align must be a positive whole number, got {self.align}")
+
+    def preflight(self, program: Program) -> Program:
+        """The same program, if the groups can give the target of the shares at this alignment.
+
+        Raises:
+            PlanError: if the target is out of reach, with the most that can be reached.
+        """
+        eligible, shares = program.fact(Eligible), program.facts.get(Shares)
+        if shares is not None and shares.target is not None:
+            movable, dependencies = knobs(eligible, self.align), program.fact(Dependencies)
+            Budget(dependencies, movable, shares.target, program.parameters, shares.unit).require()
+        return program
 
     def run(self, program: Program) -> Program:
         """The program with a plan.

@@ -19,6 +19,7 @@ class Verify(Pass):
 
     name: ClassVar[str] = "verify"
     needs: ClassVar[tuple[type, ...]] = (Rewritten, Plan)
+    reads: ClassVar[tuple[type, ...]] = (Refits,)
     makes: ClassVar[tuple[type, ...]] = (Verification,)
     memory_bounded: ClassVar[bool] = True
 

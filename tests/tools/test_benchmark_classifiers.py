@@ -19,7 +19,6 @@ from graphprune.errors import PipelineError
 from graphprune.evaluation.perplexity import classify
 from graphprune.passes.reconstructions.batch_norm_statistics import Norms
 from graphprune.passes.reconstructions.refit import Refit
-from graphprune.workflows.recipe import Options
 from tests.conftest import WORDS
 from tools import benchmark_classifiers
 from tools.recipe_benchmark.classifiers import count, passes, table, work
@@ -83,10 +82,10 @@ def test_half_of_the_blocks_goes_and_nothing_else(options: argparse.Namespace, m
 def test_what_comes_after_the_cut_are_passes(options: argparse.Namespace) -> None:
     drawn = encoder(options).draw(8, 0)
     text = "flap/global/refit{by=least-squares,statistics=mixed,producers=true},batch-norm-statistics"
-    kinds = [type(step) for step in passes(text, Options(0.2), drawn).passes]
+    kinds = [type(step) for step in passes(text, drawn, sparsity=0.2).passes]
     assert kinds[-4:-1] == [gp.Rewrite, Refit, Norms]
     with pytest.raises(PipelineError, match="has no option 'way'"):
-        passes("flap/global/refit{way=affine}", Options(0.2), drawn)
+        passes("flap/global/refit{way=affine}", drawn, sparsity=0.2)
 
 
 def test_a_fault_is_kept(options: argparse.Namespace) -> None:

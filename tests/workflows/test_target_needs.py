@@ -9,7 +9,6 @@ from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM, ResNetConfig, ResNetForImageClassification
 
 import graphprune as gp
-from graphprune.api import TARGETS
 from graphprune.errors import PlanError, RegistryError
 from graphprune.exporters import EXPORTERS
 from graphprune.workflows.target_needs import TargetNeeds
@@ -32,7 +31,7 @@ def prune(model: Path, output: Path, **options: Any) -> Any:
 
 
 def test_every_target_says_what_it_needs() -> None:
-    for needs in (EXPORTERS[target].needs for target in TARGETS):
+    for needs in (EXPORTERS[target].needs for target in EXPORTERS):
         assert needs.why and set(needs.destinations) <= {"stock", "per-layer", "free"}
 
 

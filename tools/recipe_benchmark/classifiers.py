@@ -3,7 +3,6 @@
 import argparse
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from fnmatch import fnmatch
 from multiprocessing.connection import Connection
 from time import perf_counter
@@ -16,12 +15,10 @@ from torch.nn.functional import cross_entropy
 import graphprune as gp
 from graphprune.errors import GraphpruneError, reason_of
 from graphprune.evaluation.perplexity import classify, logits
-from graphprune.ir.program import Rewritten
-from graphprune.statistics.collector import Calibration
-from graphprune.statistics.moments import Statistics
 from graphprune.support.memory import peak_memory
 from graphprune.workflows.catalogue import RECIPES
-from graphprune.workflows.recipe import Options, Recipe, pipeline, planning
+from graphprune.workflows.options import PruneOptions
+from graphprune.workflows.recipe import pipeline
 from tools.recipe_benchmark.record import DENSE, Record, Run
 from tools.recipe_benchmark.subjects import SUBJECTS, Batch
 
@@ -38,8 +35,8 @@ def work(run: Run, options: argparse.Namespace, pipe: Connection) -> None:
         if run.recipe != DENSE:
             whole, counted = program.count(), count(program, subject.counted)
             others = tuple(name for name in program.parameters if not fnmatch(name, subject.counted))
-            asked = Options(run.sparsity * counted / whole, seed=run.seed, protect=others)
-            small = passes(run.recipe, asked, subject.draw(run.samples, run.seed))(program)
+            share, drawn = run.sparsity * counted / whole, subject.draw(run.samples, run.seed)
+            small = passes(run.recipe, drawn, sparsity=share, seed=run.seed, protect=others)(program)
             record.removed = 1 - count(small, subject.counted) / counted
         record.seconds, record.memory, record.parameters = perf_counter() - start, peak_memory(), small.count()
         record.right[TEST] = list(classify(small, subject.test).right)
@@ -54,21 +51,19 @@ def count(program: gp.Program, glob: str) -> int:
     return sum(torch.Size(shapes[name]).numel() for name in program.parameters & shapes.keys() if fnmatch(name, glob))
 
 
-def passes(method: str, asked: Options, drawn: Sequence[Batch]) -> gp.Pipeline:
+def passes(method: str, drawn: Sequence[Batch], **options: Any) -> gp.Pipeline:
     """The pipeline of a recipe's name, or of ``score/allocation`` or ``score/allocation/passes after the cut``."""
     calls: Any = tuple(call for call, _ in drawn)
 
     def loss(output: Any, i: int) -> Tensor:
         return cross_entropy(logits(output, 2), drawn[i][1])
 
-    calibrate, asked = gp.Calibrate(batches=calls, seed=asked.seed), replace(asked, loss=loss)
+    common: Any = {"output": "", "destination": "free", "align": 1, "batches": calls, "loss": loss, **options}
     if method in RECIPES:
-        return pipeline(RECIPES[method], asked, calibrate)
+        return pipeline(PruneOptions("", recipe=method, **common))
     score, allocation, *after = method.split("/")
-    given = Rewritten, Calibration, Statistics
-    repairs = gp.Pipeline.parse("/".join(after), given).passes if after else ()
-    plan = planning(Recipe(method, "", "", score, allocation), asked, calibrate)
-    return gp.Pipeline((*plan, gp.Rewrite(), *repairs, gp.Verify()))
+    text = " | ".join(["analyze | calibrate | score | allocate | select | rewrite", *after, "verify"])
+    return pipeline(PruneOptions("", pipeline=text, score=score, allocation=allocation, **common))
 
 
 def table(records: Sequence[Record]) -> Iterator[str]:

@@ -14,12 +14,11 @@ import graphprune as gp
 from graphprune.errors import GraphpruneError, reason_of
 from graphprune.evaluation import multiple_choice, perplexity
 from graphprune.huggingface import model_folder
-from graphprune.passes.calibration.calibrate import Calibrate
 from graphprune.statistics import texts
 from graphprune.statistics.collector import matmul_autocast, token_inputs
 from graphprune.support.memory import peak_memory
-from graphprune.workflows import recipe as assembly
-from graphprune.workflows.catalogue import RECIPES
+from graphprune.workflows.options import PruneOptions
+from graphprune.workflows.recipe import pipeline
 from tools.recipe_benchmark.record import DENSE, Record, Run
 
 LENGTH = 512  # tokens of a window of the texts
@@ -43,10 +42,9 @@ def work(run: Run, options: argparse.Namespace, pipe: Connection) -> None:
 def _pruned(program: gp.Program, run: Run, options: argparse.Namespace) -> gp.Program:
     if run.recipe == DENSE:
         return program
-    recipe = RECIPES[run.recipe]
-    asked = assembly.Options(run.sparsity, align=options.align, destination=options.destination, seed=run.seed)
-    calibrate = Calibrate(options.calibration, run.samples, run.length, run.seed, autocast=options.autocast)
-    return assembly.pipeline(recipe, asked, calibrate if recipe.calibrates else None)(program)
+    common = {name: getattr(options, name) for name in ("align", "destination", "calibration", "autocast")}
+    own = {name: getattr(run, name) for name in ("recipe", "sparsity", "samples", "length", "seed")}
+    return pipeline(PruneOptions(options.model, output="", **common, **own))(program)
 
 
 def _measure(record: Record, program: gp.Program, small: gp.Program, options: argparse.Namespace) -> None:

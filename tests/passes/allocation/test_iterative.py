@@ -17,10 +17,9 @@ from graphprune.passes.reconstructions.refit import Refit
 from graphprune.pipeline import Pipeline
 from graphprune.planning.facts import Scores
 from graphprune.planning.plan import Plan
-from graphprune.workflows.catalogue import RECIPES
-from graphprune.workflows.recipe import Options, pipeline, planning
+from tests.recipes import pipeline_of
 
-SCORING, ALLOCATE, SELECT = (gp.Score("fasp"),), gp.Allocate(ratio=0.5), gp.Select()
+STEPS = gp.Score("fasp"), gp.Allocate(ratio=0.5), gp.Select()
 
 
 def calls(*shape: int) -> Any:
@@ -37,9 +36,8 @@ def program() -> Program:
 
 def test_two_shots_are_cut_refit_look_cut(program: Program) -> None:
     """By hand: a quarter goes, what is left is refitted and judged by itself, and loses a third."""
-    again = (Calibrate(batches=calls(6, 4)),)
-    got = Iterative(2, again, SCORING, ALLOCATE, SELECT, (Refit(),))(program)
-    steps = *SCORING, gp.Allocate(ratio=0.25), SELECT, gp.Rewrite(), Refit()
+    got = Iterative(2, (Calibrate(batches=calls(6, 4)), *STEPS), (Refit(),))(program)
+    steps = gp.Score("fasp"), gp.Allocate(ratio=0.25), gp.Select(), gp.Rewrite(), Refit()
     quarter = Pipeline(steps, tuple(program.facts))(program)
     x = torch.cat([args[0] for args, _ in calls(6, 4)]).double()
     weights = quarter.weights
@@ -54,8 +52,8 @@ def test_two_shots_are_cut_refit_look_cut(program: Program) -> None:
 
 
 def test_one_shot_is_none(program: Program) -> None:
-    plain = Pipeline((*SCORING, ALLOCATE, SELECT), tuple(program.facts))(program)
-    assert Iterative(1, (), SCORING, ALLOCATE, SELECT)(program).fact(Plan).digest == plain.fact(Plan).digest
+    plain = Pipeline(STEPS, tuple(program.facts))(program)
+    assert Iterative(1, STEPS)(program).fact(Plan).digest == plain.fact(Plan).digest
 
 
 def test_shares_fall_linearly_and_what_is_gone_stays_gone(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,7 +68,7 @@ def test_shares_fall_linearly_and_what_is_gone_stays_gone(program: Program, monk
         return made
 
     monkeypatch.setattr(gp.Select, "run", watched)
-    made = Iterative(3, (Calibrate(batches=calls(6, 4)),), SCORING, ALLOCATE, SELECT, (Refit(),))(program)
+    made = Iterative(3, (Calibrate(batches=calls(6, 4)), *STEPS), (Refit(),))(program)
     assert widths == [10, 8, 6] and kept[0] > kept[1] > kept[2]
     assert made.fact(Scores).by_group["0.weight:0"].shape == (1, 12)
 
@@ -84,8 +82,7 @@ def test_recipes_take_several_shots(
     generator = torch.Generator().manual_seed(1)
     ids = [torch.randint(3, 60, (4, 7), generator=generator) for _ in range(9)]
     batches: Any = tuple(((), {**inputs("llama"), "input_ids": each}) for each in ids)
-    options = Options(sparsity=0.3, shots=2)
-    small = pipeline(RECIPES[name], options, Calibrate(batches=batches))(program)
+    small = pipeline_of(name, sparsity=0.3, shots=2, batches=batches)(program)
     assert small.count() == pytest.approx(0.7 * program.count(), rel=0.03)
     assert small.fact(Verification).max_error <= 1e-4
 
@@ -93,6 +90,8 @@ def test_recipes_take_several_shots(
 def test_where_there_are_no_shots_is_said() -> None:
     for name in ("sleb", "adapruner", "mpifa"):
         with pytest.raises(PlanError, match=f"recipe {name} takes a single shot"):
-            planning(RECIPES[name], Options(sparsity=0.3, shots=2), None)
+            pipeline_of(name, sparsity=0.3, shots=2)
     with pytest.raises(PlanError, match="positive whole number"):
-        Pipeline((Iterative(0, (), SCORING, ALLOCATE, SELECT),), given=Iterative.needs)
+        Pipeline((gp.Analyze(), Iterative(0, STEPS)))
+    with pytest.raises(PlanError, match="steps that end with allocate and select"):
+        Pipeline((gp.Analyze(), Iterative(2, (*STEPS, gp.Rewrite()))))

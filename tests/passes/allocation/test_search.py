@@ -58,7 +58,7 @@ def test_the_best_metric_and_data_are_found(program: Program) -> None:
 
 
 def test_what_is_missing_is_said_before_anything_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    given = Search.needs
+    given = Search().needs
     with pytest.raises(PlanError, match="at least one trial"):
         Pipeline((Search(trials=0),), given)
     monkeypatch.setitem(sys.modules, "optuna", None)

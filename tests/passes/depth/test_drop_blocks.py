@@ -25,8 +25,7 @@ from graphprune.pipeline import Pipeline
 from graphprune.planning.budget import Budget
 from graphprune.planning.plan import Plan
 from graphprune.statistics.collector import Calibration
-from graphprune.workflows.catalogue import RECIPES
-from graphprune.workflows.recipe import Options, pipeline, planning
+from tests.recipes import pipeline_of
 
 Tiny = Callable[..., nn.Module]
 Inputs = Callable[[str], dict[str, Any]]
@@ -252,8 +251,7 @@ def test_blocks_give_a_share_of_what_is_to_go_and_groups_the_rest() -> None:
     gone = ("blocks.2",)
     for sparsity, coarse, dropped in ((0.5, None, gone), (0.3, 0.25, ()), (0.3, None, gone), (0.3, 0, ())):
         program = trace(model, calls[0][0])
-        options = Options(sparsity=sparsity, coarse=coarse)
-        small = pipeline(RECIPES["comp"], options, Calibrate(batches=calls))(program)
+        small = pipeline_of("comp", sparsity=sparsity, coarse=coarse, batches=calls)(program)
         assert small.fact(Plan).blocks == dropped and small.fact(Plan).groups
         assert small.count() == pytest.approx((1 - sparsity) * program.count(), abs=block / 8)
         assert small.fact(Verification).max_error <= 1e-4
@@ -274,8 +272,8 @@ def test_a_budget_counts_blocks_that_are_gone() -> None:
 def test_a_share_for_blocks_that_cannot_be_is_said() -> None:
     for name in ("fasp", "sleb"):
         with pytest.raises(PlanError, match=f"recipe {name} has no share for blocks"):
-            planning(RECIPES[name], Options(sparsity=0.3, coarse=0.5), None)
+            pipeline_of(name, sparsity=0.3, coarse=0.5)
     with pytest.raises(PlanError, match="at least 0 and below 1, got 1"):
-        planning(RECIPES["comp"], Options(sparsity=0.3, coarse=1), None)
-    with pytest.raises(PlanError, match="recipe comp drops blocks until enough parameters are gone, not macs"):
-        planning(RECIPES["comp"], Options(sparsity=0.3, budget="macs"), None)
+        pipeline_of("comp", sparsity=0.3, coarse=1)
+    with pytest.raises(PlanError, match="blocks are dropped until enough parameters are removed, not macs"):
+        pipeline_of("comp", sparsity=0.3, budget="macs")

@@ -2,7 +2,6 @@
 
 import gzip
 from collections.abc import Callable
-from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import graphprune as gp
-from graphprune.errors import CalibrationError, ExportError, PlanError, WriteBackError
+from graphprune.errors import CalibrationError, ExportError, PipelineError, PlanError, WriteBackError
 from graphprune.execution.equivalence import Verification
 from graphprune.exporters.model_folders import folder_writer
 from graphprune.frontends.modules import trace
@@ -22,7 +21,6 @@ from graphprune.passes.calibration.calibrate import Calibrate, sweep
 from graphprune.passes.calibration.gradients import Gradients
 from graphprune.passes.low_rank.allocate_ranks import AllocateRanks, ranked_errors, shape_of
 from graphprune.passes.low_rank.factorize import Factorize
-from graphprune.passes.reconstructions.finetune import Tune
 from graphprune.pipeline import Pass, Pipeline
 from graphprune.planning.facts import Refits
 from graphprune.planning.plan import Plan
@@ -30,8 +28,8 @@ from graphprune.solvers.factorable import factorable
 from graphprune.solvers.pivoted_factors import factor_parameters
 from graphprune.statistics.collector import Calibration, Collector
 from graphprune.statistics.moments import GradientSums
-from graphprune.workflows.catalogue import RECIPES
-from graphprune.workflows.recipe import Options, pipeline
+from graphprune.workflows.catalogue import BEST_FACTORED
+from tests.recipes import pipeline_of
 
 Tiny = Callable[..., nn.Module]
 Inputs = Callable[[str], dict[str, Any]]
@@ -150,7 +148,7 @@ def test_ranks_by_error_are_the_best_of_all_that_save_as_much() -> None:
     assert lost(chosen) == min(lost(other) for other in every if held(other) <= held(chosen))
     for name, tail in errors.items():
         assert tail[0] == pytest.approx(1.0) and tail[-1] == 0.0 and len(tail) == full[name] + 1
-    with pytest.raises(CalibrationError, match="no calibration inputs for the errors of ranks; put calibrate before"):
+    with pytest.raises(PipelineError, match="needs Calibration, .*before it: calibrate$"):
         AllocateRanks(sparsity=0.2, by="error")(gp.Analyze()(mixed()))
     with pytest.raises(PlanError, match="ranks are chosen by density or error or growth, not 'chance'"):
         AllocateRanks(sparsity=0.2, by="chance")(start)
@@ -185,7 +183,7 @@ def test_growth_is_that_of_the_loss(cut: str) -> None:
         assert float(errors[name][2]) == pytest.approx(part / whole, rel=1e-4, abs=1e-9)
         assert float(errors[name][0]) == pytest.approx(all_of_it / whole, rel=1e-4)
     assert ranks and "matmul" not in ranks
-    with pytest.raises(CalibrationError, match="no gradients at the outputs of .*of=maps before the cut"):
+    with pytest.raises(PipelineError, match="needs GradientSums, .*gradients$"):
         AllocateRanks(sparsity=0.4, by="growth")(program.without(GradientSums))
 
 
@@ -248,9 +246,9 @@ def test_a_refit_finds_widths_and_ranks_in_one_walk(tiny: Tiny, inputs: Inputs, 
 
 def test_a_recipe_cuts_lowers_ranks_and_tunes_the_factors(tiny: Tiny, inputs: Inputs) -> None:
     program = trace(tiny("llama", use_cache=False), (), inputs("llama"))
-    data = Calibrate(batches=tuple(((), inputs("llama")) for _ in range(4)))
-    recipe = replace(RECIPES["best-tuned"], tune=Tune(steps=4, rate=1e-3, rank=2))
-    small = pipeline(recipe, Options(0.2), data)(program)
+    calls = tuple(((), inputs("llama")) for _ in range(4))
+    text = f"{BEST_FACTORED} | finetune{{steps=4,rank=2}}"
+    small = pipeline_of(pipeline=text, sparsity=0.2, batches=calls)(program)
     ranks, fits = small.fact(Factored).ranks, small.fact(Refits)
     assert ranks and small.fact(Rewritten).groups
     assert small.count() == pytest.approx(0.8 * program.count(), rel=0.02)
@@ -258,11 +256,10 @@ def test_a_recipe_cuts_lowers_ranks_and_tunes_the_factors(tiny: Tiny, inputs: In
 
 
 def test_ranks_are_left_out_where_no_destination_holds_factors() -> None:
-    data = Calibrate(text="text.txt")
-    free, stock = (pipeline(RECIPES["best"], Options(0.2, destination=name), data) for name in ("free", "stock"))
+    free, stock = (pipeline_of("best", sparsity=0.2, destination=name) for name in ("free", "stock"))
     assert {"allocate-ranks", "factorize"} == {p.name for p in free.passes} - {p.name for p in stock.passes}
-    shares = [next(p for p in found.passes if isinstance(p, gp.Allocate)).sparsity for found in (free, stock)]
-    assert shares == pytest.approx([0.15, 0.2])
+    parts = [next(p for p in found.passes if isinstance(p, gp.Allocate)).part for found in (free, stock)]
+    assert parts == [0.75, 1]
 
 
 def test_refused_before_anything_is_calibrated(folder: Path, text: Path, tmp_path: Path) -> None:

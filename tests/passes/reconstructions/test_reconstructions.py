@@ -12,7 +12,6 @@ from graphprune.execution.equivalence import Verification
 from graphprune.ir.program import Program, Rewritten
 from graphprune.passes.calibration.calibrate import Calibrate
 from graphprune.passes.reconstructions import RECONSTRUCTIONS
-from graphprune.passes.reconstructions.bias_check import Room
 from graphprune.passes.reconstructions.refit import Refit
 from graphprune.passes.reconstructions.sequential_refit import fill
 from graphprune.passes.rewriting.rewrite import rewrite
@@ -217,7 +216,8 @@ def test_operators_that_take_no_bias_are_named_before_and_after() -> None:
 
     module, x = Product(), torch.randn(2, 5, 6)
     with pytest.raises(PlanError, match=r"refit bias adds a bias.*w can have none: its operator takes no bias"):
-        gp.Pipeline((gp.Analyze(), Room("bias")))(gp.trace(module, (x,)))
+        passes = "analyze | calibrate | score | allocate{ratio=0.5} | select | rewrite | refit{by=bias}"
+        gp.Pipeline.parse(passes)(gp.trace(module, (x,)))  # before calibration data are missed
     found = Refit("bias")(cut(module, x)).fact(Refits)
     assert found.skipped == {"w": "its operator takes no bias that is a parameter"} and not found.by_weight
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 import graphprune as gp
 from graphprune.axes.algebra import resolve
 from graphprune.axes.groups import Dependencies
-from graphprune.errors import CalibrationError, PlanError, WriteBackError
+from graphprune.errors import PipelineError, PlanError, WriteBackError
 from graphprune.execution.equivalence import Verification, mask_program
 from graphprune.frontends.modules import trace
 from graphprune.ir.program import Program, Rewritten, Rotatable
@@ -167,8 +167,8 @@ def test_what_cannot_be_rotated_is_refused() -> None:
         Pipeline((ANALYZE, FuseNorms()))(trace(nn.Linear(4, 4), (torch.randn(2, 4),)))
     with pytest.raises(PlanError, match=r"put analyze\{exact_only=false\} before fuse-norms"):
         Pipeline((gp.Analyze(), FuseNorms()))(stack())
-    with pytest.raises(CalibrationError, match="no full moments of the stream .* calibrate with moments=full"):
-        Pipeline((ANALYZE, FuseNorms(), data("diagonal"), Rotate()))(stack())
+    with pytest.raises(PipelineError, match=r"rotate, needs FullMoments, .* calibrate\{moments=full\}"):
+        Pipeline((ANALYZE, FuseNorms(), data("diagonal"), Rotate()))
     with pytest.raises(WriteBackError, match="the module has not the maps and norms of rotated streams"):
         FuseNorms()(ANALYZE(stack())).write_back(Stack().double())
 

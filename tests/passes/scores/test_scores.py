@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import graphprune as gp
 from graphprune.axes.groups import Dependencies, Group
-from graphprune.errors import CalibrationError
+from graphprune.errors import CalibrationError, PipelineError
 from graphprune.ir.program import Program
 from graphprune.passes.calibration.calibrate import Calibrate
 from graphprune.passes.calibration.gradients import Gradients
@@ -304,9 +304,9 @@ def test_heads_are_judged_whole_or_in_their_dimensions(program: Program) -> None
 def test_what_is_missing_is_said() -> None:
     x = batches()[0]
     analysed = gp.Pipeline((gp.Analyze(),))(gp.trace(net(), (x,)))
-    with pytest.raises(CalibrationError, match="no statistics at .*put calibrate before score"):
+    with pytest.raises(PipelineError, match=r"^score\{by=flap\} needs Statistics, .*of these before it: calibrate$"):
         gp.Score("flap")(analysed)
-    with pytest.raises(CalibrationError, match="no gradients; put gradients before score"):
+    with pytest.raises(PipelineError, match=r"needs GradientSums, ParameterGradients, .*before it: gradients$"):
         gp.Score("taylor")(analysed)
     calibrated = Calibrate(batches=(((x,), {}),), moments="none")(analysed)
     with pytest.raises(CalibrationError, match="no causal language model.*pass loss"):
@@ -315,7 +315,7 @@ def test_what_is_missing_is_said() -> None:
         Gradients(lambda output, batch: output.sum() * float("nan"))(calibrated)
     with pytest.raises(CalibrationError, match=r"the gradient at .* holds NaN"):
         Gradients(lambda output, batch: output.sum() * float("nan"), "outputs")(calibrated)
-    with pytest.raises(CalibrationError, match="no gradients at the outputs of .*of=outputs"):
+    with pytest.raises(PipelineError, match=r"needs OutputGradients, .*before it: gradients\{of=outputs\}$"):
         gp.Score("k-obs")(Gradients(loss)(Calibrate(batches=(((x,), {}),), moments="full")(analysed)))
     with pytest.raises(CalibrationError, match="gradients of parameters, outputs or maps, not 'inputs'"):
         Gradients(loss, "inputs")(calibrated)
