@@ -241,4 +241,4 @@ def _parts_of(axis: Axis) -> Iterator[Axis]:
 
 def _times_two(axis: Axis, p: Prime) -> bool:
     """Whether the axis is `p` with two elements inside each index."""
-    return isinstance(axis, Product) and axis.parts[0] is p and axis.size == 2 * p.size
+    return isinstance(axis, Product) and axis.parts[:1] == (p,) and axis.size == 2 * p.size

@@ -159,8 +159,9 @@ def calls(dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
 
 
 def cut(module: nn.Module, x: Tensor) -> Program:
+    stems = ("stem*",) if hasattr(module, "stem") else ()
     steps = (
-        gp.Analyze(protect=("stem*",)),
+        gp.Analyze(protect=stems),
         Calibrate(batches=calls(x.dtype)),
         gp.Score("magnitude"),
         gp.Allocate(ratio=0.5),
