@@ -9,18 +9,22 @@ from graphprune.cli.tables import facts, format_value, rows, text
 from graphprune.exporters.contract import ExportReport
 from graphprune.planning.sensitivity_table import Sensitivities
 from graphprune.reports.comparison import Comparison
-from graphprune.reports.report import Report
+from graphprune.reports.report import BUDGETS, Report
 
 
 def report(title: str, made: Report) -> None:
     """What a run did, in short; the whole is in report.json."""
-    alike = Counter((kind_of(name), before, after) for name, (before, after) in made.widths.items())
+    alike = Counter((made.labels.get(n, ""), kind_of(n), before, after) for n, (before, after) in made.widths.items())
     seconds = sum(made.seconds.values())
     slowest = max(made.seconds, key=lambda name: made.seconds[name], default="")
     table = {
         "parameters": f"{made.parameters_before:,} -> {made.parameters_after:,}",
-        "removed": f"{made.sparsity_reached:.2%}" + (f" of {made.sparsity_asked:.2%}" if made.sparsity_asked else ""),
-        "widths": [f"{kind}: {before} -> {after}, {n} times" for (kind, before, after), n in alike.items()],
+        "removed": made.removed,
+        **({BUDGETS[made.budget]: made.amount} if made.amount else {}),
+        "widths": [
+            f"{f'{label}, ' if label else ''}{kind}: {before} -> {after}, {n} times"
+            for (label, kind, before, after), n in alike.items()
+        ],
         "perplexity": [f"{_loss(q.before)} -> {_loss(q.after)} on {q.text}" for q in made.quality],
         "time": f"{seconds:.1f} s, most of it {slowest}" if slowest else "",
         "peak memory": f"{made.peak_memory / 2**20:,.0f} MiB" if made.peak_memory else "",

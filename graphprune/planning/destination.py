@@ -90,15 +90,25 @@ class Destination:
     def survey(self, groups: Sequence[Group]) -> Iterator[tuple[str, Collection[int], str]]:
         """For every kind of groups that is restricted: the widths that it may have, and why not others."""
         for kind in dict.fromkeys(group.kind for group in groups if self.name != "free"):
-            alike = [group.name for group in groups if group.kind == kind]
-            size = self.dependencies.by_name[alike[0]].size
-            narrow = alike if self.uniform else alike[:1]
-            probes = [self.fault(dict.fromkeys(narrow, trial)) for trial in {size // 2, size - 1}]
+            alike = [group for group in groups if group.kind == kind]
+            probes, size = self._probes(alike), alike[0].size
             if all(probes):
                 yield kind, (), str(probes[0])
             elif size <= FEW or any(probes):
                 every = range(1, size) if size <= FEW else range(size // 16, size, size // 16)
-                yield kind, {w for w in every if self.fault(dict.fromkeys(narrow, w)) is None}, ""
+                yield kind, {w for w in every if self._fault_at(alike, w) is None}, ""
+
+    def refusal(self, alike: Sequence[Group]) -> str | None:
+        """Why groups of one kind cannot be narrower there; None if they can have some other width."""
+        probes = self._probes(alike)
+        return str(probes[0]) if all(probes) else None
+
+    def _probes(self, alike: Sequence[Group]) -> list[str | None]:
+        return [self._fault_at(alike, trial) for trial in {alike[0].size // 2, alike[0].size - 1}]
+
+    def _fault_at(self, alike: Sequence[Group], width: int) -> str | None:
+        """Why groups of one kind cannot have a width; where each layer is by itself, the first stands for all."""
+        return self.fault({group.name: width for group in (alike if self.uniform else alike[:1])})
 
     def _narrowed(self, widths: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
         """All shapes when these groups have these widths."""

@@ -8,6 +8,7 @@ from typing import Any
 
 from graphprune.display import html
 from graphprune.display.scatter import Plot, Point, ahead, plot
+from graphprune.display.text_table import text_table
 from graphprune.errors import LoadError
 from graphprune.reports.grouping import Strip, by_layer
 from graphprune.reports.report import Quality, Report
@@ -52,6 +53,20 @@ class Comparison:
         return cls(
             tuple(ComparedRun(name, path, Report.load(path)) for name, path in zip(_names(paths), paths, strict=True))
         )
+
+    def __repr__(self) -> str:
+        rows = [
+            (
+                run.name,
+                run.report.recipe,
+                f"{run.report.sparsity_reached:.1%} removed",
+                *map(_after, run.report.quality),
+            )
+            for run in self.runs
+        ]
+        width = max(map(len, rows), default=0)
+        table = text_table([(*row, *[""] * (width - len(row))) for row in rows])
+        return "\n".join([f"Comparison of {len(self.runs)} runs", *(f"  {line}" for line in table)])
 
     @cached_property
     def texts(self) -> tuple[str, ...]:
@@ -114,6 +129,10 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         return html.part("compare.html", **self._shown())
+
+
+def _after(found: Quality) -> str:
+    return f"{found.after:.4g} on {found.short}" if found.after is not None else f"not finite on {found.short}"
 
 
 def _exam(found: Quality) -> str:

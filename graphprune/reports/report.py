@@ -14,6 +14,12 @@ from graphprune.reports.grouping import by_kind, by_layer, strips, together
 
 FILE = "report.json"
 PAGE = "report.html"
+BUDGETS = {
+    "parameters": "parameters",
+    "macs": "multiply-accumulates",
+    "kv_cache": "bytes of KV cache a token",
+    "latency": "latency",
+}
 WEIGHTS = (".safetensors", ".pt2", ".onnx", ".data")  # how the names of files end that hold weights
 
 
@@ -49,11 +55,13 @@ class Report:
     """How a pruned model came about and what was proved of it.
 
     `seconds` are wall time by pass, `memory` the most bytes that it held then, and `anonymous_memory` the most of the
-    whole run, all without mapped files, which the system can drop; `estimated_memory` is what was told beforehand of
-    that. `peak_memory` has mapped files in it. `errors` are the largest relative differences by what was compared with
-    what, `widths` the size before and after by group, `counts` the elements before and after by parameter, `scores` the
-    deciles of the scores of a group's indices, from the least to the greatest in eleven steps. `sha256` has the
-    checksum of every file of weights (see `digests`).
+    whole run, all without mapped files, which the system can drop; `estimated_memory` is what was estimated
+    beforehand of that. `peak_memory` has mapped files in it. `errors` are the largest relative differences by what was
+    compared with what, `widths` the size before and after by group, `labels` what the indices of each group are,
+    `counts` the elements before and after by parameter, `scores` the deciles of the scores of a group's indices, from
+    the least to the greatest in eleven steps. `sha256` has the checksum of every file of weights (see `digests`).
+    `sparsity_asked` is a share of the `budget`, of which there are `amounts` before and after if it is not parameters
+    (a latency in milliseconds), and `rounding` says in which steps it is met.
     """
 
     model: str
@@ -86,12 +94,16 @@ class Report:
     memory: Mapping[str, int] = field(default_factory=dict)
     sha256: Mapping[str, str] = field(default_factory=dict)
     options: Mapping[str, Any] = field(default_factory=dict)  # of `graphprune.prune`; none where a plan was applied
+    labels: Mapping[str, str] = field(default_factory=dict)
+    budget: str = "parameters"
+    amounts: tuple[float, float] | None = None
+    rounding: str = ""
 
     @property
     def request(self) -> str:
         """How much was to be removed, in words."""
         if self.sparsity_asked is not None:
-            return f"{self.sparsity_asked:.2%} of all parameters"
+            return f"{self.sparsity_asked:.2%} of all {BUDGETS[self.budget]}"
         ratio = self.options.get("ratio")
         return "a given plan" if ratio is None else f"{ratio:.2%} of every group"
 
@@ -100,11 +112,51 @@ class Report:
         """The share of the parameters that is gone."""
         return 1 - self.parameters_after / self.parameters_before if self.parameters_before else 0.0
 
+    @property
+    def budget_reached(self) -> float:
+        """The share of the budget that is gone."""
+        before, after = self.amounts or (self.parameters_before, self.parameters_after)
+        return 1 - after / before if before else 0.0
+
+    @property
+    def removed(self) -> str:
+        """How much was removed of the budget, the target, and why they differ."""
+        reached, goal = self.budget_reached, self.sparsity_asked
+        differ = goal is not None and abs(reached - goal) >= 5e-4
+        known = [f"target {100 * goal:.4g} %"] if goal is not None else []
+        aside = "; ".join(known + ([self.rounding] if differ and self.rounding else []))
+        more = f", {_percent(self.sparsity_reached)} of the parameters" if self.amounts else ""
+        return f"{_percent(reached)} of the {BUDGETS[self.budget]}{f' ({aside})' if aside else ''}{more}"
+
+    @property
+    def budget_name(self) -> str:
+        """What the sparsity is a share of, in words."""
+        return BUDGETS[self.budget]
+
+    @property
+    def amount(self) -> str:
+        """The amounts of the budget before and after, if it is not parameters; of a latency the speed-up too."""
+        if not self.amounts:
+            return ""
+        before, after = self.amounts
+        if self.budget != "latency":
+            return f"{before:,.0f} -> {after:,.0f}"
+        return f"{before:.4g} ms -> {after:.4g} ms, {before / after:.2f}x as fast (estimated from measured parts)"
+
+    def __repr__(self) -> str:
+        made = "" if self.cut else ", a plan"
+        lines = [f"Report of {self.recipe} on {self.model} for destination {self.destination}{made}"]
+        lines.append(f"  removed {self.removed}: {self.parameters_before:,} -> {self.parameters_after:,} parameters")
+        lines += [f"  {BUDGETS[self.budget]}: {self.amount}"] if self.amount else []
+        lines += [f"  {perplexity_text(quality)}" for quality in self.quality[:3]]
+        lines += [f"  largest relative difference: {max(self.errors.values()):.1e}"] if self.errors else []
+        return "\n".join(lines)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
         table = plain(self)
         assert isinstance(table, dict)
-        return {**table, "sparsity_reached": self.sparsity_reached}
+        return {**table, "sparsity_reached": self.sparsity_reached, "budget_reached": self.budget_reached}
 
     def save(self, folder: Path) -> None:
         """Write `report.json`, the model card and a page into a folder."""
@@ -223,14 +275,16 @@ def _making(report: Report) -> str:
 
 
 def _facts(report: Report) -> dict[str, str]:
+    what = BUDGETS[report.budget]
     return {
         "Model": f"`{report.model}`",
         "Recipe": report.recipe,
         "Destination": report.destination,
-        "Asked for": report.request,
-        "Reached": f"{report.sparsity_reached:.2%}",
+        "Target": report.request,
+        "Removed": report.removed,
+        what.capitalize(): report.amount,
         "Calibration": _calibration(report.calibration),
-        "Perplexity": "; ".join(map(_perplexity, report.quality)),
+        "Perplexity": "; ".join(map(perplexity_text, report.quality)),
         "Seed": str(report.seed),
         "Plan": f"`{report.plan}`",
         "Time": _time(report.seconds),
@@ -246,7 +300,7 @@ def _calibration(given: CalibrationReport | None) -> str:
     return f"`{given.source}`, {given.samples} samples of {given.length} tokens{precision}"
 
 
-def _perplexity(found: Quality) -> str:
+def perplexity_text(found: Quality) -> str:
     before, after = ("not finite" if value is None else f"{value:.2f}" for value in (found.before, found.after))
     return f"{before} before, {after} after, on {found.windows} windows of {found.length} tokens of `{found.text}`"
 
@@ -275,8 +329,14 @@ def _proof(report: Report) -> str:
 def _widths(report: Report) -> str:
     if not report.widths:
         return ""
-    rows = [f"| `{_line(name)}` | {before} | {after} |" for name, (before, after) in report.widths.items()]
-    return "\n".join(["## What is narrower", "", "| group | before | after |", "|---|---|---|", *rows])
+    what = {name: f" {label} |" for name, label in report.labels.items()}
+    rows = [f"| `{_line(n)}` |{what.get(n, '')} {before} | {after} |" for n, (before, after) in report.widths.items()]
+    head = "| group | indices | before | after |" if what else "| group | before | after |"
+    return "\n".join(["## What is narrower", "", head, "|---" * (3 + bool(what)) + "|", *rows])
+
+
+def _percent(share: float) -> str:
+    return f"{share:.1%}".replace("%", " %")
 
 
 def _line(text: str) -> str:

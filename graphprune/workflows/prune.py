@@ -55,6 +55,10 @@ class Result:
     plan: Plan
     program: Program | None
 
+    def __repr__(self) -> str:
+        parts = [self.report, self.plan, *([self.program] if self.program else [])]
+        return "\n".join(["Result:", *(f"  {line}" for part in parts for line in repr(part).splitlines())])
+
 
 @takes(PruneOptions)
 def prune(options: PruneOptions) -> Result:

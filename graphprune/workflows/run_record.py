@@ -19,7 +19,6 @@ from graphprune.ir.program import Dropped, Factored, Program, Rewritten, Rotatab
 from graphprune.ir.weights import broadcast_indices
 from graphprune.passes.low_rank.factorize import PARTS
 from graphprune.pipeline import Timings
-from graphprune.planning.budget import UNITS
 from graphprune.planning.facts import Refits, Scores
 from graphprune.planning.plan import Plan
 from graphprune.reports.report import CalibrationReport, Quality, Report
@@ -28,9 +27,11 @@ from graphprune.statistics.collector import Calibration
 from graphprune.support.memory import peak_memory
 from graphprune.support.resume import file_states
 from graphprune.version import __version__
+from graphprune.workflows.catalogue import RECIPES
 from graphprune.workflows.memory_estimate import Footprint
 from graphprune.workflows.option_fields import about, described, plain, words_of
 from graphprune.workflows.options import PruneOptions
+from graphprune.workflows.reduction import amounts, destination_limits, rounding
 from graphprune.workflows.target_needs import TargetNeeds
 
 
@@ -55,7 +56,7 @@ class Job:
 
 def build_report(job: Job, program: Program, plan: Plan, errors: Mapping[str, float], peak: int = 0) -> Report:
     """The report of a run that held `peak` bytes at most; `errors` are those of the saved files."""
-    options = job.options
+    options, unit = job.options, job.options.budget
     rewritten = program.facts.get(Rewritten)
     original = rewritten.original if rewritten else program
     proof = program.facts.get(Verification)
@@ -73,6 +74,12 @@ def build_report(job: Job, program: Program, plan: Plan, errors: Mapping[str, fl
         seed=options.seed,
         calibration=_calibration(program),
         widths=_widths(original, plan),
+        labels={name: label for name, (label, _) in plan.labels.items()},
+        budget=unit,
+        amounts=None
+        if options.budget == "parameters"
+        else amounts(_first(program), original, program, plan, options.budget),
+        rounding=rounding(program, plan),
         scores=_scores(program),
         seconds=_summed(timings.seconds),
         memory=dict(timings.memory),
@@ -83,7 +90,7 @@ def build_report(job: Job, program: Program, plan: Plan, errors: Mapping[str, fl
         loads_with=_loads_with(job),
         command=job.command,
         version=__version__,
-        notes=(*_asked(job), *_wanted(job, original, plan), *_notes(program), *_maps(program)),
+        notes=(*_wanted(job, original, plan), *_limits(job, original, plan), *_notes(program), *_maps(program)),
         cut=not options.plan_only,
         options=plain(options) if job.needs else {},
         quality=job.quality,
@@ -161,14 +168,18 @@ def _loads_with(job: Job) -> tuple[str, ...]:
     }[job.destination]
 
 
-def _asked(job: Job) -> tuple[str, ...]:
-    budget = job.options.budget
-    return () if budget == "parameters" else (f"the sparsity that was asked for is one of {UNITS[budget]}",)
-
-
 def _wanted(job: Job, original: Program, plan: Plan) -> tuple[str, ...]:
     """What the target has to say of the plan."""
     return job.needs.notes(original, plan) if job.needs else ()
+
+
+def _limits(job: Job, original: Program, plan: Plan) -> tuple[str, ...]:
+    """What the destination keeps the recipe from."""
+    recipe = RECIPES.get(job.options.recipe)
+    variants = recipe.variants if recipe and not job.options.pipeline and job.destination not in recipe.variants else {}
+    able = next((name for name, text in variants.items() if "allocate-ranks" in text), "")
+    limits = destination_limits(original, plan, {"no factors of a low rank": able} if able else {})
+    return (limits,) if limits else ()
 
 
 def _notes(program: Program) -> tuple[str, ...]:

@@ -1,6 +1,6 @@
 """Pruning for a target of export: where the model must run, and which widths run fast there."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -11,7 +11,6 @@ from graphprune.exporters import EXPORTERS
 from graphprune.exporters.contract import Needs
 from graphprune.huggingface import model_folder
 from graphprune.ir.program import Program
-from graphprune.planning.facts import Eligible
 from graphprune.planning.plan import Plan
 
 FOLDER = Needs(("stock", "per-layer", "free"), 8, 8, "")  # of a pruned model without a target
@@ -67,22 +66,17 @@ class TargetNeeds:
         return self.asked if self.asked is not None else self._fast(program)
 
     def notes(self, program: Program, plan: Plan) -> tuple[str, ...]:
-        """What was decided for the target, what it cannot express, and which widths are no faster than wider ones."""
+        """What was decided for the target, and which widths are no faster than wider ones."""
         if self.target is None:
             return ()
         fast = self._fast(program)
         said = (
             f"for target {self.target}: destination {self.destination}, widths in multiples of {self.align_of(program)}"
         )
-        return (f"{said} ({self.needs.why})", *self._refused(program), *self._slow(program, plan, fast))
+        return (f"{said} ({self.needs.why})", *self._slow(program, plan, fast))
 
     def _fast(self, program: Program) -> int:
         return self.needs.convolutions if _convolutional(program) else self.needs.products
-
-    def _refused(self, program: Program) -> Iterator[str]:
-        refused: Mapping[str, str] = program.facts[Eligible].refused if Eligible in program.facts else {}
-        for kind, why in refused.items():
-            yield f"destination {self.destination} cannot express other widths of {kind}: {why}"
 
     def _slow(self, program: Program, plan: Plan, fast: int) -> Iterator[str]:
         """Widths that end within a block although the next whole one would be there."""

@@ -1,0 +1,94 @@
+"""What a run removed of its budget, why that is not just its target, and what its destination cannot hold."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from types import MappingProxyType
+
+from graphprune.axes.algebra import Prime
+from graphprune.axes.groups import Dependencies, Group, Term
+from graphprune.ir.program import Dropped, Factored, Program
+from graphprune.passes.analysis.find_groups import analyze
+from graphprune.passes.scores import SCORES
+from graphprune.planning.destination import NAMES, Destination
+from graphprune.planning.facts import Eligible
+from graphprune.planning.plan import Plan
+
+MILLI = 1e-6  # of nanoseconds
+
+
+def amounts(first: Program, original: Program, program: Program, plan: Plan, unit: str) -> tuple[float, float]:
+    """How much of a budget there is before and after; a latency in milliseconds.
+
+    Args:
+        first: The program from which all passes started.
+        original: The program from which groups were cut, which knows the latencies of its parts.
+        program: The pruned program, or the original where only a plan was made.
+        plan: What was cut.
+        unit: One of `planning.budget.UNITS` besides parameters.
+    """
+    known = original.facts.get(Dependencies) or analyze(original)
+    if unit not in known.terms:
+        return 0.0, 0.0
+    widths = {known.by_name[name].prime: float(width) for name, width in plan.widths.items()}
+    if unit == "latency":
+        return _sum(known.terms[unit], {}) * MILLI, _sum(known.terms[unit], widths) * MILLI
+    after = _sum(analyze(program).terms[unit], {}) if Factored in program.facts else _sum(known.terms[unit], widths)
+    return _sum(analyze(first).terms[unit], {}), after
+
+
+def _sum(terms: Sequence[Term], widths: Mapping[Prime, float]) -> float:
+    return sum(term.at(widths) for term in terms)
+
+
+def rounding(program: Program, plan: Plan) -> str:
+    """In which steps a reduction is made, since no target is met to the last parameter."""
+    align, steps = int(plan.made_by.get("align", 1)), list[str]()
+    if plan.groups:
+        alike = " and the same in all layers" if plan.made_by.get("destination") == "stock" else ""
+        steps.append(f"widths are {f'multiples of {align}' if align > 1 else 'whole numbers'}{alike}")
+    steps += ["whole blocks are dropped"] if Dropped in program.facts else []
+    steps += ["ranks are whole numbers"] if plan.ranks or Factored in program.facts else []
+    return ", ".join(steps)
+
+
+def destination_limits(program: Program, plan: Plan, left_out: Mapping[str, str] = MappingProxyType({})) -> str:
+    """What a recipe does elsewhere and the destination cannot hold, and which destination can; "" where it is nothing.
+
+    Args:
+        program: The program from which groups were cut.
+        plan: What was cut.
+        left_out: Parts of the recipe that the destination excludes, and the destination for which they are.
+    """
+    eligible = program.facts.get(Eligible)
+    if eligible is None or eligible.destination.name == NAMES[-1]:
+        return ""
+    limits = [*_limits(program, eligible, plan), *left_out.items()]
+    elsewhere = [f"{what} (destination {able} has no such limit)" for what, able in limits]
+    return f"limited by destination {eligible.destination.name}: {'; '.join(elsewhere)}" if limits else ""
+
+
+def _limits(program: Program, eligible: Eligible, plan: Plan) -> Iterator[tuple[str, str]]:
+    """What is impossible, and the first destination for which it is not."""
+    dependencies, here = program.fact(Dependencies), eligible.destination
+    score = SCORES.get(str(plan.made_by.get("score")))
+    groups = [g for g in dependencies.groups if score and score.applies(g, dependencies.consumers_of(g))]
+    repeated = Counter(group.kind for group in groups if group.kind not in eligible.refused)
+    if here.uniform and plan.groups and any(count > 1 for count in repeated.values()):
+        yield "one width for all layers", NAMES[NAMES.index(here.name) + 1]
+    able: dict[str, dict[str, str]] = {}
+    for kind, why in eligible.refused.items():
+        if alike := [group for group in groups if group.kind == kind]:
+            able.setdefault(_able(program, here, alike), {}).setdefault(alike[0].label, why.partition(";")[0])
+    for name, refused in able.items():
+        yield f"no narrower {_listed(list(refused))}, since {next(iter(refused.values()))}", name
+
+
+def _able(program: Program, here: Destination, alike: Sequence[Group]) -> str:
+    """The first destination that can hold narrower groups of this kind; each can hold more than those before it."""
+    more = NAMES[NAMES.index(here.name) + 1 :]
+    trials = (Destination.of(name, program, here.dependencies) for name in more)
+    return next(trial.name for trial in trials if trial.refusal(alike) is None)
+
+
+def _listed(words: Sequence[str]) -> str:
+    return " and ".join(filter(None, (", ".join(words[:-1]), words[-1])))
