@@ -89,7 +89,7 @@ def inspect(
 
     program = api.load(model)
     found = api.analyze(program)
-    graph = graph_export.coloured(found.to_networkx(), graph_export.read_numbers(sensitivity) if sensitivity else {})
+    graph = graph_export.colored(found.to_networkx(), graph_export.read_numbers(sensitivity) if sensitivity else {})
     writers = (graph_export.write_dot, graph_export.write_graphml, graph_export.write_json)
     for path, write in zip((dot, graphml, graph_json), writers, strict=True):
         if path:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from graphprune.display import html
+from graphprune.display.color_scale import ColorScale
 from graphprune.display.text_table import text_table
 from graphprune.errors import LoadError, PlanError, misread
 from graphprune.support.atomic_output import new_file
@@ -102,6 +103,11 @@ class Sensitivities:
         """By how much the loss rose, by the name of a group and the way in which it was cut."""
         return {(trial.group, trial.refitted, trial.ratio): trial.loss - self.dense for trial in self.trials}
 
+    @cached_property
+    def color_scale(self) -> ColorScale:
+        """The colors of the rises of all trials."""
+        return ColorScale.of_rises(self.rises.values())
+
     def __repr__(self) -> str:
         head = f"Sensitivities of {len(self.groups)} groups: {len(self.trials)} trials, dense loss {self.dense:.4f}"
         deepest = sorted(((self.rise(name)[-1], name) for name in self.groups), key=lambda pair: -pair[0][1])
@@ -111,7 +117,7 @@ class Sensitivities:
         return "\n".join([f"{head} {self.unit}", *(f"  {line}" for line in text_table(rows, most=6))])
 
     def _repr_html_(self) -> str:
-        return html.part("sensitivities.html", found=self, highest=max(self.rises.values(), default=0.0))
+        return html.part("sensitivities.html", found=self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

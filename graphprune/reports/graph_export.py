@@ -1,4 +1,4 @@
-"""A dependency graph (`Dependencies.to_networkx`) as a file: GraphML, JSON, or DOT for Graphviz; and its colours."""
+"""A dependency graph (`Dependencies.to_networkx`) as a file: GraphML, JSON, or DOT for Graphviz; and its colors."""
 
 import json
 import math
@@ -8,17 +8,15 @@ from typing import Any, TypeAlias
 
 import networkx as nx
 
+from graphprune.display.color_scale import ColorScale
 from graphprune.errors import LoadError, RegistryError, because, misread
 from graphprune.planning.sensitivity_table import Sensitivities
 from graphprune.support.atomic_output import new_file
 
 Graph: TypeAlias = "nx.MultiDiGraph[str]"
 
-#: A number by the name of a group, or what was measured of groups.
+#: A number by the name of a group, or the sensitivities of groups.
 Numbers: TypeAlias = Mapping[str, float] | Sensitivities
-
-#: From the least to the greatest number: shades that differ in lightness too, so that a copier keeps them apart.
-SHADES = ("#fcfdbf", "#fecf92", "#fe9f6d", "#f7705c", "#de4968", "#b63679", "#8c2981", "#641a80")
 
 
 def write_graphml(graph: Graph, path: Path | str) -> None:
@@ -45,10 +43,10 @@ def write_dot(graph: Graph, path: Path | str) -> None:
         file.write_text("\n".join([*lines, "}"]) + "\n", encoding="utf-8")
 
 
-def coloured(graph: Graph, given: Numbers) -> Graph:
-    """A copy whose groups have the attribute ``value``, their number, and ``fillcolor`` (see `shades`).
+def colored(graph: Graph, given: Numbers) -> Graph:
+    """A copy whose groups have the attribute ``value``, their number, and ``fillcolor`` (see `color_scale`).
 
-    `given` holds any number by the name of a group, its sensitivity say; groups without one keep their colour.
+    `given` holds any number by the name of a group, or sensitivities; groups without a number keep their color.
 
     Raises:
         RegistryError: if there is no such group.
@@ -58,28 +56,27 @@ def coloured(graph: Graph, given: Numbers) -> Graph:
     groups = {name for name, data in graph.nodes(data=True) if data["kind"] == "group"}
     if unknown := sorted(numbers.keys() - groups):
         raise RegistryError(f"no group {unknown[0]!r} in this graph; `graphprune inspect` lists its groups")
-    copy = graph.copy()
-    for name, shade in shades(numbers).items():
-        font = "white" if shade in SHADES[len(SHADES) // 2 :] else "black"  # to be read on it
-        copy.nodes[name].update(value=float(numbers[name]), fillcolor=shade, fontcolor=font)
+    copy, scale = graph.copy(), color_scale(given)
+    for name, number in numbers.items():
+        copy.nodes[name].update(value=float(number), fillcolor=scale.shade(number), fontcolor=scale.text(number))
     return copy
 
 
-def shades(numbers: Mapping[str, float]) -> dict[str, str]:
-    """One of `SHADES` for every number: the first for the least of them, the last for the greatest.
+def color_scale(given: Numbers) -> ColorScale:
+    """The colors of numbers: linear, or logarithmic for sensitivities, so that a heat map has the same ones.
 
     Raises:
         LoadError: if a number is not finite.
     """
-    if odd := [name for name, number in numbers.items() if not math.isfinite(number)]:
-        raise LoadError(f"the number of group {odd[0]} is {numbers[odd[0]]}; give one that is finite")
-    low, high = min(numbers.values(), default=0.0), max(numbers.values(), default=0.0)
-    shares = {name: (number - low) / (high - low) if high > low else 0.0 for name, number in numbers.items()}
-    return {name: SHADES[min(int(share * len(SHADES)), len(SHADES) - 1)] for name, share in shares.items()}
+    if isinstance(given, Sensitivities):
+        return given.color_scale
+    if odd := [name for name, number in given.items() if not math.isfinite(number)]:
+        raise LoadError(f"the number of group {odd[0]} is {given[odd[0]]}; give one that is finite")
+    return ColorScale.linear(given.values())
 
 
 def by_group(given: Numbers) -> Mapping[str, float]:
-    """A number by the name of a group: of sensitivities, how much the loss rises at the deepest cut."""
+    """A number by the name of a group; of sensitivities, the rise of the loss at the deepest cut."""
     if isinstance(given, Sensitivities):
         return {name: given.rise(name)[-1][1] for name in given.groups}
     return given

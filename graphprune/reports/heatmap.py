@@ -1,16 +1,17 @@
 """Sensitivities as a picture: a row of panels for every kind of group, in them a row for every layer."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from graphprune.axes.groups import kind_of, layer_of
+from graphprune.display.color_scale import SHADES, ColorScale
 from graphprune.errors import ExportError, because
 from graphprune.planning.sensitivity_table import Sensitivities
 from graphprune.support import packages
 
 NUMBERED = 12  # so many layers at most have their numbers written into the panels
-DECADES = 1e-3  # rises below this share of the highest have one colour
 
 
 def require() -> None:
@@ -41,7 +42,7 @@ def draw(found: Sensitivities, path: Path) -> None:
         for axis, refitted in zip(line, ways, strict=True):
             drawn = _panel(axis, found, groups, refitted, norm)
             image = drawn or image
-            axis.set_title(f"{_short(name)}{', refitted' if refitted else ''}", fontsize=8)
+            axis.set_title(f"{_in_lines(name)}{', refitted' if refitted else ''}", fontsize=8)
     if image is not None:
         bar = figure.colorbar(image, ax=axes, shrink=0.6, aspect=40)
         bar.set_label(f"rise of the loss, {found.unit}", fontsize=8)
@@ -60,13 +61,12 @@ def by_kind(found: Sensitivities) -> dict[str, list[str]]:
 
 
 def _norm(found: Sensitivities) -> Any:
-    """Colours for all rises that are above zero, by their logarithms."""
-    rises = [rise for trial in found.trials if (rise := trial.loss - found.dense) > 0] or [1.0]
-    return packages.load("matplotlib.colors").LogNorm(max(min(rises), max(rises) * DECADES), max(rises), clip=True)
+    """The logarithmic norm of the color scale."""
+    return packages.load("matplotlib.colors").LogNorm(found.color_scale.low, found.color_scale.high, clip=True)
 
 
 def _panel(axis: Any, found: Sensitivities, groups: Sequence[str], refitted: bool, norm: Any) -> Any:
-    """One kind, as it is or refitted, or that there is nothing to show; a loss that fell has the lowest colour."""
+    """One kind, as cut or refitted, or a note that there is nothing to show; a loss that fell has the first color."""
     ratios = sorted({trial.ratio for trial in found.trials})
     table = [[float("nan")] * len(ratios) for _ in groups]
     trials = [(row, trial) for row, group in enumerate(groups) for trial in found.groups[group]]
@@ -74,29 +74,38 @@ def _panel(axis: Any, found: Sensitivities, groups: Sequence[str], refitted: boo
         if trial.refitted == refitted:
             table[row][ratios.index(trial.ratio)] = trial.loss - found.dense
     if not any(trial.refitted == refitted for _, trial in trials):
-        axis.text(0.5, 0.5, "no linear map reads it", ha="center", va="center", fontsize=8, transform=axis.transAxes)
+        axis.text(0.5, 0.5, "no linear layer reads it", ha="center", va="center", fontsize=8, transform=axis.transAxes)
         axis.set_axis_off()
         return None
     image = axis.imshow(
-        [[max(value, norm.vmin) for value in row] for row in table], norm=norm, cmap="viridis", aspect="auto"
+        [[max(value, norm.vmin) for value in row] for row in table],
+        norm=norm,
+        cmap=packages.load("matplotlib.colors").ListedColormap(SHADES),
+        aspect="auto",
     )
-    axis.set_xticks(range(len(ratios)), [f"{ratio:.0%} gone" for ratio in ratios], fontsize=7)
+    axis.set_xticks(range(len(ratios)), [f"{ratio:.0%} removed" for ratio in ratios], fontsize=7)
     step = -(-len(groups) // 16)
-    axis.set_yticks(range(0, len(groups), step), [layer_of(g) or _short(g, 16) for g in groups[::step]], fontsize=7)
+    axis.set_yticks(range(0, len(groups), step), [layer_of(g) or _in_lines(g, 16) for g in groups[::step]], fontsize=7)
     axis.set_ylabel("layer", fontsize=7)
     if len(groups) <= NUMBERED:
-        _write(axis, table, norm)
+        _write(axis, table, found.color_scale)
     return image
 
 
-def _write(axis: Any, table: Sequence[Sequence[float]], norm: Any) -> None:
+def _write(axis: Any, table: Sequence[Sequence[float]], scale: ColorScale) -> None:
     """Numbers in their cells, dark on light and light on dark; none where nothing was measured."""
     for row, values in enumerate(table):
         for column, value in enumerate(values):
             if value == value:
-                colour = "black" if norm(max(value, norm.vmin)) > 0.6 else "white"
-                axis.text(column, row, f"{value:.2g}", ha="center", va="center", fontsize=6, color=colour)
+                color = scale.text(value)
+                axis.text(column, row, f"{value:.2g}", ha="center", va="center", fontsize=6, color=color)
 
 
-def _short(name: str, most: int = 44) -> str:
-    return name if len(name) <= most else f"...{name[3 - most :]}"
+def _in_lines(name: str, most: int = 44) -> str:
+    """A name in lines that end after its dots."""
+    lines = [""]
+    for part in re.split(r"(?<=\.)", name):
+        if lines[-1] and len(lines[-1] + part) > most:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from graphprune.axes.groups import Dependencies
 from graphprune.cli.commands import app
+from graphprune.display.color_scale import SHADES
 from graphprune.errors import LoadError, RegistryError
 from graphprune.frontends.modules import trace
 from graphprune.passes.analysis.find_groups import analyze
@@ -109,12 +110,12 @@ def test_graphviz_reads_the_dot_file(found: Dependencies, tmp_path: Path) -> Non
     assert "up.weight:0" in done.stdout
 
 
-def test_groups_are_coloured_from_least_to_greatest(found: Dependencies) -> None:
+def test_groups_are_colored_from_least_to_greatest(found: Dependencies) -> None:
     graph = found.to_networkx()
     stream = next(group.name for group in found.groups if group.size == 6)
-    painted = graph_export.coloured(graph, {"up.weight:0": 0.25, stream: 4})
-    assert painted.nodes["up.weight:0"]["fillcolor"] == graph_export.SHADES[0]
-    assert painted.nodes[stream]["fillcolor"] == graph_export.SHADES[-1]
+    painted = graph_export.colored(graph, {"up.weight:0": 0.25, stream: 4})
+    assert painted.nodes["up.weight:0"]["fillcolor"] == SHADES[0]
+    assert painted.nodes[stream]["fillcolor"] == SHADES[-1]
     assert painted.nodes[stream]["value"] == 4.0
     assert "fillcolor" not in graph.nodes[stream], "the graph that was given stays as it was"
 
@@ -130,7 +131,7 @@ def test_wrong_numbers_are_named(
     found: Dependencies, numbers: dict[str, float], error: type[Exception], words: str
 ) -> None:
     with pytest.raises(error, match=words):
-        graph_export.coloured(found.to_networkx(), numbers)
+        graph_export.colored(found.to_networkx(), numbers)
 
 
 @pytest.mark.parametrize("text", ["[1, 2]", '{"a": "much"}', "{"])
@@ -140,7 +141,7 @@ def test_a_file_that_holds_no_numbers_is_refused(tmp_path: Path, text: str) -> N
         graph_export.read_numbers(tmp_path / "s.json")
 
 
-def test_inspect_writes_and_colours(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_inspect_writes_and_colors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "branch.py").write_text(Path(__file__).read_text())
     monkeypatch.syspath_prepend(tmp_path)
@@ -149,12 +150,12 @@ def test_inspect_writes_and_colours(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         app, ["inspect", "branch:make", "--dot", "g.dot", "--graph-json", "g.json", "--sensitivity", "s.json"]
     )
     assert done.exit_code == 0, done.output
-    assert graph_export.SHADES[0] in (tmp_path / "g.dot").read_text()
+    assert SHADES[0] in (tmp_path / "g.dot").read_text()
     assert '"value": 0.5' in (tmp_path / "g.json").read_text()
     assert "most coupled: 6 hidden size, " in done.output and ", in 6 dimensions of tensors" in done.output
 
 
-def test_a_table_of_sensitivities_colours_by_the_deepest_cut(tmp_path: Path) -> None:
+def test_a_table_of_sensitivities_colors_by_the_deepest_cut(tmp_path: Path) -> None:
     trials = tuple(Trial("a", 8, width, 1 - width / 8, False, 2.0 + 1 / width) for width in (4, 2))
     Sensitivities("f", 2.0, "nats a token", "magnitude", "none", trials).save(tmp_path / "s.json")
     assert graph_export.by_group(graph_export.read_numbers(tmp_path / "s.json")) == {"a": 0.5}

@@ -1,4 +1,4 @@
-"""Puts a page together: its parts, the library that lays out graphs, and what it shows, in one file."""
+"""Puts a page together in one file: its parts, the library that lays out graphs, and the content."""
 
 import json
 import re
@@ -14,8 +14,8 @@ from graphprune.support.atomic_output import new_file
 ASSETS = files("graphprune.reports.viewer") / "assets"
 STYLES = ("base", "graph", "groups", "detail", "charts", "heat")
 SCRIPTS = (
-    "dom", "data", "state", "fold", "layout", "boxes", "graph", "moves", "groups", "axes", "detail", "panels", "plan",
-    "runs", "heat", "search", "main",
+    "dom", "data", "state", "rove", "scale", "fold", "layout", "edges", "boxes", "graph", "moves", "save", "groups",
+    "axes", "detail", "panels", "plan", "runs", "heat", "search", "main",
 )  # fmt: skip
 PLACE = re.compile(r"\{\{(\w+)\}\}")
 LIBRARY = "vendor/dagre.min.js"
@@ -33,7 +33,7 @@ def write(content: Content, path: Path | str, *, force: bool = False) -> None:
 
 def html(content: Content) -> str:
     """The page as text. It may load nothing, and run nothing but its own scripts, whatever the content holds."""
-    library = _asset("vendor/dagre.LEGAL.txt") + _asset(LIBRARY)  # its licence wants to stand in every copy
+    library = _asset("vendor/dagre.LEGAL.txt") + _asset(LIBRARY)  # its license must be in every copy
     script = '"use strict";\n(() => {\n' + "\n".join(_asset(f"{name}.js") for name in SCRIPTS) + "\n})();"
     filled = {
         "policy": f"default-src 'none'; style-src 'unsafe-inline'; script-src {_hash(library)} {_hash(script)}",

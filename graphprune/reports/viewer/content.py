@@ -1,7 +1,7 @@
-"""What a page shows, as plain values: groups, tensors and their axes, modules, operators, a plan and runs."""
+"""The content of a page as plain values: groups, tensors and their axes, modules, operators, a plan and runs."""
 
 from collections.abc import Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -10,7 +10,9 @@ from graphprune.axes.algebra import Axis, Prime, Product, primes, resolve
 from graphprune.axes.explanations import Dimension, DimensionPart, Freedom, Reason
 from graphprune.axes.groups import Dependencies, Group
 from graphprune.axes.index_sets import width
+from graphprune.display.color_scale import SHADES, WHITE_FROM, ColorScale
 from graphprune.errors import LoadError, RegistryError
+from graphprune.ir.printer import kind
 from graphprune.ir.program import Dropped, Program
 from graphprune.planning.plan import Plan, bind
 from graphprune.planning.sensitivity_table import Sensitivities
@@ -32,10 +34,10 @@ def content(
     reports: Mapping[str, Report] | None = None,
     numbers: Numbers | None = None,
 ) -> Content:
-    """Everything that a page shows, in the values that JSON has; things refer to each other by their place in lists.
+    """Everything that a page shows, in the values that JSON has; items refer to each other by their place in lists.
 
-    `plan` adds what goes and what stays, `reports` the runs that are to be compared, by name, and `numbers` a number a
-    group, which colours it; sensitivities make a heat map, too.
+    `plan` adds the retained indices, `reports` the runs to compare, by name, and `numbers` a number a group, which
+    colors it; sensitivities make a heat map, too.
 
     Raises:
         PlanError: if the plan was made for another model, or without blocks that this program has, or the
@@ -47,14 +49,14 @@ def content(
         measured.require(program.fingerprint(), ())
     keep = bind(program, dependencies, plan) if plan else {}
     writer = _Writer(program, dependencies, Modules(program, dependencies), {p: rows.width for p, rows in keep.items()})
-    shares = dependencies.freedom
-    found: Content = plain(
+    shares, scale = dependencies.freedom, graph_export.color_scale(numbers or {})
+    shown: Content = plain(
         {
             "format": FORMAT,
             "title": title,
             "total": shares.total,
             "freedoms": [
-                {"name": freedom, "told": freedom.told, "count": shares.counts[freedom],
+                {"name": freedom, "description": freedom.told, "count": shares.counts[freedom],
                  "removable": shares.removable.get(freedom, 0)}
                 for freedom in Freedom
             ],
@@ -62,25 +64,26 @@ def content(
             "modules": writer.modules(),
             "tensors": writer.tensors(),
             "calls": writer.calls(),
-            "groups": writer.groups(plan, graph_export.by_group(numbers or {})),
+            "groups": writer.groups(plan, graph_export.by_group(numbers or {}), scale),
+            "scale": _scale(scale, measured) if numbers else None,
             "reasons": writer.reasons.items,
             "plan": _plan(plan, program) if plan else None,
-            "heat": writer.heat(measured) if measured else None,
+            "heat": writer.heat(measured, scale) if measured else None,
             "runs": [_run(name, report) for name, report in (reports or {}).items()],
         }
     )  # fmt: skip
-    return found
+    return shown
 
 
 @dataclass
 class _Table:
-    """A list in which everything stands once."""
+    """A list without duplicates."""
 
     items: list[dict[str, Any]] = field(default_factory=list)
     places: dict[Hashable, int] = field(default_factory=dict)
 
     def place(self, key: Hashable, item: dict[str, Any]) -> int:
-        """Where the item with this key stands; it is added if it is new."""
+        """The place of the item with this key; it is added if it is new."""
         if key not in self.places:
             self.places[key] = len(self.items)
             self.items.append(item)
@@ -89,45 +92,46 @@ class _Table:
 
 @dataclass(frozen=True)
 class _Writer:
-    """Turns what was found into plain values; the reasons gather while it does."""
+    """Turns programs and dependencies into plain values; reasons are collected on the way."""
 
     program: Program
     dependencies: Dependencies
-    found: Modules
+    tree: Modules
     widths: Mapping[Prime, int]
     reasons: _Table = field(default_factory=_Table)
 
     def modules(self) -> list[dict[str, Any]]:
-        """Path, class and the place of the module around it, which comes before; the first is the whole model."""
+        """Path, class and the place of the parent module, which comes before; the first is the whole model."""
         return [
-            {"path": path, "class": self.found.classes.get(path, ""), "parent": self._parent(path),
+            {"path": path, "class": self.tree.classes.get(path, ""), "parent": self._parent(path),
              "apart": path.rpartition(MARK)[2] if MARK in path else ""}
             for path in self._paths
         ]  # fmt: skip
 
     def _parent(self, path: str) -> int | None:
-        """The place of the module around; what is set apart stands in the module whose operators it holds."""
+        """The place of the parent module; a part of operators that are set apart has the module that runs them."""
         if not path:
             return None
         outer = path.rpartition(MARK)[0].rstrip(".") if MARK in path else path.rpartition(".")[0]
-        return self._paths[outer if outer in self._paths else self.found.nearest(outer)]
+        return self._paths[outer if outer in self._paths else self.tree.nearest(outer)]
 
     @cached_property
     def _paths(self) -> dict[str, int]:
-        apart = dict.fromkeys(call.module for call in self.found.calls if call.module not in self.found.classes)
+        apart = dict.fromkeys(call.module for call in self.tree.calls if call.module not in self.tree.classes)
         outer = dict.fromkeys(path.rpartition(MARK)[0].rstrip(".") for path in apart)  # it may be set apart itself
-        return {path: i for i, path in enumerate(dict.fromkeys([*self.found.classes, *outer, *apart]))}
+        return {path: i for i, path in enumerate(dict.fromkeys([*self.tree.classes, *outer, *apart]))}
 
     def tensors(self) -> list[dict[str, Any]]:
-        """Every parameter and buffer, its axes, its module, and the shape that a plan leaves of it."""
+        """Every parameter and buffer, its type, its axes, its module, and its shape after a plan."""
+        types = {self.program.name(str(node.target)): kind(node.meta.get("val")) for node in self.program.tensors()}
         aliases: dict[str, list[str]] = {}
         for alias, name in self.program.ties.items():
             aliases.setdefault(name, []).append(alias)
         return [
             {
                 "name": name, "aliases": aliases.get(name, []), "buffer": name not in self.dependencies.parameters,
-                "module": self._paths[self.found.nearest(name.rpartition(".")[0])],
-                "freedom": explanation.freedom,
+                "module": self._paths[self.tree.nearest(name.rpartition(".")[0])],
+                "freedom": explanation.freedom, "type": types.get(name, ""),
                 "left": [width(axis, self.widths) for axis in self.dependencies.tensors[name]],
                 "dims": list(map(self._dimension, self.dependencies.tensors[name], explanation.dimensions)),
             }
@@ -139,7 +143,7 @@ class _Writer:
         return {"size": dimension.size, "text": dimension.structure, "axis": self._axis(axis, parts)}
 
     def _axis(self, axis: Axis, parts: Mapping[Prime, DimensionPart]) -> dict[str, Any]:
-        """An axis as a tree: its size `n`, and its factors, its segments, its group, or the reasons why it stays."""
+        """An axis as a tree: its size `n`, and its factors, segments, group, or the reasons why it is pinned."""
         axis = resolve(axis)
         if not isinstance(axis, Prime):
             inside = [self._axis(part, parts) for part in axis.parts]
@@ -161,8 +165,8 @@ class _Writer:
         return self.reasons.place(tuple(told.values()), told)
 
     def calls(self) -> list[dict[str, Any]]:
-        """Every operator, input and output, and what it reads."""
-        places = {call.name: i for i, call in enumerate(self.found.calls)}
+        """Every operator, input and output, and its operands."""
+        places = {call.name: i for i, call in enumerate(self.tree.calls)}
         return [
             {
                 "name": call.name, "operator": call.operator, "module": self._paths[call.module], "type": call.type,
@@ -171,14 +175,13 @@ class _Writer:
                 "groups": [self._groups[name] for name in call.groups],
                 **({"code": self._reason(call.code)} if call.code.line else {}),
             }
-            for call in self.found.calls
+            for call in self.tree.calls
         ]  # fmt: skip
 
-    def groups(self, plan: Plan | None, numbers: Mapping[str, float]) -> list[dict[str, Any]]:
-        """Every group, its places, what the plan keeps of it, and its number and colour."""
+    def groups(self, plan: Plan | None, numbers: Mapping[str, float], scale: ColorScale) -> list[dict[str, Any]]:
+        """Every group, its places, its retained indices under the plan, and its number and color."""
         if unknown := sorted(numbers.keys() - self._groups.keys()):
             raise RegistryError(f"there is a number for {unknown[0]!r}, which is no group of this model")
-        shades = graph_export.shades(numbers)
         return [
             {
                 **_group(group),
@@ -187,18 +190,22 @@ class _Writer:
                 **self._because(group),
                 **({"kept": [bits(row, group.size) for row in plan.groups[group.name]],
                     "width": plan.widths[group.name]} if plan and group.name in plan.groups else {}),
-                **({"value": numbers[group.name], "shade": shades[group.name]} if group.name in numbers else {}),
+                **({"value": number, "shade": scale.shade(number)} if (number := numbers.get(group.name)) is not None
+                   else {}),
             }
             for group in self.dependencies.groups
         ]  # fmt: skip
 
-    def heat(self, measured: Sensitivities) -> dict[str, Any]:
-        """How groups were cut, and by how much the loss rose: the places of the group and the way, and the rise."""
+    def heat(self, measured: Sensitivities, scale: ColorScale) -> dict[str, Any]:
+        """How groups were cut, and the rises of the loss: the places of the group and the way, the rise, its color."""
         ways = {way: i for i, way in enumerate(measured.ways)}
         return {
             "dense": measured.dense, "unit": measured.unit, "score": measured.score, "refit": measured.refit,
             "ways": [{"refitted": refitted, "ratio": ratio} for refitted, ratio in ways],
-            "rises": [[self._groups[n], ways[how, ratio], rise] for (n, how, ratio), rise in measured.rises.items()],
+            "rises": [
+                [self._groups[name], ways[how, ratio], rise, scale.shade(rise)]
+                for (name, how, ratio), rise in measured.rises.items()
+            ],
         }  # fmt: skip
 
     def _because(self, group: Group) -> dict[str, int]:
@@ -209,7 +216,7 @@ class _Writer:
 
 
 def bits(kept: Sequence[int], size: int) -> str:
-    """Which of `size` indices are kept, four a hexadecimal digit, the first of them its highest bit."""
+    """The retained of `size` indices, four a hexadecimal digit, the first of them its highest bit."""
     number = sum(1 << (size - 1 - i) for i in kept) << (-size % 4)
     return f"{number:0{(size + 3) // 4}x}"
 
@@ -229,8 +236,14 @@ def _told(reason: Reason) -> dict[str, Any]:
     return {"why": reason.why, "operator": reason.operator, "file": file, "line": reason.line, "code": reason.code}
 
 
+def _scale(scale: ColorScale, measured: Sensitivities | None) -> dict[str, Any]:
+    """The colors of numbers, from `low` to `high`; text on the `dark` ones is white."""
+    meaning = f"rise of the loss, {measured.unit}" if measured else "number of the group"
+    return {**asdict(scale), "meaning": meaning, "shades": SHADES, "dark": SHADES[WHITE_FROM:]}
+
+
 def _plan(plan: Plan, program: Program) -> dict[str, Any]:
-    """What a plan says besides groups; `before` counts the parameters of the model with the blocks that it drops."""
+    """The plan besides its groups; `before` counts the parameters of the model with the blocks that it drops."""
     before = program.fact(Dropped).original.count() if Dropped in program.facts else program.count()
     return {"made_by": plan.made_by, "blocks": plan.blocks, "ranks": plan.ranks, "before": before}
 
@@ -243,7 +256,7 @@ def runs_of(program: Program, folders: Sequence[str | Path]) -> dict[str, Report
     """
     paths = [Path(folder) for folder in folders]
     names = [path.resolve().name for path in paths]
-    found = {}
+    reports = {}
     for path, name in zip(paths, names, strict=True):
         report, count = Report.load(path), program.count()
         if report.parameters_before != count:
@@ -251,8 +264,8 @@ def runs_of(program: Program, folders: Sequence[str | Path]) -> dict[str, Report
                 f"{path} holds a run on a model of {report.parameters_before:,} parameters, this one has {count:,}: "
                 "name runs on the same model"
             )
-        found[name if names.count(name) == 1 else str(path)] = report
-    return found
+        reports[name if names.count(name) == 1 else str(path)] = report
+    return reports
 
 
 def _run(name: str, report: Report) -> dict[str, Any]:

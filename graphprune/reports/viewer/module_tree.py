@@ -14,9 +14,9 @@ from graphprune.axes.groups import Dependencies
 from graphprune.ir.printer import type_text
 from graphprune.ir.program import Program
 
-MARK = "~"  # begins the name of what holds some operators of a module, and is no module itself
-FEW = 4  # so many operators that touch no group are shown beside the others
-MOST = 150  # more operators than this in one module are folded, in parts of `PART`, for no layout of them helps anyone
+MARK = "~"  # begins the name of a part that holds some operators of a module, and is no module itself
+FEW = 4  # up to this many operators that touch no group are shown with the others
+MOST = 150  # more operators than this in one module are folded, in parts of `PART`: their layout would not be readable
 PART = 50
 
 
@@ -40,7 +40,7 @@ class GraphCall:
 
 @dataclass(frozen=True)
 class Modules:
-    """The modules that a program runs, and what each of them does itself."""
+    """The modules that a program runs, and the operators that each of them runs itself."""
 
     program: Program
     dependencies: Dependencies
@@ -52,24 +52,24 @@ class Modules:
         Where that was not recorded, it is the one whose tensor the node reads, or else the one around that of the last
         tensor read before: a graph stands in the order in which it runs.
         """
-        found, last = {}, ""
+        owners, last = {}, ""
         for node in self.program.graph.nodes:
             read = [str(n.target).rpartition(".")[0] for n in node.all_input_nodes if n.op == "get_attr"]
             recorded = [path for path, _ in _stack(node)]
             last = next(iter(read), last)
             inferred = next(iter(read), last.rpartition(".")[0]) if node.op == "call_function" else ""
-            found[node.name] = recorded[-1] if recorded else inferred
-        return found
+            owners[node.name] = recorded[-1] if recorded else inferred
+        return owners
 
     @cached_property
     def classes(self) -> Mapping[str, str]:
         """The class of every module by its path, empty where that is unknown; those around a module come first."""
-        found = {"": ""}
+        classes = {"": ""}
         for node in self.program.graph.nodes:
             stack = dict(_stack(node))
-            found |= {path: str(cls).rpartition(".")[2] for path, cls in stack.items()}
-            found |= {} if stack else dict.fromkeys(_around(self.owners[node.name]), "")
-        return {path: found[path] for path in sorted(found, key=lambda path: (path.count("."), bool(path)))}
+            classes |= {path: str(cls).rpartition(".")[2] for path, cls in stack.items()}
+            classes |= {} if stack else dict.fromkeys(_around(self.owners[node.name]), "")
+        return {path: classes[path] for path in sorted(classes, key=lambda path: (path.count("."), bool(path)))}
 
     def nearest(self, path: str) -> str:
         """The module of this path, or the innermost around it that is run; the whole model has the empty path."""
@@ -77,11 +77,11 @@ class Modules:
 
     @cached_property
     def calls(self) -> tuple[GraphCall, ...]:
-        """What the graph computes, in order; where a module has too much of its own to be shown, it is set apart."""
-        found = [self._call(node) for node in self.program.graph.nodes if _shown(node)]
-        known = {call.name for call in found}
-        found = [replace(call, inputs=tuple(name for name in call.inputs if name in known)) for call in found]
-        return tuple(_in_parts(_quiet_apart(found)))
+        """The operators of the graph, in order; where a module has too many to be shown, they are set apart."""
+        calls = [self._call(node) for node in self.program.graph.nodes if _shown(node)]
+        known = {call.name for call in calls}
+        calls = [replace(call, inputs=tuple(name for name in call.inputs if name in known)) for call in calls]
+        return tuple(_in_parts(_quiet_apart(calls)))
 
     def _call(self, node: fx.Node) -> GraphCall:
         reads = list(node.all_input_nodes)
@@ -97,9 +97,9 @@ class Modules:
         )
 
     def _groups(self, node: fx.Node) -> tuple[str, ...]:
-        here = (p for axis in self.dependencies.axes_of(node.name) for p in primes(axis))
-        found = map(self.dependencies.by_prime.get, here)
-        return tuple(dict.fromkeys(group.name for group in found if group))
+        parts = (p for axis in self.dependencies.axes_of(node.name) for p in primes(axis))
+        groups = map(self.dependencies.by_prime.get, parts)
+        return tuple(dict.fromkeys(group.name for group in groups if group))
 
 
 def _stack(node: fx.Node) -> Iterator[tuple[str, Any]]:
@@ -116,7 +116,7 @@ def _around(path: str) -> list[str]:
 
 
 def _shown(node: fx.Node) -> bool:
-    """Is it a value that somebody may look at? Sizes are not, and parameters are shown otherwise."""
+    """Is it a value to show? Sizes are not, and parameters have boxes of their own."""
     value = node.meta.get("val")
     several = isinstance(value, list | tuple) and any(isinstance(item, Tensor) for item in value)
     return node.op == "output" or (node.op != "get_attr" and (isinstance(value, Tensor) or several))
@@ -129,22 +129,22 @@ def _operator(node: fx.Node) -> str:
 
 
 def _quiet_apart(calls: Sequence[GraphCall]) -> list[GraphCall]:
-    """What touches no group is set apart in a module that has more than a few of them: positions and masks, mostly."""
+    """Set apart the operators that touch no group where a module has more than a few: positions and masks, mostly."""
     quiet = {c.name for c in calls if not c.groups and not c.tensors and c.operator not in ("input", "output")}
     many = Counter(call.module for call in calls if call.name in quiet)
     return [_apart(c, "without a group") if c.name in quiet and many[c.module] > FEW else c for c in calls]
 
 
 def _in_parts(calls: Sequence[GraphCall]) -> list[GraphCall]:
-    """What one module does itself is folded in parts if it is too much to be seen at once."""
+    """Fold the operators of one module in parts if they are too many to be seen at once."""
     total, before = Counter(call.module for call in calls), defaultdict[str, int](int)
-    found = []
+    folded = []
     for call in calls:
         start = before[call.module] // PART * PART
         before[call.module] += 1
         last = min(start + PART, total[call.module])
-        found.append(_apart(call, f"{start + 1} to {last}") if total[call.module] > MOST else call)
-    return found
+        folded.append(_apart(call, f"{start + 1} to {last}") if total[call.module] > MOST else call)
+    return folded
 
 
 def _apart(call: GraphCall, what: str) -> GraphCall:

@@ -17,6 +17,31 @@ from graphprune.reports.report import Report
 
 Page = Any  # Playwright may be missing
 CONTRAST = Path(__file__).with_name("contrast.js")
+TABLES = Path(__file__).parents[2] / "tables.js"
+LONG = "a_module_with_a_name_of_many_words_that_fills_a_column"
+BROKEN = """() => [...document.querySelectorAll(".dotted")].flatMap((name) => {
+    const walker = document.createTreeWalker(name, NodeFilter.SHOW_TEXT);
+    const found = [];
+    while (walker.nextNode()) {
+        const range = document.createRange();
+        range.selectNodeContents(walker.currentNode);
+        const lines = new Set([...range.getClientRects()].map((rect) => Math.round(rect.top)));
+        if (lines.size > 1) found.push(walker.currentNode.data);
+    }
+    return found;
+})"""
+CLIPPED = """() => [...document.querySelectorAll("body *")].filter((element) => {
+    const style = getComputedStyle(element);
+    return element.checkVisibility() && (style.textOverflow === "ellipsis" || style.overflowX === "hidden")
+        && element.scrollWidth > element.clientWidth + 1 && element.innerText;
+}).map((element) => element.outerHTML.slice(0, 80))"""
+COLOR = "(element) => getComputedStyle(element).backgroundColor"
+SAME_NUMBERS = """() => [...document.querySelectorAll(".cell.shaded")].map((cell) => {
+    const number = Number(cell.title.split(", ").at(-1)).toPrecision(2);
+    const heat = [...document.querySelectorAll(`#heat td button[data-group="${cell.dataset.group}"]`)].find(
+        (button) => Number(button.textContent).toPrecision(2) === number);
+    return [cell.querySelector("i"), heat].map((element) => getComputedStyle(element).backgroundColor);
+})"""
 
 
 def seen(page: Page, selector: str) -> list[str]:
@@ -77,7 +102,7 @@ def test_a_group_lights_up_all_that_it_touches(decoder: gp.Program, opened: Any)
     assert group.name in panel and "can be cut exactly" in panel and f"{group.cost.parameters} parameters" in panel
     for place in group.places:
         assert place.parameter in panel
-    assert page.locator("#canvas path.on").count() > 0
+    assert page.locator("#canvas .edge.on").count() > 0
 
 
 def test_linked_groups_lead_to_each_other(decoder: gp.Program, opened: Any) -> None:
@@ -121,7 +146,7 @@ def test_search_finds_by_parts_of_names(decoder: gp.Program, opened: Any) -> Non
     assert "down_proj.weight" in page.inner_text("#detail h2")
     press(page, "/")
     page.fill("#search", "no such thing")
-    assert seen(page, "#hits li") == ["nothing has such a name"]
+    assert seen(page, "#hits li") == ["No name matches."]
 
 
 def test_all_of_it_works_by_keyboard(network: gp.Program, opened: Any) -> None:
@@ -181,7 +206,32 @@ def test_a_phone_shows_one_view_at_a_time(decoder: gp.Program, plan: gp.Plan, op
     assert page.is_visible("#detail") and not page.is_visible("#groups")
 
 
-def test_a_plan_is_told_by_bars(decoder: gp.Program, plan: gp.Plan, opened: Any) -> None:
+@pytest.mark.parametrize("wide", [375, 1280])
+def test_last_columns_can_be_reached(decoder: gp.Program, plan: gp.Plan, run: Path, opened: Any, wide: int) -> None:
+    page = opened(decoder, plan=plan, reports=[run], sensitivity=measured(decoder), wide=wide)
+    for view in ("plan", "runs", "heat"):
+        page.click(f"#tabs [data-tab={view}]")
+        found = page.evaluate(TABLES.read_text(encoding="utf-8"))
+        assert found["tables"] >= 1 and found["faults"] == []
+        hint, box = (page.locator(f"#{view} .{part}").first for part in ("hint", "scroll"))
+        scrolls = box.evaluate("(box) => box.scrollWidth > box.clientWidth + 1")
+        assert hint.is_visible() == scrolls and (scrolls or wide > 375), view
+        if scrolls:
+            assert hint.inner_text() == "more columns \u2192"
+            box.evaluate("(box) => { box.scrollLeft = 1e5; }")
+            page.wait_for_function("(hint) => hint.textContent === '\u2190 more columns'", arg=hint.element_handle())
+
+
+def test_names_are_whole(opened: Any) -> None:
+    page = opened(gp.trace(Named().eval(), (torch.randn(2, 4),)), wide=1280)
+    page.click("#groups .pick")
+    page.dblclick("#canvas [data-key] >> text=a_module")
+    broken = page.evaluate(BROKEN)
+    assert broken == []
+    assert page.evaluate(CLIPPED) == []
+
+
+def test_a_plan_is_shown_by_bars(decoder: gp.Program, plan: gp.Plan, opened: Any) -> None:
     page = opened(decoder, plan=plan)
     press(page, "2")
     small = gp.apply(decoder, plan).count()
@@ -192,17 +242,17 @@ def test_a_plan_is_told_by_bars(decoder: gp.Program, plan: gp.Plan, opened: Any)
              (("before", decoder), ("after", gp.apply(decoder, plan)))}  # fmt: skip
     assert abs(rest / whole - count["after"] / count["before"]) < 0.02
     page.click("#plan .barred >> nth=0")
-    assert "the plan keeps" in page.inner_text("#detail")
+    assert "the plan retains" in page.inner_text("#detail")
 
 
-def test_dropped_blocks_are_told(decoder: gp.Program, opened: Any) -> None:
+def test_dropped_blocks_are_named(decoder: gp.Program, opened: Any) -> None:
     without = drop(decoder, ("model.layers.1",))
     plan = make(without, gp.analyze(without), {})
     page = opened(decoder, plan=plan)
     assert "layers.1" not in boxes(page)
     page.click("#tabs [data-tab=plan]")
     told = page.inner_text("#plan")
-    assert "model.layers.1 go as a whole" in told and f"{decoder.count():,} → {without.count():,}" in told
+    assert "Dropped blocks: model.layers.1." in told and f"{decoder.count():,} → {without.count():,}" in told
 
 
 def test_a_model_of_which_nothing_can_be_cut_is_shown_too(opened: Any) -> None:
@@ -229,17 +279,29 @@ def test_runs_stand_side_by_side(decoder: gp.Program, run: Path, tmp_path: Path,
     assert page.locator("#runs .charts figure").count() > 0
 
 
-def test_numbers_colour_groups(network: gp.Program, opened: Any) -> None:
+def test_numbers_color_groups(network: gp.Program, opened: Any) -> None:
     names = [group.name for group in gp.analyze(network).groups]
     page = opened(network, sensitivity={name: i for i, name in enumerate(names)})
-    colours = page.evaluate(
+    colors = page.evaluate(
         "[...document.querySelectorAll('.cell.shaded i')].map((i) => getComputedStyle(i).backgroundColor)"
     )
-    assert len(colours) == len(names) and len(set(colours)) > 3
+    assert len(colors) == len(names) and len(set(colors)) > 3
+
+
+class Named(nn.Module):
+    """A network with a long name in it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_module(LONG, nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3)))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y: torch.Tensor = self.get_submodule(LONG)(x)
+        return y
 
 
 def measured(network: gp.Program) -> gp.Sensitivities:
-    """Made up: a rise for every group and cut, but for the last group, which no map reads."""
+    """Made up: a rise for every group and cut, but for the last group, which no linear layer reads."""
     names = [group.name for group in gp.analyze(network).groups]
     trials = [
         Trial(name, 8, width, 1 - width / 8, refitted, 1.0 + rise * 10.0**-i)
@@ -259,12 +321,19 @@ def test_sensitivities_make_a_heat_map(network: gp.Program, opened: Any, theme: 
     assert cells.count() == len(table.trials)
     told = {cell.get_attribute("title"): cell for cell in cells.all()}
     name = next(iter(table.groups))
-    assert told[f"{name}, 50% gone: +1"].inner_text() == "+1"
-    assert told[f"{name}, 25% gone, refitted: -0.25"].inner_text() == "-0.25"
-    shares = [float(cell.evaluate("(b) => b.style.getPropertyValue('--share')")) for cell in told.values()]
-    assert max(shares) == 100 and min(shares) == 0 and len(set(shares)) > 4
+    assert told[f"{name}, 50% removed: +1"].inner_text() == "+1"
+    assert told[f"{name}, 25% removed, refitted: -0.25"].inner_text() == "-0.25"
+    colors = {cell.evaluate(COLOR) for cell in told.values()}
+    assert len(colors) > 4
+    same = page.evaluate(SAME_NUMBERS)
+    assert len(same) == len(table.groups) and all(first == second for first, second in same)
+    assert len(seen(page, "#heat .scale")) == 1
+    legend = page.inner_text("#heat .scale")
+    press(page, "1")
+    assert page.inner_text("#groups .scale") == legend and "rise of the loss, nats a token" in legend
+    press(page, "2")
     assert page.evaluate(CONTRAST.read_text())["weak"] == []
-    told[f"{name}, 50% gone: +1"].click()
+    told[f"{name}, 50% removed: +1"].click()
     assert page.inner_text("#detail h2") == name
 
 

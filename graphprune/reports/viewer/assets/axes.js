@@ -1,10 +1,10 @@
 // Draws an axis to scale: a row for each level of its structure, a band for each axis in it, a tick for each index.
 
-const WIDE = 360; // pixels that a row has, about
+const WIDE = 360; // the width of a row in pixels, about
 const MOST = 96; // more parts than this are not drawn one by one; one of them is, enlarged
 const HUES = 6;
 
-/** Rows of bands {x, width, axis, kept}, x and width as shares of the row; a row may say that it is enlarged. */
+/** Rows of bands {x, width, axis, removed}, x and width as shares of the row; a row may have a note. */
 function rowsOf(axis) {
   const rows = [];
   const row = (depth) => (rows[depth] ??= { bands: [], note: "" });
@@ -21,7 +21,7 @@ function rowsOf(axis) {
       return;
     }
     if (first.factors) return place([...first.factors, ...rest], x, width, depth, around);
-    row(depth).bands.push({ x, width, axis: first, gone: goneOf(first, around) });
+    row(depth).bands.push({ x, width, axis: first, removed: removedOf(first, around) });
     if (!rest.length) return;
     if (first.n > MOST || (width * WIDE) / first.n < 3) {
       if (!row(depth + 1).note) {
@@ -39,8 +39,8 @@ function rowsOf(axis) {
   return rows;
 }
 
-/** Which indices of a group a plan removes, at a place inside the group that it is linked to. */
-function goneOf(axis, around) {
+/** The indices of a group that a plan removes, at a place inside the group that it is linked to. */
+function removedOf(axis, around) {
   const kept = groups[axis.group]?.kept;
   if (!kept) return [];
   const row = kept[kept.length > 1 ? (around[groups[axis.group].linked] ?? 0) : 0];
@@ -54,25 +54,25 @@ function indices(row, size, bit) {
 
 /** Indices as runs [start, end). */
 function runs(sorted) {
-  const found = [];
+  const ranges = [];
   for (const i of sorted) {
-    if (found.length && found.at(-1)[1] === i) found.at(-1)[1] = i + 1;
-    else found.push([i, i + 1]);
+    if (ranges.length && ranges.at(-1)[1] === i) ranges.at(-1)[1] = i + 1;
+    else ranges.push([i, i + 1]);
   }
-  return found;
+  return ranges;
 }
 
-/** Colour over what is gone. */
-function goneLayer(gone, size) {
-  if (!gone.length) return null;
-  const stops = runs(gone).flatMap(([start, end]) => {
+/** Color over removed indices. */
+function removedLayer(removed, size) {
+  if (!removed.length) return null;
+  const stops = runs(removed).flatMap(([start, end]) => {
     const [a, b] = [(100 * start) / size, (100 * end) / size];
-    return [`transparent ${a}%`, `var(--gone) ${a}%`, `var(--gone) ${b}%`, `transparent ${b}%`];
+    return [`transparent ${a}%`, `var(--removed) ${a}%`, `var(--removed) ${b}%`, `transparent ${b}%`];
   });
-  return h("i", { class: "gone", style: { "background-image": `linear-gradient(90deg, ${stops.join()})` } });
+  return h("i", { class: "removed", style: { "background-image": `linear-gradient(90deg, ${stops.join()})` } });
 }
 
-/** A dimension of a tensor: its rows, and below what each axis in it is. `hues` numbers the groups of the tensor. */
+/** A dimension of a tensor: its rows, and below its axes. `hues` numbers the groups of the tensor. */
 function dimension(tensor, index, hues) {
   const dim = tensor.dims[index];
   const parts = [...new Map(primesIn(dim.axis).map((axis) => [partKey(axis), axis])).values()];
@@ -108,10 +108,10 @@ function dimension(tensor, index, hues) {
   );
 }
 
-function band({ x, width, axis, gone }, hues, explained) {
+function band({ x, width, axis, removed }, hues, explained) {
   const pixels = (width * WIDE) / axis.n;
   const whose = axis.group === undefined ? "pinned" : `hue${hues.get(axis.group) % HUES}`;
-  const name = axis.group === undefined ? "stays" : groups[axis.group].name;
+  const name = axis.group === undefined ? "pinned" : groups[axis.group].name;
   return h(
     "button",
     {
@@ -127,8 +127,8 @@ function band({ x, width, axis, gone }, hues, explained) {
         details.scrollIntoView({ block: "nearest" });
       },
     },
-    goneLayer(gone, axis.n),
-    width * WIDE > (gone.length ? 60 : 26) && h("span", {}, axis.n),
+    removedLayer(removed, axis.n),
+    width * WIDE > (removed.length ? 60 : 26) && h("span", {}, axis.n),
   );
 }
 
@@ -136,7 +136,7 @@ const primesIn = (axis) =>
   (axis.factors ?? axis.segments) ? (axis.factors ?? axis.segments).flatMap(primesIn) : [axis];
 const partKey = (axis) => (axis.group === undefined ? `${axis.n} ${axis.reasons}` : `group ${axis.group}`);
 
-/** What an axis is: its group, or why it stays. */
+/** The group of an axis, or why it is pinned. */
 function part(axis, hues) {
   const group = groups[axis.group];
   const css = group ? `hue${hues.get(axis.group) % HUES}` : "pinned";
@@ -150,7 +150,7 @@ function part(axis, hues) {
       h("b", {}, whole(axis.n)),
       " ",
       group
-        ? [h("code", {}, groupLabel(group), h("sup", {}, groupPart(group))), ` ${told[group.freedom]}`]
+        ? [h("code", {}, groupLabel(group), h("sup", {}, groupPart(group))), ` ${freedomText[group.freedom]}`]
         : "cannot be cut",
     ),
     group && h("p", {}, "group ", link({ type: "group", id: group.id })),
@@ -166,6 +166,6 @@ function reason(id) {
     { class: "reason" },
     why && h("p", {}, `because ${why}`, operator && h("small", {}, ` (${operator})`)),
     code && h("pre", {}, h("code", {}, code)),
-    file && h("small", { class: "where" }, `${file}:${line}`),
+    file && h("small", {}, broken(`${file}:${line}`)),
   );
 }

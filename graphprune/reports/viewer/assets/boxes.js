@@ -1,6 +1,6 @@
-// What stands in the boxes of the graph. They are elements of HTML, so that they can be reached by keyboard and read aloud.
+// The boxes of the graph. They are elements of HTML, so that they can be reached by keyboard and read aloud.
 
-/** A group as a button: its origin, its size, what a plan leaves of it. */
+/** A group as a button: its origin, its size, its width under a plan. */
 function pill(group) {
   const { css, mark } = FREEDOMS[group.freedom];
   const size = group.now < group.size ? `${group.size}→${group.now}` : `${group.size}`;
@@ -11,8 +11,8 @@ function pill(group) {
       class: `pill ${css}`,
       tabindex: "-1",
       "data-group": group.id,
-      title: `${group.name}: ${size}, ${told[group.freedom]}`,
-      style: group.shade ? { "--shade": group.shade } : {},
+      title: `${group.name}: ${size}, ${freedomText[group.freedom]}`,
+      style: group.shade ? shadeStyle(group.shade) : {},
       click: (event) => {
         event.stopPropagation();
         select({ type: "group", id: group.id });
@@ -24,7 +24,7 @@ function pill(group) {
   );
 }
 
-/** The groups that are at home in a module: of an open one its own, of a closed one all in it. */
+/** The groups that a module holds: of an open one its own, of a closed one those of all modules in it, too. */
 function pillsOf(id, deep) {
   const home = (group) => (deep ? around(group.home).includes(id) : group.home === id);
   const own = groups.filter(home);
@@ -35,19 +35,29 @@ function pillsOf(id, deep) {
       "div",
       { class: "pills" },
       own.slice(0, most).map(pill),
-      own.length > most && h("span", { class: "more" }, `+${own.length - most}`),
+      own.length > most && h(
+          "span",
+          {
+            class: "more",
+            title: own
+              .slice(most)
+              .map((group) => group.name)
+              .join("\n"),
+          },
+          `+${own.length - most}`,
+        ),
     )
   );
 }
 
-/** A bar that tells how much of some tensors stays, where there is a plan. */
-function leftBar(ids) {
+/** A bar of the share of some tensors that a plan retains, where there is one. */
+function retainedBar(ids) {
   const all = sum(ids.map((t) => tensors[t].elements));
   const left = sum(ids.map((t) => tensors[t].leftElements));
   if (!data.plan || !all) return null;
   return h(
     "div",
-    { class: "left", title: `${percent(left / all)} of ${whole(all)} parameters stay` },
+    { class: "retained", title: `${percent(left / all)} of ${whole(all)} parameters retained` },
     h("i", { style: { width: percent(left / all) } }),
   );
 }
@@ -80,7 +90,7 @@ function moduleBox(id) {
     ),
     module.class && h("div", { class: "class" }, module.class),
     pillsOf(id, true),
-    leftBar(held),
+    retainedBar(held),
   ];
 }
 
@@ -100,7 +110,7 @@ function callBox(id) {
   return [h("div", { class: "head" }, h("span", { class: "name" }, calls[id].operator))];
 }
 
-/** What a key stands for. */
+/** The thing that a key names. */
 function thingOf(key) {
   return { type: { m: "module", t: "tensor", c: "call" }[key[0]], id: Number(key.slice(1)) };
 }
@@ -114,7 +124,7 @@ function labelOf(key) {
 function makeBox(key, readers) {
   const { type, id } = thingOf(key);
   const content = { module: moduleBox, tensor: tensorBox, call: callBox }[type](id);
-  if (readers) content.push(h("div", { class: "class" }, `read in ${readers} places`));
+  if (readers) content.push(h("div", { class: "class" }, `used by ${readers} operators`));
   const freedom = type === "tensor" ? FREEDOMS[tensors[id].freedom].css : "";
   const apart = type === "module" && modules[id].apart ? "apart" : "";
   return h(

@@ -1,16 +1,16 @@
-// What the page shows, and what follows from it. Things refer to each other by their numbers.
+// The content of the page, and what follows from it. Items refer to each other by their numbers.
 
 const data = JSON.parse(byId("data").textContent);
 const { groups, tensors, calls, modules, reasons } = data;
 
-/** The mark that `graphprune inspect` gives an axis, and the class that colours it. */
+/** The mark that `graphprune inspect` gives an axis, and the class that colors it. */
 const FREEDOMS = {
   exactly: { mark: "", css: "exact" },
   "once averages are rescaled": { mark: "~", css: "rescaled" },
   approximately: { mark: "~", css: "inexact" },
   "not at all": { mark: "!", css: "pinned" },
 };
-const told = Object.fromEntries(data.freedoms.map((freedom) => [freedom.name, freedom.told]));
+const freedomText = Object.fromEntries(data.freedoms.map((freedom) => [freedom.name, freedom.description]));
 
 tensors.forEach((tensor, i) => {
   tensor.id = i;
@@ -41,9 +41,9 @@ groups.forEach((group, i) => {
 
 /** The modules around this one, and itself; the outermost first. */
 function around(module) {
-  const found = [];
-  for (let m = module; m !== null; m = modules[m].parent) found.unshift(m);
-  return found;
+  const chain = [];
+  for (let m = module; m !== null; m = modules[m].parent) chain.unshift(m);
+  return chain;
 }
 
 /** The innermost module around all of these. */
@@ -55,13 +55,13 @@ function commonModule(ids) {
   return last;
 }
 
-/** The groups in an axis, from the outside to the inside. */
+/** The groups of an axis, from the outermost to the innermost. */
 function groupsIn(axis) {
   if (axis.group !== undefined) return [axis.group];
   return (axis.factors ?? axis.segments ?? []).flatMap(groupsIn);
 }
 
-/** All that lies in a module, at any depth, asked once. */
+/** All calls and tensors in a module, at any depth; computed once. */
 const insides = new Map();
 function inside(id) {
   if (!insides.has(id)) {
@@ -75,7 +75,7 @@ function inside(id) {
   return insides.get(id);
 }
 
-/** The path of a module below the one around it; what holds calls that are set apart has no such name. */
+/** The path of a module below its parent; a part of operators that are set apart has a description instead. */
 function ownName(module) {
   if (module.apart) return module.apart;
   if (module.parent === null) return data.title;
@@ -83,13 +83,13 @@ function ownName(module) {
   return outer ? module.path.slice(outer.length + 1) : module.path;
 }
 
-/** Where in that dimension a group stands, if it is one of several axes there, as in "0.1". */
+/** The place of a group in its dimension, if it is one of several axes of it, as in "0.1". */
 function groupPart(group) {
   const place = group.name.split(":").pop();
   return place.includes(".") ? place : "";
 }
 
-/** Where a group comes from, in a word. */
+/** The layer that defines a group, in a word. */
 function groupLabel(group) {
   const words = group.name.split(":")[0].split(".");
   const named = words.filter((word) => !/^(weight|\d+)$/.test(word));

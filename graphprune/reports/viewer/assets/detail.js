@@ -1,4 +1,4 @@
-// The panel that tells about what is selected.
+// The panel that describes the selection.
 
 /** A button that selects a thing. */
 function link(thing, text = broken(nameOf(thing))) {
@@ -8,7 +8,7 @@ function link(thing, text = broken(nameOf(thing))) {
 const inGraph = (thing) =>
   h("button", { type: "button", class: "plain", click: () => goTo(thing) }, "Show in the graph");
 
-/** Names and values, those left out that there are none of. */
+/** Names and values; those without a value are left out. */
 function facts(table) {
   return h(
     "dl",
@@ -62,7 +62,7 @@ function folded(ids, what, of) {
   );
 }
 
-/** What is noted of all, if it is the same of each. */
+/** The note of all members, if they have the same. */
 function sharedNote(members, of) {
   const notes = new Set(members.map((id) => of(id).note));
   return notes.size === 1 ? [...notes][0] : "";
@@ -76,7 +76,11 @@ const withoutNumbers = (name) =>
 
 function showDetail(thing) {
   const panels = { group: groupPanel, kind: kindPanel, tensor: tensorPanel, module: modulePanel, call: callPanel };
-  byId("detail").replaceChildren(...fill(h("div"), {}, [thing ? panels[thing.type](thing.id) : overview()]).childNodes);
-  byId("detail").scrollTop = 0;
+  const panel = byId("detail");
+  const focused = panel.contains(document.activeElement);
+  panel.replaceChildren(...fill(h("div"), {}, [thing ? panels[thing.type](thing.id) : overview()]).childNodes);
+  panel.scrollTop = 0;
+  settleDetail();
+  if (focused) (panel.querySelector("button") ?? panel).focus();
   light();
 }

@@ -2,12 +2,12 @@
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** An element: attributes by name, functions as listeners, and what is in it. Text is never read as HTML. */
+/** An element: attributes by name, functions as listeners, and its children. Text is never read as HTML. */
 function h(tag, attributes = {}, ...children) {
   return fill(document.createElement(tag), attributes, children);
 }
 
-/** The same of SVG. */
+/** An element of SVG. */
 function s(tag, attributes = {}, ...children) {
   return fill(document.createElementNS(SVG, tag), attributes, children);
 }
@@ -47,18 +47,40 @@ const plural = (n, word) => `${whole(n)} ${word}${n === 1 ? "" : "s"}`;
 const sum = (numbers) => numbers.reduce((a, b) => a + b, 0);
 const product = (numbers) => numbers.reduce((a, b) => a * b, 1);
 
-/** Things by what `key` says of them, in the order in which they come. */
+/** Things by their key, in the order in which they come. */
 function grouped(things, key) {
-  const found = new Map();
+  const byKey = new Map();
   for (const thing of things) {
     const k = key(thing);
-    if (!found.has(k)) found.set(k, []);
-    found.get(k).push(thing);
+    if (!byKey.has(k)) byKey.set(k, []);
+    byKey.get(k).push(thing);
   }
-  return found;
+  return byKey;
 }
 
-/** A name that may break after its dots, so that it fits a narrow column. */
+/** A name that may break after its dots and slashes and nowhere else, so that it fits a narrow column. */
 function broken(name) {
-  return name.split(/(?<=[./_])/).flatMap((part, i) => (i ? [h("wbr"), part] : [part]));
+  const unbroken = (part) => (part.includes("-") ? h("span", { class: "unbroken" }, part) : part);
+  return h(
+    "span",
+    { class: "dotted" },
+    name.split(/(?<=[./])/).flatMap((part, i) => [i > 0 && h("wbr"), unbroken(part)]),
+  );
+}
+
+/** A table that scrolls sideways where it is too wide; a line above it shows on which side there are more columns. */
+function scroller(table) {
+  const hint = h("p", { class: "hint", "aria-hidden": "true" });
+  const box = h("div", { class: "scroll" }, table);
+  const update = () => {
+    const rest = box.scrollWidth - box.clientWidth - box.scrollLeft;
+    box.toggleAttribute("data-right", rest > 1);
+    box.toggleAttribute("data-left", box.scrollLeft > 1);
+    hint.hidden = box.scrollWidth <= box.clientWidth + 1;
+    hint.textContent = rest > 1 ? "more columns →" : "← more columns";
+    if (!box.querySelector("button") && !hint.hidden) box.tabIndex = 0; // else arrow keys could not scroll it
+  };
+  box.addEventListener("scroll", update);
+  new ResizeObserver(update).observe(box);
+  return [hint, box];
 }

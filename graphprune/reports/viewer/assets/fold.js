@@ -1,8 +1,8 @@
-// Which modules are open, and what is seen of the graph then.
+// Which modules are open, and the part of the graph that is visible then.
 
 const open = new Set();
 
-/** Open what leads to the blocks, and nothing in them. */
+/** Open the modules around the blocks, and nothing in them. */
 function foldToBlocks() {
   open.clear();
   open.add(0);
@@ -18,7 +18,7 @@ function reveal(module) {
   around(module).forEach((m) => open.add(m));
 }
 
-/** What stands in an open module: "m3" is module 3, "c7" call 7, "t2" tensor 2. */
+/** The children of an open module: "m3" is module 3, "c7" call 7, "t2" tensor 2. */
 function childrenOf(id) {
   const { modules: inner, calls: own, tensors: held } = modules[id];
   return [...inner.map((m) => `m${m}`), ...held.map((t) => `t${t}`), ...own.map((c) => `c${c}`)];
@@ -32,11 +32,11 @@ function childOver(id, call) {
   return place === chain.length - 1 ? `c${call}` : `m${chain[place + 1]}`;
 }
 
-const MANY = 3; // what is read by more children than this is told, not drawn: positions and masks go to every block
+const MANY = 3; // a value that more children use has a note instead of edges: positions and masks enter every block
 
 /**
- * The edges between the children of an open module, each with the groups that flow along it, and how many read what is
- * read by many. "in" and "out" stand for what lies outside.
+ * The edges between the children of an open module, each with its values and their groups, and the number of users of
+ * values that have many. "in" and "out" stand for everything outside.
  */
 function edgesOf(id) {
   const flows = flowsIn(id);
@@ -47,16 +47,20 @@ function edgesOf(id) {
     ]),
   );
   const edges = new Map();
-  for (const { from, to, source, groups: carried } of flows) {
+  for (const { from, to, source, value } of flows) {
     if (from === to || counts.get(source) > MANY) continue;
     const key = `${from} ${to}`;
-    if (!edges.has(key)) edges.set(key, { from, to, groups: new Set() });
-    carried.forEach((group) => edges.get(key).groups.add(group));
+    if (!edges.has(key)) edges.set(key, { from, to, groups: new Set(), values: new Set() });
+    edges.get(key).values.add(value);
+    valueOf(value).groups.forEach((group) => edges.get(key).groups.add(group));
   }
   return { edges: [...edges.values()], many: new Map([...counts].filter(([, count]) => count > MANY)) };
 }
 
-/** What flows between children: `source` is the child it comes from, or the call, if that lies outside. */
+/** The call or tensor behind a key. */
+const valueOf = (key) => (key[0] === "t" ? tensors : calls)[Number(key.slice(1))];
+
+/** The values that flow between children: `source` is the child that makes it, or the call, if that is outside. */
 function flowsIn(id) {
   const flows = [];
   for (const call of inside(id).calls) {
@@ -64,14 +68,14 @@ function flowsIn(id) {
     for (const input of calls[call].inputs) {
       const from = childOver(id, input);
       if (from !== to)
-        flows.push({ from: from ?? "in", to, source: from ?? `outside ${input}`, groups: calls[input].groups });
+        flows.push({ from: from ?? "in", to, source: from ?? `outside ${input}`, value: `c${input}` });
     }
     for (const tensor of calls[call].tensors) {
       if (tensors[tensor].module === id)
-        flows.push({ from: `t${tensor}`, to, source: `t${tensor}`, groups: tensors[tensor].groups });
+        flows.push({ from: `t${tensor}`, to, source: `t${tensor}`, value: `t${tensor}` });
     }
     if (calls[call].outputs.some((next) => childOver(id, next) === null)) {
-      flows.push({ from: to, to: "out", source: to, groups: calls[call].groups });
+      flows.push({ from: to, to: "out", source: to, value: `c${call}` });
     }
   }
   return flows;

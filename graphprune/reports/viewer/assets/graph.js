@@ -1,13 +1,13 @@
-// Draws the graph: boxes in boxes, the edges between them, and the light on what is selected.
+// Draws the graph: boxes in boxes, the edges between them, and the light on the selection.
 
 const canvas = byId("canvas");
 const view = byId("view");
 const boxes = new Map(); // key -> element
-let lines = []; // {edge, path}
+let lines = []; // {edge, element}
 let scale = 1;
 let extent = { width: 0, height: 0 }; // of the whole drawing at scale 1
 
-/** Make all boxes that will be seen, and measure them at once; find the edges between them. */
+/** Make all visible boxes, and measure them at once; collect the edges between them. */
 function measured() {
   const made = new Map();
   const edges = new Map();
@@ -39,15 +39,16 @@ function draw() {
   extent = { width: tree.width, height: tree.height };
   resize();
   light();
+  stopAt(focused);
 }
 
 /** An open module with everything in it. */
 function container(tree, made) {
   const svg = s("svg", { class: "edges", width: tree.width, height: tree.height, "aria-hidden": "true" });
-  tree.paths.forEach(({ edge, points }) => {
-    const path = s("path", { d: curve(points) });
-    lines.push({ edge, path });
-    svg.append(path);
+  tree.paths.forEach((path) => {
+    const element = makeEdge(path);
+    lines.push({ edge: path.edge, element });
+    svg.append(element);
   });
   svg.append(...tree.ends.map(({ x, y }) => s("circle", { cx: x, cy: y, r: 4.5 })));
   const inner = tree.children.map((child) => {
@@ -92,7 +93,7 @@ function toggle(id) {
   draw();
   focusBox(`m${id}`);
   const after = boxes.get(`m${id}`).getBoundingClientRect();
-  if (state.selected?.type === "module") showDetail(state.selected); // it tells whether the module is open
+  if (state.selected?.type === "module") showDetail(state.selected); // its button depends on whether it is open
   if (before) view.scrollBy(after.left + after.width / 2 - before.left - before.width / 2, after.top - before.top);
 }
 
@@ -101,7 +102,7 @@ function closeAll(id) {
   modules[id].modules.forEach(closeAll);
 }
 
-/** Mark what the selected groups touch, and what is selected itself. */
+/** Light up the members of the selected groups, and mark the selection itself. */
 function light() {
   const lit = state.lit;
   const touches = (list) => list.some((group) => lit.has(group));
@@ -117,12 +118,13 @@ function light() {
     element.classList.toggle("selected", isSelected(type, id));
     element.setAttribute("aria-selected", String(isSelected(type, id)));
   });
-  lines.forEach(({ edge, path }) =>
-    path.classList.toggle(
+  lines.forEach(({ edge, element }) => {
+    element.classList.toggle(
       "on",
       [...edge.groups].some((group) => lit.has(group)),
-    ),
-  );
+    );
+    element.classList.toggle("near", touchesSelected(edge));
+  });
   document
     .querySelectorAll("[data-group]")
     .forEach((element) => element.classList.toggle("on", lit.has(Number(element.dataset.group))));
@@ -139,21 +141,25 @@ function boxFor(thing) {
   return boxes.get(`m${around(module).findLast((m) => boxes.has(`m${m}`))}`);
 }
 
-/** Scroll so far that a thing is seen. */
+/** Scroll to a thing. */
 function show(thing) {
   boxFor(thing)?.scrollIntoView({ block: "center", inline: "center" });
 }
 
-/** Open what is around a thing, and go there. */
+/** The module whose opening shows a thing: of a group, the innermost around its members; nothing for a kind of groups. */
+function homeOf({ type, id }) {
+  if (type === "kind") return 0;
+  if (type === "group") return groups[id].home;
+  return type === "module" ? (modules[id].parent ?? 0) : (type === "tensor" ? tensors : calls)[id].module;
+}
+
+/** Open the modules around a thing, scroll to it, and put the focus there. */
 function goTo(thing) {
-  reveal(
-    thing.type === "module"
-      ? (modules[thing.id].parent ?? 0)
-      : (thing.type === "tensor" ? tensors : calls)[thing.id].module,
-  );
+  showTab("graph"); // hidden boxes cannot be measured
+  reveal(homeOf(thing));
   draw();
-  showTab("graph");
   show(thing);
+  focusBox(boxFor(thing)?.dataset.key);
 }
 
 /** The drawing is laid out at scale 1 and then shrunk as a whole, so that no text breaks elsewhere. */

@@ -2,7 +2,7 @@
 
 function groupCell(group) {
   const share = group.now / group.size;
-  const cut = group.now < group.size ? `, ${group.now} stay` : "";
+  const cut = group.now < group.size ? `, ${group.now} retained` : "";
   return h(
     "button",
     {
@@ -11,7 +11,7 @@ function groupCell(group) {
       "data-group": group.id,
       title: `${group.name}: ${group.size}${cut}${group.value === undefined ? "" : `, ${group.value}`}`,
       "aria-label": `${group.name}, size ${group.size}${cut}`,
-      style: { "--share": percent(share), ...(group.shade ? { "--shade": group.shade } : {}) },
+      style: { "--share": percent(share), ...(group.shade && shadeStyle(group.shade)) },
       click: () => select({ type: "group", id: group.id }),
     },
     h("i"),
@@ -42,10 +42,10 @@ function kindRow(members, id) {
       "div",
       { class: "facts" },
       `${members.length} × `,
-      told[first.freedom],
+      freedomText[first.freedom],
       first.linked === null ? "" : ", linked",
       h("br"),
-      `an index: ${alike ? "" : "about "}${short(parameters)} parameters, ${short(macs)} MACs${bytes ? `, ${short(bytes)} B cache` : ""}`,
+      `per index: ${alike ? "" : "about "}${short(parameters)} parameters, ${short(macs)} MACs${bytes ? `, ${short(bytes)} B of cache` : ""}`,
     ),
     h("div", { class: "cells" }, members.map(groupCell)),
   );
@@ -56,21 +56,8 @@ function legend() {
   return h(
     "div",
     { class: "legend" },
-    free.map((freedom) => h("span", { class: FREEDOMS[freedom.name].css }, h("i", { class: "mark" }), freedom.told)),
-    data.plan && h("span", {}, "a cell is filled as far as its group stays"),
-    groups.some((group) => group.shade) && shadeLegend(),
-  );
-}
-
-function shadeLegend() {
-  const valued = groups.filter((group) => group.shade).sort((a, b) => a.value - b.value);
-  const shades = [...new Set(valued.map((group) => group.shade))];
-  return h(
-    "span",
-    { class: "shades" },
-    valued[0].value.toPrecision(3),
-    shades.map((shade) => h("i", { style: { background: shade } })),
-    valued.at(-1).value.toPrecision(3),
+    free.map((freedom) => h("span", { class: FREEDOMS[freedom.name].css }, h("i", { class: "mark" }), freedom.description)),
+    data.plan && h("span", {}, "the filled part of a cell is retained"),
   );
 }
 
@@ -79,13 +66,15 @@ function startGroups() {
   fill(byId("groups"), {}, [
     h("h2", {}, plural(groups.length, "group"), h("small", {}, " that can be cut")),
     legend(),
+    data.scale && scaleLegend(),
     h(
       "ul",
       { class: "kinds" },
       byWeight.map((id) => kindRow(kinds[id], id)),
     ),
-    groups.length === 0 && h("p", {}, "Nothing of this model can be cut; click a tensor in the graph to read why."),
+    groups.length === 0 && h("p", {}, "Nothing in this model can be cut. Click a tensor in the graph to read why."),
   ]);
+  rove(byId("groups"), ".pick, .cell");
   state.listeners.push((thing) => {
     document.querySelectorAll(".pick").forEach((button) => {
       const id = Number(button.dataset.kind);
@@ -97,5 +86,5 @@ function startGroups() {
   });
 }
 
-/** How many parameters lie along the groups of a kind. */
+/** The number of parameters along the groups of a kind. */
 const weight = (members) => sum(members.map((group) => group.cost[0] * group.size));

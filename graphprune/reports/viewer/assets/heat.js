@@ -1,41 +1,31 @@
-// A heat map: how much the loss rises when a group alone is cut; a row for each block, columns for kinds and cuts.
-
-const DECADES = 1e-3; // rises below this share of the highest have one colour
-
-/** How warm a rise is, from 0 to 100, by its logarithm; a loss that fell is cold. */
-function warmth(rise, highest) {
-  if (rise <= highest * DECADES) return 0;
-  return (100 * Math.log(rise / (highest * DECADES))) / -Math.log(DECADES);
-}
+// A heat map: the rise of the loss when one group alone is cut; a row for each block, columns for kinds and cuts.
 
 const signed = (value) => (value > 0 ? "+" : "") + Number(value.toPrecision(2));
-const wayName = (way) => `${percent(way.ratio)} gone${way.refitted ? ", refitted" : ""}`;
+const wayName = (way) => `${percent(way.ratio)} removed${way.refitted ? ", refitted" : ""}`;
 
 function startHeat() {
   if (!data.heat) return;
   const { ways, rises, dense, unit, score, refit } = data.heat;
-  const highest = Math.max(...rises.map(([, , rise]) => rise), 0);
   const measured = grouped(rises, ([group]) => group);
   const shown = kinds.filter((members) => members.some((group) => measured.has(group.id)));
   const used = shown.map((members) => waysOf(members, measured, ways));
   const blocks = [...grouped([...measured.keys()], (id) => blockOf(groups[id].home))];
   const head = (cells) => h("tr", {}, cells);
   const cell = (id, way) => {
-    const found = measured.get(id)?.find(([, at]) => at === way);
-    return found && heatCell(groups[id], ways[way], found[2], highest);
+    const trial = measured.get(id)?.find(([, at]) => at === way);
+    return trial && heatCell(groups[id], ways[way], trial[2], trial[3]);
   };
   fill(byId("heat"), {}, [
-    h("h2", {}, "What a cut costs"),
+    h("h2", {}, "Sensitivity"),
     h(
       "p",
       {},
-      `How much the loss rises, from ${dense.toPrecision(4)} ${unit}, when a share of one group alone goes; indices chosen by ${score}`,
+      `The rise of the loss, from ${dense.toPrecision(4)} ${unit}, when a share of one group alone is removed; indices chosen by ${score}`,
       ways.some((way) => way.refitted) && `, refitted by ${refit}`,
       ".",
     ),
-    h(
-      "div",
-      { class: "scroll" },
+    scaleLegend(),
+    scroller(
       h(
         "table",
         { class: "heat" },
@@ -48,9 +38,7 @@ function startHeat() {
               h(
                 "th",
                 { scope: "colgroup", colspan: used[i].length, title: group.kind },
-                groupLabel(group),
-                h("sup", {}, groupPart(group)),
-                h("small", {}, ` ${group.size}`),
+                columnName([group], shown),
               ),
             ),
           ]),
@@ -71,10 +59,10 @@ function startHeat() {
               h(
                 "tr",
                 {},
-                h("th", { scope: "row" }, link({ type: "module", id: block }, modules[block].path || data.title)),
+                h("th", { scope: "row" }, link({ type: "module", id: block }, broken(modules[block].path || data.title))),
                 shown.map((members, i) => {
-                  const here = inner.filter((id) => members.includes(groups[id]));
-                  return used[i].map((way, j) => h("td", { class: j ? "" : "first" }, here.map((id) => cell(id, way))));
+                  const own = inner.filter((id) => members.includes(groups[id]));
+                  return used[i].map((way, j) => h("td", { class: j ? "" : "first" }, own.map((id) => cell(id, way))));
                 }),
               ),
             ),
@@ -82,22 +70,23 @@ function startHeat() {
       ),
     ),
   ]);
+  rove(byId("heat"), "button");
 }
 
 /** The ways in which groups of a kind were cut. */
 function waysOf(members, measured, ways) {
-  const found = new Set(members.flatMap((group) => (measured.get(group.id) ?? []).map(([, way]) => way)));
-  return [...ways.keys()].filter((way) => found.has(way));
+  const used = new Set(members.flatMap((group) => (measured.get(group.id) ?? []).map(([, way]) => way)));
+  return [...ways.keys()].filter((way) => used.has(way));
 }
 
-function heatCell(group, way, rise, highest) {
+function heatCell(group, way, rise, shade) {
   return h(
     "button",
     {
       type: "button",
       title: `${group.name}, ${wayName(way)}: ${signed(rise)}`,
       "data-group": group.id,
-      style: { "--share": warmth(rise, highest).toFixed(0) },
+      style: shadeStyle(shade),
       click: () => select({ type: "group", id: group.id }),
     },
     signed(rise),

@@ -4,7 +4,7 @@
 const HEAD = 30; // the height of an open module's title
 const PAD = 14;
 
-/** A tree of boxes: what each holds, its size, and where it stands in the box around it. `sizes` has those of leaves. */
+/** A tree of boxes: their children, sizes, and places in the box around. `sizes` has those of leaves. */
 function layOut(id, sizes, edgesIn) {
   const children = childrenOf(id).map((key) => {
     const inner = key[0] === "m" ? Number(key.slice(1)) : null;
@@ -20,11 +20,15 @@ function layOut(id, sizes, edgesIn) {
     child.y = placed.y(child.key) + HEAD + PAD;
   });
   const moved = ({ x, y }) => ({ x: x + shift, y: y + HEAD + PAD });
-  const paths = placed.paths.map(({ edge, points }) => ({ edge, points: points.map(moved) }));
+  const paths = placed.paths.map(({ edge, points, label }) => ({
+    edge,
+    points: points.map(moved),
+    label: moved(label),
+  }));
   return { id, children, paths, ends: placed.ends.map(moved), width, height: placed.height + HEAD + 2 * PAD };
 }
 
-/** Where dagre puts boxes and edges, the left upper corners of boxes counted from that of the whole. */
+/** The places of boxes and edges by dagre: the left upper corners of boxes, from that of the whole. */
 function arrange(children, edges) {
   const graph = new dagre.graphlib.Graph();
   graph.setGraph({ rankdir: "TB", nodesep: 18, ranksep: 26, edgesep: 12, marginx: 0, marginy: 0 });
@@ -32,9 +36,9 @@ function arrange(children, edges) {
   children.forEach(({ key, width, height }) => graph.setNode(key, { width, height }));
   const ends = ["in", "out"].filter((end) => edges.some((edge) => edge.from === end || edge.to === end));
   ends.forEach((end) => graph.setNode(end, { width: 8, height: 8 }));
-  edges.forEach(({ from, to }) => graph.setEdge(from, to));
+  edges.forEach((edge) => graph.setEdge(edge.from, edge.to, shapesShown() ? labelSize(edge) : {}));
   if (graph.hasNode("in")) {
-    // what comes in stands above what begins here
+    // inputs are above operators without any
     graph
       .sources()
       .filter((key) => key !== "in")
@@ -49,7 +53,10 @@ function arrange(children, edges) {
     x: (key) => corner(key, "x", "width"),
     y: (key) => corner(key, "y", "height"),
     ends: ends.map((end) => graph.node(end)),
-    paths: edges.map((edge) => ({ edge, points: graph.edge(edge.from, edge.to).points })),
+    paths: edges.map((edge) => {
+      const { points, x, y } = graph.edge(edge.from, edge.to);
+      return { edge, points, label: x === undefined ? middle(points) : { x, y } };
+    }),
   };
 }
 
@@ -64,4 +71,19 @@ function curve(points) {
       : `L${point.x},${point.y}`;
   });
   return path;
+}
+
+/** The point halfway along a line through points. */
+function middle(points) {
+  const lengths = points.slice(1).map((point, i) => Math.hypot(point.x - points[i].x, point.y - points[i].y));
+  let rest = sum(lengths) / 2;
+  for (const [i, length] of lengths.entries()) {
+    if (rest <= length) {
+      const share = length ? rest / length : 0;
+      const [a, b] = [points[i], points[i + 1]];
+      return { x: a.x + share * (b.x - a.x), y: a.y + share * (b.y - a.y) };
+    }
+    rest -= length;
+  }
+  return points[0];
 }

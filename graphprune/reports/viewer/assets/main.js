@@ -6,7 +6,7 @@ const tabs = Object.keys(NAMES).filter((name) => !(name in given) || given[name]
 const narrow = matchMedia("(max-width: 899px)");
 const isNarrow = () => narrow.matches;
 
-/** Bring a view to the front. Where there is room, groups and the selection stay at its sides. */
+/** Bring a view to the front. Where there is room, groups and the selection are at its sides. */
 function showTab(name) {
   document.body.dataset.tab = name;
   if (name !== "groups" && name !== "detail") document.body.dataset.middle = name;
@@ -40,7 +40,7 @@ function makeTabs() {
 }
 
 function makeHeader() {
-  byId("title").textContent = data.title;
+  byId("title").append(broken(data.title));
   byId("summary").textContent =
     `${whole(data.total)} parameters · ${plural(groups.length, "group")} · ${plural(calls.length, "node")}`;
   const shares = data.freedoms.filter((freedom) => freedom.count);
@@ -48,29 +48,30 @@ function makeHeader() {
     ...shares.map((freedom) =>
       h("i", {
         class: FREEDOMS[freedom.name].css,
-        title: `${percent(freedom.count / data.total)} ${freedom.told}`,
+        title: `${percent(freedom.count / data.total)} ${freedom.description}`,
         style: { "flex-grow": freedom.count },
       }),
     ),
   );
   byId("freedom").setAttribute(
     "aria-label",
-    shares.map((freedom) => `${percent(freedom.count / data.total)} of the parameters ${freedom.told}`).join("; "),
+    shares.map((freedom) => `${percent(freedom.count / data.total)} of the parameters ${freedom.description}`).join("; "),
   );
 }
 
 const KEYS = [
   ["/", "search"],
-  ["Tab", "to the next part of the page"],
-  ["arrows", "to the next box of the graph, or the module around"],
-  ["Enter", "open or close a module"],
+  ["Tab", "next part of the page: search, buttons, views, groups, graph, selection; Shift+Tab: the part before"],
+  ["arrows", "inside a part: the next control, row or box; Home and End: the first and the last control"],
+  ["Enter", "in the graph: open or close a module; else press a button"],
   ["Space", "select a box"],
   ["Esc", "select nothing"],
   ["+ − f", "larger, smaller, fit the width"],
-  ["0", "fold back to blocks"],
+  ["0", "fold to blocks"],
+  ["s", "shapes and types on all edges"],
   ["1 2 3 …", "views"],
   ["t", "light or dark"],
-  ["?", "these keys"],
+  ["?", "this list of keys"],
 ];
 
 function makeKeys() {
@@ -108,6 +109,7 @@ const SHORTCUTS = {
   "-": () => setScale(scale / 1.25),
   f: fit,
   0: () => byId("fold").click(),
+  s: () => byId("shapes").click(),
   ...Object.fromEntries(tabs.map((_, i) => [i + 1, () => shownTabs()[i]?.click()])),
 };
 
@@ -120,10 +122,13 @@ function globalKeys(event) {
   act();
 }
 
+const settleDetail = rove(byId("detail"), "button:not(.band), summary");
 makeHeader();
 makeTabs();
 makeKeys();
-showTab("graph"); // what is not shown cannot be measured
+rove(byId("tools"), "button");
+rove(byId("bar"), "button");
+showTab("graph"); // hidden boxes cannot be measured
 startGraph();
 startGroups();
 startPlan();
@@ -132,7 +137,7 @@ startHeat();
 startSearch();
 state.listeners.push(showDetail, (thing) => {
   if (thing && isNarrow() && document.body.dataset.tab !== "graph") showTab("detail");
-  if (thing && !isNarrow() && document.body.dataset.middle === "graph" && thing.type !== "kind") seen(thing);
+  if (thing && !isNarrow() && document.body.dataset.middle === "graph" && thing.type !== "kind") reachView(thing);
 });
 addEventListener("keydown", globalKeys);
 addEventListener("popstate", selectFromAddress);
@@ -147,8 +152,8 @@ selectFromAddress();
 if (state.selected && isNarrow()) showTab("detail");
 document.documentElement.dataset.ready = "true";
 
-/** Scroll to a thing unless it is seen already. */
-function seen(thing) {
+/** Scroll to a thing unless it is visible already. */
+function reachView(thing) {
   const box = boxFor(thing)?.getBoundingClientRect();
   const frame = view.getBoundingClientRect();
   if (box && (box.bottom < frame.top || box.top > frame.bottom || box.right < frame.left || box.left > frame.right))

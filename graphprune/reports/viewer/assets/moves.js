@@ -1,38 +1,27 @@
-// Moving about in the graph: by keyboard, by mouse, larger and smaller.
+// Moves in the graph: by keyboard, by mouse, larger and smaller.
 
-let focused = null;
+let focused = "m0";
 
-function focusBox(key) {
+/** Make a box the one that the Tab key reaches; if it is not shown, the whole model. */
+function stopAt(key) {
   boxes.get(focused)?.setAttribute("tabindex", "-1");
   focused = boxes.has(key) ? key : "m0";
-  const element = boxes.get(focused);
-  element.setAttribute("tabindex", "0");
-  element.focus({ preventScroll: true });
+  boxes.get(focused).setAttribute("tabindex", "0");
 }
 
-/** The nearest box in a direction, among those that are not around the focused one. */
-function neighbour(key, [dx, dy]) {
-  const from = boxes.get(key).getBoundingClientRect();
-  const middle = (r) => [r.left + r.width / 2, r.top + r.height / 2];
-  const [x, y] = middle(from);
-  let best = null;
-  boxes.forEach((element, other) => {
-    if (
-      other === key ||
-      element.contains(boxes.get(key)) ||
-      boxes.get(key).contains(element) ||
-      element.classList.contains("opened")
-    )
-      return;
-    const [ox, oy] = middle(element.getBoundingClientRect());
-    const ahead = (ox - x) * dx + (oy - y) * dy;
-    const aside = Math.abs((ox - x) * dy) + Math.abs((oy - y) * dx);
-    if (ahead > 4 && (!best || ahead + 2 * aside < best.far)) best = { other, far: ahead + 2 * aside };
-  });
-  return best?.other;
+function focusBox(key) {
+  stopAt(key);
+  boxes.get(focused).focus({ preventScroll: true });
 }
 
-/** Where an arrow leads: into an open module, to the next box, or, where there is none, to the module around. */
+/** The nearest closed box in a direction. */
+function neighbour(key, direction) {
+  const from = boxes.get(key);
+  const apart = (element) => element !== from && !from.contains(element) && !element.classList.contains("opened");
+  return nearest(from, [...boxes.values()].filter(apart), direction)?.dataset.key;
+}
+
+/** The target of an arrow: into an open module, to the next box, or, where there is none, to the module around. */
 function step(key, arrow) {
   const box = boxes.get(key);
   const [dx, dy] = ARROWS[arrow];
@@ -43,8 +32,6 @@ function step(key, arrow) {
 
 const isTop = (outer, inner) =>
   ![...outer.children].some((other) => other.classList.contains("box") && other.offsetTop < inner.offsetTop);
-
-const ARROWS = { ArrowUp: [0, -1], ArrowDown: [0, 1], ArrowLeft: [-1, 0], ArrowRight: [1, 0] };
 
 function graphKeys(event) {
   const key = event.target.dataset?.key;
@@ -92,8 +79,6 @@ function dragging() {
 function startGraph() {
   foldToBlocks();
   draw();
-  focused = "m0";
-  boxes.get("m0").setAttribute("tabindex", "0");
   canvas.addEventListener("keydown", graphKeys);
   byId("in").addEventListener("click", () => setScale(scale * 1.25));
   byId("out").addEventListener("click", () => setScale(scale / 1.25));
@@ -103,5 +88,11 @@ function startGraph() {
     draw();
     fit();
   });
+  byId("shapes").addEventListener("click", () => {
+    byId("shapes").setAttribute("aria-pressed", String(!shapesShown()));
+    canvas.classList.toggle("shaped", shapesShown());
+    draw();
+  });
+  byId("save").addEventListener("click", saveGraph);
   dragging();
 }

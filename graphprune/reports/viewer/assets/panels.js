@@ -1,4 +1,4 @@
-// What the panel tells of a group, a kind of groups, a tensor, a module, an operator, and of the model as a whole.
+// The panels of a group, a kind of groups, a tensor, a module, an operator, and of the whole model.
 
 function groupPanel(id) {
   const group = groups[id];
@@ -16,8 +16,8 @@ function groupPanel(id) {
       { class: "say" },
       h("b", {}, whole(group.size)),
       " indices that ",
-      told[group.freedom],
-      group.now < group.size ? h("span", { class: "cut" }, `; the plan keeps ${whole(group.now)}`) : "",
+      freedomText[group.freedom],
+      group.now < group.size ? h("span", { class: "cut" }, `; the plan retains ${whole(group.now)}`) : "",
     ),
     group.kept &&
       h(
@@ -27,7 +27,7 @@ function groupPanel(id) {
           h(
             "div",
             { class: "row" },
-            h("span", { class: "band all" }, goneLayer(indices(row, group.size, false), group.size)),
+            h("span", { class: "band all" }, removedLayer(indices(row, group.size, false), group.size)),
           ),
         ),
       ),
@@ -36,31 +36,32 @@ function groupPanel(id) {
         "small",
         {},
         group.kept.length > 1
-          ? "a row for each index of the group it is linked to; orange is what goes"
-          : "orange is what goes",
+          ? "removed indices in orange, a row for each index of the group that it is linked to"
+          : "removed indices in orange",
       ),
     group.reason !== undefined && reason(group.reason),
     facts({
-      "an index costs": `${whole(parameters)} parameters, ${whole(macs)} multiply-accumulates${bytes ? `, ${whole(bytes)} bytes of cache a token` : ""}`,
-      "all of it": `${short(parameters * group.size)} parameters`,
-      "must stay":
-        group.least > 1 ? `${group.least} at least` + (group.unit > 1 ? `, in multiples of ${group.unit}` : "") : "",
+      "cost per index": `${whole(parameters)} parameters, ${whole(macs)} multiply-accumulates${bytes ? `, ${whole(bytes)} bytes of KV cache a token` : ""}`,
+      total: `${short(parameters * group.size)} parameters`,
+      "least width":
+        group.least > 1 ? String(group.least) + (group.unit > 1 ? `, in multiples of ${group.unit}` : "") : "",
       "linked to":
         group.linked === null
           ? ""
           : [
               link({ type: "group", id: group.linked }),
-              h("small", {}, " each of whose indices may keep other indices of this one"),
+              h("small", {}, ": each index of that group retains indices of this one of its own"),
             ],
-      "may choose for": group.inside.length
+      "linked groups": group.inside.length
         ? group.inside.map((other) => h("div", {}, link({ type: "group", id: other })))
         : "",
-      alike: kindLink(group),
+      "same kind": kindLink(group),
       number: group.value === undefined ? "" : String(group.value),
     }),
+    inGraph({ type: "group", id }),
     h("h3", {}, `in ${plural(group.tensors.length, "tensor")}`),
     folded(group.tensors, "tensor", (t) => ({ kind: withoutNumbers(tensors[t].name), note: noteOf(t) })),
-    h("h3", {}, `in what ${plural(group.calls.length, "operator")} make`),
+    h("h3", {}, `in the outputs of ${plural(group.calls.length, "operator")}`),
     folded(group.calls, "call", (c) => ({ kind: calls[c].operator, note: modules[calls[c].module].path })),
   ];
 }
@@ -81,9 +82,9 @@ function kindPanel(id) {
       h("b", {}, members.length),
       " groups of ",
       h("b", {}, whole(first.size)),
-      ` indices that ${told[first.freedom]}`,
+      ` indices that ${freedomText[first.freedom]}`,
     ),
-    facts({ "all of them": `${short(weight(members))} parameters` }),
+    facts({ total: `${short(weight(members))} parameters` }),
     h(
       "ul",
       { class: "list" },
@@ -108,8 +109,9 @@ function tensorPanel(id) {
       : whole(tensor.elements);
   return [
     head(tensor.buffer ? "buffer" : "parameter", tensor.name, FREEDOMS[tensor.freedom].css),
-    h("p", { class: "say" }, h("b", {}, tensor.shape), `, ${told[tensor.freedom]}`),
+    h("p", { class: "say" }, h("b", {}, tensor.shape), `, ${freedomText[tensor.freedom]}`),
     facts({
+      type: tensor.type,
       elements,
       "also called": tensor.aliases.join(", "),
       module: link({ type: "module", id: tensor.module }, modules[tensor.module].path || data.title),
@@ -140,18 +142,19 @@ function modulePanel(id) {
           type: "button",
           class: "plain",
           click: () => {
+            showTab("graph");
             if (!boxes.has(`m${id}`)) reveal(module.parent);
             toggle(id);
-            showTab("graph");
           },
         },
-        open.has(id) ? "Close it" : "Open it",
+        open.has(id) ? "Close" : "Open",
       ),
-    own.length > 0 && [h("h3", {}, "groups at home here"), h("div", { class: "pills many" }, own.map(pill))],
+    own.length > 0 && [h("h3", {}, "groups of this module"), h("div", { class: "pills many" }, own.map(pill))],
     passing.length > 0 && [
       h("h3", {}, "groups that pass through"),
       h("div", { class: "pills many" }, passing.map(pill)),
     ],
+    ["inputs", "outputs"].map((side) => valueList(side, crossing(id)[side])),
     parameters.length > 0 && [
       h("h3", {}, plural(parameters.length, "parameter")),
       folded(parameters, "tensor", (t) => ({ kind: withoutNumbers(tensors[t].name), note: tensors[t].shape })),
@@ -159,21 +162,28 @@ function modulePanel(id) {
   ];
 }
 
+/** Values with their shapes and types. */
+function valueList(title, ids) {
+  return (
+    ids.length > 0 && [h("h3", {}, title), folded(ids, "call", (c) => ({ kind: calls[c].operator, note: calls[c].type }))]
+  );
+}
+
 function callPanel(id) {
   const call = calls[id];
   return [
     head(
-      call.operator === "input" || call.operator === "output" ? "of the model" : "operator",
+      call.operator === "input" || call.operator === "output" ? "model" : "operator",
       `${call.operator}  ${call.name}`,
     ),
     facts({
-      value: call.type,
+      output: call.type,
       module: link({ type: "module", id: call.module }, modules[call.module].path || data.title),
     }),
     call.code !== undefined && reason(call.code),
     inGraph({ type: "call", id }),
     call.groups.length > 0 && [
-      h("h3", {}, "groups in its value"),
+      h("h3", {}, "groups in its output"),
       h(
         "div",
         { class: "pills many" },
@@ -181,22 +191,22 @@ function callPanel(id) {
       ),
     ],
     (call.inputs.length > 0 || call.tensors.length > 0) && [
-      h("h3", {}, "reads"),
+      h("h3", {}, "operands"),
       h(
         "ul",
         { class: "list" },
-        call.tensors.map((t) => h("li", {}, link({ type: "tensor", id: t }))),
+        call.tensors.map((t) => h("li", {}, link({ type: "tensor", id: t }), h("small", {}, ` ${tensors[t].type}`))),
         call.inputs.map((c) => h("li", {}, link({ type: "call", id: c }), h("small", {}, ` ${calls[c].type}`))),
       ),
     ],
     call.outputs.length > 0 && [
-      h("h3", {}, "is read by"),
+      h("h3", {}, "used by"),
       folded(call.outputs, "call", (c) => ({ kind: calls[c].operator, note: calls[c].name })),
     ],
   ];
 }
 
-/** What is told when nothing is selected: the model as a whole. */
+/** The panel without a selection: the whole model. */
 function overview() {
   const opaque = Object.entries(data.opaque);
   return [
@@ -218,9 +228,9 @@ function overview() {
               h(
                 "td",
                 {},
-                `of ${short(data.total)} parameters ${freedom.told}`,
+                `of ${short(data.total)} parameters ${freedom.description}`,
                 freedom.removable > 0 &&
-                  h("small", {}, `at most ${percent(freedom.removable / data.total)} of all can go`),
+                  h("small", {}, `at most ${percent(freedom.removable / data.total)} of all parameters can be removed`),
               ),
             ),
           ),
@@ -229,10 +239,10 @@ function overview() {
     h(
       "p",
       {},
-      "Click a group to see every parameter and operator that it touches, a parameter to see how its dimensions are made, a module to open or close it.",
+      "Click a group to light up every parameter and operator that it touches, a parameter to see the structure of its dimensions, an edge to see the shape and type of its tensor. Double-click a module to open it.",
     ),
     opaque.length > 0 && [
-      h("h3", {}, "operators without a rule, whose axes stay"),
+      h("h3", {}, "operators without a rule, whose axes are pinned"),
       h(
         "ul",
         { class: "list" },

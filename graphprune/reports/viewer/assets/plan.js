@@ -1,11 +1,11 @@
-// What a plan takes and leaves: a row for each block of the model, a column for each kind of group that is cut.
+// A plan: a row for each block of the model, a column for each kind of group that is cut.
 
-/** A bar: what stays of a size, of the largest one. */
-function stay(left, size, largest, text) {
+/** A bar: the retained part of a size, beside the largest one. */
+function shareBar(left, size, largest, text) {
   const share = (n) => `${(100 * n) / largest}%`;
   return h(
     "div",
-    { class: "stay", title: text },
+    { class: "share", title: text },
     h(
       "i",
       { class: "track" },
@@ -32,7 +32,7 @@ function planRows() {
   }));
 }
 
-/** Blocks in the order in which they run, as far as their numbers tell it. */
+/** Blocks in the order of their numbers. */
 function natural(a, b) {
   return modules[a].path.localeCompare(modules[b].path, "en", { numeric: true });
 }
@@ -44,34 +44,32 @@ function startPlan() {
   const inBlocks = cut.filter((members) => members.some((group) => isNumbered(modules[group.home])));
   const largest = Math.max(...rows.map((row) => row.all));
   const left = sum(rows.map((row) => row.left));
-  const said = Object.entries(data.plan.made_by)
+  const settings = Object.entries(data.plan.made_by)
     .map(([key, value]) => `${key} ${value}`)
     .join(", ");
   fill(byId("plan"), {}, [
-    h("h2", {}, "What goes and what stays"),
+    h("h2", {}, "The plan"),
     h(
       "p",
       {},
       h("b", {}, `${whole(data.plan.before)} → ${whole(left)}`),
-      ` parameters, ${percent(1 - left / data.plan.before)} go`,
-      said && h("small", {}, ` (${said})`),
+      ` parameters, ${percent(1 - left / data.plan.before)} removed`,
+      settings && h("small", {}, ` (${settings})`),
     ),
     data.plan.blocks.length > 0 &&
-      h("p", {}, `${data.plan.blocks.join(", ")} go as a whole; this page shows the model without, its layers counted anew`),
+      h("p", {}, `Dropped blocks: ${data.plan.blocks.join(", ")}. This page shows the model without them; its layers are renumbered.`),
     Object.keys(data.plan.ranks).length > 0 &&
       h(
         "p",
         {},
-        `${plural(Object.keys(data.plan.ranks).length, "weight")} become factors of a low rank afterwards, which is not counted here`,
+        `${plural(Object.keys(data.plan.ranks).length, "weight")} become low-rank factors afterwards, which is not counted here.`,
       ),
     cut
       .filter((members) => !inBlocks.includes(members))
       .map((members) =>
         h("p", {}, link({ type: "group", id: members[0].id }), ` ${members[0].size} → ${members[0].now}, everywhere`),
       ),
-    h(
-      "div",
-      { class: "scroll" },
+    scroller(
       h(
         "table",
         { class: "plan" },
@@ -87,9 +85,7 @@ function startPlan() {
               h(
                 "th",
                 { scope: "col", title: members[0].kind },
-                groupLabel(members[0]),
-                h("sup", {}, groupPart(members[0])),
-                h("small", {}, ` ${members[0].size}`),
+                columnName(members, inBlocks),
               ),
             ),
           ),
@@ -101,11 +97,11 @@ function startPlan() {
             h(
               "tr",
               {},
-              h("th", { scope: "row" }, link({ type: "module", id: row.block }, modules[row.block].path || data.title)),
+              h("th", { scope: "row" }, link({ type: "module", id: row.block }, broken(modules[row.block].path || data.title))),
               h(
                 "td",
                 { class: "wide" },
-                stay(
+                shareBar(
                   row.left,
                   row.all,
                   largest,
@@ -121,12 +117,21 @@ function startPlan() {
       ),
     ),
   ]);
+  rove(byId("plan"), "button");
+}
+
+/** The name of a column: the layer that defines the groups, with its path where another column has the same. */
+function columnName(members, columns) {
+  const [first] = members;
+  const alike = columns.filter(([other]) => groupLabel(other) + groupPart(other) === groupLabel(first) + groupPart(first));
+  const name = alike.length > 1 ? broken(first.kind.split(":")[0].replace(/\.weight$/, "")) : groupLabel(first);
+  return [name, h("sup", {}, groupPart(first)), h("small", {}, ` ${first.size}`)];
 }
 
 function groupBar(group) {
   return h(
     "button",
     { type: "button", class: "barred", "data-group": group.id, click: () => select({ type: "group", id: group.id }) },
-    stay(group.now, group.size, group.size, String(group.now)),
+    shareBar(group.now, group.size, group.size, String(group.now)),
   );
 }

@@ -1,12 +1,12 @@
-// Runs side by side: how wide each left every layer, and how the scores of what they could cut were spread.
+// Runs side by side: the widths of every layer, and the spread of the scores of its indices.
 
 const RUN_HUES = 6;
 const runHue = (i) => `hue${i % RUN_HUES}`;
 
-/** The layer that a name tells, or 0. */
+/** The number of the layer in a name, or 0. */
 const layerOf = (name) => Number(name.split(".").find((word) => /^\d+$/.test(word)) ?? 0);
 
-/** A number in a few signs. */
+/** A number with two digits. */
 const brief = (value) =>
   Number.isInteger(value) && Math.abs(value) < 1e5 ? whole(value) : String(Number(value.toPrecision(2)));
 
@@ -40,10 +40,10 @@ function curveOf(points, css) {
   ];
 }
 
-/** How wide a run left a group; one that it did not cut is as it was. */
+/** The width of a group after a run; one that it did not cut has its size. */
 const widthIn = (run, group) => run.widths[group.name]?.[1] ?? group.size;
 
-/** The widths that all runs left of a kind, a line for each run; of a single group, a bar for each run. */
+/** The widths of a kind, a line for each run; of a single group, a bar for each run. */
 function widthChart(members) {
   const [{ kind, size }] = members;
   const caption = h("figcaption", {}, broken(kind));
@@ -57,7 +57,7 @@ function widthChart(members) {
         { class: "one" },
         data.runs.map((run, i) => [
           h("span", {}, run.name),
-          h("div", { class: runHue(i) }, stay(widthIn(run, members[0]), size, size, String(widthIn(run, members[0])))),
+          h("div", { class: runHue(i) }, shareBar(widthIn(run, members[0]), size, size, String(widthIn(run, members[0])))),
         ]),
       ),
     );
@@ -79,7 +79,7 @@ function widthChart(members) {
   return h("figure", {}, caption, svg);
 }
 
-/** The scores of a kind in one run: the median of each layer, and around it what lies between the outer deciles. */
+/** The scores of a kind in one run: the median of each layer, and bands between deciles. */
 function scoreChart(members, run, i) {
   const scored = members.filter((group) => run.scores[group.name]?.length);
   const caption = h("figcaption", {}, run.name);
@@ -111,7 +111,7 @@ function scoreChart(members, run, i) {
   return h("figure", {}, caption, svg);
 }
 
-/** Kinds of which a run says something in a table by the names of groups. */
+/** Kinds of which a run has something in a table by the names of groups. */
 const kindsIn = (table) =>
   kinds.filter((members) => members.some((group) => data.runs.some((run) => run[table][group.name])));
 
@@ -120,9 +120,7 @@ function startRuns() {
   const scored = kindsIn("scores");
   fill(byId("runs"), {}, [
     h("h2", {}, "Runs side by side"),
-    h(
-      "div",
-      { class: "scroll" },
+    scroller(
       h(
         "table",
         { class: "runs" },
@@ -132,7 +130,7 @@ function startRuns() {
           h(
             "tr",
             {},
-            ["", "run", "recipe", "parameters", "gone", "time"].map((name) => h("th", { scope: "col" }, name)),
+            ["run", "recipe", "parameters", "removed", "time"].map((name) => h("th", { scope: "col" }, name)),
           ),
         ),
         h(
@@ -142,8 +140,7 @@ function startRuns() {
             h(
               "tr",
               {},
-              h("td", {}, h("i", { class: `swatch ${runHue(i)}` })),
-              h("th", { scope: "row" }, run.name),
+              h("th", { scope: "row" }, h("i", { class: `swatch ${runHue(i)}` }), broken(run.name)),
               h("td", {}, run.recipe),
               h("td", {}, `${whole(run.before)} → ${whole(run.after)}`),
               h("td", {}, percent(1 - run.after / run.before)),
@@ -153,7 +150,7 @@ function startRuns() {
         ),
       ),
     ),
-    h("h3", {}, "Widths left, by layer"),
+    h("h3", {}, "Widths by layer"),
     h("div", { class: "charts" }, kindsIn("widths").map(widthChart)),
     h("h3", {}, "Scores, by layer"),
     scored.length === 0 && h("p", {}, "None of these runs recorded scores."),
@@ -165,9 +162,7 @@ function startRuns() {
       ),
     scored.map((members) => [
       h("h4", {}, broken(members[0].kind)),
-      h(
-        "div",
-        { class: "scroll" },
+      scroller(
         h(
           "div",
           { class: "fans", style: { "--runs": data.runs.length } },

@@ -1,4 +1,4 @@
-// Finds groups, tensors, modules and operators by parts of their names.
+// Search for groups, tensors, modules and operators by parts of their names; of groups, by those of their members, too.
 
 const entries = [
   ...kinds.flatMap((members, id) =>
@@ -12,23 +12,40 @@ const entries = [
     .filter((module) => module.path && !module.apart)
     .map((module) => ({ type: "module", id: module.id, name: module.path, note: module.class })),
   ...calls.map((call) => ({ type: "call", id: call.id, name: call.name, note: call.operator })),
-].map((entry) => ({ ...entry, text: `${entry.name} ${entry.note}`.toLowerCase() }));
+].map((entry) => ({ ...entry, text: `${entry.name} ${entry.note}`.toLowerCase(), members: membersOf(entry) }));
+
+/** The names of the tensors of a group, or of all groups of a kind. */
+function membersOf({ type, id }) {
+  const members = { group: () => [groups[id]], kind: () => kinds[id] }[type]?.() ?? [];
+  const names = members.flatMap((group) => group.tensors.map((tensor) => tensors[tensor].name));
+  return [...new Set(names)].join(" ").toLowerCase();
+}
 
 const SHOWN = 40;
+const ORDER = ["kind", "group", "module", "tensor", "call"];
 let chosen = 0;
 
-/** What has all words of a question in it: first that of which they are whole parts, then the shortest names. */
+/** How far an entry is from the words: words only in members, parts of words, its type, the length of its name. */
+function distance(entry, words) {
+  const isWhole = (word) => new RegExp(`(?<!\\w)${word.replace(/\W/g, "\\$&")}(?!\\w)`).test(entry.text);
+  return [
+    words.filter((word) => !entry.text.includes(word)).length,
+    words.filter((word) => !isWhole(word)).length,
+    ORDER.indexOf(entry.type),
+    entry.name.length,
+  ];
+}
+
+/** The entries that have all words, the nearest first: groups before the tensors and modules of the same name. */
 function search(question) {
   const words = question.toLowerCase().split(/\s+/).filter(Boolean);
   if (!words.length) return [];
-  const found = entries.filter((entry) => words.every((word) => entry.text.includes(word)));
-  const misses = new Map(
-    found.map((entry) => {
-      const parts = new Set(entry.text.split(/[^a-z0-9_]+/));
-      return [entry, words.filter((word) => !parts.has(word)).length];
-    }),
-  );
-  return found.sort((a, b) => misses.get(a) - misses.get(b) || a.name.length - b.name.length).slice(0, SHOWN);
+  return entries
+    .filter(({ text, members }) => words.every((word) => text.includes(word) || members.includes(word)))
+    .map((entry) => ({ entry, far: distance(entry, words) }))
+    .sort((a, b) => a.far.reduce((order, value, i) => order || value - b.far[i], 0))
+    .slice(0, SHOWN)
+    .map(({ entry }) => entry);
 }
 
 function showHits() {
@@ -50,7 +67,7 @@ function showHits() {
     ),
   );
   const nothing = !hits.length && byId("search").value.trim();
-  if (nothing) byId("hits").append(h("li", { class: "nothing" }, "nothing has such a name"));
+  if (nothing) byId("hits").append(h("li", { class: "nothing" }, "No name matches."));
   byId("hits").hidden = !hits.length && !nothing;
   byId("search").setAttribute("aria-expanded", String(!byId("hits").hidden));
   mark();
@@ -69,7 +86,7 @@ function take({ type, id }) {
   byId("search").setAttribute("aria-expanded", "false");
   byId("search").blur();
   select({ type, id });
-  if (type === "tensor" || type === "call" || type === "module") goTo({ type, id });
+  goTo({ type, id });
   if (isNarrow()) showTab("detail");
 }
 

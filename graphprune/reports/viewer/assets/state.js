@@ -1,8 +1,8 @@
-// What is selected. It stands in the address, so that a selection can be sent to somebody, and "back" works.
+// The selection. It is in the address, so that it can be sent to somebody, and "back" works.
 
 const state = { selected: null, lit: new Set(), listeners: [] };
 
-/** Things that may be selected: how they are called in the address, and where they are found by name. */
+/** Things that may be selected: their names in the address, and functions from names to numbers. */
 const SELECTABLE = {
   group: (name) => groups.findIndex((group) => group.name === name),
   kind: (name) => kinds.findIndex((members) => kindName(members) === name),
