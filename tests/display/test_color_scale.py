@@ -21,7 +21,7 @@ def luminance(color: str) -> float:
 def test_shades_rise_with_the_numbers(make: type[ColorScale], numbers: list[float]) -> None:
     scale = make(numbers)  # type: ignore[call-arg, arg-type]
     places = [scale.place(number) for number in sorted(numbers)]
-    assert places == sorted(places) and 0 <= places[0] and places[-1] < len(SHADES)
+    assert places == sorted(places) and places[0] >= 0 and places[-1] < len(SHADES)
 
 
 def test_ends_have_the_first_and_the_last_shade() -> None:

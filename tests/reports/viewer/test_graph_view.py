@@ -89,8 +89,8 @@ def test_edges_carry_shapes_and_types(network: gp.Program, opened: Any) -> None:
     press(page, "Escape", "s")
     assert len(labels(page)) == len(titles) and set(labels(page)) <= types(network)
     faults = page.evaluate("""() => {
-        const rects = [...document.querySelectorAll("#canvas .label rect")].map((r) => r.getBoundingClientRect());
-        const closed = [...document.querySelectorAll("#canvas .box:not(.opened)")].map((b) => b.getBoundingClientRect());
+        const places = (query) => [...document.querySelectorAll(query)].map((shape) => shape.getBoundingClientRect());
+        const [rects, closed] = [places("#canvas .label rect"), places("#canvas .box:not(.opened)")];
         const cross = (a, b) => a.left < b.right - 1 && b.left < a.right - 1
             && a.top < b.bottom - 1 && b.top < a.bottom - 1;
         return rects.filter((r, i) => rects.some((o, j) => j < i && cross(r, o)) || closed.some((b) => cross(r, b)));

@@ -150,7 +150,7 @@ function part(axis, hues) {
       h("b", {}, whole(axis.n)),
       " ",
       group
-        ? [h("code", {}, groupLabel(group), h("sup", {}, groupPart(group))), ` ${freedomText[group.freedom]}`]
+        ? `${groupLabel(group)}, ${freedomText[group.freedom]}`
         : "cannot be cut",
     ),
     group && h("p", {}, "group ", link({ type: "group", id: group.id })),

@@ -19,7 +19,7 @@ function pill(group) {
       },
     },
     group.shade && h("i", { class: "shade" }),
-    h("span", {}, groupLabel(group), h("sup", {}, groupPart(group))),
+    h("span", {}, groupLabel(group)),
     h("b", {}, `${size}${mark}`),
   );
 }

@@ -89,11 +89,15 @@ function groupPart(group) {
   return place.includes(".") ? place : "";
 }
 
-/** The layer that defines a group, in a word. */
-function groupLabel(group) {
+/** What the indices of a group are, such as "neurons"; where that is not known, the layer that defines it. */
+const groupLabel = (group) => (group.label === "width" ? layerWord(group) : group.label);
+
+/** The layer that defines a group, in a word, and the place of its axis. */
+function layerWord(group) {
   const words = group.name.split(":")[0].split(".");
   const named = words.filter((word) => !/^(weight|\d+)$/.test(word));
-  return named[named.length - 1] ?? words[words.length - 1];
+  const place = groupPart(group);
+  return (named[named.length - 1] ?? words[words.length - 1]) + (place && `:${place}`);
 }
 
 /** The kinds of groups: those of one kind do the same job in different layers. */

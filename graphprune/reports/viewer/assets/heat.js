@@ -1,6 +1,11 @@
 // A heat map: the rise of the loss when one group alone is cut; a row for each block, columns for kinds and cuts.
 
-const signed = (value) => (value > 0 ? "+" : "") + Number(value.toPrecision(2));
+/** A number with a sign and two digits. */
+function signed(value) {
+  const rounded = Number(value.toPrecision(2));
+  return (value > 0 ? "+" : "") + (value && Math.abs(value) < 1e-3 ? rounded.toExponential() : rounded);
+}
+
 const wayName = (way) => `${percent(way.ratio)} removed${way.refitted ? ", refitted" : ""}`;
 
 function startHeat() {

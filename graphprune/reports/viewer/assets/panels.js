@@ -10,7 +10,7 @@ function groupPanel(id) {
       .map(([, dim, role]) => `${role} in dimension ${dim}`)
       .join(", ");
   return [
-    head("group", group.name, FREEDOMS[group.freedom].css),
+    head(["group: ", groupLabel(group)], group.name, FREEDOMS[group.freedom].css),
     h(
       "p",
       { class: "say" },
@@ -75,7 +75,7 @@ function kindPanel(id) {
   const members = kinds[id];
   const [first] = members;
   return [
-    head("kind of group", first.kind, FREEDOMS[first.freedom].css),
+    head(["kind of group: ", groupLabel(first)], first.kind, FREEDOMS[first.freedom].css),
     h(
       "p",
       { class: "say" },

@@ -67,7 +67,13 @@ function startPlan() {
     cut
       .filter((members) => !inBlocks.includes(members))
       .map((members) =>
-        h("p", {}, link({ type: "group", id: members[0].id }), ` ${members[0].size} → ${members[0].now}, everywhere`),
+        h(
+          "p",
+          {},
+          `${groupLabel(members[0])} of the whole model: ${members[0].size} → ${members[0].now} (`,
+          link({ type: "group", id: members[0].id }),
+          ")",
+        ),
       ),
     scroller(
       h(
@@ -120,12 +126,11 @@ function startPlan() {
   rove(byId("plan"), "button");
 }
 
-/** The name of a column: the layer that defines the groups, with its path where another column has the same. */
-function columnName(members, columns) {
-  const [first] = members;
-  const alike = columns.filter(([other]) => groupLabel(other) + groupPart(other) === groupLabel(first) + groupPart(first));
-  const name = alike.length > 1 ? broken(first.kind.split(":")[0].replace(/\.weight$/, "")) : groupLabel(first);
-  return [name, h("sup", {}, groupPart(first)), h("small", {}, ` ${first.size}`)];
+/** The name of a column: the label of its groups, with their path where another column has the same. */
+function columnName([first], columns) {
+  const alike = columns.filter(([other]) => groupLabel(other) === groupLabel(first));
+  const path = alike.length > 1 && h("small", {}, broken(first.kind.replace(/\.weight:\d+$/, "")), " ");
+  return [path, groupLabel(first), h("small", {}, ` ${first.size}`)];
 }
 
 function groupBar(group) {

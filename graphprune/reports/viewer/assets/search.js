@@ -3,10 +3,10 @@
 const entries = [
   ...kinds.flatMap((members, id) =>
     members.length > 1
-      ? [{ type: "kind", id, name: members[0].kind, note: `${members.length} groups of ${members[0].size}` }]
+      ? [{ type: "kind", id, name: members[0].kind, note: `${members.length} × ${members[0].size} ${groupLabel(members[0])}` }]
       : [],
   ),
-  ...groups.map((group) => ({ type: "group", id: group.id, name: group.name, note: `group of ${group.size}` })),
+  ...groups.map((group) => ({ type: "group", id: group.id, name: group.name, note: `${group.size} ${groupLabel(group)}` })),
   ...tensors.map((tensor) => ({ type: "tensor", id: tensor.id, name: tensor.name, note: tensor.shape })),
   ...modules
     .filter((module) => module.path && !module.apart)
