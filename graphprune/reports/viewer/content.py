@@ -12,7 +12,7 @@ from graphprune.axes.groups import Dependencies, Group
 from graphprune.axes.index_sets import width
 from graphprune.display.color_scale import SHADES, WHITE_FROM, ColorScale
 from graphprune.errors import LoadError, RegistryError
-from graphprune.ir.printer import kind
+from graphprune.ir.printer import type_text
 from graphprune.ir.program import Dropped, Program
 from graphprune.planning.plan import Plan, bind
 from graphprune.planning.sensitivity_table import Sensitivities
@@ -123,7 +123,7 @@ class _Writer:
 
     def tensors(self) -> list[dict[str, Any]]:
         """Every parameter and buffer, its type, its axes, its module, and its shape after a plan."""
-        types = {self.program.name(str(node.target)): kind(node.meta.get("val")) for node in self.program.tensors()}
+        types = {self.program.name(str(node.target)): type_text(node.meta.get("val")) for node in self.program.tensors()}
         aliases: dict[str, list[str]] = {}
         for alias, name in self.program.ties.items():
             aliases.setdefault(name, []).append(alias)
