@@ -123,7 +123,9 @@ class _Writer:
 
     def tensors(self) -> list[dict[str, Any]]:
         """Every parameter and buffer, its type, its axes, its module, and its shape after a plan."""
-        types = {self.program.name(str(node.target)): type_text(node.meta.get("val")) for node in self.program.tensors()}
+        types = {
+            self.program.name(str(node.target)): type_text(node.meta.get("val")) for node in self.program.tensors()
+        }
         aliases: dict[str, list[str]] = {}
         for alias, name in self.program.ties.items():
             aliases.setdefault(name, []).append(alias)
