@@ -1,4 +1,4 @@
-"""The retained indices of a dimension, from those of its primes."""
+"""Which indices of a dimension stay, once it is decided which indices of its primes stay."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,54 +13,14 @@ N = TypeVar("N", int, float)
 
 @dataclass(frozen=True)
 class Retained:
-    """The retained indices of a prime: one row, or one row for each index of the enclosing axis `owner`."""
+    """The kept indices of a prime: one row, or a row for each index of the axis `owner` around it."""
 
     rows: tuple[tuple[int, ...], ...]
     owner: Prime | None = None
 
     @property
     def width(self) -> int:
-        """The number of retained indices, per index of `owner`."""
         return len(self.rows[0])
-
-
-RetainedByPrime = Mapping[Prime, Retained]
-
-
-def retained_indices(axis: Axis, keep: RetainedByPrime, owners: Mapping[Prime, int] | None = None) -> list[int]:
-    """The retained indices of `axis`; primes that are not in `keep` retain all of theirs.
-
-    `owners` holds the index of each enclosing axis at which linked primes are looked up.
-    """
-    axis = resolve(axis)
-    if not any(p in keep for p in primes(axis)):
-        return list(range(axis.size))
-    if isinstance(axis, Prime):
-        return _of_prime(keep[axis], owners or {})
-    if isinstance(axis, Sum):
-        starts = accumulate((part.size for part in axis.parts), initial=0)
-        segments = zip(starts, axis.parts, strict=False)
-        return [start + i for start, part in segments for i in retained_indices(part, keep, owners)]
-    return _of_product(axis, keep, owners or {})
-
-
-def _of_prime(retained: Retained, owners: Mapping[Prime, int]) -> list[int]:
-    if retained.owner is None:
-        return list(retained.rows[0])
-    return list(retained.rows[owners[retained.owner]])
-
-
-def _of_product(axis: Product, keep: RetainedByPrime, owners: Mapping[Prime, int]) -> list[int]:
-    first, inner = axis.parts[0], product(axis.parts[1:])
-    outers = retained_indices(first, keep, owners)
-    if isinstance(first, Prime) and any(p in keep and keep[p].owner is first for p in primes(inner)):
-        return [i * inner.size + j for i in outers for j in retained_indices(inner, keep, {**owners, first: i})]
-    inners = retained_indices(inner, keep, owners)
-    return [i * inner.size + j for i in outers for j in inners]
-
-
-def width(self) -> int:
-    return len(self.rows[0])
 
 
 RetainedByPrime = Mapping[Prime, Retained]
@@ -96,7 +56,7 @@ def _kept_product(axis: Product, keep: RetainedByPrime, around: Mapping[Prime, i
 
 
 def width(axis: Axis, widths: Mapping[Prime, N]) -> N | int:
-    """The size of `axis` when its primes have `widths`, or their own size where there is none; fractions are allowed."""
+    """The size of `axis` once its primes have `widths` (their own size, if it is silent); fractions are allowed."""
     axis = resolve(axis)
     if isinstance(axis, Prime):
         return widths.get(axis, axis.size)
@@ -105,9 +65,9 @@ def width(axis: Axis, widths: Mapping[Prime, N]) -> N | int:
 
 
 def locate(axis: Axis, p: Prime, owner: Prime | None = None) -> list[tuple[int, int]]:
-    """The pair (index of the enclosing `owner`, index of `p`) for every index of `axis`.
+    """For every index of `axis`: the index of `owner` around it (0 if there is none) and that of `p`.
 
-    The first is 0 without an owner; the second is -1 in segments that do not contain `p`.
+    The latter is -1 in segments where `p` does not stand.
     """
     return _locate(resolve(axis), p, owner)
 
@@ -120,9 +80,9 @@ def _locate(axis: Axis, p: Prime, owner: Prime | None) -> list[tuple[int, int]]:
     if isinstance(axis, Prime):
         return [(0, -1)] * axis.size
     if isinstance(axis, Sum):
-        return [pair for part in axis.parts for pair in _locate(part, p, owner)]
-    pairs = [(0, -1)]
+        return [place for part in axis.parts for place in _locate(part, p, owner)]
+    places = [(0, -1)]
     for part in axis.parts:
         inner = _locate(part, p, owner)
-        pairs = [(r + row, max(c, column)) for r, c in pairs for row, column in inner]
-    return pairs
+        places = [(r + row, max(c, column)) for r, c in places for row, column in inner]
+    return places
