@@ -231,7 +231,7 @@ def test_inspect_tells_a_transformer_in_a_folder_by_kinds_of_layers(folder: Path
         "it is an output",
     ):  # fmt: skip
         assert words in out, words
-    assert "layers.0." not in out and len(out.splitlines()) < 60
+    assert "layers.1." not in out and len(out.splitlines()) < 60
 
 
 def test_a_saved_program_is_explained_by_the_lines_that_made_it(tmp_path: Path) -> None:

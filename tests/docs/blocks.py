@@ -53,6 +53,8 @@ class Reader:
         """Do all that a page says; a titled Python block is a file of that name."""
         for block in blocks(page):
             match block:
+                case Block("toml"):
+                    pass  # a part of a file
                 case Block("text", title, code):
                     assert title != PRINTS or self.printed.split() == code.split(), self.printed
                 case Block("python", title, code):

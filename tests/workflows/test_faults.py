@@ -115,7 +115,7 @@ def test_damage_to_an_output_is_noticed(whole: Job, tmp_path: Path) -> None:
             gp.verify_folder(out)
         weights.write_bytes(content)
     weights.unlink()
-    with pytest.raises(VerificationError, match=r"model\.safetensors is gone"):
+    with pytest.raises(VerificationError, match=r"model\.safetensors is missing"):
         gp.verify_folder(out)
 
 
