@@ -30,7 +30,7 @@ from graphprune.passes.reconstructions.refit import Refit as Refit
 from graphprune.passes.rewriting.rewrite import Rewrite as Rewrite
 from graphprune.passes.scores.score import Score as Score
 from graphprune.passes.selection.select import Select as Select
-from graphprune.passes.sensitivity.measure_sensitivity import Sense as Sense
+from graphprune.passes.sensitivity.measure_sensitivity import MeasureSensitivity as MeasureSensitivity
 from graphprune.passes.verification.verify import Verify as Verify
 from graphprune.pipeline import Pass as Pass
 from graphprune.pipeline import Pipeline as Pipeline

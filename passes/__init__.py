@@ -2,28 +2,32 @@
 
 The folders are the stages of a pipeline. With default options, passes read and make these facts:
 
-    stage            pass                   reads                                                       makes
-    analysis         analyze                Dependencies                                                Dependencies, Eligible
-    calibration      calibrate              Dependencies, Eligible                                      Calibration, Statistics
-    calibration      gradients              Dependencies, Eligible, Calibration                         GradientSums, ParameterGradients
-    calibration      measure-latency        Dependencies, Eligible                                      Dependencies
-    scores           score                  Dependencies, Eligible                                      Eligible, Scores
-    sensitivity      measure-sensitivity    Dependencies, Eligible, Scores, Calibration                 Sensitivities
-    allocation       allocate               Dependencies, Eligible, Scores                              Shares
+    stage            pass                   reads                                   makes
+    analysis         analyze                Dependencies                            Dependencies, Eligible
+    calibration      calibrate              Dependencies, Eligible                  Calibration, Statistics
+    calibration      gradients              Dependencies, Eligible, Calibration     GradientSums, ParameterGradients
+    calibration      measure-latency        Dependencies, Eligible                  Dependencies
+    scores           score                  Dependencies, Eligible                  Eligible, Scores
+    sensitivity      measure-sensitivity    Dependencies, Eligible, Scores,         Sensitivities
+                                            Calibration
+    allocation       allocate               Dependencies, Eligible, Scores          Shares
     allocation       iterative              Dependencies, Eligible
-    allocation       search                 Dependencies, Eligible, Calibration                         Eligible, Scores
-    selection        local-search           Dependencies, Statistics, FullMoments, Plan                 Plan
-    selection        select                 Dependencies, Eligible, Scores, Shares                      Plan
-    depth            drop-blocks            Dependencies, Eligible, Calibration                         Dropped, Plan, Verification
-    rotation         fuse-norms             Dependencies, Eligible                                      Dependencies, Eligible, Rotatable, Verification
-    rotation         rotate                 Dependencies, Eligible, Rotatable, Statistics, FullMoments  Scores, Verification
-    rewriting        rewrite                Dependencies, Plan                                          Rewritten
-    low_rank         allocate-ranks         Dependencies, Eligible                                      Plan
-    low_rank         factorize              Dependencies, Plan, Calibration                             Factored, Verification
-    reconstructions  batch-norm-statistics  Rewritten, Calibration                                      Refits
-    reconstructions  finetune               Rewritten, Calibration                                      Refits
-    reconstructions  refit                  Rewritten, Calibration                                      Refits
-    verification     verify                 Rewritten, Plan                                             Verification
+    allocation       search                 Dependencies, Eligible, Calibration     Eligible, Scores
+    selection        local-search           Dependencies, Statistics, FullMoments,  Plan
+                                            Plan
+    selection        select                 Dependencies, Eligible, Scores, Shares  Plan
+    depth            drop-blocks            Dependencies, Eligible, Calibration     Dropped, Plan, Verification
+    rotation         fuse-norms             Dependencies, Eligible                  Dependencies, Eligible, Rotatable,
+                                                                                    Verification
+    rotation         rotate                 Dependencies, Eligible, Rotatable,      Scores, Verification
+                                            Statistics, FullMoments
+    rewriting        rewrite                Dependencies, Plan                      Rewritten
+    low_rank         allocate-ranks         Dependencies, Eligible                  Plan
+    low_rank         factorize              Dependencies, Plan, Calibration         Factored, Verification
+    reconstructions  batch-norm-statistics  Rewritten, Calibration                  Refits
+    reconstructions  finetune               Rewritten, Calibration                  Refits
+    reconstructions  refit                  Rewritten, Calibration                  Refits
+    verification     verify                 Rewritten, Plan                         Verification
 """
 
 from graphprune.registry import discover

@@ -5,7 +5,9 @@ Usage: .venv/bin/python tools/pass_table.py
 
 import re
 import sys
+import textwrap
 from collections.abc import Iterator
+from itertools import zip_longest
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # tools is a folder of the checkout
@@ -20,6 +22,7 @@ STAGES = (
     "low_rank", "reconstructions", "verification",
 )  # fmt: skip
 HEAD = ("stage", "pass", "reads", "makes")
+WIDEST = 40  # letters of a cell in the docstring
 README, MODULE = ROOT / "passes/README.md", ROOT / "passes/__init__.py"
 
 
@@ -50,9 +53,14 @@ def markdown() -> str:
 
 def plain() -> str:
     """The table as text in columns."""
-    lines = [HEAD, *rows()]
+    lines = [line for row in (HEAD, *rows()) for line in _wrapped(row)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     return "\n".join("    " + "  ".join(map(str.ljust, cells, widths)).rstrip() for cells in lines)
+
+
+def _wrapped(row: tuple[str, ...]) -> Iterator[tuple[str, ...]]:
+    """A row whose cells take several lines where they are long."""
+    return zip_longest(*(textwrap.wrap(cell, WIDEST) for cell in row), fillvalue="")
 
 
 def in_readme(text: str) -> str:

@@ -158,7 +158,7 @@ def apply(
 def sensitivity(given: Values, json: bool) -> Show:
     """Measure the loss when each group alone is cut, by several shares, with and without a refit.
 
-    Stopped in between, the same command continues where it was: finished trials are kept next to the output.
+    Interrupted, the same command continues where it was: finished groups are kept in a folder next to the output.
     """
     from graphprune import api
     from graphprune.cli import show

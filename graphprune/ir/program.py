@@ -12,6 +12,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from graphprune.errors import WriteBackError
+from graphprune.ir.checksums import checksum
 from graphprune.ir.printer import type_text
 from graphprune.ir.weights import KeepByName, Weights
 
@@ -167,6 +168,10 @@ class Program:
         """A hash of the names and shapes of all parameters: the same for every capture of one model."""
         shapes = sorted((name, shape) for name, shape in self.shapes().items() if name in self.parameters)
         return hashlib.sha256(repr(shapes).encode()).hexdigest()[:16]
+
+    def checksum(self) -> str:
+        """A hash of the values of all parameters; reads every weight."""
+        return checksum(self.weights[name] for name in sorted(self.parameters))
 
     def flat(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
         """The input leaves in the order of the placeholders."""

@@ -30,11 +30,13 @@ log = logging.getLogger("graphprune.run")
 
 @contextmanager
 def resumable(
-    folder: Path, asked: Mapping[str, Any], restart: bool, spill: int | None = None, hold: int = MEMORY_BYTES
+    folder: Path, asked: Mapping[str, Any], restart: bool | None, spill: int | None = None, hold: int = MEMORY_BYTES
 ) -> Iterator[Workspace]:
     """A workspace in `folder` for the block; it goes when the block succeeds, or fails before any step was finished.
 
-    `asked` is all that the outcome depends on: an earlier run that asked for the same is continued.
+    `asked` is all that the outcome depends on: an earlier run that asked for the same is continued. With `restart`, an
+    unfinished run is removed first; None stands for a command without this option, whose errors name the folder to
+    delete.
 
     Raises:
         WorkspaceError: if the folder holds an unfinished run that asked for something else and `restart` is not set,
@@ -97,9 +99,10 @@ def file_states(*paths: str | Path | None) -> dict[str, Any]:
     return found
 
 
-def _prepare(own: Path, asked: Mapping[str, Any], restart: bool) -> None:
+def _prepare(own: Path, asked: Mapping[str, Any], restart: bool | None) -> None:
     """See that what lies there belongs to this run."""
     path, text = own / ASKED, json.dumps(asked, sort_keys=True, default=str)
+    anew = f"delete {own.parent} to begin anew" if restart is None else "pass --restart to begin anew"
     if restart or not path.is_file():
         _clear(own)
         with writable(own):
@@ -108,12 +111,12 @@ def _prepare(own: Path, asked: Mapping[str, Any], restart: bool) -> None:
     try:
         before, now = (json.loads(t) for t in (path.read_bytes(), text))
     except ValueError as fault:
-        raise WorkspaceError(f"{path} is damaged{because(fault)}; pass --restart to begin anew") from fault
+        raise WorkspaceError(f"{path} is damaged{because(fault)}; {anew}") from fault
     if before != now:
         other = next(differences(before, now), "nothing")
         raise WorkspaceError(
             f"{own.parent} holds an unfinished run that is not this one: {other}; repeat its command to go on with it, "
-            "or pass --restart to begin anew"
+            f"or {anew}"
         )
     log.info("going on with the unfinished run in %s", own)
     _sweep(own)

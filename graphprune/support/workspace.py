@@ -87,7 +87,7 @@ def writable(folder: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as fault:
         raise WorkspaceError(
             f"cannot write to {folder}{because(fault)}. What was finished is kept: make room and repeat the command, "
-            "which goes on from there; or name another folder with --scratch"
+            "which goes on from there; or choose a folder on another disk (--scratch DIR, or another --output)"
         ) from fault
 
 

@@ -13,7 +13,7 @@ from graphprune.errors import CalibrationError, PlanError
 from graphprune.passes.calibration.calibrate import Calibrate
 from graphprune.passes.reconstructions import RECONSTRUCTIONS
 from graphprune.passes.scores.score import Score
-from graphprune.passes.sensitivity.measure_sensitivity import Sense
+from graphprune.passes.sensitivity.measure_sensitivity import MeasureSensitivity
 from graphprune.pipeline import Pass, Pipeline, live, parse
 from graphprune.planning.plan import Plan
 from graphprune.workflows import recipe_rules as rules
@@ -51,7 +51,7 @@ def plan_pipeline(options: Any, **more: Any) -> Pipeline:
     return Pipeline(live(passes[:end], (Plan,)), planned=passes[end:])
 
 
-def sensitivity_pipeline(options: Any, ratios: Sequence[float], journal: str = "", **more: Any) -> Pipeline:
+def sensitivity_pipeline(options: Any, ratios: Sequence[float], **more: Any) -> Pipeline:
     """The pipeline that cuts each group alone that a recipe cuts, and measures the loss.
 
     Raises:
@@ -63,9 +63,9 @@ def sensitivity_pipeline(options: Any, ratios: Sequence[float], journal: str = "
     if at is None:
         raise PlanError(f"recipe {recipe.name} does not score groups by one method; choose another, such as fasp")
     start = max(i for i, step in enumerate(steps[:at]) if step.surveys)
-    sense = Sense(tuple(ratios), getattr(options, "refit", None) or weights_only(recipe), journal)
+    measure = MeasureSensitivity(tuple(ratios), getattr(options, "refit", None) or weights_only(recipe))
     first = next(step for step in steps if step.surveys)
-    return Pipeline(rules.completed((first, *steps[start + 1 : at + 1], sense), values))
+    return Pipeline(rules.completed((first, *steps[start + 1 : at + 1], measure), values))
 
 
 def weights_only(recipe: Recipe) -> str:

@@ -30,7 +30,7 @@ from graphprune.version import __version__
 from graphprune.workflows.catalogue import RECIPES
 from graphprune.workflows.memory_estimate import Footprint
 from graphprune.workflows.option_fields import about, described, plain, words_of
-from graphprune.workflows.options import PruneOptions
+from graphprune.workflows.options import PruneOptions, SensitivityOptions
 from graphprune.workflows.reduction import amounts, destination_limits, rounding
 from graphprune.workflows.target_needs import TargetNeeds
 
@@ -216,13 +216,15 @@ def _maps(program: Program) -> tuple[str, ...]:
     )
 
 
-def identity(options: PruneOptions) -> dict[str, Any]:
+def identity(options: PruneOptions | SensitivityOptions) -> dict[str, Any]:
     """All that the outcome of a run depends on: its options, and the files that it reads."""
     known = described(type(options)).values()
     values = {one.name: _identified(getattr(options, one.name)) for one in known if about(one).outcome}
-    text = str(options.calibration or "").split("[")[0]
+    text = options.text if isinstance(options, SensitivityOptions) else options.calibration
+    read = (options.model, str(text).split("[")[0] if text else None)
+    files = file_states(*(path for path in read if isinstance(path, str | Path)))
     versions = {"version": __version__, "torch": torch.__version__, "threads": torch.get_num_threads()}
-    return {**values, **versions, "files": file_states(options.model, text or None)}
+    return {**values, **versions, "files": files}
 
 
 def _identified(value: Any) -> str:

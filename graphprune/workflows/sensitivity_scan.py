@@ -1,17 +1,21 @@
 """Measuring how sensitive a model is to the cut of each of its groups: load, measure, save, draw."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from graphprune.errors import CalibrationError
 from graphprune.frontends.loading import load
 from graphprune.ir.program import Program
-from graphprune.pipeline import Pipeline
 from graphprune.planning.sensitivity_table import Sensitivities
 from graphprune.reports import heatmap
 from graphprune.support.atomic_output import check_file, new_file
+from graphprune.support.resume import file_states, resumable
 from graphprune.workflows.option_fields import takes
 from graphprune.workflows.options import SensitivityOptions
 from graphprune.workflows.recipe import sensitivity_pipeline
+from graphprune.workflows.run_record import identity
 
 
 @takes(SensitivityOptions)
@@ -22,7 +26,7 @@ def sensitivity(options: SensitivityOptions) -> Sensitivities:
     is held out to measure on, and the refit is fitted to the others. The loss is that of the next token, of other than
     language models the error of the outputs.
 
-    The table is saved as `output`; until then every trial is kept in a file next to it, with which the same call
+    The table is saved as `output`; until then finished groups are kept in a folder next to it, with which the same call
     continues.
 
     Raises:
@@ -31,16 +35,15 @@ def sensitivity(options: SensitivityOptions) -> Sensitivities:
     if not options.text and not options.batches:
         raise CalibrationError("sensitivities are measured on data; name a text (--text FILE), or pass batches")
     _require_outputs(options)
-    journal = journal_of(options.output) if options.output is not None else None
-    model = options.model if isinstance(options.model, Program) else load(options.model)
-    passes = sensitivity_pipeline(options, options.ratios, str(journal or ""))
-    table = _measured(passes, model, journal)
-    if options.plot is not None:
-        with new_file(options.plot, options.force) as file:
-            heatmap.draw(table, file)
-    if options.output is not None and journal is not None:
-        table.save(options.output, options.force)
-        journal.unlink(missing_ok=True)
+    program = options.model if isinstance(options.model, Program) else load(options.model)
+    passes = sensitivity_pipeline(options, options.ratios)
+    with _workspace(options, program):
+        table = passes(program).fact(Sensitivities)
+        if options.plot is not None:
+            with new_file(options.plot, options.force) as file:
+                heatmap.draw(table, file)
+        if options.output is not None:
+            table.save(options.output, options.force)
     return table
 
 
@@ -53,16 +56,18 @@ def _require_outputs(options: SensitivityOptions) -> None:
         heatmap.require()
 
 
-def journal_of(output: str | Path) -> Path:
-    """Where finished trials are kept until the table is whole."""
-    return Path(f"{output}.journal.jsonl")
+@contextmanager
+def _workspace(options: SensitivityOptions, program: Program) -> Iterator[None]:
+    """Keep finished groups in a folder next to the output for the block; without an output, keep nothing."""
+    if options.output is None:
+        yield
+        return
+    output = Path(options.output)
+    with resumable(output.parent / f".{output.name}.run", _inputs(options, program), restart=None):
+        yield
 
 
-def _measured(work: Pipeline, program: Program, kept: Path | None) -> Sensitivities:
-    """What the passes measured; who interrupts them is told what is kept."""
-    try:
-        return work(program).fact(Sensitivities)
-    except KeyboardInterrupt as stop:
-        if kept is None or not kept.exists():
-            raise
-        raise KeyboardInterrupt(f"what was measured is in {kept}; the same command goes on from there") from stop
+def _inputs(options: SensitivityOptions, program: Program) -> dict[str, Any]:
+    """All that the losses depend on; a model that was not read from files is known by its weights."""
+    in_files = isinstance(options.model, str) and file_states(options.model)
+    return {**identity(options), **({} if in_files else {"weights": program.checksum()})}

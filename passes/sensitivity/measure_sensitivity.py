@@ -1,20 +1,18 @@
-"""The pass that measures how much worse the model gets when each group alone is cut.
+"""The pass that measures the growth of the loss when each group alone is cut.
 
 Groups are visited in the order in which the graph reads them. A cut changes nothing before the first segment that reads
-one of its parameters, so every trial starts from what the dense model makes up to there; only that is kept, and moved
-forward from segment to segment. The trials of a group go through each segment together, so that it is loaded once.
+one of its parameters, so every trial starts from the activations of the dense model at this segment. Only these are
+held, and moved forward from segment to segment. The trials of a group go through each segment together, so that its
+weights are loaded once. In a workspace, finished groups are durable steps.
 """
 
-import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import groupby
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
-import torch
 from torch import Tensor
 
 from graphprune.axes.groups import Dependencies, Group
@@ -22,6 +20,7 @@ from graphprune.axes.rule import Consumer
 from graphprune.display.progress import progress
 from graphprune.errors import CalibrationError, PlanError
 from graphprune.evaluation.masked_loss import ChangedWeights, Objective
+from graphprune.ir.checksums import checksum
 from graphprune.ir.program import Program
 from graphprune.ir.weights import KeepByName, Layered, Masked
 from graphprune.passes.reconstructions import RECONSTRUCTIONS
@@ -36,28 +35,26 @@ from graphprune.solvers import new_biases
 from graphprune.statistics.collector import Calibration, Collector
 from graphprune.statistics.moments import Moments
 from graphprune.statistics.stream import Stream
-from graphprune.support.journal import Journal
+from graphprune.support.durable_steps import Step, stage
 
 NONE = "none"
 
 
 @PASSES.register("measure-sensitivity")
 @dataclass(frozen=True)
-class Sense(Pass):
+class MeasureSensitivity(Pass):
     """Cut each group alone by the shares `ratios`, by its scores, and measure the loss (see `Objective`) on held-out
-    calibration batches: as it is, and with the maps that read the group refitted to the others, `by` a registered
-    method (``none``: not at all). `journal` names a file in which the trials of finished groups are kept, so that
-    the same work goes on where it stopped."""
+    calibration batches: without a refit, and with the linear layers that read the group refitted to the other batches,
+    `by` a registered method (``none``: without a refit only)."""
 
     name: ClassVar[str] = "measure-sensitivity"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible, Scores, Calibration)
     makes: ClassVar[tuple[type, ...]] = (Sensitivities,)
     ratios: tuple[float, ...] = (0.1, 0.25, 0.5, 0.75)
     by: str = "least-squares"
-    journal: str = ""
 
     def check(self) -> None:
-        """Refuse options that cannot be.
+        """Refuse impossible options.
 
         Raises:
             PlanError: if a ratio is no share, or there is none.
@@ -70,71 +67,70 @@ class Sense(Pass):
             raise CalibrationError(f"{self.by} adds biases, which a trial cannot; refit by another method, or by none")
 
     def run(self, program: Program) -> Program:
-        """The program with what was measured.
+        """The program with its sensitivities.
 
         Raises:
-            CalibrationError: if there is too little calibration data, or what the model makes of it is not finite.
-            LoadError: if the journal was begun with other inputs.
+            CalibrationError: if there is too little calibration data, or a loss is not finite.
+            WorkspaceError: if a finished group cannot be written to the workspace.
         """
-        inputs = self._inputs(program)
-        journal = Journal.open(Path(self.journal) if self.journal else None, inputs)
-        trials = _Trials(program, self.by, self.ratios, journal)
-        trials.run()
-        judge = trials.judge
-        made = {step["key"]: step["loss"] for step in journal.steps}
-        found = tuple(Trial(*key, made[_text(key)]) for key in trials.keys)
-        fact = Sensitivities(
-            program.fingerprint(), judge.dense, LOSSES[judge.is_language_model], program.fact(Scores).method, self.by,
-            found, inputs, {group.name: group.label for group in program.fact(Eligible).groups},
+        measurement = _Measurement(program, self.by, self.ratios)
+        trials, objective = measurement.run(), measurement.objective
+        sensitivities = Sensitivities(
+            program.fingerprint(), objective.dense, LOSSES[objective.is_language_model], program.fact(Scores).method,
+            self.by, trials, self._inputs(program),
+            {group.name: group.label for group in program.fact(Eligible).groups},
         )  # fmt: skip
-        return program.with_facts(fact)
+        return program.with_facts(sensitivities)
 
     def _inputs(self, program: Program) -> dict[str, Any]:
-        """All that a loss depends on but the group, its width and whether it is refitted."""
+        """What a loss depends on besides the group, its width and whether it is refitted."""
         calibration = program.fact(Calibration)
         return {
             "model": program.fingerprint(),
-            "weights": _digest(program.weights[name] for name in sorted(program.parameters)),
+            "weights": program.checksum(),
             "text": calibration.source,
             "samples": calibration.samples,
             "length": calibration.length,
             "seed": calibration.seed,
-            "tokens": _digest(leaf for leaves in calibration.batches for leaf in leaves),
+            "tokens": checksum(leaf for leaves in calibration.batches for leaf in leaves),
             "score": program.fact(Scores).method,
             "refit": self.by,
         }
 
 
-Key = tuple[str, int, int, float, bool]
+class _Cut(NamedTuple):
+    """A trial before it is run."""
 
+    group: str
+    size: int
+    width: int
+    ratio: float
+    refitted: bool
 
-def _text(key: Key) -> str:
-    """A trial in one line of the journal."""
-    name, size, width, _, refitted = key
-    return f"{name} {size} -> {width}{' refitted' if refitted else ''}"
+    def __str__(self) -> str:
+        return f"{self.group} {self.size} -> {self.width}{' refitted' if self.refitted else ''}"
 
 
 @dataclass
-class _Trials:
-    """All trials of one program, and the two streams of the dense model on which they stand: one of the batches that
-    are `judged`, and one of those that the refit is `fitted` to."""
+class _Measurement:
+    """All trials of one program, and the activations of the dense model with which they start: `judged` those of the
+    batches that the loss is measured on, `fitted` those of the batches that weights are refitted to."""
 
     program: Program
     by: str
     ratios: Sequence[float]
-    journal: Journal
     at: int = 0
     judged: Stream = field(init=False)
     fitted: Stream = field(init=False)
 
     def __post_init__(self) -> None:
         calibration = self.program.fact(Calibration)
-        held = [calibration.held_out(i) for i in range(len(calibration.batches))]
-        if self.by != NONE and not any(held):
-            raise CalibrationError("a refit wants other batches than those it is judged by; give more samples")
-        rest = [leaves for leaves, out in zip(calibration.batches, held, strict=True) if not out]
-        self.judge = Objective.of(self.program)
-        self.judged = Stream.start(self.program, replace(calibration, batches=self.judge.batches, autocast=False))
+        held_out = [calibration.held_out(i) for i in range(len(calibration.batches))]
+        if self.by != NONE and not any(held_out):
+            raise CalibrationError("a refit needs other batches than those it is judged by; give more samples")
+        rest = [leaves for leaves, out in zip(calibration.batches, held_out, strict=True) if not out]
+        self.objective = Objective.of(self.program)
+        self.judged = Stream.start(self.program, replace(calibration, batches=self.objective.batches, autocast=False))
         self.fitted = Stream.start(self.program, replace(calibration, batches=rest if self.by != NONE else []))
 
     @cached_property
@@ -143,115 +139,113 @@ class _Trials:
         return self.program.fact(Dependencies)
 
     @cached_property
-    def keys(self) -> list[Key]:
-        """What is tried, group after group in the order in which the graph reads them."""
-        found = sorted(self.program.fact(Eligible).groups, key=self._first)
-        return [
-            (group.name, group.size, width, ratio, refitted)
-            for group in found
-            for width, ratio in self._widths(group)
-            for refitted in ((False, True) if self._maps(group) else (False,))
-        ]
+    def cuts(self) -> Mapping[Group, list[_Cut]]:
+        """The trials of every group that can be cut, in the order in which the graph reads the groups."""
+        groups = sorted(self.program.fact(Eligible).groups, key=self._first_segment)
+        by_group = {group: list(self._cuts_of(group)) for group in groups}
+        return {group: cuts for group, cuts in by_group.items() if cuts}
 
-    def run(self) -> None:
-        """Try what the journal does not know yet."""
-        done = {step["key"] for step in self.journal.steps}
-        left = [key for key in self.keys if _text(key) not in done]
-        self.judge.dense  # noqa: B018 - runs the dense model before the bar shows
-        with progress("trying groups", len(self.keys)) as step:
-            step(len(self.keys) - len(left))
-            names = list(dict.fromkeys(key[0] for key in left))
-            for _, here in groupby(map(self.dependencies.by_name.__getitem__, names), self._first):
-                self._stretch(list(here), left, step)
+    def _cuts_of(self, group: Group) -> Iterator[_Cut]:
+        """The trials of one group, the widest first; those of one width without the refit first."""
+        ways = (False, True) if self._readers_of(group) else (False,)
+        for width, ratio in self._widths(group):
+            for refitted in ways:
+                yield _Cut(group.name, group.size, width, ratio, refitted)
 
-    def _stretch(self, groups: Sequence[Group], keys: Sequence[Key], step: Callable[..., None]) -> None:
-        """Measure what is left to try of groups that are first read by the same segment."""
-        self._move(self._first(groups[0]))
-        refitted = {key[0] for key in keys if key[-1]}
-        maps = {c.node: c for group in groups if group.name in refitted for c in self._maps(group)}
-        moments = self._moments(list(maps.values()))
+    def run(self) -> tuple[Trial, ...]:
+        """Run the trials of all groups, but for those that an earlier run has finished."""
+        steps = stage(MeasureSensitivity.name)
+        losses = {step.facts["group"]: step.facts["losses"] for step in steps.finished(len(self.cuts))}
+        remaining = [group for group in self.cuts if group.name not in losses]
+        self.objective.dense  # noqa: B018 - runs the dense model before the bar shows
+        with progress("trying groups", sum(map(len, self.cuts.values()))) as tick:
+            tick(sum(map(len, losses.values())))
+            for _, stretch in groupby(remaining, self._first_segment):
+                for group, measured in self._stretch(list(stretch)):
+                    losses[group.name] = measured
+                    steps.finish(Step({"group": group.name, "losses": measured}, {}))
+                    tick(len(measured))
+        steps.wait()
+        return tuple(
+            Trial(*cut, loss)
+            for group, cuts in self.cuts.items()
+            for cut, loss in zip(cuts, losses[group.name], strict=True)
+        )
+
+    def _stretch(self, groups: Sequence[Group]) -> Iterator[tuple[Group, list[float]]]:
+        """The losses of groups that are first read by the same segment."""
+        self._move(self._first_segment(groups[0]))
+        consumers = {consumer.node: consumer for group in groups for consumer in self._readers_of(group)}
+        moments = self._moments(list(consumers.values()))
         for group in groups:
-            self._group(group, [key for key in keys if key[0] == group.name], moments, step)
+            yield group, self._losses(self.cuts[group], moments)
 
-    def _group(
-        self, group: Group, keys: Sequence[Key], moments: Mapping[str, Moments], step: Callable[..., None]
-    ) -> None:
-        """Measure what is left to try of one group."""
-        trials = [self._changed(group, key[2], moments if key[-1] else {}) for key in keys]
-        losses = self.judge.losses_from(self.at, self.judged.entries, trials)
-        for key, loss in zip(keys, losses, strict=True):
+    def _losses(self, cuts: Sequence[_Cut], moments: Mapping[str, Moments]) -> list[float]:
+        """The losses of the trials of one group."""
+        trials = [self._changed(cut, moments if cut.refitted else {}) for cut in cuts]
+        losses = self.objective.losses_from(self.at, self.judged.entries, trials)
+        for cut, loss in zip(cuts, losses, strict=True):
             if not math.isfinite(loss):
-                raise CalibrationError(f"the loss of {_text(key)} is {loss}; check the model and the calibration data")
-            self.journal.add(key=_text(key), loss=loss)
-        step(len(keys))
+                raise CalibrationError(f"the loss of {cut} is {loss}; check the model and the calibration data")
+        return losses
 
     def _widths(self, group: Group) -> list[tuple[int, float]]:
         """The legal widths nearest to the ratios, the widest first, with the ratio; of several the lowest."""
-        knob, found = Knob.of([group]), dict[int, float]()
+        knob, ratio_of = Knob.of([group]), dict[int, float]()
         for ratio in sorted(self.ratios):
-            found.setdefault(knob.floor((1 - ratio) * group.size + 0.5), ratio)
-        return [(width, ratio) for width, ratio in found.items() if width < group.size]
+            ratio_of.setdefault(knob.floor((1 - ratio) * group.size + 0.5), ratio)
+        return [(width, ratio) for width, ratio in ratio_of.items() if width < group.size]
 
-    def _first(self, group: Group) -> int:
+    def _first_segment(self, group: Group) -> int:
         """The segment in which the group is first read."""
-        return self._firsts[group.name]
+        return self._first_segments[group.name]
 
     @cached_property
-    def _firsts(self) -> Mapping[str, int]:
+    def _first_segments(self) -> Mapping[str, int]:
         groups = self.program.fact(Eligible).groups
-        return {g.name: self.judge.first_segment({place.parameter for place in g.places}) for g in groups}
+        return {g.name: self.objective.first_segment({place.parameter for place in g.places}) for g in groups}
 
-    def _maps(self, group: Group) -> list[Consumer]:
-        """The linear maps that read the group and can be refitted: each with a weight of its own."""
-        found = self.dependencies.consumers_of(group) if self.by != NONE else []
-        return [consumer for consumer in found if self._readers[consumer.weight] == 1]
+    def _readers_of(self, group: Group) -> list[Consumer]:
+        """The linear layers that read the group and can be refitted: each with a weight of its own."""
+        consumers = self.dependencies.consumers_of(group) if self.by != NONE else []
+        return [consumer for consumer in consumers if self._reader_counts[consumer.weight] == 1]
 
     @cached_property
-    def _readers(self) -> Mapping[str, int]:
+    def _reader_counts(self) -> Mapping[str, int]:
         return new_biases.count_readers(self.program)
 
     def _move(self, to: int) -> None:
         """Bring both streams to the entry of a segment."""
-        for segment in self.judge.segments[self.at : to]:
+        for segment in self.objective.segments[self.at : to]:
             for stream in (self.judged, self.fitted):
                 stream.entries = stream.advance(segment, self.program.weights)
         self.at = max(self.at, to)
 
-    def _moments(self, maps: Sequence[Consumer]) -> dict[str, Moments]:
-        """What maps see in the dense model, from here on as far as the last of them."""
-        collector, ahead = Collector(maps), replace(self.fitted)
-        wanted = {consumer.node for consumer in maps}
-        for segment in self.judge.segments[self.at :]:
-            if not wanted:
+    def _moments(self, consumers: Sequence[Consumer]) -> dict[str, Moments]:
+        """The moments of the dense inputs of layers, gathered from the current segment to the last of them."""
+        collector, ahead = Collector(consumers), replace(self.fitted)
+        unseen = {consumer.node for consumer in consumers}
+        for segment in self.objective.segments[self.at :]:
+            if not unseen:
                 break
-            here = collector.restricted_to(segment.names)
-            ahead.entries = ahead.advance(segment, self.program.weights, collectors=[here] * len(ahead.batch_indices))
-            wanted -= segment.names
+            in_segment = collector.restricted_to(segment.names)
+            collectors = [in_segment] * len(ahead.batch_indices)
+            ahead.entries = ahead.advance(segment, self.program.weights, collectors=collectors)
+            unseen -= segment.names
         return collector.moments
 
-    def _changed(self, group: Group, width: int, moments: Mapping[str, Moments]) -> ChangedWeights:
-        """The weights when a group alone has this width, those of its maps refitted where there are moments."""
-        rows = {group.name: top(self.program.fact(Scores).by_group[group.name], width)}
+    def _changed(self, cut: _Cut, moments: Mapping[str, Moments]) -> ChangedWeights:
+        """The weights after a cut of one group, with its linear layers refitted where there are moments."""
+        rows = {cut.group: top(self.program.fact(Scores).by_group[cut.group], cut.width)}
         keep = by_parameter(self.dependencies, primes_to_keep(self.dependencies, rows))
         masked = Masked(self.program.weights, keep)
-        new = {c.weight: self._refitted(c, keep, moments[c.node]) for c in self._maps(group) if moments}
+        readers = self._readers_of(self.dependencies.by_name[cut.group]) if moments else []
+        new = {consumer.weight: self._refitted(consumer, keep, moments[consumer.node]) for consumer in readers}
         return ChangedWeights(Layered((Masked(new, keep), masked)) if new else masked, keep.keys())
 
     def _refitted(self, consumer: Consumer, keep: KeepByName, moments: Moments) -> Tensor:
-        """The weight in its old shape, with new values in the columns that are kept."""
+        """The weight in its old shape, with new values in the retained columns."""
         weight = self.program.weights[consumer.weight]
-        matrix, kept = consumer.matrix(weight), columns(keep[consumer.weight][consumer.dim], consumer.taps)
-        new = RECONSTRUCTIONS[self.by].refit(matrix, kept, moments, None, None).weight
-        return consumer.restore(matrix.index_copy(1, kept, new.to(matrix.dtype))).contiguous()
-
-
-def _digest(leaves: Iterator[Any]) -> str:
-    """A hash of tensors, and of whatever else is among them."""
-    found = hashlib.sha256()
-    for leaf in leaves:
-        if isinstance(leaf, Tensor):
-            found.update(f"{leaf.dtype}{tuple(leaf.shape)}".encode())
-            found.update(leaf.detach().contiguous().flatten().view(torch.uint8).numpy().data)
-        else:
-            found.update(repr(leaf).encode())
-    return found.hexdigest()[:16]
+        matrix, retained = consumer.matrix(weight), columns(keep[consumer.weight][consumer.dim], consumer.taps)
+        new = RECONSTRUCTIONS[self.by].refit(matrix, retained, moments, None, None).weight
+        return consumer.restore(matrix.index_copy(1, retained, new.to(matrix.dtype))).contiguous()

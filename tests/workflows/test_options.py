@@ -15,7 +15,7 @@ from graphprune.errors import OptionError
 from graphprune.passes.allocation.search import Search
 from graphprune.passes.calibration.calibrate import Calibrate
 from graphprune.passes.calibration.measure_latency import MeasureLatency
-from graphprune.passes.sensitivity.measure_sensitivity import Sense
+from graphprune.passes.sensitivity.measure_sensitivity import MeasureSensitivity
 from graphprune.workflows.option_fields import about, described, words_of
 from graphprune.workflows.options import PlanOptions, PruneOptions, SensitivityOptions
 from graphprune.workflows.run_record import identity
@@ -60,7 +60,7 @@ def test_options_and_passes_have_one_default() -> None:
         (PruneOptions, Calibrate, ("samples", "length", "seed", "autocast", "device")),
         (PruneOptions, Search, ("trials", "seed", "budget")),
         (PruneOptions, MeasureLatency, ("runtime",)),
-        (SensitivityOptions, Sense, ("ratios",)),
+        (SensitivityOptions, MeasureSensitivity, ("ratios",)),
     ]
     for kind, step, names in pairs:
         assert all(described(kind)[name].default == getattr(step, name) for name in names), step

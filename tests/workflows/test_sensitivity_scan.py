@@ -1,17 +1,23 @@
 """Sensitivities as a user asks for them: a table, a picture, and a plan that follows."""
 
 import json
+import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 from typer.testing import CliRunner
 
 import graphprune as gp
 from graphprune.cli.commands import app
-from graphprune.errors import CalibrationError, ExportError, PlanError
+from graphprune.errors import CalibrationError, ExportError, PlanError, WorkspaceError
 from graphprune.evaluation.masked_loss import Objective
 from graphprune.reports import heatmap
+from tests.faults import Forked, until
 
 SMALL: dict[str, Any] = {"samples": 16, "length": 32, "ratios": (0.25, 0.5)}
 
@@ -30,9 +36,7 @@ def test_a_table_and_a_picture_are_written(folder: Path, text: Path, tmp_path: P
     status, out, told = run(*arguments, *more)
     assert status == 0, told
     assert "layers.1.mlp.gate_proj.weight:0" in out and "50% gone" in out and "below, refitted" in out
-    assert sorted(path.name for path in table.parent.iterdir()) == ["table.json"], (
-        "the journal goes when the table is whole"
-    )
+    assert [path.name for path in table.parent.iterdir()] == ["table.json"], "the workspace is removed at the end"
     assert picture.read_bytes().startswith(b"\x89PNG")
     found = gp.Sensitivities.load(table)
     assert found == gp.sensitivity(folder, text=text, **SMALL)
@@ -44,32 +48,79 @@ def test_a_table_and_a_picture_are_written(folder: Path, text: Path, tmp_path: P
     assert json.loads(run(*again)[1]) == json.loads(table.read_text()) == json.loads(json.dumps(found.to_dict()))
 
 
-def test_a_stopped_command_says_how_it_goes_on(
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """As many threads as forked commands have: an unfinished run goes on with the same number only."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="signals are those of Linux")
+@pytest.mark.usefixtures("one_thread")
+def test_an_interrupted_command_goes_on(
     folder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    table = tmp_path / "table.json"
-    more = ("--samples", "16", "--length", "32", "--ratios", "0.5", "--output", str(table))
-    arguments = ("sensitivity", str(folder), "--text", str(text), *more)
-    plain, calls = Objective.losses_from, [0]
+    """Killed, refused with other inputs, interrupted, and repeated: the table of a run without interruption."""
+    table, errors = tmp_path / "place" / "table.json", tmp_path / "errors"
+    unfinished = table.with_name(".table.json.run")
+    options = ("--samples", "62", "--length", "64", "--output", str(table))
+    arguments = ("sensitivity", str(folder), "--text", str(text), *options)
 
-    def stopped(self: Objective, *rest: Any) -> list[float]:
+    def finished() -> int:
+        return len(list(unfinished.glob("0/*-measure-sensitivity/*.json")))
+
+    process = Forked([*arguments], errors, None)
+    assert not until(process, lambda: finished() > 0), errors.read_text()
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL and [path.name for path in table.parent.iterdir()] == [unfinished.name]
+
+    status, _, message = run(*arguments, "--recipe", "magnitude")
+    assert status == 2 and "unfinished run that is not this one: recipe was 'fasp' and is 'magnitude'" in message
+    assert f"repeat its command to go on with it, or delete {unfinished} to begin anew" in message
+
+    done, plain, calls = finished(), Objective.losses_from, [0]
+
+    def interrupted(self: Objective, *rest: Any) -> list[float]:
         calls[0] += 1
-        if calls[0] == 4:
+        if calls[0] == 1:
             raise KeyboardInterrupt
         return plain(self, *rest)
 
-    monkeypatch.setattr(Objective, "losses_from", stopped)
-    status, out, told = run(*arguments)
-    journal = tmp_path / "table.json.journal.jsonl"
-    assert (status, out) == (130, "")
-    assert told.endswith(f"interrupted: what was measured is in {journal}; the same command goes on from there\n")
-    assert not table.exists() and len(journal.read_text().splitlines()) == 1 + 6, "two trials of each of three groups"
-    status, _, told = run(*arguments, "--recipe", "magnitude")
-    assert status == 2 and "was begun with other inputs: score was 'fasp' and is 'magnitude'" in told
-    status, out, told = run(*arguments, "--json")
-    assert status == 0, told
-    assert calls[0] == 4 + len(json.loads(out)["trials"]) / 2 - 3
-    assert not journal.exists()
+    monkeypatch.setattr(Objective, "losses_from", interrupted)
+    status, out, message = run(*arguments)
+    assert (status, out, calls[0]) == (130, "", 1) and message.endswith("interrupted: no output was written\n")
+    assert f"what was finished is kept in {unfinished}: the same command goes on from there" in message
+    assert not table.exists() and finished() == done
+
+    status, out, message = run(*arguments, "--json")
+    assert status == 0, message
+    again = gp.sensitivity(folder, text=text, samples=62, length=64)
+    assert gp.Sensitivities.load(table) == again and calls[0] == 1 + len(again.groups) - done + len(again.groups)
+    assert [path.name for path in table.parent.iterdir()] == ["table.json"]
+
+
+def test_a_model_without_files_is_known_by_its_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def measure(program: gp.Program) -> gp.Sensitivities:
+        return gp.sensitivity(program, batches=batches, recipe="magnitude", refit="none", output=tmp_path / "t.json")
+
+    def interrupted(*arguments: Any) -> None:
+        raise KeyboardInterrupt
+
+    batches: list[Any] = [((torch.randn(8, 6),), {}) for _ in range(2)]
+    program = gp.trace(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 4)), *batches[0])
+    other = program.with_facts(weights={name: value + 1 for name, value in program.weights.items()})
+    monkeypatch.setattr(gp.Sensitivities, "save", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        measure(program)
+    with pytest.raises(
+        WorkspaceError, match=r"not this one: weights was '\w+' and is '\w+'; .* delete .*\.t\.json\.run"
+    ):
+        measure(other)
+    monkeypatch.undo()
+    assert measure(program) == gp.Sensitivities.load(tmp_path / "t.json")
+    assert [path.name for path in tmp_path.iterdir()] == ["t.json"]
 
 
 def test_a_plan_follows_a_table(folder: Path, text: Path, tmp_path: Path) -> None:

@@ -18,12 +18,13 @@ from graphprune.ir.program import Program
 from graphprune.passes.reconstructions.refit import Refit
 from graphprune.passes.rewriting.rewrite import rewrite
 from graphprune.passes.sensitivity import measure_sensitivity
-from graphprune.passes.sensitivity.measure_sensitivity import Sense
+from graphprune.passes.sensitivity.measure_sensitivity import MeasureSensitivity
 from graphprune.planning.facts import Eligible, Scores
 from graphprune.planning.plan import Plan, make
 from graphprune.planning.ranking import top
 from graphprune.statistics.collector import Calibration
 from graphprune.statistics.moments import Statistics
+from graphprune.support.workspace import Workspace, use_workspace
 
 
 class Net(nn.Module):
@@ -63,7 +64,7 @@ def cut(program: Program, group: str, width: int) -> Program:
 
 
 def test_without_a_refit_it_is_the_loss_of_the_cut_model(program: Program) -> None:
-    found = Sense(by="none")(program).fact(gp.Sensitivities)
+    found = MeasureSensitivity(by="none")(program).fact(gp.Sensitivities)
     judge = Objective.of(program)
     assert found.dense == judge.dense == 0 and found.unit.startswith("squared error")
     assert [(t.group, t.width) for t in found.trials[:4]] == [("layers.0.up.weight:0", w) for w in (11, 9, 6, 3)]
@@ -74,7 +75,7 @@ def test_without_a_refit_it_is_the_loss_of_the_cut_model(program: Program) -> No
 
 def test_with_a_refit_it_is_the_loss_of_the_refitted_model(program: Program) -> None:
     """The pass that refits a cut model to the same batches leads to the same loss."""
-    found = Sense((0.25, 0.5))(program).fact(gp.Sensitivities)
+    found = MeasureSensitivity((0.25, 0.5))(program).fact(gp.Sensitivities)
     calibration, judge = program.fact(Calibration), Objective.of(program)
     seen = replace(calibration, batches=calibration.batches[:-1])
     for trial in (t for t in found.trials if t.refitted):
@@ -91,7 +92,7 @@ def test_with_a_refit_it_is_the_loss_of_the_refitted_model(program: Program) -> 
 
 def test_a_trial_starts_where_its_group_is_first_read(program: Program, monkeypatch: pytest.MonkeyPatch) -> None:
     """The numbers are those of runs from the inputs, and fewer segments are run for them."""
-    from_segments = Sense()(program).fact(gp.Sensitivities)
+    from_segments = MeasureSensitivity()(program).fact(gp.Sensitivities)
     starts: list[int] = []
     plain = Objective.losses_from
 
@@ -100,10 +101,10 @@ def test_a_trial_starts_where_its_group_is_first_read(program: Program, monkeypa
         return plain(self, start, *rest)
 
     monkeypatch.setattr(Objective, "losses_from", noted)
-    Sense()(program)
+    MeasureSensitivity()(program)
     assert len(set(starts)) == 3 and starts == sorted(starts)
-    monkeypatch.setattr(measure_sensitivity._Trials, "_move", lambda self, to: None)
-    assert Sense()(program).fact(gp.Sensitivities) == from_segments
+    monkeypatch.setattr(measure_sensitivity._Measurement, "_move", lambda self, to: None)
+    assert MeasureSensitivity()(program).fact(gp.Sensitivities) == from_segments
     assert set(starts[len(starts) // 2 :]) == {0}
 
 
@@ -111,7 +112,7 @@ def test_of_language_models_every_group_has_a_loss(tiny: Callable[..., nn.Module
     generator = torch.Generator().manual_seed(0)
     ids = [torch.randint(3, 60, (2, 8), generator=generator) for _ in range(3)]
     program = ready(tiny("llama", use_cache=False), [((), {"input_ids": i}) for i in ids])
-    found = Sense((0.5,))(program).fact(gp.Sensitivities)
+    found = MeasureSensitivity((0.5,))(program).fact(gp.Sensitivities)
     judge = Objective.of(program)
     assert found.unit == "nats a token" and found.dense == pytest.approx(judge.dense)
     unread = {g.name for g in program.fact(Eligible).groups if not program.fact(Dependencies).consumers_of(g)}
@@ -121,76 +122,52 @@ def test_of_language_models_every_group_has_a_loss(tiny: Callable[..., nn.Module
         assert trials[0].loss == pytest.approx(judge.loss(rows), rel=1e-5)
 
 
-def test_what_was_stopped_goes_on(program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    journal = tmp_path / "deep" / "work.jsonl"
-    whole = Sense()(program).fact(gp.Sensitivities)
-    plain, calls = Objective.losses_from, [0]
+def test_finished_groups_are_not_measured_again(
+    program: Program, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, plain, calls = MeasureSensitivity()(program).fact(gp.Sensitivities), Objective.losses_from, [0]
 
-    def stopped(self: Objective, *rest: Any) -> list[float]:
+    def counted(self: Objective, *arguments: Any) -> list[float]:
         calls[0] += 1
-        if calls[0] == 2:
+        if calls[0] == 3:
             raise KeyboardInterrupt
-        return plain(self, *rest)
+        return plain(self, *arguments)
 
-    monkeypatch.setattr(Objective, "losses_from", stopped)
+    def measured() -> gp.Sensitivities:
+        with use_workspace(Workspace(tmp_path, time_share=1)):
+            return MeasureSensitivity()(program).fact(gp.Sensitivities)
+
+    monkeypatch.setattr(Objective, "losses_from", counted)
     with pytest.raises(KeyboardInterrupt):
-        Sense(journal=str(journal))(program)
-    assert len(journal.read_text().splitlines()) == 1 + 8
-    with journal.open("a") as file:
-        file.write('{"key": "half a l')  # as if the machine had stopped in the middle of a line
-    assert Sense(journal=str(journal))(program).fact(gp.Sensitivities) == whole
-    assert calls[0] == 2 + 2
-    assert len(journal.read_text().splitlines()) == 1 + len(whole.trials)
-    assert (
-        Sense(ratios=(0.1, 0.5), journal=str(journal))(program).fact(gp.Sensitivities).groups.keys()
-        == whole.groups.keys()
-    )
-    assert calls[0] == 2 + 2, "what the journal knows is not measured again"
-
-
-def test_other_inputs_are_refused(program: Program, tmp_path: Path) -> None:
-    journal = tmp_path / "work.jsonl"
-    Sense((0.5,), journal=str(journal))(program)
-    before = journal.read_text()
-    name = "layers.0.up.weight"
-    changed = program.with_facts(weights={**program.weights, name: program.weights[name] + 1e-4})
-    with pytest.raises(
-        LoadError, match=r"work\.jsonl was begun with other inputs: weights was '\w+' and is '\w+'\. Give"
-    ):
-        Sense((0.5,), journal=str(journal))(changed)
-    calibration = program.fact(Calibration)
-    other = replace(calibration, batches=[[x + 1 for x in leaves] for leaves in calibration.batches])
-    with pytest.raises(LoadError, match=r"other inputs: tokens was"):
-        Sense((0.5,), journal=str(journal))(program.with_facts(other))
-    with pytest.raises(LoadError, match=r"refit was 'least-squares' and is 'none'"):
-        Sense((0.5,), "none", str(journal))(program)
-    assert journal.read_text() == before
-    for content in ("no journal\n", "[1]\n"):
-        journal.write_text(content)
-        with pytest.raises(LoadError, match=r"work\.jsonl"):
-            Sense((0.5,), journal=str(journal))(program)
-        assert journal.read_text() == content
+        measured()
+    steps = tmp_path / "01-measure-sensitivity"
+    assert sorted(path.stem for path in steps.glob("*.json")) == ["00000", "00001"]
+    assert measured() == whole and calls[0] == 3 + 1
+    assert measured() == whole and calls[0] == 3 + 1
+    damaged = steps / "00002.json"
+    damaged.write_bytes(damaged.read_bytes()[:-9])
+    assert measured() == whole and calls[0] == 3 + 2
 
 
 @pytest.mark.parametrize("ratios", [(), (0.0,), (1.0,), (-1.0,), (float("nan"),), ("x",)])
 def test_ratios_are_shares(ratios: tuple[Any, ...]) -> None:
     with pytest.raises(PlanError, match="ratios must lie between 0 and 1"):
-        Sense(ratios).check()
+        MeasureSensitivity(ratios).check()
 
 
 def test_refits_with_biases_and_data_for_none_are_refused(program: Program) -> None:
     with pytest.raises(CalibrationError, match="affine adds biases"):
-        Sense(by="affine").check()
+        MeasureSensitivity(by="affine").check()
     calibration = program.fact(Calibration)
     alone = program.with_facts(replace(calibration, batches=calibration.batches[:1]))
-    assert Sense(by="none")(alone).fact(gp.Sensitivities).trials
+    assert MeasureSensitivity(by="none")(alone).fact(gp.Sensitivities).trials
     with pytest.raises(CalibrationError, match="give more samples"):
-        Sense()(alone)
+        MeasureSensitivity()(alone)
 
 
 def test_the_allocation_follows_what_was_measured(program: Program, tmp_path: Path) -> None:
     """As the fact, and as a table: the same shares; and those of the allocation's own trials at the same widths."""
-    measured = Sense((0.2, 0.4, 0.6, 0.8))(program)
+    measured = MeasureSensitivity((0.2, 0.4, 0.6, 0.8))(program)
     table = tmp_path / "table.json"
     found = measured.fact(gp.Sensitivities)
     found.save(table)
@@ -214,7 +191,7 @@ def test_the_allocation_follows_what_was_measured(program: Program, tmp_path: Pa
 
 
 def test_the_allocation_spares_what_was_measured_to_matter(program: Program, tmp_path: Path) -> None:
-    found = Sense((0.5,))(program).fact(gp.Sensitivities)
+    found = MeasureSensitivity((0.5,))(program).fact(gp.Sensitivities)
     first = found.trials[0].group
     for factor in (100.0, 0.001):
         trials = tuple(replace(t, loss=t.loss * factor) if t.group == first else t for t in found.trials)
@@ -224,7 +201,7 @@ def test_the_allocation_spares_what_was_measured_to_matter(program: Program, tmp
 
 
 def test_a_table_of_something_else_is_refused(program: Program, tmp_path: Path) -> None:
-    found = Sense((0.5,))(program).fact(gp.Sensitivities)
+    found = MeasureSensitivity((0.5,))(program).fact(gp.Sensitivities)
     with pytest.raises(PlanError, match=r"measured on another model: its fingerprint is cafe"):
         gp.Allocate("sensitivity", 0.2)(program.with_facts(replace(found, program="cafe")))
     first = found.trials[0].group
