@@ -9,7 +9,8 @@ from graphprune.errors import PipelineError
 OPENING, CLOSING, QUOTES = "{[(", "}])", "\"'"
 BEFORE_VALUES = "=;[{(,|"  # behind these characters a quote opens a string; inside a word it is an apostrophe
 SPECIAL = frozenset(",;|{}[]()=\"'\\\n\r\t")
-WORDS = {"true": "True", "false": "False", "none": "None", "inf": "1e999", "-inf": "-1e999"}  # 1e999 is read as infinity
+#: Python literals of words; 1e999 is read as infinity.
+WORDS = {"true": "True", "false": "False", "none": "None", "inf": "1e999", "-inf": "-1e999"}
 
 
 def split(text: str, separators: str) -> list[str]:

@@ -229,7 +229,10 @@ def takes(options: Callable[P, Any]) -> Callable[[Callable[[Any], R]], Callable[
             for name in kwargs.keys() - described(kind).keys():
                 known = choices(name, described(kind), f"see help(graphprune.{function.__name__})")
                 raise TypeError(f"{function.__name__}() has no option {name!r}; {known}")
-            signature.bind(*args, **kwargs)
+            try:
+                signature.bind(*args, **kwargs)
+            except TypeError as fault:
+                raise TypeError(f"{function.__name__}(): {fault}") from None
             return function(options(*args, **kwargs))
 
         flat.__doc__ = _documented(inspect.getdoc(function) or "", kind)
