@@ -1,4 +1,4 @@
-"""What an exporter promises."""
+"""Contract of exporters: options, reports, and the record of a target."""
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields
@@ -10,7 +10,7 @@ from graphprune.errors import ExportError
 
 @dataclass
 class ExportReport:
-    """What an exporter wrote and how it checked it."""
+    """Report of an export: files, and facts about the model and the checks."""
 
     target: str
     output: Path
@@ -20,11 +20,12 @@ class ExportReport:
 
 @dataclass(frozen=True)
 class ExportOptions:
-    """What may be asked of an exporter; each takes some of it, and refuses the rest with `require`.
+    """Options of an export; each target supports some of them and refuses the others with `require`.
 
     `dtype` is ``fp32`` or ``fp16``, `quant` the kind of stored weights: ``none``, ``int8`` or ``int4``. `static` has
-    sizes by dimension: ``batch``, ``sequence``, ``past`` of a cache, and ``written`` of a decoder behind an encoder.
-    `portable` asks for what most readers take, at a price that each target tells.
+    sizes by dimension: ``batch``, ``sequence``, ``past`` of a cache, and ``written`` for tokens of the
+    decoder of an encoder-decoder.
+    `portable` selects the variant that most readers accept, at a cost that each target describes.
     """
 
     dtype: str | None = None
@@ -34,19 +35,21 @@ class ExportOptions:
     portable: bool = False
 
     def require(self, target: str, **takes: Collection[object]) -> None:
-        """Refuse what a target does not take: `takes` has the values of each option that may be asked for there.
+        """Refuse options that a target does not support: `takes` has the supported values of each option.
 
         Raises:
-            ExportError: if another option was set, or one to another value.
+            ExportError: if another option is set, or one has another value.
         """
         for one in fields(self):
             value, allowed = getattr(self, one.name), takes.get(one.name, ())
             if value == ExportOptions.__dataclass_fields__[one.name].default or not value:
                 continue
-            asked = set(value) if isinstance(value, Mapping) else {value}
-            if not asked <= set(allowed):
-                can = ", ".join(f"{name} ({', '.join(map(str, of))})" for name, of in takes.items()) or "no options"
-                raise ExportError(f"target {target} cannot be made with {one.name} {value}; it takes {can}")
+            chosen = set(value) if isinstance(value, Mapping) else {value}
+            if not chosen <= set(allowed):
+                supported = (
+                    ", ".join(f"{name} ({', '.join(map(str, of))})" for name, of in takes.items()) or "no options"
+                )
+                raise ExportError(f"target {target} cannot be made with {one.name} {value}; it takes {supported}")
 
 
 NO_OPTIONS = ExportOptions()
@@ -54,7 +57,7 @@ NO_OPTIONS = ExportOptions()
 
 @dataclass
 class FolderVerification:
-    """What a saved or exported folder holds, and what was found right about it."""
+    """Contents of a saved or exported folder, and the checks that it passed."""
 
     folder: Path
     kind: str  # "huggingface", "pt2", "onnx" or another target
@@ -69,12 +72,12 @@ class FolderVerification:
 
 @dataclass(frozen=True)
 class Needs:
-    """What a target needs of a model before it is pruned.
+    """Requirements of a target on a model before it is pruned.
 
     Args:
         destinations: Where the model may run (stock, per-layer or free); the first is the default.
         products: Number whose multiples widths of matrix products should be.
-        convolutions: The same for convolutions.
+        convolutions: Number whose multiples widths of convolutions should be.
         why: Reason for these numbers, in words.
         graphs: Whether destination free gives the target the graph itself, in which a decoder has no cache, and not
             its ONNX files.
@@ -101,10 +104,10 @@ class ExportTarget:
 
     Args:
         export: Function that writes a saved model.
-        needs: What the target needs of a model before it is pruned.
+        needs: Requirements of the target on a model before it is pruned.
         verify: Function that repeats the check of a folder, given its report. Without it, a folder is verified as the
             ONNX model or Hugging Face model in it.
-        check: Function that checks what such a folder holds besides its model, and returns what was right, in words.
+        check: Function that checks the files of such a folder in addition to its model, and returns the passed checks.
     """
 
     export: Exporter

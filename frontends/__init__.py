@@ -1,4 +1,4 @@
-"""Frontends: everything that becomes a program."""
+"""Frontends: readers that turn models of one kind into programs."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,9 +9,9 @@ from graphprune.registry import Registry, discover
 
 @dataclass(frozen=True)
 class Frontend:
-    """A kind of thing that can be loaded: how a user would call it, how to tell it, and how to read it."""
+    """Reader for one kind of model: description for users, test whether it accepts a name, and function that loads."""
 
-    what: str
+    description: str
     accepts: Callable[[str], bool]
     load: Callable[[str], Program]
 

@@ -1,4 +1,4 @@
-"""A call of a module as torch.export takes it: of plain tensors, apart from each other."""
+"""Arguments of a module as torch.export requires them: plain tensors that share no memory."""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,10 +13,10 @@ from graphprune.errors import TraceError
 Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
-def apart(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
-    """The arguments, with a copy of every tensor that stands in two places or belongs to the module.
+def unshared(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
+    """Arguments in which no tensor occurs twice or belongs to the module: repeated ones are copied.
 
-    The tracer tells values by their identity: two inputs that are one tensor would become one input for good.
+    The tracer identifies values by object identity: two inputs that are one tensor would become a single input.
     """
     seen = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
 
@@ -30,20 +30,20 @@ def apart(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -
 
 
 def require_plain(module: nn.Module, tensors: Iterable[tuple[str, Any]]) -> None:
-    """See that no part of a module is a script, and no tensor made of several, as distributed and nested ones are.
+    """Check that no submodule is a TorchScript module and no tensor wraps others, as distributed and nested tensors do.
 
     Raises:
-        TraceError: if one is.
+        TraceError: if one is or does.
     """
     for name, part in module.named_modules():
         if isinstance(part, torch.jit.ScriptModule):
             raise TraceError(
                 f"{name or 'the module'} is a {type(part).__name__}, which torch.export cannot follow; expected the "
-                "Python module of which it was made"
+                "Python module that it was scripted from"
             )
     for name, tensor in tensors:
         if isinstance(tensor, Tensor) and is_traceable_wrapper_subclass(tensor):
             raise TraceError(
                 f"{name} is a {type(tensor).__name__}, which is made of several tensors; expected a plain tensor: "
-                "gather or dequantise it first"
+                "gather or dequantize it first"
             )

@@ -1,4 +1,4 @@
-"""Which stored tensor is which weight of a model, without reading any of them."""
+"""Match stored tensors with the weights of a model, without reading any of them."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DTYPES = {
 
 @dataclass(frozen=True)
 class Entry:
-    """A tensor in a safetensors file, and the stamp that the file had then."""
+    """Tensor in a safetensors file, with the stamp of the file when its header was read."""
 
     path: Path
     key: str
@@ -38,7 +38,7 @@ class Entry:
 
 
 def entries(folder: Path) -> dict[str, Entry]:
-    """Every tensor of the folder by its stored name, from the files' headers.
+    """Tensors of the folder by stored name, from the headers of its files.
 
     Raises:
         LoadError: if a file is missing, truncated or not in the safetensors format.
@@ -47,33 +47,33 @@ def entries(folder: Path) -> dict[str, Entry]:
     return {entry.key: entry for path in model_folder.weight_files(folder) for entry in _read_header(path)}
 
 
-def stored_dtype(found: Mapping[str, Entry]) -> torch.dtype:
-    """The floating-point type that most tensors are stored in."""
-    counts = Counter(entry.dtype for entry in found.values() if entry.dtype in DTYPES)
+def stored_dtype(stored: Mapping[str, Entry]) -> torch.dtype:
+    """Most frequent floating-point type of the stored tensors."""
+    counts = Counter(entry.dtype for entry in stored.values() if entry.dtype in DTYPES)
     return DTYPES[counts.most_common(1)[0][0]] if counts else torch.float32
 
 
-def match(model: nn.Module, found: Mapping[str, Entry]) -> dict[str, Entry]:
-    """The entry of every weight that is stored as it is, under its own name or one that transformers renames."""
+def match(model: nn.Module, stored: Mapping[str, Entry]) -> dict[str, Entry]:
+    """Entries by name of the weight, for weights stored as they are, under their own name or a renamed one."""
     state = model.state_dict(keep_vars=True)
     renamings = [rule for rule in _rules(model) if isinstance(rule, transformers.core_model_loading.WeightRenaming)]
     prefix = getattr(model, "base_model_prefix", "")
     matched: dict[str, Entry] = {}
-    for key, entry in found.items():
-        meant = next((name for name in _names(key, prefix, renamings) if name in state), None)
-        if meant is not None:
-            matched.setdefault(meant, entry)
+    for key, entry in stored.items():
+        target = next((name for name in _names(key, prefix, renamings) if name in state), None)
+        if target is not None:
+            matched.setdefault(target, entry)
     return _share(state, matched)
 
 
 def missing(model: nn.Module, matched: Mapping[str, Entry]) -> list[str]:
-    """The weights that no entry was found for; counters of batches and positions may be absent."""
+    """Names of floating-point weights without an entry; integer counters may be absent."""
     state = model.state_dict(keep_vars=True)
     return [name for name, tensor in state.items() if name not in matched and tensor.is_floating_point()]
 
 
 def check_shapes(folder: Path, model: nn.Module, matched: Mapping[str, Entry]) -> None:
-    """Compare every stored shape with the one that the configuration asks for.
+    """Compare every stored shape with the one that follows from the configuration.
 
     Raises:
         LoadError: if one differs.
@@ -90,25 +90,25 @@ def check_shapes(folder: Path, model: nn.Module, matched: Mapping[str, Entry]) -
 
 
 def needs_conversion(model: nn.Module) -> bool:
-    """Does transformers compute weights of this model from several or reshaped stored tensors?"""
+    """Whether transformers computes weights of this model from several or reshaped stored tensors."""
     return any(not isinstance(rule, transformers.core_model_loading.WeightRenaming) for rule in _rules(model))
 
 
 def _read_header(path: Path) -> Iterator[Entry]:
     try:
-        then = file_stamp(path)
+        stamp = file_stamp(path)
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118 - not a mapping
                 view = file.get_slice(key)
-                yield Entry(path, key, tuple(view.get_shape()), view.get_dtype(), then)
+                yield Entry(path, key, tuple(view.get_shape()), view.get_dtype(), stamp)
     except (SafetensorError, OSError) as fault:
         raise LoadError(
-            f"{path} ({_said(path)}) is truncated or no safetensors file{because(fault)}; download or copy it again"
+            f"{path} ({_state(path)}) is truncated or no safetensors file{because(fault)}; download or copy it again"
         ) from fault
 
 
-def _said(path: Path) -> str:
-    """What can be seen of a file that is not what it should be."""
+def _state(path: Path) -> str:
+    """Size of an unreadable file, and whether it is a pointer only."""
     try:
         with path.open("rb") as file:
             pointer = file.read(7) == b"version"
@@ -118,7 +118,7 @@ def _said(path: Path) -> str:
 
 
 def _names(key: str, prefix: str, renamings: list[WeightRenaming]) -> Iterator[str]:
-    """The names that a stored one may stand for, the likeliest first."""
+    """Names of weights that a stored name may stand for, most likely first."""
     renamed, _ = transformers.core_model_loading.rename_source_key(key, renamings, [])
     for name in (key, renamed):
         yield name
@@ -132,6 +132,6 @@ def _rules(model: nn.Module) -> list[Any]:
 
 
 def _share(state: Mapping[str, Any], matched: dict[str, Entry]) -> dict[str, Entry]:
-    """Give every name of a shared weight the entry that one of them has."""
+    """Extend the entry of one name of a shared weight to all its names."""
     by_tensor = {id(state[name]): entry for name, entry in matched.items()}
     return {name: by_tensor[id(tensor)] for name, tensor in state.items() if id(tensor) in by_tensor}

@@ -1,4 +1,4 @@
-"""A GGUF file is converted once into a Hugging Face folder and loaded from there."""
+"""Load GGUF files: each is converted once into a Hugging Face folder and loaded from there."""
 
 import logging
 from pathlib import Path
@@ -29,7 +29,7 @@ def load(file: Path | str) -> Program:
 
 
 def folder(file: Path | str) -> Path:
-    """The Hugging Face folder with the model, tokenizer and generation settings of a GGUF file.
+    """Hugging Face folder with the model, tokenizer and generation settings of a GGUF file.
 
     Raises:
         LoadError: if the file is missing or corrupt, or transformers cannot convert its architecture.
@@ -38,7 +38,7 @@ def folder(file: Path | str) -> Path:
     _check(file)
 
     def convert(target: Path) -> None:
-        log.info("%s: dequantising into %s, once", file, target.parent)
+        log.info("%s: dequantizing into %s, once", file, target.parent)
         _convert(file, target)
 
     return cache.once("gguf", [file], convert)
@@ -54,11 +54,10 @@ def _check(file: Path) -> None:
 
 
 def _convert(file: Path, target: Path) -> None:
-    where = str(file.parent)
     only: Any = {"gguf_file": file.name, "local_files_only": True}
     try:
         _write(file, target, only)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(where, **only)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(str(file.parent), **only)
     except (KeyboardInterrupt, SystemExit):
         raise
     except OSError as fault:
@@ -78,7 +77,7 @@ def _unreadable(file: Path, fault: BaseException) -> LoadError:
 
 
 def _write(file: Path, target: Path, only: Any) -> None:
-    """Write the model a tensor at a time, or as a whole where that cannot be."""
+    """Write the model one tensor at a time, or as a whole where that is impossible."""
     try:
         gguf_weights.write(file, target)
     except gguf_weights.NotByName as why:
@@ -87,17 +86,17 @@ def _write(file: Path, target: Path, only: Any) -> None:
 
 
 def _write_whole(file: Path, target: Path, only: Any) -> None:
-    """Let transformers read and write the model."""
+    """Convert the model by loading and saving it with transformers."""
     auto: Any = transformers.AutoModelForCausalLM
-    model, found = auto.from_pretrained(str(file.parent), dtype=torch.float32, output_loading_info=True, **only)
-    if missing := sorted(found["missing_keys"]):  # it takes random numbers instead
+    model, loading = auto.from_pretrained(str(file.parent), dtype=torch.float32, output_loading_info=True, **only)
+    if missing := sorted(loading["missing_keys"]):  # transformers fills these with random numbers
         raise LoadError(f"it holds no {missing[0]}")
-    _forget_quantisation(model)
+    _clear_quantization(model)
     model.save_pretrained(target)
 
 
-def _forget_quantisation(model: Any) -> None:
-    """Clear the marks by which transformers takes the model for a quantised one and refuses to save it."""
+def _clear_quantization(model: Any) -> None:
+    """Clear the attributes that mark the model as quantized, for which transformers refuses to save it."""
     if hasattr(model.config, "quantization_config"):
         del model.config.quantization_config
     model.hf_quantizer = None

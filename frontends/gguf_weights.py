@@ -1,7 +1,6 @@
-"""The weights of a GGUF file as safetensors, dequantised one at a time.
+"""Convert the weights of a GGUF file to safetensors, dequantized one at a time.
 
-Which tensor is which weight, and how it is laid out, is what transformers says, which itself would hold all of them in
-memory at once.
+Names and layouts follow the tables of transformers, whose own converter would hold all weights in memory at once.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,16 +20,16 @@ from graphprune.support.packages import Lazy, gguf, transformers
 _architectures = Lazy("transformers.integrations.gguf.utils")
 _rules = Lazy("transformers.modeling_gguf_pytorch_utils")
 
-CHUNK = 1 << 20  # numbers that are unpacked at once
+CHUNK = 1 << 20  # numbers to unpack at once
 
 
 class NotByName(Exception):  # noqa: N818 - no error: there is another way
-    """A weight is not made of tensors that are known by name, so that they have to be read together."""
+    """Some weight has no tensor that is known by name, so that all have to be read together."""
 
 
 @dataclass(frozen=True)
 class _File:
-    """The tensors of a file by the name of the weight that they make; `names` are those of weights by theirs."""
+    """Tensors of a file by the name of their weight; `names` has the names of weights by those of tensors."""
 
     processor: Any
     names: Mapping[str, str]
@@ -38,7 +37,7 @@ class _File:
 
     @classmethod
     def open(cls, file: Path, model: Any) -> "_File":
-        """Read what the file says of its tensors; their numbers stay where they are."""
+        """Read the table of tensors, but none of their numbers."""
         reader: Any = gguf.GGUFReader(file)
         architecture = str(reader.fields["general.architecture"].contents())
         if _architectures.is_gguf_arch_supported(architecture):
@@ -47,28 +46,28 @@ class _File:
         kind: Any = _rules.TENSOR_PROCESSORS.get(architecture, _rules.TensorProcessor)
         processor = kind(config=settings["config"])
         names = _rules.get_gguf_hf_weights_map(model, processor)
-        found: dict[str, list[Any]] = {}
+        tensors: dict[str, list[Any]] = {}
         for tensor in reader.tensors:
             name = names.get(tensor.name, names.get(tensor.name.removesuffix(".weight")))
             if name is not None:
-                found.setdefault(name, []).append(tensor)
-        return cls(processor, names, found)
+                tensors.setdefault(name, []).append(tensor)
+        return cls(processor, names, tensors)
 
     def read(self, name: str) -> Tensor:
-        """One weight, in single precision."""
-        made: dict[str, Tensor] = {}  # where processors put what they make of several tensors
+        """Read one weight, in single precision."""
+        made: dict[str, Tensor] = {}  # processors store here what they combine of several tensors
         for tensor in self.tensors[name]:
             parsed = {"tensors": made}
-            found = self.processor.process(
+            processed = self.processor.process(
                 weights=_numbers(tensor), name=tensor.name, tensor_key_mapping=self.names, parsed_parameters=parsed
             )
-            if found.name in self.names:
-                made[self.names[found.name]] = torch.from_numpy(np.ascontiguousarray(found.weights)).float()
+            if processed.name in self.names:
+                made[self.names[processed.name]] = torch.from_numpy(np.ascontiguousarray(processed.weights)).float()
         return made[name]
 
 
 def _numbers(tensor: Any) -> NDArray[np.float32]:
-    """The numbers of a tensor; some rows at a time are unpacked, which takes several times what they take."""
+    """Numbers of a tensor, unpacked some rows at a time because unpacking takes several times their memory."""
     packed = tensor.data.reshape(-1, tensor.data.shape[-1])
     shape = tuple(int(n) for n in reversed(tensor.shape))
     made = np.empty((len(packed), shape[-1]), np.float32)
@@ -91,8 +90,8 @@ def write(file: Path, target: Path) -> None:
         group[0]: next((name for name in group if name in source.tensors), None)
         for group in weight_files.aliases(model)
     }
-    if missing := [name for name, found in stored.items() if found is None]:
-        raise NotByName(f"no tensor is known by name that would be {missing[0]}")
+    if missing := [name for name, tensor in stored.items() if tensor is None]:
+        raise NotByName(f"none of its tensors is known by name as {missing[0]}")
     state = weight_files.distinct(model)
     weight_files.write_shards(target, state, lambda name: source.read(str(stored[name])))
     model.config.architectures = [type(model).__name__]

@@ -1,4 +1,4 @@
-"""A Hugging Face folder becomes a program; its weights stay on disk until they are needed."""
+"""Load a Hugging Face folder as a program; its weights are read from disk when they are needed."""
 
 import logging
 from collections.abc import Mapping
@@ -32,13 +32,13 @@ def load(folder: Path | str, *, dtype: torch.dtype = torch.float32) -> Program:
     folder = Path(folder)
     settings = model_folder.config(folder)
     settings.use_cache = False
-    found = checkpoints.entries(folder)
+    stored = checkpoints.entries(folder)
     model = skeleton(lambda: _build(folder, settings), dtype)
-    places = _places(folder, model, found)
+    places = _places(folder, model, stored)
     inputs = example_inputs(folder, model)
     program = modules.from_exported(
         modules.export(model, (), inputs), ((), inputs),
-        source=Source(folder, "huggingface", checkpoints.stored_dtype(found)),
+        source=Source(folder, "huggingface", checkpoints.stored_dtype(stored)),
     )  # fmt: skip
     return program.with_facts(weights=_weights(program.weights, places, dtype))
 
@@ -50,32 +50,32 @@ def _build(folder: Path, settings: Any) -> nn.Module:
     return model
 
 
-def _places(folder: Path, model: nn.Module, found: Mapping[str, checkpoints.Entry]) -> dict[str, checkpoints.Entry]:
-    """Where every weight lies; in a converted copy, if transformers computes it from what is stored."""
-    matched = checkpoints.match(model, found)
+def _places(folder: Path, model: nn.Module, stored: Mapping[str, checkpoints.Entry]) -> dict[str, checkpoints.Entry]:
+    """Entry of every weight; in a converted copy, if transformers computes weights from other stored tensors."""
+    matched = checkpoints.match(model, stored)
     if checkpoints.missing(model, matched) and checkpoints.needs_conversion(model):
-        found = checkpoints.entries(_converted(folder))
-        matched = checkpoints.match(model, found)
+        stored = checkpoints.entries(_converted(folder))
+        matched = checkpoints.match(model, stored)
     if absent := checkpoints.missing(model, matched):
         raise LoadError(
             f"{folder} lacks {len(absent)} weights of {type(model).__name__}, the first {absent[0]}; copy the files "
             f"again, or name the class that was saved in {model_folder.CONFIG}: architectures"
         )
     checkpoints.check_shapes(folder, model, matched)
-    _report_unused(folder, found, matched)
+    _report_unused(folder, stored, matched)
     return matched
 
 
 def _report_unused(
-    folder: Path, found: Mapping[str, checkpoints.Entry], matched: Mapping[str, checkpoints.Entry]
+    folder: Path, stored: Mapping[str, checkpoints.Entry], matched: Mapping[str, checkpoints.Entry]
 ) -> None:
     used = {entry.key for entry in matched.values()}
-    if unused := sorted(set(found) - used):
+    if unused := sorted(set(stored) - used):
         log.info("%s: %d stored tensors belong to no weight, the first %s", folder, len(unused), unused[0])
 
 
 def _converted(folder: Path) -> Path:
-    """A copy of the weights under the names and in the shapes of the model class, made once."""
+    """Copy of the weights under the names and in the shapes of the model class, made once."""
 
     def convert(target: Path) -> None:
         log.info("%s: converting the weights to the layout of transformers once, into %s", folder, target.parent)
@@ -85,14 +85,14 @@ def _converted(folder: Path) -> Path:
 
 
 def _unshared(model: nn.Module) -> dict[str, Tensor]:
-    """The state of a model with every tensor once; a shared one under its first name."""
+    """State of a model with every tensor once; a shared one under its first name."""
     first: dict[int, str] = {}
     state = model.state_dict(keep_vars=True)
     return {n: t.detach().contiguous() for n, t in state.items() if first.setdefault(id(t), n) == n}
 
 
 def _weights(captured: Mapping[str, Tensor], places: Mapping[str, checkpoints.Entry], dtype: torch.dtype) -> Layered:
-    """Stored tensors where there are such, and buffers that were computed with the model."""
+    """Weights of the program: stored tensors, and buffers that were computed while the model was built."""
     stored = {name: (places[name].path, places[name].key) for name in captured if name in places}
     computed = {name: tensor for name, tensor in captured.items() if name not in stored}
     if fake := [name for name, tensor in computed.items() if is_fake(tensor)]:

@@ -1,4 +1,4 @@
-"""Example inputs for a transformers model, by what its forward takes."""
+"""Example inputs for a transformers model, chosen by the parameters of its forward."""
 
 import inspect
 from collections.abc import Mapping
@@ -13,21 +13,21 @@ from graphprune.huggingface import model_folder
 
 BATCH = 2  # a size of 1 would be taken for a constant
 SEQUENCE = 8
-SIDE = 224  # of an image, where nothing says otherwise
+SIDE = 224  # of an image, where no configuration has a size
 SEED = 0
 
 
 def example_inputs(folder: Path, model: Any) -> dict[str, Tensor]:
-    """Random inputs of the kinds that the model's main input calls for, by name.
+    """Random inputs of the kind of the model's main input, by name.
 
     Raises:
         LoadError: if its main input is neither text nor an image.
     """
     generator = torch.Generator().manual_seed(SEED)
-    takes = inspect.signature(model.forward).parameters
+    accepted = inspect.signature(model.forward).parameters
     main = model.main_input_name
     if main == "input_ids":
-        return _text(model.config, takes, generator)
+        return _text(model.config, accepted, generator)
     if main == "pixel_values":
         return {main: _image(folder, model.config, generator)}
     raise LoadError(
@@ -36,38 +36,38 @@ def example_inputs(folder: Path, model: Any) -> dict[str, Tensor]:
     )
 
 
-def _text(config: Any, takes: Mapping[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
+def _text(config: Any, accepted: Mapping[str, Any], generator: torch.Generator) -> dict[str, Tensor]:
     vocabulary = config.get_text_config().vocab_size
     ids = torch.randint(0, vocabulary, (BATCH, SEQUENCE), generator=generator)
     inputs = {"input_ids": ids}
-    if "attention_mask" in takes:
+    if "attention_mask" in accepted:
         inputs["attention_mask"] = torch.ones_like(ids)
-    if config.is_encoder_decoder and "decoder_input_ids" in takes:
+    if config.is_encoder_decoder and "decoder_input_ids" in accepted:
         inputs["decoder_input_ids"] = torch.randint(0, vocabulary, (BATCH, SEQUENCE), generator=generator)
     return inputs
 
 
 def _image(folder: Path, config: Any, generator: torch.Generator) -> Tensor:
-    given = getattr(config, "image_size", None) or _preprocessed(folder)
+    size = getattr(config, "image_size", None) or _preprocessed(folder)
     try:
-        height, width = _size(given)
+        height, width = _size(size)
     except (TypeError, ValueError, IndexError) as fault:
-        raise LoadError(f"{folder}: the image size is {given!r}, expected a number or height and width") from fault
+        raise LoadError(f"{folder}: the image size is {size!r}, expected a number or height and width") from fault
     return torch.randn(BATCH, getattr(config, "num_channels", 3), height, width, generator=generator)
 
 
 def _preprocessed(folder: Path) -> Any:
-    """The image size that the folder's preprocessor makes."""
+    """Image size in the settings of the folder's preprocessor."""
     path = folder / "preprocessor_config.json"
     settings = model_folder.read_json(path) if path.is_file() else {}
     return settings.get("crop_size") or settings.get("size") or SIDE
 
 
-def _size(given: Any) -> tuple[int, int]:
-    """Height and width from any of the forms in which configurations write them."""
-    if isinstance(given, Mapping):
-        side = given.get("shortest_edge", SIDE)
-        return int(given.get("height", side)), int(given.get("width", side))
-    if isinstance(given, list | tuple):
-        return int(given[0]), int(given[-1])
-    return int(given), int(given)
+def _size(setting: Any) -> tuple[int, int]:
+    """Height and width, from any form that configurations use."""
+    if isinstance(setting, Mapping):
+        side = setting.get("shortest_edge", SIDE)
+        return int(setting.get("height", side)), int(setting.get("width", side))
+    if isinstance(setting, list | tuple):
+        return int(setting[0]), int(setting[-1])
+    return int(setting), int(setting)

@@ -1,4 +1,4 @@
-"""One call for whatever can be loaded."""
+"""Load a model of any supported kind."""
 
 from pathlib import Path
 
@@ -8,21 +8,22 @@ from graphprune.ir.program import Program
 
 
 def load(model: str | Path) -> Program:
-    """The program of a model folder, a file or ``package.module:callable``, by the first frontend that takes it.
+    """Load a model folder, a file or ``package.module:callable`` by the first frontend that accepts it.
 
     Raises:
-        LoadError: if none does, or what is there cannot be read.
+        LoadError: if no frontend accepts it, or its files cannot be read.
         TraceError: if torch.export refuses the model.
     """
     text = str(model)
     for frontend in FRONTENDS.values():
         if frontend.accepts(text):
             return frontend.load(text)
-    expected = "\n".join(f"  {frontend.what}" for frontend in FRONTENDS.values())
-    raise LoadError(f"cannot load {text!r}: {_found(Path(text))}; expected one of\n{expected}")
+    expected = "\n".join(f"  {frontend.description}" for frontend in FRONTENDS.values())
+    raise LoadError(f"cannot load {text!r}: {_contents(Path(text))}; expected one of\n{expected}")
 
 
-def _found(path: Path) -> str:
+def _contents(path: Path) -> str:
+    """Description of what lies at a path that no frontend accepts."""
     if path.is_dir():
         inside = sorted(entry.name for entry in path.iterdir())
         return f"the folder holds {', '.join(inside[:8])}" if inside else "the folder is empty"

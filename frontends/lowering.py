@@ -1,4 +1,4 @@
-"""From what torch.export captures to a functional graph of few operators, without a second trace where possible.
+"""Reduce a captured graph to functional form with few operators, without a second trace where possible.
 
 `ExportedProgram.run_decompositions` traces a model twice more, which takes several times as long as the capture.
 Most models need from it only that a handful of convenience operators disappear, and that is done here in place.
@@ -16,12 +16,12 @@ from torch.export import ExportedProgram
 
 aten = torch.ops.aten
 
-#: What a node becomes; None where it cannot be said without tracing.
+#: Replacement of a node; None where it is unknown without tracing.
 Lowering = Callable[[fx.Node], "tuple[Any, tuple[Any, ...], dict[str, Any]] | fx.Node | None"]
 
 
 def functional(exported: ExportedProgram) -> ExportedProgram:
-    """The program itself if `tidy` can make it functional, else one that was traced again."""
+    """Program itself if `tidy` can make it functional, else a program that is traced again."""
     if all(_is_plain(node) for node in exported.graph.nodes):
         return exported
     traced: ExportedProgram = exported.run_decompositions({})
@@ -29,7 +29,7 @@ def functional(exported: ExportedProgram) -> ExportedProgram:
 
 
 def tidy(graph: fx.Graph) -> None:
-    """Lower convenience operators, make every view a reshape and drop assertions, which say nothing of axes.
+    """Lower convenience operators, make every view a reshape and drop assertions, which carry no axes.
 
     A cut may break the contiguity that a view relies on; in a functional graph a reshape means the same.
     """
@@ -44,7 +44,7 @@ def tidy(graph: fx.Graph) -> None:
 
 
 def _is_plain(node: fx.Node) -> bool:
-    """Is there nothing in this node that only another trace can remove?"""
+    """Whether the node has nothing that only another trace can remove."""
     if node.op == "get_attr":
         return False  # a subgraph
     if node.op != "call_function" or node.target is getitem:
@@ -57,7 +57,7 @@ def _is_plain(node: fx.Node) -> bool:
 
 
 def _is_aliasing_composite(op: OpOverload) -> bool:
-    """Is this a combination of other operators that may return a view? Others are kept whole by torch, too."""
+    """Whether this is a composite operator that may return a view; torch, too, leaves other composites whole."""
     name = op.name()  # type: ignore[no-untyped-call]
     composite: bool = torch._C._dispatch_has_kernel_for_dispatch_key(name, "CompositeImplicitAutograd")
     return composite and any(value.alias_info for value in op._schema.returns)
@@ -96,7 +96,7 @@ def _to(node: fx.Node) -> Any:
 
 
 def _sizes(node: fx.Node) -> Any:
-    """A reshape to the sizes of the value, one of which may be dynamic."""
+    """Reshape to the sizes of the value, one of which may be dynamic."""
     sizes = [size if isinstance(size, int) else -1 for size in node.meta["val"].shape]
     return (aten.reshape.default, (node.args[0], sizes), {}) if sizes.count(-1) <= 1 else None
 

@@ -1,4 +1,4 @@
-"""Any `nn.Module` becomes a program by way of torch.export."""
+"""Capture any `nn.Module` as a program with torch.export."""
 
 from collections.abc import Iterator, Mapping
 from types import MappingProxyType
@@ -11,7 +11,7 @@ from torch.export import Dim, ExportedProgram, ShapesCollection
 
 from graphprune.errors import TraceError
 from graphprune.execution.module_state import evaluation_mode, named_keywords, preserved_state
-from graphprune.frontends.calls import apart, require_plain
+from graphprune.frontends.calls import require_plain, unshared
 from graphprune.frontends.lowering import functional, tidy
 from graphprune.frontends.refusals import explain, quiet
 from graphprune.ir.program import Program, Source
@@ -30,21 +30,21 @@ def trace(
 
     The module is captured in evaluation mode. By default the first dimension of every tensor and the second of every
     integer tensor (batch and sequence) stay dynamic where their example size is not 1. Inputs and outputs named in
-    `state` (globs) may be narrowed.
+    `state` (globs) may be pruned.
 
     Raises:
         TraceError: if torch.export refuses the module; names the line of model code.
     """
     leaves = ((f"input {i}", leaf) for i, leaf in enumerate(pytree.tree_leaves((args, dict(kwargs)))))
     require_plain(module, (*_named(module), *leaves))
-    args, kwargs = apart(module, args, kwargs)
+    args, kwargs = unshared(module, args, kwargs)
     with evaluation_mode(module), preserved_state(module), named_keywords(module, kwargs):
         exported = export(module, args, kwargs, dynamic_shapes)
     return from_exported(exported, (args, kwargs), state=state)
 
 
 def export(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], shapes: Any = None) -> ExportedProgram:
-    """The functional graph of high-level ATen operators.
+    """Capture the functional graph of high-level ATen operators.
 
     Raises:
         TraceError: if torch.export refuses.
@@ -65,7 +65,7 @@ def from_exported(
     state: tuple[str, ...] = (),
     source: Source | None = None,
 ) -> Program:
-    """The program of an exported one."""
+    """Program made of an `ExportedProgram`."""
     module = exported.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
     ties = _ties(module)
@@ -84,7 +84,7 @@ def from_exported(
 
 
 def _dynamic(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ShapesCollection:
-    """Batch of every tensor and sequence of every integer tensor, as far as their examples are not 1."""
+    """Dynamic dimensions: batch of every tensor and sequence of every integer tensor, where the example is not 1."""
     shapes = ShapesCollection()  # type: ignore[no-untyped-call]
     for leaf in pytree.tree_leaves((args, dict(kwargs))):
         if isinstance(leaf, Tensor) and leaf.dim():
@@ -105,7 +105,7 @@ def _ties(module: nn.Module) -> dict[str, str]:
 
 
 def _memory(tensor: Tensor) -> object:
-    """Equal for tensors that are the same numbers; a saved program has several tensors over one storage."""
+    """Key that is equal for tensors over the same memory; a saved program has several tensors over one storage."""
     return tensor.untyped_storage()._cdata, tensor.storage_offset(), tensor.dtype, tuple(tensor.shape), tensor.stride()
 
 

@@ -1,4 +1,4 @@
-"""A saved exported program (.pt2) becomes a program; reading it runs no code from the file."""
+"""Load a saved exported program (.pt2) without running code from the file."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from graphprune.ir.program import Program, Source
 
 
 def load(file: Path | str) -> Program:
-    """The program of a .pt2 file, or of a folder with a ``model.pt2``.
+    """Load a .pt2 file, or a folder with a ``model.pt2``.
 
     Raises:
         LoadError: if the file is missing or corrupt, might run code when read, or holds no example inputs.

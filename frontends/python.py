@@ -1,4 +1,4 @@
-"""A function of the user's own makes the model and its inputs: ``package.module:callable``."""
+"""Models made by a function of the user: ``package.module:callable``."""
 
 import importlib
 import re
@@ -20,7 +20,7 @@ _NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*
 
 
 def load(text: str) -> Program:
-    """Call ``package.module:callable``, which returns ``(module, args, kwargs)``, and trace what it made.
+    """Call ``package.module:callable``, which returns ``(module, args, kwargs)``, and trace the module.
 
     Raises:
         LoadError: if there is no such callable, it fails, or returns something else.
@@ -35,9 +35,9 @@ def load(text: str) -> Program:
 
 
 def _call(text: str) -> Any:
-    found = _find(text)
+    build = _find(text)
     try:
-        return found()
+        return build()
     except Exception as fault:
         raise LoadError(
             f"{text} failed with {type(fault).__name__} when called without arguments{because(fault)}"
@@ -45,22 +45,22 @@ def _call(text: str) -> Any:
 
 
 def _find(text: str) -> Any:
-    where, _, name = text.partition(":")
-    if str(Path.cwd()) not in sys.path:  # as `python -m` has it, so that a file of the user's is found
+    module, _, name = text.partition(":")
+    if str(Path.cwd()) not in sys.path:  # as `python -m` has it, so that the user's own files can be imported
         sys.path.insert(0, str(Path.cwd()))
     try:
-        found: Any = importlib.import_module(where)
+        value: Any = importlib.import_module(module)
         for part in name.split("."):
-            found = getattr(found, part)
+            value = getattr(value, part)
     except (ModuleNotFoundError, AttributeError) as fault:
         raise LoadError(
-            f"cannot find {text}{because(fault)}; expected package.module:callable, importable here"
+            f"cannot find {text}{because(fault)}; expected package.module:callable, importable from this folder"
         ) from fault
     except Exception as fault:  # of the user's code, or of a package that it imports
-        raise failed_import(fault) or LoadError(f"cannot import {where}{because(fault)}") from fault
-    if not callable(found):
-        raise LoadError(f"{text} is a {type(found).__name__}, expected a callable that returns (module, args, kwargs)")
-    return found
+        raise failed_import(fault) or LoadError(f"cannot import {module}{because(fault)}") from fault
+    if not callable(value):
+        raise LoadError(f"{text} is a {type(value).__name__}, expected a callable that returns (module, args, kwargs)")
+    return value
 
 
 def _kinds(made: object) -> str:

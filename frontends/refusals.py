@@ -1,4 +1,4 @@
-"""What torch.export says when it refuses a module, as one message with the line of model code."""
+"""Explain a refusal of torch.export in one message, with the line of model code."""
 
 import io
 import logging
@@ -21,7 +21,7 @@ OTHERS = tuple(str(SITE / name) + os.sep for name in ("torch", "sympy", "mpmath"
 STANDARD = sysconfig.get_paths()["stdlib"] + os.sep
 NOISE = re.compile(r"\x1b\[[0-9;]*m|(?<=data-dependent expression) .*|(?<=[.!]) +(?=[A-Z]).*")
 
-#: What can be done, by words of torch's message; the first that is found counts.
+#: Advice by words of torch's message; the first match counts.
 ADVICE = {
     r"data-dependent|\.numpy\(\)|FakeTensor\.__format__": (
         "Values of tensors must not decide what runs, nor leave torch: use torch.where or torch.cond, pass the "
@@ -35,7 +35,7 @@ ADVICE = {
         "Give args and kwargs as forward takes them: tensors, numbers, strings, None, or tuples, lists and dicts of "
         "them."
     ),
-    r"fake impl": "Register a fake kernel: torch.library.register_fake tells the shapes of what an operator returns.",
+    r"fake impl": "Register a fake kernel: torch.library.register_fake declares the shapes that an operator returns.",
     r"same device": "Put the inputs and all parameters on one device.",
     r"uninitialized parameter": "Run the module once, so that its lazy parameters get their shapes.",
 }
@@ -47,31 +47,31 @@ OTHERWISE = (
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keep back what torch prints and warns; what is printed to standard error is shown if nothing fails."""
-    log, said = logging.getLogger("torch"), io.StringIO()
+    """Suppress warnings and log lines of torch; text on standard error is shown after the block, if nothing fails."""
+    log, printed = logging.getLogger("torch"), io.StringIO()
     level = log.level
     log.setLevel(logging.CRITICAL)
     try:
-        with warnings.catch_warnings(), redirect_stderr(said):
+        with warnings.catch_warnings(), redirect_stderr(printed):
             warnings.simplefilter("ignore")
             yield
-        sys.stderr.write(said.getvalue())
+        sys.stderr.write(printed.getvalue())
     finally:
         log.setLevel(level)
 
 
 def explain(module: nn.Module, fault: BaseException) -> str:
-    """One message: which model, which line of it, what torch.export said, and what to do."""
+    """Message that names the model, the line of its code, the reason of torch.export, and what to do."""
     frames = [call for call in traceback.extract_tb(fault.__traceback__) if _is_model_code(call.filename)]
     where = f" at {frames[-1].filename}:{frames[-1].lineno} ({frames[-1].line})" if frames else ""
-    said = NOISE.sub("", reason_of(fault))
-    if not isinstance(fault, RuntimeError | AssertionError) and said != type(fault).__name__:
-        said = f"{type(fault).__name__}: {said}"
+    reason = NOISE.sub("", reason_of(fault))
+    if not isinstance(fault, RuntimeError | AssertionError) and reason != type(fault).__name__:
+        reason = f"{type(fault).__name__}: {reason}"
     advice = next((then for words, then in ADVICE.items() if re.search(words, str(fault))), OTHERWISE)
-    return f"torch.export cannot capture {type(module).__name__}{where} (reason: {said})\n{advice}"
+    return f"torch.export cannot capture {type(module).__name__}{where} (reason: {reason})\n{advice}"
 
 
 def _is_model_code(file: str) -> bool:
-    """Is a line of this file one that the author of a model can change, or at least look up?"""
+    """Whether the author of a model can change the lines of this file, or at least look them up."""
     library = file.startswith((*OTHERS, str(Path(__file__).parent), "<"))
     return not library and (not file.startswith(STANDARD) or file.startswith(str(SITE)))

@@ -11,7 +11,7 @@ from torch.nn.modules.module import register_module_parameter_registration_hook
 
 
 def skeleton(build: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module:
-    """What `build` makes, with fake parameters of `dtype` and real buffers.
+    """Model that `build` returns, with fake parameters of `dtype` and real buffers.
 
     Buffers are small and computed from the configuration, such as the frequencies of a rotary embedding;
     parameters come from a file later, so each is replaced the moment it is registered.
@@ -21,13 +21,13 @@ def skeleton(build: Callable[[], nn.Module], dtype: torch.dtype) -> nn.Module:
 
 
 def is_fake(tensor: torch.Tensor) -> bool:
-    """Has this tensor a shape only?"""
+    """Whether a tensor has a shape but no memory."""
     return isinstance(tensor, FakeTensor)
 
 
 @contextmanager
 def _fake_parameters(dtype: torch.dtype) -> Iterator[None]:
-    # initialisers may mix fake parameters with real tensors, and export adds the symbols of dynamic sizes
+    # initializers may mix fake parameters with real tensors, and export adds the symbols of dynamic sizes
     mode = FakeTensorMode(allow_non_fake_inputs=True, shape_env=ShapeEnv())
 
     def replace(_module: nn.Module, _name: str, parameter: nn.Parameter | None) -> nn.Parameter | None:

@@ -1,7 +1,7 @@
 """A compiler for structured pruning of PyTorch models.
 
-The names of `graphprune.public` are names of this package. They are loaded when the first of them is used, so that the
-command line can answer ``--help`` without torch.
+The names of `graphprune.public` are also names of this package. They are loaded when the first of them is used, so that
+the command line shows ``--help`` without importing torch.
 """
 
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ else:
     from importlib import import_module
 
     def __getattr__(name: str) -> object:
-        if not name.startswith("__") or name == "__all__":  # for other names Python itself asks
+        if not name.startswith("__") or name == "__all__":  # Python itself reads other names
             _load()
         if name in globals():
             return globals()[name]
@@ -25,7 +25,7 @@ else:
         return [*globals()]
 
     def _load() -> None:
-        """Make every public name a name of this package; ``__all__`` lists them."""
+        """Import all public names into this package; ``__all__`` lists them."""
         public = import_module(f"{__name__}.public")
         names = {name: thing for name, thing in vars(public).items() if not name.startswith("_")}
         globals().update(names, __all__=["__version__", *names])

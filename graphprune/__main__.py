@@ -1,4 +1,4 @@
-"""`python -m graphprune` is the command line."""
+"""Run the command line as `python -m graphprune`."""
 
 from graphprune.cli import main
 

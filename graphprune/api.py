@@ -1,4 +1,4 @@
-"""The one-call functions: what a user of the library needs."""
+"""Functions of the library, each of which does a whole task."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -38,22 +38,22 @@ from graphprune.workflows.target_needs import GRAPH, TargetNeeds
 
 
 def analyze(program: Program) -> Dependencies:
-    """Find every group of coupled axes; asked again, the answer is the same object."""
+    """Find all groups of coupled axes; repeated calls return the same object."""
     return program.fact(Dependencies)
 
 
 @takes(PlanOptions)
 def plan(options: PlanOptions) -> Plan:
-    """Choose which indices of every group are kept.
+    """Choose the retained indices of every group.
 
     Give a `sparsity` or a `ratio`. With a `budget` in ``macs``, ``kv_cache`` or ``latency``, the sparsity is a share of
-    all multiply-accumulates, of the bytes that a decoder keeps for a token, or of the seconds of a run. Recipes that
-    need calibration read it from a text (`calibration`), or from `batches`; those that need gradients know the loss of
-    causal language models, of other models it is `loss`.
+    all multiply-accumulates, of the bytes that a decoder caches per token, or of the latency. Recipes that need
+    calibration read it from a text (`calibration`), or from `batches`; recipes that need gradients use the loss of
+    causal language models, or `loss` for other models.
 
     Raises:
         PlanError: if the target cannot be met.
-        CalibrationError: if the recipe needs calibration data and there are none.
+        CalibrationError: if the recipe needs calibration data and has none.
     """
     needs = TargetNeeds.of(options.target, options.destination, options.align, GRAPH)
     program = needs.accepted(options.program)
@@ -62,10 +62,10 @@ def plan(options: PlanOptions) -> Plan:
 
 
 def apply(program: Program, plan: Plan) -> Program:
-    """A new, narrower program; the given one is untouched.
+    """Return a new, narrower program; the original is unchanged.
 
     Raises:
-        PlanError: if the plan was made for another model, or calls for factors or rotations, which no plan holds.
+        PlanError: if the plan is for another model, or needs factors or rotations, which plans do not hold.
     """
     plan.require_cuts()
     if plan.blocks and Dropped not in program.facts:
@@ -74,7 +74,7 @@ def apply(program: Program, plan: Plan) -> Program:
 
 
 def verify(program: Program, small: Program, plan: Plan) -> Verification:
-    """Prove that `small` gives the numbers of `program` with everything outside the plan zeroed.
+    """Verify that `small` has the outputs of `program` with everything outside the plan set to zero.
 
     Raises:
         VerificationError: if it does not.
@@ -89,14 +89,13 @@ def verify(program: Program, small: Program, plan: Plan) -> Verification:
 def save(
     program: Program, *, output: str | Path, destination: str = "free", force: bool = False
 ) -> list[tuple[str, float]]:
-    """Save a program as a folder that `export` and `load` take; it appears when what is in it was reloaded and agrees.
+    """Save a program as a folder for `export` and `load`, which appears once it is reloaded and agrees.
 
-    Destination ``free`` holds any program, pruned or not, the others those of a model of transformers. Returns what was
-    compared, and the largest error of each relative to the largest value.
+    Destination ``free`` holds any program, pruned or not; the others hold models of transformers. Returns each
+    comparison that was made, with its largest error relative to the largest value.
 
     Raises:
-        ExportError: if the destination cannot hold it, what was written does not agree with it, or `output` may not be
-            written.
+        ExportError: if the destination cannot hold it, the files do not agree with it, or `output` may not be written.
     """
     if program.source is not None:
         require_apart(program.source.path, Path(output))
@@ -109,7 +108,7 @@ def evaluate(
 ) -> perplexity.Evaluation:
     """Measure the perplexity of a language model on consecutive windows of a text.
 
-    It is whatever `load` takes, or an exported folder, which ONNX Runtime runs.
+    The model is anything that `load` accepts, or an exported folder, which ONNX Runtime runs.
 
     Raises:
         LoadError: if the model, its tokenizer or the text cannot be read.
@@ -123,7 +122,9 @@ def evaluate(
 
 
 def ask(model: Program | str | Path, questions: str | Path, *, first: int | None = None) -> multiple_choice.Accuracy:
-    """Measure how many questions of a file a language model, whatever `load` takes, answers rightly (see `choices`).
+    """Measure the zero-shot accuracy of a language model on a file of questions (see `multiple_choice`).
+
+    The model is anything that `load` accepts.
 
     Raises:
         LoadError: if the model, its tokenizer or the questions cannot be read.
@@ -135,7 +136,7 @@ def ask(model: Program | str | Path, questions: str | Path, *, first: int | None
 
 
 def compare(*folders: str | Path) -> Comparison:
-    """Put runs of `prune` or `apply_plan` side by side, by the reports in their folders.
+    """Compare runs of `prune` or `apply_plan` by the reports in their folders.
 
     Raises:
         LoadError: if a folder holds no report, or there are fewer than two.
@@ -155,13 +156,13 @@ def export(
     portable: bool = False,
     force: bool = False,
 ) -> ExportReport:
-    """Write a saved model for another runtime; it appears when it was checked against the original.
+    """Write a saved model for another runtime; the output appears once it is checked against the original.
 
-    For the options see `ExportOptions`; each target takes some of them.
+    For the options see `ExportOptions`; each target supports some of them.
 
     Raises:
-        ExportError: if it cannot be exported, or so, or does not agree with the original.
-        RegistryError: if there is no such target.
+        ExportError: if it cannot be exported with these options, or does not agree with the original.
+        RegistryError: if the target does not exist.
     """
     options = ExportOptions(dtype, quant, opset, dict(static or {}), portable)
     if model_folder.holds_graph(Path(folder)):
@@ -179,26 +180,25 @@ def view(
     title: str = "",
     force: bool = False,
 ) -> viewer.Content:
-    """Write a page of HTML that shows the dependency graph of a model, and needs nothing else; returns what it shows.
+    """Write a self-contained HTML page that shows the dependency graph of a model; return its content.
 
-    `plan`, one that was saved or the folder of a run, adds what goes and what stays; `reports`, folders of runs, are
-    shown side by side; `sensitivity`, any number by the name of a group, colours the groups, and what was measured
-    (`Sensitivities`) is shown as a heat map, too.
+    `plan`, a plan, its file or the folder of a run, adds removed and retained indices. `reports`, folders of runs, are
+    compared. `sensitivity`, numbers by the name of a group, colors the groups; measured `Sensitivities` add a heat map.
 
     Raises:
         LoadError: if the model, the plan or a report cannot be read, or a report is one of another model.
-        PlanError: if the plan was made, or the sensitivities were measured, for another model.
+        PlanError: if the plan or the sensitivities are those of another model.
         RegistryError: if `sensitivity` names no group.
         ExportError: if `output` exists and `force` is not set, or may not be written.
     """
     check_file(output, force)
     program = model if isinstance(model, Program) else load(model)
     runs = runs_of(program, reports)
-    given = plan if isinstance(plan, Plan) or plan is None else Plan.load(plan)
-    if given and given.blocks and Dropped not in program.facts:
-        program = drop(program, given.blocks)
+    cuts = plan if isinstance(plan, Plan) or plan is None else Plan.load(plan)
+    if cuts and cuts.blocks and Dropped not in program.facts:
+        program = drop(program, cuts.blocks)
     name = title or ("model" if isinstance(model, Program) else Path(model).name)
-    shown = viewer.content(program, analyze(program), title=name, plan=given, reports=runs, numbers=sensitivity)
+    shown = viewer.content(program, analyze(program), title=name, plan=cuts, reports=runs, numbers=sensitivity)
     viewer.write(shown, output, force=force)
     return shown
 

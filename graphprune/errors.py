@@ -1,20 +1,20 @@
-"""Every error that graphprune raises on purpose: what, where, got, expected, what to do."""
+"""Errors of graphprune, and helpers for their messages: what, where, got, expected, what to do."""
 
 import json
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
 
-#: So many names are listed in a message where none is near to the unknown one.
+#: Maximum number of names that a message lists where none is close to the unknown one.
 FEW = 16
-#: The most letters of a library's own words in a message.
+#: Maximum length of a library's own text in a message.
 LONGEST = 240
 
 _NOISE = re.compile(r"\x1b\[[0-9;]*m| at 0x[0-9a-fA-F]+")
 
 
 class GraphpruneError(Exception):
-    """The root: one clear message, meant for the user."""
+    """Base class: one clear message for the user."""
 
 
 class TraceError(GraphpruneError):
@@ -42,7 +42,7 @@ class InvalidProgram(GraphpruneError):  # noqa: N818 - the name of the state, as
 
 
 class CalibrationError(GraphpruneError):
-    """The calibration data or what the model makes of it is unusable."""
+    """The calibration data, or the outputs of the model on them, are unusable."""
 
 
 class VerificationError(GraphpruneError):
@@ -58,11 +58,11 @@ class ExportError(GraphpruneError):
 
 
 class WorkspaceError(GraphpruneError):
-    """What a run keeps while it works cannot be written, or belongs to another run."""
+    """The workspace of a run cannot be written, or belongs to another run."""
 
 
 class PipelineError(GraphpruneError):
-    """Passes stand in an order in which they cannot run, or their text cannot be read."""
+    """Passes are in an order in which they cannot run, or their text cannot be read."""
 
 
 class PackageError(GraphpruneError):
@@ -74,7 +74,7 @@ class RegistryError(GraphpruneError):
 
 
 def reason_of(fault: BaseException) -> str:
-    """The cause of an error in a few words: one line without escape codes, addresses or a final full stop."""
+    """Cause of an error in a few words: one line without escape codes, addresses or a final full stop."""
     if isinstance(fault, json.JSONDecodeError):
         return f"not JSON from line {fault.lineno}, column {fault.colno} on"
     if isinstance(fault, UnicodeDecodeError):
@@ -89,18 +89,18 @@ def reason_of(fault: BaseException) -> str:
 
 
 def because(fault: BaseException) -> str:
-    """The cause of an error as an aside behind a sentence of ours, such as `` (reason: no space left on device)``."""
+    """Cause of an error for the end of a sentence, such as `` (reason: no space left on device)``."""
     return f" (reason: {reason_of(fault)})"
 
 
 def misread(fault: BaseException) -> str:
-    """The cause of an error while a file of ours is read, as `because` has it, without words of Python's about code."""
+    """Cause of an error while a file of graphprune is read, as `because` has it, without Python's words about code."""
     ours = isinstance(fault, OSError | KeyError | UnicodeDecodeError | json.JSONDecodeError | GraphpruneError)
     return because(fault) if ours else " (reason: its content has another structure)"
 
 
 def choices(name: object, known: Iterable[str], listed: str = "") -> str:
-    """The end of a message about an unknown name: near names; else all of a few, or where the many are `listed`."""
+    """End of a message about an unknown name: close names, else all names, or the place where many are `listed`."""
     known = list(known)
     near = get_close_matches(str(name), known)
     if near:

@@ -24,7 +24,7 @@ NONE: Mapping[str, Any] = MappingProxyType({})
 
 @dataclass(frozen=True)
 class Timings:
-    """A fact: the seconds that each pass took, in order, and the most bytes that it held."""
+    """Fact: the seconds of each pass, in order, and its peak memory in bytes."""
 
     seconds: tuple[tuple[str, float], ...] = ()
     memory: tuple[tuple[str, int], ...] = ()
@@ -32,40 +32,39 @@ class Timings:
 
 @dataclass(frozen=True)
 class Pass(ABC):
-    """One step of a pipeline; its fields are its options, but for those without `repr`, which only Python can set.
+    """Step of a pipeline; its fields are its options, except those without `repr`, which only Python can set.
 
-    A pass reads facts of the program and leaves others. Which ones may depend on its options: then a property takes the
-    place of the class variable.
+    A pass reads facts of the program and makes others, which may depend on its options.
     """
 
     name: ClassVar[str]
     makes_with: ClassVar[Mapping[type, str]] = MappingProxyType({})
-    """The option with which the pass makes a fact that it does not make by default."""
+    """Options with which the pass makes facts that it does not make by default, by fact."""
     one_of: ClassVar[tuple[str, ...]] = ()
-    """Options of which a pass takes one: where a text sets one, the others are not filled in."""
+    """Options that exclude each other: where a text sets one, the others are not filled in."""
     pure: ClassVar[bool] = False
-    """The pass only adds facts, so that it can be left out where nothing reads them."""
+    """Whether the pass only adds facts, so that it can be omitted where nothing reads them."""
     surveys: ClassVar[bool] = False
-    """After the pass, the pipeline runs the `preflight` of the passes that follow."""
+    """Whether the pipeline runs the `preflight` of the following passes after this pass."""
 
     @property
     def needs(self) -> tuple[type, ...]:
-        """The facts that it reads, all of which an earlier pass must make."""
+        """Facts that it reads, all of which an earlier pass must make."""
         return ()
 
     @property
     def reads(self) -> tuple[type, ...]:
-        """The facts that it reads, too, where the program has them."""
+        """Facts that it also reads where the program has them."""
         return ()
 
     @property
     def makes(self) -> tuple[type, ...]:
-        """The facts that it leaves on the program."""
+        """Facts that it adds to the program."""
         return ()
 
     @property
     def invalidates(self) -> tuple[type, ...]:
-        """The facts that no longer hold after it, unless it makes them anew."""
+        """Facts that no longer hold after it, unless it makes them again."""
         return ()
 
     @property
@@ -75,33 +74,33 @@ class Pass(ABC):
 
     @property
     def resources(self) -> tuple[str, ...]:
-        """What it takes besides the model: ``calibration`` data, ``gradients`` of a loss, an optional package."""
+        """Resources in addition to the model: ``calibration`` data, ``gradients`` of a loss, an optional package."""
         return ()
 
     @abstractmethod
     def run(self, program: Program) -> Program:
-        """The program after this pass; the given one is untouched."""
+        """Return the program after this pass; the original is unchanged."""
 
     def check(self) -> None:  # noqa: B027 - most options cannot be wrong
         """Refuse impossible options; called when a pipeline is made, before anything runs."""
 
     def preflight(self, program: Program) -> Program:
-        """Refuse what the pass cannot do to this program, before the work of the passes before it begins.
+        """Raise an error if the pass cannot work on this program, before earlier passes start.
 
-        Returns the program as the preflight of later passes may take it to be.
+        Returns the program for the preflight of later passes.
         """
         return program
 
     def before(self, later: Sequence["Pass"]) -> "Pass":
-        """This pass with options that follow from the passes after it."""
+        """Return this pass with options that follow from the passes after it."""
         return self
 
     def reduced(self, read: Set[type]) -> "Pass":
-        """This pass without parts that make none of the facts that later passes read."""
+        """Return this pass without parts whose facts no later pass reads."""
         return self
 
     def __call__(self, program: Program) -> Program:
-        """Run, and note the time and the memory that it took.
+        """Run, and record the time and the peak memory.
 
         Raises:
             PipelineError: if the program lacks a fact that the pass needs.
@@ -127,10 +126,10 @@ class Pass(ABC):
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Passes in order; wrong orders and impossible options are refused when the pipeline is made.
+    """Passes in order; a wrong order and impossible options are errors when the pipeline is made.
 
-    `given` names the facts that the program has already. The preflight of `planned` passes is run with that of the
-    others, though they are left to another pipeline.
+    `given` are the facts that the program already has. The preflight of `planned` passes runs with that of the others,
+    although another pipeline runs these passes.
 
     Raises:
         PipelineError: if a pass needs a fact that no earlier pass makes.
@@ -163,8 +162,8 @@ class Pipeline:
         return program
 
     def _preflight(self, program: Program, start: int, surveyed: Sequence[type]) -> int:
-        """Run the preflight of the passes from `start` to one after which what was surveyed holds no longer; return the
-        index behind it."""
+        """Run the preflight of the passes from `start` on, until one invalidates the `surveyed` facts; return the next
+        index."""
         ahead = (*self.passes, *self.planned)
         for i, step in enumerate(ahead[start:], start):
             program = step.preflight(program)
@@ -177,7 +176,7 @@ class Pipeline:
 
     @classmethod
     def parse(cls, text: str, given: Iterable[type] = ()) -> "Pipeline":
-        """The pipeline of a text such as ``analyze | score{by=fasp} | select{align=8}``; commas separate, too.
+        """Parse the pipeline of a text such as ``analyze | score{by=fasp} | select{align=8}``; commas also separate.
 
         Raises:
             PipelineError: if the text cannot be read, or names an option that a pass does not have.
@@ -187,7 +186,7 @@ class Pipeline:
 
 
 def resolved(passes: Sequence[Pass], later: Sequence[Pass] = ()) -> tuple[Pass, ...]:
-    """The passes with options that follow from those after them, up to the next of the same kind."""
+    """Passes with options that follow from later ones, up to the next of the same kind."""
     made = []
     for i, step in enumerate(passes):
         after = (*passes[i + 1 :], *later)
@@ -197,7 +196,7 @@ def resolved(passes: Sequence[Pass], later: Sequence[Pass] = ()) -> tuple[Pass, 
 
 
 def missing(passes: Sequence[Pass], made: Iterable[type] = ()) -> tuple[type, ...]:
-    """The facts that passes in a row need, and none of them makes before."""
+    """Facts that consecutive passes need and no earlier one makes."""
     known, lacking = {*made, *DERIVED}, list[type]()
     for step in passes:
         lacking += [fact for fact in step.needs if fact not in known and fact not in lacking]
@@ -205,26 +204,26 @@ def missing(passes: Sequence[Pass], made: Iterable[type] = ()) -> tuple[type, ..
     return tuple(lacking)
 
 
-def live(passes: Sequence[Pass], wanted: Iterable[type] = ()) -> tuple[Pass, ...]:
-    """The passes without the pure ones of which nothing reads a fact; `wanted` facts are read in the end."""
-    read, kept = set(wanted), list[Pass]()
+def live(passes: Sequence[Pass], results: Iterable[type] = ()) -> tuple[Pass, ...]:
+    """Passes without pure ones whose facts are never read; the facts in `results` are read at the end."""
+    read, remaining = set(results), list[Pass]()
     for step in reversed(passes):
         if step.pure and not read & {*step.makes}:
             continue
         step = step.reduced(read)
         read = read.difference(step.makes).union(step.needs, step.reads)
-        kept.append(step)
-    return tuple(reversed(kept))
+        remaining.append(step)
+    return tuple(reversed(remaining))
 
 
 def _in_words(facts: Iterable[type]) -> str:
-    """Facts that no earlier pass made, and what to do."""
+    """Missing facts and the passes that make them, for a message."""
     names, producers = ", ".join(fact.__name__ for fact in facts), ", ".join(_producers(facts))
     return f"{names}, which no earlier pass makes; put one of these before it: {producers or 'none is registered'}"
 
 
 def _producers(facts: Iterable[type]) -> list[str]:
-    """How passes are written that make one of these facts."""
+    """Text of the passes that make one of these facts."""
     written = set()
     for name, kind in PASSES.items():
         made = set(kind().makes)
@@ -234,7 +233,7 @@ def _producers(facts: Iterable[type]) -> list[str]:
 
 
 def parse(text: str, options: Mapping[str, Any] = NONE) -> tuple[Pass, ...]:
-    """The passes of a text; `options` fill the fields of the same names that the text does not set.
+    """Parse the passes of a text; `options` fill the fields of the same names that the text does not set.
 
     Raises:
         PipelineError: if the text cannot be read, or names an option that a pass does not have.
@@ -242,12 +241,12 @@ def parse(text: str, options: Mapping[str, Any] = NONE) -> tuple[Pass, ...]:
     """
     parts = option_text.split(text, ",|")
     if not all(parts):
-        raise PipelineError(f"there is an empty pass in {text!r}; write them like analyze | score{{by=fasp}}")
+        raise PipelineError(f"there is an empty pass in {text!r}; write passes as in analyze | score{{by=fasp}}")
     return tuple(_pass(part, options) for part in parts)
 
 
 def filled(kind: type[Pass], options: Mapping[str, Any], **own: Any) -> Pass:
-    """A pass with its `own` options, and those of the `options` that it has, too, and none of its own excludes."""
+    """Pass with its `own` options, and those of `options` that it has and that its own do not exclude."""
     excluded = {*own, *(kind.one_of if own.keys() & {*kind.one_of} else ())}
     names = {f.name for f in fields(kind)} - excluded
     return kind(**{name: options[name] for name in names & options.keys()}, **own)
@@ -256,7 +255,7 @@ def filled(kind: type[Pass], options: Mapping[str, Any], **own: Any) -> Pass:
 def _pass(text: str, options: Mapping[str, Any]) -> Pass:
     match = re.fullmatch(r"([a-z-]+)\s*(?:\{(.*)\})?", text, re.DOTALL)
     if match is None:
-        raise PipelineError(f"{text!r} is no pass; write it like score{{by=fasp}}")
+        raise PipelineError(f"{text!r} is no pass; write it as in score{{by=fasp}}")
     kind = PASSES[match[1]]
     parts = [part for part in option_text.split(match[2] or "", ",") if part]
     return filled(kind, options, **dict(_option(kind, part, options) for part in parts))
@@ -282,5 +281,5 @@ def _written(value: Any, hint: Any) -> str:
 
 @cache
 def _hints(kind: type[Pass]) -> dict[str, Any]:
-    """The types of the fields of a pass."""
+    """Types of the fields of a pass."""
     return get_type_hints(kind)

@@ -1,4 +1,4 @@
-"""One small class for everything that plugs in: a name, a thing, and loud mistakes."""
+"""Registries of plug-ins by name."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -18,10 +18,10 @@ _plugged_in = False
 
 
 class Registry(Mapping[K, V]):
-    """Things by name; a duplicate raises, an unknown name suggests near ones, or says where all are `listed`.
+    """Registry of objects by name; duplicates are errors, and so are unknown names, with close ones in the message.
 
-    Plug-ins are loaded before the first look into a registry: see `load_plugins`. `own` has what is registered so far,
-    for modules that look into their registry while they are imported.
+    `listed` describes where all names are listed. Plug-ins are loaded before the first access to a registry: see
+    `load_plugins`. `own` has the entries so far, for modules that read their registry while they are imported.
     """
 
     def __init__(self, kind: str, listed: str = "") -> None:
@@ -34,20 +34,20 @@ class Registry(Mapping[K, V]):
         return self.own
 
     def register(self, *names: K) -> Callable[[W], W]:
-        """Register the decorated thing under each of `names`.
+        """Register the decorated object under each of `names`.
 
         Raises:
             RegistryError: if a name is taken.
         """
 
-        def keep(thing: W) -> W:
+        def add(thing: W) -> W:
             for name in names:
                 if name in self.own:
                     raise RegistryError(f"{self.kind} {name!r} is registered twice")
                 self.own[name] = thing  # type: ignore[assignment]
             return thing
 
-        return keep
+        return add
 
     def __getitem__(self, name: K) -> V:
         if name in self._table:
@@ -56,7 +56,7 @@ class Registry(Mapping[K, V]):
         raise RegistryError(f"no {self.kind} {str(name)!r}; {hint}")
 
     def get(self, name: K, default: Any = None) -> Any:
-        """The thing of that name, or `default`; it asks for no more than that, so that nothing is suggested."""
+        """Return the object of this name, or `default`, without computing suggestions."""
         return self[name] if name in self._table else default
 
     def __contains__(self, name: object) -> bool:
@@ -71,7 +71,7 @@ class Registry(Mapping[K, V]):
 
 @dataclass(frozen=True)
 class _Unread:
-    """A thing whose module is not imported yet."""
+    """Object whose module is not imported yet."""
 
     module: str
     name: str
@@ -81,10 +81,10 @@ class _Unread:
 
 
 class FileRegistry(Registry[str, V]):
-    """A registry of the files in a folder: ``some_name.py`` holds ``some-name`` and is imported when that is used."""
+    """Registry of the files in a folder: ``some_name.py`` holds ``some-name`` and is imported on first use."""
 
     def __init__(self, kind: str, package: str, path: Iterable[str], name: str) -> None:
-        """List the modules of `package` in the folders of `path`, each with the thing under the given `name`."""
+        """List the modules of `package` in the folders of `path`, each of which defines `name`."""
         super().__init__(kind)
         for module in sorted(info.name for info in iter_modules(path)):
             self.own[module.replace("_", "-")] = cast(V, _Unread(f"{package}.{module}", name))
@@ -97,7 +97,7 @@ class FileRegistry(Registry[str, V]):
 
 
 def discover(package: str, path: Iterable[str]) -> None:
-    """Import every module of a plug-in folder, so that each registers itself; a failing import fails loudly."""
+    """Import every module of a plug-in folder, so that each registers itself; import errors are raised."""
     for module in sorted(info.name for info in iter_modules(path)):
         import_module(f"{package}.{module}")
 
@@ -111,11 +111,11 @@ def load_plugins() -> None:
     global _plugged_in
     if _plugged_in:
         return
-    _plugged_in = True  # plug-ins look into registries, too
+    _plugged_in = True  # plug-ins access registries, too
     for point in entry_points(group=PLUGINS):
         try:
             point.load()
-        except Exception as fault:  # whatever the import of foreign code raises is one fault: the plug-in is broken
+        except Exception as fault:  # the import of a plug-in can raise anything
             _plugged_in = False
             distribution = f"{point.dist.name} {point.dist.version}" if point.dist else "an unknown distribution"
             raise RegistryError(

@@ -67,6 +67,6 @@ def test_sensitivities(program: gp.Program) -> None:
 
 def test_long_tables_are_shortened() -> None:
     rows = [(f"name{i}", 10**i) for i in range(20)]
-    found = text_table(rows, ("name", "n"), most=3)
+    found = text_table(rows, ("name", "n"), limit=3)
     assert found == ["name     n", "name0    1", "name1   10", "name2  100", "... and 17 more"]
     assert text_table([]) == []

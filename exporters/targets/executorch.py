@@ -41,7 +41,7 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
     """Export the model of a Hugging Face folder as model.pte, all sizes fixed.
 
     A decoder keeps its cache of `past` tokens inside; it takes tokens, up to `sequence` at once, and their positions.
-    ``int8`` keeps the weights of linear layers, and what they are multiplied with, in 8 bits.
+    ``int8`` stores the weights of linear layers in 8 bits, and rounds their inputs to 8 bits.
 
     Raises:
         PackageError: if ExecuTorch is missing or broken.
@@ -63,11 +63,11 @@ class ExecutorchRunner:
     def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Outputs by name."""
         try:
-            found = self.method.execute([feeds[name].contiguous() for name in self.inputs])
+            values = self.method.execute([feeds[name].contiguous() for name in self.inputs])
         except RuntimeError as fault:
             raise ExportError(f"ExecuTorch failed{because(fault)}") from fault
         # The runtime gives views of memory that the next call writes to.
-        return {name: tensor.clone() for name, tensor in zip(self.outputs, found, strict=True)}
+        return {name: tensor.clone() for name, tensor in zip(self.outputs, values, strict=True)}
 
 
 def _reference(source: Path, options: ExportOptions) -> Reference:
@@ -86,31 +86,32 @@ def _reference(source: Path, options: ExportOptions) -> Reference:
 
 
 def _write(subject: Subject, folder: Path, options: ExportOptions) -> dict[str, Any]:
-    module = _quantised(subject.module) if options.quant == "int8" else subject.module
+    module = _quantized(subject.module) if options.quant == "int8" else subject.module
     decoder = module.decoder if isinstance(module, Uncached) else None
     program = _decoder(decoder) if decoder else captured(module, subject.args, {}, None)
-    told = _told(decoder, subject.vocabulary) if decoder else {}
+    constants = _constant_methods(decoder, subject.vocabulary) if decoder else {}
     try:
         with quiet_exporters():
-            operators, made = _lowered(program, told)
+            operators, made = _lowered(program, constants)
     except ExportError:
         raise
     except Exception as fault:  # its passes raise anything
         raise ExportError(f"ExecuTorch cannot lower the model{because(fault)}") from fault
     with (folder / FILE).open("wb") as file:
         made.write_to_file(file)
-    return {"operators": operators, "methods": told}
+    return {"operators": operators, "methods": constants}
 
 
-def _quantised(module: nn.Module) -> Any:
-    """A copy with linear layers as XNNPACK computes them in 8 bits: weights with a scale for each output, what they are
-    multiplied with rounded token by token. The other layers stay as they are.
+def _quantized(module: nn.Module) -> Any:
+    """Copy with linear layers in 8 bits as XNNPACK computes them; other layers are unchanged.
+
+    Weights have one scale for each output; activations are rounded token by token.
 
     Raises:
         ExportError: if there is no linear layer.
     """
     if not any(isinstance(part, nn.Linear) for part in module.modules()):
-        raise ExportError(f"{type(module).__name__} has no linear layer to keep in int8; use --quant none")
+        raise ExportError(f"{type(module).__name__} has no linear layer to store in int8; use --quant none")
     torchao, made = import_package("torchao.quantization", "executorch"), deepcopy(module)
     granularity = import_package("torchao.quantization.granularity", "executorch").PerAxis(0)
     with quiet_exporters():
@@ -120,27 +121,27 @@ def _quantised(module: nn.Module) -> Any:
     return made
 
 
-def _lowered(program: ExportedProgram, told: dict[str, Any]) -> tuple[dict[str, int], Any]:
-    """How often each operator remains, those that XNNPACK takes as one call of it, and the program to write."""
+def _lowered(program: ExportedProgram, constants: dict[str, Any]) -> tuple[dict[str, int], Any]:
+    """Lowered program, and its operators with their counts; a part that XNNPACK computes is one operator."""
     exir = import_package("executorch.exir", "executorch")
     partition = import_package("executorch.backends.xnnpack.partition.xnnpack_partitioner", "executorch")
     partitioner = [partition.XnnpackPartitioner()]
-    edge = exir.to_edge_transform_and_lower(program, partitioner=partitioner, constant_methods=told)
+    edge = exir.to_edge_transform_and_lower(program, partitioner=partitioner, constant_methods=constants)
     called = [node.target for node in edge.exported_program().graph.nodes if node.op == "call_function"]
     kinds = Counter(str(getattr(target, "__name__", target)) for target in called)
     return dict(sorted(kinds.items())), edge.to_executorch()
 
 
 def _decoder(decoder: StaticDecoder) -> ExportedProgram:
-    """With a free number of tokens only where more than one may come at once."""
+    """Capture a decoder, with a dynamic number of tokens only where it may take several at once."""
     chunk = decoder.chunk
     free = Dim("sequence", min=1, max=chunk) if chunk > 1 else None
     args = torch.zeros(1, chunk, dtype=torch.long), torch.arange(chunk)
     return captured(decoder, args, {}, ({1: free}, {0: free}) if free else None)
 
 
-def _told(decoder: StaticDecoder, vocabulary: int) -> dict[str, Any]:
-    """What the runners of ExecuTorch ask a language model for."""
+def _constant_methods(decoder: StaticDecoder, vocabulary: int) -> dict[str, Any]:
+    """Constants that the runners of ExecuTorch read from a language model."""
     end: Any = decoder.model.config.get_text_config().eos_token_id
     return {
         _LENGTH: decoder.length, "get_max_seq_len": decoder.chunk if decoder.chunk > 1 else decoder.length,

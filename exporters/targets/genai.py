@@ -1,4 +1,4 @@
-"""Folders from which onnxruntime-genai writes text: a decoder, its tokenizer, and a description of both."""
+"""Export decoders as folders for onnxruntime-genai: the model, its tokenizer, and a description of both."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from graphprune.huggingface import model_folder
 from graphprune.support.packages import load
 from graphprune.support.packages import onnx_ir as ir
 
-#: Any graph with these names; every other type that it loads is one architecture, and runs the same code.
+#: Type for any graph with these names; every other type is one architecture, and runs the same code.
 _TYPE = "decoder"
-#: What transformers takes where generation_config.json says nothing.
+#: Defaults of transformers where generation_config.json has no value.
 _SEARCH: dict[str, Any] = {
     "do_sample": False, "temperature": 1.0, "top_k": 50, "top_p": 1.0, "num_beams": 1, "repetition_penalty": 1.0,
     "length_penalty": 1.0, "no_repeat_ngram_size": 0,
@@ -31,33 +31,33 @@ _ENDLESS = 10**9  # tokenizers without a limit name a far greater one
 
 
 def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, force: bool = False) -> ExportReport:
-    """Export the decoder of a Hugging Face folder with what onnxruntime-genai reads beside it, and let it write.
+    """Export the decoder of a Hugging Face folder with the files of onnxruntime-genai, and check generated tokens.
 
     Layers may differ in the sizes of their cache. Weights in fewer bits are multiplied by ONNX Runtime's MatMulNBits.
 
     Raises:
         PackageError: if onnxruntime-genai is missing or broken.
-        ExportError: if it cannot be exported, onnxruntime-genai does not read its tokenizer, or writes
+        ExportError: if it cannot be exported, onnxruntime-genai does not read its tokenizer, or generates
             other tokens than ONNX Runtime, or `output` may not be written.
     """
     options.require("genai", **{name: SUPPORTED[name] for name in ("dtype", "quant", "opset")})
     load(PACKAGE, "genai")
-    settings = _settings(source)  # all that may be missing is asked for before the work
+    settings = _settings(source)  # fails before the work if something is missing
     target = OnnxTarget("genai", partial(_describe, source, settings), proof=check_generation)
     return export_folder(source, output, target, options, force=force)
 
 
 def check(folder: Path) -> list[str]:
-    """Let onnxruntime-genai write once more.
+    """Check once more which tokens onnxruntime-genai generates.
 
     Raises:
-        ExportError: as `prove`.
+        ExportError: as `check_generation`.
     """
     return [f"onnxruntime-genai writes the {check_generation(folder)['equal_tokens']} tokens that ONNX Runtime does"]
 
 
 def _describe(source: Path, settings: dict[str, Any], model: ir.Model, folder: Path) -> dict[str, Any]:
-    """Put the tokenizer and genai_config.json beside the model."""
+    """Write the tokenizer and genai_config.json next to the model."""
     copy_companion_files(source, folder)
     whole = {
         "model": {**_sized(model, settings), "type": _TYPE, "decoder": _decoder(model, settings)},
@@ -71,11 +71,11 @@ def _describe(source: Path, settings: dict[str, Any], model: ir.Model, folder: P
 
 
 def _settings(source: Path) -> dict[str, Any]:
-    """What the source says of its length, its attention and its special tokens.
+    """Read the context length, sizes and special tokens of the source.
 
     Raises:
         LoadError: if it has no tokenizer.
-        ExportError: if it does not say how long a text may be.
+        ExportError: if no file has the context length.
     """
     config, tokenizer = model_folder.config(source).get_text_config(), model_folder.tokenizer(source)
     lengths = *(getattr(config, name, None) for name in _LENGTHS), tokenizer.model_max_length
@@ -91,19 +91,19 @@ def _settings(source: Path) -> dict[str, Any]:
 
 
 def _sized(model: ir.Model, settings: dict[str, Any]) -> dict[str, Any]:
-    """Vocabulary, length and special tokens; a number that is no token of the vocabulary is never written."""
+    """Vocabulary, length and special tokens; numbers outside the vocabulary are omitted."""
     size = _sizes(model.graph.outputs)["logits"][-1]
     tokens = {name: [i for i in ids if 0 <= i < size] for name, ids in settings["tokens"].items()}
     end = tokens["eos_token_id"]
     single = {"bos_token_id": tokens["bos_token_id"], "pad_token_id": tokens["pad_token_id"] or end}
-    found: dict[str, Any] = {name: ids[0] for name, ids in single.items() if ids}
-    return {"vocab_size": size, "context_length": settings["context_length"], "eos_token_id": end, **found}
+    special: dict[str, Any] = {name: ids[0] for name, ids in single.items() if ids}
+    return {"vocab_size": size, "context_length": settings["context_length"], "eos_token_id": end, **special}
 
 
 def _decoder(model: ir.Model, settings: dict[str, Any]) -> dict[str, Any]:
-    """File, names and sizes; the sizes of each layer's cache are read from the file itself, here are the widest."""
-    takes = _sizes(model.graph.inputs)
-    keys = [shape for name, shape in takes.items() if name.startswith(f"{PAST}.") and name.endswith(".key")]
+    """File, names and greatest sizes; the runtime reads the sizes of each layer's cache from the file itself."""
+    inputs = _sizes(model.graph.inputs)
+    keys = [shape for name, shape in inputs.items() if name.startswith(f"{PAST}.") and name.endswith(".key")]
     if not keys:
         raise ExportError("the model keeps no keys and values: it is no decoder and writes no text; use target onnx")
     return {
@@ -112,7 +112,7 @@ def _decoder(model: ir.Model, settings: dict[str, Any]) -> dict[str, Any]:
         "head_size": max(shape[3] for shape in keys),
         **{name: size for name, size in settings["sizes"].items() if isinstance(size, int)},
         "inputs": {
-            **{name: name for name in takes if not name.startswith(f"{PAST}.")},
+            **{name: name for name in inputs if not name.startswith(f"{PAST}.")},
             "past_key_names": f"{PAST}.%d.key", "past_value_names": f"{PAST}.%d.value",
         },
         "outputs": {
@@ -122,14 +122,14 @@ def _decoder(model: ir.Model, settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _search(source: Path) -> dict[str, Any]:
-    """How the model is sampled, as its makers propose it."""
+    """Sampling parameters of the model's own generation settings."""
     path = source / "generation_config.json"
     proposed = model_folder.read_json(path) if path.is_file() else {}
     return {name: default if proposed.get(name) is None else proposed[name] for name, default in _SEARCH.items()}
 
 
 def _sizes(values: Any) -> dict[str, tuple[Any, ...]]:
-    """Shapes by name; a free dimension is no number."""
+    """Shapes by name; a dynamic dimension is no number."""
     return {value.name: tuple(value.shape) for value in values}
 
 

@@ -1,4 +1,4 @@
-"""Saved decoders as GGUF files for llama.cpp."""
+"""Export decoders as GGUF files for llama.cpp."""
 
 import time
 from collections.abc import Collection, Mapping
@@ -31,7 +31,7 @@ _TAKES: dict[str, Collection[object]] = {"dtype": ("fp32", "fp16"), "quant": ("i
 
 @dataclass(frozen=True)
 class _Subject:
-    """A model and all that its file must say."""
+    """Model, and the tensors and fields of its file."""
 
     source: Path
     model: Any
@@ -44,7 +44,7 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
     """Export the decoder of a Hugging Face folder, with its tokenizer in the same file.
 
     Layers of different widths become architecture ``deci``. Every number is read back; where llama-cpp-python is
-    installed, llama.cpp itself runs the file, and must say what the model says.
+    installed, llama.cpp itself runs the file, and its outputs must agree with the model.
 
     Raises:
         ExportError: if llama.cpp does not compute this model, the file does not agree with it, or `output` may not be
@@ -58,11 +58,11 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
         path = folder / MODEL
         write(path, subject.described, subject.fields, options)
         written = time.perf_counter()
-        found, notes = _checked(path, subject, options)
+        checks, notes = _checked(path, subject, options)
         seconds = {"export": written - start, "check": time.perf_counter() - written}
-        table = {**_facts(path, subject), **found, "notes": notes, "seconds": seconds}
+        table = {**_facts(path, subject), **checks, "notes": notes, "seconds": seconds}
         copy_license(source, folder)
-        report = write_report(folder, source, "gguf", options, table, found["parity"])
+        report = write_report(folder, source, "gguf", options, table, checks["parity"])
     return replace(report, output=output)
 
 
@@ -84,56 +84,56 @@ def _facts(path: Path, subject: _Subject) -> dict[str, Any]:
 
 
 def _checked(path: Path, subject: _Subject, options: ExportOptions) -> tuple[dict[str, Any], list[str]]:
-    """What was found when the file was read back and run, and notes."""
-    found = check(path, subject.described, subject.fields, options)
-    notes = [*subject.notes, *_unquantised(subject.described, options)]
+    """Read the file back and run it; return the results and notes."""
+    checks = check(path, subject.described, subject.fields, options)
+    notes = [*subject.notes, *_unquantized(subject.described, options)]
     try:
         runtime = gguf_runtime.open_file(path, min(subject.described.context, gguf_runtime.MAX_TOKENS))
     except PackageError as fault:
         notes.append(f"llama.cpp did not run it: {fault}")
-        return {**found, "parity": {}}, notes
+        return {**checks, "parity": {}}, notes
     ran = _run(subject, runtime, options)
     kind = subject.fields[gguf.Keys.Tokenizer.MODEL]
     if kind != "none":
         ran["texts_cut_alike"], more = gguf_runtime.compare_tokenizers(subject.source, runtime, kind == "llama")
         notes += more
-    return {**found, "parity": {"llama.cpp": ran}}, notes
+    return {**checks, "parity": {"llama.cpp": ran}}, notes
 
 
 def _run(subject: _Subject, runtime: gguf_runtime.Runtime, options: ExportOptions) -> dict[str, Any]:
-    """How far llama.cpp is from the model: number by number, or in fewer bits by what it says."""
+    """Compare llama.cpp with the model: number by number, or by divergence where weights are quantized."""
     described, model = subject.described, subject.model
     if options.quant != "none":
-        found = gguf_runtime.divergence_of(model, runtime, options.quant, described.context)
-        return {**found, "greedy": gguf_runtime.compare_greedy(gguf_runtime.subject_of(model), runtime)}
+        divergence = gguf_runtime.divergence_of(model, runtime, options.quant, described.context)
+        return {**divergence, "greedy": gguf_runtime.compare_greedy(gguf_runtime.subject_of(model), runtime)}
     reference = gguf_runtime.reference_of(model, options.dtype or "fp32", described.bound)
-    found = parity.check(reference.subject, runtime, reference.bound).to_dict()
+    agreement = parity.check(reference.subject, runtime, reference.bound).to_dict()
     if reference.half_precision_error is not None:
-        found["half_precision_itself"] = reference.half_precision_error
-    return {**found, "greedy": gguf_runtime.compare_greedy(reference.subject, runtime)}
+        agreement["half_precision_itself"] = reference.half_precision_error
+    return {**agreement, "greedy": gguf_runtime.compare_greedy(reference.subject, runtime)}
 
 
-def _unquantised(described: GgufModel, options: ExportOptions) -> list[str]:
+def _unquantized(described: GgufModel, options: ExportOptions) -> list[str]:
     if options.quant == "none":
         return []
     matrices = {name: tuple(tensor.shape) for name, tensor in described.tensors.items() if tensor.dim() > 1}
-    kept = [shape[-1] for name, shape in matrices.items() if not is_quantized(name, shape, options)]
+    unquantized = [shape[-1] for name, shape in matrices.items() if not is_quantized(name, shape, options)]
     notes = ["the table of embeddings and the head keep 8 bits"] if options.quant == "int4" else []
-    if kept:
-        widths = ", ".join(map(str, sorted(set(kept))))
+    if unquantized:
+        widths = ", ".join(map(str, sorted(set(unquantized))))
         notes.append(
-            f"{len(kept)} of {len(matrices)} matrices keep {options.dtype or 'fp16'}: their rows of {widths} are no "
-            "multiple of 32; prune to multiples of 32"
+            f"{len(unquantized)} of {len(matrices)} matrices keep {options.dtype or 'fp16'}: their rows of {widths} "
+            "are no multiple of 32;  prune to multiples of 32"
         )
     return notes
 
 
 def verify(folder: Path, report: Mapping[str, Any]) -> FolderVerification:
-    """Repeat the check of an export; without its source, only that the file is whole.
+    """Repeat the check of an export; without its source, check only that the file is whole.
 
     Raises:
         VerificationError: if its file has another size.
-        ExportError: if it is not what it was.
+        ExportError: if the file no longer agrees with its source.
     """
     path = folder / MODEL
     if not path.is_file():
@@ -146,12 +146,12 @@ def verify(folder: Path, report: Mapping[str, Any]) -> FolderVerification:
     source = source_of(report)
     if source is None:
         return made
-    found, _ = _checked(path, _subject(source), ExportOptions(**report["options"]))
+    checks, _ = _checked(path, _subject(source), ExportOptions(**report["options"]))
     made.checks.append(f"each of its weights is that of the model in {source}")
-    made.max_error = max(found["error"].values())
-    if found["parity"]:
-        made.checks.append(f"llama.cpp says with it what the model in {source} says")
-        made.max_error = found["parity"]["llama.cpp"]["worst"]
+    made.max_error = max(checks["error"].values())
+    if checks["parity"]:
+        made.checks.append(f"llama.cpp computes with it the outputs of the model in {source}")
+        made.max_error = checks["parity"]["llama.cpp"]["worst"]
     return made
 
 

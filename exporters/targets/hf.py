@@ -1,4 +1,4 @@
-"""Saved models as folders for transformers: in another precision, or padded to widths that stock classes have."""
+"""Export saved models as folders for transformers: in another precision, or padded to widths of stock classes."""
 
 from __future__ import annotations
 
@@ -41,8 +41,10 @@ _TOKENS = 24
 
 
 def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, force: bool = False) -> ExportReport:
-    """Write a Hugging Face folder; `portable` pads layers that differ with zeros to the widest, so that the stock class
-    loads it without code of its own. It then computes what it did before, in the time of the wider model.
+    """Write a Hugging Face folder.
+
+    `portable` pads layers of different widths with zeros to the widest, so that the stock class loads the model without
+    its own code. The outputs are those of the source, at the latency of the wider model.
 
     Raises:
         ExportError: if the reloaded model does not agree with the source, or `output` may not be written.
@@ -67,10 +69,10 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
 
 
 def verify(folder: Path, report: Mapping[str, Any]) -> FolderVerification:
-    """Reload a folder, and compare it with the model it was made from, if that is still there.
+    """Reload a folder, and compare it with its source if the source still exists.
 
     Raises:
-        VerificationError: if the weights have another size than was written.
+        VerificationError: if the weights have another size than its report has.
         ExportError: if it cannot be loaded, or no longer agrees.
     """
     require_size(f"{folder}: its weights take", _size(folder), report)
@@ -91,18 +93,18 @@ def verify(folder: Path, report: Mapping[str, Any]) -> FolderVerification:
 def _write_weights(folder: Path, model: nn.Module, config: PreTrainedConfig, dtype: torch.dtype) -> None:
     target = per_layer.build_on_meta(config) if per_layer.is_per_layer(config) else on_meta(config)
     have: Mapping[str, Tensor] = model.state_dict()
-    wanted = {name: t.to(dtype) if t.is_floating_point() else t for name, t in distinct(target).items()}
-    write_shards(folder, wanted, lambda name: _padded(have[name], wanted[name].shape))
+    converted = {name: t.to(dtype) if t.is_floating_point() else t for name, t in distinct(target).items()}
+    write_shards(folder, converted, lambda name: _padded(have[name], converted[name].shape))
 
 
 def _padded(tensor: Tensor, shape: torch.Size) -> Tensor:
-    """The tensor with zeros behind it in every dimension that is to be longer."""
+    """Tensor padded with zeros at the end of every dimension that is shorter than in `shape`."""
     missing = [wide - own for own, wide in zip(tensor.shape, shape, strict=True)]
     return nn.functional.pad(tensor, [n for end in reversed(missing) for n in (0, end)])
 
 
 def _checked(source: Path, folder: Path, model: nn.Module, destination: Destination) -> dict[str, Any]:
-    """Reload the folder as its users do, and compare outputs, and for decoders the tokens that they write.
+    """Reload the folder as its users do, and compare outputs, and for decoders the generated tokens.
 
     Raises:
         ExportError: if they differ.
@@ -110,8 +112,8 @@ def _checked(source: Path, folder: Path, model: nn.Module, destination: Destinat
     again = reload(folder, destination)
     feeds = _feeds(model, source)
     with torch.no_grad():
-        found, wanted = (_numbers(side, feeds) for side in (again, model))
-    worst = compare("the reloaded model", found, wanted)
+        reloaded, reference = (_numbers(side, feeds) for side in (again, model))
+    worst = compare("the reloaded model", reloaded, reference)
     facts: dict[str, Any] = {"parameters": _count(model), "stored_numbers": _count(again), "bytes": _size(folder)}
     facts |= {"error": {"absolute": worst.absolute, "relative": worst.relative}}
     if is_decoder(model):
@@ -120,7 +122,7 @@ def _checked(source: Path, folder: Path, model: nn.Module, destination: Destinat
 
 
 def _numbers(model: nn.Module, feeds: Feeds) -> list[Tensor]:
-    """The outputs of a model without its cache, which padding makes wider."""
+    """Outputs of a model without its cache, which padding makes wider."""
     outputs = model(**feeds, use_cache=False) if is_decoder(model) else model(**feeds)
     return [value for value in outputs.values() if isinstance(value, Tensor)]
 
@@ -136,20 +138,21 @@ def _feeds(model: Any, source: Path) -> Feeds:
 
 
 def _same_tokens(again: Any, model: Any) -> int:
-    """Both must go on in the same way, however soon one would like to end."""
+    """Number of equal tokens that both models generate; the end-of-text token does not stop them."""
     prompt = torch.arange(1, 5).view(1, -1)
-    asked = {"max_new_tokens": _TOKENS, "min_new_tokens": _TOKENS, "do_sample": False, "use_cache": True}
-    found, wanted = (side.generate(prompt, attention_mask=torch.ones_like(prompt), **asked) for side in (again, model))
-    if not torch.equal(found, wanted):
+    settings = {"max_new_tokens": _TOKENS, "min_new_tokens": _TOKENS, "do_sample": False, "use_cache": True}
+    mask = torch.ones_like(prompt)
+    copied, original = (side.generate(prompt, attention_mask=mask, **settings) for side in (again, model))
+    if not torch.equal(copied, original):
         raise ExportError(
-            f"the reloaded model writes {found[0, 4:].tolist()} where the source writes {wanted[0, 4:].tolist()}; "
+            f"the reloaded model writes {copied[0, 4:].tolist()} where the source writes {original[0, 4:].tolist()}; "
             "nothing was exported"
         )
     return _TOKENS
 
 
 def _card(source: Path, folder: Path, facts: Mapping[str, Any]) -> None:
-    """The model card of the source, with what became of it here."""
+    """Write the model card of the source, extended by a section about this copy."""
     path = source / "README.md"
     before = path.read_text(encoding="utf-8") if path.is_file() else f"# {source.resolve().name}\n"
     zeros = facts["stored_numbers"] - facts["parameters"]
@@ -176,7 +179,7 @@ TARGET = ExportTarget(
         ("stock", "per-layer"),
         8,
         8,
-        "transformers runs any width; 8 is what kernels on processors and GPUs like at least",
+        "transformers runs any width; kernels on processors and GPUs need multiples of 8 to be fast",
     ),
     verify=verify,
 )

@@ -1,4 +1,4 @@
-"""Saved encoders and vision models as LiteRT files (.tflite), for phones and microcontrollers."""
+"""Export encoders and vision models as LiteRT files (.tflite), for phones and microcontrollers."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -43,7 +43,7 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
 
 
 class ByName(nn.Module):
-    """A subject called with keywords and answering by name, for LiteRT keeps these names."""
+    """Subject called with keywords that returns outputs by name: LiteRT retains these names."""
 
     def __init__(self, subject: Subject) -> None:
         super().__init__()
@@ -56,19 +56,21 @@ class ByName(nn.Module):
 
 @dataclass(frozen=True)
 class LitertRunner:
-    """The one signature of a file in LiteRT's interpreter."""
+    """Signature of a file in LiteRT's interpreter."""
 
     signature: Any
-    takes: Mapping[str, Any]
+    input_details: Mapping[str, Any]
 
     def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Outputs by name; integers are cast to the 32 bits that the file takes."""
-        arrays = {name: feeds[name].contiguous().numpy().astype(kind["dtype"]) for name, kind in self.takes.items()}
+        """Outputs by name; integers are cast to the 32 bits that the file has."""
+        arrays = {
+            name: feeds[name].contiguous().numpy().astype(kind["dtype"]) for name, kind in self.input_details.items()
+        }
         try:
-            found = self.signature(**arrays)
+            values = self.signature(**arrays)
         except (RuntimeError, ValueError) as fault:
             raise ExportError(f"LiteRT failed{because(fault)}") from fault
-        return {name: torch.from_numpy(array.copy()) for name, array in found.items()}
+        return {name: torch.from_numpy(array.copy()) for name, array in values.items()}
 
 
 def _reference(source: Path, options: ExportOptions) -> Reference:
@@ -77,8 +79,8 @@ def _reference(source: Path, options: ExportOptions) -> Reference:
     model = model_folder.module(source)
     if is_decoder(model):
         raise ExportError(
-            f"{type(model).__name__} writes text, and its cache, which changes with every call, is nothing that the "
-            "conversion to LiteRT takes; use target executorch for phones, or openvino or onnx"
+            f"{type(model).__name__} generates text, and the conversion to LiteRT does not support its cache, which "
+            "changes with every call;  use target executorch for phones, or openvino or onnx"
         )
     return fixed_size(subject_of_model(model, source), options)
 

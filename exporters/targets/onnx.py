@@ -1,4 +1,4 @@
-"""Saved models and programs as ONNX of standard operators, for every runtime that reads it."""
+"""Export models and programs as ONNX with standard operators, for every runtime that reads it."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
 
 
 def export_program(program: Program, output: Path, *, force: bool = False) -> ExportReport:
-    """Export a program, by the names of its inputs: one of `cached_decoder` becomes a decoder with cache.
+    """Export a program by the names of its inputs: a program of `cached_decoder` becomes a decoder with cache.
 
     Raises:
         ExportError: as `export`.

@@ -1,4 +1,4 @@
-"""Saved models as half-precision ONNX, fused for ONNX Runtime on CUDA."""
+"""Export models as half-precision ONNX, fused for ONNX Runtime on CUDA."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from graphprune.support.packages import onnx_ir as ir
 def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, force: bool = False) -> ExportReport:
     """Export the model of a Hugging Face folder in half precision, fused for CUDA where that works.
 
-    It is compared with the same rounded weights computing in float32. With `portable` it has standard operators only,
-    and with `static` sizes besides TensorRT builds an engine of it.
+    It is compared with the model of the same rounded weights in float32. With `portable` it has standard operators
+    only; with `static` sizes in addition, TensorRT builds an engine of it.
 
     Raises:
         ExportError: if it cannot be exported, the file does not agree with the model, or `output` may not be written.
@@ -40,11 +40,11 @@ def _standard(model: ir.Model, folder: Path) -> dict[str, Any]:
 
 
 def _fused(model: ir.Model, folder: Path) -> dict[str, Any]:
-    """Write the fused file, or leave the unfused one if the fused cannot be made or opened; say which and why."""
+    """Write the fused file, or retain the unfused one if fusion or loading fails; the note has the reason."""
     try:
-        with TemporaryDirectory(dir=folder, prefix=".fused-") as beside:
+        with TemporaryDirectory(dir=folder, prefix=".fused-") as temporary:
             _fuse(model)
-            fused = save_onnx(model, Path(beside))
+            fused = save_onnx(model, Path(temporary))
             open_model(fused)
             for path in folder.glob(f"{MODEL}*"):
                 path.unlink()
@@ -56,7 +56,7 @@ def _fused(model: ir.Model, folder: Path) -> dict[str, Any]:
 
 
 def _fuse(model: ir.Model) -> None:
-    """Put operators of ONNX Runtime in the place of what they compute, with the rewriter of transformers.
+    """Replace subgraphs by fused operators of ONNX Runtime, with the rewriter of transformers.
 
     Raises:
         ExportError: if this version of transformers has none, or it fails; it is experimental.

@@ -1,4 +1,4 @@
-"""Saved models as ONNX for phones: fixed shapes, attention in single products, and the .ort format beside it."""
+"""Export models as ONNX for phones: fixed shapes, attention as matrix products, and a copy in .ort format."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from graphprune.huggingface import model_folder
 from graphprune.support.packages import load
 from graphprune.support.packages import onnx_ir as ir
 
-#: Sizes that nobody asked for otherwise: of a decoder, one token at a time in a window of 256.
-USUAL = {"batch": 1, "sequence": 128, "past": 255, "written": 32}
-_OPSET = 20  # the newest that converters for devices take
+#: Default sizes; those of a decoder are one token at a time in a window of 256.
+DEFAULT_SIZES = {"batch": 1, "sequence": 128, "past": 255, "written": 32}
+_OPSET = 20  # the newest that converters for devices support
 
 
 def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, force: bool = False) -> ExportReport:
-    """Export the model of a Hugging Face folder at fixed sizes, with a report of what accelerators would take of it.
+    """Export the model of a Hugging Face folder at fixed sizes, with a report of the parts that accelerators support.
 
-    A decoder of fixed sizes reads `sequence` tokens behind `past` places of cache; those not yet filled are masked, on
-    the left. With weights in fewer bits products are those of ONNX Runtime, which its packages for devices have.
+    A decoder of fixed sizes reads `sequence` tokens after `past` positions of cache; unfilled positions are masked, on
+    the left. Quantized weights are multiplied by operators of ONNX Runtime, which its packages for devices have.
 
     Raises:
         ExportError: if it cannot be exported, a file does not agree with the model, or `output` may not be written.
@@ -38,32 +38,32 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
     options = replace(options, opset=options.opset or (None if is_stored(source) else _OPSET))
     subject = subject_of(source, options)
     if not options.static:
-        options = replace(options, static=_usual(source, subject))
+        options = replace(options, static=_default_sizes(source, subject))
         subject = subject.at(options.static)
     return write(subject, source, output, OnnxTarget("onnx-mobile", _finished), options, force=force)
 
 
-def _usual(source: Path, subject: Subject) -> dict[str, int]:
-    """Sizes for the dimensions that this model has, no longer than the texts that it takes."""
-    most = _longest(source) or max(USUAL.values())
-    sizes = {name: min(USUAL[name], most) for name in subject.sizes}
-    return sizes | {"sequence": 1, "past": min(USUAL["past"], most - 1)} if "past" in sizes else sizes
+def _default_sizes(source: Path, subject: Subject) -> dict[str, int]:
+    """Default sizes of the dimensions that this model has, limited by its context length."""
+    most = _context_length(source) or max(DEFAULT_SIZES.values())
+    sizes = {name: min(DEFAULT_SIZES[name], most) for name in subject.sizes}
+    return sizes | {"sequence": 1, "past": min(DEFAULT_SIZES["past"], most - 1)} if "past" in sizes else sizes
 
 
-def _longest(source: Path) -> int | None:
-    """How many tokens a text may have, if that is said."""
+def _context_length(source: Path) -> int | None:
+    """Context length, if the configuration has one."""
     config = model_folder.config(source).get_text_config() if (source / model_folder.CONFIG).is_file() else None
     return getattr(config, "max_position_embeddings", None)
 
 
 def _finished(model: ir.Model, folder: Path) -> dict[str, Any]:
-    """Write the .ort file; it and what accelerators would take go into the report."""
+    """Write the .ort file, and report which operators accelerators support."""
     _to_ort(folder / MODEL)
     return {"usability": usability(folder / MODEL)}
 
 
 def _to_ort(path: Path) -> None:
-    """Optimised for any processor: only so may it be run on another machine.
+    """Convert to .ort with optimizations that hold on any processor, as the file may run on another machine.
 
     Raises:
         ExportError: if ONNX Runtime cannot convert it.

@@ -1,4 +1,4 @@
-"""Saved models as OpenVINO IR, made of the ONNX file, for Intel's processors, graphics and NPUs."""
+"""Export models as OpenVINO IR, converted from ONNX, for Intel's processors, graphics and NPUs."""
 
 import time
 from collections import Counter
@@ -27,8 +27,10 @@ FILE = "model.xml"
 
 
 def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, force: bool = False) -> ExportReport:
-    """Export the model of a Hugging Face folder as model.xml and model.bin; a decoder with its cache as inputs and
-    outputs. ``fp16`` is how matrices are stored; what is computed with is up to the device.
+    """Export the model of a Hugging Face folder as model.xml and model.bin.
+
+    A decoder has its cache as inputs and outputs. ``fp16`` is the precision of stored matrices; the device chooses the
+    precision of computations.
 
     Raises:
         PackageError: if OpenVINO is missing or broken.
@@ -41,35 +43,37 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
 
 @dataclass(frozen=True)
 class OpenvinoRunner:
-    """A model compiled for the CPU."""
+    """Model compiled for the CPU."""
 
     request: Any
-    takes: Mapping[str, np.dtype[Any]]
+    input_types: Mapping[str, np.dtype[Any]]
 
     def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Outputs by name."""
-        arrays = {name: np.ascontiguousarray(feeds[name].numpy().astype(kind)) for name, kind in self.takes.items()}
+        arrays = {
+            name: np.ascontiguousarray(feeds[name].numpy().astype(kind)) for name, kind in self.input_types.items()
+        }
         try:
-            found = self.request.infer(arrays)
+            values = self.request.infer(arrays)
         except RuntimeError as fault:
             raise ExportError(f"OpenVINO failed on CPU{because(fault)}") from fault
-        return {port.get_any_name(): torch.from_numpy(np.array(array)) for port, array in found.items()}
+        return {port.get_any_name(): torch.from_numpy(np.array(array)) for port, array in values.items()}
 
 
 def _open(path: Path, inputs: Sequence[str], outputs: Sequence[str]) -> OpenvinoRunner:
-    """Read the file anew, and compute in float32: what a device rounds besides is no fault of the file."""
+    """Load the file for computation in float32: further rounding of a device is no fault of the file."""
     core = import_package("openvino", "openvino").Core()
     hints = {"INFERENCE_PRECISION_HINT": "f32", "INFERENCE_NUM_THREADS": torch.get_num_threads()}
     try:
         compiled = core.compile_model(str(path), "CPU", hints)
     except RuntimeError as fault:
         raise ExportError(f"OpenVINO cannot open {path.name} on CPU{because(fault)}; export it again") from fault
-    takes = {port.get_any_name(): np.dtype(port.get_element_type().to_dtype()) for port in compiled.inputs}
-    return OpenvinoRunner(compiled.create_infer_request(), takes)
+    input_types = {port.get_any_name(): np.dtype(port.get_element_type().to_dtype()) for port in compiled.inputs}
+    return OpenvinoRunner(compiled.create_infer_request(), input_types)
 
 
 def _reference(source: Path, options: ExportOptions) -> Reference:
-    """The model in float32, its matrices rounded if they are stored so."""
+    """Model in float32, with its matrices rounded if they are stored in half precision."""
     subject = subject_of(source, replace(options, dtype=None))
     if options.dtype != "fp16":
         return Reference(subject, parity.FLOAT32)
@@ -93,8 +97,8 @@ def _write(subject: Subject, folder: Path, options: ExportOptions) -> dict[str, 
     graph = graph_of(subject, None)
     if options.quant != "none":
         graph = quantize(graph, options.quant, standard=True)
-    with TemporaryDirectory(dir=folder, prefix=".onnx-") as beside:
-        path = save_onnx(graph, Path(beside))
+    with TemporaryDirectory(dir=folder, prefix=".onnx-") as temporary:
+        path = save_onnx(graph, Path(temporary))
         exported = time.perf_counter() - start
         try:
             model = openvino.Core().read_model(str(path))
@@ -104,13 +108,15 @@ def _write(subject: Subject, folder: Path, options: ExportOptions) -> dict[str, 
             _halve(openvino, model)
         openvino.save_model(model, str(folder / FILE), compress_to_fp16=False)
         kinds = Counter(node.get_type_name() for node in model.get_ops())
-        del model  # it maps the ONNX file, which goes now
+        del model  # it maps the ONNX file, which is removed now
     return {"operators": dict(sorted(kinds.items())), "onnx_seconds": exported}
 
 
 def _halve(openvino: Any, model: Any) -> None:
-    """Store matrices in half precision. OpenVINO's own compression also rounds the frequencies of rotary embeddings,
-    which then drift with the position."""
+    """Store matrices in half precision.
+
+    OpenVINO's own compression also rounds the frequencies of rotary embeddings, whose error grows with the position.
+    """
     for node in model.get_ordered_ops():
         if node.get_type_name() != "Constant" or node.get_element_type() != openvino.Type.f32:
             continue

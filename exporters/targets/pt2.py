@@ -1,4 +1,4 @@
-"""Programs and saved models as .pt2 files, which `torch.export.load` reads."""
+"""Export programs and models as .pt2 files, which `torch.export.load` reads."""
 
 import time
 import warnings
@@ -47,7 +47,7 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
 
 
 def save(program: Program, output: Path, *, force: bool = False) -> ExportReport:
-    """Save a program as one file, with its free dimensions; it appears when it was reloaded and agrees.
+    """Save a program as one file with its dynamic dimensions; the file appears once it is reloaded and agrees.
 
     Raises:
         ExportError: if it cannot be exported, the reloaded file differs, or `output` may not be written.
@@ -59,7 +59,7 @@ def save(program: Program, output: Path, *, force: bool = False) -> ExportReport
 
 
 def write(program: Program, file: Path) -> ExportReport:
-    """Write the file and check it; for callers that add files before a folder gets its name.
+    """Write the file and check it, for callers that add files before a folder gets its name.
 
     Raises:
         ExportError: as `save`.
@@ -69,8 +69,8 @@ def write(program: Program, file: Path) -> ExportReport:
     _store(captured(module, args, kwargs, _free(program)), file)
     written = time.perf_counter()
     with torch.no_grad():
-        found = numbers(torch.export.load(file).module()(*args, **kwargs))
-        worst = compare("the reloaded .pt2 file", found, numbers(module(*args, **kwargs)))
+        reloaded = numbers(torch.export.load(file).module()(*args, **kwargs))
+        worst = compare("the reloaded .pt2 file", reloaded, numbers(module(*args, **kwargs)))
     facts = {
         "error": {"absolute": worst.absolute, "relative": worst.relative},
         "seconds": {"write": written - start, "verify": time.perf_counter() - written},
@@ -81,7 +81,7 @@ def write(program: Program, file: Path) -> ExportReport:
 
 @dataclass(frozen=True)
 class _Reloaded:
-    """A reloaded file, called by the names of the module that it was made from."""
+    """Reloaded file, called with the names of its source module."""
 
     subject: Subject
     module: nn.Module
@@ -92,11 +92,11 @@ class _Reloaded:
 
 def _require_suffix(output: Path) -> None:
     if output.suffix != ".pt2":
-        raise ExportError(f"{output} does not end in .pt2, by which such a file is known; name it {output.name}.pt2")
+        raise ExportError(f"{output} does not end in .pt2, which marks such files; name it {output.name}.pt2")
 
 
 def captured(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], free: Any) -> ExportedProgram:
-    """A module as a program of torch.export; `free` tells which sizes stay free.
+    """Capture a module with torch.export; `free` has its dynamic dimensions.
 
     Raises:
         ExportError: if it cannot be captured.
@@ -109,11 +109,8 @@ def captured(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
         raise ExportError(f"torch.export cannot capture {type(module).__name__}{because(fault)}") from fault
 
 
-class _Told(FileIO):
-    """A file that seems to take all that is written, and tells at the end that it could not.
-
-    The writer of torch would end the process, without a word that helps.
-    """
+class _DeferredError(FileIO):
+    """File that reports a failed write at the end: the writer of torch would end the process without a message."""
 
     fault: OSError | None = None
 
@@ -129,19 +126,19 @@ class _Told(FileIO):
 
 def _store(exported: ExportedProgram, file: Path) -> None:
     try:
-        with warnings.catch_warnings(), _Told(file, "wb") as told:
+        with warnings.catch_warnings(), _DeferredError(file, "wb") as stream:
             warnings.simplefilter("ignore")
-            torch.export.save(exported, told)  # any file will do
-            if told.fault is not None:
-                raise told.fault
+            torch.export.save(exported, stream)  # any file will do
+            if stream.fault is not None:
+                raise stream.fault
     except OSError:
         raise
-    except Exception as fault:  # serialisers raise anything
+    except Exception as fault:  # serializers raise anything
         raise ExportError(f"torch.export cannot save the program{because(fault)}") from fault
 
 
 def _free(program: Program) -> Any:
-    """The dimensions whose sizes are symbols in the graph stay free; in the form of the inputs, by name."""
+    """Dynamic dimensions in the structure of the inputs: those whose sizes are symbols in the graph."""
     args, kwargs = program.inputs
     leaves, spec = pytree.tree_flatten((args, dict(kwargs)))
     nodes = [node for node in program.graph.nodes if node.op == "placeholder"]
@@ -152,18 +149,13 @@ def _free(program: Program) -> Any:
     return (*positional, *named.values()) if positional else named
 
 
-def _said(fault: Exception) -> str:
-    lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
-    return f"{type(fault).__name__}: {lines[0]}" if lines else type(fault).__name__
-
-
 TARGET = ExportTarget(
     export,
     Needs(
         ("per-layer", "stock", "free"),
         8,
         8,
-        "torch.export holds any width; 8 is what kernels like at least",
+        "torch.export holds any width; kernels need multiples of 8 to be fast",
         graphs=True,
     ),
 )

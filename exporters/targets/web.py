@@ -1,4 +1,4 @@
-"""Saved models for onnxruntime-web, and by it for transformers.js: files that a browser can fetch and hold."""
+"""Export models for onnxruntime-web and transformers.js: files that a browser can fetch and hold."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from graphprune.support.packages import onnx_ir as ir
 
 MANIFEST, CASES = "web.json", "cases.json"
 
-_SMALL = 1000  # bytes of a weight that stays in the graph, whose shapes it may be
+_SMALL = 1000  # bytes of a weight that is stored in the graph, as it may be a shape
 _PART = 500_000_000  # bytes of a file of weights: more than 512 MB is not cached by content networks
 _BUFFER = 2_000_000_000  # bytes of the largest ArrayBuffer that all browsers give
 
 _SLOW = "weights in fewer bits are for WebGPU; for wasm, which computes with floats faster, export with --portable"
 
-#: What transformers.js calls the precisions; by the name it finds ``onnx/model{suffix}.onnx``.
+#: Names of precisions in transformers.js, and the suffix of the file ``onnx/model{suffix}.onnx`` that belongs to each.
 _NAMES = {
     ("none", "fp32"): ("fp32", ""), ("none", "fp16"): ("fp16", "_fp16"),
     ("int8", "fp32"): ("q8", "_quantized"), ("int8", "fp16"): ("q8", "_quantized"),
@@ -39,11 +39,11 @@ _NAMES = {
 def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, force: bool = False) -> ExportReport:
     """Export the model of a Hugging Face folder in the layout of transformers.js, with a manifest and cases to check.
 
-    Weights in fewer bits are for WebGPU. With `portable` they become floats when a page opens the model: as many bytes
-    to fetch, more memory, and in wasm several times faster.
+    Quantized weights are for WebGPU. With `portable` they become floats when a page opens the model: the download is as
+    small, takes more memory, and is several times faster in wasm.
 
     Raises:
-        ExportError: if it cannot be exported, the file does not agree with the model, a weight is larger than what a
+        ExportError: if it cannot be exported, the file does not agree with the model, a weight is larger than a
             browser can hold, or `output` may not be written.
     """
     options.require("web", **SUPPORTED, portable=(True,))
@@ -54,7 +54,7 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
 
 
 def _laid_out(model: ir.Model, folder: Path, subject: Subject, source: Path, options: ExportOptions) -> dict[str, Any]:
-    """Move the model to where the web looks, and write beside it what a page must know and how it is checked."""
+    """Move the model to the layout of transformers.js, and write the manifest and the test cases."""
     name, suffix = _NAMES[options.quant, options.dtype or "fp32"]
     path = folder / "onnx" / f"model{suffix}.onnx"
     path.parent.mkdir()
@@ -72,7 +72,7 @@ def _laid_out(model: ir.Model, folder: Path, subject: Subject, source: Path, opt
 
 
 def save_parts(model: ir.Model, path: Path) -> list[Path]:
-    """Write a model, large weights in files beside it that a browser can fetch; the weights of `model` are those then.
+    """Write a model, with large weights in separate files that a browser can fetch; `model` then refers to those files.
 
     Raises:
         ExportError: if one weight is larger than a browser can hold, or the checker of onnx finds a fault.
@@ -98,7 +98,7 @@ def save_parts(model: ir.Model, path: Path) -> list[Path]:
 
 
 def _grouped(values: list[Any]) -> Iterator[list[Any]]:
-    """Weights in their order, as many as one file may hold; one that is larger stands alone."""
+    """Groups of weights in their order, each as large as a file may be; a larger weight is a group by itself."""
     group: list[Any] = []
     size = 0
     for value in values:
@@ -111,7 +111,7 @@ def _grouped(values: list[Any]) -> Iterator[list[Any]]:
 
 
 def manifest(folder: Path, path: Path, parts: list[Path], runner: OnnxRunner, ends: set[int]) -> dict[str, Any]:
-    """What a page must know before it can call the model; free sizes are names."""
+    """Manifest for a page that calls the model: files, inputs and outputs; dynamic sizes are names."""
     sides = {"inputs": runner.session.get_inputs(), "outputs": runner.session.get_outputs()}
     named = {
         side: {value.name: {"type": web_cases.type_of(value), "shape": value.shape} for value in values}
@@ -130,7 +130,7 @@ def manifest(folder: Path, path: Path, parts: list[Path], runner: OnnxRunner, en
 
 
 def _settings(name: str, path: Path, parts: list[Path], options: ExportOptions) -> dict[str, Any]:
-    """What transformers.js reads in config.json: which file, in how many parts, and what the cache is made of."""
+    """Settings of transformers.js in config.json: precision, number of weight files, and type of the cache."""
     settings: dict[str, Any] = {"dtype": name}
     if options.dtype == "fp16":
         settings["kv_cache_dtype"] = {name: "float16"}
@@ -144,18 +144,18 @@ def _write(path: Path, table: dict[str, Any], indent: int | None = 2) -> None:
 
 
 def check(folder: Path) -> list[str]:
-    """Are the files those of the manifest, and do the stored cases still come out?
+    """Check that the files are those of the manifest, and that the stored cases still give their outputs.
 
     Raises:
         VerificationError: if a file is missing or has another size, or an output is another.
     """
     table, path = model_folder.read_json(folder / MANIFEST), model_file(folder)
-    assert path is not None  # what is checked here has one
+    assert path is not None  # a checked folder has one
     files = {table["model"]: table["bytes"]} | {part["file"]: part["bytes"] for part in table["external_data"]}
     for name, size in files.items():
-        found = (folder / name).stat().st_size if (folder / name).is_file() else None
-        if found != size:
-            raise VerificationError(f"{folder / name} has {found} bytes, {MANIFEST} says {size}: export again")
+        actual = (folder / name).stat().st_size if (folder / name).is_file() else None
+        if actual != size:
+            raise VerificationError(f"{folder / name} has {actual} bytes, {MANIFEST} expects {size}: export again")
     if sum(files.values()) != stored_bytes(path):
         raise VerificationError(f"{path.parent} holds weights that {MANIFEST} does not name: export again")
     worst = web_cases.check(model_folder.read_json(folder / CASES), open_in_floats(path))

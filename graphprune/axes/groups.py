@@ -1,4 +1,4 @@
-"""What the analysis found: groups of coupled axes, pinned axes, and the axes of every value."""
+"""Result of the analysis: groups of coupled axes, pinned axes, and the axes of every value."""
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
@@ -24,7 +24,7 @@ COLUMNS = ("indices", "group", "times", "size", "can be cut", "linked", "paramet
 
 @dataclass(frozen=True)
 class Cost:
-    """What one index costs: parameters, multiply-accumulates an input token or pixel batch, cache bytes a token."""
+    """Cost per index: parameters, multiply-accumulates per input token or pixel batch, and cache bytes per token."""
 
     parameters: int
     macs: int
@@ -33,9 +33,9 @@ class Cost:
 
 @dataclass(frozen=True)
 class Place:
-    """Where a group stands: a dimension of a parameter, and its role there.
+    """Place of a group: a dimension of a parameter, and the role of the group in it.
 
-    `axis` is the structure of the whole dimension. Roles: ``produced`` (rows that make it), ``contracted``
+    `axis` is the structure of the whole dimension. Roles: ``produced`` (rows that compute it), ``contracted``
     (columns that consume it), ``carried`` (a bias, a norm, a depthwise kernel), joined by ``+`` where a shared
     parameter has several.
     """
@@ -48,16 +48,15 @@ class Place:
 
 @dataclass(frozen=True)
 class Group:
-    """A free axis of the model: it can be narrowed everywhere at once.
+    """Group of coupled axes, which can only be pruned together.
 
-    `label` says what its indices are: neurons, KV heads, query heads per KV head, rotary pairs, value dimensions,
-    experts, channels, hidden size and the like; width, where the graph does not tell.
+    `label` is the kind of its indices: neurons, KV heads, query heads per KV head, rotary pairs, value dimensions,
+    experts, channels, hidden size and the like; width, where the graph does not determine it.
     `exact`: cutting an index equals zeroing it. `rescaled`: it does once averages over the axis, which have fewer
-    terms, are scaled back; the rewrite does that, and an RMS norm's weights take the factor. `linked`: the name of
-    the group around it each of whose indices may keep other indices of this one. `inexact_because` says what
-    normalises or mixes over it. `inner` is how many elements lie inside one index in every dimension in which the
-    group stands (the greatest common divisor), `least` how many indices must stay, a multiple of
-    `unit`.
+    terms, are scaled back; the rewrite does that, and the weights of an RMS norm absorb the factor. `linked`: the name
+    of the outer group each of whose indices may retain other indices of this one. `inexact_because` is the operation
+    that normalizes or mixes over it. `inner` is the number of elements per index in every dimension of the group (the
+    greatest common divisor); `least` is the minimum number of retained indices, a multiple of `unit`.
     """
 
     name: str
@@ -76,50 +75,50 @@ class Group:
 
     @property
     def lawful(self) -> bool:
-        """Must the cut give the numbers of the masked original?"""
+        """Whether the cut must give the numbers of the masked original."""
         return self.exact or self.rescaled
 
     @property
     def freedom(self) -> Freedom:
-        """How it can be cut."""
+        """Degree to which it can be cut."""
         return Freedom.EXACT if self.exact else Freedom.RESCALED if self.rescaled else Freedom.INEXACT
 
     @property
     def kind(self) -> str:
-        """The name without layer numbers: groups of one kind do the same job in different layers."""
+        """Name without layer numbers: groups of one kind have the same role in different layers."""
         return kind_of(self.name)
 
     @property
     def layer(self) -> str:
-        """The layer numbers in the name: groups of one layer have the same."""
+        """Layer numbers in the name, which all groups of a layer share."""
         return layer_of(self.name)
 
 
 def kind_of(group: str) -> str:
-    """The name of a group without layer numbers."""
+    """Name of a group without layer numbers."""
     path, _, place = group.rpartition(":")
     return f"{kind(path)}:{place}"
 
 
 def layer_of(group: str) -> str:
-    """The layer numbers in the name of a group."""
+    """Layer numbers in the name of a group."""
     return ".".join(part for part in group.rpartition(":")[0].split(".") if part.isdigit())
 
 
 class Alike(NamedTuple):
-    """What groups have in common that do the same in different layers."""
+    """Common properties of groups with the same role in different layers."""
 
     label: str
     name: str
     size: int
     freedom: Freedom
     linked: bool
-    parameters: int  # an index
+    parameters: int  # per index
 
 
 @dataclass(frozen=True)
 class Pinned:
-    """An axis of a parameter that must stay as it is, and why."""
+    """Axis of a parameter that cannot be cut, with the reasons."""
 
     parameter: str
     dim: int
@@ -129,30 +128,30 @@ class Pinned:
 
 @dataclass(frozen=True)
 class Term:
-    """What a budget sums up: `factor` for every element of a tensor with these axes."""
+    """Term of a budget: `factor` for every element of a tensor with these axes."""
 
     dims: Dims
     factor: float = 1.0
 
     def at(self, widths: Mapping[Prime, float]) -> float:
-        """What it comes to at these widths of primes, fractions allowed."""
+        """Value at these widths of primes, fractions allowed."""
         return self.factor * prod(width(axis, widths) for axis in self.dims)
 
 
 @dataclass(frozen=True)
 class Curve(Term):
-    """`factor`, times a measured share for every axis: `points` of its widths and shares, rising, to interpolate."""
+    """Term with a measured share for every axis: ascending `points` of widths and shares are interpolated."""
 
     points: Sequence[Sequence[tuple[int, float]]] = ()
 
     def at(self, widths: Mapping[Prime, float]) -> float:
-        """What it comes to at these widths of primes, fractions allowed."""
+        """Value at these widths of primes, fractions allowed."""
         pairs = zip(self.dims, self.points, strict=True)
         return self.factor * prod(between(points, width(axis, widths)) for axis, points in pairs)
 
 
 def between(points: Sequence[tuple[float, float]], at: float) -> float:
-    """The value on straight lines through points; outside of them that of the nearest."""
+    """Linear interpolation between points; outside of them the value of the nearest."""
     i = bisect_right([x for x, _ in points], at)
     if not 0 < i < len(points):
         return points[min(i, len(points) - 1)][1]
@@ -162,15 +161,14 @@ def between(points: Sequence[tuple[float, float]], at: float) -> float:
 
 @dataclass(frozen=True)
 class Dependencies:
-    """The result of the analysis.
+    """Result of the analysis.
 
-    `values` holds the axes of every node; `tensors` those of every parameter and buffer; `opaque` the operators
-    without a rule, with how often they occur; `products` the axes over which two activations are multiplied and summed.
-    `terms` say what a budget may be in besides parameters: of ``macs`` those of all weights, an element counting as
-    often as it is multiplied for the example inputs, and those of products of two activations; of ``kv_cache`` keys
-    and values, in bytes a token.
-    `parameters` are the tensors that are no buffers; `because` maps the texts that say why to what they are made of.
-    `kv_cache_bytes` are those of the keys and values that a token adds to a cache.
+    `values` holds the axes of every node, `tensors` those of every parameter and buffer, `opaque` the number of calls
+    of each operator without a rule, and `products` the axes over which two activations are multiplied and summed.
+    `terms` define budgets other than parameters: ``macs`` counts how often each element of a weight is multiplied for
+    the example inputs, and products of two activations; ``kv_cache`` counts keys and values, in bytes per token.
+    `parameters` are the tensors that are no buffers; `because` has the full reason for each text of a reason.
+    `kv_cache_bytes` are the bytes of keys and values that a token adds to a cache.
     """
 
     groups: Sequence[Group]
@@ -187,37 +185,37 @@ class Dependencies:
 
     @cached_property
     def by_name(self) -> Mapping[str, Group]:
-        """The groups by their names."""
+        """Groups by their names."""
         return {group.name: group for group in self.groups}
 
     @cached_property
     def by_prime(self) -> Mapping[Prime, Group]:
-        """The groups by their axes."""
+        """Groups by their axes."""
         return {group.prime: group for group in self.groups}
 
     def axes_of(self, node: str) -> list[Axis]:
-        """The axes of what a node makes, of one output after the other."""
+        """Axes of the value of a node, those of several outputs one after the other."""
         return flatten_outputs(self.values.get(node, ()))
 
     def explain(self, pattern: str = "*") -> tuple[Explanation, ...]:
-        """Every parameter with this name, or whose name matches this glob: how it can be cut, and why not better.
+        """Explanations of the parameters with this name, or whose names match this glob.
 
         Raises:
-            RegistryError: if there is none.
+            RegistryError: if no parameter matches.
         """
         names = [name for name in self.tensors if name in self.parameters]
-        found = matching(pattern, names)
-        if not found and (names or pattern != "*"):
+        matches = matching(pattern, names)
+        if not matches and (names or pattern != "*"):
             raise RegistryError(f"no parameter {pattern!r}; {hint(pattern, names)}")
-        return tuple(map(self.explanation, found))
+        return tuple(map(self.explanation, matches))
 
     def explanation(self, name: str) -> Explanation:
-        """How a tensor of this very name, a parameter or a buffer, can be cut, and why not better."""
+        """Explanation of the parameter or buffer with exactly this name."""
         return Explanation(name, tuple(Dimension.of(axis, self._part) for axis in self.tensors[name]))
 
     @cached_property
     def freedom(self) -> FreedomCounts:
-        """How many of the parameters can be cut, and how many could go at most."""
+        """Numbers of parameters by freedom, and the numbers that can be removed at most."""
         counts = dict.fromkeys(Freedom, 0)
         sizes = {name: prod(axis.size for axis in dims) for name, dims in self.tensors.items()}
         for explanation in self.explain():
@@ -227,7 +225,7 @@ class Dependencies:
         return FreedomCounts(total, counts, {f: total - self._least({*free[: i + 1]}) for i, f in enumerate(free)})
 
     def _least(self, freedoms: set[Freedom]) -> int:
-        """How many parameters are left when all groups of these freedoms are as narrow as they may be."""
+        """Number of parameters when all groups of these freedoms have their least width."""
         widths = {group.prime: group.least for group in self.groups if group.freedom in freedoms}
         return sum(prod(width(axis, widths) for axis in self.tensors[name]) for name in self.parameters)
 
@@ -243,37 +241,37 @@ class Dependencies:
         return self.because.get(text) or Reason(text)
 
     def consumers_of(self, group: Group) -> list[Consumer]:
-        """Where a parameter contracts the group."""
+        """Linear operators that contract the group."""
         return self._consumers.get(group.prime, [])
 
     def producers_of(self, group: Group) -> list[Consumer]:
-        """The linear maps that make the group; it stands in another dimension of their weight than the contracted."""
+        """Linear operators whose output is the group: it is not the contracted dimension of their weight."""
         rows = {(place.parameter, place.dim) for place in group.places if "produced" in place.role}
         return [c for c in self.consumers if any(name == c.weight and dim != c.dim for name, dim in rows)]
 
     def maps_of(self, groups: Sequence[Group], producers: bool = False) -> list[Consumer]:
-        """The linear maps that contract one of the groups, and with `producers` also those that make one."""
-        found = {c.node for group in groups for c in self.consumers_of(group)}
-        found |= {c.node for group in groups for c in self.producers_of(group)} if producers else set()
-        return [c for c in self.consumers if c.node in found]
+        """Linear operators that contract one of the groups, and with `producers` also those that produce one."""
+        nodes = {c.node for group in groups for c in self.consumers_of(group)}
+        nodes |= {c.node for group in groups for c in self.producers_of(group)} if producers else set()
+        return [c for c in self.consumers if c.node in nodes]
 
     @cached_property
     def _consumers(self) -> Mapping[Prime, list[Consumer]]:
-        found: dict[Prime, list[Consumer]] = {}
+        by_prime: dict[Prime, list[Consumer]] = {}
         for consumer in self.consumers:
             for p in dict.fromkeys(primes(consumer.axis)):
-                found.setdefault(p, []).append(consumer)
-        return found
+                by_prime.setdefault(p, []).append(consumer)
+        return by_prime
 
     def to_networkx(self) -> "nx.MultiDiGraph[str]":
-        """Groups, and the tensors in which they stand, as nodes; every place of a group as an edge.
+        """Graph with groups and their tensors as nodes, and every place of a group as an edge.
 
-        Attributes of every node: ``kind`` ("group", "parameter" or "buffer"), ``freedom`` (how it can be cut: a value
-        of `Freedom`). Of groups: ``label`` (what its indices are), ``type`` (its name without layer numbers), ``layer``
-        (those numbers), ``size``, ``least`` (how many indices must stay), ``exact``, ``rescaled``, ``linked`` (the
-        group around it that may choose its indices; empty if there is none), ``places`` (in how many dimensions it
-        stands), and ``parameters``, ``macs`` and ``kv_cache_bytes`` an index. Of tensors: ``shape`` (as in "576x1536"),
-        ``elements``.
+        Attributes of every node: ``kind`` ("group", "parameter" or "buffer"), ``freedom`` (a value of
+        `Freedom`). Of groups: ``label`` (the kind of its indices), ``type`` (its name without layer numbers), ``layer``
+        (those numbers), ``size``, ``least`` (the minimum number of retained indices), ``exact``, ``rescaled``,
+        ``linked`` (the outer group that may select its indices, or empty), ``places`` (the number of its dimensions),
+        and ``parameters``, ``macs`` and ``kv_cache_bytes`` per index. Of tensors: ``shape``
+        (as in "576x1536"), ``elements``.
 
         An edge runs from the tensor that produces a group to the group, and from the group to a tensor that contracts
         or carries it. Attributes: ``dim`` (of the tensor, from 0; the key of the edge too) and ``role`` (see `Place`).
@@ -300,17 +298,18 @@ class Dependencies:
 
     @cached_property
     def alike(self) -> Mapping[Alike, int]:
-        """How many groups there are that are alike; one of its kind has its own name."""
-        found: dict[Alike, list[Group]] = {}
+        """Numbers of similar groups; a group without similar ones keeps its full name."""
+        groups_by_key: dict[Alike, list[Group]] = {}
         for g in self.groups:
             key = Alike(g.label, g.kind, g.size, g.freedom, g.linked is not None, g.cost.parameters)
-            found.setdefault(key, []).append(g)
+            groups_by_key.setdefault(key, []).append(g)
         return {
-            key._replace(name=groups[0].name) if len(groups) == 1 else key: len(groups) for key, groups in found.items()
+            key._replace(name=groups[0].name) if len(groups) == 1 else key: len(groups)
+            for key, groups in groups_by_key.items()
         }
 
     def _repr_html_(self) -> str:
-        return html.part("dependencies.html", shares=self.freedom, found=self)
+        return html.part("dependencies.html", shares=self.freedom, dependencies=self)
 
     def __str__(self) -> str:
         head = f"groups that can be cut: {len(self.groups)}, axes that cannot: {len(self.pinned)}"

@@ -1,4 +1,4 @@
-"""Which indices of a dimension stay, once it is decided which indices of its primes stay."""
+"""Retained indices of a dimension, from the retained indices of its primes."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ N = TypeVar("N", int, float)
 
 @dataclass(frozen=True)
 class Retained:
-    """The kept indices of a prime: one row, or a row for each index of the axis `owner` around it."""
+    """Retained indices of a prime: one row, or a row for each index of the outer axis `owner`."""
 
     rows: tuple[tuple[int, ...], ...]
     owner: Prime | None = None
@@ -27,26 +27,26 @@ RetainedByPrime = Mapping[Prime, Retained]
 
 
 def retained_indices(axis: Axis, keep: RetainedByPrime, around: Mapping[Prime, int] | None = None) -> list[int]:
-    """The indices of `axis` that stay when its primes keep what `keep` says (all, if it is silent)."""
+    """Retained indices of `axis` when its primes retain those in `keep`; primes that are not in it retain all."""
     axis = resolve(axis)
     if not any(p in keep for p in primes(axis)):
         return list(range(axis.size))
     if isinstance(axis, Prime):
-        return _kept_prime(keep[axis], around or {})
+        return _retained_of_prime(keep[axis], around or {})
     if isinstance(axis, Sum):
         starts = accumulate((part.size for part in axis.parts), initial=0)
         segments = zip(starts, axis.parts, strict=False)
         return [start + i for start, part in segments for i in retained_indices(part, keep, around)]
-    return _kept_product(axis, keep, around or {})
+    return _retained_of_product(axis, keep, around or {})
 
 
-def _kept_prime(own: Retained, around: Mapping[Prime, int]) -> list[int]:
+def _retained_of_prime(own: Retained, around: Mapping[Prime, int]) -> list[int]:
     if own.owner is None:
         return list(own.rows[0])
     return list(own.rows[around[own.owner]])
 
 
-def _kept_product(axis: Product, keep: RetainedByPrime, around: Mapping[Prime, int]) -> list[int]:
+def _retained_of_product(axis: Product, keep: RetainedByPrime, around: Mapping[Prime, int]) -> list[int]:
     first, rest = axis.parts[0], product(axis.parts[1:])
     outers = retained_indices(first, keep, around)
     if isinstance(first, Prime) and any(p in keep and keep[p].owner is first for p in primes(rest)):
@@ -56,7 +56,7 @@ def _kept_product(axis: Product, keep: RetainedByPrime, around: Mapping[Prime, i
 
 
 def width(axis: Axis, widths: Mapping[Prime, N]) -> N | int:
-    """The size of `axis` once its primes have `widths` (their own size, if it is silent); fractions are allowed."""
+    """Size of `axis` when its primes have `widths` (by default their own sizes); fractions are allowed."""
     axis = resolve(axis)
     if isinstance(axis, Prime):
         return widths.get(axis, axis.size)
@@ -65,9 +65,9 @@ def width(axis: Axis, widths: Mapping[Prime, N]) -> N | int:
 
 
 def locate(axis: Axis, p: Prime, owner: Prime | None = None) -> list[tuple[int, int]]:
-    """For every index of `axis`: the index of `owner` around it (0 if there is none) and that of `p`.
+    """Index of the outer axis `owner` (0 without one) and of `p`, for every index of `axis`.
 
-    The latter is -1 in segments where `p` does not stand.
+    The latter is -1 in segments that do not contain `p`.
     """
     return _locate(resolve(axis), p, owner)
 

@@ -158,7 +158,7 @@ class _Finder:
         return None
 
     def _depends(self, node: fx.Node, source: fx.Node) -> bool:
-        """Is a node computed from another one, or the same?"""
+        """Whether a node is computed from `source`, or is the same."""
         return bool(self._ancestors[node] >> self._positions[source] & 1)
 
     @cached_property
@@ -221,7 +221,7 @@ class _Finder:
 
 
 def _has_side_effects(node: fx.Node) -> bool:
-    """Does a node do more than compute its value? Drawing random numbers, as dropout does, does not count."""
+    """Whether a node does more than compute its value; drawing random numbers, as dropout does, does not count."""
     return node.is_impure(impure_random=False)
 
 
@@ -233,7 +233,7 @@ def _views(node: fx.Node) -> Iterator[fx.Node]:
 
 
 def _alike(a: fx.Node, b: fx.Node) -> bool:
-    """Do two values have the same shape and dtype?"""
+    """Whether two values have the same shape and dtype."""
     x, y = a.meta.get("val"), b.meta.get("val")
     return isinstance(x, Tensor) and isinstance(y, Tensor) and str(x.shape) == str(y.shape) and x.dtype == y.dtype
 

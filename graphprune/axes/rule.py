@@ -108,7 +108,7 @@ class Flow(Protocol):
         """Report that the rows of a value are a ragged batch over the axis: index i owns the rows up to offsets[i]."""
 
     def has_row_partition(self, value: object, offsets: object) -> bool:
-        """Are the rows of a value partitioned by these offsets?"""
+        """Whether the rows of a value are partitioned by these offsets."""
 
     def contract(self, axis: Axis, *operands: object) -> None:
         """Report that the operands are multiplied and summed over this axis."""
@@ -142,10 +142,10 @@ class Cut(Protocol):
         """The size of an axis after the cut."""
 
     def changed(self, axis: Axis) -> bool:
-        """Is the axis narrower than before?"""
+        """Whether the axis is narrower than before."""
 
     def count_retained(self, axis: Axis, start: int, end: int) -> int:
-        """How many of the indices from `start` to `end` are retained."""
+        """Number of retained indices from `start` to `end`."""
 
     def mean_gain(self, axis: Axis) -> float:
         """Mean over the pruned axis divided by the mean over the masked one: old size / new size, or 1."""

@@ -10,9 +10,9 @@ def main() -> None:
 
         prepare()  # before anything is imported that reads the environment
         from graphprune.cli.commands import app
-        from graphprune.cli.logs import hoisted
+        from graphprune.cli.logs import flags_first
 
-        app(hoisted(sys.argv[1:]), prog_name="graphprune")
+        app(flags_first(sys.argv[1:]), prog_name="graphprune")
     except KeyboardInterrupt:
         sys.stderr.write("interrupted: no output was written\n")
         sys.exit(130)

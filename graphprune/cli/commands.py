@@ -1,6 +1,6 @@
-"""The commands; each calls one function of `graphprune.api` and shows what it returned.
+"""Commands: each calls one function of `graphprune.api` and shows its result.
 
-Commands import what they call when they run, so that help texts are shown without torch.
+Commands import the functions that they call when they run, so that help texts are shown without torch.
 """
 
 from functools import partial
@@ -10,9 +10,7 @@ from typing import Annotated
 import typer
 
 from graphprune.cli import logs, tables
-from graphprune.cli.edge import command, print_json
-from graphprune.cli.option_flags import Show, Values, options_of
-from graphprune.cli.options import (
+from graphprune.cli.arguments import (
     Folder,
     Folders,
     Force,
@@ -28,20 +26,22 @@ from graphprune.cli.options import (
     sizes,
     target_names,
 )
+from graphprune.cli.edge import command, print_json
+from graphprune.cli.option_flags import Show, Values, options_of
 from graphprune.version import __version__
 from graphprune.workflows.options import PruneOptions, SensitivityOptions
 
 app = typer.Typer(
     name="graphprune",
-    help="Make models narrower: find what can be cut, cut it, repair the rest, prove it and ship it.",
+    help="Make models narrower: find what can be cut, cut it, refit the rest, verify it and export it.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(requested: bool) -> None:
+    if requested:
         typer.echo(f"graphprune {__version__}")
         raise typer.Exit
 
@@ -60,9 +60,9 @@ def root(
         Path | None, typer.Option(metavar="FILE", help="Append everything that is logged to a file, with times.")
     ] = None,
 ) -> None:
-    """Make models narrower: find what can be cut, cut it, repair the rest, prove it and ship it.
+    """Make models narrower: find what can be cut, cut it, refit the rest, verify it and export it.
 
-    -q, -v and --log-file may stand behind the name of a command, too.
+    -q, -v and --log-file may also follow the name of a command.
     """
     logs.configure(-1 if quiet else verbose, log_file)
 
@@ -78,27 +78,27 @@ def inspect(
     ] = None,
     sensitivity: Numbers = None,
     parameter: Annotated[
-        str | None, typer.Option(metavar="GLOB", help="Explain these parameters in full, and nothing else.")
+        str | None, typer.Option(metavar="GLOB", help="Explain only these parameters, in full.")
     ] = None,
     json: Json = False,
 ) -> Show:
-    """Show what can be cut out of a model, what cannot, and why."""
+    """Show which parts of a model can be cut, which cannot, and why."""
     from graphprune import api
     from graphprune.cli import dependencies
     from graphprune.reports import graph_export
 
     program = api.load(model)
-    found = api.analyze(program)
-    graph = graph_export.colored(found.to_networkx(), graph_export.read_numbers(sensitivity) if sensitivity else {})
+    analysis = api.analyze(program)
+    graph = graph_export.colored(analysis.to_networkx(), graph_export.read_numbers(sensitivity) if sensitivity else {})
     writers = (graph_export.write_dot, graph_export.write_graphml, graph_export.write_json)
     for path, write in zip((dot, graphml, graph_json), writers, strict=True):
         if path:
             write(graph, path)
     if json:
-        return partial(print_json, {"model": model, **dependencies.table(program, found, parameter)})
+        return partial(print_json, {"model": model, **dependencies.table(program, analysis, parameter)})
     if parameter:
-        return partial(dependencies.print_explanations, found.explain(parameter))
-    return partial(dependencies.print_tables, model, found)
+        return partial(dependencies.print_explanations, analysis.explain(parameter))
+    return partial(dependencies.print_tables, model, analysis)
 
 
 @app.command()
@@ -114,7 +114,7 @@ def view(
     force: Force = False,
     json: Json = False,
 ) -> Show:
-    """Write a page of HTML that shows the dependency graph, and needs nothing else."""
+    """Write a self-contained HTML page that shows the dependency graph."""
     from graphprune import api
     from graphprune.reports import graph_export
 
@@ -127,13 +127,13 @@ def view(
 @app.command()
 @command
 @options_of(PruneOptions, require=("model", "output", "sparsity|ratio"))
-def prune(given: Values, json: bool) -> Show:
-    """Prune a model and save it, verified, with a report. A run that was killed continues when it is repeated."""
+def prune(options: Values, json: bool) -> Show:
+    """Prune a model and save it, verified, with a report. A killed run continues when it is repeated."""
     from graphprune import api
 
-    result = api.prune(**given)
-    done = "planned" if given.get("plan_only") else "pruned"
-    return _answer(f"{given['model']} {done} into {given['output']}", result.report, json)
+    result = api.prune(**options)
+    done = "planned" if options.get("plan_only") else "pruned"
+    return _answer(f"{options['model']} {done} into {options['output']}", result.report, json)
 
 
 @app.command()
@@ -145,7 +145,7 @@ def apply(
     force: Force = False,
     json: Json = False,
 ) -> Show:
-    """Cut a model by a saved plan."""
+    """Prune a model by a saved plan."""
     from graphprune import api
 
     result = api.apply_plan(model, plan, output=output, force=force)
@@ -155,18 +155,18 @@ def apply(
 @app.command()
 @command
 @options_of(SensitivityOptions, require=("model", "text", "output"))
-def sensitivity(given: Values, json: bool) -> Show:
-    """Measure the loss when each group alone is cut, by several shares, with and without a refit.
+def sensitivity(options: Values, json: bool) -> Show:
+    """Measure the loss when each group alone is cut, at several ratios, with and without a refit.
 
-    Interrupted, the same command continues where it was: finished groups are kept in a folder next to the output.
+    An interrupted command continues when it is repeated: finished groups are stored in a folder next to the output.
     """
     from graphprune import api
     from graphprune.cli import show
 
-    table = api.sensitivity(**given)
+    table = api.sensitivity(**options)
     if json:
         return partial(print_json, table.to_dict())
-    return partial(show.sensitivities, f"{given['model']} on {given['text']}", table)
+    return partial(show.sensitivities, f"{options['model']} on {options['text']}", table)
 
 
 @app.command("eval")
@@ -175,7 +175,7 @@ def evaluate(
     model: Model,
     text: Text,
     length: Length = 512,
-    windows: Annotated[int | None, typer.Option(help="Take only so many windows.", min=1)] = None,
+    windows: Annotated[int | None, typer.Option(help="Use only so many windows, from the first.", min=1)] = None,
     json: Json = False,
 ) -> Show:
     """Measure the perplexity of a language model on a text."""
@@ -192,19 +192,20 @@ def ask(
     first: Annotated[int | None, typer.Option(help="Ask only so many, from the first.", min=1)] = None,
     json: Json = False,
 ) -> Show:
-    """Measure how many questions a language model answers rightly, without examples."""
+    """Measure the zero-shot accuracy of a language model on multiple-choice questions."""
     from graphprune import api
 
-    found = api.ask(model, questions, first=first)
-    told = {"acc": found.acc, "acc_norm": found.acc_norm, "deviation": found.deviation, "questions": len(found.right)}
-    details = {"right": found.right, "right_norm": found.right_norm}
-    return partial(print_json, told | details) if json else partial(tables.facts, f"{model} on {questions}", told)
+    accuracy = api.ask(model, questions, first=first)
+    table = {name: getattr(accuracy, name) for name in ("acc", "acc_norm", "deviation")}
+    table["questions"] = len(accuracy.right)
+    details = {"right": accuracy.right, "right_norm": accuracy.right_norm}
+    return partial(print_json, table | details) if json else partial(tables.facts, f"{model} on {questions}", table)
 
 
 @app.command()
 @command
 def verify(folder: Folder, json: Json = False) -> Show:
-    """Check that a saved folder is whole, loads, and is what its report says."""
+    """Check that a saved folder is complete, loads, and agrees with its report."""
     from graphprune import api
 
     return _answer(f"{folder} is whole", api.verify_folder(folder), json)
@@ -216,14 +217,16 @@ def export(
     folder: Folder,
     target: Annotated[str, typer.Option(help=f"What to write: {', '.join(target_names())}.", show_default=False)],
     output: Output,
-    dtype: Annotated[str | None, typer.Option(help="fp32 or fp16; the target's own if left out.")] = None,
+    dtype: Annotated[str | None, typer.Option(help="fp32 or fp16; the default is that of the target.")] = None,
     quant: Annotated[str, typer.Option(help="Weights in fewer bits: none, int8 or int4.")] = "none",
     opset: Annotated[int | None, typer.Option(help="The version of ONNX operators.")] = None,
     static: Annotated[
         str | None,
         typer.Option(metavar="NAME=N,...", help="Fixed sizes: batch, sequence, past of a cache, written by a decoder."),
     ] = None,
-    portable: Annotated[bool, typer.Option("--portable", help="What most readers take, whatever it costs.")] = False,
+    portable: Annotated[
+        bool, typer.Option("--portable", help="The variant that most readers accept, at the cost of size or speed.")
+    ] = False,
     force: Force = False,
     json: Json = False,
 ) -> Show:
@@ -248,14 +251,14 @@ def export(
 @app.command()
 @command
 def compare(folders: Folders, output: PageFile = None, force: Force = False, json: Json = False) -> Show:
-    """Put pruned models side by side: sizes, quality where it was measured, time, memory."""
+    """Compare pruned models: sizes, measured quality, time, memory."""
     from graphprune import api
     from graphprune.cli import show
 
-    found = api.compare(*folders)
+    comparison = api.compare(*folders)
     if output is not None:
-        found.save(output, force)
-    return partial(print_json, found.to_dict()) if json else partial(show.comparison, found)
+        comparison.save(output, force)
+    return partial(print_json, comparison.to_dict()) if json else partial(show.comparison, comparison)
 
 
 @app.command()
@@ -270,10 +273,10 @@ def recipes(json: Json = False) -> Show:
     return partial(tables.rows, "recipes", ("name", "what it does", "needs"), rows)
 
 
-def _answer(title: str, found: object, json: bool) -> Show:
+def _answer(title: str, result: object, json: bool) -> Show:
     from graphprune.cli import show
     from graphprune.reports.report import Report, plain
 
-    if isinstance(found, Report):
-        return partial(print_json, found.to_dict()) if json else partial(show.report, title, found)
-    return partial(print_json, found) if json else partial(tables.facts, title, plain(found))
+    if isinstance(result, Report):
+        return partial(print_json, result.to_dict()) if json else partial(show.report, title, result)
+    return partial(print_json, result) if json else partial(tables.facts, title, plain(result))

@@ -1,4 +1,4 @@
-"""What the analysis found, for people and for machines."""
+"""Result of the analysis as tables and as JSON."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -14,19 +14,20 @@ from graphprune.ir.program import Program
 MARKS = {Freedom.EXACT: "", Freedom.RESCALED: "~", Freedom.INEXACT: "~", Freedom.PINNED: "!"}
 
 
-def table(program: Program, found: Dependencies, parameters: str | None = None) -> dict[str, Any]:
-    """The groups, the parameters (those that match a glob, if one is given) and operators without a rule, as values."""
-    shares = found.freedom
+def table(program: Program, analysis: Dependencies, parameters: str | None = None) -> dict[str, Any]:
+    """Groups, parameters (all, or those that match a glob) and operators without a rule, as values for JSON."""
+    shares = analysis.freedom
     return {
         "parameters": program.count(),
         "fingerprint": program.fingerprint(),
         "freedom": {"total": shares.total, "counts": dict(shares.counts), "removable": dict(shares.removable)},
-        "groups": [_group(group) for group in found.groups],
+        "groups": [_group(group) for group in analysis.groups],
         "pinned": [
-            {"parameter": p.parameter, "dim": p.dim, "size": p.size, "reasons": list(p.reasons)} for p in found.pinned
+            {"parameter": p.parameter, "dim": p.dim, "size": p.size, "reasons": list(p.reasons)}
+            for p in analysis.pinned
         ],
-        "explanations": [_explanation(explanation) for explanation in found.explain(parameters or "*")],
-        "without_rule": dict(found.opaque),
+        "explanations": [_explanation(explanation) for explanation in analysis.explain(parameters or "*")],
+        "without_rule": dict(analysis.opaque),
     }
 
 
@@ -60,34 +61,38 @@ def _explanation(explanation: Explanation) -> dict[str, Any]:
     }
 
 
-def print_tables(model: str, found: Dependencies) -> None:
-    """How much is free; groups and parameters that are alike in a row; and why the rest stays."""
-    tables.text(f"{model}: {found.freedom}")
-    rows = [[a.label, a.name, n, a.size, a.freedom, a.linked, a.parameters] for a, n in found.alike.items()]
-    tables.rows(f"{len(found.groups)} groups that can be cut", COLUMNS, rows)
-    if found.groups:
-        most = max(found.groups, key=lambda group: len(group.places))
-        tables.text(f"most coupled: {most.size} {most.label}, {most.name}, in {len(most.places)} dimensions of tensors")
-    _print_parameters(found)
-    if found.opaque:
-        tables.rows("operators without a rule, whose axes stay", ("operator", "times"), list(found.opaque.items()))
+def print_tables(model: str, analysis: Dependencies) -> None:
+    """Print the removable share, groups and parameters with similar ones in a row, and why others cannot be cut."""
+    tables.text(f"{model}: {analysis.freedom}")
+    rows = [[a.label, a.name, n, a.size, a.freedom, a.linked, a.parameters] for a, n in analysis.alike.items()]
+    tables.rows(f"{len(analysis.groups)} groups that can be cut", COLUMNS, rows)
+    if analysis.groups:
+        widest = max(analysis.groups, key=lambda group: len(group.places))
+        tables.text(
+            f"most coupled: {widest.size} {widest.label}, {widest.name}, in {len(widest.places)} dimensions of tensors"
+        )
+    _print_parameters(analysis)
+    if analysis.opaque:
+        tables.rows(
+            "operators without a rule, whose axes cannot be cut", ("operator", "times"), list(analysis.opaque.items())
+        )
 
 
 def print_explanations(explanations: Sequence[Explanation]) -> None:
-    """Single parameters in full."""
+    """Print explanations of single parameters."""
     tables.text("\n\n".join(map(str, explanations)))
 
 
-def _print_parameters(found: Dependencies) -> None:
-    """Parameters of like layers in a row; what stays, or is not cut exactly, has a mark and the numbers of reasons."""
+def _print_parameters(analysis: Dependencies) -> None:
+    """Print parameters, similar ones in a row; parts that cannot be cut exactly have a mark and numbers of reasons."""
     numbers: dict[Reason, int] = {}
     alike: Counter[tuple[str, str, str]] = Counter()
-    for explanation in found.explain():
+    for explanation in analysis.explain():
         dims = "; ".join(_marked(dimension, numbers) for dimension in explanation.dimensions)
         alike[kind(explanation.parameter), dims or "a number", explanation.freedom] += 1
     rows = [[name, n, dims, freedom] for (name, dims, freedom), n in alike.items()]
     tables.rows(
-        "parameters (! stays, ~ is cut approximately or rescaled, numbers tell why)",
+        "parameters (! cannot be cut, ~ is cut approximately or rescaled, numbers refer to reasons)",
         ("parameter", "times", "dimensions", "can be cut"),
         rows,
     )
@@ -97,10 +102,10 @@ def _print_parameters(found: Dependencies) -> None:
 
 
 def _marked(dimension: Dimension, numbers: dict[Reason, int]) -> str:
-    """A dimension with marks, such as ``576 = 9 x 64![2]``."""
+    """Text of a dimension with marks, such as ``576 = 9 x 64![2]``."""
     marks = []
     for part in dimension.parts:
         alike = dict.fromkeys(replace(reason, node="") for reason in part.reasons)
-        told = sorted(numbers.setdefault(reason, len(numbers) + 1) for reason in alike)
-        marks.append(MARKS[part.freedom] + (f"[{','.join(map(str, told))}]" if told else ""))
+        references = sorted(numbers.setdefault(reason, len(numbers) + 1) for reason in alike)
+        marks.append(MARKS[part.freedom] + (f"[{','.join(map(str, references))}]" if references else ""))
     return dimension.marked(marks)

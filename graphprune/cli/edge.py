@@ -1,4 +1,4 @@
-"""The edge of the program: errors become one message, an interrupt leaves nothing behind, output stays clean.
+"""Boundary of the command line: errors become one message, interrupts clean up, standard output has answers only.
 
 This file imports no torch, so that help texts are shown at once.
 """
@@ -31,12 +31,12 @@ log = logging.getLogger("graphprune.cli")
 
 
 def command(run: Callable[P, Callable[[], None]]) -> Callable[P, None]:
-    """A command: `run` does the work with standard output closed, and what it returns prints the answer."""
+    """Decorate a command: `run` works with standard output redirected and returns a function that prints the result."""
 
     @wraps(run)
     def guarded(*args: P.args, **kwargs: P.kwargs) -> None:
-        with _told():
-            with redirect_stdout(sys.stderr):  # whatever libraries and user code print is no answer
+        with _report_errors():
+            with redirect_stdout(sys.stderr):  # libraries and user code may print, too
                 show = run(*args, **kwargs)
                 from graphprune.support import distributed
 
@@ -48,20 +48,20 @@ def command(run: Callable[P, Callable[[], None]]) -> Callable[P, None]:
 
 
 def print_json(thing: object) -> None:
-    """One object on standard output."""
+    """Print one object on standard output."""
     from graphprune.reports.report import plain
 
     sys.stdout.write(json.dumps(plain(thing), indent=2, allow_nan=False) + "\n")
 
 
 @contextmanager
-def _told() -> Iterator[None]:
-    """Turn what goes wrong into one message on standard error and an exit status."""
+def _report_errors() -> Iterator[None]:
+    """Convert an exception to one message on standard error and an exit status."""
     try:
         yield
     except (typer.Exit, typer.Abort, SystemExit):
         raise
-    except BrokenPipeError:  # the reader of our output has seen enough
+    except BrokenPipeError:  # the reader of the output has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise typer.Exit(0) from None
     except KeyboardInterrupt as stop:
@@ -77,22 +77,22 @@ def _told() -> Iterator[None]:
 
 
 def message(fault: Exception) -> str:
-    """What a user is told of an error."""
+    """Message for an error."""
     known = fault if isinstance(fault, GraphpruneError) else failed_import(fault)
     if known is not None:
         return str(known)
     if isinstance(fault, OSError) and fault.strerror:
         return f"{fault.filename}: {fault.strerror}" if fault.filename else fault.strerror
     if isinstance(fault, MemoryError):
-        return "there is not enough memory for this model; close other programs or take a smaller one"
+        return "there is not enough memory for this model; close other programs or use a smaller model"
     return (
         f"an unexpected {type(fault).__name__} stopped the command{because(fault)}\n"
-        "Set GRAPHPRUNE_DEBUG=1 to see where it comes from, and please report it."
+        "Set GRAPHPRUNE_DEBUG=1 to see its traceback, and please report it."
     )
 
 
 def prepare() -> None:
-    """Let a request to stop clean up like an interrupt, and keep libraries from talking over the answer."""
+    """Handle termination like an interrupt, and silence warnings and progress of libraries."""
     for name in ("SIGTERM", "SIGHUP"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), _interrupt)

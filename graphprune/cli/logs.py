@@ -1,8 +1,8 @@
-"""What the command line logs, to standard error and to a file.
+"""Logging of the command line, to standard error and to a file.
 
-Standard error has warnings, how a run stays within memory or continues, and progress where no bar is drawn; with
-``-v`` the passes with their seconds too, with ``-vv`` everything, with ``-q`` nothing but errors. A file gets
-everything, with times, whatever the flags.
+Standard error has warnings, the memory estimate of a run, where it continues, and progress where no bar is drawn; with
+``-v`` also the passes with their seconds, with ``-vv`` everything, with ``-q`` only errors. A file gets everything,
+with times, whatever the flags.
 """
 
 import logging
@@ -23,8 +23,8 @@ TIMED = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 log = logging.getLogger("graphprune")
 
 
-class _Shown(logging.StreamHandler):  # type: ignore[type-arg]
-    """Messages on what is standard error at that time."""
+class _StderrHandler(logging.StreamHandler):  # type: ignore[type-arg]
+    """Handler that writes to the standard error of the moment."""
 
     def __init__(self, verbose: int) -> None:
         logging.Handler.__init__(self)
@@ -36,7 +36,7 @@ class _Shown(logging.StreamHandler):  # type: ignore[type-arg]
         return sys.stderr
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Only what the flags ask for; lines of progress only where there is no bar."""
+        """Whether the flags select a message; lines of progress only where no bar is drawn."""
         if record.name == "graphprune.progress" and sys.stderr.isatty():
             return False
         least = (logging.INFO if record.name in ALWAYS else logging.WARNING, logging.INFO, logging.DEBUG)
@@ -50,15 +50,15 @@ class _Shown(logging.StreamHandler):  # type: ignore[type-arg]
 
 
 def configure(verbose: int, file: Path | None = None) -> None:
-    """Log to standard error, the more the higher `verbose` is (-1 is quiet), and everything to a file.
+    """Log to standard error, more with higher `verbose` (-1 is quiet), and everything to a file.
 
     Raises:
         typer.BadParameter: if the file cannot be written.
     """
-    for old in [handler for handler in log.handlers if isinstance(handler, _Shown | logging.FileHandler)]:
+    for old in [handler for handler in log.handlers if isinstance(handler, _StderrHandler | logging.FileHandler)]:
         log.removeHandler(old)
         old.close()
-    log.addHandler(_Shown(verbose))
+    log.addHandler(_StderrHandler(verbose))
     if file is not None:
         try:
             written = logging.FileHandler(file, encoding="utf-8")
@@ -70,8 +70,8 @@ def configure(verbose: int, file: Path | None = None) -> None:
     logging.getLogger("graphprune.bars").setLevel(logging.NOTSET if verbose >= 0 else logging.CRITICAL)
 
 
-def hoisted(words: Sequence[str]) -> list[str]:
-    """A command line with the flags of logging in front of the command's name, wherever they were written."""
+def flags_first(words: Sequence[str]) -> list[str]:
+    """Command line with the flags of logging moved before the name of the command."""
     front, rest, words = list[str](), list[str](), list(words)
     while words and words[0] != "--":
         word = words.pop(0)

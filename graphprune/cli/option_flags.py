@@ -1,4 +1,4 @@
-"""Flags made from the fields of options classes, and their values from the command line and a file."""
+"""Flags from the fields of options classes, and their values from the command line and a file."""
 
 import inspect
 from collections.abc import Callable, Sequence
@@ -8,10 +8,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from graphprune.cli.options import Json
+from graphprune.cli.arguments import Json
 from graphprune.errors import OptionError
 from graphprune.workflows.option_fields import (
-    About,
+    OptionInfo,
     about,
     alternatives,
     described,
@@ -29,20 +29,20 @@ Command = Callable[[Values, bool], Show]
 CONFIG = typer.Option(
     "--config",
     metavar="FILE",
-    help="Take options by their names from this YAML file, such as the run.yaml in the output of a run; options given "
-    "here win. Relative paths start at the current folder.",
+    help="Read options by name from this YAML file, such as the run.yaml in the output of a run; the command line "
+    "takes precedence. Relative paths start at the current folder.",
     show_default=False,
 )
 
 
 def options_of(options: type, *, require: Sequence[str]) -> Callable[[Command], Callable[..., Show]]:
-    """Give a command the flags of an options class.
+    """Decorate a command with the flags of an options class.
 
-    The command receives the values that were given, by name, and whether to print JSON.
+    The command receives the explicit values by name, and whether to print JSON.
 
     Args:
         options: The class.
-        require: Options that must be given, on the command line or in a file; one of those with ``|`` between them.
+        require: Options that must be set, on the command line or in a file; with ``|``, one of several.
     """
     known = {name: one for name, one in described(options).items() if not about(one).python}
     types, owners = hints(options), owners_of(options)
@@ -50,13 +50,16 @@ def options_of(options: type, *, require: Sequence[str]) -> Callable[[Command], 
     def wrap(run: Command) -> Callable[..., Show]:
         @wraps(run)
         def flat(context: typer.Context, config: str | None, json: bool, **values: Any) -> Show:
-            here = {name: value for name, value in values.items() if _is_given(context, name)}
-            given = {**_from_file(config, options), **{name: _parsed(known[name], here[name]) for name in here}}
+            flagged = {name: value for name, value in values.items() if _is_given(context, name)}
+            explicit = {
+                **_from_file(config, options),
+                **{name: _parsed(known[name], flagged[name]) for name in flagged},
+            }
             for names in (words.split("|") for words in require):
-                if given.keys().isdisjoint(names):
+                if explicit.keys().isdisjoint(names):
                     missing = " or ".join(_shown(known[name]) for name in names)
-                    raise OptionError(f"{missing} is missing; give it here, or in a file (--config FILE)")
-            return run(given, json)
+                    raise OptionError(f"{missing} is missing; set it on the command line, or in a file (--config FILE)")
+            return run(explicit, json)
 
         parameters = [
             _parameter("context", typer.Context),
@@ -76,7 +79,7 @@ def _parameter(name: str, annotation: Any, default: Any = inspect.Parameter.empt
 
 
 def _flag(one: "Field[Any]", kind: Any, owner: type, is_required: bool) -> inspect.Parameter:
-    """The parameter of a command for an option of a type, which a class brings."""
+    """Parameter of a command for one option; `owner` is the class that introduces it."""
     known = about(one)
     value: Any = one.default
     default = None if is_required or repeats(kind) else value
@@ -91,13 +94,13 @@ def _flag(one: "Field[Any]", kind: Any, owner: type, is_required: bool) -> inspe
     return _parameter(one.name, Annotated[_type(known, kind), made], default)
 
 
-def _help(known: About, kind: Any, is_required: bool) -> str:
+def _help(known: OptionInfo, kind: Any, is_required: bool) -> str:
     repeated = repeats(kind) and not holds_numbers(kind)
     return f"{known.help[:-1]}{'; repeatable' if repeated else ''}{' (required)' if is_required else ''}."
 
 
-def _type(known: About, kind: Any) -> Any:
-    """What the command line reads for a type: files are strings, several numbers are one word."""
+def _type(known: OptionInfo, kind: Any) -> Any:
+    """Type that the command line parses: paths are strings, several numbers are one word."""
     if known.choices:
         return Literal[known.choices] | None
     if repeats(kind):
@@ -107,7 +110,7 @@ def _type(known: About, kind: Any) -> Any:
 
 
 def _is_given(context: typer.Context, name: str) -> bool:
-    """Was an option given on the command line, and does not have its default?"""
+    """Whether an option is set on the command line, and not by its default."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
@@ -115,16 +118,16 @@ def _is_given(context: typer.Context, name: str) -> bool:
 def _from_file(config: str | None, options: type) -> Values:
     if config is None:
         return {}
-    from graphprune.workflows import run_file  # YAML is read by who needs it
+    from graphprune.workflows import run_file  # imports YAML only where it is needed
 
     return run_file.read(config, options)
 
 
 def _parsed(one: "Field[Any]", value: Any) -> Any:
-    """A value as the options hold it.
+    """Convert a value of the command line to that of the option.
 
     Raises:
-        OptionError: if numbers are not written as ``0.1,0.5``.
+        OptionError: if numbers do not have the form ``0.1,0.5``.
     """
     if isinstance(value, list):
         return tuple(value)
@@ -137,5 +140,5 @@ def _parsed(one: "Field[Any]", value: Any) -> Any:
 
 
 def _shown(one: "Field[Any]") -> str:
-    """An option as the command line writes it."""
+    """Name of an option on the command line."""
     return flags(one)[0].partition("/")[0] if one.kw_only else one.name.upper()

@@ -1,4 +1,4 @@
-"""Answers for people: tables on standard output."""
+"""Print results as tables on standard output."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ from graphprune.reports.report import BUDGETS, Report
 
 
 def report(title: str, made: Report) -> None:
-    """What a run did, in short; the whole is in report.json."""
+    """Print the summary of a run; report.json has the details."""
     alike = Counter((made.labels.get(n, ""), kind_of(n), before, after) for n, (before, after) in made.widths.items())
     seconds = sum(made.seconds.values())
     slowest = max(made.seconds, key=lambda name: made.seconds[name], default="")
@@ -37,33 +37,35 @@ def report(title: str, made: Report) -> None:
 
 
 def export(title: str, made: ExportReport) -> None:
-    """What an exporter wrote, in short; the whole is in its report file."""
+    """Print the summary of an export; its report file has the details."""
     table = {name: value for name, value in made.facts.items() if isinstance(value, str | int | float)}
-    worst = [f"{name}: {found['worst']:.1e}" for name, found in made.facts.get("parity", {}).items()]
+    worst = [f"{name}: {check['worst']:.1e}" for name, check in made.facts.get("parity", {}).items()]
     facts(title, {**table, "largest relative difference": worst, "files": made.files})
 
 
-def sensitivities(title: str, found: Sensitivities) -> None:
-    """The rise of the loss of every group, a column for each share; those that matter most first."""
-    ratios = sorted({trial.ratio for trial in found.trials})
-    cells = {(trial.group, trial.ratio, trial.refitted): f"{trial.loss - found.dense:+.4f}" for trial in found.trials}
-    again = any(trial.refitted for trial in found.trials)
-    order = sorted(found.groups, key=lambda name: -max(trial.loss for trial in found.groups[name]))
+def sensitivities(title: str, measured: Sensitivities) -> None:
+    """Print the rise of the loss of every group, most sensitive first, with a column for each ratio."""
+    ratios = sorted({trial.ratio for trial in measured.trials})
+    cells = {
+        (trial.group, trial.ratio, trial.refitted): f"{trial.loss - measured.dense:+.4f}" for trial in measured.trials
+    }
+    again = any(trial.refitted for trial in measured.trials)
+    order = sorted(measured.groups, key=lambda name: -max(trial.loss for trial in measured.groups[name]))
     table = [
-        [found.labels.get(name, ""), name, found.groups[name][0].size]
+        [measured.labels.get(name, ""), name, measured.groups[name][0].size]
         + ["\n".join(cells.get((name, ratio, way), "-") for way in (False, True)[: 1 + again]) for ratio in ratios]
         for name in order
     ]
-    rows(f"{title}: rise of the loss from {found.dense:.4f} {found.unit}{'; below, refitted' if again else ''}",
-         ["indices", "group", "size", *(f"{ratio:.0%} gone" for ratio in ratios)], table)  # fmt: skip
+    rows(f"{title}: rise of the loss from {measured.dense:.4f} {measured.unit}{'; below, refitted' if again else ''}",
+         ["indices", "group", "size", *(f"{ratio:.0%} removed" for ratio in ratios)], table)  # fmt: skip
 
 
-def comparison(found: Comparison) -> None:
-    """A row a run; an asterisk where no other run is as small and as good."""
-    table = found.to_dict()
+def comparison(compared: Comparison) -> None:
+    """Print a row for each run, with an asterisk where no other run is as small and as good."""
+    table = compared.to_dict()
     texts = table["texts"]
     rows(
-        f"{len(found.runs)} runs" + ("" if table["one_model"] else ", which begin with different models"),
+        f"{len(compared.runs)} runs" + ("" if table["one_model"] else ", which start from different models"),
         [
             "run",
             "recipe",

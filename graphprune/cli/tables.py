@@ -1,4 +1,4 @@
-"""Tables on standard output: names are broken at their dots and slashes only, and numbers stand to the right."""
+"""Tables on standard output: names break at their dots and slashes only, and numbers are aligned to the right."""
 
 import os
 import re
@@ -15,18 +15,18 @@ PIECES = re.compile(r"\S+?(?:[./](?=[a-zA-Z_*-])|\s+|$)|\s+")
 
 
 def facts(title: str, table: Mapping[str, Any]) -> None:
-    """Names and values, one a line; what is empty is omitted."""
+    """Print names and values, one a line; empty values are omitted."""
     known = [(name.replace("_", " "), value) for name, value in table.items() if value not in (None, "", (), [], {})]
     _print(title, Table(show_header=False), [("", "bold"), ("", "")], known)
 
 
 def rows(title: str, columns: Sequence[str], table: Sequence[Sequence[object]]) -> None:
-    """A table with a heading a column."""
+    """Print a table with a heading for each column."""
     _print(title, Table(), [(column, "") for column in columns], table)
 
 
 def text(lines: str) -> None:
-    """Lines as they are."""
+    """Print lines unchanged."""
     _console().print(Text(lines), soft_wrap=True)
 
 
@@ -51,7 +51,7 @@ def _print(title: str, shown: Table, columns: Sequence[tuple[str, str]], table: 
 
 
 def _console() -> Console:
-    """A console as wide as the terminal; without one, as wide as what is printed."""
+    """Console as wide as the terminal, or, without one, as the longest line."""
     console = Console(emoji=False, highlight=False)
     if not console.is_terminal and "COLUMNS" not in os.environ:
         console.width = 10_000
@@ -59,19 +59,19 @@ def _console() -> Console:
 
 
 def fitted(columns: Sequence[Sequence[str]], width: int) -> list[int]:
-    """The width of every column, so that a table fits in `width` letters if its longest pieces do, in few lines."""
+    """Widths of columns, so that a table fits in `width` characters if its longest pieces do, in few lines."""
     lines = [[line for cell in column for line in cell.split("\n")] for column in columns]
-    widths = [max(map(len, found), default=0) for found in lines]
-    least = [max((len(piece.rstrip()) for line in found for piece in pieces(line)), default=0) for found in lines]
-    room = width - 3 * len(widths) - 1
-    while sum(widths) > room and widths != least:
+    widths = [max(map(len, column), default=0) for column in lines]
+    least = [max((len(piece.rstrip()) for line in column for piece in pieces(line)), default=0) for column in lines]
+    available = width - 3 * len(widths) - 1
+    while sum(widths) > available and widths != least:
         narrower = [[n - (i == j) for j, n in enumerate(widths)] for i in range(len(widths)) if widths[i] > least[i]]
         widths = min(narrower, key=lambda tried: (_height(columns, tried), max(tried)))
     return widths
 
 
 def _height(columns: Sequence[Sequence[str]], widths: Sequence[int]) -> int:
-    """The number of lines of a table."""
+    """Number of lines of a table."""
     counted = [
         [broken(cell, width).count("\n") for cell in column] for column, width in zip(columns, widths, strict=True)
     ]
@@ -79,13 +79,13 @@ def _height(columns: Sequence[Sequence[str]], widths: Sequence[int]) -> int:
 
 
 def pieces(line: str) -> list[str]:
-    """The parts of a line between which it may be broken: behind spaces, and behind dots and slashes before a word."""
+    """Parts of a line between which it may break: after spaces, and after dots and slashes before a word."""
     return PIECES.findall(line)
 
 
 @cache
 def broken(cell: str, width: int) -> str:
-    """The same text in lines of no more than `width` letters, as far as its pieces allow."""
+    """Text broken into lines of at most `width` characters, as far as its pieces allow."""
     lines: list[str] = []
     for line in cell.split("\n"):
         lines.append("")
@@ -97,7 +97,7 @@ def broken(cell: str, width: int) -> str:
 
 
 def format_value(value: object) -> str:
-    """A value as text: numbers with separators, a list with an item a line."""
+    """Format a value as text: numbers with separators, a list with one item on each line."""
     if isinstance(value, bool):
         return "yes" if value else ""
     if isinstance(value, int):

@@ -1,1 +1,1 @@
-"""HTML, scatter plots, progress bars and units, for people who look."""
+"""Presentation: HTML, scatter plots, progress bars and units."""

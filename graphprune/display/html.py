@@ -1,6 +1,6 @@
-"""Pages and parts of pages in HTML, from templates that escape whatever is put into them.
+"""Pages and parts of pages in HTML, from templates that escape all values.
 
-A page carries its style and its drawings in itself: it asks for no network, and runs no script.
+A page includes its style and its drawings: it needs no network, and runs no script.
 """
 
 from functools import cache
@@ -12,12 +12,12 @@ from graphprune.display.scatter import short
 
 
 def page(template: str, title: str, **values: Any) -> str:
-    """A whole page around a part."""
+    """Render a whole page around a part."""
     return _environment().get_template("page.html").render(part=template, title=title, **values) + "\n"
 
 
 def part(template: str, **values: Any) -> str:
-    """A part alone, with its style, for a notebook."""
+    """Render a part with its style, for a notebook."""
     return _environment().get_template("part.html").render(part=template, **values)
 
 
@@ -35,19 +35,19 @@ def _environment() -> Environment:
 
 
 def number(value: float) -> str:
-    """A count with separators; another number with four digits that count."""
+    """Count with separators, or another number with four significant digits."""
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:.4g}" if abs(value) < 1000 else f"{value:,.1f}"
 
 
 def percent(share: float) -> str:
-    """A share: 0.2 is 20.0 %."""
+    """Share in percent: 0.2 is 20.0 %."""
     return f"{share:.1%}".replace("%", "\u202f%")
 
 
 def change(after: float, before: float) -> str:
-    """By how much a number rose or fell, in percent."""
+    """Relative change of a number, in percent."""
     if not before:
         return "new" if after else ""
     share = after / before - 1
@@ -55,12 +55,12 @@ def change(after: float, before: float) -> str:
 
 
 def mebibytes(count: int) -> str:
-    """Bytes."""
+    """Bytes in MiB."""
     return f"{count / 2**20:,.0f}\u202fMiB"
 
 
 def seconds(count: float) -> str:
-    """A time, in the unit that suits it."""
+    """Time in a suitable unit."""
     if count >= 120:
         return f"{int(count) // 60}\u202fmin {int(count) % 60}\u202fs"
     return f"{count:.3g}\u202fs" if count >= 0.1 else f"{count * 1000:.0f}\u202fms"

@@ -1,4 +1,4 @@
-"""Progress of long work: a bar on a terminal and in a notebook, a line every half minute elsewhere."""
+"""Progress of long work: a bar on a terminal and in a notebook, otherwise a line every half minute."""
 
 import logging
 import sys
@@ -12,27 +12,26 @@ from tqdm import TqdmWarning
 
 from graphprune.support import distributed
 
-with warnings.catch_warnings():  # without ipywidgets tqdm warns, and draws the bar of a notebook with letters
+with warnings.catch_warnings():  # without ipywidgets tqdm warns, and draws the bar of a notebook as text
     warnings.simplefilter("ignore", TqdmWarning)
     from tqdm.auto import tqdm
 
 Step = Callable[..., None]
 EVERY = 30.0  # seconds between two lines
-REDRAWN = 1.0  # seconds after which the clock of a bar moves although nothing is finished
+REDRAWN = 1.0  # seconds between updates of the clock of a bar
 LINE = "{desc}: {n_fmt}/{total_fmt}, {elapsed} elapsed, {remaining} remaining"
 
 log = logging.getLogger("graphprune.progress")
-bars = logging.getLogger("graphprune.bars")  # logs nothing: where it is disabled for warnings, nothing is drawn
+bars = logging.getLogger("graphprune.bars")  # a switch that logs nothing: disabled for warnings, it hides bars
 
 
 @contextmanager
 def progress(what: str, total: int) -> Iterator[Step]:
-    """Show how far `what` has come and how long it still takes.
+    """Show the progress of `what` and its remaining time.
 
     The yielded function advances by one, or by its argument. A bar disappears when the work is done. Lines go to the
-    logger ``graphprune.progress``, or to standard error where that logger shows none and there is no bar. With the
-    logger ``graphprune.bars`` disabled for warnings nothing is drawn, and other processes of a run than the first are
-    silent.
+    logger ``graphprune.progress``, or to standard error if that logger is disabled and there is no bar. No bar is drawn
+    if the logger ``graphprune.bars`` is disabled for warnings. Only the first process of a run shows progress.
     """
     quiet = not bars.isEnabledFor(logging.WARNING)
     if distributed.rank() > 0 or (quiet and not log.isEnabledFor(logging.INFO)):
@@ -59,12 +58,12 @@ def progress(what: str, total: int) -> Iterator[Step]:
 
 
 def _ignore(count: int = 1) -> None:
-    """Advance nothing that is shown."""
+    """Ignore progress that is not shown."""
 
 
 @contextmanager
 def _repeated(seconds: float, action: Callable[[], object]) -> Iterator[None]:
-    """Repeat an action every so many seconds while the block runs; never for 0 seconds."""
+    """Repeat an action at an interval while the block runs; never for 0 seconds."""
     stop = Event()
 
     def work() -> None:

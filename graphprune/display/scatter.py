@@ -1,4 +1,4 @@
-"""Where the points of a drawing stand: sizes from left to right, a loss from bottom to top on a logarithmic scale."""
+"""Layout of a scatter plot: sizes on the horizontal axis, a loss on the logarithmic vertical axis."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,14 +6,16 @@ from math import ceil, floor, log, log10
 
 WIDTH, HEIGHT = 900.0, 400.0
 LEFT, RIGHT, TOP, BOTTOM = 64.0, 24.0, 18.0, 46.0  # margins
-ALIKE = 0.005  # sizes that differ by no more are the same, so that a single parameter makes no run the smallest
-LETTER, LINE = 6.6, 15.0  # the size of a letter, about
+ALIKE = 0.005  # relative difference up to which sizes count as equal
+LETTER, LINE = 6.6, 15.0  # approximate width and height of a letter
 
 
 @dataclass(frozen=True)
 class Point:
-    """A run in numbers: what it has left, and how bad it is. `ahead`: no other is smaller and better; `dense`: it was
-    not pruned."""
+    """Size and loss of a run.
+
+    `ahead`: no other run is as small and as good; `dense`: the model is not pruned.
+    """
 
     name: str
     size: float
@@ -24,7 +26,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Mark:
-    """A point in the drawing, with its label and where that ends or begins."""
+    """Point in the drawing, with the position and anchor of its label."""
 
     point: Point
     x: float
@@ -36,7 +38,7 @@ class Mark:
 
 @dataclass(frozen=True)
 class Tick:
-    """A place on an axis."""
+    """Tick of an axis."""
 
     at: float
     text: str
@@ -44,7 +46,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Plot:
-    """A drawing of `WIDTH` x `HEIGHT`; `frontier` holds the points of a line."""
+    """Drawing of `WIDTH` x `HEIGHT`; `frontier` holds the points of a line."""
 
     marks: Sequence[Mark]
     frontier: str
@@ -59,7 +61,7 @@ class Plot:
 
 
 def ahead(points: Sequence[Point]) -> list[bool]:
-    """Of which points is no other as small and as good, and smaller or better? Sizes within `ALIKE` are the same."""
+    """Whether each point is on the frontier: no other is as small and as good, and smaller or better."""
 
     def beats(other: Point, one: Point) -> bool:
         smaller = other.size * (1 + ALIKE) < one.size
@@ -71,7 +73,7 @@ def ahead(points: Sequence[Point]) -> list[bool]:
 
 
 def plot(points: Sequence[Point]) -> Plot:
-    """The drawing of some points, of which there is one at least; all losses are above zero."""
+    """Lay out at least one point; all losses are above zero."""
     sizes, losses = [p.size for p in points], [log(p.loss) for p in points]
     low, high = _padded(min(sizes), max(sizes))
     bottom, top = _padded(min(losses), max(losses))
@@ -85,7 +87,7 @@ def plot(points: Sequence[Point]) -> Plot:
     placed = [(p, across(p.size), up(p.loss)) for p in points]
     line = sorted((x, y) for p, x, y in placed if p.ahead)
     return Plot(
-        _labelled(placed),
+        _labeled(placed),
         " ".join(f"{x:.1f},{y:.1f}" for x, y in line),
         [Tick(across(value), short(value)) for value in _even(low, high)],
         [Tick(up(value), short(value)) for value in _rising(bottom, top)],
@@ -93,7 +95,7 @@ def plot(points: Sequence[Point]) -> Plot:
 
 
 def short(value: float) -> str:
-    """A number on an axis: 1.2 M."""
+    """Short number for an axis: 1.2 M."""
     for unit, name in ((1e9, " G"), (1e6, " M"), (1e3, " K")):
         if value >= unit:
             return f"{value / unit:.4g}{name}"
@@ -101,9 +103,9 @@ def short(value: float) -> str:
 
 
 def _padded(low: float, high: float) -> tuple[float, float]:
-    """Some room at both ends; room at all where there is one value only."""
-    room = 0.08 * (high - low) or 0.05 * abs(high) or 0.05
-    return low - room, high + room
+    """Range with a margin at both ends, also for a single value."""
+    margin = 0.08 * (high - low) or 0.05 * abs(high) or 0.05
+    return low - margin, high + margin
 
 
 def _even(low: float, high: float) -> list[float]:
@@ -114,15 +116,15 @@ def _even(low: float, high: float) -> list[float]:
 
 
 def _rising(bottom: float, top: float) -> list[float]:
-    """Round numbers with logarithms between two: 1, 2, 5 and ten times those; even ones where these are too few."""
+    """Round numbers with logarithms in a range: 1, 2, 5 times powers of ten, or evenly spaced ones if too few."""
     decades = range(floor(bottom / log(10)), ceil(top / log(10)) + 1)
-    found = [digit * 10.0**power for power in decades for digit in (1, 2, 5)]
-    found = [value for value in found if bottom <= log(value) <= top]
-    return found if len(found) > 2 else _even(2.718281828459045**bottom, 2.718281828459045**top)
+    values = [digit * 10.0**power for power in decades for digit in (1, 2, 5)]
+    values = [value for value in values if bottom <= log(value) <= top]
+    return values if len(values) > 2 else _even(2.718281828459045**bottom, 2.718281828459045**top)
 
 
-def _labelled(placed: Sequence[tuple[Point, float, float]]) -> list[Mark]:
-    """Labels above their points, to the right, moved up as long as they would lie on another."""
+def _labeled(placed: Sequence[tuple[Point, float, float]]) -> list[Mark]:
+    """Place labels above and to the right of their points, and move them up until none overlaps another."""
     taken: list[tuple[float, float, float]] = []
     marks = []
     for point, x, y in sorted(placed, key=lambda item: -item[2]):

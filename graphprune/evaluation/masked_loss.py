@@ -1,4 +1,4 @@
-"""The loss of a model whose groups are cut, without cutting: zeros at the removed indices say the same."""
+"""Loss of a pruned model without cutting it: zeros at the removed indices have the same effect."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,19 +18,19 @@ from graphprune.ir.weights import Masked, Weights
 from graphprune.planning.plan import Rows, by_parameter, primes_to_keep
 from graphprune.statistics.collector import Calibration, input_leaf
 
-MAX_BATCHES = 4  # on which a loss is measured, at most
-CHECKPOINTS = 16  # places in the dense model from which a run may start, about
+MAX_BATCHES = 4  # for one measurement of the loss
+CHECKPOINTS = 16  # approximate number of segments of the dense model from which a run may start
 
-Outputs = dict[int, Tensor]  # by their place among all outputs
+Outputs = dict[int, Tensor]  # by position among all outputs
 
 
 @dataclass(frozen=True)
 class Objective:
-    """How bad a model gets, on calibration inputs that no refit is fitted to.
+    """Loss of a model on held-out calibration inputs, which no refit is fitted to.
 
-    Of a causal language model the loss is the mean negative log likelihood of the next token, in nats; of any other
-    model the squared error of its outputs, relative to those of the dense model. A plan is judged with zeros in the
-    place of what it removes: the same as a cut of groups that are exact or rescaled, and near it for others.
+    For a causal language model it is the mean negative log likelihood of the next token, in nats; for any other model
+    the squared error of its outputs, relative to those of the dense model. A plan is evaluated with zeros at the
+    removed indices, which equals a cut for exact and rescaled groups, and approximates it for others.
     """
 
     program: Program
@@ -38,7 +38,7 @@ class Objective:
 
     @classmethod
     def of(cls, program: Program) -> "Objective":
-        """The objective on held-out batches of the program's calibration.
+        """Objective on held-out batches of the program's calibration.
 
         Raises:
             CalibrationError: if there is no calibration.
@@ -51,31 +51,30 @@ class Objective:
 
     @cached_property
     def dense(self) -> float:
-        """The loss of the model as it is."""
+        """Loss of the dense model."""
         return self._mean(dense.loss for dense in self._dense)
 
     def loss(self, groups: Mapping[str, Rows]) -> float:
-        """The loss when groups keep these rows of indices, and others everything."""
+        """Loss when groups retain only these rows of indices."""
         dependencies = self.program.fact(Dependencies)
         keep = by_parameter(dependencies, primes_to_keep(dependencies, groups))
         first = self.first_segment(keep)
         if first == len(self.segments):
             return self.dense
         masked = replace(self.program, weights=Masked(self.program.weights, keep))
-        found = (_run(masked, self.segments, self._known[i], *self._start(i, first)) for i in range(len(self.batches)))
-        return self._mean(self._judge(i, outputs) for i, (outputs, _) in enumerate(found))
+        runs = (_run(masked, self.segments, self._known[i], *self._start(i, first)) for i in range(len(self.batches)))
+        return self._mean(self._judge(i, outputs) for i, (outputs, _) in enumerate(runs))
 
     def first_segment(self, names: Collection[str]) -> int:
-        """The place of the first segment that reads one of these parameters; behind the last if none does."""
-        wanted = set(names)
-        found = (i for i, segment in enumerate(self.segments) if segment.weights(self.program) & wanted)
-        return next(found, len(self.segments))
+        """Index of the first segment that reads one of these parameters; the number of segments if none does."""
+        readers = (i for i, segment in enumerate(self.segments) if segment.weights(self.program) & set(names))
+        return next(readers, len(self.segments))
 
     @torch.no_grad()
     def losses_from(self, start: int, entries: Sequence[Any], trials: Sequence["ChangedWeights"]) -> list[float]:
-        """The losses of models with other weights, of batches that enter segment `start` as `entries`.
+        """Losses of models with changed weights, for batches whose inputs of segment `start` are `entries`.
 
-        All go through a segment before the next one is loaded.
+        All models run a segment before the next one is loaded.
         """
         leaves, last = _leaves(self.program), len(self.segments) - 1
         states = [list(entries) for _ in trials]
@@ -91,18 +90,18 @@ class Objective:
                     if at == last:  # at once, since logits of a large vocabulary would fill the memory
                         parts[t].append(self._judge(i, outputs[t][i]))
                         outputs[t][i] = {}
-        return [self._mean(found) for found in parts]
+        return [self._mean(part) for part in parts]
 
     def loss_of(self, program: Program) -> float:
-        """The loss of another program with the same inputs and outputs."""
+        """Loss of another program with the same inputs and outputs."""
         whole = split(program, frozenset())
         known = Constants(program)
-        found = (_run(program, whole, known.of(leaves)) for leaves in self.batches)
-        return self._mean(self._judge(i, outputs) for i, (outputs, _) in enumerate(found))
+        runs = (_run(program, whole, known.of(leaves)) for leaves in self.batches)
+        return self._mean(self._judge(i, outputs) for i, (outputs, _) in enumerate(runs))
 
     @cached_property
     def is_language_model(self) -> bool:
-        """Is it a causal language model: does it say for every token, from those up to it, which one is next?"""
+        """Whether the model is a causal language model: its logits predict the next token from the tokens up to it."""
         if "input_ids" not in self.program.inputs[1]:
             return False
         logits, ids = _first(_run(self.program, self.segments, self._known[0])[0]), self._leaf(0, "input_ids")
@@ -116,11 +115,11 @@ class Objective:
 
     @staticmethod
     def _mean(parts: Iterable[tuple[float, int]]) -> float:
-        found = list(parts)
-        return sum(total for total, _ in found) / max(sum(count for _, count in found), 1)
+        pairs = list(parts)
+        return sum(total for total, _ in pairs) / max(sum(count for _, count in pairs), 1)
 
     def _judge(self, i: int, outputs: Outputs) -> tuple[float, int]:
-        """The loss of batch `i`, and the count of what it sums up."""
+        """Summed loss of batch `i`, and the number of its terms."""
         if self.is_language_model:
             ids = self._leaf(i, "input_ids")
             assert ids is not None
@@ -129,13 +128,13 @@ class Objective:
         return sum(_error(new, old[at]) for at, new in outputs.items()), len(old)
 
     def _leaf(self, i: int, name: str) -> Tensor | None:
-        """The input of that name in batch `i`."""
-        found: Tensor | None = input_leaf(self.program, self.batches[i], name)
-        return found
+        """Input of this name in batch `i`."""
+        leaf: Tensor | None = input_leaf(self.program, self.batches[i], name)
+        return leaf
 
     @cached_property
     def segments(self) -> list[Segment]:
-        """The segments of the dense graph."""
+        """Segments of the dense graph."""
         return split_at_linear_layers(self.program)
 
     @cached_property
@@ -148,26 +147,26 @@ class Objective:
 
     @cached_property
     def _dense(self) -> list["_Dense"]:
-        """What the dense model makes of every batch."""
+        """Results of the dense model on every batch."""
         step = len(self.segments) // CHECKPOINTS + 1
-        places, found = range(step, len(self.segments), step), list[_Dense]()
+        starts, results = range(step, len(self.segments), step), list[_Dense]()
         for i, known in enumerate(self._known):
-            outputs, entries = _run(self.program, self.segments, known, places=places)
+            outputs, entries = _run(self.program, self.segments, known, starts=starts)
             # Logits of a large vocabulary would fill the memory, and nothing is compared with them.
-            found.append(_Dense({}, entries, self._judge(i, outputs)) if self.is_language_model
-                         else _Dense(outputs, entries, (0.0, len(outputs))))  # fmt: skip
-        return found
+            results.append(_Dense({}, entries, self._judge(i, outputs)) if self.is_language_model
+                           else _Dense(outputs, entries, (0.0, len(outputs))))  # fmt: skip
+        return results
 
     def _start(self, i: int, first: int) -> tuple[int, Any]:
-        """The last remembered place before segment `first`, and what enters there in batch `i`."""
+        """Last stored start up to segment `first`, and the values that enter it in batch `i`."""
         entries = self._dense[i].entries
-        at = max((place for place in entries if place <= first), default=0)
+        at = max((start for start in entries if start <= first), default=0)
         return at, entries.get(at)
 
 
 @dataclass(frozen=True)
 class ChangedWeights:
-    """Weights of which those called `names` differ from the dense model's."""
+    """Weights that differ from those of the dense model in `names`."""
 
     weights: Weights
     names: Collection[str]
@@ -175,8 +174,11 @@ class ChangedWeights:
 
 @dataclass(frozen=True)
 class _Dense:
-    """What the dense model makes of a batch: outputs, if they are to be compared with; what enters some segments, by
-    their places; and the loss, with the count by which it is to be divided."""
+    """Results of the dense model on a batch.
+
+    They are outputs, if others are compared with them, inputs of some segments by index, and the summed loss with the
+    number of its terms.
+    """
 
     outputs: Outputs
     entries: Mapping[int, Any]
@@ -186,12 +188,12 @@ class _Dense:
 @torch.no_grad()
 def _run(
     program: Program, segments: Sequence[Segment], known: Mapping[str, Any], start: int = 0, entry: Any = None,
-    places: Collection[int] = (),
+    starts: Collection[int] = (),
 ) -> tuple[Outputs, dict[int, Any]]:  # fmt: skip
-    """A batch through the segments from `start` on: the outputs made there, and what enters segments at `places`."""
+    """Run a batch through the segments from `start` on; return its outputs, and the inputs of segments in `starts`."""
     leaves, outputs, entries = _leaves(program), Outputs(), dict[int, Any]()
     for i, segment in enumerate(segments[start:], start):
-        if i in places:
+        if i in starts:
             entries[i] = entry
         entry, seen = run(segment, program, load_weights(segment, program, program.weights), known, entry, leaves)
         outputs |= _outputs(segment, leaves, seen)
@@ -199,30 +201,30 @@ def _run(
 
 
 def _leaves(program: Program) -> list[str]:
-    """The names of the nodes of all outputs; nothing where one is no node."""
+    """Names of the nodes of all outputs; empty where an output is no node."""
     (output,) = (node for node in program.graph.nodes if node.op == "output")
     return [leaf.name if isinstance(leaf, fx.Node) else "" for leaf in pytree.tree_leaves(output.args)]
 
 
 def _outputs(segment: Segment, leaves: Sequence[str], seen: Mapping[str, Any]) -> Outputs:
-    """The outputs that a segment makes, of all that was seen there."""
-    found = {at: seen[name] for at, name in enumerate(leaves) if name in segment.names}
-    return {at: v for at, v in found.items() if isinstance(v, Tensor) and v.is_floating_point()}
+    """Outputs of the program among the values that a segment computed."""
+    values = {at: seen[name] for at, name in enumerate(leaves) if name in segment.names}
+    return {at: v for at, v in values.items() if isinstance(v, Tensor) and v.is_floating_point()}
 
 
 def _first(outputs: Outputs) -> Tensor:
-    """The first output: of a language model its logits."""
+    """First output, which is the logits of a language model."""
     return outputs[min(outputs)] if outputs else torch.zeros(())
 
 
 def _likelihood(logits: Tensor, ids: Tensor, mask: Tensor | None) -> tuple[float, int]:
-    """The negative log likelihoods of all tokens but the first, in nats, summed; and how many there are."""
+    """Summed negative log likelihood of all tokens except the first, in nats, and the number of these tokens."""
     seen = torch.ones_like(ids) if mask is None or mask.shape != ids.shape else mask
-    wanted = (seen[:, 1:] != 0).flatten()
-    rows, targets = logits[:, :-1].flatten(0, 1)[wanted], ids[:, 1:].flatten()[wanted]
+    attended = (seen[:, 1:] != 0).flatten()
+    rows, targets = logits[:, :-1].flatten(0, 1)[attended], ids[:, 1:].flatten()[attended]
     return negative_log_likelihood(rows, targets), len(targets)
 
 
 def _error(new: Tensor, old: Tensor) -> float:
-    """The squared error, relative to the squares of the dense output."""
+    """Squared error relative to the squares of the dense output."""
     return float((new - old).double().square().sum() / old.double().square().sum().clamp(min=1e-30))

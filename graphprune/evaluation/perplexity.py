@@ -1,4 +1,4 @@
-"""How well a language model predicts a text, and how fast; how many inputs a classifier gets right."""
+"""Perplexity and speed of language models; accuracy of classifiers."""
 
 import math
 import statistics
@@ -20,12 +20,12 @@ from graphprune.statistics import texts
 from graphprune.statistics.collector import token_inputs
 
 Model = Program | Callable[..., Any]
-_ROWS = 512  # of logits whose softmax is computed at once
+_ROWS = 512  # rows of logits in one softmax
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured; `nll` is the mean negative log likelihood of a predicted token, in nats."""
+    """Perplexity on windows of a text; `nll` is the mean negative log likelihood of a predicted token, in nats."""
 
     perplexity: float
     nll: float
@@ -36,13 +36,13 @@ class Evaluation:
 
     @property
     def tokens_per_second(self) -> float:
-        """Tokens that went through the model in a second, the computation of the likelihood included."""
+        """Tokens per second, including the computation of the likelihood."""
         return self.windows * self.length / self.seconds
 
 
 @dataclass(frozen=True)
 class Speed:
-    """How many tokens went through a forward pass in a second, in the median of some passes."""
+    """Throughput of forward passes, from their median time."""
 
     tokens_per_second: float
     seconds: float
@@ -51,21 +51,21 @@ class Speed:
 
 @dataclass(frozen=True)
 class Classified:
-    """Which inputs a classifier got right, in their order."""
+    """Whether a classifier is right on each input, in their order."""
 
     right: tuple[bool, ...]
     seconds: float
 
     @property
     def accuracy(self) -> float:
-        """The share that is right."""
+        """Share of correct inputs."""
         return sum(self.right) / len(self.right)
 
 
 def evaluate(
     model: Program | Path | str, text: str | Path, *, length: int = 512, windows: int | None = None, batch: int = 4
 ) -> Evaluation:
-    """Measure a program, or the model of a Hugging Face folder, on consecutive windows of a text (see `corpus.read`).
+    """Measure a program, or the model of a Hugging Face folder, on consecutive windows of a text (see `texts.read`).
 
     Raises:
         LoadError: if the model, its tokenizer or the text cannot be read.
@@ -77,7 +77,7 @@ def evaluate(
 
 
 def windows_of(folder: Path, text: str | Path, length: int, count: int | None) -> Tensor:
-    """The first windows of a text, shape (count, length), by the tokenizer of a folder; all if `count` is None.
+    """First windows of a text, shape (count, length), by the tokenizer of a folder; all if `count` is None.
 
     Raises:
         LoadError: if the tokenizer or the text cannot be read.
@@ -85,28 +85,30 @@ def windows_of(folder: Path, text: str | Path, length: int, count: int | None) -
     """
     ids = texts.windows(model_folder.tokenizer(folder), texts.read(text), length)
     if count is not None and len(ids) < count:
-        raise CalibrationError(f"the text {text} has {len(ids)} windows of {length} tokens, {count} were asked for")
+        raise CalibrationError(f"the text {text} has {len(ids)} windows of {length} tokens, expected {count}")
     return ids[:count]
 
 
 def tokenizer_folder(model: Program | Path | str) -> Path:
-    """Where the tokenizer of a model lies.
+    """Folder of the tokenizer of a model.
 
     Raises:
-        CalibrationError: if it came from no folder.
+        CalibrationError: if the program was not loaded from a folder.
     """
     if not isinstance(model, Program):
         return Path(model)
     if model.source is None:
-        raise CalibrationError("the program came from no folder, so it has no tokenizer; use perplexity with token ids")
+        raise CalibrationError(
+            "the program was not loaded from a folder and has no tokenizer; use perplexity with token ids"
+        )
     return model.source.path
 
 
 def perplexity(model: Model, windows: Tensor, *, batch: int = 4) -> Evaluation:
-    """Measure how well each token is predicted from those before it in its window.
+    """Measure the perplexity of each token given the tokens before it in its window.
 
     `windows` are token ids of shape ``(n, length)``; a model that is no program is called with `input_ids`.
-    Logits are turned into likelihoods some rows at a time, since a large vocabulary makes them large.
+    Likelihoods are computed some rows at a time, since logits of a large vocabulary are large.
 
     Raises:
         CalibrationError: if the likelihoods are not finite.
@@ -129,22 +131,22 @@ def perplexity(model: Model, windows: Tensor, *, batch: int = 4) -> Evaluation:
 
 @dataclass(frozen=True)
 class PerplexityTest:
-    """Texts that a language model is measured on before and after something, read once: windows of token ids."""
+    """Evaluation texts for a language model before and after pruning, read once: windows of token ids by text."""
 
     windows: Mapping[str, Tensor]
 
     @classmethod
     def of(cls, program: Program, texts: Sequence[str | Path], length: int, count: int) -> "PerplexityTest":
-        """The first windows of some texts, by the tokenizer of a program.
+        """First windows of some texts, by the tokenizer of a program.
 
         Raises:
             LoadError: if a text or the tokenizer cannot be read.
-            CalibrationError: if a text is too short, or the program came from no folder.
+            CalibrationError: if a text is too short, or the program was not loaded from a folder.
         """
         return cls({str(text): windows_of(tokenizer_folder(program), text, length, count) for text in texts})
 
     def perplexities(self, model: Model) -> dict[str, float]:
-        """The perplexity on every text, by its name.
+        """Perplexity on every text, by its name.
 
         Raises:
             CalibrationError: if the likelihoods are not finite, or the model is no language model.
@@ -153,10 +155,10 @@ class PerplexityTest:
 
 
 def classify(model: Model, batches: Iterable[tuple[Inputs, Tensor]]) -> Classified:
-    """Count how often the highest score is that of the right class.
+    """Measure how often the highest score is that of the right class.
 
-    Every batch is a call ``(args, kwargs)`` of the model, and the numbers of the right classes, shape ``(n,)``. The
-    model returns their scores, shape ``(n, classes)``: alone, first in a tuple, or as `logits`.
+    Every batch has the arguments ``(args, kwargs)`` of a call, and the right classes, shape ``(n,)``. The model returns
+    scores, shape ``(n, classes)``: alone, first in a tuple, or as `logits`.
 
     Raises:
         CalibrationError: if there is no batch, or the model returns other things, or numbers that are not finite.
@@ -190,7 +192,7 @@ def tokens_per_second(model: Model, windows: Tensor, *, repeats: int = 5) -> Spe
 
 
 def logits_function(model: Model) -> Callable[[Tensor], Tensor]:
-    """From token ids to logits of shape ``(batch, length, vocabulary)``."""
+    """Function from token ids to logits of shape ``(batch, length, vocabulary)``."""
     if not isinstance(model, Program):
         return lambda ids: logits(model(input_ids=ids))
     module, program = model.module(), model
@@ -198,23 +200,25 @@ def logits_function(model: Model) -> Callable[[Tensor], Tensor]:
 
 
 def logits(output: Any, rank: int = 3) -> Tensor:
-    """The scores in what a model returns: of every token (rank 3), or of the whole input (rank 2).
+    """Logits in the output of a model: of every token (rank 3), or of the whole input (rank 2).
 
     Raises:
-        CalibrationError: if there are none of this rank.
+        CalibrationError: if it has none of this rank.
     """
-    found = output["logits"] if isinstance(output, dict) else getattr(output, "logits", output)
-    found = found[0] if isinstance(found, tuple | list) else found
-    if not isinstance(found, Tensor) or found.dim() != rank:
+    scores = output["logits"] if isinstance(output, dict) else getattr(output, "logits", output)
+    scores = scores[0] if isinstance(scores, tuple | list) else scores
+    if not isinstance(scores, Tensor) or scores.dim() != rank:
         kind, what = type(output).__name__, "language model" if rank == 3 else "classifier"
-        where = "for every token" if rank == 3 else "of shape (inputs, classes)"
-        raise CalibrationError(f"the model returns a {kind} without logits {where}: it is no {what}")
-    return found
+        scope = "for every token" if rank == 3 else "of shape (inputs, classes)"
+        raise CalibrationError(f"the model returns a {kind} without logits {scope}: it is no {what}")
+    return scores
 
 
 def negative_log_likelihood(rows: Tensor, targets: Tensor) -> float:
-    """The negative log likelihoods of tokens, shape (n,), by logits of shape (n, vocabulary), summed in double
-    precision; some rows at a time, since a large vocabulary makes them large."""
+    """Summed negative log likelihood of tokens, shape (n,), by logits of shape (n, vocabulary).
+
+    It is summed in double precision, some rows at a time, since logits of a large vocabulary are large.
+    """
     parts = zip(torch.split(rows, _ROWS), torch.split(targets, _ROWS), strict=True)
     return sum(cross_entropy(row.float(), target, reduction="none").double().sum().item() for row, target in parts)
 

@@ -1,6 +1,6 @@
-"""Proof by numbers: two programs that must agree are run on fresh random inputs.
+"""Numerical equivalence: two programs that must agree are run on fresh random inputs.
 
-Programs run one after the other, with the weights of at most one segment in memory (see `streamed`).
+Programs run one after the other, with the weights of at most one segment in memory (see `interpreter`).
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,13 +19,13 @@ from graphprune.ir.program import Inputs, Program
 from graphprune.ir.weights import KeepByName, Masked
 
 RTOL = 1e-4  # of the largest reference value, in float32
-STORED = 1e-5  # the same where float64 computes with weights that are stored in float32
-DOUBLE = 1e-7  # the same in float64, where a small difference is no rounding
+STORED = 1e-5  # in float64 with weights that are stored in float32
+DOUBLE = 1e-7  # in float64, where a small difference is no rounding
 
 
 @dataclass(frozen=True)
 class Verification:
-    """How far two programs were apart: the greatest difference, relative to the greatest reference value."""
+    """Result of a comparison: the greatest difference, relative to the greatest reference value."""
 
     max_error: float
     tolerance: float
@@ -33,16 +33,16 @@ class Verification:
 
 
 class _ApartError(VerificationError):
-    """Shapes agree and all numbers are finite, but some are too far apart."""
+    """Shapes agree and all numbers are finite, but some differ too much."""
 
 
-def compare(reference: Any, got: Any, what: str, tolerance: float | None = None) -> Verification:
+def compare(reference: Any, output: Any, what: str, tolerance: float | None = None) -> Verification:
     """Compare two outputs, leaf by leaf.
 
     Raises:
         VerificationError: if shapes or numbers disagree, or a number is not finite.
     """
-    pairs = list(zip(_numbers(reference), _numbers(got), strict=True))
+    pairs = list(zip(_numbers(reference), _numbers(output), strict=True))
     worst, allowed = 0.0, 0.0
     for i, (a, b) in enumerate(pairs):
         allowed = max(allowed, tolerance or _tolerance(a))
@@ -55,31 +55,31 @@ def compare(reference: Any, got: Any, what: str, tolerance: float | None = None)
 
 
 def mask_program(program: Program, keep: KeepByName) -> Program:
-    """The program with zeros wherever `keep` leaves something out, in its old shapes.
+    """Program with zeros outside the indices in `keep`, in the original shapes.
 
-    A direction keeps the vectors whose magnitudes are zero, for nought has no direction: 0 / 0 is no number.
+    The direction of a weight norm is not masked where its magnitude is, because the direction of zero would be 0 / 0.
     """
-    found = [direction_of(node) for node in program.graph.nodes]
-    spared = {(program.name(str(v.target)), dim) for v, dim in filter(None, found)}
+    directions = [direction_of(node) for node in program.graph.nodes]
+    spared = {(program.name(str(v.target)), dim) for v, dim in filter(None, directions)}
     zeros = {n: {dim: i for dim, i in dims.items() if (n, dim) not in spared} for n, dims in keep.items()}
     return replace(program, weights=Masked(program.weights, zeros))
 
 
 def direction_of(node: fx.Node) -> tuple[fx.Node, int] | None:
-    """The parameter that gives a weight its direction, and the dimension along which another one gives lengths."""
+    """Direction parameter of a weight norm, and the dimension of its magnitudes."""
     if node.target is not torch.ops.aten._weight_norm.default:
         return None
     v, g = node.args[:2]
     if not isinstance(v, fx.Node) or not isinstance(g, fx.Node) or v.op != "get_attr" or g.op != "get_attr":
         return None
     dim: Any = node.args[2] if len(node.args) > 2 else 0
-    return (v, dim) if dim >= 0 and len(v.users) == 1 else None  # -1 stands for one length of all
+    return (v, dim) if dim >= 0 and len(v.users) == 1 else None  # -1: a single magnitude
 
 
 def verify_cut(program: Program, small: Program, keep: KeepByName, seeds: tuple[int, ...] = (0, 1)) -> Verification:
-    """See that `small` gives the numbers of `program` masked, on inputs of other sizes than the traced ones too.
+    """Check that `small` has the outputs of the masked `program`, also on inputs of other sizes than the traced ones.
 
-    Where large values cancel, rounding alone can set programs in single precision apart; those must agree in double.
+    Where large values cancel, rounding in single precision can exceed the tolerance; then both must agree in double.
 
     Raises:
         VerificationError: if it does not.
@@ -97,22 +97,22 @@ def verify_cut(program: Program, small: Program, keep: KeepByName, seeds: tuple[
 
 
 def _is_single(leaf: Tensor) -> bool:
-    """Is it of a type whose rounding double precision takes away?"""
+    """Whether the type is one whose rounding double precision removes."""
     return leaf.dtype in float64.WIDER or not (leaf.is_floating_point() or leaf.is_complex())
 
 
 def _agreement(expected: Sequence[Any], outputs: Sequence[Any], tolerance: float | None = None) -> Verification:
-    found = [compare(a, b, "masked and cut program", tolerance) for a, b in zip(expected, outputs, strict=True)]
-    return Verification(max(v.max_error for v in found), max(v.tolerance for v in found), len(found))
+    cases = [compare(a, b, "masked and cut program", tolerance) for a, b in zip(expected, outputs, strict=True)]
+    return Verification(max(v.max_error for v in cases), max(v.tolerance for v in cases), len(cases))
 
 
 def _agreement_in_double(
     programs: tuple[Program, Program], cases: Sequence[Inputs], seeds: Sequence[int], fault: VerificationError
 ) -> Verification:
-    """The same in double precision; the `fault` found in single if they are apart there too, or cannot run so."""
+    """Compare in double precision; raise the `fault` of single precision if the programs still differ."""
     wide = [float64.inputs(case) for case in cases]
     try:
-        with float64.default(), _running():  # not every operator takes double precision
+        with float64.default(), _running():  # not every operator supports double precision
             expected, outputs = [interpreter.run(float64.program(program), wide, seeds) for program in programs]
         return _agreement(expected, outputs, STORED)
     except VerificationError:
@@ -121,7 +121,7 @@ def _agreement_in_double(
 
 @contextmanager
 def _running() -> Iterator[None]:
-    """A cut program must take whatever the original takes."""
+    """Report errors of a cut program on inputs that the original accepts."""
     try:
         yield
     except GraphpruneError:
@@ -135,19 +135,19 @@ def _running() -> Iterator[None]:
 
 @torch.no_grad()
 def run(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], seed: int = 0) -> Any:
-    """What a module makes of copies of its inputs, into which it may write, drawing the random numbers of a seed."""
+    """Output of a module on copies of its inputs, which it may change, with random numbers from a seed."""
     args, kwargs = pytree.tree_map_only(Tensor, Tensor.clone, (args, dict(kwargs)))
     with seeded(seed):
         return module(*args, **kwargs)
 
 
 def _run(program: Program, seeds: tuple[int, ...]) -> tuple[list[Inputs], list[Any]]:
-    """Fresh inputs of sizes that the program takes, larger ones for odd seeds, and what it makes of them."""
+    """Fresh inputs of sizes that the program accepts, larger ones for odd seeds, and its outputs."""
     cases: list[Inputs] = [fresh_inputs(program, seed, grow=seed % 2) for seed in seeds]
     try:
         return cases, interpreter.run(program, cases, seeds)
     except RuntimeError:
-        pass  # some sizes must be even, or stay as they are, and no symbol says so
+        pass  # some sizes must be even, or are fixed, without a constraint on their symbol
     cases = [fresh_inputs(program, seed) for seed in seeds]
     return cases, interpreter.run(program, cases, seeds)
 
@@ -176,42 +176,42 @@ def _fresh(leaf: Any, val: Any, generator: torch.Generator, grow: int) -> Any:
 
 
 def _is_dynamic(size: Any) -> bool:
-    """May a size change? A symbol may have turned out to be a number."""
+    """Whether a size may change; a symbol may be bound to a number."""
     return not isinstance(size, int) and size.node.maybe_as_int() is None
 
 
 def _numbers(output: Any) -> list[Tensor]:
-    """The leaves that are tensors or numbers."""
+    """Leaves that are tensors or numbers."""
     leaves = pytree.tree_leaves(output)
     return [torch.as_tensor(leaf) for leaf in leaves if isinstance(leaf, Tensor | int | float | complex)]
 
 
 def _tolerance(reference: Tensor) -> float:
-    """What rounding may make of a number of that type; integers count as computed in float32."""
+    """Tolerance for rounding in this type; integers count as computed in float32."""
     if not reference.is_floating_point() or reference.dtype == torch.float32:
         return RTOL
     return DOUBLE if reference.dtype == torch.float64 else 16 * torch.finfo(reference.dtype).eps
 
 
-def _error(reference: Tensor, got: Tensor, what: str) -> float:
-    if reference.shape != got.shape:
+def _error(reference: Tensor, output: Tensor, what: str) -> float:
+    if reference.shape != output.shape:
         raise VerificationError(
-            f"{what}: shapes are {tuple(reference.shape)} and {tuple(got.shape)}; nothing was saved"
+            f"{what}: shapes are {tuple(reference.shape)} and {tuple(output.shape)}; nothing was saved"
         )
-    if not torch.isfinite(got).all():
+    if not torch.isfinite(output).all():
         raise VerificationError(
             f"{what}: it holds numbers that are not finite (see that those of the model are; a file of its weights may "
             "be damaged); nothing was saved"
         )
     if not reference.numel():
         return 0.0
-    wide = torch.promote_types(torch.promote_types(reference.dtype, got.dtype), torch.float64)
-    a, b = reference.detach().to(wide), got.detach().to(wide)
+    wide = torch.promote_types(torch.promote_types(reference.dtype, output.dtype), torch.float64)
+    a, b = reference.detach().to(wide), output.detach().to(wide)
     return float((a - b).abs().max()) / max(float(a.abs().max()), torch.finfo(torch.float32).tiny)
 
 
 def verify_finite(program: Program, seeds: tuple[int, ...] = (0, 1)) -> Verification:
-    """See that the program runs and gives finite numbers, on inputs of other sizes than the traced ones too.
+    """Check that the program runs and has finite outputs, also on inputs of other sizes than the traced ones.
 
     Raises:
         VerificationError: if it does not.

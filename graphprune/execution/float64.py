@@ -1,4 +1,4 @@
-"""Programs and inputs in double precision: what differs there too is no rounding of single precision."""
+"""Programs and inputs in double precision, in which differences are not due to rounding."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,16 +18,16 @@ WIDER = {torch.float32: torch.float64, torch.complex64: torch.complex128}
 
 @dataclass(frozen=True)
 class _Doubled(DerivedWeights):
-    """The weights of `base`, in double precision where they are in single."""
+    """Weights of `base`, in double precision where they are in single."""
 
     def __getitem__(self, name: str) -> Tensor:
         return _wide(self.base[name])
 
 
 def program(single: Program) -> Program:
-    """The program with the same weights, computing in double precision wherever it does in single.
+    """Convert a program to compute in double precision wherever it computes in single, with the same weights.
 
-    Graphs inside of operators (loops, branches) stay as they are.
+    Graphs inside of operators (loops, branches) are unchanged.
     """
     graph = copy_graph(single.graph)
     for node in graph.nodes:
@@ -36,14 +36,14 @@ def program(single: Program) -> Program:
 
 
 def inputs(single: Inputs) -> Inputs:
-    """The same numbers."""
-    found: Inputs = pytree.tree_map_only(Tensor, _wide, single)
-    return found
+    """Convert inputs to double precision."""
+    converted: Inputs = pytree.tree_map_only(Tensor, _wide, single)
+    return converted
 
 
 @contextmanager
 def default() -> Iterator[None]:
-    """Operators that are told no type make double precision here."""
+    """Make double precision the default dtype in the block."""
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float64)
     try:

@@ -1,4 +1,4 @@
-"""Whole programs, run a node at a time with few of their weights in memory: for models that are larger than it."""
+"""Run whole programs a node at a time with few weights in memory, for models that exceed it."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,12 +14,11 @@ from graphprune.ir.program import Inputs, Program
 
 @torch.no_grad()
 def run(program: Program, cases: Sequence[Inputs], seeds: Sequence[int]) -> list[Any]:
-    """What ``program.module()`` makes of copies of each case's inputs, bit for bit, without loading all weights.
+    """Outputs of ``program.module()`` on copies of each case's inputs, bit for bit, without loading all weights.
 
-    A weight is read, for all cases at once, when the first node of a segment asks for it, and dropped after the last
-    one there that does: at most the weights of one segment are held, most often that of one operator. Values are
-    dropped after their last use. Every case draws the random numbers of its seed, and has its own copy of each buffer
-    that a run writes into.
+    A weight is read for all cases at the first node of a segment that uses it, and dropped after the last: at most the
+    weights of one segment are held, most often those of one operator. Values are dropped after their last use. Every
+    case draws the random numbers of its seed, and has its own copy of each buffer that a run writes to.
 
     Raises:
         LoadError: if a weight cannot be read.
@@ -45,7 +44,7 @@ def run(program: Program, cases: Sequence[Inputs], seeds: Sequence[int]) -> list
 
 @dataclass
 class _Case:
-    """One run: the values that are alive, the buffers that it writes into, and the state of its random numbers."""
+    """Run of one case: its live values, the buffers that it writes to, and the state of its random numbers."""
 
     program: Program
     values: dict[str, Any]
@@ -71,7 +70,7 @@ class _Case:
             del self.values[name]
 
     def outputs(self) -> Any:
-        """The values of the output node, in the structure that the module returns."""
+        """Values of the output node, in the structure that the module returns."""
 
         def value(node: fx.Node) -> Any:
             return self._attribute(node, self.program.weights) if node.op == "get_attr" else self.values[node.name]
@@ -87,35 +86,35 @@ class _Case:
 
 
 def _reads(program: Program) -> dict[fx.Node, list[str]]:
-    """The names of the weights that each operator reads; what a run writes into belongs to each case."""
+    """Names of the weights that each operator reads, without buffers that a run writes to: each case has its own."""
     shared = program.shapes().keys() - program.written()
-    found = {}
+    reads = {}
     for node in program.graph.nodes:
         names = dict.fromkeys(program.name(str(n.target)) for n in node.all_input_nodes if n.op == "get_attr")
-        found[node] = [name for name in names if name in shared]
-    return found
+        reads[node] = [name for name in names if name in shared]
+    return reads
 
 
 def _last_uses(program: Program) -> dict[fx.Node, list[str]]:
-    """Which values no node after this one uses."""
-    found: dict[fx.Node, list[str]] = {}
+    """Values by the node that uses them last."""
+    by_node: dict[fx.Node, list[str]] = {}
     seen: set[fx.Node] = set()
     for node in reversed(program.graph.nodes):
-        for used in (node, *node.all_input_nodes):  # a value that nobody uses is dropped at once
+        for used in (node, *node.all_input_nodes):  # an unused value is dropped at once
             if used not in seen and used.op != "get_attr":
                 seen.add(used)
-                found.setdefault(node, []).append(used.name)
-    return found
+                by_node.setdefault(node, []).append(used.name)
+    return by_node
 
 
 def _last_reads(program: Program, reads: Mapping[fx.Node, Sequence[str]]) -> dict[fx.Node, list[str]]:
-    """Which weights no node of the same segment reads after this one; outside segments, every node reads anew."""
+    """Weights by the node of a segment that reads them last; outside of segments, every node reads its own."""
     segments = [segment.nodes for segment in split(program, {node.name for node in activation_nodes(program)})]
     inside = {node for nodes in segments for node in nodes}
     alone = [(node,) for node in program.graph.nodes if node.op == "call_function" and node not in inside]
-    found: dict[fx.Node, list[str]] = {}
+    by_node: dict[fx.Node, list[str]] = {}
     for nodes in (*segments, *alone):
         last = {name: node for node in nodes for name in reads[node]}
         for name, node in last.items():
-            found.setdefault(node, []).append(name)
-    return found
+            by_node.setdefault(node, []).append(name)
+    return by_node

@@ -20,7 +20,7 @@ from graphprune.support.atomic_output import write_durably
 from graphprune.support.packages import failed_import, load, onnxruntime
 
 FORMAT = 1
-MIN_SECONDS = 0.03  # for which a subgraph is run repeatedly; the fastest block of runs counts
+MIN_SECONDS = 0.03  # minimum time of repeated runs of a subgraph; the fastest block of runs counts
 PROVIDERS = {"onnxruntime": "CPUExecutionProvider", "onnxruntime-cuda": "CUDAExecutionProvider"}
 RUNTIMES = (*PROVIDERS, "torch")
 
@@ -29,7 +29,7 @@ Shape = tuple[tuple[int, ...], torch.dtype]
 
 @dataclass(frozen=True)
 class Subgraph:
-    """Some operators as a graph of their own with static sizes; `shapes` are those of inputs and attributes."""
+    """Separate graph of some operators with static sizes; `shapes` are those of inputs and attributes."""
 
     graph: fx.Graph
     shapes: Mapping[str, Shape]
@@ -37,7 +37,7 @@ class Subgraph:
 
     @property
     def text(self) -> str:
-        """Everything that the latency depends on: equal subgraphs have equal texts."""
+        """Text of everything that the latency depends on; equal subgraphs have equal texts."""
         number = {node: f"%{i}" for i, node in enumerate(self.graph.nodes)}
         lines = []
         for node in self.graph.nodes:
@@ -48,11 +48,11 @@ class Subgraph:
 
     @property
     def key(self) -> str:
-        """A hash of the text."""
+        """Hash of the text."""
         return hashlib.sha256(self.text.encode()).hexdigest()[:16]
 
     def module(self) -> tuple[fx.GraphModule, list[Tensor]]:
-        """A module with random weights, and random inputs; integers are zero, a valid index."""
+        """Module with random weights, and random inputs; integers are zero, a valid index."""
         values = {name: _random(*shape) for name, shape in self.shapes.items()}
         inputs = [values[str(node.target)] for node in self.graph.nodes if node.op == "placeholder"]
         return fx.GraphModule({**self.submodules, **values}, self.graph).eval(), inputs
@@ -60,7 +60,7 @@ class Subgraph:
 
 @dataclass
 class LatencyTable:
-    """Latencies in seconds by the key of a subgraph, of one runtime on one machine; stored at `path` if it is given."""
+    """Latencies in seconds by the key of a subgraph, for one runtime on one machine; stored at `path` if it is set."""
 
     runtime: str
     machine: str
@@ -69,7 +69,7 @@ class LatencyTable:
 
     @classmethod
     def open(cls, path: str | Path | None, runtime: str) -> "LatencyTable":
-        """The table stored in a file; a new one if there is no file; without a path, that of this process.
+        """Read the table in a file, or make a new one if the file is missing; without a path, use that of this process.
 
         Raises:
             LoadError: if the file is no table, or one of another runtime.
@@ -85,7 +85,7 @@ class LatencyTable:
             readable = data["format"] == FORMAT
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
             raise LoadError(
-                f"{path} is no table of latencies{misread(fault)}; name another file to have one made"
+                f"{path} is no table of latencies{misread(fault)}; name a new file to measure again"
             ) from fault
         if not readable or table.runtime != runtime:
             raise LoadError(
@@ -100,7 +100,7 @@ class LatencyTable:
             write_durably(self.path, json.dumps(data, indent=1))
 
     def seconds_of(self, subgraph: Subgraph) -> float:
-        """The latency of a subgraph in seconds, measured once.
+        """Latency of a subgraph in seconds, measured once.
 
         Raises:
             PlanError: if the runtime cannot run it.
@@ -114,7 +114,7 @@ _known: dict[str, LatencyTable] = {}
 
 
 def machine(runtime: str) -> str:
-    """The package, its version, the number of threads and the processor of a measurement."""
+    """Description of a measurement: the package and its version, the number of threads, and the processor."""
     package = {"onnxruntime": "onnxruntime", "onnxruntime-cuda": "onnxruntime-gpu", "torch": "torch"}[runtime]
     try:
         release = version(package)
@@ -125,7 +125,7 @@ def machine(runtime: str) -> str:
 
 @torch.no_grad()
 def measure(subgraph: Subgraph, runtime: str) -> float:
-    """The latency of a subgraph in seconds: the fastest of several blocks of runs.
+    """Measure the latency of a subgraph in seconds: the fastest of several blocks of runs.
 
     Raises:
         PlanError: if the runtime cannot run it.
@@ -135,7 +135,7 @@ def measure(subgraph: Subgraph, runtime: str) -> float:
     try:
         run = _in_torch(module, inputs) if runtime == "torch" else _in_onnxruntime(module, inputs, PROVIDERS[runtime])
         run()
-    except Exception as fault:  # exporters and runtimes raise what they like
+    except Exception as fault:  # exporters and runtimes raise anything
         shown = subgraph.text.replace("\n", "; ")[:300]
         raise failed_import(fault) or PlanError(
             f"{runtime} cannot run a part of the model, so its latency is unknown{because(fault)}\n"
@@ -150,7 +150,7 @@ def _in_torch(module: fx.GraphModule, inputs: list[Tensor]) -> Callable[[], obje
 
 
 def _in_onnxruntime(module: fx.GraphModule, inputs: list[Tensor], provider: str) -> Callable[[], object]:
-    """A call of an ONNX Runtime session whose inputs and outputs remain on the device."""
+    """Call of an ONNX Runtime session whose inputs and outputs remain on the device."""
     load("onnxscript")
     with quiet_exporters():
         program = torch.onnx.export(module, tuple(inputs), dynamo=True, verbose=False)
@@ -159,7 +159,7 @@ def _in_onnxruntime(module: fx.GraphModule, inputs: list[Tensor], provider: str)
     options.intra_op_num_threads, options.log_severity_level = torch.get_num_threads(), 3
     session = onnxruntime.InferenceSession(program.model_proto.SerializeToString(), options, providers=[provider])
     if session.get_providers()[0] != provider:
-        raise RuntimeError(f"there is no {provider} here")
+        raise RuntimeError(f"{provider} is not available")
     device = "cuda" if provider.startswith("CUDA") else "cpu"
     binding = session.io_binding()
     for argument, value in zip(session.get_inputs(), inputs, strict=True):

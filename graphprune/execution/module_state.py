@@ -1,5 +1,4 @@
-"""Modules as they are captured and checked, for a while: in evaluation mode, every keyword in the signature, without
-traces of a run afterwards, and quietly."""
+"""Context managers for capturing and checking modules: evaluation mode, signature, preserved state, quiet exporters."""
 
 import inspect
 import io
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode; afterwards each of its parts has its own mode again."""
+    """Put a module into evaluation mode for the block, and restore the mode of each submodule afterwards."""
     modes = [(part, part.training) for part in module.modules()]
     module.train(False)
     try:
@@ -27,9 +26,9 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def named_keywords(module: nn.Module, names: Iterable[str]) -> Iterator[None]:
-    """Let the signature of `module.forward` name every keyword of a call that it takes as one of ``**kwargs``.
+    """Add the names of keywords that `module.forward` takes as ``**kwargs`` to its signature.
 
-    torch.export binds dynamic sizes to arguments by that signature, and loses those that it does not name.
+    torch.export binds dynamic sizes to arguments by the signature, and ignores those of other keywords.
     """
     signature = inspect.signature(module.forward)
     named = {p.name: p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD}
@@ -55,13 +54,15 @@ def named_keywords(module: nn.Module, names: Iterable[str]) -> Iterator[None]:
 
 @contextmanager
 def preserved_state(module: nn.Module) -> Iterator[None]:
-    """Take back what runs write into a module: its buffers, the attributes of its parts, and what lies in the tables
-    and lists among these, where some keep what they computed once, and torch keeps hooks."""
+    """Restore the state of a module after the block: buffers, attributes of submodules, and their dicts and lists.
+
+    Models cache values in such dicts and lists, and torch stores hooks in them.
+    """
     parts = [vars(part) for part in module.modules()]
     inside = [value for part in parts for value in part.values()]
     tables = [*parts, *(value for value in inside if isinstance(value, dict))]
     lists = [value for value in inside if isinstance(value, list)]
-    before, items = [dict(table) for table in tables], [list(found) for found in lists]
+    before, items = [dict(table) for table in tables], [list(values) for values in lists]
     held = [(tensor, tensor.detach().clone()) for table in before for tensor in table.values() if _is_buffer(tensor)]
     try:
         yield
@@ -69,8 +70,8 @@ def preserved_state(module: nn.Module) -> Iterator[None]:
         for table, old in zip(tables, before, strict=True):
             table.clear()
             table.update(old)
-        for found, own in zip(lists, items, strict=True):
-            found[:] = own
+        for values, own in zip(lists, items, strict=True):
+            values[:] = own
         with torch.no_grad():
             for tensor, numbers in held:
                 tensor.copy_(numbers)
@@ -78,7 +79,7 @@ def preserved_state(module: nn.Module) -> Iterator[None]:
 
 @contextmanager
 def quiet_exporters() -> Iterator[None]:
-    """Exporters write progress to standard output, which belongs to the caller."""
+    """Suppress progress that exporters write to standard output, which belongs to the caller."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir", "torch.export")]
     levels = [logger.level for logger in loggers]
     with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
@@ -94,7 +95,7 @@ def quiet_exporters() -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Some models draw random numbers, to hash or to mask: what is compared must draw the same."""
+    """Seed random numbers in the block: compared models that draw some, to hash or to mask, must draw the same."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         yield

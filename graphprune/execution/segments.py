@@ -1,6 +1,6 @@
-"""Segments: stretches of the graph between places where a single activation is alive.
+"""Segments: consecutive nodes of the graph between points where a single activation is live.
 
-Values that depend on no parameter (masks, rotary tables) are constants here: they are made once a batch.
+Values that depend on no parameter (masks, rotary tables) are constants, which are computed once per batch.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -16,12 +16,12 @@ from graphprune.axes.groups import Dependencies
 from graphprune.ir.program import Program
 from graphprune.ir.weights import Weights
 
-CONSTANT_BYTES = 1 << 26  # bytes of constants that are kept; more are made anew for each segment
+CONSTANT_BYTES = 1 << 26  # bytes of cached constants; others are computed again for each segment
 
 
 @dataclass(frozen=True)
 class Segment:
-    """Consecutive nodes that read one activation, `entry` (None for the first), and leave one, `exit`."""
+    """Consecutive nodes that read one activation, `entry` (None for the first), and compute one, `exit`."""
 
     nodes: tuple[fx.Node, ...]
     entry: fx.Node | None
@@ -29,27 +29,27 @@ class Segment:
 
     @property
     def names(self) -> set[str]:
-        """The names of its nodes."""
+        """Names of its nodes."""
         return {node.name for node in self.nodes}
 
     def weights(self, program: Program) -> set[str]:
-        """The names under which the parameters and buffers that it reads are stored."""
+        """Stored names of the parameters and buffers that it reads."""
         return program.names(n for node in self.nodes for n in node.all_input_nodes)
 
     def upstream_of(self, names: Collection[str]) -> "Segment":
-        """The part that makes the values of these nodes; what does not lead to them is left out."""
+        """Part of the segment that the values of these nodes depend on."""
         nodes = {node.name: node for node in self.nodes}
-        wanted, stack = set[str](), list(names)
+        needed, stack = set[str](), list(names)
         while stack:
             node = nodes.get(stack.pop())
-            if node is not None and node.name not in wanted:
-                wanted.add(node.name)
+            if node is not None and node.name not in needed:
+                needed.add(node.name)
                 stack += [n.name for n in node.all_input_nodes]
-        return Segment(tuple(node for node in self.nodes if node.name in wanted), self.entry, None)
+        return Segment(tuple(node for node in self.nodes if node.name in needed), self.entry, None)
 
 
 def split(program: Program, busy: Collection[str]) -> list[Segment]:
-    """Cut the graph wherever one activation is alive, so that every segment but the last holds a `busy` node."""
+    """Split the graph where a single activation is live, so that every segment except the last has a `busy` node."""
     active = activation_nodes(program)
     position = {node: i for i, node in enumerate(program.graph.nodes)}
     last_use = {node: max((position[user] for user in node.users), default=-1) for node in active}
@@ -60,32 +60,34 @@ def split(program: Program, busy: Collection[str]) -> list[Segment]:
     for node in (n for n in program.graph.nodes if n in active):
         run.append(node)
         live = {n for n in (*live, node) if last_use[n] > position[node]}
-        left = next(iter(live)) if len(live) == 1 else None
-        if left is not None and isinstance(left.meta.get("val"), Tensor) and any(n.name in busy for n in run):
-            segments.append(Segment(tuple(run), entry, left))
-            run, entry = [], left
+        exit = next(iter(live)) if len(live) == 1 else None
+        if exit is not None and isinstance(exit.meta.get("val"), Tensor) and any(n.name in busy for n in run):
+            segments.append(Segment(tuple(run), entry, exit))
+            run, entry = [], exit
     return [*segments, Segment(tuple(run), entry, None)] if run else segments
 
 
 def split_at_linear_layers(program: Program) -> list[Segment]:
-    """The graph, cut so that every segment but the last holds a linear map."""
+    """Split the graph so that every segment except the last has a linear operator."""
     return split(program, {consumer.node for consumer in program.fact(Dependencies).consumers})
 
 
 def activation_nodes(program: Program) -> set[fx.Node]:
-    """The operator nodes whose values depend on a parameter."""
-    found: set[fx.Node] = set()
+    """Operator nodes whose values depend on a parameter."""
+    active: set[fx.Node] = set()
     sources = {n for n in program.tensors() if program.name(str(n.target)) in program.parameters}
     for node in program.graph.nodes:
-        if node.op == "call_function" and any(n in found or n in sources for n in node.all_input_nodes):
-            found.add(node)
-    return found
+        if node.op == "call_function" and any(n in active or n in sources for n in node.all_input_nodes):
+            active.add(node)
+    return active
 
 
 @dataclass
 class Constants:
-    """The values of inputs, and of all nodes that depend on no parameter: made once for all batches that are alike in
-    the inputs which those nodes read, as long as they take at most `most` bytes."""
+    """Values of inputs, and of all nodes that depend on no parameter.
+
+    They are computed once for batches that agree in the inputs of those nodes, while they take at most `most` bytes.
+    """
 
     program: Program
     most: int = CONSTANT_BYTES
@@ -93,16 +95,16 @@ class Constants:
     made: list[tuple[list[Any], dict[str, Any]]] = field(default_factory=list)
 
     def of(self, leaves: Sequence[Any]) -> dict[str, Any]:
-        """Those of a batch of input leaves, by name."""
+        """Constants of a batch of input leaves, by name."""
         inputs = dict(zip(self._inputs, leaves, strict=True))
         read = [inputs[name] for name in self._read]
-        found = next((made for known, made in self.made if all(map(_same, known, read))), None)
-        if found is None:
-            found = self._evaluated(inputs)
-            self.made.append((read, found))
+        constants = next((made for known, made in self.made if all(map(_same, known, read))), None)
+        if constants is None:
+            constants = self._evaluated(inputs)
+            self.made.append((read, constants))
             while self.made and sum(_bytes(values) for _, values in self.made) > self.most:
                 del self.made[0]
-        return {name: to_device(inputs[name], self.device) for name in self._used.intersection(inputs)} | found
+        return {name: to_device(inputs[name], self.device) for name in self._used.intersection(inputs)} | constants
 
     def _evaluated(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         values = dict(inputs)
@@ -121,13 +123,13 @@ class Constants:
 
     @cached_property
     def _read(self) -> list[str]:
-        """The inputs that the nodes read."""
+        """Names of the inputs that the nodes read."""
         read = {n.name for node in self._nodes for n in node.all_input_nodes}
         return [name for name in self._inputs if name in read]
 
     @cached_property
     def _used(self) -> set[str]:
-        """What the rest of the graph reads."""
+        """Names of the values that the rest of the graph reads."""
         return {n.name for node in self._active for n in node.all_input_nodes}
 
     @cached_property
@@ -146,7 +148,7 @@ def _bytes(values: Mapping[str, Any]) -> int:
 
 
 def evaluate_node(node: fx.Node, values: Mapping[str, Any], attribute: Any) -> Any:
-    """The value of one operator node."""
+    """Value of one operator node."""
 
     def value(n: fx.Node) -> Any:
         return attribute(n) if n.op == "get_attr" else values[n.name]
@@ -156,14 +158,14 @@ def evaluate_node(node: fx.Node, values: Mapping[str, Any], attribute: Any) -> A
 
 
 def to_device(value: Any, device: torch.device | str | None) -> Any:
-    """A tensor on a device, if one is given; whatever else it is stays as it is."""
+    """Move a tensor to a device, if one is set; other values are returned unchanged."""
     return value.to(device=device, non_blocking=True) if isinstance(value, Tensor) else value
 
 
 def load_weights(
     segment: Segment, program: Program, weights: Weights, device: torch.device | str | None = None
 ) -> dict[str, Tensor]:
-    """The weights that a segment reads, on a device if one is given."""
+    """Weights that a segment reads, on a device if one is set."""
     names = (name for name in segment.weights(program) if name in weights)
     return {name: to_device(weights[name], device) for name in names}
 
@@ -176,9 +178,9 @@ def run(
     entry: Any,
     watch: Collection[str] = (),
 ) -> tuple[Any, dict[str, Any]]:
-    """Run a segment on one batch: its exit value, and the values of the nodes in `watch`.
+    """Run a segment on one batch; return its exit value, and the values of the nodes in `watch`.
 
-    Values are dropped after their last use, so that memory is bounded by what is alive.
+    Values are dropped after their last use, so that memory is bounded by live values.
     """
     values = dict(known)
     if segment.entry is not None:
@@ -195,13 +197,13 @@ def run(
 
 
 def _last_uses(segment: Segment) -> dict[int, list[str]]:
-    """Which values of the segment are used last at which of its nodes."""
+    """Values by the index of the node of the segment that uses them last."""
     last = {n.name: i for i, node in enumerate(segment.nodes) for n in node.all_input_nodes}
-    found: dict[int, list[str]] = {}
+    by_index: dict[int, list[str]] = {}
     for name, i in last.items():
         if segment.exit is None or name != segment.exit.name:
-            found.setdefault(i, []).append(name)
-    return found
+            by_index.setdefault(i, []).append(name)
+    return by_index
 
 
 def _buffer(program: Program, node: fx.Node) -> Any:

@@ -1,1 +1,1 @@
-"""The program: an FX graph with its weights, how both are stored, and how a graph is printed."""
+"""Programs: an FX graph with its weights, storage of both, and the printed form of graphs."""

@@ -1,4 +1,4 @@
-"""Weights that are read from the disk while a device is busy with those before them."""
+"""Prefetching: weights are read from the disk while a device computes with earlier ones."""
 
 from collections.abc import Collection
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -12,7 +12,7 @@ from graphprune.ir.weights import DerivedWeights
 
 @dataclass(frozen=True)
 class Prefetched(DerivedWeights):
-    """The weights of `base`; those that are expected are read ahead, into memory from which a GPU copies by itself."""
+    """Weights of `base`; expected ones are read ahead, for a GPU into pinned memory."""
 
     device: str
     ready: dict[str, "Future[Tensor]"] = field(default_factory=dict)
@@ -20,9 +20,9 @@ class Prefetched(DerivedWeights):
     reader: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
 
     def prefetch(self, names: Collection[str]) -> None:
-        """Begin to read these, unless segments run where the weights are read to.
+        """Start to read these weights, unless segments run on the CPU.
 
-        What was expected before the last time, and nobody has asked for since, is let go.
+        Weights that were prefetched before the last call, and not read since, are dropped.
         """
         if self.device == "cpu":
             return

@@ -1,4 +1,4 @@
-"""A program: an FX graph over ATen operators, weights by name, and what is known about both."""
+"""Program: an FX graph over ATen operators, weights by name, and facts about both."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -20,24 +20,26 @@ F = TypeVar("F")
 SHOWN = 4  # inputs in a program's text
 Inputs = tuple[tuple[Any, ...], Mapping[str, Any]]
 
-#: How facts that follow from a program alone are derived where no pass left them.
+#: Functions that derive facts from a program alone, where no pass has made them.
 DERIVED: "dict[type, Callable[[Program], Any]]" = {}
 
 
 @dataclass(frozen=True)
 class Source:
-    """Where a program came from: a folder or file, and the text that a user gave for it."""
+    """Source of a program: a folder, a file, or the name of a callable."""
 
     path: Path
     kind: str  # "huggingface", "pt2" or "python"
-    dtype: torch.dtype = torch.float32  # in which the weights are stored
+    dtype: torch.dtype = torch.float32  # of the stored weights
     dropped: tuple[str, ...] = ()  # entries of its lists of modules that the program does not have
 
 
 @dataclass(frozen=True)
 class Rewritten:
-    """A fact: the program that this one was cut from, what was kept of its parameters and of its groups, which
-    weights were multiplied, and how the original module can follow."""
+    """Fact of a cut program: the original, retained indices of its parameters and groups, and rescaled weights.
+
+    `follow` applies the cut to the original module.
+    """
 
     original: "Program"
     keep: KeepByName
@@ -48,10 +50,10 @@ class Rewritten:
 
 @dataclass(frozen=True)
 class Dropped:
-    """A fact: the program from which blocks were dropped, their names there, and how the original module can follow.
+    """Fact of a program with dropped blocks: the original, and the names of the blocks in it.
 
-    `follow` takes blocks out of a module and returns what it found and how to undo it; it is None if the module cannot
-    follow, since parts of blocks were dropped.
+    `follow` removes the blocks from a module, and returns the result of the write-back and a function that undoes it.
+    It is None if parts of blocks were dropped, which a module cannot follow.
     """
 
     original: "Program"
@@ -61,10 +63,10 @@ class Dropped:
 
 @dataclass(frozen=True)
 class Factored:
-    """A fact: the program of which weights became factors of a low rank, and the rank of each.
+    """Fact of a factorized program: the original, and the rank of each factorized weight.
 
-    `errors` holds the relative squared error of the outputs of each map before and after the fit to calibration
-    inputs, `left` what was left as it is, and why.
+    `errors` holds the relative squared error of the outputs of each linear layer before and after the fit to
+    calibration inputs; `left` has the reasons for weights that were not factorized.
     """
 
     original: "Program"
@@ -75,11 +77,11 @@ class Factored:
 
 @dataclass(frozen=True)
 class Rotatable:
-    """A fact: the program of which residual streams were freed of the weights of norms, so that they can be rotated.
+    """Fact of a program whose norm weights are fused into linear layers, so that residual streams can be rotated.
 
-    `groups` are the streams' names in that program. `ones` names weights of norms that are all one now, `added` new
-    parameters, `shortcuts` those of them that lead from one stream to the next, and `changed` all with new values.
-    `foreign`: no module of the model's class computes it, since it has maps or norms that the class has not.
+    `groups` are the streams' names in the original. `ones` names weights of norms that are all one now, `added` new
+    parameters, `shortcuts` those of them that connect one stream to the next, and `changed` all with new values.
+    `foreign`: no module of the model's class computes the program, because the class lacks its new layers or norms.
     """
 
     original: "Program"
@@ -93,12 +95,12 @@ class Rotatable:
 
 @dataclass(frozen=True)
 class Program:
-    """An immutable graph with its weights; every pass returns a new one.
+    """Immutable graph with its weights; every pass returns a new one.
 
-    `graph` holds one ``get_attr`` node a parameter or buffer and one ``placeholder`` an input leaf, and every
-    node's ``meta["val"]`` is a fake tensor with its (possibly symbolic) shape. `weights` are read lazily.
-    `ties` maps each further name of a shared parameter to the name under which it is stored. Inputs and
-    outputs whose names match `state` (a key/value cache) may be narrowed, all others are an interface.
+    `graph` holds one ``get_attr`` node for each parameter or buffer and one ``placeholder`` for each input leaf, and
+    every node's ``meta["val"]`` is a fake tensor with its (possibly symbolic) shape. `weights` are read lazily. `ties`
+    has the stored name for each further name of a shared parameter. Inputs and outputs whose names match `state` (a
+    key/value cache) may be pruned; the shapes of all others are an interface.
     """
 
     graph: fx.Graph
@@ -121,51 +123,51 @@ class Program:
         return "\n".join(lines + ([f"  facts: {', '.join(k.__name__ for k in self.facts)}"] if self.facts else []))
 
     def fact(self, kind: type[F]) -> F:
-        """The fact of this kind that an earlier pass made, or that can be derived.
+        """Fact of this kind that an earlier pass made, or that can be derived.
 
         Raises:
-            KeyError: if there is none; a pipeline checks that before anything runs.
+            KeyError: if there is none; a pipeline checks this before anything runs.
         """
         fact: F = DERIVED[kind](self) if kind in DERIVED and kind not in self.facts else self.facts[kind]
         return fact
 
     def with_facts(self, *facts: object, **changes: Any) -> "Program":
-        """This program knowing `facts` too, and with its fields changed as named."""
+        """Program with additional `facts`, and with changed fields."""
         known = {**self.facts, **{type(fact): fact for fact in facts}}
         return replace(self, facts=MappingProxyType(known), **changes)
 
     def without(self, *kinds: type) -> "Program":
-        """This program without facts that no longer hold."""
+        """Program without facts that no longer hold."""
         return replace(self, facts=MappingProxyType({k: v for k, v in self.facts.items() if k not in kinds}))
 
     def name(self, alias: str) -> str:
-        """The name under which a parameter is stored, for any of its names."""
+        """Stored name of a parameter, for any of its names."""
         return self.ties.get(alias, alias)
 
     def names(self, nodes: Iterable[fx.Node]) -> set[str]:
-        """The names under which what these nodes read is stored; those that read no parameter or buffer are skipped."""
+        """Stored names of the parameters and buffers among these nodes; other nodes are skipped."""
         return {self.name(str(node.target)) for node in nodes if node.op == "get_attr"}
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shape of every stored parameter and buffer, without reading it."""
-        found = {self.name(str(n.target)): n.meta["val"] for n in self.tensors()}
-        return {name: tuple(int(size) for size in val.shape) for name, val in found.items()}
+        """Shapes of stored parameters and buffers, without reading them."""
+        values = {self.name(str(n.target)): n.meta["val"] for n in self.tensors()}
+        return {name: tuple(int(size) for size in val.shape) for name, val in values.items()}
 
     def tensors(self) -> Iterator[fx.Node]:
-        """The nodes that read a parameter, a buffer or a lifted constant."""
+        """Nodes that read a parameter, a buffer or a lifted constant."""
         return (n for n in self.graph.nodes if n.op == "get_attr" and isinstance(n.meta.get("val"), Tensor))
 
     def written(self) -> set[str]:
-        """The names of the buffers that a run writes into."""
+        """Names of the buffers that a run writes to."""
         return self.names(node for node in self.tensors() if any(map(_writes, node.users)))
 
     def count(self) -> int:
-        """How many parameters there are, shared ones counted once."""
+        """Number of parameters; shared ones count once."""
         shapes = self.shapes()
         return sum(torch.Size(shapes[name]).numel() for name in shapes if name in self.parameters)
 
     def fingerprint(self) -> str:
-        """A hash of the names and shapes of all parameters: the same for every capture of one model."""
+        """Hash of the names and shapes of all parameters, equal for every capture of one model."""
         shapes = sorted((name, shape) for name, shape in self.shapes().items() if name in self.parameters)
         return hashlib.sha256(repr(shapes).encode()).hexdigest()[:16]
 
@@ -174,12 +176,12 @@ class Program:
         return checksum(self.weights[name] for name in sorted(self.parameters))
 
     def flat(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Any]:
-        """The input leaves in the order of the placeholders."""
+        """Input leaves in the order of the placeholders."""
         named = {key: kwargs[key] for key in self.inputs[1]}
         return pytree.tree_leaves((args, named))
 
     def module(self) -> fx.GraphModule:
-        """A module that runs the graph and is called like the one that was traced; loads all weights."""
+        """Module that runs the graph and is called like the traced one; loads all weights."""
         root: dict[str, Any] = dict(self.submodules)
         stored = {name: self.tensor(name) for name in self.shapes()}
         stored |= {name: stored[name].clone() for name in self.written()}  # a run must not change the program
@@ -187,21 +189,20 @@ class Program:
         return fx.GraphModule(root, copy_graph(self.graph)).eval()
 
     def write_back(self, module: nn.Module) -> Any:
-        """Make the original `module` as narrow as this program; see `writeback.write_back`.
+        """Apply the cuts of this program to the original `module`; see `writeback.write_back`.
 
         Raises:
-            WriteBackError: if nothing was cut, or the module cannot follow; it is left as it was.
+            WriteBackError: if nothing was cut, or the module cannot follow; it is unchanged then.
         """
         rewritten, dropped = self.facts.get(Rewritten), self.facts.get(Dropped)
         if Factored in self.facts:
             raise WriteBackError(
-                "a module has no layers that hold factors of a low rank; use the rewritten graph, program.module(), "
-                "instead"
+                "a module has no layers for factors of a low rank; use the rewritten graph, program.module(), instead"
             )
         if Rotatable in self.facts and self.fact(Rotatable).foreign:
             raise WriteBackError(
-                "the module has not the maps and norms of rotated streams; use the rewritten graph, program.module(), "
-                "instead"
+                "the module lacks the linear layers and norms of rotated residual streams; use the rewritten graph, "
+                "program.module(), instead"
             )
         if rewritten is None and dropped is None:
             raise WriteBackError("nothing was cut from this program; apply a plan first")
@@ -210,12 +211,12 @@ class Program:
         assert dropped is not None
         if dropped.follow is None:
             raise WriteBackError(
-                f"parts of blocks, such as {dropped.blocks[0]}, cannot be taken out of a module; use the rewritten "
+                f"parts of blocks, such as {dropped.blocks[0]}, cannot be removed from a module;  use the rewritten "
                 "graph, program.module(), instead"
             )
-        found, undo = dropped.follow(rewritten.original if rewritten else self, module)
+        result, undo = dropped.follow(rewritten.original if rewritten else self, module)
         if rewritten is None:
-            return found
+            return result
         try:
             return rewritten.follow(self, module)
         except BaseException:
@@ -223,7 +224,7 @@ class Program:
             raise
 
     def tensor(self, name: str) -> Tensor:
-        """A weight as a module has it: parameters are ones, and kernels choose by that how they add up."""
+        """Weight as a module has it: kernels choose their order of summation by whether it is a parameter."""
         tensor = self.weights[name]
         trainable = tensor.is_floating_point() or tensor.is_complex()
         return nn.Parameter(tensor, trainable) if name in self.parameters else tensor
@@ -234,7 +235,7 @@ def _writes(node: fx.Node) -> bool:
 
 
 def copy_graph(graph: fx.Graph) -> fx.Graph:
-    """A copy with nodes of its own and the same calling convention."""
+    """Copy of a graph with its own nodes and the same calling convention."""
     copy = fx.Graph()
     copy.output(copy.graph_copy(graph, {}))
     copy._codegen = graph._codegen

@@ -1,4 +1,4 @@
-"""Exported programs in .pt2 files; reading one runs no code from it."""
+"""Read exported programs from .pt2 files without running code from them."""
 
 import json
 import re
@@ -18,7 +18,7 @@ _OUTPUT_TYPES = re.compile(r"transformers(?:\.\w+)*\.(?:modeling_\w+)(?=\.\w)")
 
 
 def read(file: Path) -> ExportedProgram:
-    """The program in a file.
+    """Read the program in a file.
 
     Raises:
         LoadError: if the file is missing or corrupt, or might run code when read.
@@ -41,13 +41,13 @@ def read(file: Path) -> ExportedProgram:
 
 
 def inputs(exported: ExportedProgram, file: Path) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The example inputs of a program that was read from a file, positional and named.
+    """Example inputs of a program that was read from a file, positional and named.
 
     Raises:
         LoadError: if it holds none.
     """
     if exported.example_inputs is None:
-        raise LoadError(f"{file} holds no example inputs; save it again as torch.export.export made it")
+        raise LoadError(f"{file} holds no example inputs; save it again as torch.export.export returned it")
     args, kwargs = exported.example_inputs
     return tuple(args), dict(kwargs)
 

@@ -1,7 +1,7 @@
 """Refuse a saved program that could run code when it is read: ``torch.export.load`` trusts its file.
 
-Reading one unpickles objects, evaluates the expressions of symbolic sizes as Python, looks operators up by dotted
-names, and compiles a forward from the names in it. So all of these are checked before torch sees the file.
+Reading a program unpickles objects, evaluates the expressions of symbolic sizes as Python, looks up operators by dotted
+names, and compiles a forward from the names in it. All of these are checked before torch reads the file.
 """
 
 import ast
@@ -36,9 +36,9 @@ _PYTHON_OPERATORS = (
 )  # fmt: skip
 _SCALAR_FUNCTIONS = re.compile(r"(torch\.(_sym|sym)_\w+|math\.\w+)")
 
-#: Words of a file that become names in compiled code, or nothing; quotes and brackets are in none of them.
+#: Words of a file that become names in compiled code, or are unused; none has quotes or brackets.
 _WORD = re.compile(r"[\w.+:/ -]*")
-#: Texts that are only ever data: where an operator came from, string literals, and guards, which we never compile.
+#: Texts that are only data: origins of operators, string literals, and guards, which are never compiled.
 _INERT = ("metadata", "as_string", "as_strings", "guards_code")
 _SPECIFICATIONS = ("in_spec", "out_spec")
 _EXPRESSION = (
@@ -54,10 +54,10 @@ _SYMBOLIC = re.compile(
 
 
 def inspect(reader: PT2ArchiveReader) -> None:
-    """Check all that torch would unpickle, evaluate or compile.
+    """Check everything that torch would unpickle, evaluate or compile.
 
     Raises:
-        LoadError: naming the first thing that is not plain data.
+        LoadError: if something is not plain data; the message names the first.
     """
     for record in reader.get_file_names():
         _require(_RECORDS.fullmatch(record), f"the record {record!r}, which is no part of a plain program")
@@ -83,7 +83,7 @@ def _is_tensor(path: str) -> bool:
 
 
 def _inspect_samples(content: bytes) -> None:
-    """Torch falls back to full unpickling where its restricted one fails, so it must not fail."""
+    """Check that restricted unpickling succeeds, because torch falls back to full unpickling where it fails."""
     try:
         if content:
             torch.load(io.BytesIO(content), weights_only=True)
@@ -104,7 +104,7 @@ def _inspect(tree: Any) -> None:
 
 
 def _leaves(tree: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Every text in a JSON value that is more than data, with the key under which it stands."""
+    """Texts in a JSON value that are more than data, with their keys."""
     if isinstance(tree, str):
         yield key, tree
     if isinstance(tree, list):
@@ -118,7 +118,7 @@ def _leaves(tree: Any, key: str = "") -> Iterator[tuple[str, str]]:
 
 
 def _inspect_specification(tree: Any) -> None:
-    """The structure of inputs or outputs: torch imports what a default factory or an enumeration names."""
+    """Check the structure of inputs or outputs: torch imports the names of default factories and enumerations."""
     for text in _texts(tree):
         _require(not re.search(r"default_factory|__enum__", text), f"inputs or outputs with the context {text!r}")
         inner = _decoded(text)
@@ -140,7 +140,7 @@ def _texts(tree: Any) -> Iterator[str]:
 
 
 def _decoded(text: str) -> Any:
-    """The JSON inside a text, which is how contexts are stored."""
+    """JSON inside a text, which is the form of contexts; None if it is another text."""
     if not text.startswith(("[", "{", '"')):
         return None
     try:
@@ -168,7 +168,7 @@ def _overload(parts: list[str]) -> Any:
 
 
 def _is_symbolic(text: str) -> bool:
-    """Is this arithmetic over symbols and numbers, and nothing else that Python would evaluate?"""
+    """Whether a text is only arithmetic over symbols and numbers."""
     try:
         tree = ast.parse(text, mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError):

@@ -1,4 +1,4 @@
-"""Weights as safetensors files, one tensor in memory at a time."""
+"""Write weights as safetensors files with one tensor in memory at a time."""
 
 import json
 import sys
@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from graphprune.errors import ExportError
 
 MAX_SHARD_BYTES = 5_000_000_000
-#: What the format calls the types of torch, in the order in which the library lays tensors out: the widest come first,
-#: so that each lies at a multiple of its size.
+#: Names of dtypes in the format, in the order in which the library lays out tensors: the widest come first, so that
+#: each is aligned to its size.
 DTYPE_NAMES = {
     torch.uint64: "U64", torch.int64: "I64", torch.float64: "F64", torch.complex64: "C64", torch.float32: "F32",
     torch.uint32: "U32", torch.int32: "I32", torch.bfloat16: "BF16", torch.float16: "F16", torch.uint16: "U16",
@@ -27,12 +27,12 @@ DTYPE_NAMES = {
 def write_shards(
     folder: Path, skeleton: Mapping[str, Tensor], read: Callable[[str], Tensor], *, limit: int = MAX_SHARD_BYTES
 ) -> None:
-    """Write a tensor for each of `skeleton`, which has their shapes and types, as `read` gives it by name, once.
+    """Write the tensors of `skeleton`, which has their shapes and types; `read` returns each by name, once.
 
-    One file up to `limit` bytes, else several and an index, as transformers names them.
+    Up to `limit` bytes there is one file, otherwise several and an index, with the names of transformers.
 
     Raises:
-        ExportError: if `read` gives another shape, or a type is one that the format has no name for.
+        ExportError: if `read` returns another shape, or the format does not support a type.
     """
     plan = split_torch_state_dict_into_shards(_sized(skeleton), max_shard_size=limit)
     for file, names in plan.filename_to_tensors.items():
@@ -42,7 +42,7 @@ def write_shards(
 
 
 def write_file(path: Path, skeleton: Mapping[str, Tensor], read: Callable[[str], Tensor]) -> None:
-    """Write one safetensors file a tensor at a time; the library itself wants all of them at once.
+    """Write one safetensors file a tensor at a time; the library itself needs all tensors at once.
 
     Raises:
         ExportError: as `write_shards`.
@@ -51,14 +51,14 @@ def write_file(path: Path, skeleton: Mapping[str, Tensor], read: Callable[[str],
     with path.open("wb") as file:
         file.write(_header(skeleton, names))
         for name in names:
-            tensor, wanted = read(name), skeleton[name]
-            if tensor.shape != wanted.shape:
-                raise ExportError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(wanted.shape)}")
-            file.write(_bytes(tensor.to(wanted.dtype)))
+            tensor, expected = read(name), skeleton[name]
+            if tensor.shape != expected.shape:
+                raise ExportError(f"{name} has shape {tuple(tensor.shape)}, expected {tuple(expected.shape)}")
+            file.write(_bytes(tensor.to(expected.dtype)))
 
 
 def _ordered(skeleton: Mapping[str, Tensor]) -> list[str]:
-    """The names of tensors in the order in which they lie in a file."""
+    """Names of tensors in their order in a file."""
     for name, tensor in skeleton.items():
         if tensor.dtype not in DTYPE_NAMES:
             raise ExportError(f"{name} is of type {tensor.dtype}, which safetensors files cannot hold")
@@ -67,7 +67,7 @@ def _ordered(skeleton: Mapping[str, Tensor]) -> list[str]:
 
 
 def _header(skeleton: Mapping[str, Tensor], names: Sequence[str]) -> bytes:
-    """The length of the table of contents, and the table: type, shape and place of every tensor."""
+    """Header of a file: its length, and the type, shape and offsets of every tensor."""
     table: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for name in names:
@@ -80,7 +80,7 @@ def _header(skeleton: Mapping[str, Tensor], names: Sequence[str]) -> bytes:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    """The memory of a tensor, in the order of bytes that the format wants."""
+    """Memory of a tensor, in the byte order of the format."""
     rows = tensor.detach().cpu().contiguous().reshape(-1)
     flat = rows.view(torch.uint8).numpy()
     if sys.byteorder == "big" and tensor.itemsize > 1:
@@ -90,21 +90,21 @@ def _bytes(tensor: Tensor) -> memoryview:
 
 
 def aliases(model: nn.Module) -> list[list[str]]:
-    """The names of every saved tensor, all those of a shared one together."""
-    found: dict[int, list[str]] = {}
+    """Names of every saved tensor; a shared one has several."""
+    names: dict[int, list[str]] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        found.setdefault(id(tensor), []).append(name)
-    return list(found.values())
+        names.setdefault(id(tensor), []).append(name)
+    return list(names.values())
 
 
 def distinct(model: nn.Module) -> dict[str, Tensor]:
-    """Every saved tensor once, by the first of its names."""
+    """Saved tensors by the first of their names, each once."""
     state = model.state_dict()
     return {names[0]: state[names[0]] for names in aliases(model)}
 
 
 def _sized(skeleton: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors of the same sizes with a storage each, which is what splitting looks at."""
+    """Meta tensors of the same sizes with separate storages, by which the library splits files."""
     return {name: torch.empty_like(tensor, device="meta") for name, tensor in skeleton.items()}
 
 

@@ -1,4 +1,4 @@
-"""Weights by name, read when they are asked for."""
+"""Weights by name, read on access."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,22 +15,21 @@ Weights = Mapping[str, Tensor]
 KeepByName = Mapping[str, Mapping[int, Tensor]]
 
 
-FileStamp = tuple[int, int]  # the size of a file in bytes, and when it was changed, in nanoseconds
+FileStamp = tuple[int, int]  # size of a file in bytes, and its modification time in nanoseconds
 
 
 def file_stamp(path: Path) -> FileStamp:
-    """By what a changed file can be told."""
-    found = path.stat()
-    return found.st_size, found.st_mtime_ns
+    """Stamp of a file, which differs once the file has changed."""
+    stat = path.stat()
+    return stat.st_size, stat.st_mtime_ns
 
 
 @dataclass(frozen=True)
 class Stored(Mapping[str, Tensor]):
     """Tensors in safetensors files, memory-mapped and cast to `dtype` on access.
 
-    `places` says for every name in which file, and under which key, it lies; `stamps` are those that files had when
-    their tables of contents were read. Reading raises a LoadError where a file is gone, damaged or changed. Wrong
-    numbers in a whole file cannot be told from right ones.
+    `places` has the file and key of every name; `stamps` are those of the files when their headers were read. Reading
+    raises a LoadError if a file is missing, damaged or changed. Wrong numbers in a complete file are not detected.
     """
 
     places: Mapping[str, tuple[Path, str]]
@@ -44,11 +43,13 @@ class Stored(Mapping[str, Tensor]):
             tensor = _mapped(path, key) if same else None
         except (SafetensorError, OSError, RuntimeError) as fault:
             raise LoadError(
-                f"{path} holds no {key} that can be read{because(fault)}; it is truncated, damaged or gone: copy "
+                f"{path} holds no {key} that can be read{because(fault)}; it is truncated, damaged or missing: copy "
                 "it again, and start again"
             ) from fault
         if tensor is None:
-            raise LoadError(f"{path} has changed since it was opened; leave it alone while it is read, and start again")
+            raise LoadError(
+                f"{path} has changed since it was opened; do not change it while it is read, and start again"
+            )
         return tensor.to(self.dtype) if self.dtype and tensor.is_floating_point() else tensor
 
     def __contains__(self, name: object) -> bool:
@@ -62,7 +63,7 @@ class Stored(Mapping[str, Tensor]):
 
 
 def _mapped(path: Path, key: str) -> Tensor:
-    """A tensor whose memory is that of the file, which is mapped for as long as the tensor lives."""
+    """Tensor over the memory of the file, which is mapped while the tensor exists."""
     with safe_open(path, framework="pt") as file:
         tensor: Tensor = file.get_tensor(key)
     return tensor
@@ -70,7 +71,7 @@ def _mapped(path: Path, key: str) -> Tensor:
 
 @dataclass(frozen=True)
 class Layered(Mapping[str, Tensor]):
-    """Weights from several stores, each name from the first that has it."""
+    """Weights of several stores, each name from the first that has it."""
 
     stores: tuple[Weights, ...]
 
@@ -91,18 +92,18 @@ class Layered(Mapping[str, Tensor]):
 
 
 def broadcast_indices(indices: Tensor, dim: int, rank: int) -> Tensor:
-    """The kept indices of dimension `dim`, with as many dimensions as the tensor."""
+    """Retained indices of dimension `dim`, with as many dimensions as the tensor."""
     return indices.view([-1 if i == dim else 1 for i in range(rank)]) if indices.dim() == 1 else indices
 
 
 def narrow(tensor: Tensor, dim: int, indices: Tensor) -> Tensor:
-    """The tensor without the indices that are not kept, which other dimensions may choose."""
+    """Tensor restricted to the retained indices, which may depend on the index of other dimensions."""
     indices = indices.to(tensor.device)
     return tensor.index_select(dim, indices) if indices.dim() == 1 else tensor.take_along_dim(indices, dim)
 
 
 def widen(tensor: Tensor, dim: int, indices: Tensor, size: int) -> Tensor:
-    """The opposite: the tensor with zeros at the indices that were not kept."""
+    """Inverse of `narrow`: the tensor with zeros at the removed indices."""
     shape = [size if i == dim else n for i, n in enumerate(tensor.shape)]
     places = broadcast_indices(indices, dim, tensor.dim()).to(tensor.device).expand(tensor.shape)
     return tensor.new_zeros(shape).scatter(dim, places, tensor)
@@ -110,7 +111,7 @@ def widen(tensor: Tensor, dim: int, indices: Tensor, size: int) -> Tensor:
 
 @dataclass(frozen=True)
 class DerivedWeights(Mapping[str, Tensor]):
-    """The weights of `base` under the same names, changed one at a time as they are read."""
+    """Weights of `base` under the same names, changed one at a time as they are read."""
 
     base: Weights
 
@@ -126,7 +127,7 @@ class DerivedWeights(Mapping[str, Tensor]):
 
 @dataclass(frozen=True)
 class MaterializedWeights(DerivedWeights):
-    """Weights of which some may be on the meta device, where they have shapes and no numbers."""
+    """Weights that may be on the meta device, where they have shapes but no numbers; reading those fails."""
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self.base[name]
@@ -140,33 +141,33 @@ class MaterializedWeights(DerivedWeights):
 
 @dataclass(frozen=True)
 class _Cut(DerivedWeights):
-    """The weights of `base` without what `keep` leaves out, one way or the other."""
+    """Weights of `base` without the indices outside `keep`, either cut or masked."""
 
     keep: KeepByName
 
-    def _kept(self, name: str) -> Iterator[tuple[int, Tensor]]:
-        """The last dimension first: what an earlier one chooses goes by its old indices."""
+    def _retained(self, name: str) -> Iterator[tuple[int, Tensor]]:
+        """Retained indices by dimension, last first: those of an earlier one may depend on its original indices."""
         return iter(sorted(self.keep.get(name, MappingProxyType({})).items(), reverse=True))
 
 
 @dataclass(frozen=True)
 class Narrowed(_Cut):
-    """The weights of `base` without the indices that `keep` leaves out."""
+    """Weights of `base`, cut to the indices in `keep`."""
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self.base[name]
-        for dim, indices in self._kept(name):
+        for dim, indices in self._retained(name):
             tensor = narrow(tensor, dim, indices)
         return tensor
 
 
 @dataclass(frozen=True)
 class Masked(_Cut):
-    """The weights of `base`, zero outside what `keep` says, in their old shapes."""
+    """Weights of `base` in their original shapes, zero outside the indices in `keep`."""
 
     def __getitem__(self, name: str) -> Tensor:
         tensor = self.base[name]
-        for dim, indices in self._kept(name):
+        for dim, indices in self._retained(name):
             every = broadcast_indices(indices, dim, tensor.dim()).to(tensor.device)
             mask = tensor.new_zeros([tensor.shape[i] if i == dim else n for i, n in enumerate(every.shape)])
             tensor = tensor * mask.scatter(dim, every, 1)
@@ -175,7 +176,7 @@ class Masked(_Cut):
 
 @dataclass(frozen=True)
 class Renamed(Mapping[str, Tensor]):
-    """The weights of `base` under new names: `names` says for each of them the old one."""
+    """Weights of `base` under new names: `names` has the old name for each."""
 
     base: Weights
     names: Mapping[str, str]
@@ -195,7 +196,7 @@ class Renamed(Mapping[str, Tensor]):
 
 @dataclass(frozen=True)
 class Scaled(DerivedWeights):
-    """The weights of `base`, some of them multiplied by a number, or by a tensor that broadcasts to their shape."""
+    """Weights of `base`, some multiplied by a number, or by a tensor that broadcasts to their shape."""
 
     factors: Mapping[str, float] | Mapping[str, Tensor]
 

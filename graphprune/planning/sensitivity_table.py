@@ -114,7 +114,7 @@ class Sensitivities:
         rows = [
             (self.labels.get(name, ""), name, f"{rise:+.4f}", f"at {gone:.0%} cut") for (gone, rise), name in deepest
         ]
-        return "\n".join([f"{head} {self.unit}", *(f"  {line}" for line in text_table(rows, most=6))])
+        return "\n".join([f"{head} {self.unit}", *(f"  {line}" for line in text_table(rows, limit=6))])
 
     def _repr_html_(self) -> str:
         return html.part("sensitivities.html", found=self)

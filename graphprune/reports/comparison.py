@@ -1,4 +1,4 @@
-"""Runs side by side: what each left of the model, how good that is, and what it took."""
+"""Comparison of runs: sizes, quality, time and memory."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from graphprune.support.atomic_output import new_file
 
 @dataclass(frozen=True)
 class ComparedRun:
-    """A folder that `prune` or `apply` wrote; `name` is the shortest that no other run has."""
+    """Folder that `prune` or `apply` wrote; `name` is the shortest name that is unique among the runs."""
 
     name: str
     folder: Path
@@ -25,24 +25,24 @@ class ComparedRun:
 
     @property
     def strip(self) -> Strip:
-        """The share of its parameters that each layer keeps."""
+        """Share of parameters that each layer retains."""
         bars = [bar for bar in by_layer(self.report.counts) if bar.before]
         return Strip(self.name, [replace(bar, of=bar.before) for bar in bars])
 
     def quality(self, text: str) -> Quality | None:
-        """What was measured on a text (see `Comparison.texts`)."""
-        return next((found for found in self.report.quality if _exam(found) == text), None)
+        """Quality on a text (see `Comparison.texts`), if it was measured."""
+        return next((quality for quality in self.report.quality if _exam(quality) == text), None)
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Some runs, in the order in which they were given."""
+    """Compared runs, in the order of their folders."""
 
     runs: tuple[ComparedRun, ...]
 
     @classmethod
     def of(cls, folders: Sequence[str | Path]) -> "Comparison":
-        """The runs in some folders.
+        """Read the runs in some folders.
 
         Raises:
             LoadError: if a folder holds no report, or there are fewer than two.
@@ -70,17 +70,17 @@ class Comparison:
 
     @cached_property
     def texts(self) -> tuple[str, ...]:
-        """The texts on which a run was measured, with the number and length of windows: only the same compare."""
-        return tuple(dict.fromkeys(_exam(found) for run in self.runs for found in run.report.quality))
+        """Evaluation texts with number and length of windows; only equal ones can be compared."""
+        return tuple(dict.fromkeys(_exam(quality) for run in self.runs for quality in run.report.quality))
 
     @property
     def one_model(self) -> bool:
-        """Were all made from models with the same parameters?"""
+        """Whether all runs start from models with the same parameters."""
         return len({run.report.program for run in self.runs}) == 1
 
     def points(self, text: str) -> list[Point]:
-        """The runs that were measured on a text, and the models that they began with."""
-        pairs = [(run, found) for run in self.runs if (found := run.quality(text)) is not None]
+        """Points of the runs that were measured on a text, and of the models that they started from."""
+        pairs = [(run, quality) for run in self.runs if (quality := run.quality(text)) is not None]
         dense = {(float(run.report.parameters_before), q.before) for run, q in pairs if q.before is not None}
         points = [Point("before", size, loss, dense=True) for size, loss in sorted(dense)]
         sizes = [(run.name, float(run.report.parameters_after), q.after) for run, q in pairs]
@@ -94,7 +94,7 @@ class Comparison:
 
     def _row(self, run: ComparedRun, front: dict[str, set[str]]) -> dict[str, Any]:
         report = run.report
-        quality = {text: found for text in self.texts if (found := run.quality(text)) is not None}
+        quality = {text: measured for text in self.texts if (measured := run.quality(text)) is not None}
         return {
             "name": run.name,
             "folder": str(run.folder),
@@ -116,7 +116,7 @@ class Comparison:
         """Write the page.
 
         Raises:
-            ExportError: if there is such a file and `force` is not set.
+            ExportError: if the file exists and `force` is not set.
         """
         with new_file(path, force) as file:
             title = f"{len(self.runs)} runs of graphprune"
@@ -131,16 +131,16 @@ class Comparison:
         return html.part("compare.html", **self._shown())
 
 
-def _after(found: Quality) -> str:
-    return f"{found.after:.4g} on {found.short}" if found.after is not None else f"not finite on {found.short}"
+def _after(quality: Quality) -> str:
+    return f"{quality.after:.4g} on {quality.short}" if quality.after is not None else f"not finite on {quality.short}"
 
 
-def _exam(found: Quality) -> str:
-    return f"{found.text}, {found.windows} x {found.length}"
+def _exam(quality: Quality) -> str:
+    return f"{quality.text}, {quality.windows} x {quality.length}"
 
 
 def _names(paths: Sequence[Path]) -> list[str]:
-    """The last parts of paths, as many as make them different; the same path twice keeps its name."""
+    """Last parts of paths, as many as make them unique; equal paths have equal names."""
     parts = [path.resolve().parts for path in paths]
     for count in range(1, max(map(len, parts)) + 1):
         names = ["/".join(part[-count:]) for part in parts]

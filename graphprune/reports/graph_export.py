@@ -1,4 +1,4 @@
-"""A dependency graph (`Dependencies.to_networkx`) as a file: GraphML, JSON, or DOT for Graphviz; and its colors."""
+"""Write a dependency graph (`Dependencies.to_networkx`) as GraphML, JSON, or DOT for Graphviz, and color its groups."""
 
 import json
 import math
@@ -15,7 +15,7 @@ from graphprune.support.atomic_output import new_file
 
 Graph: TypeAlias = "nx.MultiDiGraph[str]"
 
-#: A number by the name of a group, or the sensitivities of groups.
+#: Numbers by the name of a group, or the sensitivities of groups.
 Numbers: TypeAlias = Mapping[str, float] | Sensitivities
 
 
@@ -43,47 +43,47 @@ def write_dot(graph: Graph, path: Path | str) -> None:
         file.write_text("\n".join([*lines, "}"]) + "\n", encoding="utf-8")
 
 
-def colored(graph: Graph, given: Numbers) -> Graph:
-    """A copy whose groups have the attribute ``value``, their number, and ``fillcolor`` (see `color_scale`).
+def colored(graph: Graph, numbers: Numbers) -> Graph:
+    """Copy of the graph whose groups have their number as ``value``, and ``fillcolor`` (see `color_scale`).
 
-    `given` holds any number by the name of a group, or sensitivities; groups without a number keep their color.
+    `numbers` are any numbers by the name of a group, or sensitivities; groups without a number keep their color.
 
     Raises:
         RegistryError: if there is no such group.
         LoadError: if a number is not finite.
     """
-    numbers = by_group(given)
+    values = by_group(numbers)
     groups = {name for name, data in graph.nodes(data=True) if data["kind"] == "group"}
-    if unknown := sorted(numbers.keys() - groups):
+    if unknown := sorted(values.keys() - groups):
         raise RegistryError(f"no group {unknown[0]!r} in this graph; `graphprune inspect` lists its groups")
-    copy, scale = graph.copy(), color_scale(given)
-    for name, number in numbers.items():
+    copy, scale = graph.copy(), color_scale(numbers)
+    for name, number in values.items():
         copy.nodes[name].update(value=float(number), fillcolor=scale.shade(number), fontcolor=scale.text(number))
     return copy
 
 
-def color_scale(given: Numbers) -> ColorScale:
-    """The colors of numbers: linear, or logarithmic for sensitivities, so that a heat map has the same ones.
+def color_scale(numbers: Numbers) -> ColorScale:
+    """Color scale of numbers: linear, or for sensitivities logarithmic as in a heat map.
 
     Raises:
         LoadError: if a number is not finite.
     """
-    if isinstance(given, Sensitivities):
-        return given.color_scale
-    if odd := [name for name, number in given.items() if not math.isfinite(number)]:
-        raise LoadError(f"the number of group {odd[0]} is {given[odd[0]]}; give one that is finite")
-    return ColorScale.linear(given.values())
+    if isinstance(numbers, Sensitivities):
+        return numbers.color_scale
+    if invalid := [name for name, number in numbers.items() if not math.isfinite(number)]:
+        raise LoadError(f"the number of group {invalid[0]} is {numbers[invalid[0]]}; use a finite number")
+    return ColorScale.linear(numbers.values())
 
 
-def by_group(given: Numbers) -> Mapping[str, float]:
-    """A number by the name of a group; of sensitivities, the rise of the loss at the deepest cut."""
-    if isinstance(given, Sensitivities):
-        return {name: given.rise(name)[-1][1] for name in given.groups}
-    return given
+def by_group(numbers: Numbers) -> Mapping[str, float]:
+    """Number of each group; of sensitivities, the rise of the loss at the largest ratio."""
+    if isinstance(numbers, Sensitivities):
+        return {name: numbers.rise(name)[-1][1] for name in numbers.groups}
+    return numbers
 
 
 def read_numbers(path: Path | str) -> Numbers:
-    """A file of JSON: a table of sensitivities, or a number by the name of a group.
+    """Read a JSON file with a table of sensitivities, or numbers by the name of a group.
 
     Raises:
         LoadError: if it cannot be read, or holds something else.
@@ -112,7 +112,7 @@ def _shape(data: Mapping[str, Any]) -> str:
 
 
 def _renamed(data: Mapping[str, Any]) -> dict[str, Any]:
-    """Attributes of a node under names that Graphviz has no meaning of its own for."""
+    """Attributes of a node, renamed where Graphviz has its own meaning of the name."""
     return {{"shape": "sizes", "label": "indices"}.get(name, name): value for name, value in data.items()}
 
 
@@ -121,5 +121,5 @@ def _attributes(data: Mapping[str, Any]) -> str:
 
 
 def _quoted(value: object) -> str:
-    """A string of DOT; a backslash stays one, and `\\n` breaks the line of a label."""
+    """String of DOT; a backslash remains one, and `\\n` breaks the line of a label."""
     return json.dumps(str(value), ensure_ascii=False)

@@ -1,4 +1,4 @@
-"""What is told about a pruned model: `report.json` for machines, `README.md` and `report.html` for people."""
+"""Report of a pruned model: `report.json` for machines, `README.md` and `report.html` for people."""
 
 import hashlib
 import json
@@ -20,23 +20,23 @@ BUDGETS = {
     "kv_cache": "bytes of KV cache a token",
     "latency": "latency",
 }
-WEIGHTS = (".safetensors", ".pt2", ".onnx", ".data")  # how the names of files end that hold weights
+WEIGHTS = (".safetensors", ".pt2", ".onnx", ".data")  # suffixes of files that hold weights
 
 
 @dataclass(frozen=True)
 class CalibrationReport:
-    """The text that a method looked at, and how much of it."""
+    """Calibration text of a run, and the size of its samples."""
 
     source: str
     samples: int
     length: int  # tokens a sample
     sha256: str = ""
-    autocast: bool = False  # matrices were multiplied in bfloat16
+    autocast: bool = False  # matrices are multiplied in bfloat16
 
 
 @dataclass(frozen=True)
 class Quality:
-    """The perplexity on the first windows of a text before and after; None where it is not finite."""
+    """Perplexity on the first windows of a text before and after; None where it is not finite."""
 
     text: str
     windows: int
@@ -46,22 +46,22 @@ class Quality:
 
     @property
     def short(self) -> str:
-        """The name of the text without its folders."""
+        """Name of the text without its folders."""
         return Path(self.text).name
 
 
 @dataclass(frozen=True)
 class Report:
-    """How a pruned model came about and what was proved of it.
+    """Record of how a model was pruned and verified.
 
-    `seconds` are wall time by pass, `memory` the most bytes that it held then, and `anonymous_memory` the most of the
-    whole run, all without mapped files, which the system can drop; `estimated_memory` is what was estimated
-    beforehand of that. `peak_memory` has mapped files in it. `errors` are the largest relative differences by what was
-    compared with what, `widths` the size before and after by group, `labels` what the indices of each group are,
-    `counts` the elements before and after by parameter, `scores` the deciles of the scores of a group's indices, from
-    the least to the greatest in eleven steps. `sha256` has the checksum of every file of weights (see `digests`).
-    `sparsity_asked` is a share of the `budget`, of which there are `amounts` before and after if it is not parameters
-    (a latency in milliseconds), and `rounding` says in which steps it is met.
+    `seconds` are wall time by pass; `memory` is the peak of each pass and `anonymous_memory` that of the whole run, in
+    bytes without memory-mapped files, which the system can drop; `estimated_memory` is its estimate before the run.
+    `peak_memory` includes mapped files. `errors` are the largest relative differences by comparison. `widths` are the
+    sizes before and after by group, `labels` the kinds of indices by group, `counts` the elements before and after by
+    parameter, and `scores` the deciles of the scores in a group, eleven numbers in ascending order. `sha256` has the
+    checksum of every file of weights (see `digests`). `sparsity_asked` is the requested share of the `budget`; if that
+    is not parameters, `amounts` are its values before and after (a latency in milliseconds). `rounding` describes the
+    steps in which a reduction can be made.
     """
 
     model: str
@@ -69,7 +69,7 @@ class Report:
     destination: str
     parameters_before: int
     parameters_after: int
-    sparsity_asked: float | None  # None: a given plan was applied
+    sparsity_asked: float | None  # None: a saved plan was applied
     plan: str  # fingerprint of the plan
     program: str  # fingerprint of the model that the plan is made for
     seed: int = 0
@@ -88,7 +88,7 @@ class Report:
     base_model: str | None = None  # its name on the Hugging Face hub, where it is known
     licence: str | None = None
     notes: tuple[str, ...] = ()
-    cut: bool = True  # False: only a plan was made
+    cut: bool = True  # False: the report of a plan alone
     quality: tuple[Quality, ...] = ()
     counts: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     memory: Mapping[str, int] = field(default_factory=dict)
@@ -101,26 +101,26 @@ class Report:
 
     @property
     def request(self) -> str:
-        """How much was to be removed, in words."""
+        """Requested reduction, in words."""
         if self.sparsity_asked is not None:
             return f"{self.sparsity_asked:.2%} of all {BUDGETS[self.budget]}"
         ratio = self.options.get("ratio")
-        return "a given plan" if ratio is None else f"{ratio:.2%} of every group"
+        return "a saved plan" if ratio is None else f"{ratio:.2%} of every group"
 
     @property
     def sparsity_reached(self) -> float:
-        """The share of the parameters that is gone."""
+        """Share of the parameters that was removed."""
         return 1 - self.parameters_after / self.parameters_before if self.parameters_before else 0.0
 
     @property
     def budget_reached(self) -> float:
-        """The share of the budget that is gone."""
+        """Share of the budget that was removed."""
         before, after = self.amounts or (self.parameters_before, self.parameters_after)
         return 1 - after / before if before else 0.0
 
     @property
     def removed(self) -> str:
-        """How much was removed of the budget, the target, and why they differ."""
+        """Reduction of the budget, its target, and the reason for their difference."""
         reached, goal = self.budget_reached, self.sparsity_asked
         differ = goal is not None and abs(reached - goal) >= 5e-4
         known = [f"target {100 * goal:.4g} %"] if goal is not None else []
@@ -130,12 +130,12 @@ class Report:
 
     @property
     def budget_name(self) -> str:
-        """What the sparsity is a share of, in words."""
+        """Name of the budget, in words."""
         return BUDGETS[self.budget]
 
     @property
     def amount(self) -> str:
-        """The amounts of the budget before and after, if it is not parameters; of a latency the speed-up too."""
+        """Amounts of the budget before and after, if it is not parameters, with the speed-up of a latency."""
         if not self.amounts:
             return ""
         before, after = self.amounts
@@ -166,7 +166,7 @@ class Report:
 
     @classmethod
     def load(cls, folder: Path) -> "Report":
-        """Read what `save` wrote.
+        """Read the report that `save` wrote.
 
         Raises:
             LoadError: if there is no readable report in the folder.
@@ -175,15 +175,16 @@ class Report:
         try:
             table = json.loads(path.read_text(encoding="utf-8"))
             known = {f.name: table[f.name] for f in fields(cls) if f.name in table}
-            given = known.get("calibration")
+            calibration = known.get("calibration")
             quality = tuple(Quality(**one) for one in known.get("quality", ()))
-            return cls(**{**known, "calibration": CalibrationReport(**given) if given else None, "quality": quality})
+            known["calibration"] = CalibrationReport(**calibration) if calibration else None
+            return cls(**{**known, "quality": quality})
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as fault:
             raise LoadError(f"{path} is not a report of graphprune{misread(fault)}") from fault
 
     @property
     def name(self) -> str:
-        """What the model is called."""
+        """Name of the model."""
         return self.base_model or Path(self.model).name
 
     def _repr_html_(self) -> str:
@@ -191,9 +192,9 @@ class Report:
 
 
 def _shown(report: Report) -> dict[str, Any]:
-    """What the page of a report shows."""
-    elsewhere = ("Time", "Peak memory", "Perplexity")
-    facts = {key: value.replace("`", "") for key, value in _facts(report).items() if key not in elsewhere}
+    """Values for the template of the page."""
+    charted = ("Time", "Peak memory", "Perplexity")
+    facts = {key: value.replace("`", "") for key, value in _facts(report).items() if key not in charted}
     return {
         "report": report,
         "name": report.name,
@@ -208,16 +209,16 @@ def _shown(report: Report) -> dict[str, Any]:
 
 
 def digests(folder: Path) -> dict[str, str]:
-    """The sha256 of every file of weights in a folder, by its name there."""
-    found = {}
+    """Checksums (sha256) of the files of weights in a folder, by relative path."""
+    checksums = {}
     for path in sorted(path for path in folder.rglob("*") if path.suffix in WEIGHTS):
         with path.open("rb") as file:
-            found[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
-    return found
+            checksums[path.relative_to(folder).as_posix()] = hashlib.file_digest(file, "sha256").hexdigest()
+    return checksums
 
 
 def plain(thing: object) -> Any:
-    """`thing` in the values that JSON has; what is not a number there becomes None."""
+    """Convert a value to types of JSON; numbers that are not finite become None."""
     if is_dataclass(thing) and not isinstance(thing, type):
         return plain(asdict(thing))
     if isinstance(thing, Mapping):
@@ -230,13 +231,13 @@ def plain(thing: object) -> Any:
 
 
 def card(report: Report) -> str:
-    """The model card of a pruned model: what it is, what loads it, how it was made and checked."""
+    """Model card of a pruned model: description, loading, how it was made and verified."""
     parts = (_front(report), _about(report), _loading(report), _making(report), _proof(report), _widths(report))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
 def _front(report: Report) -> str:
-    """The YAML that the Hugging Face hub reads; a JSON string is a YAML string."""
+    """Front matter that the Hugging Face hub reads; a JSON string is a YAML string."""
     lines = ["---", f"library_name: {'transformers' if report.destination != 'free' else 'graphprune'}"]
     if report.base_model:
         lines += [f"base_model: {json.dumps(report.base_model)}", "base_model_relation: finetune"]
@@ -293,16 +294,19 @@ def _facts(report: Report) -> dict[str, str]:
     }
 
 
-def _calibration(given: CalibrationReport | None) -> str:
-    if given is None:
+def _calibration(data: CalibrationReport | None) -> str:
+    if data is None:
         return "none"
-    precision = ", matrices multiplied in bfloat16" if given.autocast else ""
-    return f"`{given.source}`, {given.samples} samples of {given.length} tokens{precision}"
+    precision = ", matrices multiplied in bfloat16" if data.autocast else ""
+    return f"`{data.source}`, {data.samples} samples of {data.length} tokens{precision}"
 
 
-def perplexity_text(found: Quality) -> str:
-    before, after = ("not finite" if value is None else f"{value:.2f}" for value in (found.before, found.after))
-    return f"{before} before, {after} after, on {found.windows} windows of {found.length} tokens of `{found.text}`"
+def perplexity_text(quality: Quality) -> str:
+    """Perplexity before and after, in words."""
+    before, after = ("not finite" if value is None else f"{value:.2f}" for value in (quality.before, quality.after))
+    return (
+        f"{before} before, {after} after, on {quality.windows} windows of {quality.length} tokens of `{quality.text}`"
+    )
 
 
 def _time(seconds: Mapping[str, float]) -> str:
@@ -313,8 +317,8 @@ def _time(seconds: Mapping[str, float]) -> str:
 
 
 def _anonymous(report: Report) -> str:
-    told = f" ({report.estimated_memory / 2**20:,.0f} MiB estimated)" if report.estimated_memory else ""
-    return f"{report.anonymous_memory / 2**20:,.0f} MiB{told}" if report.anonymous_memory else ""
+    estimate = f" ({report.estimated_memory / 2**20:,.0f} MiB estimated)" if report.estimated_memory else ""
+    return f"{report.anonymous_memory / 2**20:,.0f} MiB{estimate}" if report.anonymous_memory else ""
 
 
 def _proof(report: Report) -> str:
@@ -340,5 +344,5 @@ def _percent(share: float) -> str:
 
 
 def _line(text: str) -> str:
-    """Text on one line that stays inside its table cell."""
+    """Text on one line, with escaped bars for a table cell."""
     return " ".join(text.split()).replace("|", r"\|")

@@ -1,1 +1,1 @@
-"""Calibration texts, and the moments of activations over them."""
+"""Calibration texts, and statistics of activations over them."""

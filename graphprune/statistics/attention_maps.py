@@ -1,4 +1,4 @@
-"""The attention maps of a graph, and how much those of two heads differ."""
+"""Attention probabilities of a graph, and the divergence between heads."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -21,23 +21,25 @@ aten = torch.ops.aten
 FUSED = aten.scaled_dot_product_attention.default
 SOFTMAX = (aten.softmax.int, aten._softmax.default)
 PRODUCTS = (aten.matmul.default, aten.bmm.default, aten.einsum.default)
-CARRIED = 6  # operators at most between a softmax and the product that it feeds: dropout, casts, views
-BATCHES, QUERIES = 4, 64  # that are looked at, at most
+CARRIED = 6  # maximum number of operators between a softmax and its product: dropout, casts, views
+BATCHES, QUERIES = 4, 64  # maximum numbers in a comparison
 
 _known: WeakKeyDictionary[fx.Graph, tuple[Calibration, dict[str, "AttentionHeads"]]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
 class AttentionHeads:
-    """The heads of one attention: their axis, and the Jensen-Shannon divergence of the maps of each two of them, a mean
-    over queries, in nats, shape (axis.size, axis.size)."""
+    """Heads of one attention: their axis, and the Jensen-Shannon divergence of the probabilities of each two heads.
+
+    The divergence is a mean over queries, in nats, shape (axis.size, axis.size).
+    """
 
     axis: Axis
     divergence: Tensor
 
 
 def attention_heads(program: Program) -> Mapping[str, AttentionHeads]:
-    """Those of every attention, by its node, on the first batches of the program's calibration; measured once."""
+    """Heads of every attention by its node, measured once on the first batches of the program's calibration."""
     calibration = program.fact(Calibration)
     known = _known.get(program.graph)
     if known is None or known[0] is not calibration:
@@ -46,20 +48,20 @@ def attention_heads(program: Program) -> Mapping[str, AttentionHeads]:
 
 
 def _measured(program: Program, calibration: Calibration) -> dict[str, AttentionHeads]:
-    found = {node: _head_dims(program, node) for node in _attentions(program)}
-    found = {node: dims for node, dims in found.items() if dims}
+    heads = {node: _head_dims(program, node) for node in _attentions(program)}
+    heads = {node: dims for node, dims in heads.items() if dims}
     (whole,) = split(program, frozenset())
-    watched = {n.name for node in found for n in (node, *node.all_input_nodes)}
+    watched = {n.name for node in heads for n in (node, *node.all_input_nodes)}
     totals: dict[fx.Node, Tensor] = {}
     batches, made = calibration.batches[:BATCHES], Constants(program)
     with progress("comparing heads", len(batches)) as step, torch.no_grad():
         for leaves in batches:
             _, seen = run(whole, program, program.weights, known := made.of(leaves), None, watched)
-            for node, dims in found.items():
+            for node, dims in heads.items():
                 distances = jensen_shannon_divergence(_flat(attention_probabilities(node, {**known, **seen}), dims))
                 totals[node] = totals.get(node, torch.zeros(())) + distances / len(batches)
             step()
-    axes = {node: product([resolve(_lead(program, node)[i]) for i in dims]) for node, dims in found.items()}
+    axes = {node: product([resolve(_lead(program, node)[i]) for i in dims]) for node, dims in heads.items()}
     return {node.name: AttentionHeads(axes[node], total) for node, total in totals.items()}
 
 
@@ -77,25 +79,25 @@ def _feeds_product(node: fx.Node, steps: int) -> bool:
 
 
 def _lead(program: Program, node: fx.Node) -> Dims:
-    """The axes of the maps but the last two, which are queries and keys."""
+    """Axes of the probabilities except the last two, which are queries and keys."""
     dims = program.fact(Dependencies).values[node.name]
     assert isinstance(dims, tuple)  # of one tensor
     return dims[:-2]
 
 
 def _head_dims(program: Program, node: fx.Node) -> list[int]:
-    """The dimensions of the maps that come from parameters; others are samples."""
-    made: set[Prime] = {
+    """Dimensions of the probabilities that come from parameters; others are samples."""
+    learned: set[Prime] = {
         p for dims in program.fact(Dependencies).tensors.values() for axis in dims for p in primes(axis)
     }
-    return [i for i, axis in enumerate(_lead(program, node)) if made & set(primes(axis))]
+    return [i for i, axis in enumerate(_lead(program, node)) if learned & set(primes(axis))]
 
 
 def attention_probabilities(node: fx.Node, seen: Mapping[str, Any]) -> Tensor:
-    """The attention maps of a node, shape (..., queries, keys), from the values around it."""
+    """Attention probabilities of a node, shape (..., queries, keys), from the values of the node and its inputs."""
     if node.target is not FUSED:
-        found: Tensor = seen[node.name]
-        return found
+        softmax: Tensor = seen[node.name]
+        return softmax
     query, key = (seen[n.name] for n in node.args[:2] if isinstance(n, fx.Node))
     if argument(node, 7, "enable_gqa", False):
         key = key.repeat_interleave(query.shape[-3] // key.shape[-3], -3)
@@ -103,23 +105,26 @@ def attention_probabilities(node: fx.Node, seen: Mapping[str, Any]) -> Tensor:
     scores = query @ key.transpose(-1, -2) * (query.shape[-1] ** -0.5 if scale is None else scale)
     mask = argument(node, 3, "attn_mask")
     if mask is not None:
-        given = seen[mask.name]
-        scores = scores.masked_fill(~given, -torch.inf) if given.dtype == torch.bool else scores + given
+        bias = seen[mask.name]
+        scores = scores.masked_fill(~bias, -torch.inf) if bias.dtype == torch.bool else scores + bias
     if argument(node, 5, "is_causal", False):
         scores = scores.masked_fill(~torch.ones(scores.shape[-2:], dtype=torch.bool).tril(), -torch.inf)
-    made: Tensor = scores.softmax(-1).nan_to_num()
-    return made
+    probabilities: Tensor = scores.softmax(-1).nan_to_num()
+    return probabilities
 
 
-def _flat(found: Tensor, dims: list[int]) -> Tensor:
-    """Maps as (samples, heads, keys), queries being samples; not more of them than are looked at."""
-    queries = torch.linspace(0, found.shape[-2] - 1, min(QUERIES, found.shape[-2])).long()
-    found = found[..., queries, :].movedim(dims, list(range(len(dims))))
-    return found.flatten(0, len(dims) - 1).flatten(1, -2).transpose(0, 1).double()
+def _flat(probabilities: Tensor, dims: list[int]) -> Tensor:
+    """Probabilities as (samples, heads, keys); up to `QUERIES` evenly spaced queries are samples."""
+    queries = torch.linspace(0, probabilities.shape[-2] - 1, min(QUERIES, probabilities.shape[-2])).long()
+    heads = probabilities[..., queries, :].movedim(dims, list(range(len(dims))))
+    return heads.flatten(0, len(dims) - 1).flatten(1, -2).transpose(0, 1).double()
 
 
 def jensen_shannon_divergence(distributions: Tensor) -> Tensor:
-    """The mean Jensen-Shannon divergence of each two, in nats, shape (heads, heads), of (samples, heads, keys)."""
+    """Mean Jensen-Shannon divergence of each two heads in nats, shape (heads, heads).
+
+    `distributions` has shape (samples, heads, keys): JSD(p, q) = H((p + q) / 2) - (H(p) + H(q)) / 2.
+    """
 
     def entropy(p: Tensor) -> Tensor:
         return -(p * p.clamp(min=1e-300).log()).sum(-1)

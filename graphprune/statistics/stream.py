@@ -1,4 +1,4 @@
-"""All calibration batches, carried through the graph one segment at a time."""
+"""Stream of all calibration batches through the graph, one segment at a time."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -20,14 +20,14 @@ NOTHING: Mapping[str, Any] = MappingProxyType({})
 
 
 def no_progress(count: int = 1) -> None:
-    """No progress is shown."""
+    """Show no progress."""
 
 
 @dataclass
 class Stream:
-    """Where every batch of this process stands: the activation that enters the next segment.
+    """State of every batch of this process: the activation that enters the next segment.
 
-    `numbers` are those of its batches among all. `real` says for each which tokens are no padding (see `attended`).
+    `batch_indices` are the indices of its batches among all; `token_masks` mark their tokens that are not padding.
     """
 
     program: Program
@@ -39,7 +39,7 @@ class Stream:
 
     @classmethod
     def start(cls, program: Program, calibration: Calibration) -> "Stream":
-        """All batches at the inputs of the graph."""
+        """Stream with all batches at the inputs of the graph."""
         numbers = distributed.batches_of_process(len(calibration.batches))
         program = program.with_facts(weights=Prefetched(program.weights, calibration.device))
         made = Constants(program, device=calibration.device)
@@ -51,22 +51,23 @@ class Stream:
         collectors: Sequence[Collector] = (), look: Callable[[Mapping[str, Tensor]], None] | None = None,
         watch: Collection[str] = (), known: Mapping[str, Sequence[Any]] = NOTHING,
     ) -> Sequence[Any]:  # fmt: skip
-        """The exit values of all batches; `step` is called after each.
+        """Run a segment on all batches; return their exit values, and call `step` after each.
 
-        Each batch's collector sees it, and `look` the values of the nodes in `watch`. `known` has values that the
-        segment need not make.
+        The collector of each batch receives its values, and `look` those of the nodes in `watch`. `known` has values
+        that the segment need not compute.
         """
         loaded = self.load(segment, weights)
         exits = new_activations()
         for i in range(len(self.batch_indices)):
-            wanted = {*watch, *(collectors[i].watched if collectors else ())}
-            left, seen = self.run_batch(i, segment, loaded, wanted, {name: found[i] for name, found in known.items()})
+            watched = {*watch, *(collectors[i].watched if collectors else ())}
+            inputs = {name: values[i] for name, values in known.items()}
+            exit_value, seen = self.run_batch(i, segment, loaded, watched, inputs)
             if collectors:
                 collectors[i].add(seen, real=self.token_masks[i])
             if look is not None:
                 look(seen)
             if segment.exit is not None:
-                exits.append(left)
+                exits.append(exit_value)
             step()
         return exits
 
@@ -75,20 +76,20 @@ class Stream:
         self, batch: int, segment: Segment, loaded: Weights, watch: Collection[str],
         known: Mapping[str, Any] = NOTHING,
     ) -> tuple[Any, dict[str, Tensor]]:  # fmt: skip
-        """The exit value of one batch, and the values of the nodes in `watch`."""
+        """Run a segment on one batch; return its exit value, and the values of the nodes in `watch`."""
         device = self.calibration.device
         entry = to_device(self.entries[batch], device)
-        given = self.constants.of(self.calibration.batches[self.batch_indices[batch]])
-        given |= {name: to_device(value, device) for name, value in known.items()}
+        values = self.constants.of(self.calibration.batches[self.batch_indices[batch]])
+        values |= {name: to_device(value, device) for name, value in known.items()}
         with matmul_autocast(self.calibration.autocast, device):
-            return run(segment, self.program, loaded, given, entry, watch)
+            return run(segment, self.program, loaded, values, entry, watch)
 
     def load(self, segment: Segment, weights: Weights) -> dict[str, Tensor]:
-        """The weights of one segment, read once for all batches."""
+        """Read the weights of one segment, once for all batches."""
         return load_weights(segment, self.program, weights, self.calibration.device)
 
     def prefetch(self, segment: Segment) -> None:
-        """Begin to read the program's own weights of a segment that comes later."""
+        """Start to read the program's own weights of a later segment."""
         if isinstance(self.program.weights, Prefetched):
             self.program.weights.prefetch(segment.weights(self.program) & self.program.weights.keys())
 
@@ -97,17 +98,19 @@ def advance_both(
     dense: Stream, other: Stream, segment: Segment, weights: Weights, collectors: Sequence[Collector],
     step: Callable[..., None] = no_progress,
 ) -> tuple[Sequence[Any], Sequence[Any]]:  # fmt: skip
-    """The exit values of a segment on another stream, with `weights`, and on the dense one; each batch's collector sees
-    what the former makes, and aims at the latter."""
+    """Run a segment on another stream, with `weights`, and on the dense one; return the exit values of both.
+
+    The collector of each batch receives the values of the former, and those of the latter as reference.
+    """
     loaded, changed = dense.load(segment, dense.program.weights), other.load(segment, weights)
     exits, dense_exits = new_activations(), new_activations()
     for i, collector in enumerate(collectors):
-        left, aims = dense.run_batch(i, segment, loaded, collector.watched)
+        exit_value, reference = dense.run_batch(i, segment, loaded, collector.watched)
         if segment.exit is not None:
-            dense_exits.append(left)
-        left, seen = other.run_batch(i, segment, changed, collector.watched)
+            dense_exits.append(exit_value)
+        exit_value, seen = other.run_batch(i, segment, changed, collector.watched)
         if segment.exit is not None:
-            exits.append(left)
-        collector.add(seen, aims, dense.token_masks[i])
+            exits.append(exit_value)
+        collector.add(seen, reference, dense.token_masks[i])
         step(2)
     return exits, dense_exits

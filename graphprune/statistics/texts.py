@@ -1,4 +1,4 @@
-"""Texts to calibrate and to measure on, and windows of tokens from them."""
+"""Texts for calibration and evaluation, and windows of their tokens."""
 
 import gzip
 import json
@@ -20,31 +20,31 @@ _RANGE = re.compile(r"(?P<path>.+)\[(?P<start>\d*):(?P<end>\d*)\]")
 
 
 def read(text: str | Path) -> str:
-    """The text that a name stands for.
+    """Read a text by its name.
 
-    It names a file: plain text (.txt, .raw, anything else) or JSON lines with a "text" field (.jsonl), either of them
-    with .gz behind; ``c4.jsonl.gz[0:1500]`` are the first 1500 documents. ``pydoc`` is the documentation of
+    The name is that of a file: plain text (.txt, .raw, any other) or JSON lines with a "text" field (.jsonl), either of
+    them compressed (.gz); ``c4.jsonl.gz[0:1500]`` are the first 1500 documents. ``pydoc`` is the documentation of
     Python that comes with every interpreter, ``pydoc:first`` and ``pydoc:second`` its halves.
 
     Raises:
-        LoadError: if there is no such text, or it cannot be read.
+        LoadError: if the text does not exist, or cannot be read.
     """
     name = str(text)
     if name in PYDOC:
         return _pydoc(name)
-    found = _RANGE.fullmatch(name)
-    if found is None or Path(name).exists():
+    part = _RANGE.fullmatch(name)
+    if part is None or Path(name).exists():
         return _read(Path(name), None)
-    return _read(Path(found["path"]), (int(found["start"] or 0), int(found["end"]) if found["end"] else None))
+    return _read(Path(part["path"]), (int(part["start"] or 0), int(part["end"]) if part["end"] else None))
 
 
 def windows(tokenizer: Any, text: str, length: int) -> Tensor:
-    """Consecutive windows of token ids, shape ``(n, length)``; the rest that fills none is left out.
+    """Consecutive windows of token ids, shape ``(n, length)``, without the incomplete last one.
 
     No token for the beginning of a text is added.
 
     Raises:
-        CalibrationError: if the text is too short for one.
+        CalibrationError: if the text is too short for one window.
     """
     ids = _tokens(tokenizer, text)
     _require(len(ids), 1, length)
@@ -79,12 +79,12 @@ def _require(tokens: int, count: int, length: int) -> None:
         fewer = f"no more than {tokens // length} windows" if tokens >= length else "shorter windows"
         raise CalibrationError(
             f"the text has {tokens:,} tokens, but {count} x {length} = {count * length:,} are needed; "
-            f"name a longer text, or ask for {fewer}"
+            f"name a longer text, or request {fewer}"
         )
 
 
 def _pydoc(name: str) -> str:
-    """The topics in alphabetical order; the first half ends with the topic in which its middle lies."""
+    """Topics of pydoc in alphabetical order; the first half ends with the topic that contains the middle."""
     documents = [topics[key] for key in sorted(topics)]
     half, first = sum(map(len, documents)) / 2, 0
     before = 0

@@ -1,4 +1,4 @@
-"""Outputs that appear complete or not at all."""
+"""Atomic output: files and folders that appear complete or not at all."""
 
 import errno
 import glob
@@ -12,17 +12,17 @@ from secrets import token_hex
 from graphprune.errors import ExportError
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS)
-UNSYNCED = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # there is nothing to wait for
+UNSYNCED = (errno.EINVAL, errno.ENOTSUP, errno.EBADF)  # the file system does not support fsync
 
 
 @contextmanager
 def new_folder(output: Path | str, force: bool = False) -> Iterator[Path]:
-    """Write a folder under another name beside `output`; it gets its own name when the block succeeds.
+    """Write a folder under a temporary name next to `output`, and rename it when the block succeeds.
 
-    Whatever ends the block early, an interrupt too, removes what was written and leaves `output` as it was.
+    An error or interrupt in the block removes the temporary folder; `output` is unchanged.
 
     Raises:
-        ExportError: if `output` exists and `force` is not set, may not be replaced, or there is no room for it.
+        ExportError: if `output` exists and `force` is not set, may not be replaced, or the disk is full.
     """
     final = _free(Path(output), force)
     _check_folder(final)
@@ -35,12 +35,12 @@ def new_folder(output: Path | str, force: bool = False) -> Iterator[Path]:
 
 @contextmanager
 def new_file(output: Path | str, force: bool = False) -> Iterator[Path]:
-    """Write a file under another name beside `output`, as `new_folder` does for folders.
+    """Write a file under a temporary name next to `output`, as `new_folder` does for folders.
 
-    The name ends as that of `output` does, for writers that look at it.
+    The temporary name has the suffix of `output`, for writers that depend on it.
 
     Raises:
-        ExportError: if `output` exists and `force` is not set, is a folder, or there is no room for it.
+        ExportError: if `output` exists and `force` is not set, is a folder, or the disk is full.
     """
     final = check_file(output, force)
     with _staged(final) as temporary:
@@ -51,20 +51,20 @@ def new_file(output: Path | str, force: bool = False) -> Iterator[Path]:
 
 
 def write_durably(path: Path, text: str) -> None:
-    """Write a small file that the disk holds then; who looks meanwhile, or after a kill, sees the old one.
+    """Replace a small file atomically and sync it; until then, or after a kill, readers see the old one.
 
     Raises:
         OSError: if it cannot be written.
     """
-    beside = path.with_name(f"{path.name}.partial")
-    beside.write_bytes(text.encode())
-    sync(beside)
-    beside.replace(path)
+    partial = path.with_name(f"{path.name}.partial")
+    partial.write_bytes(text.encode())
+    sync(partial)
+    partial.replace(path)
     sync(path.parent)
 
 
 def check_output(output: Path | str, force: bool = False) -> None:
-    """Raise what `new_folder` would raise, before any work is done.
+    """Raise the errors of `new_folder` before any work.
 
     Raises:
         ExportError: if `output` exists and `force` is not set, or may not be replaced.
@@ -73,9 +73,9 @@ def check_output(output: Path | str, force: bool = False) -> None:
 
 
 def remove_unfinished(output: Path) -> None:
-    """Remove what a killed process has left of an output; only for who knows that no other process writes it.
+    """Remove temporary files of a killed process; the caller must know that no other process writes the output.
 
-    What was just being replaced when it was killed gets its name back.
+    An output that the killed process was replacing gets its name back.
     """
     final = output.resolve()
     name = f".unfinished-????????-{glob.escape(final.name)}"
@@ -88,7 +88,7 @@ def remove_unfinished(output: Path) -> None:
 
 
 def check_file(output: Path | str, force: bool = False) -> Path:
-    """Raise what `new_file` would raise, before any work is done; the real place of the file.
+    """Raise the errors of `new_file` before any work; return the resolved path of the file.
 
     Raises:
         ExportError: if `output` exists and `force` is not set, or is a folder.
@@ -100,7 +100,7 @@ def check_file(output: Path | str, force: bool = False) -> Path:
 
 
 def _free(output: Path, force: bool) -> Path:
-    """The real place of `output`, through links, if it may be written."""
+    """Resolved path of `output`, if it may be written."""
     if not output.name and output != Path():
         raise ExportError(f"{output} cannot be an output; name a new folder or file")
     if os.path.lexists(output) and not force:
@@ -109,17 +109,17 @@ def _free(output: Path, force: bool) -> Path:
 
 
 def _check_folder(final: Path) -> None:
-    """Refuse what nobody means to replace: a file, the working folder or one around it, the home folder."""
+    """Refuse to replace a file, the working folder, its parents, or the home folder."""
     if final.exists() and not final.is_dir():
         raise ExportError(f"{final} is a file; name a folder")
-    kept = (Path.cwd().resolve(), Path.home().resolve())
-    if any(folder == final or final in folder.parents for folder in kept):
+    protected = (Path.cwd().resolve(), Path.home().resolve())
+    if any(folder == final or final in folder.parents for folder in protected):
         raise ExportError(f"{final} holds the working or the home folder and is never replaced; name a folder in it")
 
 
 @contextmanager
 def _staged(final: Path) -> Iterator[Path]:
-    """A name beside `final` for what is incomplete; on failure nothing is left of it, nor of new parents."""
+    """Temporary path next to `final`; on failure it is removed, and new parent folders too."""
     missing = [folder for folder in final.parents if not folder.exists()]
     temporary = final.with_name(f".unfinished-{token_hex(4)}-{final.name}")
     _make(final.parent)
@@ -131,7 +131,9 @@ def _staged(final: Path) -> Iterator[Path]:
             with suppress(OSError):
                 folder.rmdir()
         if isinstance(fault, OSError) and fault.errno in UNWRITABLE:
-            raise ExportError(f"cannot write {final}: {fault.strerror}; make room, and repeat the command") from fault
+            raise ExportError(
+                f"cannot write {final}: {fault.strerror}; free some space, and repeat the command"
+            ) from fault
         raise
 
 
@@ -146,7 +148,7 @@ def _make(parent: Path) -> None:
 
 
 def _replace(temporary: Path, final: Path) -> None:
-    """Give the finished folder its name; what stood there comes back if that fails."""
+    """Rename the finished folder to its final name; an old output is restored if that fails."""
     old = temporary.with_name(f"{temporary.name}.old")
     if final.exists():
         final.rename(old)
@@ -175,7 +177,7 @@ def _sync_tree(folder: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Have the disk hold what was written, where the system can promise that.
+    """Flush a file or folder to the disk, where the file system supports it.
 
     Raises:
         OSError: if the disk cannot.

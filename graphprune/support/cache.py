@@ -1,4 +1,4 @@
-"""Converted models in the user's cache folder, each made once."""
+"""Cache of converted models in the user's cache folder; each is converted once."""
 
 import hashlib
 from collections.abc import Callable, Iterable, Iterator
@@ -13,10 +13,10 @@ from graphprune.support.atomic_output import new_folder, remove_unfinished
 
 
 def once(kind: str, sources: Iterable[Path], make: Callable[[Path], None]) -> Path:
-    """The folder that `make` fills from `sources`; filled again only after one of them changed.
+    """Return the folder that `make` fills from `sources`; it is filled again only after one of them changed.
 
-    It is renamed into place when it is complete, so that an interrupted run leaves nothing behind. Of several processes
-    one fills it, and the others wait.
+    The folder is renamed into place when it is complete, so that an interrupted run leaves nothing behind. One of
+    several processes fills it, and the others wait.
 
     Raises:
         LoadError: if the cache cannot be written.
@@ -32,14 +32,14 @@ def once(kind: str, sources: Iterable[Path], make: Callable[[Path], None]) -> Pa
                     make(unfinished)
     except (ExportError, OSError) as fault:
         raise LoadError(
-            f"cannot write the cache {final}{because(fault)}; set XDG_CACHE_HOME to a folder with room"
+            f"cannot write the cache {final}{because(fault)}; set XDG_CACHE_HOME to a folder with enough space"
         ) from fault
     return final
 
 
 @contextmanager
 def _locked(final: Path) -> Iterator[None]:
-    """Hold the lock of a folder; wait for the process that has it."""
+    """Hold the lock of a folder; wait while another process holds it."""
     final.parent.mkdir(parents=True, exist_ok=True)
     lock = final.with_suffix(".lock")
     try:
@@ -55,11 +55,11 @@ def _locked(final: Path) -> Iterator[None]:
 
 
 def root() -> Path:
-    """The cache folder: ``$XDG_CACHE_HOME/graphprune``, or where the system keeps caches, such as ``~/.cache``."""
+    """Cache folder: ``$XDG_CACHE_HOME/graphprune``, or the default of the system, such as ``~/.cache/graphprune``."""
     return user_cache_path("graphprune", appauthor=False)
 
 
 def _key(sources: Iterable[Path]) -> str:
-    """A hash of the paths, sizes and modification times of the sources."""
+    """Hash of the paths, sizes and modification times of the sources."""
     stats = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in sorted(sources)]
     return hashlib.sha256(repr(stats).encode()).hexdigest()[:24]

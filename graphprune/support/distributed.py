@@ -1,7 +1,7 @@
-"""Several processes that work on one job: each runs a share of the calibration batches, and sums are added up.
+"""Distributed runs: each process runs a share of the calibration batches, and sums are reduced over all.
 
-Started by ``torchrun``, which says in the environment how many there are. All of them walk through the same segments
-and come to the same plan; only the first one writes the outcome.
+They are started by ``torchrun``. All processes run the same segments and compute the same plan; only the first one
+writes the output.
 """
 
 import os
@@ -31,67 +31,69 @@ def joined(device: str = "cpu") -> Iterator[None]:
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def rank() -> int:
-    """Which of them this is, counted from 0."""
+    """Index of this process, from 0."""
     return int(os.environ["RANK"]) if dist.is_torchelastic_launched() else 0
 
 
 def batches_of_process(batches: int) -> range:
-    """The numbers of the batches that this process runs."""
+    """Indices of the batches that this process runs."""
     return range(rank(), batches, world_size())
 
 
 @contextmanager
-def _together() -> Iterator[None]:
-    """Say in words that another process is gone."""
+def _reported_failure() -> Iterator[None]:
+    """Convert the error of a collective operation to a message that another process has ended."""
     try:
         yield
     except RuntimeError as fault:
         raise WorkspaceError(
-            f"another process of this run has ended{because(fault)}; see what it said, and repeat the command, "
-            "which goes on from what all of them have finished"
+            f"another process of this run has ended{because(fault)}; read its output, and repeat the command, "
+            "which continues after the steps that all of them have finished"
         ) from fault
 
 
 def barrier() -> None:
-    """Wait until all processes are here.
+    """Wait until all processes reach this call.
 
     Raises:
-        WorkspaceError: if another one has ended.
+        WorkspaceError: if another process has ended.
     """
     if world_size() > 1:
-        with _together():
+        with _reported_failure():
             dist.barrier()
 
 
 def all_reduce_min(number: int) -> int:
-    """The smallest of what all processes give.
+    """Minimum of the numbers of all processes.
 
     Raises:
-        WorkspaceError: if another one has ended.
+        WorkspaceError: if another process has ended.
     """
     if world_size() == 1:
         return int(number)
-    found = torch.tensor(int(number))
-    with _together():
-        dist.all_reduce(found, dist.ReduceOp.MIN)
-    return int(found)
+    minimum = torch.tensor(int(number))
+    with _reported_failure():
+        dist.all_reduce(minimum, dist.ReduceOp.MIN)
+    return int(minimum)
 
 
 def all_reduce_sum(own: Sequence[Tensor] | None, tensors: int) -> list[Tensor] | None:
-    """The sums over all processes of so many `tensors` of one or two dimensions in double precision; the same bits
-    everywhere. Who has none (None) gets those of the others; None if nobody has any.
+    """Sums over all processes of several `tensors` of one or two dimensions in double precision.
+
+    All processes get the same bits. A process without tensors (None) gets the sums of the others; the result is None if
+    no process has any.
 
     Raises:
         WorkspaceError: if another process has ended.
     """
     if world_size() == 1:
         return None if own is None else list(own)
-    with _together():
+    with _reported_failure():
         return _summed(own, tensors)
 
 
@@ -101,8 +103,8 @@ def _summed(own: Sequence[Tensor] | None, tensors: int) -> list[Tensor] | None:
     if not sizes.any():
         return None
     shapes = [[int(n) for n in row if n] for row in sizes]
-    found = list(own) if own else [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
-    for tensor in found:
+    totals = list(own) if own else [torch.zeros(shape, dtype=torch.float64) for shape in shapes]
+    for tensor in totals:
         dist.reduce(tensor, 0)
         dist.broadcast(tensor, 0)
-    return found
+    return totals

@@ -1,13 +1,13 @@
-"""The finished steps of a run in a workspace: a run that was killed goes on after the last of them.
+"""Durable steps of a run in a workspace: a killed run continues after the last of them.
 
-A step counts once all its files are on the disk and one that tells their sizes and checksums has got its name. So a
-kill at any moment leaves the steps before it whole, and what is damaged later is noticed and made again.
+A step is durable once all its files are on the disk and its manifest, with their sizes and checksums, has its final
+name. A kill at any moment leaves earlier steps complete, and later damage is detected and the step repeated.
 
-What a step ends with can be large. Where it takes long to write beside the step itself, only some steps write it, and
-those before wait for them: they are made durable together, the earliest last, so that it makes the others count.
+The activations at the end of a step can be large. Where writing them takes long compared with the step, only some steps
+write them, and the steps before wait: they become durable together, the earliest last, which validates the others.
 
-Several processes go on after the last step that all of them have finished: they finish steps together, so that none is
-ahead of another by more than one time, and keep what both of the last two ended with.
+Several processes continue after the last step that all of them have finished. They finish steps together, so that none
+is ahead of another by more than one commit, and they store the activations of the last two commits.
 """
 
 import json
@@ -29,15 +29,15 @@ from graphprune.support import distributed
 from graphprune.support.atomic_output import sync, write_durably
 from graphprune.support.workspace import Activations, Workspace, current_workspace, memory_mapped, writable
 
-CHUNK = 1 << 24  # bytes that are summed at once
+CHUNK = 1 << 24  # bytes of a checksum that are read at once
 log = logging.getLogger("graphprune.run")
 
 
 @dataclass(frozen=True)
 class Step:
-    """What a step found: numbers that JSON has, tensors, and the activations with which the next one starts, by name.
+    """Result of a step: facts for JSON, tensors, and the activations with which the next step starts, by name.
 
-    Several names may have the same activations.
+    Several names may share activations.
     """
 
     facts: Mapping[str, Any]
@@ -46,14 +46,14 @@ class Step:
 
 
 class Stage:
-    """The steps of one pass, in order. Outside of a workspace none is kept."""
+    """Steps of one pass, in order; outside of a workspace none is stored."""
 
     def finished(self, steps: int) -> list[Step]:
-        """Those of all `steps` that an earlier run has finished; the last of them has its activations."""
+        """Return the first of `steps` that an earlier run has finished; the last of them has its activations."""
         return []
 
     def finish(self, step: Step) -> Step:
-        """Keep a step; what comes back is the same, its tensors memory-mapped.
+        """Store a step, and return it with its tensors memory-mapped.
 
         Raises:
             WorkspaceError: if it cannot be written.
@@ -69,19 +69,19 @@ class Stage:
 
 
 def stage(name: str) -> Stage:
-    """The steps of the next pass; a run that is repeated asks for the same ones in the same order."""
+    """Stage for the next pass; a repeated run requests the same stages in the same order."""
     place = current_workspace()
     if place is None:
         return Stage()
     place.stages += 1
-    return _Kept(place, place.folder / f"{place.stages:02d}-{name}")
+    return _DurableStage(place, place.folder / f"{place.stages:02d}-{name}")
 
 
 @dataclass(frozen=True)
-class _Noted:
-    """A step that is not durable yet: what will be said of it, and where.
+class _QueuedStep:
+    """Step that is not durable yet: its manifest, and the path of that.
 
-    `values` are what it ends with; None if they are not kept, since a later step makes them needless.
+    `values` are the activations at its end; None if they are not stored, because a later step replaces them.
     """
 
     path: Path
@@ -89,19 +89,19 @@ class _Noted:
     tensors: Path
     values: Sequence[Activations] | None
 
-    def reduced(self) -> "_Noted":
-        """The same without what it ends with."""
-        return _Noted(self.path, {**self.table, "names": {}, "counts": {}}, self.tensors, None)
+    def reduced(self) -> "_QueuedStep":
+        """Step without the activations at its end."""
+        return _QueuedStep(self.path, {**self.table, "names": {}, "counts": {}}, self.tensors, None)
 
 
 @dataclass
-class _Kept(Stage):
-    """Steps in files of a workspace, made durable while the next ones run."""
+class _DurableStage(Stage):
+    """Stage in files of a workspace; its steps are made durable while the next ones run."""
 
     workspace: Workspace
     folder: Path
     count: int = 0
-    noted: list[_Noted] = field(default_factory=list)
+    queued: list[_QueuedStep] = field(default_factory=list)
     pending: "Future[None] | None" = None
     before: Sequence[Activations] = ()
     spent: Sequence[Activations] = ()
@@ -109,20 +109,20 @@ class _Kept(Stage):
     took: float = 0.0  # how long that took, in seconds
 
     def finished(self, steps: int) -> list[Step]:
-        found: list[Step] = []
-        while len(found) < steps and (step := self._read(len(found))) is not None:
-            found.append(step)
-        self.count = distributed.all_reduce_min(len(found))
+        finished: list[Step] = []
+        while len(finished) < steps and (step := self._read(len(finished))) is not None:
+            finished.append(step)
+        self.count = distributed.all_reduce_min(len(finished))
         whole = self.count in (0, steps) or self._whole(self.count - 1, "values")
         if not distributed.all_reduce_min(whole):
-            self.count = 0  # what the next step starts with is gone, and all before it, too
-        found = found[: self.count]
+            self.count = 0  # the activations for the next step are missing, and earlier ones too
+        finished = finished[: self.count]
         self._forget()
-        if found:
-            log.info("%s: %d of %d steps were finished before", self.folder.name, len(found), steps)
-            self.before = _files(found[-1])
-        self.workspace.finished += len(found)
-        return found
+        if finished:
+            log.info("%s: %d of %d steps were finished before", self.folder.name, len(finished), steps)
+            self.before = _files(finished[-1])
+        self.workspace.finished += len(finished)
+        return finished
 
     def finish(self, step: Step) -> Step:
         path, keep = self._path("safetensors"), _files(step)
@@ -133,8 +133,8 @@ class _Kept(Stage):
             "names": {name: value.folder.name for name, value in step.values.items() if isinstance(value, Activations)},
             "counts": {value.folder.name: len(value) for value in keep},
         }
-        self.noted[-1:] = [one.reduced() for one in self.noted[-1:]]
-        self.noted.append(_Noted(self._path("json"), table, path, keep))
+        self.queued[-1:] = [one.reduced() for one in self.queued[-1:]]
+        self.queued.append(_QueuedStep(self._path("json"), table, path, keep))
         self.count += 1
         if distributed.all_reduce_min(self._is_due()):
             self._keep()
@@ -142,46 +142,46 @@ class _Kept(Stage):
 
     def wait(self) -> None:
         self._settle()
-        if self.noted:
+        if self.queued:
             self._keep()
             self._settle()
 
     def _is_due(self) -> bool:
-        """Is it time to make steps durable?"""
+        """Whether it is time to make steps durable."""
         share, busy = self.workspace.time_share, self.pending is not None and not self.pending.done()
         return share >= 1 or (not busy and (monotonic() - self.last) * share >= self.took)
 
     def _keep(self) -> None:
-        """Begin to make durable what was noted."""
+        """Start to make the queued steps durable."""
         self._settle()
-        noted, self.noted = self.noted, []
-        keep = noted[-1].values or ()
+        queued, self.queued = self.queued, []
+        keep = queued[-1].values or ()
         for value in keep:
             value.durable = True
-        self.spent = [value for value in self.before if value.folder.name not in noted[-1].table["counts"]]
-        self.pending = self.workspace.worker.submit(self._commit, noted)
+        self.spent = [value for value in self.before if value.folder.name not in queued[-1].table["counts"]]
+        self.pending = self.workspace.worker.submit(self._commit, queued)
         self.before = keep
 
     def _settle(self) -> None:
-        """Wait for what is being made durable."""
+        """Wait for the commit in progress."""
         pending, self.pending = self.pending, None
         if pending is not None:
             pending.result()
             distributed.barrier()
             self._release()
 
-    def _commit(self, noted: Sequence[_Noted]) -> None:
-        """Have the disk hold steps, then say so."""
+    def _commit(self, queued: Sequence[_QueuedStep]) -> None:
+        """Write steps to the disk, then count them as finished."""
         start = monotonic()
         with writable(self.folder):
-            for step in reversed(noted):
+            for step in reversed(queued):
                 self._write(step)
-        self.workspace.finished += len(noted)
+        self.workspace.finished += len(queued)
         self.last, self.took = monotonic(), monotonic() - start
         if distributed.world_size() == 1:
             self._release()
 
-    def _write(self, step: _Noted) -> None:
+    def _write(self, step: _QueuedStep) -> None:
         for value in step.values or ():
             value.write()
         files = [file for value in step.values or () for file in value.files]
@@ -193,12 +193,12 @@ class _Kept(Stage):
         write_durably(step.path, f"{zlib.crc32(text.encode())}\n{text}")
 
     def _release(self) -> None:
-        """Let go of what the last step started with, which nobody goes back to."""
+        """Remove the activations that the last step started with, which are no longer needed."""
         for value in self.spent:
             shutil.rmtree(value.folder, ignore_errors=True)
 
     def _forget(self) -> None:
-        """Remove the steps that other processes have not finished, and what only other steps than the last end with."""
+        """Remove steps that other processes have not finished, and activations that only earlier steps end with."""
         tables = {int(path.stem): read_manifest(path) or {"counts": {}} for path in self.folder.glob("*.json")}
         needed = tables[self.count - 1]["counts"] if self.count else {}
         for number, table in tables.items():
@@ -217,7 +217,7 @@ class _Kept(Stage):
         return Step(table["facts"], tensors, {name: places[at] for name, at in table["names"].items()})
 
     def _whole(self, number: int, part: str) -> bool:
-        """Are the files of a step what they were? Those that were not kept are not."""
+        """Whether the files of a step have their checksums; false if they were not stored."""
         sums = (read_manifest(self._path("json", number)) or {})[part]
         root = self.workspace.folder
         return sums is not None and all(_sum(root, root / name) == [name, *rest] for name, *rest in sums)
@@ -227,28 +227,28 @@ class _Kept(Stage):
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:
-    """What a finished step says of itself; None if it is not there, or damaged."""
+    """Manifest of a finished step; None if it is missing or damaged."""
     if not path.is_file():
         return None
-    found, _, text = path.read_bytes().partition(b"\n")
-    if found != str(zlib.crc32(text)).encode():
+    checksum, _, text = path.read_bytes().partition(b"\n")
+    if checksum != str(zlib.crc32(text)).encode():
         return None
     table: dict[str, Any] = json.loads(text)
     return table
 
 
 def _files(step: Step) -> list[Activations]:
-    """The activations of a step that lie in files, each once."""
+    """Activations of a step that are stored in files, each once."""
     return list({id(v): v for v in step.values.values() if isinstance(v, Activations)}.values())
 
 
 def _sum(root: Path, path: Path) -> list[Any]:
-    """The name, size and checksum of a file; a size of -1 if it is not there."""
+    """Name, size and checksum of a file; the size of a missing file is -1."""
     name = path.relative_to(root).as_posix()
     if not path.is_file():
         return [name, -1, 0]
-    found = 0
+    checksum = 0
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
-            found = zlib.crc32(chunk, found)
-    return [name, path.stat().st_size, found]
+            checksum = zlib.crc32(chunk, checksum)
+    return [name, path.stat().st_size, checksum]

@@ -1,4 +1,4 @@
-"""How much memory this process holds, and held at most while something ran."""
+"""Memory of this process: current, peak, and peak while a block runs."""
 
 import ctypes
 import sys
@@ -11,37 +11,37 @@ from pathlib import Path
 import psutil
 
 STATUS = Path("/proc/self/status")
-MMAP_THRESHOLD = -3  # the number by which glibc knows it
-FREED = 1 << 20  # bytes from which on an allocation is a mapping of its own
-INTERVAL = 0.005  # seconds between two looks; what is held for a shorter time may be missed
+MMAP_THRESHOLD = -3  # M_MMAP_THRESHOLD of glibc
+FREED = 1 << 20  # bytes from which on an allocation is a separate mapping
+INTERVAL = 0.005  # seconds between two samples; shorter peaks may be missed
 
 
 @dataclass
 class Peak:
-    """The most memory that was seen, in bytes (see `anonymous`)."""
+    """Peak memory of the samples, in bytes (see `anonymous_bytes`)."""
 
     bytes: int = 0
 
     def sample(self) -> None:
-        """See what is held now."""
+        """Include the memory that is held now."""
         self.bytes = max(self.bytes, anonymous_bytes())
 
 
 def peak_memory() -> int:
-    """The most memory that this process ever held, in bytes, mapped files included."""
+    """Peak memory of this process in bytes, including mapped files."""
     if sys.platform == "win32":
         return int(psutil.Process().memory_info().peak_wset)
-    import resource  # there is none on Windows
+    import resource  # Windows lacks it
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
 def anonymous_bytes() -> int:
-    """The bytes that this process holds now and that the kernel cannot drop: heap and stacks.
+    """Bytes that this process holds now and that the kernel cannot drop: heap and stacks.
 
-    On Linux, pages of memory-mapped files (RssFile) and shared memory (RssShmem) are not among them; on other systems
-    it is what the process would free if it ended (USS), where pages of mapped files count while they are in memory.
+    On Linux they exclude pages of memory-mapped files (RssFile) and shared memory (RssShmem). On other systems they are
+    the unique set size (USS), which includes pages of mapped files while they are in memory.
     """
     if sys.platform != "linux":
         return int(psutil.Process().memory_full_info().uss)
@@ -51,9 +51,9 @@ def anonymous_bytes() -> int:
 
 
 def return_freed_memory() -> None:
-    """Have what is freed from now on go back to the system at once, so that what is held is what is alive.
+    """Return freed memory to the system at once from now on, so that held memory is live memory.
 
-    The C library of most Linux systems would keep tensors of some megabytes for the next ones; others need no word.
+    By default, glibc caches freed tensors of some megabytes; other systems need no setting.
     """
     if sys.platform != "linux":
         return
@@ -65,7 +65,7 @@ def return_freed_memory() -> None:
 
 @contextmanager
 def watch_peak() -> Iterator[Peak]:
-    """Watch `anonymous` from a thread while the block runs; the peak is whole when it ends."""
+    """Sample `anonymous_bytes` in a thread while the block runs; the peak is final when the block ends."""
     peak, done = Peak(), threading.Event()
 
     def watch() -> None:

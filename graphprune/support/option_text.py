@@ -1,4 +1,4 @@
-"""Options as text: ``name{key=value,key=value}``, with values that are read back as they were written."""
+"""Options as text: ``name{key=value,key=value}``; reading a written value restores it."""
 
 from ast import literal_eval
 from collections.abc import Iterator
@@ -7,14 +7,14 @@ from typing import Any, get_args, get_origin
 from graphprune.errors import PipelineError
 
 OPENING, CLOSING, QUOTES = "{[(", "}])", "\"'"
-BEFORE_VALUES = "=;[{(,|"  # behind these characters a quote opens a string; inside a word it is an apostrophe
+BEFORE_VALUES = "=;[{(,|"  # after these characters a quote opens a string; inside a word it is an apostrophe
 SPECIAL = frozenset(",;|{}[]()=\"'\\\n\r\t")
 #: Python literals of words; 1e999 is read as infinity.
 WORDS = {"true": "True", "false": "False", "none": "None", "inf": "1e999", "-inf": "-1e999"}
 
 
 def split(text: str, separators: str) -> list[str]:
-    """The stripped parts of a text between separators that lie outside brackets and quotes.
+    """Split a text at separators outside brackets and quotes, and strip the parts.
 
     Raises:
         PipelineError: if brackets or quotes are not closed.
@@ -28,7 +28,7 @@ def split(text: str, separators: str) -> list[str]:
 
 
 def _outside(text: str) -> Iterator[tuple[int, str]]:
-    """The characters of a text that lie outside brackets and quotes, with their positions."""
+    """Characters of a text outside brackets and quotes, with their positions."""
     open_brackets, quote, last = 0, "", "="
     skipped = False
     for at, character in enumerate(text):
@@ -49,7 +49,7 @@ def _outside(text: str) -> Iterator[tuple[int, str]]:
 
 
 def read(text: str, kind: Any) -> Any:
-    """The value of a text for a field of this type: several values stand between ``;``, strings may be quoted.
+    """Read the value of a text for a field of this type; ``;`` separates several values, strings may be quoted.
 
     Raises:
         PipelineError: if a quoted string cannot be read.
@@ -75,7 +75,7 @@ def _literal(text: str) -> str:
 
 
 def write(value: Any, kind: Any) -> str:
-    """The text of a value, which `read` takes back."""
+    """Write a value as text that `read` restores."""
     if isinstance(value, tuple):
         inner = get_args(kind)[0] if get_args(kind) else Any
         return ";".join(write(one, inner) for one in value) or "()"

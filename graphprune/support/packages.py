@@ -1,7 +1,7 @@
-"""Packages that not every run needs: each is imported at its first use, and says in one line where that fails.
+"""Lazy imports of packages that not every run needs, with one-line errors where an import fails.
 
-Modules take ``transformers`` and the like from here instead of importing them, so that a missing or broken package
-stops only what needs it. Type checkers see the packages themselves.
+Modules import ``transformers`` and the like from this module, so that a missing or broken package affects only code
+that needs it. Type checkers see the packages themselves.
 """
 
 import logging
@@ -17,13 +17,13 @@ from graphprune.errors import PackageError, because
 
 
 class Lazy(ModuleType):
-    """A module in the place of a package: it imports the package when one of its names is read.
+    """Proxy module that imports its package when one of the package's names is read.
 
     A name is an attribute of the package or a module in it.
     """
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__") and name != "__version__":  # Python itself looks, to see what this is
+        if name.startswith("__") and name != "__version__":  # Python itself reads them to inspect the module
             raise AttributeError(name)
         package = load(self.__name__)
         try:
@@ -52,7 +52,7 @@ else:
 
 
 def load(module: str, extra: str = "") -> Any:
-    """Import a module of an optional package, without the logging that some set up for the whole process.
+    """Import a module of an optional package, and undo changes that it makes to the root logger.
 
     Args:
         module: The module's full name.
@@ -73,11 +73,11 @@ def load(module: str, extra: str = "") -> Any:
 
 
 def failed_import(fault: BaseException, needed: str = "", extra: str = "") -> PackageError | None:
-    """The error of the package whose import raised `fault`, or None if no import did.
+    """Error of the package whose import raised `fault`, or None if no import did.
 
     Args:
-        fault: An error, whatever libraries made of the first one.
-        needed: The module whose import was requested, if it is known.
+        fault: An error, possibly raised from that of the import.
+        needed: The requested module, if it is known.
         extra: The extra that installs it, if one does.
     """
     if isinstance(fault, PackageError):
@@ -97,7 +97,7 @@ def _is_import(frame: Any) -> bool:
 
 
 def _causes(fault: BaseException) -> Iterator[BaseException]:
-    """The errors that an error was raised from, the first of them first, and the error itself."""
+    """Errors that an error was raised from, the first cause first, and the error itself."""
     if fault.__cause__ is not None:
         yield from _causes(fault.__cause__)
     yield fault
@@ -110,7 +110,7 @@ def _missing(package: str, needed: str, extra: str) -> PackageError:
 
 
 def _broken(package: str, needed: str, fault: BaseException) -> PackageError:
-    """An installed package that fails: it may be built for another torch, and may not be needed at all."""
+    """Error of an installed package: it may be built for another torch, or may be unnecessary."""
     name, version = _distribution(package)
     needs_torch = "torch" in _needs(name)
     with_torch = f" with torch {_version('torch')}" if needs_torch else ""
@@ -122,7 +122,7 @@ def _broken(package: str, needed: str, fault: BaseException) -> PackageError:
 
 
 def _distribution(package: str) -> tuple[str, str]:
-    """Name and version of what pip installed a package from; the package itself and "" where pip did not."""
+    """Name and version of the distribution of a package; the package itself and "" if pip did not install it."""
     name = next(iter(metadata.packages_distributions().get(package, [])), package)
     return name, _version(name)
 
@@ -135,7 +135,7 @@ def _version(distribution: str) -> str:
 
 
 def _needs(distribution: str) -> set[str]:
-    """What a distribution always requires, by name."""
+    """Names of the distributions that a distribution always requires."""
     try:
         lines = metadata.requires(distribution) or []
     except metadata.PackageNotFoundError:

@@ -1,4 +1,4 @@
-"""The workspace of a run, which is found again when the same command is repeated after a kill."""
+"""Resumable runs: repeating a killed command continues in its workspace."""
 
 import json
 import logging
@@ -23,24 +23,24 @@ from graphprune.support.workspace import (
     writable,
 )
 
-FINAL = (PlanError, InvalidProgram, CalibrationError, VerificationError)  # the same would come of it another time
-ASKED, LOCK, OUTCOME = "asked.json", "lock", "outcome"
+FINAL = (PlanError, InvalidProgram, CalibrationError, VerificationError)  # repeating the run would raise them again
+IDENTITY, LOCK, OUTCOME = "identity.json", "lock", "outcome"
 log = logging.getLogger("graphprune.run")
 
 
 @contextmanager
 def resumable(
-    folder: Path, asked: Mapping[str, Any], restart: bool | None, spill: int | None = None, hold: int = MEMORY_BYTES
+    folder: Path, identity: Mapping[str, Any], restart: bool | None, spill: int | None = None, hold: int = MEMORY_BYTES
 ) -> Iterator[Workspace]:
-    """A workspace in `folder` for the block; it goes when the block succeeds, or fails before any step was finished.
+    """Open a workspace in `folder`; remove it when the block succeeds, or fails before a step is finished.
 
-    `asked` is all that the outcome depends on: an earlier run that asked for the same is continued. With `restart`, an
-    unfinished run is removed first; None stands for a command without this option, whose errors name the folder to
-    delete.
+    `identity` is everything that the outcome depends on: an unfinished run with the same identity is continued. With
+    `restart`, an unfinished run is removed first; None stands for a command without this option, whose errors name the
+    folder to delete.
 
     Raises:
-        WorkspaceError: if the folder holds an unfinished run that asked for something else and `restart` is not set,
-            is in use, or cannot be written.
+        WorkspaceError: if the folder holds an unfinished run of another identity and `restart` is not set, is in use,
+            or cannot be written.
     """
     own = folder / f"{distributed.rank()}"
     with writable(own):
@@ -50,59 +50,59 @@ def resumable(
     except Timeout as fault:
         raise WorkspaceError(f"{own} is in use by another run; wait for it, or choose another output") from fault
     try:
-        _prepare(own, asked, restart)
+        _prepare(own, identity, restart)
         workspace = Workspace(own, spill, hold)
         try:
             with use_workspace(workspace):
                 yield workspace
         except BaseException as fault:
             if workspace.finished and not isinstance(fault, FINAL):
-                log.warning("what was finished is kept in %s: the same command goes on from there", folder)
+                log.warning("finished steps are stored in %s: repeat the command to continue", folder)
                 raise
             shutil.rmtree(own, ignore_errors=True)
             raise
         shutil.rmtree(own, ignore_errors=True)
     finally:
         lock.release()
-        with suppress(OSError):  # other processes, or an unfinished run, may still be there
+        with suppress(OSError):  # other processes, or an unfinished run, may still use it
             folder.rmdir()
 
 
 def note_outcome(unfinished: Path) -> None:
-    """Note which folder is what the run came to, once it lacks only its name."""
+    """Record the folder that is the outcome of the run, before it gets its name."""
     place = current_workspace()
     if place is not None:
         with writable(place.folder):
-            (place.folder / OUTCOME).write_text(_identity(unfinished), encoding="utf-8")
+            (place.folder / OUTCOME).write_text(_folder_id(unfinished), encoding="utf-8")
 
 
 def remove_leftovers(folder: Path, output: Path) -> None:
-    """Remove the workspace of a run that was killed when its output had got its name already."""
+    """Remove the workspace of a run that was killed after its output got its name."""
     note = folder / "0" / OUTCOME
-    if note.is_file() and output.is_dir() and note.read_text(encoding="utf-8") == _identity(output):
+    if note.is_file() and output.is_dir() and note.read_text(encoding="utf-8") == _folder_id(output):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _identity(folder: Path) -> str:
-    """By what a folder is known under any name."""
-    found = folder.stat()
-    return f"{found.st_dev} {found.st_ino}"
+def _folder_id(folder: Path) -> str:
+    """Identifier of a folder that does not depend on its name."""
+    stat = folder.stat()
+    return f"{stat.st_dev} {stat.st_ino}"
 
 
 def file_states(*paths: str | Path | None) -> dict[str, Any]:
-    """Size and time of change of files, and of those in folders: what a run reads must not change until it is done."""
-    found: dict[str, Any] = {}
+    """Sizes and modification times of files, and of those in folders, which must not change during a run."""
+    states: dict[str, Any] = {}
     for path in (Path(path) for path in paths if path is not None):
         for file in sorted(path.iterdir()) if path.is_dir() else [path]:
             if file.is_file():
-                found[str(file.resolve())] = [file.stat().st_size, file.stat().st_mtime_ns]
-    return found
+                states[str(file.resolve())] = [file.stat().st_size, file.stat().st_mtime_ns]
+    return states
 
 
-def _prepare(own: Path, asked: Mapping[str, Any], restart: bool | None) -> None:
-    """See that what lies there belongs to this run."""
-    path, text = own / ASKED, json.dumps(asked, sort_keys=True, default=str)
-    anew = f"delete {own.parent} to begin anew" if restart is None else "pass --restart to begin anew"
+def _prepare(own: Path, identity: Mapping[str, Any], restart: bool | None) -> None:
+    """Prepare the folder; an unfinished run in it must have the same identity."""
+    path, text = own / IDENTITY, json.dumps(identity, sort_keys=True, default=str)
+    advice = f"delete {own.parent} to start over" if restart is None else "pass --restart to start over"
     if restart or not path.is_file():
         _clear(own)
         with writable(own):
@@ -111,19 +111,19 @@ def _prepare(own: Path, asked: Mapping[str, Any], restart: bool | None) -> None:
     try:
         before, now = (json.loads(t) for t in (path.read_bytes(), text))
     except ValueError as fault:
-        raise WorkspaceError(f"{path} is damaged{because(fault)}; {anew}") from fault
+        raise WorkspaceError(f"{path} is damaged{because(fault)}; {advice}") from fault
     if before != now:
-        other = next(differences(before, now), "nothing")
+        difference = next(differences(before, now), "nothing")
         raise WorkspaceError(
-            f"{own.parent} holds an unfinished run that is not this one: {other}; repeat its command to go on with it, "
-            f"or {anew}"
+            f"{own.parent} holds an unfinished run that is not this one: {difference}; repeat its command to continue "
+            f"it, or {advice}"
         )
-    log.info("going on with the unfinished run in %s", own)
+    log.info("continuing the unfinished run in %s", own)
     _sweep(own)
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], at: str = "") -> Iterator[str]:
-    """What differs between the inputs of two runs, in words."""
+    """Differences between the identities of two runs, in words."""
     for key in dict.fromkeys((*before, *now)):
         old, new = before.get(key), now.get(key)
         if isinstance(old, dict) and isinstance(new, dict):
@@ -141,7 +141,7 @@ def _clear(own: Path) -> None:
 
 
 def _sweep(own: Path) -> None:
-    """Remove activations that no finished step goes on with, and sums that were just being made."""
+    """Remove activations that no finished step needs, and incomplete sums."""
     tables = [read_manifest(path) or {"counts": ()} for path in own.glob("*/*.json")]
     needed = {name for table in tables for name in table["counts"]}
     for folder in (own / "values").glob("*"):

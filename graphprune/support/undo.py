@@ -1,4 +1,4 @@
-"""Assignments that can be taken back."""
+"""Log of assignments that can be undone."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -7,17 +7,17 @@ from typing import Any
 
 @dataclass
 class Undo:
-    """Assignments that can be taken back."""
+    """Log of assignments that can be undone."""
 
     steps: list[Callable[[], None]] = field(default_factory=list)
 
     def set_item(self, table: dict[Any, Any], key: Any, value: object) -> None:
-        """Set an entry of a table; the attributes of an object are one, too, without its own ideas of setting them."""
+        """Set an entry of a table, such as the attribute dictionary of an object, which bypasses its `__setattr__`."""
         old = table[key]
         self.steps.append(lambda: table.__setitem__(key, old))
         table[key] = value
 
     def rollback(self, to: int = 0) -> None:
-        """Take assignments back, the last first."""
+        """Undo assignments after the first `to`, last first."""
         while len(self.steps) > to:
             self.steps.pop()()

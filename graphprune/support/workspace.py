@@ -1,7 +1,7 @@
-"""A folder of plain files in which a run keeps the activations of its samples, and what it has finished.
+"""Workspace: a folder of plain files in which a run stores the activations of its samples and its finished steps.
 
-Inside `within`, what is too large lies in memory-mapped files, whose pages the system drops when memory is short.
-Outside of it everything is held in memory. See `steps` for how a run that was killed goes on.
+Inside `use_workspace`, large values are stored in memory-mapped files, whose pages the system drops when memory is
+short. Outside of it everything is held in memory. See `durable_steps` for how a killed run continues.
 """
 
 import os
@@ -24,16 +24,16 @@ from torch import Tensor
 from graphprune.errors import WorkspaceError, because
 
 SUMS_PREFIX = "sums-"
-MEMORY_BYTES = 1 << 30  # bytes of activations that stay in memory where nobody sets a limit
+MEMORY_BYTES = 1 << 30  # bytes of activations in memory without an explicit limit
 
 
 @dataclass
 class Workspace:
-    """Where the files of one run lie.
+    """Folder for the files of one run.
 
-    Activations beyond `hold` bytes lie in files, and sums over tokens that take at least `spill` bytes. Keeping steps
-    takes about `share` of the time; at 1 every step is kept. `stages` counts the passes that keep steps, and `finished`
-    the steps that they have kept.
+    Activations beyond `memory_bytes` are stored in files, and so are sums over tokens of at least `spill_bytes`.
+    Storing steps takes about `time_share` of the time; at 1 every step is stored. `stages` counts the passes that store
+    steps, and `finished` the steps that they have stored.
     """
 
     folder: Path
@@ -47,11 +47,11 @@ class Workspace:
 
     @property
     def values(self) -> Path:
-        """Where activations lie."""
+        """Folder of activations."""
         return self.folder / "values"
 
     def has_room(self, size: int) -> bool:
-        """Is there room in memory for activations of so many bytes?"""
+        """Whether activations of so many bytes fit in memory."""
         return sum(values.bytes for values in self.live) + size <= self.memory_bytes
 
 
@@ -59,7 +59,7 @@ _current: ContextVar[Workspace | None] = ContextVar("workspace", default=None)
 
 
 def current_workspace() -> Workspace | None:
-    """The workspace in use, if there is one."""
+    """Workspace in use, if there is one."""
     return _current.get()
 
 
@@ -76,25 +76,25 @@ def use_workspace(workspace: Workspace) -> Iterator[Workspace]:
 
 @contextmanager
 def writable(folder: Path) -> Iterator[None]:
-    """Make a folder, and say that it was this one if it could not be written.
+    """Create a folder; errors of writing in the block name it.
 
     Raises:
-        WorkspaceError: if that is so.
+        WorkspaceError: if the folder cannot be written.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
         yield
     except (OSError, SafetensorError) as fault:
         raise WorkspaceError(
-            f"cannot write to {folder}{because(fault)}. What was finished is kept: make room and repeat the command, "
-            "which goes on from there; or choose a folder on another disk (--scratch DIR, or another --output)"
+            f"cannot write to {folder}{because(fault)}. Finished steps are stored: free some space and repeat the "
+            "command, which continues after them; or use a folder on another disk (--scratch DIR, or another --output)"
         ) from fault
 
 
 class Activations(Sequence[Any]):
-    """Activations of all batches: in memory while a workspace has room there, in a file each otherwise.
+    """Activations of all batches: in memory while the workspace has room for them, otherwise in one file each.
 
-    Files go with the object unless a finished step keeps them.
+    The files are removed with the object unless a finished step needs them.
     """
 
     def __init__(self, folder: Path, batches: int = 0, durable: bool = False) -> None:
@@ -103,7 +103,7 @@ class Activations(Sequence[Any]):
         self.bytes, self.written = 0, batches
 
     def append(self, value: Tensor) -> None:
-        """Add that of the next batch.
+        """Add the activation of the next batch.
 
         Raises:
             WorkspaceError: if it cannot be written.
@@ -118,7 +118,7 @@ class Activations(Sequence[Any]):
         self.batches += 1
 
     def write(self) -> None:
-        """Have a file of each.
+        """Write a file for each batch.
 
         Raises:
             WorkspaceError: if one cannot be written.
@@ -129,7 +129,7 @@ class Activations(Sequence[Any]):
         self.written = self.batches
 
     def __getitem__(self, i: Any) -> Any:
-        """That of one batch, memory-mapped if it is not in memory."""
+        """Activation of one batch, memory-mapped if it is not in memory."""
         i = range(self.batches)[i]
         return self.in_memory[i] if i in self.in_memory else memory_mapped(self._path(i))["value"]
 
@@ -142,7 +142,7 @@ class Activations(Sequence[Any]):
 
     @property
     def files(self) -> list[Path]:
-        """The files of all batches."""
+        """Files of all batches."""
         return [self._path(i) for i in range(self.batches)]
 
     def _save(self, i: int, value: Tensor) -> None:
@@ -154,27 +154,26 @@ class Activations(Sequence[Any]):
 
 
 def new_activations() -> list[Any] | Activations:
-    """A place for the activations of all batches: a list, or one in the workspace."""
+    """Empty container for the activations of all batches: in the workspace if there is one, else a list."""
     place = current_workspace()
     if place is None:
         return []
-    found = Activations(place.values / token_hex(8))
-    place.live.add(found)
-    return found
+    values = Activations(place.values / token_hex(8))
+    place.live.add(values)
+    return values
 
 
 def memory_mapped(path: Path) -> dict[str, Tensor]:
-    """All tensors of a file, memory-mapped."""
+    """Tensors of a file, memory-mapped."""
     with safe_open(path, framework="pt") as file:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
 
 
 def zeros(*shape: int, device: torch.device | str = "cpu") -> Tensor:
-    """Zeros in double precision; in a file without a name, if they are many and the workspace is to spill, and not on
-    another device.
+    """Zeros in double precision; in a memory-mapped file without a name if they exceed the workspace's spill size.
 
     Raises:
-        WorkspaceError: if there is no room for it.
+        WorkspaceError: if the disk is full.
     """
     place, count = current_workspace(), torch.Size(shape).numel()
     size = count * torch.float64.itemsize
@@ -184,7 +183,7 @@ def zeros(*shape: int, device: torch.device | str = "cpu") -> Tensor:
     with writable(place.folder):
         try:
             with path.open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, size)  # a full disk must be found now, not when a page is written
+                os.posix_fallocate(file.fileno(), 0, size)  # a full disk must fail now, not when a page is written
             return torch.from_file(str(path), shared=True, size=count, dtype=torch.float64).view(shape)
         finally:
             path.unlink(missing_ok=True)  # the mapping outlives the name

@@ -1,4 +1,4 @@
-"""The recipes: named pipelines as text, each a published method or a baseline."""
+"""Catalogue of recipes: named pipelines as text, each a published method or a baseline."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,9 +20,9 @@ RECIPES: "Registry[str, Recipe]" = Registry("recipe")
 
 @dataclass(frozen=True)
 class Recipe:
-    """A method under a name: its pipeline as text, and its source.
+    """Named method: its pipeline as text, and its source.
 
-    `variants` are texts for destinations that can hold more than narrower layers, by the name of the destination.
+    `variants` are texts, by destination, for destinations that can hold more than narrower layers.
     """
 
     name: str
@@ -33,38 +33,38 @@ class Recipe:
 
     @cached_property
     def passes(self) -> tuple[Pass, ...]:
-        """The passes of the text, those inside others among them."""
+        """Passes of the text, including those inside others."""
         return tuple(flat(parse(self.text)))
 
     @property
     def needs(self) -> tuple[str, ...]:
-        """What it takes besides the model: calibration data, gradients of a loss, an optional package."""
+        """Resources in addition to the model: calibration data, gradients of a loss, an optional package."""
         return tuple(dict.fromkeys(name for step in self.passes for name in step.resources))
 
     @property
     def score(self) -> str:
-        """The score of groups, or the first of those among which it searches; empty if groups are not scored."""
+        """Score of groups, or the first one that it searches among; empty if groups are not scored."""
         names = (step.by if isinstance(step, Score) else step.metrics[0]
                  for step in self.passes if isinstance(step, Score | Search))  # fmt: skip
         return next(names, "")
 
     @property
     def allocation(self) -> str:
-        """The method that divides the reduction among groups; empty if there is none."""
+        """Method that divides the reduction among groups; empty if there is none."""
         return next((step.by for step in self.passes if isinstance(step, Allocate)), "")
 
     @property
     def refit(self) -> str:
-        """The method that refits the weights, or ``none``."""
+        """Reconstruction method of the refit, or ``none``."""
         return next((step.by for step in self.passes if isinstance(step, Refit)), "none")
 
     def text_for(self, options: Any) -> str:
-        """The text for the destination of a run; factors of a low rank count in the budgets that they can change."""
+        """Pipeline for the destination of a run; variants apply to budgets that factors of a low rank can change."""
         whole = options.sparsity is not None and options.budget in BUDGETS
         return self.variants.get(options.destination, self.text) if whole else self.text
 
     def to_dict(self) -> dict[str, Any]:
-        """The recipe as JSON."""
+        """Recipe as JSON."""
         named = {name: getattr(self, name) for name in ("name", "description", "source", "text")}
         methods = {name: getattr(self, name) for name in ("needs", "score", "allocation", "refit")}
         return named | {"variants": dict(self.variants)} | methods
@@ -90,13 +90,13 @@ TUNED = "finetune{steps=100,rate=0.001,rank=16,aim=dense}"
 add(
     Recipe(
         "fasp",
-        "column sums of |W| ||x||, least squares on what is left",
+        "column sums of |W| ||x||, least-squares refit of the remaining weights",
         "arXiv:2501.09412",
         "analyze | calibrate | score{by=fasp} | allocate | select | rewrite | refit | verify",
     ),
     Recipe(
         "fasp-no-refit",
-        "the same selection, nothing refitted",
+        "selection of fasp without a refit",
         "arXiv:2501.09412",
         "analyze | calibrate | score{by=fasp} | allocate | select | rewrite | verify",
     ),
@@ -115,21 +115,21 @@ add(
     ),
     Recipe(
         "comp",
-        "whole layers for half of what is to go, then inputs the matrix condition does not feel, mask tuning",
+        "whole layers for half of the reduction, then inputs that least affect the matrix condition, mask tuning",
         "arXiv:2501.15255, formula reconstructed",
         "analyze | calibrate | drop-blocks{by=comp,part=0.5,least=0} | analyze | calibrate | score{by=comp} | "
         "allocate | select | rewrite | refit{by=mask} | verify",
     ),
     Recipe(
         "transact",
-        "norms of activations inside modules, in three shots; least squares in the place of the training between",
+        "norms of activations inside modules, in three rounds; least squares instead of training between them",
         "arXiv:2407.05690",
         "analyze | iterative{rounds=3,steps=[calibrate | score{by=transact} | allocate | "
         "select],refit=[refit]} | rewrite | refit | verify",
     ),
     Recipe(
         "liar",
-        "FASP's selection, removed inputs interpolated from kept ones with an intercept",
+        "selection of fasp, removed inputs interpolated from retained ones with an intercept",
         "arXiv:2407.13331, estimator reconstructed",
         "analyze | calibrate | score{by=fasp} | allocate | select | rewrite | refit{by=affine} | verify",
     ),
@@ -141,27 +141,27 @@ add(
     ),
     Recipe(
         "goa",
-        "second moment of producer and consumer, heads too; both are refitted, one after the other",
+        "Gram matrices of producer and consumer, for heads too; both are refitted, one after the other",
         "arXiv:2407.19126",
         "analyze | calibrate | score{by=goa} | allocate | select | rewrite | "
         "refit{statistics=mixed,producers=true} | verify",
     ),
     Recipe(
         "goa-heads",
-        "the same, heads by the likeness of their attention maps, as in the paper",
+        "goa with heads ordered by the similarity of their attention matrices, as in the paper",
         "arXiv:2407.19126, order of heads reconstructed",
         "analyze | calibrate | score{by=goa-heads} | allocate | select | rewrite | "
         "refit{statistics=mixed,producers=true} | verify",
     ),
     Recipe(
         "prunenet",
-        "neurons that hold least of the spectrum of singular values, without data or a trained policy",
+        "neurons with the smallest share of the singular value spectrum, without data or a trained policy",
         "arXiv:2501.15296, score reconstructed",
         "analyze | score{by=prunenet} | allocate | select | rewrite | verify",
     ),
     Recipe(
         "spa",
-        "relative magnitudes summed over coupled places, OBS updates, which are least squares",
+        "relative magnitudes summed over coupled axes, OBS updates, which are least squares",
         "arXiv:2403.18955, after the abstract",
         "analyze | calibrate | score{by=spa} | allocate | select | rewrite | refit{by=obs} | verify",
     ),
@@ -173,7 +173,7 @@ add(
     ),
     Recipe(
         "adapruner",
-        "searches calibration data and Taylor terms together, by what the plans do to held-out data",
+        "searches calibration data and Taylor terms together, by the loss of the plans on held-out data",
         "arXiv:2503.06184, formula reconstructed",
         "analyze | calibrate | search | allocate | select | rewrite | verify",
     ),
@@ -186,13 +186,13 @@ add(
     ),
     Recipe(
         "besa",
-        "how much of each group goes is learned by gradients, a layer at a time; Wanda's scores rank, as in the paper",
+        "ratio of each group learned by gradients, one layer at a time; ranked by Wanda's scores, as in the paper",
         "arXiv:2402.16880, structured port reconstructed",
         "analyze | calibrate | score{by=wanda-sp} | allocate{by=besa} | select | rewrite | verify",
     ),
     Recipe(
         "bypass",
-        "how much of each group goes is learned from forward passes alone, by policy gradient; Wanda's scores rank",
+        "ratio of each group learned from forward passes alone, by policy gradient; ranked by Wanda's scores",
         "arXiv:2406.10576, structured port reconstructed",
         "analyze | calibrate | score{by=wanda-sp} | allocate{by=policy} | select | rewrite | verify",
     ),
@@ -218,25 +218,25 @@ add(
     ),
     Recipe(
         "shortgpt",
-        "whole blocks that turn the stream least",
+        "whole blocks that rotate the residual stream least",
         "arXiv:2403.03853",
         "analyze | calibrate | drop-blocks{by=shortgpt}",
     ),
     Recipe(
         "mpifa",
-        "factors of a low rank as rows and coefficients, fitted map by map to a mixture of dense and factored inputs",
+        "factors of a low rank as rows and coefficients, fitted one by one to a mix of dense and factored inputs",
         "arXiv:2501.19090",
         "analyze | allocate-ranks | calibrate | factorize",
     ),
     Recipe(
         "slicegpt",
-        "residual streams turned to their principal axes, with maps from one to the next, and cut",
+        "residual streams rotated to their principal axes and cut, with linear layers from one to the next",
         "arXiv:2401.15024",
         "analyze{exact_only=false} | fuse-norms | calibrate | rotate | allocate | select | rewrite | verify",
     ),
     Recipe(
         "slicegpt-whole",
-        "the same with one rotation for all blocks, which takes no maps between them",
+        "slicegpt with one rotation for all blocks, which needs no linear layers between them",
         "after arXiv:2401.15024",
         "analyze{exact_only=false} | fuse-norms{shortcuts=false} | calibrate | rotate | allocate | select | "
         "rewrite | verify",

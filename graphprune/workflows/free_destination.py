@@ -1,4 +1,4 @@
-"""Saving what no stock class can hold: the graph itself, as a .pt2 file and as ONNX, a decoder with its cache."""
+"""Destination free: save the graph itself as a .pt2 file and as ONNX, a decoder with its cache."""
 
 import logging
 import shutil
@@ -35,29 +35,29 @@ from graphprune.solvers.factorable import factorable
 from graphprune.support.atomic_output import new_folder
 from graphprune.support.undo import Undo
 
-STATE = ("past_key_values*", "[[]1]*")  # the cache: inputs by name, outputs by their place behind the logits
+STATE = ("past_key_values*", "[[]1]*")  # the cache: inputs by name, outputs by position after the logits
 
 
 def write(program: Program, folder: Path) -> list[tuple[str, float]]:
-    """Fill a folder; return what was compared in it, and how far it was apart.
+    """Fill a folder; return each comparison that was made, with its relative error.
 
     Raises:
         ExportError: if a file cannot be written, or does not agree with the program.
     """
     report = pt2.write(program, folder / model_folder.PROGRAM)
-    found = [("reloaded .pt2 and rewritten graph", float(report.facts["error"]["relative"]))]
+    comparisons = [("reloaded .pt2 and rewritten graph", float(report.facts["error"]["relative"]))]
     source = program.source if program.source is not None and program.source.kind == "huggingface" else None
     try:
-        return [*found, *(_write_model(program, source, folder) if source else [_export(program, folder)])]
-    except (ExportError, PackageError) as fault:  # a module of one's own may hold what ONNX has no word for
+        return [*comparisons, *(_write_model(program, source, folder) if source else [_export(program, folder)])]
+    except (ExportError, PackageError) as fault:  # a user's module may have operators that ONNX lacks
         if source is not None and not isinstance(fault, PackageError):
             raise
-        logging.getLogger(__name__).warning("no ONNX files were made: %s", fault)
-        return found
+        logging.getLogger(__name__).warning("no ONNX files were written: %s", fault)
+        return comparisons
 
 
 def _write_model(program: Program, source: Source, folder: Path) -> list[tuple[str, float]]:
-    """Add the files of a Hugging Face folder and ONNX files, those of a decoder with its cache."""
+    """Add the files of a Hugging Face folder and the ONNX model, with its cache if it is a decoder."""
     copy_companion_files(source.path, folder)
     model = model_folder.module(source.path)
     dropped = program.facts.get(Dropped)
@@ -70,13 +70,13 @@ def _write_model(program: Program, source: Source, folder: Path) -> list[tuple[s
 
 
 def _export(program: Program, folder: Path) -> tuple[str, float]:
-    """Write the ONNX files, and say how far they are from the graph."""
+    """Write the ONNX files; return their greatest error relative to the graph."""
     report = onnx.export_program(program, folder / ONNX_FOLDER)
     return "ONNX and graph", max(float(case["worst"]) for case in report.facts["parity"].values())
 
 
 def with_cache(program: Program, model: torch.nn.Module) -> Program:
-    """The same cut of the same model, captured with its cache of keys and values as inputs and outputs."""
+    """Repeat the cut of a program on the model captured with its KV cache as inputs and outputs."""
     module, args, kwargs, free = cached_decoder(model)
     whole = trace(module, args, kwargs, dynamic_shapes=free, state=STATE)
     rotatable = program.facts.get(Rotatable)
@@ -100,7 +100,7 @@ def with_cache(program: Program, model: torch.nn.Module) -> Program:
 
 
 def _cut_alike(whole: Program, program: Program) -> Program:
-    """The model with its cache, cut as the program was, if it was."""
+    """Cut the model with its cache by the plan of the program, if there is one."""
     if Plan not in program.facts:
         return whole
     try:
@@ -113,12 +113,12 @@ def _cut_alike(whole: Program, program: Program) -> Program:
 
 
 def _agree(program: Program, cached: Program) -> float:
-    """Compare the logits of both at the start of a text, where the cache is empty."""
+    """Compare the logits of both programs at the start of a text, where the cache is empty."""
     ids = program.inputs[1]["input_ids"]
-    places = torch.arange(ids.shape[1]).expand(*ids.shape).contiguous()
+    positions = torch.arange(ids.shape[1]).expand(*ids.shape).contiguous()
     past = [node.meta["val"].shape for node in cached.graph.nodes if node.op == "placeholder" and "past" in node.name]
     empty = [torch.zeros(ids.shape[0], shape[1], 0, shape[3]) for shape in past]
-    leading = (ids, torch.ones_like(ids), places)[: len(cached.inputs[0]) - 1]
+    leading = (ids, torch.ones_like(ids), positions)[: len(cached.inputs[0]) - 1]
     pairs = list(zip(empty[::2], empty[1::2], strict=True))
     with torch.no_grad():
         logits = cached.module()(*leading, pairs)[0]
@@ -130,30 +130,29 @@ def check_folder(folder: Path) -> FolderVerification:
     """Repeat the checks of a folder that `write` filled.
 
     Raises:
-        VerificationError: if it is damaged, or not what its report says.
+        VerificationError: if it is damaged, or differs from its report.
     """
     checks = require_intact_weights(folder)
     program = load(folder)
     verify_finite(program)
-    found = FolderVerification(folder, "pt2", program.count(), [*checks, "the graph loads", "its outputs are finite"])
-    expected = Report.load(folder).parameters_after if (folder / REPORT).is_file() else found.parameters
-    if expected != found.parameters:
+    result = FolderVerification(folder, "pt2", program.count(), [*checks, "the graph loads", "its outputs are finite"])
+    expected = Report.load(folder).parameters_after if (folder / REPORT).is_file() else result.parameters
+    if expected != result.parameters:
         raise VerificationError(
-            f"{folder} has {found.parameters} parameters, its {REPORT} says {expected}; save it again"
+            f"{folder} has {result.parameters} parameters, its {REPORT} expects {expected}; save it again"
         )
     if (folder / ONNX_FOLDER).is_dir():
-        onnx_found = verify_folder(folder / ONNX_FOLDER)
-        found.checks += [f"in {ONNX_FOLDER}: {check}" for check in onnx_found.checks]
-        found.max_error = onnx_found.max_error
-    return found
+        onnx_result = verify_folder(folder / ONNX_FOLDER)
+        result.checks += [f"in {ONNX_FOLDER}: {check}" for check in onnx_result.checks]
+        result.max_error = onnx_result.max_error
+    return result
 
 
 def export(folder: Path, target: str, output: Path, options: ExportOptions, *, force: bool = False) -> ExportReport:
-    """Make a target of the graph, or of the ONNX files that were made with it; `onnx` hands these out, after checking
-    them anew.
+    """Export the graph, or the ONNX files of the folder, for a target; `onnx` copies and checks these files.
 
     Raises:
-        ExportError: if the target takes a model that a class of transformers runs, or ONNX files that are not there.
+        ExportError: if the target needs a model that a class of transformers runs, or ONNX files that are missing.
         LoadError: if the graph cannot be read.
         RegistryError: if there is no such target.
     """
@@ -168,7 +167,7 @@ def export(folder: Path, target: str, output: Path, options: ExportOptions, *, f
             f"{', '.join(name for name in sorted(EXPORTERS) if EXPORTERS[name].needs.graphs)}"
         )
     if target == "onnx" and options == NO_OPTIONS:
-        return _handed_out(folder, output, force)
+        return _copied(folder, output, force)
     try:
         return export(folder / ONNX_FOLDER, output, options, force=force)
     except LoadError as fault:
@@ -180,7 +179,7 @@ def export(folder: Path, target: str, output: Path, options: ExportOptions, *, f
         ) from fault
 
 
-def _handed_out(folder: Path, output: Path, force: bool) -> ExportReport:
+def _copied(folder: Path, output: Path, force: bool) -> ExportReport:
     with new_folder(output, force) as fresh:
         shutil.copytree(folder / ONNX_FOLDER, fresh, dirs_exist_ok=True)
         checks = verify_folder(fresh)

@@ -24,17 +24,17 @@ KINDS = {bool: "be true or false", int: "be a whole number", float: "be a number
 
 
 @dataclass(frozen=True)
-class About:
-    """What is known of an option besides its name, type and default.
+class OptionInfo:
+    """Metadata of an option in addition to its name, type and default.
 
     Args:
         help: The help text of the command line, of Python's help and of the documentation.
-        metavar: What the command line calls the value, such as ``FILE``.
+        metavar: The name of the value in help texts, such as ``FILE``.
         least: The smallest number allowed.
         share: Whether the number must lie between 0 and 1.
         choices: The values allowed, where these are few.
-        flags: The flags of the command line, where the name alone does not give them.
-        python: Whether only Python can give it: it has no flag, and cannot stand in a file.
+        flags: The flags of the command line, where they do not follow from the name.
+        python: Whether it can be set from Python only: it has no flag, and cannot be in a file.
         outcome: Whether the pruned model depends on it; an unfinished run continues only where such options agree.
     """
 
@@ -48,21 +48,21 @@ class About:
     outcome: bool = True
 
 
-def about(one: "Field[Any]") -> About:
-    """What is known of an option besides its name, type and default."""
+def about(one: "Field[Any]") -> OptionInfo:
+    """Metadata of an option."""
     known = one.metadata["about"]
-    assert isinstance(known, About)
+    assert isinstance(known, OptionInfo)
     return known
 
 
 def option(default: Any, help: str, **more: Any) -> Any:
-    """A field of an options class with a default; for the rest see `About`."""
+    """Field of an options class with a default; for the metadata see `OptionInfo`."""
     return field(default=default, metadata=required(help, **more))
 
 
-def required(help: str, **more: Any) -> dict[str, About]:
-    """The metadata of a field that has no default, for ``dataclasses.field``; for the rest see `About`."""
-    return {"about": About(help, **more)}
+def required(help: str, **more: Any) -> dict[str, OptionInfo]:
+    """Metadata of a field without a default, for ``dataclasses.field``; for its values see `OptionInfo`."""
+    return {"about": OptionInfo(help, **more)}
 
 
 class OptionGroup:
@@ -77,19 +77,19 @@ class OptionGroup:
 
 
 def hints(options: type) -> dict[str, Any]:
-    """The types of the fields; a `Program` may be anything, because its class needs torch."""
+    """Types of the fields by name; a `Program` may be anything, because its class needs torch."""
     known = get_type_hints(options, localns={"Program": Any})
     return {name: known[name] for name in described(options)}
 
 
 def described(options: type) -> dict[str, "Field[Any]"]:
-    """The fields of an options class by name: its own ones, and those of its bases in their order."""
+    """Fields of an options class by name: its own ones, and those of its bases in their order."""
     owners = owners_of(options)
     return {one.name: one for one in sorted(fields(options), key=lambda one: list(owners).index(one.name))}
 
 
 def owners_of(options: type) -> dict[str, type]:
-    """The class that brings each option, not those that restate it; in the order of help texts."""
+    """Class that introduces each option, not those that restate it; in the order of help texts."""
     owners: dict[str, type] = {}
     for kind in options.__mro__:
         for name in inspect.get_annotations(kind):
@@ -99,20 +99,20 @@ def owners_of(options: type) -> dict[str, type]:
 
 
 def normal(value: Any) -> Any:
-    """A value as options hold it: sequences are tuples, paths are strings."""
+    """Normalize a value for storage in options: sequences become tuples, paths become strings."""
     if isinstance(value, list | tuple):
         return tuple(os.fspath(one) if isinstance(one, Path) else one for one in value)
     return os.fspath(value) if isinstance(value, Path) else value
 
 
 def problem(one: "Field[Any]", value: Any, kind: Any, brackets: str = "()") -> str | None:
-    """What the value of an option must be and is not, as in ``be a number, got 'many'``; None if it fits.
+    """Problem with the value of an option, as in ``be a number, got 'many'``; None if it is valid.
 
     Args:
         one: The field.
         value: The value to check.
         kind: The type of the field.
-        brackets: How sequences are written where the value stands.
+        brackets: The brackets of sequences in the source of the value.
     """
     known = about(one)
     if repeats(kind) and isinstance(value, str | Path):
@@ -128,17 +128,17 @@ def problem(one: "Field[Any]", value: Any, kind: Any, brackets: str = "()") -> s
 
 
 def repeats(kind: Any) -> bool:
-    """Does a type hold several values?"""
+    """Whether a type holds several values."""
     return any(get_origin(one) in SEQUENCES for one in alternatives(kind))
 
 
 def alternatives(kind: Any) -> tuple[Any, ...]:
-    """The members of a union, or the type itself."""
+    """Members of a union, or the type itself."""
     return get_args(kind) if get_origin(kind) in (Union, UnionType) else (kind,)
 
 
 def accepts(kind: Any, value: Any) -> bool:
-    """Does a value have a type, as far as the types of options go? A whole number is a number, too."""
+    """Whether a value has a type, of those that options have; a whole number is a number, too."""
     if kind is Any:
         return True
     if len(alternatives(kind)) > 1:
@@ -152,8 +152,8 @@ def accepts(kind: Any, value: Any) -> bool:
     return isinstance(value, origin or kind)
 
 
-def _expected(known: About, kind: Any) -> str:
-    """What a value must be."""
+def _expected(known: OptionInfo, kind: Any) -> str:
+    """Requirement on a value, in words."""
     if known.choices:
         return f"be one of {', '.join(known.choices)}"
     if known.share:
@@ -168,21 +168,21 @@ def _expected(known: About, kind: Any) -> str:
 
 
 def holds_paths(kind: Any) -> bool:
-    """Is a value of this type a path, or several?"""
+    """Whether a value of this type is a path, or several."""
     return any(
         one is Path or (get_origin(one) in SEQUENCES and holds_paths(get_args(one)[0])) for one in alternatives(kind)
     )
 
 
 def holds_numbers(kind: Any) -> bool:
-    """Is a value of this type several numbers?"""
+    """Whether a value of this type is several numbers."""
     return any(get_origin(one) in SEQUENCES and get_args(one)[0] is float for one in alternatives(kind))
 
 
 def plain(options: OptionGroup, path: Callable[[str], str] = str) -> dict[str, Any]:
-    """The options that the outcome depends on as numbers, strings and lists, paths by a function of them.
+    """Options that the outcome depends on, as numbers, strings and lists; `path` converts paths.
 
-    Those that only Python can give are left out.
+    Options that can be set from Python only are omitted.
     """
     table: dict[str, Any] = {}
     for name, kind in hints(type(options)).items():
@@ -194,14 +194,14 @@ def plain(options: OptionGroup, path: Callable[[str], str] = str) -> dict[str, A
 
 
 def flags(one: "Field[Any]") -> tuple[str, ...]:
-    """The flags of an option, such as ``--plan-only/--no-plan-only``, of which the first is its name."""
+    """Flags of an option, such as ``--plan-only/--no-plan-only``; the first is made of its name."""
     name = one.name.replace("_", "-")
     switch = one.type is bool
     return tuple((about(one).flags or (f"--{name}/--no-{name}" if switch else f"--{name}")).split())
 
 
 def words_of(one: "Field[Any]", value: Any) -> Iterator[str]:
-    """An option and its value on the command line."""
+    """Words of an option and its value on the command line."""
     on, _, off = flags(one)[0].partition("/")
     if isinstance(value, bool):
         yield on if value else off
@@ -213,7 +213,7 @@ def words_of(one: "Field[Any]", value: Any) -> Iterator[str]:
 
 
 def takes(options: Callable[P, Any]) -> Callable[[Callable[[Any], R]], Callable[P, R]]:
-    """Give a function of an options object the flat keywords of its fields.
+    """Decorate a function of an options object, so that it takes the fields as flat keywords.
 
     Type checkers and editors see the fields as parameters, with their types; so do ``inspect.signature`` and ``help``,
     which list the help texts, too.
@@ -245,7 +245,7 @@ def takes(options: Callable[P, Any]) -> Callable[[Callable[[Any], R]], Callable[
 
 
 def signature_of(options: type) -> inspect.Signature:
-    """The fields of an options class as parameters."""
+    """Signature with the fields of an options class as parameters."""
     known = []
     for one in described(options).values():
         kind = inspect.Parameter.KEYWORD_ONLY if one.kw_only else inspect.Parameter.POSITIONAL_OR_KEYWORD
@@ -255,7 +255,7 @@ def signature_of(options: type) -> inspect.Signature:
 
 
 def _documented(text: str, options: type) -> str:
-    """A docstring with its section of arguments."""
+    """Docstring with a section of arguments."""
     rows = [f"    {one.name}: {about(one).help}" for one in described(options).values()]
     start, mark, rest = text.partition("Raises:")
     return "\n".join((start.rstrip(), "", "Args:", *rows, *(("", mark + rest) if mark else ())))

@@ -1,4 +1,4 @@
-"""Options of a run, each written once: its name, type, default and help text.
+"""Options of a run: each has its name, type, default and help text in one place.
 
 The signatures of `graphprune.prune`, `plan` and `sensitivity`, the command line, ``run.yaml``, the report, the identity
 of a resumed run and the table of the documentation are made from these fields. This file imports no torch, so that help
@@ -30,7 +30,7 @@ MODEL = (
 
 @dataclass(frozen=True, kw_only=True)
 class Scope(OptionGroup):
-    """By which method a model is pruned, and which parts of it may be cut."""
+    """Options for the method, and for the parts of a model that may be cut."""
 
     title: ClassVar[str] = "What to remove"
     recipe: str = option("fasp", "The method; see `graphprune recipes`.")
@@ -43,14 +43,14 @@ class Scope(OptionGroup):
     protect: Globs = option((), "Parameters that keep all indices.", metavar="GLOB")
     exact_only: bool = option(
         True,
-        "Leave hidden sizes under norms alone; cutting them changes what remains.",
+        "Do not cut hidden sizes under norms, which would change the values that remain.",
         flags="--exact-only/--inexact",
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Planning(OptionGroup):
-    """How a plan is made."""
+    """Options of planning."""
 
     title: ClassVar[str] = "What to remove"
     target: str | None = option(
@@ -58,24 +58,28 @@ class Planning(OptionGroup):
     )
     align: int | None = option(None, "Every new width is a multiple of this number; 8 without a target.", least=1)
     shots: int | None = option(
-        None, "Prune in so many rounds, each planned on the refitted outcome of the last.", least=1
+        None, "Prune in so many rounds, each planned on the refitted model of the last.", least=1
     )
     coarse: float | None = option(
-        None, "The share of the budget that whole blocks give before groups are cut (recipe comp)."
+        None, "The share of the reduction made by dropping blocks before groups are cut (recipe comp)."
     )
-    pipeline: str = option("", "Passes in the place of a recipe, such as 'analyze | score | ...'.", metavar="TEXT")
-    score: str = option("", "Another score of groups than that of the recipe.", metavar="NAME")
-    allocation: str = option("", "Another method to divide the reduction among groups.", metavar="NAME")
-    refit: str = option("", "Another refit of the remaining weights, or none.", metavar="NAME")
+    pipeline: str = option("", "Passes instead of a recipe, such as 'analyze | score | ...'.", metavar="TEXT")
+    score: str = option("", "A score of groups that replaces that of the recipe.", metavar="NAME")
+    allocation: str = option(
+        "", "A method to divide the reduction among groups that replaces that of the recipe.", metavar="NAME"
+    )
+    refit: str = option(
+        "", "A refit of the remaining weights that replaces that of the recipe, or none.", metavar="NAME"
+    )
     sensitivity: PathLike = option("", "Allocate by a table that `graphprune sensitivity` wrote.", metavar="FILE")
     trials: int = option(24, "Trials of a recipe that searches.", least=1)
-    latency: PathLike = option("", "Keep the measurements of a latency budget in this table.", metavar="FILE")
+    latency: PathLike = option("", "Store the measurements of a latency budget in this table.", metavar="FILE")
     runtime: str = option("onnxruntime", "Where latency is measured: onnxruntime, onnxruntime-cuda or torch.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Target(Scope, Planning):
-    """How much to remove, by which recipe, and where the pruned model must run."""
+    """Options for how much to remove, by which recipe, and where the pruned model must run."""
 
     title: ClassVar[str] = "What to remove"
     sparsity: float | None = option(
@@ -92,13 +96,13 @@ class Target(Scope, Planning):
 
 @dataclass(frozen=True, kw_only=True)
 class Samples(OptionGroup):
-    """How data are drawn and run."""
+    """Options for drawing and running data."""
 
     title: ClassVar[str] = "Data"
     samples: int = option(128, "Windows of the calibration text.", least=1)
     length: int = option(512, "Tokens in a window.", least=2)
     seed: int = option(0, "Seed of everything random.", least=0)
-    batches: Batches = option((), "Batches of (args, kwargs) in the place of a text; from Python only.", python=True)
+    batches: Batches = option((), "Batches of (args, kwargs) instead of a text; from Python only.", python=True)
     loss: Loss | None = option(
         None, "A function of the outputs and the number of the batch; from Python only.", python=True
     )
@@ -106,7 +110,7 @@ class Samples(OptionGroup):
 
 @dataclass(frozen=True, kw_only=True)
 class Data(Samples):
-    """What the model is calibrated on."""
+    """Options of the calibration."""
 
     calibration: PathLike | None = option(None, f"Calibration text: {TEXTS}.", metavar="TEXT")
     autocast: bool = option(False, "Calibrate with matrices multiplied in bfloat16, faster where processors can.")
@@ -114,12 +118,12 @@ class Data(Samples):
 
 @dataclass(frozen=True, kw_only=True)
 class Run(OptionGroup):
-    """What the run measures, how it works, and where it keeps its files."""
+    """Options of the run itself: evaluation, device, memory and files."""
 
     title: ClassVar[str] = "The run"
     evaluate: Texts = option((), "Measure the perplexity on this text before and after.", metavar="TEXT")
     windows: int = option(64, "Windows of each such text.", least=1)
-    plan_only: bool = option(False, "Save the plan and cut nothing.")
+    plan_only: bool = option(False, "Save the plan without cutting the model.")
     device: str = option("cpu", "Where the calibration runs: cpu or cuda.")
     memory: str | None = option(None, "Take no more memory than this, such as 4GiB.", metavar="SIZE")
     scratch: PathLike | None = option(
@@ -129,7 +133,7 @@ class Run(OptionGroup):
         outcome=False,
     )
     restart: bool = option(
-        False, "Begin anew where an unfinished run could continue.", flags="--restart", outcome=False
+        False, "Start over where an unfinished run could continue.", flags="--restart", outcome=False
     )
     force: bool = option(
         False, "Replace an existing output once the new one is complete.", flags="--force", outcome=False

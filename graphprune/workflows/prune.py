@@ -1,4 +1,4 @@
-"""The whole job: load, prune, prove, save, report."""
+"""Run of `graphprune.prune`: load, prune, verify, save, report."""
 
 import logging
 import math
@@ -44,12 +44,12 @@ from graphprune.workflows.run_record import Job, build_report, command, identity
 from graphprune.workflows.target_needs import TargetNeeds
 
 log = logging.getLogger("graphprune.run")
-SHARE = 4  # a saved model is checked as its users load it, in float32 beside the graph, if it takes no more of memory
+SHARE = 4  # a saved model is reloaded whole, in float32 next to the graph, if it fits in this fraction of the memory
 
 
 @dataclass(frozen=True)
 class Result:
-    """The outcome of a run: the report, the plan, and the pruned program (None if only a plan was made)."""
+    """Outcome of a run: the report, the plan, and the pruned program (None if only a plan is made)."""
 
     report: Report
     plan: Plan
@@ -64,15 +64,15 @@ class Result:
 def prune(options: PruneOptions) -> Result:
     """Prune a model and save it, verified, with a report and the file ``run.yaml`` that repeats the run.
 
-    Give a `sparsity` or a `ratio`. A `target`, the runtime of a later export, decides on `destination` and `align`
-    where they are not given. The output appears when everything in it was verified.
+    Give a `sparsity` or a `ratio`. A `target`, the runtime of a later export, sets `destination` and `align` where they
+    are omitted. The output appears once everything in it is verified.
 
-    Activations of the calibration samples and finished steps are kept in a folder next to the output, or in `scratch`;
-    a run that was killed continues when it is repeated, unless `restart` is set. Started by ``torchrun``, every process
+    Activations of the calibration samples and finished steps are stored in a folder next to the output, or in
+    `scratch`; a killed run continues when it is repeated, unless `restart` is set. Under ``torchrun``, every process
     runs a share of the calibration, and the first one saves.
 
     Raises:
-        GraphpruneError: one of its kinds, with what, where, got, expected and what to do.
+        GraphpruneError: a subclass of it, for any input that cannot be pruned as requested.
     """
     _require_share(options)
     needs = TargetNeeds.of(options.target, options.destination, options.align)
@@ -85,7 +85,7 @@ def prune(options: PruneOptions) -> Result:
     program = needs.accepted(load(options.model))
     exam = PerplexityTest.of(program, options.evaluate, options.length, options.windows)
     if options.plan_only and exam.windows:
-        raise PlanError("a plan alone is no model that can be evaluated; leave out --plan-only or --evaluate")
+        raise PlanError("a plan without a model cannot be evaluated; omit --plan-only or --evaluate")
     resolved = replace(options, destination=needs.destination, align=needs.align_of(program))
     if options.memory:
         job = replace(job, footprint=_footprint(program, resolved, limit))
@@ -93,7 +93,7 @@ def prune(options: PruneOptions) -> Result:
 
 
 def _require_share(options: PruneOptions) -> None:
-    """Require a sparsity or a ratio, as arguments of a function are required.
+    """Require a sparsity or a ratio, in the way of a missing argument.
 
     Raises:
         TypeError: if there is neither.
@@ -103,30 +103,30 @@ def _require_share(options: PruneOptions) -> None:
 
 
 def memory_limit(options: PruneOptions) -> int:
-    """The bytes of memory that a run may take."""
+    """Memory that a run may take, in bytes."""
     return memory_estimate.parse(options.memory) if options.memory else psutil.virtual_memory().available
 
 
 def _workspace(options: PruneOptions) -> Path:
-    """The folder for the files of an unfinished run."""
+    """Folder for the files of an unfinished run."""
     output = Path(options.output)
     return Path(options.scratch) / f"{output.name}.run" if options.scratch else output.parent / f".{output.name}.run"
 
 
 def _passes(options: PruneOptions, footprint: memory_estimate.Footprint | None = None) -> Pipeline:
-    """The pipeline of a run."""
+    """Pipeline of a run, up to the plan if only that is requested."""
     build = plan_pipeline if options.plan_only else pipeline
     return build(options, tokens=footprint.tokens if footprint else None)
 
 
 def _run(job: Job, program: Program, passes: Pipeline, exam: PerplexityTest, limit: int) -> Result:
-    """Measure, prune, measure, save."""
-    options, room = job.options, job.footprint
-    spill, hold = (room.spill, 0) if room else (None, MEMORY_BYTES)
+    """Evaluate, prune, evaluate again, save."""
+    options, estimate = job.options, job.footprint
+    spill, hold = (estimate.spill, 0) if estimate else (None, MEMORY_BYTES)
     with distributed.joined(options.device), watch_peak() as peak:
         inputs = {**identity(options), "processes": distributed.world_size()}
         with resumable(_workspace(options), inputs, options.restart, spill, hold):
-            distributed.barrier()  # all of them have seen that the output is free
+            distributed.barrier()  # all processes have checked that the output is free
             if distributed.rank() == 0:
                 remove_unfinished(Path(options.output))
             before = exam.perplexities(program)
@@ -143,16 +143,16 @@ def _quality(exam: PerplexityTest, text: str, before: Mapping[str, float], after
 
 
 def _footprint(program: Program, options: PruneOptions, limit: int) -> memory_estimate.Footprint:
-    """How the run stays below its limit.
+    """Estimate of memory with which the run stays below its limit.
 
     Raises:
-        WorkspaceError: if it cannot.
+        WorkspaceError: if it cannot stay below.
     """
     passes = _passes(options).passes
-    if greedy := [_method(step) for step in passes if not step.memory_bounded]:
+    if unbounded := [_method(step) for step in passes if not step.memory_bounded]:
         raise WorkspaceError(
-            f"recipe {options.recipe} runs the whole model at once in {', '.join(greedy)}, so that --memory cannot be "
-            "promised; take a recipe that does not, such as fasp, liar, flap or wanda-sp, or leave --memory out"
+            f"recipe {options.recipe} runs the whole model at once in {', '.join(unbounded)}, so that --memory cannot "
+            "be guaranteed;  choose a memory-bounded recipe, such as fasp, liar, flap or wanda-sp, or omit --memory"
         )
     return_freed_memory()
     length = options.length if any(isinstance(step, Calibrate) for step in passes) else 1
@@ -164,15 +164,15 @@ def _footprint(program: Program, options: PruneOptions, limit: int) -> memory_es
 
 
 def _method(step: Pass) -> str:
-    """A pass in a message: its name and method."""
+    """Name of a pass for messages, with its method if it has one."""
     return f"{step.name}{{by={step.by}}}" if isinstance(step, Allocate) else step.name
 
 
 def apply_plan(model: str | Path, plan: str | Path, *, output: str | Path, force: bool = False) -> Result:
-    """Cut a model by a saved plan, a file or the folder of a run, and save it as `prune` does.
+    """Prune a model by a saved plan (a file or the folder of a run), and save it as `prune` does.
 
     Raises:
-        GraphpruneError: one of its kinds.
+        GraphpruneError: a subclass of it, if the plan does not fit the model or a file cannot be read or written.
     """
     cuts = Plan.load(plan)
     cuts.require_cuts()
@@ -191,14 +191,14 @@ def apply_plan(model: str | Path, plan: str | Path, *, output: str | Path, force
 def write(
     program: Program, folder: Path, destination: str, *, limit: int | None = None, shard_bytes: int = MAX_SHARD_BYTES
 ) -> list[tuple[str, float]]:
-    """Fill a folder for a destination; return what was compared in it, and how far it was apart.
+    """Fill a folder for a destination; return each comparison that was made, with its relative error.
 
     Weights go to files of at most `shard_bytes`, one in memory at a time, and a model of more than `limit` bytes in
-    float32 is checked in parts. Destination free is not bounded so: its graph is saved with all weights in memory, at
-    least twice, whatever the limit.
+    float32 is checked in parts. Destination free does not observe the limit: its graph is saved with all weights in
+    memory, at least twice.
 
     Raises:
-        ExportError: if the destination cannot hold the program, or what was written does not agree with it.
+        ExportError: if the destination cannot hold the program, or the files do not agree with it.
     """
     if destination not in NAMES:
         raise ExportError(f"no destination {destination!r}; {choices(destination, NAMES)}")

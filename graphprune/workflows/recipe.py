@@ -1,9 +1,9 @@
-"""Recipes: pipelines as text, and the pipelines that they become with the options of a user.
+"""Pipelines of recipes with the options of a user.
 
 An option reaches the passes that have a field of its name, where the text of the recipe does not set that field. The
-few that are more than a field are rules of this file: `score`, `allocation` and `refit` replace methods, a table of
-`sensitivity` takes the place of the allocation, `coarse` divides the reduction between blocks and groups, a budget in
-latency is measured, and `shots` plan in rounds.
+others are rules of `recipe_rules`: `score`, `allocation` and `refit` replace methods, a table of `sensitivity` replaces
+the allocation, `coarse` divides the reduction between blocks and groups, a budget in latency is measured, and `shots`
+plan in rounds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from graphprune.workflows.catalogue import RECIPES, Recipe
 
 
 def chosen(options: Any) -> Recipe:
-    """The recipe of a run: the one of that name, or the pipeline that the user wrote.
+    """Recipe of a run: the named one, or the pipeline of the user.
 
     Raises:
         RegistryError: if there is no such recipe.
@@ -31,7 +31,7 @@ def chosen(options: Any) -> Recipe:
 
 
 def pipeline(options: Any, **more: Any) -> Pipeline:
-    """The whole pipeline of a run; `more` options come from elsewhere than the user.
+    """Pipeline of a whole run; `more` are options that do not come from the user.
 
     Raises:
         PlanError: if the recipe cannot follow an option.
@@ -42,17 +42,17 @@ def pipeline(options: Any, **more: Any) -> Pipeline:
 
 
 def plan_pipeline(options: Any, **more: Any) -> Pipeline:
-    """The pipeline of a run up to its plan, without the passes that this does not take; for errors see `pipeline`."""
+    """Pipeline of a run up to its plan, without passes that the plan does not need; for errors see `pipeline`."""
     recipe = chosen(options)
     passes = _assembled(recipe, recipe.text, options, more)
     end = next((i for i, step in enumerate(passes) if Plan in step.needs and Plan not in step.makes), len(passes))
     if not any(Plan in step.makes for step in passes[:end]):
-        raise PlanError(f"recipe {recipe.name} makes no plan; put select, allocate-ranks or drop-blocks into it")
+        raise PlanError(f"recipe {recipe.name} makes no plan; add select, allocate-ranks or drop-blocks")
     return Pipeline(live(passes[:end], (Plan,)), planned=passes[end:])
 
 
 def sensitivity_pipeline(options: Any, ratios: Sequence[float], **more: Any) -> Pipeline:
-    """The pipeline that cuts each group alone that a recipe cuts, and measures the loss.
+    """Pipeline that measures the loss after cutting each group of a recipe alone.
 
     Raises:
         PlanError: if the recipe does not score groups by one method.
@@ -69,22 +69,22 @@ def sensitivity_pipeline(options: Any, ratios: Sequence[float], **more: Any) -> 
 
 
 def weights_only(recipe: Recipe) -> str:
-    """The refit of a recipe; least squares where it has none, or one that adds biases."""
+    """Refit of a recipe; least squares where it has none, or one that adds biases."""
     return "least-squares" if recipe.refit == "none" or RECONSTRUCTIONS[recipe.refit].adds_bias else recipe.refit
 
 
 def require_data(passes: Pipeline, recipe: str) -> None:
-    """Refuse to start a pipeline without the calibration data that it takes.
+    """Check that a pipeline has the calibration data that it needs.
 
     Raises:
-        CalibrationError: if there are none.
+        CalibrationError: if it has none.
     """
     if any(isinstance(step, Calibrate) and not step.text and not step.batches for step in rules.flat(passes.passes)):
         raise CalibrationError(f"recipe {recipe} needs calibration data; name a text (--calibration FILE)")
 
 
 def _assembled(recipe: Recipe, text: str, options: Any, more: Mapping[str, Any]) -> tuple[Pass, ...]:
-    """The passes of a text with the options of a run."""
+    """Passes of a pipeline text with the options of a run."""
     values = rules.values(options, more)
     passes = rules.with_methods(parse(text, values), recipe.name, options, values)
     passes = rules.with_rounds(passes, recipe.name, options.shots)

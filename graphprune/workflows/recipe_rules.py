@@ -26,11 +26,11 @@ P = TypeVar("P", bound=Pass)
 
 NOT_FIELDS = ("recipe", "pipeline", "score", "refit")  # options that are no fields, though passes have such fields
 PRODUCERS: dict[type, type[Pass]] = {Calibration: Calibrate, Statistics: Calibrate, GradientSums: Gradients}
-MOST = 8  # batches of thousands of tokens: enough for second moments of gradients at outputs
+MOST = 8  # batches of thousands of tokens: enough for Gram matrices of gradients at outputs
 
 
 def values(options: Any, more: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a run by the names of fields, but for those that are not set."""
+    """Options of a run by names of fields, without those that are not set."""
     named = {name: value for name, value in vars(options).items() if name not in NOT_FIELDS}
     named |= {"text": named["calibration"]} if named.get("calibration") else {}
     named = {name: str(value) if isinstance(value, PurePath) else value for name, value in {**named, **more}.items()}
@@ -39,12 +39,12 @@ def values(options: Any, more: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def flat(passes: Sequence[Pass]) -> list[Pass]:
-    """The passes in the order in which they run first, those of rounds in the place of these."""
+    """Passes in the order in which they first run; iterative ones are replaced by their steps."""
     return [inner for step in passes for inner in (step.steps if isinstance(step, Iterative) else (step,))]
 
 
 def with_methods(passes: Passes, recipe: str, options: Any, values: Mapping[str, Any]) -> Passes:
-    """Other methods in the place of those of a recipe, with the passes that they take, and without idle ones.
+    """Replace the methods of a recipe, add the passes that the new ones need, and remove unused ones.
 
     Raises:
         PlanError: if the recipe has no pass whose method could be replaced.
@@ -66,7 +66,7 @@ def with_methods(passes: Passes, recipe: str, options: Any, values: Mapping[str,
 
 
 def _replaced(passes: Passes, recipe: str, kind: type[P], change: Callable[[P], Pass]) -> Passes:
-    """The passes with those of a kind changed, also inside rounds."""
+    """Change all passes of a kind, also those inside iterative ones."""
     if not any(isinstance(step, kind) for step in flat(passes)):
         raise PlanError(f"recipe {recipe} has no pass {kind.name} whose method could be replaced")
 
@@ -79,7 +79,7 @@ def _replaced(passes: Passes, recipe: str, kind: type[P], change: Callable[[P], 
 
 
 def _place(passes: Passes, recipe: str, *kinds: type[Pass]) -> int:
-    """The index of the first pass of one of the kinds."""
+    """Index of the first pass of one of the kinds."""
     at = next((i for i, step in enumerate(passes) if isinstance(step, kinds)), None)
     if at is None:
         raise PlanError(f"recipe {recipe} has no pass {kinds[0].name}")
@@ -87,7 +87,7 @@ def _place(passes: Passes, recipe: str, *kinds: type[Pass]) -> int:
 
 
 def completed(passes: Sequence[Pass], values: Mapping[str, Any], made: Sequence[type] = ()) -> Passes:
-    """The passes with those that gather data for them and are missing."""
+    """Insert missing passes that gather data which later ones need."""
     known, complete = set(made), list[Pass]()
     for step in passes:
         if isinstance(step, Iterative):
@@ -104,7 +104,7 @@ def completed(passes: Sequence[Pass], values: Mapping[str, Any], made: Sequence[
 
 
 def with_rounds(passes: Passes, recipe: str, count: int | None) -> Passes:
-    """Planning in so many rounds, where another number than that of the recipe is given.
+    """Plan in `count` rounds instead of the recipe's own number.
 
     Raises:
         PlanError: if the recipe does not score and cut groups.
@@ -112,7 +112,7 @@ def with_rounds(passes: Passes, recipe: str, count: int | None) -> Passes:
     if count is None:
         return passes
     if count != 1 and not any(isinstance(step, Score) for step in flat(passes)):
-        raise PlanError(f"recipe {recipe} takes a single shot; shots are for recipes that score and cut groups")
+        raise PlanError(f"recipe {recipe} has a single round; --shots is for recipes that score and cut groups")
     at = next((i for i, step in enumerate(passes) if isinstance(step, Iterative)), None)
     if at is not None:
         rounds = passes[at]
@@ -127,13 +127,12 @@ def with_rounds(passes: Passes, recipe: str, count: int | None) -> Passes:
 
 
 def _surveyed(passes: Passes, before: int) -> int:
-    """The index behind the last pass that surveys the program, up to another index."""
+    """Index after the last pass before `before` that surveys the program."""
     return 1 + max((i for i, step in enumerate(passes[:before]) if step.surveys), default=-1)
 
 
 def with_blocks(passes: Passes, recipe: str, options: Any) -> Passes:
-    """Another division of the reduction between blocks and groups, in recipes that cut both; with a ratio for every
-    group, blocks are left alone.
+    """Divide the reduction between blocks and groups, in recipes that cut both; with a ratio, drop no blocks.
 
     Raises:
         PlanError: if the recipe does not cut both, or the share is impossible.
@@ -149,12 +148,12 @@ def with_blocks(passes: Passes, recipe: str, options: Any) -> Passes:
         return passes
     if coarse and options.sparsity is not None:
         return tuple(replace(step, part=coarse) if isinstance(step, Drop) else step for step in passes)
-    behind = next(i for i, step in enumerate(passes) if i > drops[-1] and step.surveys)
-    return (*passes[: _surveyed(passes, drops[0])], *passes[behind + 1 :])
+    after = next(i for i, step in enumerate(passes) if i > drops[-1] and step.surveys)
+    return (*passes[: _surveyed(passes, drops[0])], *passes[after + 1 :])
 
 
 def with_table(passes: Passes, recipe: str, options: Any) -> Passes:
-    """The allocation by a table of sensitivities.
+    """Allocate by a table of sensitivities.
 
     Raises:
         PlanError: if the recipe cuts no groups, cuts blocks before, searches, or plans in rounds.
@@ -164,7 +163,7 @@ def with_table(passes: Passes, recipe: str, options: Any) -> Passes:
     scores = any(isinstance(step, Score) for step in passes)
     if not scores or any(isinstance(step, Iterative | Search | Drop) for step in passes):
         raise PlanError(
-            f"recipe {recipe} cannot follow a table of sensitivities: that takes one score and one shot for the "
+            f"recipe {recipe} cannot follow a table of sensitivities: that requires one score and one round for the "
             "groups of the whole model; with --shots 1 (transact) or --coarse 0 (comp) such recipes can"
         )
     refitted = any(step.by not in ("none", "bias") for step in passes if isinstance(step, Refit))
@@ -173,7 +172,7 @@ def with_table(passes: Passes, recipe: str, options: Any) -> Passes:
 
 
 def with_latency(passes: Passes, options: Any, values: Mapping[str, Any]) -> Passes:
-    """The passes with a measurement for a budget in latency, where groups are scored."""
+    """Insert the measurement for a budget in latency before groups are scored."""
     scoring = next((step for step in flat(passes) if isinstance(step, Score | Search)), None)
     if options.budget != "latency" or scoring is None or any(isinstance(step, MeasureLatency) for step in passes):
         return passes

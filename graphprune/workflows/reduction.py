@@ -1,4 +1,4 @@
-"""What a run removed of its budget, why that is not just its target, and what its destination cannot hold."""
+"""Reduction that a run reached in its budget, why it differs from the target, and limits of the destination."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,14 +17,14 @@ MILLI = 1e-6  # of nanoseconds
 
 
 def amounts(first: Program, original: Program, program: Program, plan: Plan, unit: str) -> tuple[float, float]:
-    """How much of a budget there is before and after; a latency in milliseconds.
+    """Amounts of a budget before and after; a latency in milliseconds.
 
     Args:
         first: The program from which all passes started.
         original: The program from which groups were cut, which knows the latencies of its parts.
         program: The pruned program, or the original where only a plan was made.
-        plan: What was cut.
-        unit: One of `planning.budget.UNITS` besides parameters.
+        plan: The plan of the cuts.
+        unit: One of `planning.budget.UNITS` except parameters.
     """
     known = original.facts.get(Dependencies) or analyze(original)
     if unit not in known.terms:
@@ -41,7 +41,7 @@ def _sum(terms: Sequence[Term], widths: Mapping[Prime, float]) -> float:
 
 
 def rounding(program: Program, plan: Plan) -> str:
-    """In which steps a reduction is made, since no target is met to the last parameter."""
+    """Steps in which a reduction is made, which is why no target is met exactly."""
     align, steps = int(plan.made_by.get("align", 1)), list[str]()
     if plan.groups:
         alike = " and the same in all layers" if plan.made_by.get("destination") == "stock" else ""
@@ -52,41 +52,41 @@ def rounding(program: Program, plan: Plan) -> str:
 
 
 def destination_limits(program: Program, plan: Plan, left_out: Mapping[str, str] = MappingProxyType({})) -> str:
-    """What a recipe does elsewhere and the destination cannot hold, and which destination can; "" where it is nothing.
+    """Limits of a destination on a recipe, each with the destination that lacks it; empty if there are none.
 
     Args:
         program: The program from which groups were cut.
-        plan: What was cut.
+        plan: The plan of the cuts.
         left_out: Parts of the recipe that the destination excludes, and the destination for which they are.
     """
     eligible = program.facts.get(Eligible)
     if eligible is None or eligible.destination.name == NAMES[-1]:
         return ""
     limits = [*_limits(program, eligible, plan), *left_out.items()]
-    elsewhere = [f"{what} (destination {able} has no such limit)" for what, able in limits]
-    return f"limited by destination {eligible.destination.name}: {'; '.join(elsewhere)}" if limits else ""
+    lines = [f"{what} (destination {able} has no such limit)" for what, able in limits]
+    return f"limited by destination {eligible.destination.name}: {'; '.join(lines)}" if limits else ""
 
 
 def _limits(program: Program, eligible: Eligible, plan: Plan) -> Iterator[tuple[str, str]]:
-    """What is impossible, and the first destination for which it is not."""
-    dependencies, here = program.fact(Dependencies), eligible.destination
+    """Limits, each with the first destination that does not have it."""
+    dependencies, destination = program.fact(Dependencies), eligible.destination
     score = SCORES.get(str(plan.made_by.get("score")))
     groups = [g for g in dependencies.groups if score and score.applies(g, dependencies.consumers_of(g))]
     repeated = Counter(group.kind for group in groups if group.kind not in eligible.refused)
-    if here.uniform and plan.groups and any(count > 1 for count in repeated.values()):
-        yield "one width for all layers", NAMES[NAMES.index(here.name) + 1]
+    if destination.uniform and plan.groups and any(count > 1 for count in repeated.values()):
+        yield "one width for all layers", NAMES[NAMES.index(destination.name) + 1]
     able: dict[str, dict[str, str]] = {}
     for kind, why in eligible.refused.items():
         if alike := [group for group in groups if group.kind == kind]:
-            able.setdefault(_able(program, here, alike), {}).setdefault(alike[0].label, why.partition(";")[0])
+            able.setdefault(_able(program, destination, alike), {}).setdefault(alike[0].label, why.partition(";")[0])
     for name, refused in able.items():
         yield f"no narrower {_listed(list(refused))}, since {next(iter(refused.values()))}", name
 
 
-def _able(program: Program, here: Destination, alike: Sequence[Group]) -> str:
-    """The first destination that can hold narrower groups of this kind; each can hold more than those before it."""
-    more = NAMES[NAMES.index(here.name) + 1 :]
-    trials = (Destination.of(name, program, here.dependencies) for name in more)
+def _able(program: Program, destination: Destination, alike: Sequence[Group]) -> str:
+    """First destination that can hold narrower groups of this kind; each can hold more than those before it."""
+    more = NAMES[NAMES.index(destination.name) + 1 :]
+    trials = (Destination.of(name, program, destination.dependencies) for name in more)
     return next(trial.name for trial in trials if trial.refusal(alike) is None)
 
 

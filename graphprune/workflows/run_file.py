@@ -1,4 +1,4 @@
-"""``run.yaml``: the options of a run in a file, which repeats it from any folder."""
+"""Read and write ``run.yaml``: the options of a run in a file, which repeats it from any folder."""
 
 import os
 from collections.abc import Mapping
@@ -19,11 +19,11 @@ HEAD = """\
 
 
 def read(path: str | Path, options: type) -> dict[str, Any]:
-    """The options in a file, by name; those that it does not name are missing.
+    """Read the options in a file, by name.
 
     Raises:
         LoadError: if the file cannot be read.
-        OptionError: if a key is no option, or has a value that the option cannot take.
+        OptionError: if a key is no option, or its value is not valid.
     """
     known, types = described(options), hints(options)
     values: dict[str, Any] = {}
@@ -32,7 +32,7 @@ def read(path: str | Path, options: type) -> dict[str, Any]:
         if name not in known:
             raise OptionError(f"{path}: no option {key!r}; {choices(name, known, 'see --help of the command')}")
         if about(known[name]).python:
-            raise OptionError(f"{path}: {name} cannot stand in a file; give it from Python")
+            raise OptionError(f"{path}: {name} cannot be in a file; set it from Python")
         if wrong := problem(known[name], value, types[name], "[]"):
             raise OptionError(f"{path}: {name} must {wrong}")
         values[name] = value
@@ -40,7 +40,7 @@ def read(path: str | Path, options: type) -> dict[str, Any]:
 
 
 def _table(path: Path) -> Mapping[Any, Any]:
-    """What a YAML file holds."""
+    """Read the table in a YAML file."""
     try:
         table = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as fault:
@@ -55,15 +55,15 @@ def _table(path: Path) -> Mapping[Any, Any]:
 
 
 def text(options: PruneOptions) -> str:
-    """The file that repeats a run: every option that its outcome depends on, but for the output."""
+    """Text of the file that repeats a run: every option that its outcome depends on, except the output."""
     table = {name: value for name, value in plain(options, anywhere).items() if name != "output"}
     known = described(type(options)).items()
     missing = [name for name, one in known if about(one).python and getattr(options, name)]
-    notes = [f"# It also had {name} from Python, which cannot stand in a file.\n" for name in missing]
+    notes = [f"# It also had {name} from Python, which cannot be in a file.\n" for name in missing]
     return "".join((HEAD, *notes, yaml.safe_dump(table, sort_keys=False, allow_unicode=True, width=1000)))
 
 
 def anywhere(path: str) -> str:
-    """The absolute path of a file or folder, or what else is named where models and texts are, as it is."""
+    """Absolute path of a file or folder; other names of models and texts are returned unchanged."""
     file = path if Path(path).exists() else path.partition("[")[0]  # documents of a text are FILE[0:1500]
     return os.path.abspath(path) if file and path not in PYDOC and Path(file).exists() else path

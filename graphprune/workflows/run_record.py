@@ -1,4 +1,4 @@
-"""What a run was asked for, and what its report tells of it."""
+"""Record of a run: its options, its identity, and the report that is made of them."""
 
 import shlex
 import sys
@@ -37,9 +37,9 @@ from graphprune.workflows.target_needs import TargetNeeds
 
 @dataclass(frozen=True)
 class Job:
-    """A run as its report describes it: its options, the command or call that repeats it, and what was measured.
+    """Record of a run for its report: options, the command or call that repeats it, and measured quality.
 
-    `needs` are those of its target, None where a given plan is applied; `footprint` is how it stays within its memory.
+    `needs` are those of its target, None where a saved plan is applied; `footprint` is its estimate of memory.
     """
 
     options: PruneOptions
@@ -55,7 +55,7 @@ class Job:
 
 
 def build_report(job: Job, program: Program, plan: Plan, errors: Mapping[str, float], peak: int = 0) -> Report:
-    """The report of a run that held `peak` bytes at most; `errors` are those of the saved files."""
+    """Report of a run that held at most `peak` bytes; `errors` are those of the saved files."""
     options, unit = job.options, job.options.budget
     rewritten = program.facts.get(Rewritten)
     original = rewritten.original if rewritten else program
@@ -90,7 +90,12 @@ def build_report(job: Job, program: Program, plan: Plan, errors: Mapping[str, fl
         loads_with=_loads_with(job),
         command=job.command,
         version=__version__,
-        notes=(*_wanted(job, original, plan), *_limits(job, original, plan), *_notes(program), *_maps(program)),
+        notes=(
+            *_target_notes(job, original, plan),
+            *_limits(job, original, plan),
+            *_refit_notes(program),
+            *_factor_notes(program),
+        ),
         cut=not options.plan_only,
         options=plain(options) if job.needs else {},
         quality=job.quality,
@@ -99,63 +104,65 @@ def build_report(job: Job, program: Program, plan: Plan, errors: Mapping[str, fl
 
 
 def _proved(program: Program) -> str:
-    """What was compared with what."""
+    """Name of the comparison that the verification made."""
     return "products and their factors" if Factored in program.facts else "masked original and cut graph"
 
 
 def _first(program: Program) -> Program:
-    """The program from which this one came, by however many steps."""
+    """Original program that all passes started from."""
     steps = (program.facts[kind] for kind in (Factored, Rewritten, Rotatable, Dropped) if kind in program.facts)
     latest = next(steps, None)
     return program if latest is None else _first(latest.original)
 
 
 def _sizes(program: Program) -> dict[str, int]:
-    """How many elements every parameter has, shared ones under one name, factors under that of their product."""
-    found = {name: prod(shape) for name, shape in program.shapes().items() if name in program.parameters}
+    """Elements of every parameter; a shared one has one name, and factors have that of their product."""
+    sizes = {name: prod(shape) for name, shape in program.shapes().items() if name in program.parameters}
     for name in program.facts[Factored].ranks if Factored in program.facts else ():
-        found[name] = sum(found.pop(f"{name}_{part}", 0) for part in PARTS)
-    return found
+        sizes[name] = sum(sizes.pop(f"{name}_{part}", 0) for part in PARTS)
+    return sizes
 
 
 def _planned(program: Program, plan: Plan) -> dict[str, int]:
-    """How many elements a plan would leave of every parameter."""
-    shapes, left = program.shapes(), _sizes(program)
-    for name in plan.keep.keys() & left.keys():
-        kept = {d: broadcast_indices(indices, d, len(shapes[name])).shape[d] for d, indices in plan.keep[name].items()}
-        left[name] = prod(kept.get(d, n) for d, n in enumerate(shapes[name]))
+    """Elements of every parameter after a plan that is not applied yet."""
+    shapes, sizes = program.shapes(), _sizes(program)
+    for name in plan.keep.keys() & sizes.keys():
+        widths = {
+            d: broadcast_indices(indices, d, len(shapes[name])).shape[d] for d, indices in plan.keep[name].items()
+        }
+        sizes[name] = prod(widths.get(d, n) for d, n in enumerate(shapes[name]))
     for name, rank in plan.ranks.items():
         m, n = shapes[name]
-        left[name] = factor_parameters(m, n, rank)
-    return left
+        sizes[name] = factor_parameters(m, n, rank)
+    return sizes
 
 
 def _calibration(program: Program) -> CalibrationReport | None:
-    seen = program.facts.get(Calibration)
-    return CalibrationReport(seen.source, seen.samples, seen.length, seen.sha256, seen.autocast) if seen else None
+    data = program.facts.get(Calibration)
+    return CalibrationReport(data.source, data.samples, data.length, data.sha256, data.autocast) if data else None
 
 
 def _summed(seconds: Sequence[tuple[str, float]]) -> dict[str, float]:
-    """Seconds by pass; of passes that ran more than once the sum."""
-    found: dict[str, float] = {}
+    """Seconds by pass, summed over passes that ran more than once."""
+    total: dict[str, float] = {}
     for name, value in seconds:
-        found[name] = found.get(name, 0.0) + value
-    return {name: round(value, 3) for name, value in found.items()}
+        total[name] = total.get(name, 0.0) + value
+    return {name: round(value, 3) for name, value in total.items()}
 
 
 def _widths(program: Program, plan: Plan) -> dict[str, tuple[int, int]]:
-    """The size of every group before and after, if the plan cuts any."""
+    """Size of every group before and after, if the plan cuts any."""
     groups = program.fact(Dependencies).by_name if plan.groups else {}
     return {name: (groups[name].size, width) for name, width in plan.widths.items()}
 
 
 def _scores(program: Program) -> dict[str, tuple[float, ...]]:
-    """The deciles of the finite scores of every group in play, to four digits."""
-    steps, found = torch.linspace(0, 1, 11, dtype=torch.float64), {}
+    """Deciles of the finite scores of every scored group, to four digits."""
+    steps, deciles = torch.linspace(0, 1, 11, dtype=torch.float64), {}
     for name, scores in program.facts.get(Scores, Scores({}, "")).by_group.items():
         finite = scores[scores.isfinite()].double()
-        found[name] = tuple(float(f"{x:.4g}") for x in torch.quantile(finite, steps)) if finite.numel() else ()
-    return found
+        deciles[name] = tuple(float(f"{x:.4g}") for x in torch.quantile(finite, steps)) if finite.numel() else ()
+    return deciles
 
 
 def _loads_with(job: Job) -> tuple[str, ...]:
@@ -168,13 +175,13 @@ def _loads_with(job: Job) -> tuple[str, ...]:
     }[job.destination]
 
 
-def _wanted(job: Job, original: Program, plan: Plan) -> tuple[str, ...]:
-    """What the target has to say of the plan."""
+def _target_notes(job: Job, original: Program, plan: Plan) -> tuple[str, ...]:
+    """Notes of the target on the plan."""
     return job.needs.notes(original, plan) if job.needs else ()
 
 
 def _limits(job: Job, original: Program, plan: Plan) -> tuple[str, ...]:
-    """What the destination keeps the recipe from."""
+    """Parts of the recipe that the destination cannot hold."""
     recipe = RECIPES.get(job.options.recipe)
     variants = recipe.variants if recipe and not job.options.pipeline and job.destination not in recipe.variants else {}
     able = next((name for name, text in variants.items() if "allocate-ranks" in text), "")
@@ -182,8 +189,8 @@ def _limits(job: Job, original: Program, plan: Plan) -> tuple[str, ...]:
     return (limits,) if limits else ()
 
 
-def _notes(program: Program) -> tuple[str, ...]:
-    """What was dropped; what the refit chose, and what it left alone."""
+def _refit_notes(program: Program) -> tuple[str, ...]:
+    """Dropped blocks; damping and errors of the refit, and the weights that it skipped."""
     refits = program.facts.get(Refits)
     dropped = (f"dropped {', '.join(program.fact(Dropped).blocks)}",) if Dropped in program.facts else ()
     if refits is None:
@@ -199,25 +206,27 @@ def _notes(program: Program) -> tuple[str, ...]:
     )
 
 
-def _maps(program: Program) -> tuple[str, ...]:
-    """What became of linear maps: rotations, ranks, and what was left as it is."""
-    found, rotated = program.facts.get(Factored), program.facts.get(Rotatable)
-    turned = (
-        (f"rotated {len(rotated.groups)} streams, for which {len(rotated.added)} maps were added",) if rotated else ()
+def _factor_notes(program: Program) -> tuple[str, ...]:
+    """Rotations, ranks of factors, and the linear layers that were not factorized."""
+    factors, rotated = program.facts.get(Factored), program.facts.get(Rotatable)
+    rotations = (
+        (f"rotated {len(rotated.groups)} residual streams, which added {len(rotated.added)} linear layers",)
+        if rotated
+        else ()
     )
-    if found is None:
-        return turned
-    before, after = (sum(errors) / len(found.errors) for errors in zip(*found.errors.values(), strict=True))
+    if factors is None:
+        return rotations
+    before, after = (sum(errors) / len(factors.errors) for errors in zip(*factors.errors.values(), strict=True))
     return (
-        *turned,
-        f"{len(found.ranks)} weights became factors of ranks {min(found.ranks.values())} to "
-        f"{max(found.ranks.values())}: mean relative output error {after:.4f}, of which {before:.4f} to begin with",
-        *(f"{name} was left as it is: {why}" for name, why in found.left.items()),
+        *rotations,
+        f"{len(factors.ranks)} weights became factors of ranks {min(factors.ranks.values())} to "
+        f"{max(factors.ranks.values())}: mean relative output error {after:.4f}, of which {before:.4f} before the fit",
+        *(f"{name} was not factorized: {why}" for name, why in factors.left.items()),
     )
 
 
 def identity(options: PruneOptions | SensitivityOptions) -> dict[str, Any]:
-    """All that the outcome of a run depends on: its options, and the files that it reads."""
+    """Identity of a run, which its outcome depends on: options, versions, and the files that it reads."""
     known = described(type(options)).values()
     values = {one.name: _identified(getattr(options, one.name)) for one in known if about(one).outcome}
     text = options.text if isinstance(options, SensitivityOptions) else options.calibration
@@ -228,20 +237,20 @@ def identity(options: PruneOptions | SensitivityOptions) -> dict[str, Any]:
 
 
 def _identified(value: Any) -> str:
-    """A value as text; tensors, which are not printed whole, by their checksums."""
+    """Value as text; tensors, which are not printed whole, as a checksum."""
     leaves = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
     numbers = [leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() for leaf in leaves]
     return f"{value}{sha256(b''.join(numbers)).hexdigest()}" if leaves else str(value)
 
 
 def from_command_line() -> bool:
-    """Was this process started as the command line?"""
+    """Whether this process is the command line program."""
     program = Path(sys.argv[0])
     return program.name == "graphprune" or (program.name, program.parent.name) == ("__main__.py", "graphprune")
 
 
 def reproduction(name: str, options: PruneOptions) -> str:
-    """The command that repeats a run, or the call from Python; options that have their default value are left out."""
+    """Command or call from Python that repeats a run, without options that have their default value."""
     known = described(type(options))
     changed = {key: getattr(options, key) for key, one in known.items() if getattr(options, key) != one.default}
     model = changed.pop("model")
@@ -253,5 +262,5 @@ def reproduction(name: str, options: PruneOptions) -> str:
 
 
 def command() -> str:
-    """The command line of this process, if it was started as one."""
+    """Command line of this process; empty in a Python session."""
     return shlex.join(["graphprune", *sys.argv[1:]]) if from_command_line() else ""

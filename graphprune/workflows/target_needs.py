@@ -1,4 +1,4 @@
-"""Pruning for a target of export: where the model must run, and which widths run fast there."""
+"""Requirements of an export target on pruning: where the model must run, and which widths are fast."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,24 +13,24 @@ from graphprune.huggingface import model_folder
 from graphprune.ir.program import Program
 from graphprune.planning.plan import Plan
 
-FOLDER = Needs(("stock", "per-layer", "free"), 8, 8, "")  # of a pruned model without a target
-GRAPH = Needs(("free", "stock", "per-layer"), 1, 1, "")  # of a plan without a target
+FOLDER = Needs(("stock", "per-layer", "free"), 8, 8, "")  # for a pruned model without a target
+GRAPH = Needs(("free", "stock", "per-layer"), 1, 1, "")  # for a plan without a target
 
 
 @dataclass(frozen=True)
 class TargetNeeds:
-    """What a run asks of widths: by its target, or as it was said."""
+    """Requirements of a run on destination and widths, from its target or its options."""
 
     target: str | None
     needs: Needs
     destination: str
-    asked: int | None
+    align: int | None
 
     @classmethod
     def of(
         cls, target: str | None, destination: str | None, align: int | None, otherwise: Needs = FOLDER
     ) -> "TargetNeeds":
-        """The needs of a target, or `otherwise` without one; destination and alignment as given, if they are.
+        """Requirements of a target, or `otherwise` without one; explicit destination and alignment take precedence.
 
         Raises:
             RegistryError: if there is no such target.
@@ -47,59 +47,59 @@ class TargetNeeds:
         return cls(target, needs, destination or needs.destinations[0], align)
 
     def accepted(self, program: Program) -> Program:
-        """The program, if the target can be made of it.
+        """Return the program if it can be exported for the target.
 
         Raises:
-            PlanError: if it writes text, and the target takes graphs without a cache.
+            PlanError: if it generates text, and the target exports graphs without a cache.
         """
         source, graph = program.source, self.needs.graphs and self.destination == "free"
-        if graph and source is not None and source.kind == "huggingface" and _writes_text(source.path):
+        if graph and source is not None and source.kind == "huggingface" and _generates_text(source.path):
             others = " or ".join(name for name in self.needs.destinations if name != "free")
             raise PlanError(
-                f"target {self.target} takes of destination free a graph without a cache, and {source.path} writes "
+                f"target {self.target} exports graphs of destination free without a cache, and {source.path} generates "
                 f"text; use destination {others}, or a target of ONNX files"
             )
         return program
 
     def align_of(self, program: Program) -> int:
-        """Of which number widths are to be multiples."""
-        return self.asked if self.asked is not None else self._fast(program)
+        """Number whose multiples widths must be."""
+        return self.align if self.align is not None else self._fast(program)
 
     def notes(self, program: Program, plan: Plan) -> tuple[str, ...]:
-        """What was decided for the target, and which widths are no faster than wider ones."""
+        """Destination and alignment for the target, and warnings about widths that are no faster than wider ones."""
         if self.target is None:
             return ()
         fast = self._fast(program)
-        said = (
+        decision = (
             f"for target {self.target}: destination {self.destination}, widths in multiples of {self.align_of(program)}"
         )
-        return (f"{said} ({self.needs.why})", *self._slow(program, plan, fast))
+        return (f"{decision} ({self.needs.why})", *self._slow(program, plan, fast))
 
     def _fast(self, program: Program) -> int:
         return self.needs.convolutions if _convolutional(program) else self.needs.products
 
     def _slow(self, program: Program, plan: Plan, fast: int) -> Iterator[str]:
-        """Widths that end within a block although the next whole one would be there."""
+        """Warnings about widths that end within a block although the group could fill that block."""
         groups = program.fact(Dependencies).by_name if plan.groups else {}
-        found: dict[tuple[int, int], list[str]] = {}
+        by_width: dict[tuple[int, int], list[str]] = {}
         for name, width in plan.widths.items():
             inner, size = groups[name].inner, groups[name].size
             wider = -(-width * inner // fast) * fast
             if width < size and width * inner % fast and wider <= size * inner:
-                found.setdefault((width * inner, wider), []).append(name)
-        for (now, wider), names in found.items():
+                by_width.setdefault((width * inner, wider), []).append(name)
+        for (width, wider), names in by_width.items():
             yield (
-                f"warning: {len(names)} groups such as {names[0]} are {now} wide, which runs no faster on "
-                f"{self.target} than {wider}; leave --align out, or give a multiple of {fast}"
+                f"warning: {len(names)} groups such as {names[0]} are {width} wide, which runs no faster on "
+                f"{self.target} than {wider}; omit --align, or use a multiple of {fast}"
             )
 
 
-def _writes_text(folder: Path) -> bool:
+def _generates_text(folder: Path) -> bool:
     settings = model_folder.config(folder)
     return model_folder.generates_text(model_folder.model_class(folder, settings), settings)
 
 
 def _convolutional(program: Program) -> bool:
-    """Are most parameters those of convolutions?"""
+    """Whether most parameters are those of convolutions."""
     sizes = [(len(shape) > 2, prod(shape)) for shape in program.shapes().values()]
     return sum(n if filters else -n for filters, n in sizes) > 0

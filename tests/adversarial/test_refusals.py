@@ -160,7 +160,9 @@ def test_what_the_model_prints_is_kept_when_nothing_fails(capfd: pytest.CaptureF
 
 
 def test_a_script_is_refused() -> None:
-    with pytest.raises(TraceError, match=r"^1 is a RecursiveScriptModule, .*; expected the Python module of which"):
+    with pytest.raises(
+        TraceError, match=r"^1 is a RecursiveScriptModule, .*; expected the Python module that it was scripted from"
+    ):
         gp.trace(nn.Sequential(nn.ReLU(), torch.jit.script(nn.Linear(6, 3))), (torch.ones(4, 6),))
 
 
@@ -175,5 +177,5 @@ def test_a_tensor_subclass_is_traced_or_refused(survives: Any) -> None:
     with pytest.raises(TraceError, match=r"^1\.weight is a TwoTensor, which is made of several tensors; expected a p"):
         gp.trace(nn.Sequential(first, last), (torch.randn(4, 6),))
     ragged = torch.nested.nested_tensor([torch.randn(3, 6), torch.randn(2, 6)], layout=torch.jagged)
-    with pytest.raises(TraceError, match=r"^input 0 is a NestedTensor, .*: gather or dequantise it first"):
+    with pytest.raises(TraceError, match=r"^input 0 is a NestedTensor, .*: gather or dequantize it first"):
         gp.trace(nn.Linear(6, 3), (ragged,))

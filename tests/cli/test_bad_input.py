@@ -223,8 +223,8 @@ UNKNOWN = [
         "score has no option 'bye'; its options are by, seed, written key=value",
     ),
     ("analyze,score{fasp}", PipelineError, "score has no option 'fasp'"),
-    ("analyze,,score", PipelineError, "there is an empty pass in 'analyze,,score'; write them like"),
-    ("analyze score", PipelineError, r"'analyze score' is no pass; write it like score\{by=fasp\}"),
+    ("analyze,,score", PipelineError, "there is an empty pass in 'analyze,,score'; write passes as in"),
+    ("analyze score", PipelineError, r"'analyze score' is no pass; write it as in score\{by=fasp\}"),
     (
         "analyze,select,score",
         PipelineError,

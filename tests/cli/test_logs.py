@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from graphprune.cli.logs import hoisted
+from graphprune.cli.logs import flags_first
 
 ROOT = Path(__file__).parents[2]
 PRUNE = ("prune", "made:make", "--recipe", "magnitude", "--sparsity", "0.2", "--destination", "free", "--output", "out")
@@ -76,11 +76,11 @@ def test_a_log_that_cannot_be_written(place: Path) -> None:
     )
 
 
-def test_flags_are_hoisted() -> None:
-    assert hoisted(["prune", "m", "-q", "--log-file", "f", "--seed", "1", "-vv", "--log-file=g", "--", "-q"]) == [
+def test_flags_come_first() -> None:
+    assert flags_first(["prune", "m", "-q", "--log-file", "f", "--seed", "1", "-vv", "--log-file=g", "--", "-q"]) == [
         "-q", "--log-file", "f", "-vv", "--log-file=g", "prune", "m", "--seed", "1", "--", "-q",
     ]  # fmt: skip
-    assert hoisted(["prune", "--log-file"]) == ["prune", "--log-file"]
+    assert flags_first(["prune", "--log-file"]) == ["prune", "--log-file"]
 
 
 @pytest.mark.parametrize("package", ["typer", "torch"])

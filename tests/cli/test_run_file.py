@@ -79,7 +79,7 @@ WRONG = [
     ("samples: 0.5", "run.yaml: samples must be a positive whole number, got 0.5"),
     ("protect: lm_head*", 'run.yaml: protect must be a sequence: write protect: ["lm_head*"]'),
     ("plan-only: maybe", "run.yaml: plan_only must be true or false, got 'maybe'"),
-    ("batches: []", "run.yaml: batches cannot stand in a file; give it from Python"),
+    ("batches: []", "run.yaml: batches cannot be in a file; set it from Python"),
     ("- sparsity", "run.yaml holds no options by name; write one a line, as in sparsity: 0.2"),
     ("recipe: fasp\nsparsity: [", "run.yaml: line 3 is not YAML; write one option a line, as in sparsity: 0.2"),
 ]
@@ -106,7 +106,7 @@ def test_a_file_that_is_missing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("prune",), "MODEL is missing; give it here, or in a file (--config FILE)"),
+        (("prune",), "MODEL is missing; set it on the command line, or in a file (--config FILE)"),
         (("prune", "model", "--sparsity", "0.2"), "--output is missing"),
         (("prune", "model", "--output", "out"), "--sparsity or --ratio is missing"),
         (("sensitivity", "model", "--output", "out"), "--text is missing"),
@@ -140,7 +140,7 @@ def test_what_only_python_can_give_is_noted(tmp_path: Path, monkeypatch: pytest.
         "mine:make", output="out", ratio=0.5, batches=[((torch.ones(1),), {})], calibration="words.txt[0:5]"
     )
     (tmp_path / "run.yaml").write_text(run_file.text(options))
-    assert "# It also had batches from Python, which cannot stand in a file.\n" in run_file.text(options)
+    assert "# It also had batches from Python, which cannot be in a file.\n" in run_file.text(options)
     given = run_file.read(tmp_path / "run.yaml", PruneOptions)
     assert given["calibration"] == str(tmp_path / "words.txt[0:5]") and given["model"] == "mine:make"
     assert PruneOptions(**given, output="again").ratio == 0.5

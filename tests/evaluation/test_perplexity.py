@@ -92,7 +92,7 @@ def test_no_language_model() -> None:
 
 def test_a_program_from_nowhere_has_no_tokenizer(tmp_path: Path) -> None:
     program = trace(Model(), kwargs={"input_ids": ids(2, 8)})
-    with pytest.raises(CalibrationError, match=r"came from no folder, so it has no tokenizer"):
+    with pytest.raises(CalibrationError, match=r"was not loaded from a folder and has no tokenizer"):
         evaluate(program, tmp_path / "text.txt")
 
 

@@ -55,7 +55,7 @@ def test_a_file_that_changes_while_it_is_read(tmp_path: Path) -> None:
     assert weights["a"].sum() == 8
     save_file({"a": torch.zeros(8)}, path)
     os.utime(path, ns=(1, 1))
-    with pytest.raises(LoadError, match="x has changed since it was opened; leave it alone while it is read, and"):
+    with pytest.raises(LoadError, match="x has changed since it was opened; do not change it while it is read, and"):
         weights["a"]
 
 
@@ -76,7 +76,7 @@ def test_a_file_that_is_harmed_while_it_is_read(tmp_path: Path, harm: Callable[[
     save_file({"a": torch.ones(8)}, path)
     weights = Stored({"a": (path, "a")})
     harm(path)
-    with pytest.raises(LoadError, match="x holds no a that can be read .*truncated, damaged or gone: copy it again"):
+    with pytest.raises(LoadError, match="x holds no a that can be read .*truncated, damaged or missing: copy it again"):
         weights["a"]
 
 

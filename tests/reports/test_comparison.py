@@ -93,9 +93,9 @@ def test_runs_are_compared_on_the_command_line(runs: list[Path], tmp_path: Path)
     names = [str(path) for path in runs]
     status, out, told = run("compare", *names, "--output", str(page))
     assert status == 0, told
-    assert "12 *" in out and "14 *" not in out and "begin with different models" in out
+    assert "12 *" in out and "14 *" not in out and "start from different models" in out
     text = alone(page.read_text(encoding="utf-8")).text
-    assert "4 runs" in text and "parameters left" in text and "They begin with different models" in text
+    assert "4 runs" in text and "parameters left" in text and "They start from different models" in text
     assert json.loads(run("compare", *names, "--json")[1]) == json.loads(json.dumps(gp.compare(*runs).to_dict()))
     status, _, told = run("compare", *names, "--output", str(page))
     assert status == 2 and "exists already" in told

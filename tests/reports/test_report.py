@@ -60,7 +60,7 @@ def test_the_card_says_what_matters() -> None:
 
 def test_the_card_of_a_plan_has_no_empty_parts() -> None:
     text = card(example(sparsity_asked=None, calibration=None, errors={}, widths={}, command="", seconds={}))
-    assert "a given plan" in text
+    assert "a saved plan" in text
     assert "How it was checked" not in text
     assert "Made by" not in text
 

@@ -83,7 +83,7 @@ def test_the_page_says_what_matters(tmp_path: Path) -> None:
     text = alone(page).text
     assert page.startswith("<!DOCTYPE html>") and "prefers-color-scheme: dark" in page
     for words in (
-        "folder, pruned", "removed 20.0 % asked for 20.0 %", "parameters 800 800 of 1,000",
+        "folder, pruned", "removed 20.0 % target 20.0 %", "parameters 800 800 of 1,000",
         "12.5 before 10 , on wiki.txt",
         "texts/wiki.txt 64 \u00d7 512 10 12.5 +25.0 %", "layers.0 600 450 \u221225.0 %", "head 100 100 0 %",
         "layers.*.mlp.weight 900 700 \u221222.2 %", "layers.*.mlp:0 2 64 \u2192 32 to 48", "refit 2 min 10 s",
@@ -190,9 +190,9 @@ def test_a_run_measures_what_it_tells(folder: Path, text: Path, tmp_path: Path) 
     assert again.plan.digest == made.plan
     planned = gp.prune(folder, output=tmp_path / "plan", plan_only=True, **options).report
     assert dict(planned.counts) == dict(made.counts)
-    with pytest.raises(PlanError, match="a plan alone is no model"):
+    with pytest.raises(PlanError, match="a plan without a model cannot be evaluated"):
         gp.prune(folder, output=tmp_path / "p", plan_only=True, evaluate=[text], windows=8, **options)
-    with pytest.raises(CalibrationError, match="windows of 32 tokens, 999 were asked for"):
+    with pytest.raises(CalibrationError, match="windows of 32 tokens, expected 999"):
         gp.prune(folder, output=tmp_path / "p", evaluate=[text], windows=999, **options)
 
 

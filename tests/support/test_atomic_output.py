@@ -122,7 +122,7 @@ def test_a_small_file_is_the_old_one_or_the_new_one(tmp_path: Path, monkeypatch:
 @pytest.mark.parametrize("make", [new_folder, new_file])
 def test_a_full_disk_is_said_to_be_one(tmp_path: Path, make: Any) -> None:
     with (
-        pytest.raises(ExportError, match=r"cannot write .*out: No space left on device; make room"),
+        pytest.raises(ExportError, match=r"cannot write .*out: No space left on device; free some space"),
         make(tmp_path / "out"),
     ):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

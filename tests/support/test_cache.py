@@ -41,5 +41,5 @@ def test_an_interrupted_making_leaves_nothing(tmp_path: Path) -> None:
 
 def test_a_cache_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "cache").write_text("a file")
-    with pytest.raises(LoadError, match=r"cannot write the cache .*; set XDG_CACHE_HOME to a folder with room"):
+    with pytest.raises(LoadError, match=r"cannot write the cache .*; set XDG_CACHE_HOME to a folder with enough space"):
         cache.once("kind", [], lambda target: None)

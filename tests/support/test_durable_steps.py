@@ -176,7 +176,7 @@ def test_what_is_damaged_is_made_again(hurt: str, what: str, tmp_path: Path) -> 
 
 def test_a_folder_that_cannot_be_written_is_named(workspace: Workspace, tmp_path: Path) -> None:
     (tmp_path / "values").write_text("in the way")
-    with pytest.raises(WorkspaceError, match=r"cannot write to .*values.*make room and repeat the command"):
+    with pytest.raises(WorkspaceError, match=r"cannot write to .*values.*free some space and repeat the command"):
         filled(torch.zeros(1))
 
 

@@ -76,20 +76,20 @@ def test_a_run_that_is_asked_to_stop_says_so_and_goes_on(number: int, job: Job, 
     assert not until(process, lambda: any(job.run.glob("0/*-calibrate/*.json")))
     os.kill(process.pid, number)
     assert process.wait() == 130
-    assert "interrupted: no output was written" in job.said() and "the same command goes on from there" in job.said()
+    assert "interrupted: no output was written" in job.said() and "repeat the command to continue" in job.said()
     complete(job, expected)
 
 
 def test_a_full_disk_is_one_error(job: Job, expected: dict[str, bytes]) -> None:
-    refused(job, "make room", str(job.run), limit=5_000)
-    refused(job, "make room", str(job.out), limit=30_000)
+    refused(job, "free some space", str(job.run), limit=5_000)
+    refused(job, "free some space", str(job.out), limit=30_000)
     complete(job, expected)
 
 
 @pytest.mark.slow
 def test_so_it_is_where_a_graph_is_saved(job: Job) -> None:
     job.more += ("--destination", "free")
-    refused(job, "make room", str(job.out), limit=200_000)
+    refused(job, "free some space", str(job.out), limit=200_000)
     assert job.finish() == 0, job.said()
     assert job.left() == ["out"]
 
@@ -210,7 +210,7 @@ def test_a_disk_that_is_full(
     job.again()
     options, place = job.more, disk(scratch)
     job.more = (*options, "--scratch", str(place))
-    refused(job, "make room", str(place))
+    refused(job, "free some space", str(place))
     disk("64m")
     complete(job, bits)
     assert list(place.iterdir()) == []
@@ -218,7 +218,7 @@ def test_a_disk_that_is_full(
     job.place = disk(output) / "place"
     job.place.mkdir()
     job.more = (*options, "--scratch", str(job.text.parent / "scratch"))
-    refused(job, "make room", str(job.place))
+    refused(job, "free some space", str(job.place))
     disk("64m")
     complete(job, bits)
 

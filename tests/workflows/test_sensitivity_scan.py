@@ -35,7 +35,7 @@ def test_a_table_and_a_picture_are_written(folder: Path, text: Path, tmp_path: P
     more = ("--samples", "16", "--length", "32", "--ratios", "0.25,0.5")
     status, out, told = run(*arguments, *more)
     assert status == 0, told
-    assert "layers.1.mlp.gate_proj.weight:0" in out and "50% gone" in out and "below, refitted" in out
+    assert "layers.1.mlp.gate_proj.weight:0" in out and "50% removed" in out and "below, refitted" in out
     assert [path.name for path in table.parent.iterdir()] == ["table.json"], "the workspace is removed at the end"
     assert picture.read_bytes().startswith(b"\x89PNG")
     found = gp.Sensitivities.load(table)
@@ -78,7 +78,7 @@ def test_an_interrupted_command_goes_on(
 
     status, _, message = run(*arguments, "--recipe", "magnitude")
     assert status == 2 and "unfinished run that is not this one: recipe was 'fasp' and is 'magnitude'" in message
-    assert f"repeat its command to go on with it, or delete {unfinished} to begin anew" in message
+    assert f"repeat its command to continue it, or delete {unfinished} to start over" in message
 
     done, plain, calls = finished(), Objective.losses_from, [0]
 
@@ -91,7 +91,7 @@ def test_an_interrupted_command_goes_on(
     monkeypatch.setattr(Objective, "losses_from", interrupted)
     status, out, message = run(*arguments)
     assert (status, out, calls[0]) == (130, "", 1) and message.endswith("interrupted: no output was written\n")
-    assert f"what was finished is kept in {unfinished}: the same command goes on from there" in message
+    assert f"finished steps are stored in {unfinished}: repeat the command to continue" in message
     assert not table.exists() and finished() == done
 
     status, out, message = run(*arguments, "--json")

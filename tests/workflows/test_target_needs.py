@@ -37,7 +37,7 @@ def test_every_target_says_what_it_needs() -> None:
 
 def test_a_graph_without_a_cache_is_refused_before_any_work(llama: Path, tmp_path: Path) -> None:
     words = (
-        "target litert takes of destination free a graph without a cache, .* writes text; use destination stock or per"
+        "target litert exports graphs of destination free without a cache, .* generates text; use destination stock or"
     )
     with pytest.raises(PlanError, match=words):
         gp.prune(llama, sparsity=0.2, target="litert", destination="free", recipe="magnitude", output=tmp_path / "x")

@@ -1,4 +1,4 @@
-"""A page that shows a model's dependency graph: one HTML file that needs nothing else, no network either."""
+"""Viewer of a model's dependency graph: one self-contained HTML file, which needs no network."""
 
 from graphprune.reports.viewer.bundle import write as write
 from graphprune.reports.viewer.content import Content as Content

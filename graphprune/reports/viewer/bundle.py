@@ -1,4 +1,4 @@
-"""Puts a page together in one file: its parts, the library that lays out graphs, and the content."""
+"""Bundle a page into one file: its assets, the library for graph layout, and the content."""
 
 import json
 import re
@@ -22,7 +22,7 @@ LIBRARY = "vendor/dagre.min.js"
 
 
 def write(content: Content, path: Path | str, *, force: bool = False) -> None:
-    """Write a page; it appears when it is complete.
+    """Write a page; the file appears once it is complete.
 
     Raises:
         ExportError: if `path` exists and `force` is not set, or may not be written.
@@ -32,7 +32,7 @@ def write(content: Content, path: Path | str, *, force: bool = False) -> None:
 
 
 def html(content: Content) -> str:
-    """The page as text. It may load nothing, and run nothing but its own scripts, whatever the content holds."""
+    """Page as text. Its policy forbids loading anything, and running other than its own scripts."""
     library = _asset("vendor/dagre.LEGAL.txt") + _asset(LIBRARY)  # its license must be in every copy
     script = '"use strict";\n(() => {\n' + "\n".join(_asset(f"{name}.js") for name in SCRIPTS) + "\n})();"
     filled = {
@@ -43,11 +43,13 @@ def html(content: Content) -> str:
         "script": script,
         "data": embedded(content),
     }
-    return PLACE.sub(lambda place: filled[place[1]], _asset("page.html"))  # at once: nothing filled in is looked at
+    return PLACE.sub(
+        lambda place: filled[place[1]], _asset("page.html")
+    )  # in one step, so that filled-in text is not searched
 
 
 def embedded(content: Content) -> str:
-    """JSON that stands in a page: no text in it can end the script around it, or begin a comment."""
+    """JSON for a page, escaped so that no text can end the surrounding script or begin a comment."""
     text = json.dumps(content, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
     for sign in "<>&\u2028\u2029":
         text = text.replace(sign, f"\\u{ord(sign):04x}")

@@ -1,4 +1,4 @@
-"""The content of a page as plain values: groups, tensors and their axes, modules, operators, a plan and runs."""
+"""Content of a page as plain values: groups, tensors and their axes, modules, operators, a plan and runs."""
 
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -34,15 +34,15 @@ def content(
     reports: Mapping[str, Report] | None = None,
     numbers: Numbers | None = None,
 ) -> Content:
-    """Everything that a page shows, in the values that JSON has; items refer to each other by their place in lists.
+    """Content of a page in types of JSON; items refer to each other by their position in lists.
 
-    `plan` adds the retained indices, `reports` the runs to compare, by name, and `numbers` a number a group, which
-    colors it; sensitivities make a heat map, too.
+    `plan` adds the retained indices, `reports` the runs to compare, by name, and `numbers` a number for each group,
+    which sets its color; sensitivities also add a heat map.
 
     Raises:
-        PlanError: if the plan was made for another model, or without blocks that this program has, or the
-            sensitivities were measured on another one.
-        RegistryError: if a number is one of no group.
+        PlanError: if the plan is of another model, or without blocks that this program has, or the sensitivities are of
+            another model.
+        RegistryError: if a number belongs to no group.
     """
     measured = numbers if isinstance(numbers, Sensitivities) else None
     if measured:
@@ -56,7 +56,7 @@ def content(
             "title": title,
             "total": shares.total,
             "freedoms": [
-                {"name": freedom, "description": freedom.told, "count": shares.counts[freedom],
+                {"name": freedom, "description": freedom.description, "count": shares.counts[freedom],
                  "removable": shares.removable.get(freedom, 0)}
                 for freedom in Freedom
             ],
@@ -77,13 +77,13 @@ def content(
 
 @dataclass
 class _Table:
-    """A list without duplicates."""
+    """List without duplicates."""
 
     items: list[dict[str, Any]] = field(default_factory=list)
     places: dict[Hashable, int] = field(default_factory=dict)
 
     def place(self, key: Hashable, item: dict[str, Any]) -> int:
-        """The place of the item with this key; it is added if it is new."""
+        """Position of the item with this key; a new item is appended."""
         if key not in self.places:
             self.places[key] = len(self.items)
             self.items.append(item)
@@ -92,7 +92,7 @@ class _Table:
 
 @dataclass(frozen=True)
 class _Writer:
-    """Turns programs and dependencies into plain values; reasons are collected on the way."""
+    """Converter of programs and dependencies to plain values, which collects reasons on the way."""
 
     program: Program
     dependencies: Dependencies
@@ -101,7 +101,7 @@ class _Writer:
     reasons: _Table = field(default_factory=_Table)
 
     def modules(self) -> list[dict[str, Any]]:
-        """Path, class and the place of the parent module, which comes before; the first is the whole model."""
+        """Path and class of every module, and the position of its parent, which precedes it; the first is the model."""
         return [
             {"path": path, "class": self.tree.classes.get(path, ""), "parent": self._parent(path),
              "apart": path.rpartition(MARK)[2] if MARK in path else ""}
@@ -109,7 +109,7 @@ class _Writer:
         ]  # fmt: skip
 
     def _parent(self, path: str) -> int | None:
-        """The place of the parent module; a part of operators that are set apart has the module that runs them."""
+        """Position of the parent module; that of a folded part is the module that runs its operators."""
         if not path:
             return None
         outer = path.rpartition(MARK)[0].rstrip(".") if MARK in path else path.rpartition(".")[0]
@@ -122,7 +122,7 @@ class _Writer:
         return {path: i for i, path in enumerate(dict.fromkeys([*self.tree.classes, *outer, *apart]))}
 
     def tensors(self) -> list[dict[str, Any]]:
-        """Every parameter and buffer, its type, its axes, its module, and its shape after a plan."""
+        """Parameters and buffers with type, axes, module, and shape after a plan."""
         types = {
             self.program.name(str(node.target)): type_text(node.meta.get("val")) for node in self.program.tensors()
         }
@@ -145,7 +145,7 @@ class _Writer:
         return {"size": dimension.size, "text": dimension.structure, "axis": self._axis(axis, parts)}
 
     def _axis(self, axis: Axis, parts: Mapping[Prime, DimensionPart]) -> dict[str, Any]:
-        """An axis as a tree: its size `n`, and its factors, segments, group, or the reasons why it is pinned."""
+        """Axis as a tree: its size `n`, and its factors, segments, group, or the reasons why it is pinned."""
         axis = resolve(axis)
         if not isinstance(axis, Prime):
             inside = [self._axis(part, parts) for part in axis.parts]
@@ -163,11 +163,11 @@ class _Writer:
         return {name: i for i, name in enumerate(self.dependencies.tensors)}
 
     def _reason(self, reason: Reason) -> int:
-        told = _told(reason)
-        return self.reasons.place(tuple(told.values()), told)
+        item = _plain_reason(reason)
+        return self.reasons.place(tuple(item.values()), item)
 
     def calls(self) -> list[dict[str, Any]]:
-        """Every operator, input and output, and its operands."""
+        """Operators, inputs and outputs, with their operands."""
         places = {call.name: i for i, call in enumerate(self.tree.calls)}
         return [
             {
@@ -181,7 +181,7 @@ class _Writer:
         ]  # fmt: skip
 
     def groups(self, plan: Plan | None, numbers: Mapping[str, float], scale: ColorScale) -> list[dict[str, Any]]:
-        """Every group, its places, its retained indices under the plan, and its number and color."""
+        """Groups with their places, retained indices under the plan, number and color."""
         if unknown := sorted(numbers.keys() - self._groups.keys()):
             raise RegistryError(f"there is a number for {unknown[0]!r}, which is no group of this model")
         return [
@@ -199,7 +199,7 @@ class _Writer:
         ]  # fmt: skip
 
     def heat(self, measured: Sensitivities, scale: ColorScale) -> dict[str, Any]:
-        """How groups were cut, and the rises of the loss: the places of the group and the way, the rise, its color."""
+        """Heat map: ways of cutting, and rises of the loss as position of the group, of the way, rise, and color."""
         ways = {way: i for i, way in enumerate(measured.ways)}
         return {
             "dense": measured.dense, "unit": measured.unit, "score": measured.score, "refit": measured.refit,
@@ -217,9 +217,9 @@ class _Writer:
         return {"reason": self._reason(reason)}
 
 
-def bits(kept: Sequence[int], size: int) -> str:
-    """The retained of `size` indices, four a hexadecimal digit, the first of them its highest bit."""
-    number = sum(1 << (size - 1 - i) for i in kept) << (-size % 4)
+def bits(retained: Sequence[int], size: int) -> str:
+    """Mask of the retained among `size` indices in hexadecimal; the first index is the highest bit."""
+    number = sum(1 << (size - 1 - i) for i in retained) << (-size % 4)
     return f"{number:0{(size + 3) // 4}x}"
 
 
@@ -231,27 +231,27 @@ def _group(group: Group) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _told(reason: Reason) -> dict[str, Any]:
-    """A reason without the folders in which this machine keeps its packages."""
+def _plain_reason(reason: Reason) -> dict[str, Any]:
+    """Reason as plain values, with the path of its file relative to the installed packages."""
     file = reason.file.rpartition("site-packages/")[2] if "site-packages/" in reason.file else ""
     file = file or reason.file.rpartition("/")[2]
     return {"why": reason.why, "operator": reason.operator, "file": file, "line": reason.line, "code": reason.code}
 
 
 def _scale(scale: ColorScale, measured: Sensitivities | None) -> dict[str, Any]:
-    """The colors of numbers, from `low` to `high`; text on the `dark` ones is white."""
+    """Color scale from `low` to `high`; text on the `dark` shades is white."""
     meaning = f"rise of the loss, {measured.unit}" if measured else "number of the group"
     return {**asdict(scale), "meaning": meaning, "shades": SHADES, "dark": SHADES[WHITE_FROM:]}
 
 
 def _plan(plan: Plan, program: Program) -> dict[str, Any]:
-    """The plan besides its groups; `before` counts the parameters of the model with the blocks that it drops."""
+    """Plan without its groups; `before` counts the parameters of the model including the dropped blocks."""
     before = program.fact(Dropped).original.count() if Dropped in program.facts else program.count()
     return {"made_by": plan.made_by, "blocks": plan.blocks, "ranks": plan.ranks, "before": before}
 
 
 def runs_of(program: Program, folders: Sequence[str | Path]) -> dict[str, Report]:
-    """The reports of runs on this model, by the names of their folders, or by their paths where those are alike.
+    """Reports of runs on this model by the names of their folders, or by their paths where names are equal.
 
     Raises:
         LoadError: if a folder has no report, or one of another model.

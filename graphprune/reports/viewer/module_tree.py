@@ -1,4 +1,4 @@
-"""The modules and the operators of a graph, as a page folds them."""
+"""Modules and operators of a graph, folded for a page."""
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from graphprune.axes.groups import Dependencies
 from graphprune.ir.printer import type_text
 from graphprune.ir.program import Program
 
-MARK = "~"  # begins the name of a part that holds some operators of a module, and is no module itself
+MARK = "~"  # prefix of a folded part: some operators of a module, not a module itself
 FEW = 4  # up to this many operators that touch no group are shown with the others
 MOST = 150  # more operators than this in one module are folded, in parts of `PART`: their layout would not be readable
 PART = 50
@@ -22,7 +22,7 @@ PART = 50
 
 @dataclass(frozen=True)
 class GraphCall:
-    """An operator, an input or the output: its module, the calls and tensors it reads, its groups, and its code.
+    """Operator, input or output: its module, the calls and tensors that it reads, its groups, and its code.
 
     `module` is the path of the innermost module that runs it, `groups` are names, `type` is such as
     ``float32[2, s0, 64]``.
@@ -40,17 +40,17 @@ class GraphCall:
 
 @dataclass(frozen=True)
 class Modules:
-    """The modules that a program runs, and the operators that each of them runs itself."""
+    """Modules that a program runs, and the operators that each of them runs itself."""
 
     program: Program
     dependencies: Dependencies
 
     @cached_property
     def owners(self) -> Mapping[str, str]:
-        """The path of the innermost module that runs a node, by the node's name.
+        """Path of the innermost module that runs a node, by the node's name.
 
-        Where that was not recorded, it is the one whose tensor the node reads, or else the one around that of the last
-        tensor read before: a graph stands in the order in which it runs.
+        Where it is not recorded, it is the module whose tensor the node reads, or else the parent of the module of the
+        last tensor read before: nodes are in the order of execution.
         """
         owners, last = {}, ""
         for node in self.program.graph.nodes:
@@ -63,7 +63,7 @@ class Modules:
 
     @cached_property
     def classes(self) -> Mapping[str, str]:
-        """The class of every module by its path, empty where that is unknown; those around a module come first."""
+        """Class of every module by its path, empty where it is unknown; parents precede their modules."""
         classes = {"": ""}
         for node in self.program.graph.nodes:
             stack = dict(_stack(node))
@@ -72,16 +72,16 @@ class Modules:
         return {path: classes[path] for path in sorted(classes, key=lambda path: (path.count("."), bool(path)))}
 
     def nearest(self, path: str) -> str:
-        """The module of this path, or the innermost around it that is run; the whole model has the empty path."""
+        """Path of the module itself, or of its innermost parent that is run; the whole model has the empty path."""
         return next((path for path in _around(path) if path in self.classes), "")
 
     @cached_property
     def calls(self) -> tuple[GraphCall, ...]:
-        """The operators of the graph, in order; where a module has too many to be shown, they are set apart."""
+        """Operators of the graph, in order; where a module has too many to show, they are folded into parts."""
         calls = [self._call(node) for node in self.program.graph.nodes if _shown(node)]
         known = {call.name for call in calls}
         calls = [replace(call, inputs=tuple(name for name in call.inputs if name in known)) for call in calls]
-        return tuple(_in_parts(_quiet_apart(calls)))
+        return tuple(_in_parts(_fold_quiet(calls)))
 
     def _call(self, node: fx.Node) -> GraphCall:
         reads = list(node.all_input_nodes)
@@ -103,20 +103,20 @@ class Modules:
 
 
 def _stack(node: fx.Node) -> Iterator[tuple[str, Any]]:
-    """The paths and classes of the modules that run a node, the outermost first."""
+    """Paths and classes of the modules that run a node, outermost first."""
     for path, cls in (node.meta.get("nn_module_stack") or {}).values():
         if "_empty_nn_module_stack" not in path:
-            yield path.partition("@")[0], cls  # a module that is called again has a mark behind its path
+            yield path.partition("@")[0], cls  # the path of a module that is called again has a suffix
 
 
 def _around(path: str) -> list[str]:
-    """A path and all around it, the innermost first, without that of the whole model."""
+    """Path and its parents, innermost first, without the whole model."""
     parts = path.split(".") if path else []
     return [".".join(parts[:n]) for n in range(len(parts), 0, -1)]
 
 
 def _shown(node: fx.Node) -> bool:
-    """Is it a value to show? Sizes are not, and parameters have boxes of their own."""
+    """Whether a node is shown: sizes are not, and parameters have their own boxes."""
     value = node.meta.get("val")
     several = isinstance(value, list | tuple) and any(isinstance(item, Tensor) for item in value)
     return node.op == "output" or (node.op != "get_attr" and (isinstance(value, Tensor) or several))
@@ -128,15 +128,15 @@ def _operator(node: fx.Node) -> str:
     return str(getattr(node.target, "__name__", node.target)).removeprefix("aten.").partition(".")[0]
 
 
-def _quiet_apart(calls: Sequence[GraphCall]) -> list[GraphCall]:
-    """Set apart the operators that touch no group where a module has more than a few: positions and masks, mostly."""
+def _fold_quiet(calls: Sequence[GraphCall]) -> list[GraphCall]:
+    """Fold operators that touch no group, mostly positions and masks, where a module has more than a few."""
     quiet = {c.name for c in calls if not c.groups and not c.tensors and c.operator not in ("input", "output")}
     many = Counter(call.module for call in calls if call.name in quiet)
     return [_apart(c, "without a group") if c.name in quiet and many[c.module] > FEW else c for c in calls]
 
 
 def _in_parts(calls: Sequence[GraphCall]) -> list[GraphCall]:
-    """Fold the operators of one module in parts if they are too many to be seen at once."""
+    """Fold the operators of one module into parts if they are too many to show at once."""
     total, before = Counter(call.module for call in calls), defaultdict[str, int](int)
     folded = []
     for call in calls:

@@ -89,7 +89,7 @@ def test_recipes_take_several_shots(
 
 def test_where_there_are_no_shots_is_said() -> None:
     for name in ("sleb", "adapruner", "mpifa"):
-        with pytest.raises(PlanError, match=f"recipe {name} takes a single shot"):
+        with pytest.raises(PlanError, match=f"recipe {name} has a single round"):
             pipeline_of(name, sparsity=0.3, shots=2)
     with pytest.raises(PlanError, match="positive whole number"):
         Pipeline((gp.Analyze(), Iterative(0, STEPS)))

@@ -190,7 +190,7 @@ def test_saved_with_its_cache_and_loaded_again(folder: Path, text: Path, tmp_pat
     made = gp.prune(folder, output=out, recipe="slicegpt", destination="free", **options)
     assert made.program is not None
     assert made.report.sparsity_reached == pytest.approx(0.1, abs=0.04) and max(made.report.errors.values()) <= 1e-4
-    assert made.report.notes[-1] == "rotated 1 streams, for which 5 maps were added"
+    assert made.report.notes[-1] == "rotated 1 residual streams, which added 5 linear layers"
     again = gp.load(out)
     assert again.count() == made.program.count() == made.report.parameters_after
     gp.verify_folder(out)

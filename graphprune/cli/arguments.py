@@ -1,4 +1,4 @@
-"""The arguments and options that commands share."""
+"""Arguments and options that commands share."""
 
 from pathlib import Path
 from pkgutil import iter_modules
@@ -23,7 +23,7 @@ PageFile = Annotated[
 ]
 NewPage = Annotated[Path, typer.Option("--output", "-o", help="The new page.", show_default=False)]
 Output = Annotated[
-    Path, typer.Option("--output", "-o", help="The new folder; it appears when all is done.", show_default=False)
+    Path, typer.Option("--output", "-o", help="The new folder; it appears once it is complete.", show_default=False)
 ]
 Force = Annotated[bool, typer.Option("--force", help="Replace an existing output once the new one is complete.")]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object and nothing else on standard output.")]
@@ -42,15 +42,15 @@ Numbers = Annotated[
 
 
 def target_names() -> tuple[str, ...]:
-    """Names of the targets of `export`, which are those of the files, read without the packages that they need."""
+    """Names of the targets of `export`, from the names of files, without importing the packages that they need."""
     return tuple(sorted(info.name.replace("_", "-") for info in iter_modules([str(TARGETS)])))
 
 
 def sizes(words: str | None) -> dict[str, int]:
-    """``batch=1,sequence=128`` as sizes by name.
+    """Parse ``batch=1,sequence=128`` as sizes by name.
 
     Raises:
-        ExportError: if it is written otherwise.
+        ExportError: if the text has another form.
     """
     pairs = [word.partition("=") for word in (words or "").split(",") if word]
     if not all(name and size.isdigit() for name, _, size in pairs):
