@@ -177,7 +177,9 @@ def test_a_part_that_is_lost_or_cut(copied: Path) -> None:
     part.write_bytes(part.read_bytes()[:-1])
     with pytest.raises(VerificationError, match=r"cannot open model\.onnx"):
         verify_folder(copied)
-    with pytest.raises(VerificationError, match=r"model\.onnx_data_1 has \d+ bytes, web\.json says \d+: export again"):
+    with pytest.raises(
+        VerificationError, match=r"model\.onnx_data_1 has \d+ bytes, web\.json expects \d+: export again"
+    ):
         web.check(copied)
     part.unlink()
     with pytest.raises(VerificationError, match=r"model\.onnx_data_1"):

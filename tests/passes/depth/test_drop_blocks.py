@@ -101,7 +101,7 @@ def test_branches_are_what_is_added_to_the_stream(tiny: Tiny, inputs: Inputs, ki
     assert [unit.name for unit in found] == [f"{ALL[kind]}.{i}:{j}" for i in range(2) for j in range(2)]
     small = drop(program, [found[2].name])
     assert small.parameters == program.parameters - found[2].parameters
-    with pytest.raises(WriteBackError, match=r"parts of blocks, such as .*:0, cannot be taken out of a module"):
+    with pytest.raises(WriteBackError, match=r"parts of blocks, such as .*:0, cannot be removed from a module"):
         small.write_back(model)
 
 

@@ -304,7 +304,7 @@ def test_modules_cannot_follow(tiny: Tiny, inputs: Inputs) -> None:
     start = Pipeline(
         (gp.Analyze(), AllocateRanks(ratio=0.3), Calibrate(batches=(((), inputs("bert")),), moments="none"))
     )
-    with pytest.raises(WriteBackError, match="a module has no layers that hold factors"):
+    with pytest.raises(WriteBackError, match="a module has no layers for factors"):
         Factorize()(start(program)).write_back(model)
 
 

@@ -118,7 +118,7 @@ def test_layer_norms_become_rms_norms_of_centred_streams(tied: bool, shortcuts: 
     assert ("embed.weight_centre" in fact.added) == tied
     cut = Pipeline.parse("allocate{ratio=0.25},select,rewrite,verify", tuple(small.facts))(small)
     assert cut.fact(Verification).max_error <= 1e-10 and set(cut.fact(Plan).widths.values()) == {9}
-    with pytest.raises(WriteBackError, match="has not the maps and norms"):
+    with pytest.raises(WriteBackError, match="lacks the linear layers and norms"):
         cut.write_back(Stack(tied, None, True, biases).double())
 
 
@@ -169,7 +169,9 @@ def test_what_cannot_be_rotated_is_refused() -> None:
         Pipeline((gp.Analyze(), FuseNorms()))(stack())
     with pytest.raises(PipelineError, match=r"rotate, needs FullMoments, .* calibrate\{moments=full\}"):
         Pipeline((ANALYZE, FuseNorms(), data("diagonal"), Rotate()))
-    with pytest.raises(WriteBackError, match="the module has not the maps and norms of rotated streams"):
+    with pytest.raises(
+        WriteBackError, match="the module lacks the linear layers and norms of rotated residual streams"
+    ):
         FuseNorms()(ANALYZE(stack())).write_back(Stack().double())
 
 
