@@ -123,7 +123,7 @@ def _unquantized(described: GgufModel, options: ExportOptions) -> list[str]:
         widths = ", ".join(map(str, sorted(set(unquantized))))
         notes.append(
             f"{len(unquantized)} of {len(matrices)} matrices keep {options.dtype or 'fp16'}: their rows of {widths} "
-            "are no multiple of 32;  prune to multiples of 32"
+            "are no multiple of 32; prune to multiples of 32"
         )
     return notes
 

@@ -80,7 +80,7 @@ def _reference(source: Path, options: ExportOptions) -> Reference:
     if is_decoder(model):
         raise ExportError(
             f"{type(model).__name__} generates text, and the conversion to LiteRT does not support its cache, which "
-            "changes with every call;  use target executorch for phones, or openvino or onnx"
+            "changes with every call; use target executorch for phones, or openvino or onnx"
         )
     return fixed_size(subject_of_model(model, source), options)
 

@@ -211,7 +211,7 @@ class Program:
         assert dropped is not None
         if dropped.follow is None:
             raise WriteBackError(
-                f"parts of blocks, such as {dropped.blocks[0]}, cannot be removed from a module;  use the rewritten "
+                f"parts of blocks, such as {dropped.blocks[0]}, cannot be removed from a module; use the rewritten "
                 "graph, program.module(), instead"
             )
         result, undo = dropped.follow(rewritten.original if rewritten else self, module)

@@ -152,7 +152,7 @@ def _footprint(program: Program, options: PruneOptions, limit: int) -> memory_es
     if unbounded := [_method(step) for step in passes if not step.memory_bounded]:
         raise WorkspaceError(
             f"recipe {options.recipe} runs the whole model at once in {', '.join(unbounded)}, so that --memory cannot "
-            "be guaranteed;  choose a memory-bounded recipe, such as fasp, liar, flap or wanda-sp, or omit --memory"
+            "be guaranteed; choose a memory-bounded recipe, such as fasp, liar, flap or wanda-sp, or omit --memory"
         )
     return_freed_memory()
     length = options.length if any(isinstance(step, Calibrate) for step in passes) else 1
