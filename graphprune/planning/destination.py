@@ -1,4 +1,4 @@
-"""Where a pruned model must run, and which widths can be said there."""
+"""Destinations: where a pruned model must run, and which widths it can have."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ from graphprune.huggingface.meta_models import flat
 from graphprune.ir.program import Program
 
 NAMES = ("stock", "per-layer", "free")
-FEW = 64  # widths that are tried one by one
+FEW = 64  # up to this size, every width is tried
 
 
 @dataclass(frozen=True)
 class Destination:
-    """``free`` takes whatever the axes allow; ``per-layer`` and ``stock`` what the fields of the Hugging Face
-    configuration `settings` can say, each layer for itself or all layers alike."""
+    """``free`` takes every width that the axes allow; ``per-layer`` and ``stock`` those that the fields of the Hugging
+    Face configuration `settings` can express, for each layer or for all layers alike."""
 
     name: str
     settings: Any
@@ -27,7 +27,7 @@ class Destination:
 
     @staticmethod
     def require(name: str) -> None:
-        """Refuse a name that is none.
+        """Refuse an unknown name.
 
         Raises:
             PlanError: if there is no such destination.
@@ -37,10 +37,10 @@ class Destination:
 
     @classmethod
     def of(cls, name: str, program: Program, dependencies: Dependencies) -> "Destination":
-        """The destination of that name for this program.
+        """The destination of this name for a program.
 
         Raises:
-            PlanError: if there is none, or it needs a configuration that the program does not have.
+            PlanError: if the name is unknown, or the destination needs a configuration and the program has none.
         """
         cls.require(name)
         if name == "free":
@@ -51,11 +51,11 @@ class Destination:
 
     @property
     def uniform(self) -> bool:
-        """Must groups of one kind have equal widths?"""
+        """Whether groups of one kind must have equal widths."""
         return self.name == "stock"
 
     def fault(self, widths: Mapping[str, int]) -> str | None:
-        """Why groups cannot have these widths there, all together; None if they can."""
+        """The reason why groups cannot have these widths together; None if they can."""
         if self.name == "free":
             return None
         after = self._narrowed(widths)
@@ -68,7 +68,7 @@ class Destination:
         return None
 
     def bias_fault(self, name: str) -> str | None:
-        """Why there can be no new bias of this name there; None if there can."""
+        """The reason why there can be no new bias of this name; None if there can."""
         try:
             self.biases([name])
         except ExportError as fault:
@@ -76,10 +76,10 @@ class Destination:
         return None
 
     def biases(self, names: Collection[str]) -> set[str]:
-        """New parameters of these names, and those that come with them, since one field speaks for several layers.
+        """New parameters of these names, and those that come with them because one field sets several layers.
 
         Raises:
-            ExportError: if there can be no such parameters there.
+            ExportError: if the destination can have no such parameters.
         """
         if self.name == "free":
             return set(names)
@@ -88,7 +88,7 @@ class Destination:
         return config_biases.parameters(after) - config_biases.parameters(before)
 
     def survey(self, groups: Sequence[Group]) -> Iterator[tuple[str, Collection[int], str]]:
-        """For every kind of groups that is restricted: the widths that it may have, and why not others."""
+        """For every restricted kind of groups: the widths that it may have, and the reason why not others."""
         for kind in dict.fromkeys(group.kind for group in groups if self.name != "free"):
             alike = [group for group in groups if group.kind == kind]
             probes, size = self._probes(alike), alike[0].size
@@ -99,7 +99,7 @@ class Destination:
                 yield kind, {w for w in every if self._fault_at(alike, w) is None}, ""
 
     def refusal(self, alike: Sequence[Group]) -> str | None:
-        """Why groups of one kind cannot be narrower there; None if they can have some other width."""
+        """The reason why groups of one kind cannot be narrower; None if they can have some other width."""
         probes = self._probes(alike)
         return str(probes[0]) if all(probes) else None
 
@@ -107,11 +107,11 @@ class Destination:
         return [self._fault_at(alike, trial) for trial in {alike[0].size // 2, alike[0].size - 1}]
 
     def _fault_at(self, alike: Sequence[Group], width: int) -> str | None:
-        """Why groups of one kind cannot have a width; where each layer is by itself, the first stands for all."""
+        """The reason why groups of one kind cannot have a width; per layer, the first group stands for all."""
         return self.fault({group.name: width for group in (alike if self.uniform else alike[:1])})
 
     def _narrowed(self, widths: Mapping[str, int]) -> dict[str, tuple[int, ...]]:
-        """All shapes when these groups have these widths."""
+        """All shapes at these widths of groups."""
         groups = [self.dependencies.by_name[name] for name in widths]
         by_prime = {group.prime: widths[group.name] for group in groups}
         touched = {place.parameter for group in groups for place in group.places}

@@ -1,4 +1,4 @@
-"""What passes leave on a program for later ones."""
+"""Facts that passes add to a program for later ones."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,9 +22,9 @@ from graphprune.statistics.moments import (
 
 @dataclass(frozen=True)
 class Eligible:
-    """The groups that may be cut for a destination, and why other kinds may not.
+    """The groups that may be cut for a destination, and the reasons why other kinds may not.
 
-    `widths` holds, for kinds of which the destination allows only some widths, those that it allows.
+    `widths` holds the allowed widths of those kinds that the destination restricts.
     """
 
     groups: Sequence[Group]
@@ -35,7 +35,7 @@ class Eligible:
 
 @dataclass(frozen=True)
 class Scores:
-    """The score of every index of every group in play, shape (rows, size), and the method that made it."""
+    """The scores of the indices of every scored group, shape (rows, size), and the method that computed them."""
 
     by_group: Mapping[str, Tensor]
     method: str
@@ -43,7 +43,7 @@ class Scores:
 
 @dataclass(frozen=True)
 class Shares:
-    """The share of its indices that each group keeps; and how much is to go of a unit, if that is the aim."""
+    """The retained share of every group, and the amount of a unit to remove, if there is such a target."""
 
     by_group: Mapping[str, float]
     target: int | None
@@ -52,10 +52,10 @@ class Shares:
 
 @dataclass(frozen=True)
 class Refits:
-    """What the refit did to every consumer's weight, and the weights as they were before.
+    """The refits of all weights of consumers, the weights without a refit with the reason, and all weights `before`.
 
-    `biases` names, by weight, the biases that changed or are new; before, new ones are zero. `tuned` names what was
-    trained, `reduced` the weights that have a lower rank now.
+    `biases` names, by weight, the changed and new biases; new ones are zero before. `tuned` names the trained
+    parameters, `reduced` the weights that got a lower rank.
     """
 
     by_weight: Mapping[str, Refitted]
@@ -71,7 +71,7 @@ class Refits:
         return {*self.by_weight, *self.biases.values(), *self.tuned}
 
 
-#: Facts about the axes and layers of one graph, which do not hold for another.
+#: Facts about the axes and layers of one graph, invalid for any other.
 OF_ONE_GRAPH = (
     Dependencies,
     Eligible,

@@ -1,4 +1,4 @@
-"""From the columns of a dimension to the indices of a group."""
+"""Values of the positions of a dimension, summed by the indices of a group."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -13,12 +13,12 @@ from graphprune.planning.interfaces import Evidence, ScoreMethod
 
 
 def rows_of(group: Group, dependencies: Dependencies) -> int:
-    """How many rows of kept indices the group may have: one, or one for each index of its link."""
+    """The number of rows of retained indices that a group may have: one, or one for each index of its link."""
     return dependencies.by_name[group.linked].size if group.linked else 1
 
 
 def chooser(place: Place, group: Group, dependencies: Dependencies) -> int | None:
-    """The dimension of the parameter that chooses the indices of the group in another one; it comes before that."""
+    """The dimension of a parameter that selects the indices of the group in a later dimension; None if none does."""
     owner = dependencies.by_name[group.linked].prime if group.linked else None
     dims = dependencies.tensors[place.parameter]
     inside = owner is None or owner in primes(place.axis)
@@ -26,30 +26,30 @@ def chooser(place: Place, group: Group, dependencies: Dependencies) -> int | Non
 
 
 def by_index(values: Tensor, axis: Axis, group: Group, dependencies: Dependencies) -> Tensor:
-    """Sum the values of all positions of a dimension, shape (axis.size,), at the indices of `group` that they hold.
+    """Sum the values of all positions of a dimension, shape (axis.size,), by the index of `group` at each position.
 
-    Where another dimension chooses them, values have the shape (rows, axis.size). Returns a tensor of shape
+    Where another dimension selects the indices, values have the shape (rows, axis.size). Returns a tensor of shape
     (rows, group.size), one row for each index of the group that it is linked to.
     """
     if values.dim() == 2:
         columns = torch.tensor(locate(axis, group.prime))[:, 1]
-        found = torch.zeros(len(values), group.size, dtype=values.dtype)
-        return found.index_add(1, columns[columns >= 0], values[:, columns >= 0])
+        sums = torch.zeros(len(values), group.size, dtype=values.dtype)
+        return sums.index_add(1, columns[columns >= 0], values[:, columns >= 0])
     owner = dependencies.by_name[group.linked].prime if group.linked else None
     rows, columns = torch.tensor(locate(axis, group.prime, owner)).unbind(1)
     inside = columns >= 0
-    found = torch.zeros(rows_of(group, dependencies), group.size, dtype=values.dtype)
-    return found.index_put((rows[inside], columns[inside]), values[inside], accumulate=True)
+    sums = torch.zeros(rows_of(group, dependencies), group.size, dtype=values.dtype)
+    return sums.index_put((rows[inside], columns[inside]), values[inside], accumulate=True)
 
 
 def greatest(values: Tensor, axis: Axis, group: Group, dependencies: Dependencies) -> Tensor:
-    """The greatest of the values of all positions, shape (axis.size,), of each index: (rows, group.size)."""
+    """The greatest of the values, shape (axis.size,), at the positions of each index: (rows, group.size)."""
     places = positions(axis, group, dependencies)
     return values[places].amax(2)
 
 
 def positions(axis: Axis, group: Group, dependencies: Dependencies) -> Tensor:
-    """Where each index of the group stands in a dimension, shape (rows, group.size, count); all stand equally often."""
+    """The positions of each index of the group in a dimension, equally many, shape (rows, group.size, count)."""
     owner = dependencies.by_name[group.linked].prime if group.linked else None
     rows, columns = torch.tensor(locate(axis, group.prime, owner)).unbind(1)
     inside = (columns >= 0).nonzero()[:, 0]
@@ -58,29 +58,29 @@ def positions(axis: Axis, group: Group, dependencies: Dependencies) -> Tensor:
 
 
 def columns_of(consumer: Consumer, group: Group, dependencies: Dependencies) -> Tensor:
-    """The columns of a map's matrix that belong to each index of a group, shape (rows, group.size, count)."""
+    """The columns of a consumer's matrix that belong to each index of a group, shape (rows, group.size, count)."""
     places = positions(dependencies.tensors[consumer.weight][consumer.dim], group, dependencies)
     return (places[..., None] * consumer.taps + torch.arange(consumer.taps)).flatten(2)
 
 
 class Outermost(ScoreMethod):
-    """A score of neurons, channels and whole heads: where they are contracted, they are inside no other free group."""
+    """A score of neurons, channels and whole heads: contracted groups that lie inside no other free group."""
 
     def applies(self, group: Group, consumers: Sequence[Consumer]) -> bool:
-        """Is it such a group?"""
+        """Whether the method scores this group."""
         return bool(consumers) and not any(p for c in consumers for p in _around(c.axis, group.prime) if not p.pins)
 
 
 class Innermost(ScoreMethod):
-    """A score of innermost groups that linear maps contract."""
+    """A score of innermost groups that a consumer contracts."""
 
     def applies(self, group: Group, consumers: Sequence[Consumer]) -> bool:
-        """Is it such a group?"""
+        """Whether the method scores this group."""
         return bool(consumers) and group.inner == 1
 
 
 def _around(axis: Axis, inner: Prime) -> Iterator[Prime]:
-    """The primes each of whose indices holds all of another one, in a dimension of this structure."""
+    """The primes whose every index contains all of another one, in a dimension of this structure."""
     axis = resolve(axis)
     if isinstance(axis, Prime):
         return
@@ -91,9 +91,9 @@ def _around(axis: Axis, inner: Prime) -> Iterator[Prime]:
 
 
 def at_consumers(group: Group, evidence: Evidence, value: Callable[[Consumer], Tensor], mean: bool = False) -> Tensor:
-    """What `value` says of the columns of every map that contracts the group, shape (columns * taps,), by index.
+    """The sum of a `value` of the columns of every consumer, shape (columns * taps,), by the index of the group.
 
-    All that belongs to an index is added up, or averaged with `mean`, within a map, and added up over the maps; the
+    Values of one index are added up, or averaged with `mean`, within a consumer, and added up over the consumers. The
     result has the shape (rows, group.size).
     """
     dependencies = evidence.dependencies
@@ -101,13 +101,13 @@ def at_consumers(group: Group, evidence: Evidence, value: Callable[[Consumer], T
     for consumer in dependencies.consumers_of(group):
         columns = value(consumer).double().reshape(-1, consumer.taps).sum(1)
         axis = dependencies.tensors[consumer.weight][consumer.dim]
-        found = by_index(columns, axis, group, dependencies)
-        total += found / by_index(torch.ones_like(columns), axis, group, dependencies) if mean else found
+        sums = by_index(columns, axis, group, dependencies)
+        total += sums / by_index(torch.ones_like(columns), axis, group, dependencies) if mean else sums
     return total
 
 
 def at_producers(group: Group, evidence: Evidence, value: Callable[[Consumer], Tensor]) -> Tensor:
-    """The sum of what `value` says of the rows of every map that makes the group, shape (rows * taps,), by index."""
+    """The sum of a `value` of the rows of every producer, shape (rows * taps,), by the index of the group."""
     dependencies = evidence.dependencies
     total = torch.zeros(rows_of(group, dependencies), group.size, dtype=torch.float64)
     for producer in dependencies.producers_of(group):
@@ -120,11 +120,11 @@ def at_producers(group: Group, evidence: Evidence, value: Callable[[Consumer], T
 def at_places(group: Group, evidence: Evidence, value: Callable[[str], Tensor]) -> list[Tensor]:
     """For every parameter and dimension in which the group stands, the sum of its `value` at every index."""
     dependencies = evidence.dependencies
-    found = []
+    sums = []
     for place in group.places:
         if place.parameter in evidence.program.parameters:
             weight = value(place.parameter).double()
-            stay = (place.dim, chooser(place, group, dependencies))
-            other = [dim for dim in range(weight.dim()) if dim not in stay]
-            found.append(by_index(weight.sum(other) if other else weight, place.axis, group, dependencies))
-    return found
+            own = (place.dim, chooser(place, group, dependencies))
+            other = [dim for dim in range(weight.dim()) if dim not in own]
+            sums.append(by_index(weight.sum(other) if other else weight, place.axis, group, dependencies))
+    return sums

@@ -1,4 +1,4 @@
-"""What a score, an allocation or a reconstruction promises."""
+"""Interfaces of scores, allocations and reconstructions."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
@@ -26,9 +26,9 @@ from graphprune.statistics.moments import (
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a score may look at: the program, its axes, and what calibration gathered (None without it).
+    """The data of a score: the program, its axes, and what calibration gathered (None without it).
 
-    `statistics` are the moments of the inputs of linear maps, `gradients` those of a loss; see `ScoreMethod`.
+    `statistics` are the moments of the inputs of consumers, `gradients` those of a loss; see `ScoreMethod`.
     """
 
     program: Program
@@ -38,14 +38,14 @@ class Evidence:
     gradients: GradientSums | None = None
 
     def moments(self, consumer: Consumer) -> Moments:
-        """What a linear map saw.
+        """The moments of the inputs of a consumer.
 
         Raises:
-            CalibrationError: if nothing was gathered there.
+            CalibrationError: if none were gathered.
         """
         if self.statistics is None or consumer.node not in self.statistics.moments:
             raise CalibrationError(
-                f"there are no statistics at {consumer.node}; put calibrate before score, with the moments it asks for"
+                f"there are no statistics at {consumer.node}; put calibrate before score, with moments for it"
             )
         return self.statistics.moments[consumer.node]
 
@@ -69,30 +69,30 @@ class Evidence:
         return self.known_gradients.squares[name] / self.known_gradients.batches
 
     def sensitivity(self, consumer: Consumer) -> Tensor:
-        """The second moments of the gradients at the outputs of a linear map, shape (m, m).
+        """The Gram matrix of the gradients at the outputs of a consumer, divided by their number, shape (m, m).
 
         Raises:
-            CalibrationError: if nothing was gathered there.
+            CalibrationError: if none was gathered.
         """
         if consumer.node not in self.known_gradients.output_grams:
             raise CalibrationError(
                 f"there are no gradients at the outputs of {consumer.node}; gather them with of=outputs, or those of "
-                "all maps with of=maps before the cut"
+                "all linear layers with of=layers before the cut"
             )
         return self.known_gradients.output_grams[consumer.node]
 
     def matrix(self, consumer: Consumer) -> Tensor:
-        """The weight of a linear map in double precision, shape (outputs, columns * taps)."""
+        """The weight of a consumer in double precision, shape (outputs, columns * taps)."""
         return consumer.matrix(self.program.weights[consumer.weight]).double()
 
 
 class ScoreMethod(ABC):
-    """Says how much every index of a group matters.
+    """A saliency of every index of a group.
 
-    `moments` says which sums over calibration inputs it reads: ``none``, their ``diagonal`` (squares and means), or
-    the ``full`` second moments; at the maps that contract a group and, with `producers`, also at those that make it.
-    `gradients`: it reads gradients of a loss; `gradients_of` says whether at the ``parameters``, or at the ``outputs``
-    of the maps that contract a group. `runs_inputs`: it runs calibration inputs itself.
+    `moments` names the sums over calibration inputs that it reads: ``none``, the ``diagonal`` (squares and means), or
+    the ``full`` Gram matrices; at the consumers of a group and, with `producers`, also at its producers. With
+    `gradients` it reads gradients of a loss; `gradients_of` tells whether at the ``parameters``, or at the ``outputs``
+    of consumers. With `runs_inputs` it runs calibration inputs itself.
     """
 
     moments: ClassVar[str] = "none"
@@ -116,23 +116,23 @@ class ScoreMethod(ABC):
         return tuple(fact for fact, needed in read.items() if needed)
 
     def applies(self, group: Group, consumers: Sequence[Consumer]) -> bool:
-        """Does the method cut this group? By default every one."""
+        """Whether the method scores this group; by default every one."""
         return True
 
     @abstractmethod
     def score(self, group: Group, evidence: Evidence) -> Tensor:
-        """The score of every index, shape (rows, group.size); the highest are kept.
+        """The score of every index, shape (rows, group.size); the indices with the highest scores are retained.
 
         There is one row, or a row for each index of the group that this one is linked to.
         """
 
 
 class Allocation(ABC):
-    """Says which share of its indices every group keeps.
+    """A method that divides a reduction among groups.
 
-    One that `needs_calibration` tries plans on calibration data (see `Objective`).
-    `gradients`: it learns from gradients, which take more memory than running the model does. With
-    `reads_sensitivities` it takes the fact `Sensitivities`, where the program has it, instead of trials of its own.
+    With `needs_calibration` it tries plans on calibration data (see `Objective`). With `gradients` it learns from
+    gradients, which take more memory than the forward pass. With `reads_sensitivities` it reads the fact
+    `Sensitivities`, where the program has it, instead of running trials of its own.
     """
 
     needs_calibration: ClassVar[bool] = False
@@ -141,18 +141,18 @@ class Allocation(ABC):
 
     @abstractmethod
     def shares(self, budget: Budget, scores: Mapping[str, Tensor], evidence: Evidence) -> Mapping[str, float]:
-        """The share that each group keeps, by name, such that the budget is met before rounding.
+        """The share of its indices that each group retains, by name; the budget is met before widths are rounded.
 
-        `scores` holds those of every index of every group of the budget, shape (rows, group.size).
+        `scores` has those of every group of the budget, shape (rows, group.size).
         """
 
 
 @dataclass(frozen=True)
 class Refitted:
-    """A refitted matrix, shape (m, kept columns), the relative damping used, and the squared output errors.
+    """A refitted matrix, shape (m, retained columns), its relative damping, and squared errors of the outputs.
 
-    `error_before` is that of dropping the columns, `error_after` that of the refit, relative to the output. `bias`,
-    shape (m,), is what the refit adds to every output, if it does.
+    `error_before` is the error without the removed columns, `error_after` that after the refit, relative to the energy
+    of the outputs. `bias`, shape (m,), is added to the outputs, if there is one.
     """
 
     weight: Tensor
@@ -163,18 +163,18 @@ class Refitted:
 
 
 class Reconstruction(ABC):
-    """Refits a consumer's weight after some of its columns are gone.
+    """A method that refits the weight of a consumer after some of its columns are removed.
 
-    `adds_bias`: it also adds a number to every output, so that the layer needs a bias, and somewhere to save it.
+    With `adds_bias` it also adds a bias, so that the layer must have one and the destination must be able to save it.
     """
 
     adds_bias: ClassVar[bool] = False
 
     @abstractmethod
     def refit(
-        self, weight: Tensor, kept: Tensor, seen: Moments, held_out: Moments | None, damping: float | None
+        self, weight: Tensor, retained: Tensor, moments: Moments, held_out: Moments | None, damping: float | None
     ) -> Refitted:
-        """New values for the columns `kept` of a matrix `weight` of shape (m, n), from moments of its n inputs.
+        """New values of the columns `retained` of a matrix `weight` of shape (m, n), from `moments` of its n inputs.
 
-        With no `damping` given it is chosen on `held_out`, or is the method's default if that is None too.
+        A `damping` of None is chosen on `held_out` moments; without these, it is the default of the method.
         """

@@ -1,4 +1,4 @@
-"""A plan is data: the kept indices of every group, and of every dimension of every parameter."""
+"""Plans: the retained indices of every group, and of every dimension of every parameter."""
 
 import hashlib
 import json
@@ -22,22 +22,22 @@ from graphprune.ir.program import Dropped, Program
 from graphprune.support.atomic_output import write_durably
 
 FORMAT = 1
-FILE = "plan.json"  # its name in the folder of a run
-ROTATION = "rotation"  # what scored the indices of a plan for streams that were rotated before
+FILE = "plan.json"  # in the folder of a run
+ROTATION = "rotation"  # the score of a plan for residual streams that were rotated
 Rows = tuple[tuple[int, ...], ...]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Which indices stay.
+    """The indices to retain.
 
-    `groups` holds, for every group that is cut, the kept indices of its axis: one row, or a row for each index of
-    the group that it is linked to. `keep` says the same of every dimension of every parameter and buffer that
-    changes, as LongTensors: 1-D, or with a dimension for each of the parameter's where one of them, the experts of a
-    stack say, chooses the indices of another. `blocks` names what is dropped as a whole, before anything else is
-    cut. `ranks` holds those of the weights that become factors of a low rank, after everything else. `fingerprint`
-    names the program for which the plan was made, without those blocks. `labels`, the label of every group that is
-    cut and its size before, are known to a plan that was made and not to one that was loaded.
+    `groups` holds, for every group to cut, the retained indices of its axis: one row, or a row for each index of the
+    group that it is linked to. `keep` holds those of every dimension of every parameter and buffer that changes, as
+    LongTensors: 1-D, or with as many dimensions as the parameter where one of these (the experts of a stack, for
+    example) selects the indices of another. `blocks` names the blocks that are dropped before any group is cut.
+    `ranks` holds those of the weights that become factors of a low rank after everything else. `fingerprint`
+    identifies the program of the plan, without those blocks. `labels` holds the label and the full size of every group
+    to cut; a plan that was loaded has none.
     """
 
     fingerprint: str
@@ -54,32 +54,32 @@ class Plan:
         return {name: len(rows[0]) for name, rows in self.groups.items()}
 
     def require_cuts(self) -> None:
-        """Refuse a plan that does not say everything, where there is no calibration.
+        """Refuse a plan that can only be applied with calibration data.
 
         Raises:
-            PlanError: if it says ranks, or what is left of rotated streams.
+            PlanError: if it has ranks, or is one for rotated streams.
         """
         if self.made_by.get("score") == ROTATION:
             raise PlanError(
-                "the plan is one for rotated streams; the rotations come from calibration and are in no plan: prune "
-                "the model anew, with the recipe that made it"
+                "the plan is for rotated residual streams, and a plan has no rotations, which come from calibration; "
+                "prune the model again with the recipe of the plan"
             )
         if self.ranks:
             raise PlanError(
-                f"the plan makes factors of a low rank of {len(self.ranks)} weights; their numbers come from "
-                "calibration and are in no plan: prune the model anew, with the recipe that made it"
+                f"the plan factorizes {len(self.ranks)} weights, and a plan has no factors, which come from "
+                "calibration; prune the model again with the recipe of the plan"
             )
 
     @cached_property
     def digest(self) -> str:
-        """A hash of everything that decides what is cut."""
+        """A hash of everything that determines the cut."""
         known = {"program": self.fingerprint, "groups": self.groups}
         more = {"blocks": self.blocks, "ranks": dict(self.ranks)}
         text = json.dumps(known | {key: value for key, value in more.items() if value}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
     def _kinds(self) -> dict[tuple[str, str], dict[str, int]]:
-        """New widths by layer, of every label and kind of groups."""
+        """The new widths by layer, for every label and kind of groups."""
         kinds: dict[tuple[str, str], dict[str, int]] = {}
         for name, width in self.widths.items():
             label, size = self.labels.get(name, ("", 0))
@@ -125,7 +125,7 @@ class Plan:
             data = json.loads(path.read_text())
             if data["format"] != FORMAT:
                 raise LoadError(
-                    f"{path} is a plan of format {data['format']}; this version reads {FORMAT}: make it anew"
+                    f"{path} is a plan of format {data['format']}; this version reads {FORMAT}: make the plan again"
                 )
             groups = {name: tuple(map(tuple, rows)) for name, rows in data["groups"].items()}
             keep = {
@@ -146,7 +146,7 @@ def _range(values: Iterable[int]) -> str:
 
 
 def make(program: Program, dependencies: Dependencies, groups: Mapping[str, Rows], **made_by: Any) -> Plan:
-    """The plan that keeps `groups`; names and sizes are checked.
+    """The plan that retains these rows of `groups`, whose names and sizes are checked.
 
     Raises:
         PlanError: if a group is unknown, or its rows do not fit it.
@@ -158,7 +158,7 @@ def make(program: Program, dependencies: Dependencies, groups: Mapping[str, Rows
 
 
 def bind(program: Program, dependencies: Dependencies, plan: Plan) -> RetainedByPrime:
-    """What the plan keeps of every axis of this program.
+    """The retained indices of every prime of this program.
 
     Raises:
         PlanError: if the plan was made for another model, or contradicts itself.
@@ -171,8 +171,8 @@ def bind(program: Program, dependencies: Dependencies, plan: Plan) -> RetainedBy
     keep = primes_to_keep(dependencies, plan.groups)
     for name, dims in by_parameter(dependencies, keep).items():
         for dim, indices in dims.items():
-            said = plan.keep.get(name, {}).get(dim)
-            if said is None or not torch.equal(said, indices):
+            in_plan = plan.keep.get(name, {}).get(dim)
+            if in_plan is None or not torch.equal(in_plan, indices):
                 raise PlanError(
                     f"the plan contradicts itself: {name}, dimension {dim}, does not follow from its groups"
                 )
@@ -180,20 +180,20 @@ def bind(program: Program, dependencies: Dependencies, plan: Plan) -> RetainedBy
 
 
 def primes_to_keep(dependencies: Dependencies, groups: Mapping[str, Rows]) -> dict[Prime, Retained]:
-    """The kept indices of every prime.
+    """The retained indices of every prime.
 
     Raises:
         PlanError: if a group is unknown, or its rows do not fit it.
     """
-    found = {}
+    retained = {}
     for name, rows in groups.items():
         if name not in dependencies.by_name:
             raise PlanError(f"the model has no group {name!r}; its groups are listed by `graphprune inspect`")
         group = dependencies.by_name[name]
         _check(group, rows, dependencies)
         owner = dependencies.by_name[group.linked].prime if group.linked and len(rows) > 1 else None
-        found[group.prime] = Retained(rows, owner)
-    return found
+        retained[group.prime] = Retained(rows, owner)
+    return retained
 
 
 def _check(group: Group, rows: Rows, dependencies: Dependencies) -> None:
@@ -201,7 +201,7 @@ def _check(group: Group, rows: Rows, dependencies: Dependencies) -> None:
     allowed = {1} | ({dependencies.by_name[group.linked].size} if group.linked else set())
     if len(rows) not in allowed:
         raise PlanError(
-            f"group {group.name} wants {' or '.join(map(str, sorted(allowed)))} rows of indices, got {len(rows)}"
+            f"group {group.name} needs {' or '.join(map(str, sorted(allowed)))} rows of indices, got {len(rows)}"
         )
     for row in rows:
         lawful = len(rows[0]) == len(row) >= group.least and list(row) == sorted(set(row))
@@ -209,24 +209,24 @@ def _check(group: Group, rows: Rows, dependencies: Dependencies) -> None:
             raise PlanError(f"group {group.name} can have multiples of {group.unit} as its width, got {len(row)}")
         if not lawful or row[0] < 0 or row[-1] >= group.size:
             raise PlanError(
-                f"group {group.name} of size {group.size}: kept indices must be equally many, at least {group.least}, "
-                f"sorted, unique and below {group.size}, got {list(row)[:8]}"
+                f"group {group.name} of size {group.size}: retained indices must be equally many, at least "
+                f"{group.least}, sorted, unique and below {group.size}, got {list(row)[:8]}"
             )
 
 
 def by_parameter(dependencies: Dependencies, keep: RetainedByPrime) -> dict[str, dict[int, Tensor]]:
-    """The kept indices of every dimension that changes."""
-    found: dict[str, dict[int, Tensor]] = {}
+    """The retained indices of every dimension that changes."""
+    indices: dict[str, dict[int, Tensor]] = {}
     for name, dim in sorted({(place.parameter, place.dim) for p in keep for place in dependencies.by_prime[p].places}):
-        found.setdefault(name, {})[dim] = kept_beside(dependencies.tensors[name], dim, keep)
-    return found
+        indices.setdefault(name, {})[dim] = indices_along(dependencies.tensors[name], dim, keep)
+    return indices
 
 
-def kept_beside(dims: Sequence[Axis], dim: int, keep: RetainedByPrime) -> Tensor:
-    """The indices that stay of dimension `dim` of a tensor, a LongTensor.
+def indices_along(dims: Sequence[Axis], dim: int, keep: RetainedByPrime) -> Tensor:
+    """The retained indices of dimension `dim` of a tensor, as a LongTensor.
 
-    It has one dimension, or, where another dimension of the tensor chooses them, as many as the tensor: those that
-    choose nothing have size 1, as `torch.take_along_dim` takes it.
+    It has one dimension; or, where other dimensions of the tensor select the indices, as many as the tensor, with size
+    1 in the dimensions that select nothing, as `torch.take_along_dim` expects.
     """
     owners = _owners(dims, dim, keep)
     if not owners:
@@ -242,8 +242,8 @@ def kept_beside(dims: Sequence[Axis], dim: int, keep: RetainedByPrime) -> Tensor
 
 
 def _owners(dims: Sequence[Axis], dim: int, keep: RetainedByPrime) -> dict[Prime, int]:
-    """The axes that choose rows for primes of a dimension, and are a dimension of their own, in order."""
+    """The dimensions of a tensor whose axes select rows for primes of another one, by axis and in order."""
     inside = set(primes(dims[dim]))
-    wanted = {keep[p].owner for p in inside if p in keep} - inside
-    places = {axis: i for i, axis in reversed(list(enumerate(map(resolve, dims)))) if axis in wanted}
+    owners = {keep[p].owner for p in inside if p in keep} - inside
+    places = {axis: i for i, axis in reversed(list(enumerate(map(resolve, dims)))) if axis in owners}
     return {p: places[p] for p in sorted(places, key=places.__getitem__) if isinstance(p, Prime)}

@@ -1,4 +1,4 @@
-"""Indices in the order in which they go: within a group, and among all groups of a pool."""
+"""Order of removal: of the indices of a group, and of all groups in a pool."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,26 +9,26 @@ from torch import Tensor
 from graphprune.planning.budget import Budget, Knob
 from graphprune.planning.plan import Rows
 
-Worth = Callable[[Knob], Tensor]
+KnobScores = Callable[[Knob], Tensor]
 Point = tuple[float, float]
 
 
 def top(scores: Tensor, width: int) -> Rows:
-    """The indices of the `width` highest scores of every row, in order; of equal scores the first."""
+    """The indices of the `width` highest scores of every row, ascending; of equal scores the first ones."""
     order = scores.sort(dim=1, descending=True, stable=True).indices[:, :width]
     return tuple(tuple(row) for row in order.sort(dim=1).values.tolist())
 
 
 def ranked(scores: Tensor) -> Tensor:
-    """The scores of a group, shape (rows, size), in the order in which its indices go, the lowest first: shape (size,).
+    """The scores of a group, shape (rows, size), in order of removal, lowest first, as a tensor of shape (size,).
 
-    Rows lose equally many indices, so that those of one rank go together: theirs is the mean.
+    Every row loses equally many indices, so that those of one rank are removed together: the result is their mean.
     """
     return scores.double().sort(dim=1).values.mean(0)
 
 
 def chosen(knobs: Sequence[Knob], scores: Mapping[str, Tensor], shares: Mapping[str, float]) -> dict[str, Rows]:
-    """What groups keep at these shares, rounded to legal widths: rows of indices, for those that lose any."""
+    """The retained rows of the groups that lose indices at these shares, which are rounded to legal widths."""
     rows = dict[str, Rows]()
     for knob in knobs:
         width = knob.floor(shares[knob.groups[0].name] * knob.size + 0.5)
@@ -39,68 +39,68 @@ def chosen(knobs: Sequence[Knob], scores: Mapping[str, Tensor], shares: Mapping[
 
 @dataclass(frozen=True)
 class Pool:
-    """Pieces of knobs, of which those that are worth least go first.
+    """Pieces of knobs, which are removed in the order of their scores, lowest first.
 
-    All tensors have the shape (pieces,): the place of the knob in the budget to which a piece belongs, the `share` of
-    the knob's indices that it holds, its `cost` in the unit of the budget, and its `worth`, comparable among all.
+    All tensors have the shape (pieces,): the position of the piece's knob in the budget, the `share` of the knob's
+    indices in the piece, its `cost` in the unit of the budget, and its `score`, comparable among all pieces.
     """
 
     knob: Tensor
     share: Tensor
     cost: Tensor
-    worth: Tensor
+    score: Tensor
 
     @classmethod
-    def of(cls, budget: Budget, places: Sequence[int], worth: Worth) -> "Pool":
-        """All indices of the knobs at these places; `worth` gives that of a knob's indices, in the order they go in."""
+    def of(cls, budget: Budget, places: Sequence[int], scores: KnobScores) -> "Pool":
+        """All indices of the knobs at these positions; `scores` returns those of a knob in order of removal."""
         knobs = [(at, budget.knobs[at]) for at in places]
         where = torch.tensor([at for at, knob in knobs for _ in range(knob.size)])
         share = torch.tensor([1 / knob.size for _, knob in knobs for _ in range(knob.size)], dtype=torch.float64)
-        prices = [price for _, knob in knobs for price in [budget.price(knob)] * knob.size]
-        value = torch.cat([worth(knob) for _, knob in knobs])
-        return cls(where, share, torch.tensor(prices, dtype=torch.float64), value).sorted()
+        costs = [cost for _, knob in knobs for cost in [budget.cost_per_index(knob)] * knob.size]
+        score = torch.cat([scores(knob) for _, knob in knobs])
+        return cls(where, share, torch.tensor(costs, dtype=torch.float64), score).sorted()
 
     def sorted(self) -> "Pool":
-        """The same pieces in the order in which they go."""
-        order = self.worth.argsort(stable=True)
-        return Pool(self.knob[order], self.share[order], self.cost[order], self.worth[order])
+        """The pool with its pieces in order of removal."""
+        order = self.score.argsort(stable=True)
+        return Pool(self.knob[order], self.share[order], self.cost[order], self.score[order])
 
-    def gone(self, knobs: int, part: float) -> Tensor:
-        """Which share each knob has lost, shape (knobs,), once pieces worth `part` of the whole cost are gone.
+    def removed_shares(self, knobs: int, part: float) -> Tensor:
+        """The removed share of each knob, shape (knobs,), when sorted pieces of `part` of the whole cost are removed.
 
-        The piece at the border goes in part, so that the result follows `part` without jumps. Pieces are sorted.
+        The last piece is removed in part, so that the result is continuous in `part`.
         """
         after = self.cost.cumsum(0)
         fractions = ((part * after[-1] - after + self.cost) / self.cost.clamp(min=1e-12)).clamp(0, 1)
         return torch.zeros(knobs, dtype=torch.float64).index_add(0, self.knob, fractions * self.share)
 
 
-def shares_of(budget: Budget, gone: Tensor) -> dict[str, float]:
-    """The share that each group keeps, by name, where knobs have lost the shares `gone`, shape (knobs,)."""
-    left = (1 - gone).clamp(0, 1).tolist()
-    return {group.name: left[at] for at, knob in enumerate(budget.knobs) for group in knob.groups}
+def shares_of(budget: Budget, removed: Tensor) -> dict[str, float]:
+    """The retained share of each group, by name, given the `removed` shares of knobs, shape (knobs,)."""
+    retained = (1 - removed).clamp(0, 1).tolist()
+    return {group.name: retained[at] for at, knob in enumerate(budget.knobs) for group in knob.groups}
 
 
-def projected(budget: Budget, gone: Tensor) -> Tensor:
-    """The shares gone from each knob, shape (knobs,), all moved alike until the budget is met, between 0 and 1.
+def projected(budget: Budget, removed: Tensor) -> Tensor:
+    """The removed shares of knobs, shape (knobs,), shifted alike to meet the budget, and clamped to [0, 1].
 
     Raises:
-        PlanError: if the target lies beyond what the groups can give.
+        PlanError: if the target is more than the groups can give.
     """
     names = [knob.groups[0].name for knob in budget.knobs]
-    low, high = float(gone.min()), float(gone.max())
-    found = budget.solve(lambda p: shares_of(budget, (gone - high + p * (1 + high - low)).clamp(0, 1)))
-    return 1 - torch.tensor([found[name] for name in names], dtype=torch.float64)
+    low, high = float(removed.min()), float(removed.max())
+    shares = budget.solve(lambda p: shares_of(budget, (removed - high + p * (1 + high - low)).clamp(0, 1)))
+    return 1 - torch.tensor([shares[name] for name in names], dtype=torch.float64)
 
 
 def hull(points: Sequence[Point]) -> list[Point]:
-    """The lower convex hull of points sorted by their first number."""
-    found: list[Point] = []
+    """The lower convex hull of points in the order of their first coordinate (Andrew's monotone chain)."""
+    lower: list[Point] = []
     for x, y in points:
-        while len(found) > 1 and _slope(found[-2], found[-1]) >= _slope(found[-1], (x, y)):
-            found.pop()
-        found.append((x, y))
-    return found
+        while len(lower) > 1 and _slope(lower[-2], lower[-1]) >= _slope(lower[-1], (x, y)):
+            lower.pop()
+        lower.append((x, y))
+    return lower
 
 
 def _slope(a: Point, b: Point) -> float:

@@ -1,4 +1,4 @@
-"""How much worse a model gets when one group alone is cut: what was measured, as a table that can be kept."""
+"""Sensitivities: a table of the losses of a model of which one group at a time is cut."""
 
 import json
 from collections.abc import Iterable, Mapping
@@ -19,8 +19,8 @@ LOSSES = {True: "nats a token", False: "squared error relative to the dense outp
 
 @dataclass(frozen=True)
 class Trial:
-    """The `loss` when a group of `size` indices keeps `width` of them and everything else stays, about the share
-    `ratio` being gone; `refitted`: after the maps that read the group were refitted."""
+    """The `loss` when a group of `size` indices alone is cut to `width` of them, which removes about the share `ratio`;
+    `refitted`: after a refit of the linear layers that read the group."""
 
     group: str
     size: int
@@ -30,18 +30,18 @@ class Trial:
     loss: float
 
     @property
-    def gone(self) -> float:
-        """The share of the indices that is gone."""
+    def removed_share(self) -> float:
+        """The share of the indices that is removed."""
         return 1 - self.width / self.size
 
 
 @dataclass(frozen=True)
 class Sensitivities:
-    """A fact: the losses of a model of which one group at a time is cut, in `unit`; `dense` is that of the model.
+    """A fact: the losses of a model of which one group at a time is cut, in `unit`; `dense` is the loss without a cut.
 
-    `program` is the fingerprint of the model, `score` what chose the indices, `refit` what the refitted trials were
-    refitted by. `inputs` says what all of it was measured on, `labels` what the indices of each group are.
-    Groups that no linear map reads have no refitted trials.
+    `program` is the fingerprint of the model, `score` the method that chose the indices, `refit` the method of the
+    refitted trials. `inputs` describes the model and the data, `labels` the indices of each group. Groups that no
+    linear layer reads have no refitted trials.
     """
 
     program: str
@@ -56,27 +56,27 @@ class Sensitivities:
     @cached_property
     def groups(self) -> Mapping[str, tuple[Trial, ...]]:
         """The trials of every group, the widest first."""
-        found: dict[str, list[Trial]] = {}
+        by_group: dict[str, list[Trial]] = {}
         for trial in self.trials:
-            found.setdefault(trial.group, []).append(trial)
-        return {name: tuple(sorted(trials, key=lambda t: -t.width)) for name, trials in found.items()}
+            by_group.setdefault(trial.group, []).append(trial)
+        return {name: tuple(sorted(trials, key=lambda t: -t.width)) for name, trials in by_group.items()}
 
     @property
     def unrefitted(self) -> "Sensitivities":
-        """The same without the refitted trials."""
+        """The table without the refitted trials."""
         return replace(self, trials=tuple(trial for trial in self.trials if not trial.refitted))
 
     def rise(self, group: str, refitted: bool = True) -> list[tuple[float, float]]:
-        """Shares of the group that are gone, rising, and by how much the loss is higher then; from (0, 0) on.
+        """The removed shares of a group, ascending from 0, with the rise of the loss at each.
 
-        With `refitted`, after the refit where the group has one.
+        With `refitted`, the rise after the refit, where the group has one.
         """
         chosen = [trial for trial in self.groups[group] if trial.refitted == refitted]
         chosen = chosen or [trial for trial in self.groups[group] if not trial.refitted]
-        return [(0.0, 0.0), *((trial.gone, trial.loss - self.dense) for trial in chosen)]
+        return [(0.0, 0.0), *((trial.removed_share, trial.loss - self.dense) for trial in chosen)]
 
     def require(self, program: str, groups: Iterable[str]) -> None:
-        """Refuse to speak of another model, or of groups that were not measured.
+        """Refuse another model, and groups that were not measured.
 
         Raises:
             PlanError: if the fingerprint differs, or a group is missing.
@@ -89,30 +89,30 @@ class Sensitivities:
         missing = [name for name in groups if name not in self.groups]
         if missing:
             raise PlanError(
-                f"the sensitivities do not tell of {len(missing)} of the groups that are to be cut, such as "
+                f"the sensitivities lack {len(missing)} of the groups to cut, such as "
                 f"{missing[0]}; measure them with the same recipe, destination and protection as the plan"
             )
 
     @cached_property
     def ways(self) -> list[tuple[bool, float]]:
-        """How groups were cut: refitted or not, and the share that was to go."""
+        """The ways in which groups were cut: whether refitted, and the share to remove."""
         return sorted({(trial.refitted, trial.ratio) for trial in self.trials})
 
     @cached_property
     def rises(self) -> Mapping[tuple[str, bool, float], float]:
-        """By how much the loss rose, by the name of a group and the way in which it was cut."""
+        """The rise of the loss, by the name of a group and the way in which it was cut."""
         return {(trial.group, trial.refitted, trial.ratio): trial.loss - self.dense for trial in self.trials}
 
     @cached_property
     def color_scale(self) -> ColorScale:
-        """The colors of the rises of all trials."""
+        """The color scale of the rises of all trials."""
         return ColorScale.of_rises(self.rises.values())
 
     def __repr__(self) -> str:
         head = f"Sensitivities of {len(self.groups)} groups: {len(self.trials)} trials, dense loss {self.dense:.4f}"
         deepest = sorted(((self.rise(name)[-1], name) for name in self.groups), key=lambda pair: -pair[0][1])
         rows = [
-            (self.labels.get(name, ""), name, f"{rise:+.4f}", f"at {gone:.0%} cut") for (gone, rise), name in deepest
+            (self.labels.get(name, ""), name, f"{rise:+.4f}", f"at {share:.0%} cut") for (share, rise), name in deepest
         ]
         return "\n".join([f"{head} {self.unit}", *(f"  {line}" for line in text_table(rows, limit=6))])
 

@@ -1,4 +1,4 @@
-"""Allocations: which share of its indices every group keeps; one method a file."""
+"""Allocations: methods that divide a reduction among groups, one per file."""
 
 from graphprune.planning.interfaces import Allocation
 from graphprune.registry import Registry, discover

@@ -1,4 +1,4 @@
-"""The pass that says which share of every group is kept."""
+"""The pass that divides a reduction among groups."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -19,14 +19,14 @@ from graphprune.statistics.collector import Calibration
 @PASSES.register("allocate")
 @dataclass(frozen=True)
 class Allocate(Pass):
-    """Divide a reduction among groups `by` a registered method: `sparsity` of all parameters of the model, what earlier
-    passes removed included; or simply `ratio` of every group. Both lie strictly between 0 and 1; with `part`, only such
-    a share of it is due here, and later passes do the rest. A `budget` may be in ``macs``, the multiply-accumulates for
-    the example inputs, ``kv_cache``, the bytes that a decoder keeps a token, or ``latency`` (see `MeasureLatency`),
-    instead of ``parameters``.
+    """Divide a reduction among groups `by` a registered method: `sparsity` of all parameters of the model, including
+    those that earlier passes removed; or simply `ratio` of every group. Both lie strictly between 0 and 1. With `part`,
+    the pass removes this share of the reduction, and later passes the rest. The `budget` may be ``macs``, the
+    multiply-accumulates for the example inputs, ``kv_cache``, the bytes that a decoder caches per token, or ``latency``
+    (see `MeasureLatency`), instead of ``parameters``.
 
-    Allocation ``sensitivity`` takes what `measure-sensitivity` has measured, or a saved `table`, instead of trying
-    groups itself; `refitted`: the losses after a refit, where there was one."""
+    Allocation ``sensitivity`` reads the result of `measure-sensitivity`, or a saved `table`, instead of running trials;
+    with `refitted`, it takes the losses after a refit, where there are such."""
 
     name: ClassVar[str] = "allocate"
     makes: ClassVar[tuple[type, ...]] = (Shares,)
@@ -42,24 +42,24 @@ class Allocate(Pass):
 
     @property
     def needs(self) -> tuple[type, ...]:
-        """The scores of the groups, and calibration inputs if plans are tried on them."""
+        """The scores of the groups, and calibration inputs if the method tries plans on them."""
         tries = self._method.needs_calibration and not self._method.reads_sensitivities and self.ratio is None
         return (Dependencies, Eligible, Scores, *((Calibration,) if tries else ()))
 
     @property
     def reads(self) -> tuple[type, ...]:
-        """What was removed before, and measured sensitivities or the inputs to measure them on."""
+        """Earlier changes of the model, and measured sensitivities or the inputs to measure them on."""
         measured = (Sensitivities, Calibration) if self._method.reads_sensitivities and not self.table else ()
         return (Dropped, Rotatable, *measured)
 
     @property
     def memory_bounded(self) -> bool:
-        """Whether no plans are tried, for which the whole model runs."""
+        """Whether the method tries no plans, for which the whole model runs."""
         return not self._method.needs_calibration
 
     @property
     def resources(self) -> tuple[str, ...]:
-        """Gradients, if the method learns."""
+        """Gradients, if the method learns from them."""
         return ("gradients",) if self._method.gradients else ()
 
     @property
@@ -70,7 +70,7 @@ class Allocate(Pass):
         """Refuse impossible shares, and methods that do not exist.
 
         Raises:
-            PlanError: if the share is not between 0 and 1, or there is a table for a method that reads none.
+            PlanError: if the share is not between 0 and 1, or the method does not read a given table.
             RegistryError: if there is no such method.
         """
         self._share()
@@ -86,10 +86,10 @@ class Allocate(Pass):
         return program.with_facts(Shares({}, self._budget(program).target, self.budget))
 
     def run(self, program: Program) -> Program:
-        """The program with shares.
+        """The program with the shares of its groups.
 
         Raises:
-            PlanError: if the share cannot be reached, or the sensitivities are not those of its groups.
+            PlanError: if the share cannot be reached, or the sensitivities lack a group.
             LoadError: if the table cannot be read.
         """
         if self.sparsity is None:
@@ -103,30 +103,30 @@ class Allocate(Pass):
     def _budget(self, program: Program) -> Budget:
         movable = knobs(program.fact(Eligible), 1)
         whole = Budget(program.fact(Dependencies), movable, 0, program.parameters, self.budget)
-        return aimed(whole, self._share(), program)
+        return with_target(whole, self._share(), program)
 
     def _informed(self, program: Program) -> Program:
-        """The program with the sensitivities that the method takes, if there are any."""
+        """The program with the sensitivities that the method reads, if there are any."""
         if not self._method.reads_sensitivities:
             return program
         known = Sensitivities.load(self.table) if self.table else program.facts.get(Sensitivities)
         return program.with_facts(known if self.refitted else known.unrefitted) if known else program
 
     def _share(self) -> float:
-        """The share that is due here."""
-        given = [value for value in (self.sparsity, self.ratio) if value is not None]
-        if len(given) != 1:
+        """The share that this pass removes."""
+        shares = [value for value in (self.sparsity, self.ratio) if value is not None]
+        if len(shares) != 1:
             raise PlanError("give either sparsity (a share of all parameters) or ratio (a share of every free group)")
-        if not isinstance(given[0], (int, float)) or not 0 < given[0] < 1:
+        if not isinstance(shares[0], (int, float)) or not 0 < shares[0] < 1:
             name = "sparsity" if self.sparsity is not None else "ratio"
-            raise PlanError(f"{name} must lie between 0 and 1 (0.2 removes 20 %), got {given[0]}")
+            raise PlanError(f"{name} must lie between 0 and 1 (0.2 removes 20 %), got {shares[0]}")
         if not 0 < self.part <= 1:
             raise PlanError(f"part is a share of the reduction above 0 and at most 1, got {self.part}")
-        return given[0] * self.part
+        return shares[0] * self.part
 
 
-def aimed(budget: Budget, share: float, program: Program) -> Budget:
-    """The budget with a target: a share of the model before blocks were dropped, or maps added for rotations."""
+def with_target(budget: Budget, share: float, program: Program) -> Budget:
+    """The budget with a target: a share of the model before blocks were dropped, or layers added for rotations."""
     total = budget.total
     for before in (program.facts[kind].original for kind in (Dropped, Rotatable) if kind in program.facts):
         total = replace(budget, dependencies=before.fact(Dependencies), parameters=before.parameters).total

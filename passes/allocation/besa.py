@@ -1,16 +1,17 @@
-"""BESA (arXiv:2402.16880): rates learned by gradients, block by block, through masks that follow the ranks.
+"""BESA (arXiv:2402.16880): pruning rates learned by gradients, block by block, through masks ordered by score.
 
-Every group has candidate rates p_d and learns how to mix them: beta = softmax(theta), and the rate is
-alpha = sum beta_d p_d. An index whose rank, as a share of the group, is r goes with the probability that a candidate
-above r is meant, the sum of beta_d with p_d > r. The loss of a block is the squared error of its output relative to the
-dense one, and the mean alpha of the block, weighted by cost, is to be the alpha* of the budget.
+Every group has candidate rates p_d and learns a mixture of them: beta = softmax(theta), and the rate is
+alpha = sum beta_d p_d. An index whose rank, as a share of the group, is r is removed with the probability of the
+candidates above r, the sum of beta_d with p_d > r. The loss of a block is the squared error of its output relative to
+the dense one, and the mean alpha of the block, weighted by cost, must equal the alpha* of the budget.
 
-The paper prunes single weights; the structured port is a reconstruction, with these differences. Candidates lie on a
-grid from 0 to 1, and theta starts as a bump at alpha*; the sigmoid of the authors' code would keep beta nearly level.
-Masks are the probabilities themselves, not hard ones with a straight-through gradient: of few and large pieces that
-gradient often points the wrong way. Where the paper adds 5 ((alpha - alpha*) / alpha*)^2 to the loss, steps are taken
-along the level of alpha*, where that is zero. What is learned is moved to meet the budget in the end. ``besa`` has
-the groups of one layer as a block and the same alpha* everywhere; ``besa-global`` the whole model as one block.
+The paper prunes single weights; this structured version is a reconstruction, with these differences. Candidates lie on
+a grid from 0 to 1, and theta starts as a bump at alpha*; the sigmoid of the authors' code would make beta nearly
+uniform. Masks are the probabilities themselves instead of hard masks with a straight-through gradient, which often
+points in the wrong direction for few and large pieces. Where the paper adds 5 ((alpha - alpha*) / alpha*)^2 to the
+loss, steps are projected on the level set of alpha*, where this term is zero. The learned rates are finally shifted to
+meet the budget. ``besa`` takes the groups of one layer as a block and the same alpha* for all blocks; ``besa-global``
+takes the whole model as one block.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -36,15 +37,15 @@ from graphprune.planning.masks import Gated
 from graphprune.planning.ranking import projected, shares_of
 from graphprune.statistics.collector import Calibration
 
-BUMP = 0.15  # how wide the first mixture is
+BUMP = 0.15  # standard deviation of the first mixture
 
 
 @dataclass(frozen=True)
 class Besa(Allocation):
-    """`steps` of gradient descent for every block, a calibration batch each, of which `batches` are used.
+    """Gradient descent for every block, in `steps` of one calibration batch each; the first `batches` take turns.
 
-    A step has the length `rate`, which falls to a tenth. Adam, which the paper takes, would move a group that does
-    nothing as fast as one that does all.
+    A step has the length `rate`, which decays to a tenth. The Adam of the paper would move a group without influence as
+    fast as a decisive one.
     """
 
     block: Callable[[Knob], str]
@@ -56,47 +57,47 @@ class Besa(Allocation):
     gradients = True
 
     def shares(self, budget: Budget, scores: Mapping[str, Tensor], evidence: Evidence) -> Mapping[str, float]:
-        """The share that each group keeps, by name."""
+        """The retained share of each group, by name."""
         calibration = evidence.program.facts.get(Calibration)
         if calibration is None:
             raise CalibrationError("rates can only be learned on calibration data; put calibrate before allocate")
         budget.require()
         walk = _Walk.start(evidence.program, calibration.batches[: self.batches])
-        costs = torch.tensor([budget.price(knob) * knob.size for knob in budget.knobs], dtype=torch.float64)
-        aim = min(budget.target / max(float(costs.sum()), 1e-12), 0.95)
-        gone = torch.full_like(costs, aim)
+        costs = torch.tensor([budget.cost_per_index(knob) * knob.size for knob in budget.knobs], dtype=torch.float64)
+        target = min(budget.target / max(float(costs.sum()), 1e-12), 0.95)
+        removed = torch.full_like(costs, target)
         blocks = walk.blocks(budget.knobs, self.block)
         with progress("learning rates", len(blocks)) as step:
-            for segments, places in blocks:
-                mixtures = _Mixtures.of([budget.knobs[at] for at in places], scores, self.candidates, aim)
-                self._learn(walk, segments, mixtures, costs[places], aim)
-                gone[places] = mixtures.rates().detach()
+            for segments, indices in blocks:
+                mixtures = _Mixtures.of([budget.knobs[i] for i in indices], scores, self.candidates, target)
+                self._learn(walk, segments, mixtures, costs[indices], target)
+                removed[indices] = mixtures.rates().detach()
                 step()
-        return shares_of(budget, projected(budget, gone))
+        return shares_of(budget, projected(budget, removed))
 
-    def _learn(self, walk: "_Walk", segments: range, mixtures: "_Mixtures", costs: Tensor, aim: float) -> None:
-        """Let the mixtures of one block learn; the walk stands behind the block then."""
+    def _learn(self, walk: "_Walk", segments: range, mixtures: "_Mixtures", costs: Tensor, target: float) -> None:
+        """Train the mixtures of one block, and move the walk behind it."""
         walk.advance(segments.start)
         entries = walk.entries
         walk.advance(segments.stop)
         for n, i in enumerate(islice(cycle(range(len(entries))), self.steps)):
             weights = Gated(walk.program.weights, walk.dependencies, mixtures.masks())
-            got, wanted = _numbers(walk.one(segments, weights, i, entries[i])), _numbers(walk.entries[i])
-            error = (got - wanted).double().square().sum() / wanted.double().square().sum().clamp(min=1e-30)
+            masked, dense = _numbers(walk.run(segments, weights, i, entries[i])), _numbers(walk.entries[i])
+            error = (masked - dense).double().square().sum() / dense.double().square().sum().clamp(min=1e-30)
             mean = (mixtures.rates() * costs).sum() / costs.sum()
             (slope,) = torch.autograd.grad(error, [mixtures.theta])
             (normal,) = torch.autograd.grad(mean, [mixtures.theta])
             level = slope - normal * (slope * normal).sum() / normal.square().sum()
             with torch.no_grad():
                 step = self.rate * 10 ** (-n / self.steps) * level / level.norm().clamp(min=1e-30)
-                mixtures.theta.sub_(step + normal * (mean - aim) / normal.square().sum())
+                mixtures.theta.sub_(step + normal * (mean - target) / normal.square().sum())
 
 
 @dataclass(frozen=True)
 class _Mixtures:
-    """What the groups of a block learn: `theta` of shape (knobs, candidates), for the rates `grid`.
+    """Parameters of the knobs of a block: `theta` of shape (knobs, candidates), for the rates `grid`.
 
-    `ranks` holds for every group its knob, and the rank of each index as a share, shape (rows, size): 0 goes first.
+    `ranks` has for every group its knob, and the rank of each index as a share, shape (rows, size), 0 for the lowest.
     """
 
     theta: Tensor
@@ -104,40 +105,40 @@ class _Mixtures:
     ranks: Mapping[str, tuple[int, Tensor]]
 
     @classmethod
-    def of(cls, knobs: Sequence[Knob], scores: Mapping[str, Tensor], candidates: int, aim: float) -> "_Mixtures":
-        """Mixtures with rates near the aim."""
+    def of(cls, knobs: Sequence[Knob], scores: Mapping[str, Tensor], candidates: int, target: float) -> "_Mixtures":
+        """Mixtures with rates near the target."""
         grid = torch.linspace(0, 1, candidates, dtype=torch.float64)
-        theta = (-((grid - aim) / BUMP).square() / 2).repeat(len(knobs), 1).requires_grad_()
+        theta = (-((grid - target) / BUMP).square() / 2).repeat(len(knobs), 1).requires_grad_()
         ranks = {
-            g.name: (at, (scores[g.name].argsort(dim=1, stable=True).argsort(dim=1) + 0.5) / g.size)
-            for at, knob in enumerate(knobs) for g in knob.groups
+            g.name: (i, (scores[g.name].argsort(dim=1, stable=True).argsort(dim=1) + 0.5) / g.size)
+            for i, knob in enumerate(knobs) for g in knob.groups
         }  # fmt: skip
         return cls(theta, grid, ranks)
 
     def rates(self) -> Tensor:
-        """The share of its indices that each knob loses, shape (knobs,)."""
+        """The removed share of each knob, shape (knobs,)."""
         return self.theta.softmax(1) @ self.grid
 
     def masks(self) -> dict[str, Tensor]:
-        """The probability of every index to stay, by group, shape (rows, size)."""
+        """The probability of every index to be retained, by group, shape (rows, size)."""
         beta = self.theta.softmax(1)
-        return {n: 1 - (self.grid > ranks[..., None]).double() @ beta[at] for n, (at, ranks) in self.ranks.items()}
+        return {n: 1 - (self.grid > ranks[..., None]).double() @ beta[i] for n, (i, ranks) in self.ranks.items()}
 
 
 @dataclass
 class _Walk:
-    """Calibration batches on their way through the dense model: they stand before segment `at`."""
+    """Calibration batches that are run through the dense model; `entries` are their values before segment `at`."""
 
     program: Program
-    known: Sequence[Mapping[str, Any]]
+    constants: Sequence[Mapping[str, Any]]
     entries: list[Any]
     at: int = 0
 
     @classmethod
     def start(cls, program: Program, batches: Sequence[Sequence[Any]]) -> "_Walk":
         """All batches at the inputs."""
-        made = Constants(program)
-        return cls(program, [made.of(leaves) for leaves in batches], [None] * len(batches))
+        constants = Constants(program)
+        return cls(program, [constants.of(leaves) for leaves in batches], [None] * len(batches))
 
     @cached_property
     def dependencies(self) -> Dependencies:
@@ -150,39 +151,39 @@ class _Walk:
         return split_at_linear_layers(self.program)
 
     def blocks(self, knobs: Sequence[Knob], name: Callable[[Knob], str]) -> list[tuple[range, list[int]]]:
-        """The segments of every block, and the places of its knobs, in order; what overlaps is one block."""
+        """The segments of every block, and the indices of its knobs, in order; overlapping blocks are joined."""
         read = [segment.weights(self.program) for segment in self.segments]
         named: dict[str, list[int]] = {}
-        for at, knob in enumerate(knobs):
-            named.setdefault(name(knob), []).append(at)
+        for i, knob in enumerate(knobs):
+            named.setdefault(name(knob), []).append(i)
         spans = []
-        for places in named.values():
-            inside = {p.parameter for at in places for group in knobs[at].groups for p in group.places}
-            touched = [i for i, names in enumerate(read) if names & inside]
-            spans.append((range(touched[0], touched[-1] + 1), places))
-        found: list[tuple[range, list[int]]] = []
-        for span, places in sorted(spans, key=lambda one: one[0].start):
-            if found and span.start < found[-1][0].stop:
-                last, others = found.pop()
-                span, places = range(last.start, max(last.stop, span.stop)), [*others, *places]
-            found.append((span, places))
-        return found
+        for indices in named.values():
+            parameters = {place.parameter for i in indices for group in knobs[i].groups for place in group.places}
+            touched = [i for i, names in enumerate(read) if names & parameters]
+            spans.append((range(touched[0], touched[-1] + 1), indices))
+        blocks: list[tuple[range, list[int]]] = []
+        for span, indices in sorted(spans, key=lambda one: one[0].start):
+            if blocks and span.start < blocks[-1][0].stop:
+                last, others = blocks.pop()
+                span, indices = range(last.start, max(last.stop, span.stop)), [*others, *indices]
+            blocks.append((span, indices))
+        return blocks
 
     def advance(self, to: int) -> None:
-        """Let the dense model carry all batches to a segment."""
+        """Run the dense model up to a segment on all batches."""
         if to > self.at:
             with torch.no_grad():
                 rest = range(self.at, to)
-                self.entries = [self.one(rest, self.program.weights, i, e) for i, e in enumerate(self.entries)]
+                self.entries = [self.run(rest, self.program.weights, i, e) for i, e in enumerate(self.entries)]
             self.at = to
 
-    def one(self, segments: range, weights: Weights, i: int, entry: Any) -> Any:
-        """What leaves the segments if `entry` enters them in batch `i`: of the last the outputs of the graph."""
+    def run(self, segments: range, weights: Weights, i: int, entry: Any) -> Any:
+        """The exit value of segments that batch `i` enters with `entry`; of the last one, the outputs of the graph."""
         leaves = [node.name for node in self.program.graph.output_node().all_input_nodes]
         seen: dict[str, Any] = {}
         for segment in self.segments[segments.start : segments.stop]:
             loaded = load_weights(segment, self.program, weights)
-            entry, new = run(segment, self.program, loaded, self.known[i], entry, leaves)
+            entry, new = run(segment, self.program, loaded, self.constants[i], entry, leaves)
             seen |= {name: value for name, value in new.items() if name in segment.names}
         return entry if segments.stop < len(self.segments) else seen
 

@@ -1,7 +1,7 @@
-"""An evolutionary search for widths: shares are moved between groups, and what does least harm survives.
+"""Evolutionary search for widths: mutations move shares between groups, and the plans of lowest loss survive.
 
-A baseline of this project, after the evolutionary allocation of structured sparsity in the literature (as EvoPress,
-arXiv:2410.14649, whose level switches keep the budget in the same way); the loss is that of the whole model.
+A baseline of this project, after evolutionary allocations in the literature, such as EvoPress (arXiv:2410.14649), whose
+level switches preserve the budget in the same way. The loss is that of the whole model.
 """
 
 from collections.abc import Mapping
@@ -20,11 +20,11 @@ from graphprune.planning.ranking import chosen, projected, shares_of
 
 @dataclass(frozen=True)
 class Evolutionary(Allocation):
-    """The best of `trials` plans: in every generation each of `parents` has `children`, which differ by `reach`.
+    """The best of `trials` plans: in every generation each of `parents` has `children`, mutated with deviation `reach`.
 
-    A child moves shares of some groups up or down at random, and is brought back to the budget by moving all groups
-    alike. The reach falls to a tenth over the generations. The uniform plan is the first parent, so that what is
-    found is never worse on the calibration data.
+    A child has shares of some groups moved up or down at random, and is projected on the budget by one shift of all
+    groups. The reach decays to a tenth over the generations. The uniform plan is the first parent, so that the result
+    is never worse on the calibration data.
     """
 
     trials: int = 97
@@ -34,31 +34,31 @@ class Evolutionary(Allocation):
     needs_calibration = True
 
     def shares(self, budget: Budget, scores: Mapping[str, Tensor], evidence: Evidence) -> Mapping[str, float]:
-        """The share that each group keeps, by name."""
+        """The retained share of each group, by name."""
         objective = Objective.of(evidence.program)
         generator = torch.Generator().manual_seed(evidence.seed)
 
-        def judged(wish: Tensor) -> tuple[float, Tensor]:
-            gone = projected(budget, wish)
-            return objective.loss(chosen(budget.knobs, scores, shares_of(budget, gone))), gone
+        def evaluated(removed: Tensor) -> tuple[float, Tensor]:
+            removed = projected(budget, removed)
+            return objective.loss(chosen(budget.knobs, scores, shares_of(budget, removed))), removed
 
-        living = [judged(torch.zeros(len(budget.knobs), dtype=torch.float64))]
+        population = [evaluated(torch.zeros(len(budget.knobs), dtype=torch.float64))]
         rounds = max((self.trials - 1) // (self.parents * self.children), 1)
         with progress("searching widths", rounds) as step:
             for i in range(rounds):
                 reach = self.reach * 10 ** (-i / rounds)
-                brood = [living[n % len(living)] for n in range(self.parents * self.children)]
-                living += [judged(_mutated(gone, reach, generator)) for _, gone in brood]
-                living = sorted(living, key=lambda one: one[0])[: self.parents]
+                parents = [population[n % len(population)] for n in range(self.parents * self.children)]
+                population += [evaluated(_mutated(removed, reach, generator)) for _, removed in parents]
+                population = sorted(population, key=lambda one: one[0])[: self.parents]
                 step()
-        return shares_of(budget, living[0][1])
+        return shares_of(budget, population[0][1])
 
 
-def _mutated(gone: Tensor, reach: float, generator: torch.Generator) -> Tensor:
-    """Shares gone from every knob, shape (knobs,), some of them moved."""
-    count = len(gone)
+def _mutated(removed: Tensor, reach: float, generator: torch.Generator) -> Tensor:
+    """Removed shares of knobs, shape (knobs,), some of them moved at random."""
+    count = len(removed)
     moved = torch.rand(count, generator=generator) < max(0.3, 2 / count)
-    return gone + moved * reach * torch.randn(count, generator=generator, dtype=torch.float64)
+    return removed + moved * reach * torch.randn(count, generator=generator, dtype=torch.float64)
 
 
 ALLOCATIONS.register("evolutionary")(Evolutionary())

@@ -26,9 +26,8 @@ class Iterative(Pass):
     """Plan by `steps` in so many `rounds`, the removed share growing linearly (as in TransAct, arXiv:2407.05690).
 
     The steps end with `allocate` and `select`. After every round but the last the model is cut and refitted by `refit`,
-    and the remainder is scored anew. The plan is one for the model as it is: scores are brought back to its indices,
-    and those of removed indices are the lowest; groups cut down to a single index keep theirs. So one cut and one
-    refit, at the full widths, follow.
+    and the remainder is scored again. The plan is for the uncut model: scores are assigned to its indices, the lowest
+    to removed ones; groups of a single index retain their scores. One cut and one refit of the full model follow.
     """
 
     name: ClassVar[str] = "iterative"
@@ -38,7 +37,7 @@ class Iterative(Pass):
 
     @property
     def needs(self) -> tuple[type, ...]:
-        """The groups, and what the steps need and do not make."""
+        """The groups, and the facts that the steps need and do not make."""
         refit = missing(self.refit, (*self._made, Rewritten))
         return tuple(dict.fromkeys((Dependencies, Eligible, *missing(self.steps), *refit)))
 
@@ -49,7 +48,7 @@ class Iterative(Pass):
 
     @property
     def makes(self) -> tuple[type, ...]:
-        """The facts that the steps leave, the plan included."""
+        """The facts that the steps make, including the plan."""
         return self._made
 
     @property
@@ -58,11 +57,11 @@ class Iterative(Pass):
 
     @property
     def resources(self) -> tuple[str, ...]:
-        """What the steps take besides the model."""
+        """The resources of the steps."""
         return tuple(dict.fromkeys(name for step in (*self.steps, *self.refit) for name in step.resources))
 
     def check(self) -> None:
-        """Refuse impossible numbers, and steps that make no plan.
+        """Refuse an impossible number of rounds, and steps that make no plan.
 
         Raises:
             PlanError: if there is no round, or the steps do not end with `allocate` and `select`.
@@ -77,25 +76,25 @@ class Iterative(Pass):
             step.check()
 
     def before(self, later: Sequence[Pass]) -> Pass:
-        """The same with steps that have the options which follow from later ones."""
+        """The pass with the options of its steps that follow from later passes."""
         return replace(self, steps=resolved(self.steps, later))
 
     def reduced(self, read: Set[type]) -> Pass:
-        """The same with the steps whose facts are read, by later passes or the refit."""
+        """The pass with those steps whose facts are read, by later passes or the refit."""
         return replace(self, steps=live(self.steps, {*read, *missing(self.refit)}))
 
     def preflight(self, program: Program) -> Program:
         """The program after the preflight of every step.
 
         Raises:
-            GraphpruneError: if a step cannot be done.
+            GraphpruneError: if a step is impossible.
         """
         for step in (*self.steps, *self.refit):
             program = step.preflight(program)
         return program
 
     def run(self, program: Program) -> Program:
-        """The program with a plan, and the scores that led to it.
+        """The program with a plan, and the scores of its last round.
 
         Raises:
             PlanError: if the share cannot be reached.
@@ -122,32 +121,32 @@ class Iterative(Pass):
         return Pipeline(passes, given=tuple(program.facts))(program)
 
     def _scores(self, program: Program, small: Program) -> Scores:
-        """The scores of what the small program has, at the indices of the whole one."""
+        """The scores of the small program at the indices of the whole one."""
         eligible, old = program.fact(Eligible), program.fact(Scores)
         plan, groups, narrow = small.fact(Plan), program.fact(Dependencies).by_name, small.fact(Dependencies)
-        left = tuple(narrow.by_name[g.name] for g in eligible.groups if _is_left(g, narrow.by_name.get(g.name), plan))
-        start = small.with_facts(narrow, replace(eligible, groups=left))
+        same = (narrow.by_name[g.name] for g in eligible.groups if _is_same(g, narrow.by_name.get(g.name), plan))
+        start = small.with_facts(narrow, replace(eligible, groups=tuple(same)))
         new = self._through(start, *self._scoring).fact(Scores).by_group
 
         def merged(name: str) -> Tensor:
-            return _back(new[name], old.by_group[name], groups[name], plan) if name in new else old.by_group[name]
+            return _expanded(new[name], old.by_group[name], groups[name], plan) if name in new else old.by_group[name]
 
         return Scores({name: merged(name) for name in old.by_group}, old.method)
 
 
-def _is_left(whole: Group, small: Group | None, plan: Plan) -> bool:
-    """Whether a group became this one: an axis of size 1 vanishes, and others may have its name."""
+def _is_same(whole: Group, small: Group | None, plan: Plan) -> bool:
+    """Whether a group was cut to this one: an axis of size 1 vanishes, and another may have its name."""
     if small is None or small.size != plan.widths.get(whole.name, whole.size):
         return False
     return {(p.parameter, p.dim) for p in small.places} == {(p.parameter, p.dim) for p in whole.places}
 
 
-def _back(small: Tensor, whole: Tensor, group: Group, plan: Plan) -> Tensor:
-    """Scores of retained indices, shape (rows, width), at their positions among all, shape (rows, group.size)."""
+def _expanded(small: Tensor, whole: Tensor, group: Group, plan: Plan) -> Tensor:
+    """Scores of retained indices, shape (rows, width), at their positions in the uncut group, (rows, group.size)."""
     low, high = float(small.min()), float(small.max())
     scores = torch.full(whole.shape, low - LOWER * max(high - low, abs(low), 1e-12), dtype=small.dtype)
     owners = plan.groups.get(group.linked or "", (tuple(range(len(whole))),))[0]
-    kept = plan.groups.get(group.name, (tuple(range(group.size)),))
+    retained = plan.groups.get(group.name, (tuple(range(group.size)),))
     for row, at in zip(small.expand(len(owners), -1), owners, strict=True):
-        scores[at, torch.tensor(kept[at if len(kept) > 1 else 0])] = row
+        scores[at, torch.tensor(retained[at if len(retained) > 1 else 0])] = row
     return scores

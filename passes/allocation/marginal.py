@@ -1,4 +1,4 @@
-"""Equal marginal loss: for scores that say by how much the loss grows, in one unit for all groups."""
+"""Equal marginal loss, for scores that estimate the growth of the loss in one unit for all groups."""
 
 from collections.abc import Mapping
 
@@ -11,17 +11,17 @@ from graphprune.planning.ranking import Pool, ranked, shares_of
 
 
 class Marginal(Allocation):
-    """The indices go that cost least loss for what they save, wherever they are."""
+    """Removal of the indices with the least growth of the loss per cost, in the whole model."""
 
     def shares(self, budget: Budget, scores: Mapping[str, Tensor], evidence: Evidence) -> Mapping[str, float]:
-        """The share that each group keeps, by name."""
+        """The retained share of each group, by name."""
 
-        def worth(knob: Knob) -> Tensor:
-            lost = stack([ranked(scores[group.name]) * len(scores[group.name]) for group in knob.groups]).sum(0)
-            return lost / max(budget.price(knob), 1e-12)
+        def loss_per_cost(knob: Knob) -> Tensor:
+            growth = stack([ranked(scores[group.name]) * len(scores[group.name]) for group in knob.groups]).sum(0)
+            return growth / max(budget.cost_per_index(knob), 1e-12)
 
-        pool = Pool.of(budget, range(len(budget.knobs)), worth)
-        return budget.solve(lambda part: shares_of(budget, pool.gone(len(budget.knobs), part)))
+        pool = Pool.of(budget, range(len(budget.knobs)), loss_per_cost)
+        return budget.solve(lambda part: shares_of(budget, pool.removed_shares(len(budget.knobs), part)))
 
 
 ALLOCATIONS.register("marginal")(Marginal())

@@ -1,10 +1,10 @@
-"""Bypass-BP (arXiv:2406.10576): keep-probabilities learned from forward passes alone, by policy gradient.
+"""Bypass-BP (arXiv:2406.10576): retention probabilities learned by policy gradient, from forward passes alone.
 
-A mask is drawn with Bernoulli probabilities s; the gradient of the expected loss is that of log p(mask | s) times the
-loss, less a moving average of losses as a baseline; after every step s is projected on what the budget allows,
-and clipped to [0, 1]. The structured port is a reconstruction: indices of a group share one probability, and so
-many of them as were drawn are kept by their scores, which choose the indices in the end as well. The gradient is then
-in few dimensions, and some hundred forward passes do. As in the authors' code s starts from the uniform plan.
+A mask is drawn with Bernoulli probabilities s. The gradient of the expected loss is that of log p(mask | s) times the
+loss, minus a moving average of losses as a baseline. After every step s is projected on the budget and clipped to
+[0, 1]. This structured version is a reconstruction: the indices of a group share one probability, and the number drawn
+of them is retained by score, as in the final plan. The gradient then has few dimensions, and some hundred forward
+passes suffice. As in the authors' code s starts from the uniform plan.
 """
 
 from collections.abc import Mapping
@@ -20,18 +20,18 @@ from graphprune.planning.budget import Budget
 from graphprune.planning.interfaces import Allocation, Evidence
 from graphprune.planning.ranking import chosen, projected, shares_of
 
-EDGE = 0.02  # probabilities keep away from 0 and 1, where nothing else would ever be tried
+EDGE = 0.02  # least distance of probabilities from 0 and 1, where exploration would end
 
 
 @dataclass(frozen=True)
 class Policy(Allocation):
-    """`steps` natural policy gradient steps, each with two masks that differ from s in opposite ways.
+    """Natural policy gradient in `steps`, each with two antithetic masks.
 
-    A step is `rate` times the deviation from s of what was drawn, weighted with its loss less the baseline, in units of
-    the usual deviation of losses; the rate falls to a tenth.
+    A step is `rate` times the deviation of a mask from s, weighted by its loss minus the baseline, in units of the mean
+    deviation of losses. The rate decays to a tenth.
 
-    A group has `draws` Bernoulli trials, each for an equal part of its indices: more of them make masks less varied.
-    `memory` is the part of the old baseline that stays in the moving average.
+    A group has `draws` Bernoulli trials, each for an equal part of its indices: more trials vary masks less. `memory`
+    is the weight of the old value in moving averages.
     """
 
     steps: int = 48
@@ -41,7 +41,7 @@ class Policy(Allocation):
     needs_calibration = True
 
     def shares(self, budget: Budget, scores: Mapping[str, Tensor], evidence: Evidence) -> Mapping[str, float]:
-        """The share that each group keeps, by name."""
+        """The retained share of each group, by name."""
         objective, generator = Objective.of(evidence.program), torch.Generator().manual_seed(evidence.seed)
         keep = 1 - projected(budget, torch.zeros(len(budget.knobs), dtype=torch.float64))
         baseline, scale = None, None
@@ -54,7 +54,7 @@ class Policy(Allocation):
                 baseline = mean if baseline is None else self.memory * baseline + (1 - self.memory) * mean
                 off = max(abs(loss - baseline) for loss in losses)
                 scale = off if scale is None else self.memory * scale + (1 - self.memory) * off
-                # The gradient of log p times the inverse of its Fisher information: that is d - s.
+                # The natural gradient of log p, that is its gradient times the inverse Fisher information, is d - s.
                 pairs = zip(losses, drawn, strict=True)
                 slope = torch.stack([(loss - baseline) * (d - s) for loss, d in pairs]).mean(0)
                 rate = self.rate * 10 ** (-i / self.steps) / max(scale, 1e-12)
@@ -63,7 +63,7 @@ class Policy(Allocation):
         return shares_of(budget, 1 - keep)
 
     def _drawn(self, s: Tensor, generator: torch.Generator) -> list[Tensor]:
-        """Two shares of ones among Bernoulli trials, shape (knobs,), made of the same uniform numbers."""
+        """Two shares of ones among Bernoulli trials, shape (knobs,), from the same uniform numbers u and from 1 - u."""
         u = torch.rand(self.draws, len(s), generator=generator, dtype=torch.float64)
         return [(v < s).double().mean(0) for v in (u, 1 - u)]
 

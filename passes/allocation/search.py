@@ -1,7 +1,7 @@
-"""The pass that chooses calibration data and metric together, by the plans that they lead to.
+"""The pass that searches calibration data and metric together, by the loss under the resulting plans.
 
-AdaPruner (arXiv:2503.06184) searches both by Bayesian optimisation. Its formulas are not public; this is a
-reconstruction: metrics are those of the Taylor family, and of the calibration data any parts may be left out.
+AdaPruner (arXiv:2503.06184) searches both by Bayesian optimization. Its formulas are not public; this is a
+reconstruction: the metrics are those of the Taylor family, and parts of the calibration data may be left out.
 """
 
 from collections.abc import Iterator, Sequence
@@ -32,12 +32,12 @@ TAYLOR = ("taylor", "taylor-vector", "taylor-second", "taylor-mixed")
 @PASSES.register("search")
 @dataclass(frozen=True)
 class Search(Pass):
-    """Score indices by the one of `metrics`, on that part of the calibration data, whose plan does least harm.
+    """Score indices by one of `metrics` on parts of the calibration data, such that the plan has the lowest loss.
 
     The data are divided into `parts`, each of which a trial may leave out. The tree-structured Parzen estimator of
-    optuna makes `trials` proposals, the first being all data and the first metric. A trial is judged by the loss of the
-    model on held-out calibration batches under the plan for `sparsity` (or `ratio`), `allocation`, `budget` and
-    `align`, and costs a backward pass over its data.
+    optuna proposes `trials`; the first has all data and the first metric. The loss of a trial is that of the model on
+    held-out calibration batches under the plan for `sparsity` (or `ratio`), `allocation`, `budget` and `align`. A trial
+    costs a backward pass over its data.
     """
 
     name: ClassVar[str] = "search"
@@ -57,16 +57,16 @@ class Search(Pass):
 
     @property
     def needs(self) -> tuple[type, ...]:
-        """Calibration inputs, and what the metrics read besides the gradients that trials gather."""
+        """Calibration inputs, and the facts that metrics read, without the gradients that trials gather."""
         read = dict.fromkeys(fact for metric in self.metrics for fact in SCORES[metric].needs)
         return (Dependencies, Eligible, Calibration, *(fact for fact in read if fact not in GATHERED))
 
     def check(self) -> None:
-        """Refuse to start without what is needed.
+        """Refuse to run without optuna, and impossible options.
 
         Raises:
             PackageError: if optuna is missing or broken.
-            PlanError: if there is nothing to try.
+            PlanError: if there is no trial, no part or no metric.
         """
         packages.load("optuna", "search")
         if min(self.trials, self.parts, len(self.metrics)) < 1:
@@ -75,10 +75,10 @@ class Search(Pass):
             SCORES[metric]
 
     def preflight(self, program: Program) -> Program:
-        """The program with the groups that the first metric cuts as the only eligible ones.
+        """The program whose only eligible groups are those that the first metric scores.
 
         Raises:
-            PlanError: if there is none.
+            PlanError: if there is no such group.
         """
         return Score(self.metrics[0], self.seed).preflight(program)
 
@@ -86,62 +86,63 @@ class Search(Pass):
         """The program with the scores of the best trial.
 
         Raises:
-            PlanError: if the share asked for cannot be reached.
+            PlanError: if the share cannot be reached.
             CalibrationError: if no loss is given or known, or a gradient is not finite.
         """
         optuna = packages.load("optuna", "search")
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=self.seed))
         study.enqueue_trial({"metric": self.metrics[0], **{f"part {i}": True for i in range(self.parts)}})
-        tries = _Tries(self, program, Objective.of(program))
+        trials = _Trials(self, program, Objective.of(program))
         with progress("searching calibration data and metric", self.trials) as step:
             for _ in range(self.trials):
                 trial = study.ask()
                 metric = trial.suggest_categorical("metric", self.metrics)
-                kept = [i for i in range(self.parts) if trial.suggest_categorical(f"part {i}", (True, False))]
-                study.tell(trial, tries.loss(metric, tuple(kept)))
+                parts = [i for i in range(self.parts) if trial.suggest_categorical(f"part {i}", (True, False))]
+                study.tell(trial, trials.loss(metric, tuple(parts)))
                 step()
-        assert tries.best is not None  # there was a trial
-        return program.with_facts(tries.best.fact(Scores), tries.best.fact(Eligible))
+        assert trials.best is not None  # there was a trial
+        return program.with_facts(trials.best.fact(Scores), trials.best.fact(Eligible))
 
 
 @dataclass
-class _Tries:
-    """What was tried, and the program with the best plan."""
+class _Trials:
+    """The losses of all trials, and the program with the best plan."""
 
     search: Search
     program: Program
     objective: Objective
-    known: dict[tuple[str, tuple[int, ...]], float] = field(default_factory=dict)
+    losses: dict[tuple[str, tuple[int, ...]], float] = field(default_factory=dict)
     best: Program | None = None
 
-    def loss(self, metric: str, kept: tuple[int, ...]) -> float:
+    def loss(self, metric: str, parts: tuple[int, ...]) -> float:
         """The loss under the plan of a metric on these parts of the data; on all of them if there is none."""
-        key = metric, kept
-        if key not in self.known:
-            planned = self._planned(metric, list(self._numbers(kept)) or list(self._numbers(range(self.search.parts))))
+        key = metric, parts
+        if key not in self.losses:
+            batches = list(self._batches(parts)) or list(self._batches(range(self.search.parts)))
+            planned = self._planned(metric, batches)
             loss = self.objective.loss(planned.fact(Plan).groups)
-            self.best = planned if loss < min(self.known.values(), default=float("inf")) else self.best
-            self.known[key] = loss
-        return self.known[key]
+            self.best = planned if loss < min(self.losses.values(), default=float("inf")) else self.best
+            self.losses[key] = loss
+        return self.losses[key]
 
-    def _numbers(self, kept: Sequence[int]) -> Iterator[int]:
-        """The numbers of the calibration batches in these parts; none is held out."""
+    def _batches(self, parts: Sequence[int]) -> Iterator[int]:
+        """The indices of the calibration batches in these parts, without those that are held out."""
         calibration = self.program.fact(Calibration)
         count = len(calibration.batches)
         free = [i for i in range(count) if not calibration.held_out(i)]
-        return (number for at, number in enumerate(free) if at * self.search.parts // len(free) in kept)
+        return (batch for at, batch in enumerate(free) if at * self.search.parts // len(free) in parts)
 
-    def _planned(self, metric: str, numbers: Sequence[int]) -> Program:
+    def _planned(self, metric: str, batches: Sequence[int]) -> Program:
         search, calibration = self.search, self.program.fact(Calibration)
         loss = search.loss or likelihood(self.program)
-        part = replace(calibration, batches=[calibration.batches[i] for i in numbers])
+        part = replace(calibration, batches=[calibration.batches[i] for i in batches])
 
-        def numbered(output: Any, i: int) -> Any:
-            return loss(output, numbers[i])
+        def loss_of_part(output: Any, i: int) -> Any:
+            return loss(output, batches[i])
 
         steps = (
-            Gradients(numbered),
+            Gradients(loss_of_part),
             Score(metric, search.seed),
             Allocate(search.allocation, search.sparsity, search.ratio, search.seed, search.budget),
             Select(search.align),

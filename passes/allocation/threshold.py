@@ -1,9 +1,9 @@
-"""FLAP's adaptive allocation (arXiv:2312.11983, section 3.3, AL-AM): one threshold for standardised scores.
+"""FLAP's adaptive allocation (arXiv:2312.11983, section 3.3, AL-AM): one threshold for standardized scores.
 
-The scores of a group are those of one kind in one layer; they are brought to mean 0 and deviation 1. An index counts as
-much as it costs. In the names of the paper: ``global`` has adaptive ratios across layers and modules (AL-AM),
-``global-layers`` across the layers of each kind, every kind giving the same share (AL-UM), and ``global-kinds`` across
-the kinds of each layer, every layer giving the same share (UL-AM). Uniform in both (UL-UM) is ``uniform``.
+The scores of a group, one kind in one layer, are standardized to mean 0 and deviation 1. An index is weighted by its
+cost. In the terms of the paper: ``global`` has adaptive ratios across layers and modules (AL-AM), ``global-layers``
+across the layers of each kind, with the same share of every kind (AL-UM), and ``global-kinds`` across the kinds of each
+layer, with the same share of every layer (UL-AM). Uniform in both (UL-UM) is ``uniform``.
 """
 
 from collections.abc import Callable, Mapping
@@ -20,22 +20,26 @@ from graphprune.planning.ranking import Pool, ranked, shares_of
 
 @dataclass(frozen=True)
 class Threshold(Allocation):
-    """Every pool of groups gives the same share of its cost, the indices with the lowest standardised scores first."""
+    """The same share of the cost of every pool of groups, removed in the order of standardized scores."""
 
     pool: Callable[[Knob], str]
 
     def shares(self, budget: Budget, scores: Mapping[str, Tensor], evidence: Evidence) -> Mapping[str, float]:
-        """The share that each group keeps, by name."""
+        """The retained share of each group, by name."""
         pools: dict[str, list[int]] = {}
-        for at, knob in enumerate(budget.knobs):
-            pools.setdefault(self.pool(knob), []).append(at)
-        found = [Pool.of(budget, places, lambda knob: standardised(knob, scores)) for places in pools.values()]
+        for i, knob in enumerate(budget.knobs):
+            pools.setdefault(self.pool(knob), []).append(i)
+        ordered = [Pool.of(budget, indices, lambda knob: standardized(knob, scores)) for indices in pools.values()]
         count = len(budget.knobs)
-        return budget.solve(lambda part: shares_of(budget, torch.stack([p.gone(count, part) for p in found]).sum(0)))
+
+        def removed(part: float) -> Tensor:
+            return torch.stack([pool.removed_shares(count, part) for pool in ordered]).sum(0)
+
+        return budget.solve(lambda part: shares_of(budget, removed(part)))
 
 
-def standardised(knob: Knob, scores: Mapping[str, Tensor]) -> Tensor:
-    """The scores of a knob's indices in the order in which they go, in deviations from their mean, shape (size,)."""
+def standardized(knob: Knob, scores: Mapping[str, Tensor]) -> Tensor:
+    """The scores of a knob in order of removal, as deviations from the mean in standard deviations, shape (size,)."""
     values = [ranked(scores[group.name]) for group in knob.groups]
     spread = [(v - v.mean()) / v.std(correction=0).clamp(min=torch.finfo(v.dtype).tiny) for v in values]
     return torch.stack(spread).mean(0)

@@ -1,4 +1,4 @@
-"""The same share everywhere."""
+"""Uniform allocation: the same share of every group."""
 
 from collections.abc import Mapping
 
@@ -10,12 +10,12 @@ from graphprune.planning.interfaces import Allocation, Evidence
 
 
 class Uniform(Allocation):
-    """Every group keeps the share at which the budget of the whole model is met."""
+    """Every group retains the share at which the budget of the whole model is met."""
 
     def shares(self, budget: Budget, scores: Mapping[str, Tensor], evidence: Evidence) -> Mapping[str, float]:
-        """The share that each group keeps, by name."""
+        """The retained share of each group, by name."""
         names = [group.name for knob in budget.knobs for group in knob.groups]
-        return budget.solve(lambda pressure: dict.fromkeys(names, 1 - pressure))
+        return budget.solve(lambda share: dict.fromkeys(names, 1 - share))
 
 
 ALLOCATIONS.register("uniform")(Uniform())

@@ -1,4 +1,4 @@
-"""The pass that runs calibration inputs through the dense model and keeps their moments."""
+"""The pass that runs calibration inputs through the dense model and gathers moments of the activations."""
 
 import hashlib
 from collections.abc import Mapping, Sequence
@@ -30,14 +30,13 @@ MOMENTS = ("auto", "none", "diagonal", "full")
 class Calibrate(Pass):
     """Gather statistics of the dense model at every consumer of an eligible group.
 
-    `text` names a calibration text (see `corpus`), of which `samples` windows of `length` tokens are drawn by `seed`;
-    or `batches` holds calls ``(args, kwargs)`` of the model; tokens that their `attention_mask` leaves out are not
-    counted. `moments`: ``diagonal`` keeps sums and squares, ``full`` whole Gram matrices, ``none`` nothing, for passes
-    that take the inputs only. With `producers`, also the layers that produce the groups are observed. Where these two
-    are not set, later passes of the pipeline decide what they need. With `autocast`, this pass and those that run the
-    same inputs later, segment by segment or for gradients, multiply matrices in bfloat16, which is faster where the
-    processor has it; sums over tokens are as precise as ever. `device` is where segments run, with about so many
-    `tokens` at once.
+    `text` names a calibration text (see `texts`), from which `samples` windows of `length` tokens are drawn by `seed`;
+    or `batches` holds calls ``(args, kwargs)`` of the model, in which tokens outside the `attention_mask` are not
+    counted. `moments` are ``diagonal`` (sums and squares), ``full`` (Gram matrices) or ``none``, for passes that need
+    the inputs only. With `producers`, the layers that produce the groups are observed, too. By default, later passes of
+    the pipeline decide on both. With `autocast`, this pass and later ones that run the inputs segment by segment or for
+    gradients multiply matrices in bfloat16, which is faster where the processor supports it; sums over tokens retain
+    their precision. Segments run on `device`, with about `tokens` tokens at once.
     """
 
     name: ClassVar[str] = "calibrate"
@@ -62,16 +61,16 @@ class Calibrate(Pass):
 
     @property
     def makes(self) -> tuple[type, ...]:
-        """The inputs, and the moments that are gathered of them."""
-        gathered = {
+        """The inputs, and the gathered moments."""
+        moments = {
             Statistics: self.moments != "none",
             FullMoments: self.moments == "full",
             ProducerMoments: bool(self.producers) and self.moments != "none",
         }
-        return (Calibration, *(fact for fact, made in gathered.items() if made))
+        return (Calibration, *(fact for fact, gathered in moments.items() if gathered))
 
     def before(self, later: Sequence[Pass]) -> Pass:
-        """The same with the moments that later passes need, where they are not set."""
+        """The pass with the moments that later passes need, where they are not set."""
         needed = {fact for step in later for fact in (*step.needs, *step.reads)}
         if not needed & {Calibration, Statistics}:
             return self
@@ -80,10 +79,10 @@ class Calibrate(Pass):
         return replace(self, moments=least if self.moments == "auto" else self.moments, producers=producers)
 
     def check(self) -> None:
-        """Refuse moments and devices that do not exist.
+        """Refuse unknown moments, and a device that is missing.
 
         Raises:
-            CalibrationError: if that is so.
+            CalibrationError: if the moments are unknown, or there is no such device.
         """
         if self.moments not in MOMENTS:
             raise CalibrationError(f"moments are {', '.join(MOMENTS[:-1])} or {MOMENTS[-1]}, not {self.moments!r}")
@@ -121,8 +120,8 @@ class Calibrate(Pass):
                 device=self.device,
             )
         known: Calibration | None = program.facts.get(Calibration)
-        asked = self.text, self.samples, self.length, self.seed, self.autocast, self.device
-        if known and _asked(known) == asked:
+        options = self.text, self.samples, self.length, self.seed, self.autocast, self.device
+        if known and _options(known) == options:
             return known
         if not self.text or program.source is None:
             raise CalibrationError(
@@ -135,34 +134,34 @@ class Calibrate(Pass):
         return Calibration(batches, self.text, self.samples, self.length, self.seed, sha256, self.autocast, self.device)
 
 
-def _asked(known: Calibration) -> tuple[Any, ...]:
-    """The options that led to these inputs."""
+def _options(known: Calibration) -> tuple[Any, ...]:
+    """The options of these inputs."""
     return known.source, known.samples, known.length, known.seed, known.autocast, known.device
 
 
 def sweep(program: Program, calibration: Calibration, collector: Collector) -> None:
-    """Run all batches through the dense segments, as far as there is something to collect."""
-    wanted = {consumer.node for consumer in collector.consumers}
-    segments = split(program, wanted)
-    segments = segments[: max((i + 1 for i, segment in enumerate(segments) if wanted & segment.names), default=0)]
+    """Run all batches through the dense segments, up to the last consumer of the collector."""
+    nodes = {consumer.node for consumer in collector.consumers}
+    segments = split(program, nodes)
+    segments = segments[: max((i + 1 for i, segment in enumerate(segments) if nodes & segment.names), default=0)]
     stream, steps = Stream.start(program, calibration), stage("calibrate")
     done = steps.finished(len(segments))
     for step in done:
         _resume(step, stream, collector)
     with progress("calibrating", (len(segments) - len(done)) * len(stream.batch_indices)) as tick:
         for i, segment in enumerate(segments[len(done) :], len(done) + 1):
-            here = collector.restricted_to(segment.names)
+            in_segment = collector.restricted_to(segment.names)
             for following in segments[i : i + 1]:
                 stream.prefetch(following)
-            exits = stream.advance(segment, stream.program.weights, tick, [here] * len(stream.batch_indices))
-            here.all_reduce()
-            found = {consumer.node: collector.moments[consumer.node] for consumer in here.consumers}
-            tensors, tokens = to_tensors(found)
+            exits = stream.advance(segment, stream.program.weights, tick, [in_segment] * len(stream.batch_indices))
+            in_segment.all_reduce()
+            moments = {consumer.node: collector.moments[consumer.node] for consumer in in_segment.consumers}
+            tensors, tokens = to_tensors(moments)
             _resume(steps.finish(Step(tokens, tensors, {"entries": exits})), stream, collector)
     steps.wait()
 
 
 def _resume(step: Step, stream: Stream, collector: Collector) -> None:
-    """Go on from where a step ended."""
+    """Continue after a finished step."""
     collector.moments |= from_tensors(step.tensors, step.facts)
-    stream.entries = step.values.get("entries", ())  # only the last of those that were finished before has them
+    stream.entries = step.values.get("entries", ())  # of the steps of an earlier run, only the last one has entries

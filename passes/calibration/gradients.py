@@ -1,4 +1,4 @@
-"""The pass that runs calibration inputs forward and backward, and keeps the gradients of a loss."""
+"""The pass that gathers gradients of a loss on calibration inputs."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy
 from graphprune.axes.groups import Dependencies, Group
 from graphprune.axes.rule import Consumer
 from graphprune.display.progress import progress
-from graphprune.errors import CalibrationError
+from graphprune.errors import CalibrationError, choices
 from graphprune.evaluation.masked_loss import Objective
 from graphprune.evaluation.perplexity import logits
 from graphprune.ir.program import Program
@@ -27,11 +27,11 @@ from graphprune.statistics.moments import FactorGradients, GradientSums, OutputG
 
 #: The loss of an output, and the number of the calibration batch that it belongs to.
 Loss = Callable[[Any, int], Tensor]
-#: The facts that say where gradients are known, by the name of the place.
+#: The facts about the places of gradients, by the name of the place.
 PLACES = {
     "parameters": (ParameterGradients,),
     "outputs": (OutputGradients,),
-    "maps": (OutputGradients, FactorGradients),
+    "layers": (OutputGradients, FactorGradients),
 }
 
 
@@ -40,18 +40,18 @@ PLACES = {
 class Gradients(Pass):
     """Gather gradients of a loss by full backward passes over the dense model.
 
-    `of` says where: at all ``parameters`` of eligible groups, or at the ``outputs`` of the linear maps that contract
-    such groups, where it is their second moments that are kept, or of all ``maps`` that can be of a lower rank, too.
-    Where it is not set, later passes of the pipeline decide what they need. `most` says on how many calibration
-    batches, if not on all. The loss of a causal language model is that of the next token; for any other model `loss` is
-    given from Python.
+    `of` is their place: all ``parameters`` of eligible groups; or the ``outputs`` of the linear layers that contract
+    such groups, of which the Gram matrices are gathered; or, with ``layers``, also those of all linear layers that can
+    have a lower rank. By default, later passes of the pipeline decide. `most` is the greatest number of
+    calibration batches. The loss of a causal language model is that of the next token; for any other model, `loss` is
+    set from Python.
     """
 
     name: ClassVar[str] = "gradients"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible, Calibration)
     reads: ClassVar[tuple[type, ...]] = (GradientSums,)
     makes_with: ClassVar[Mapping[type, str]] = MappingProxyType(
-        {OutputGradients: "of=outputs", FactorGradients: "of=maps"}
+        {OutputGradients: "of=outputs", FactorGradients: "of=layers"}
     )
     pure: ClassVar[bool] = True
     resources: ClassVar[tuple[str, ...]] = ("gradients",)
@@ -61,32 +61,31 @@ class Gradients(Pass):
 
     @property
     def makes(self) -> tuple[type, ...]:
-        """The sums, and the places where they are known."""
+        """The sums, and the facts about their places."""
         return (GradientSums, *PLACES.get(self.of, PLACES["parameters"]))
 
     def before(self, later: Sequence[Pass]) -> Pass:
-        """The same at the place that later passes need, where it is not set."""
+        """The pass with the place that later passes need, where it is not set."""
         needed = {fact for step in later for fact in step.needs}
         place = next((place for place in reversed(PLACES) if {*PLACES[place]} <= needed), self.of)
         return replace(self, of=place) if self.of == "auto" else self
 
     def check(self) -> None:
-        """Refuse places that do not exist.
+        """Refuse an unknown place.
 
         Raises:
-            CalibrationError: if there is no such place.
+            CalibrationError: if the place is unknown.
         """
         if self.of not in ("auto", *PLACES):
-            *others, last = PLACES
-            raise CalibrationError(f"there are gradients of {', '.join(others)} or {last}, not {self.of!r}")
+            raise CalibrationError(f"no gradients of {self.of!r}; {choices(self.of, PLACES)}")
 
     def run(self, program: Program) -> Program:
         """The program with gradients.
 
         Raises:
-            CalibrationError: if no loss is given or known, or a gradient is not finite.
+            CalibrationError: if there is no loss, or a gradient is not finite.
         """
-        if self.of in ("outputs", "maps"):
+        if self.of in ("outputs", "layers"):
             fresh, sums = program.without(OutputGradients, FactorGradients), self._at_outputs(program)
         else:
             fresh, sums = program, self._at_parameters(program)
@@ -95,9 +94,9 @@ class Gradients(Pass):
     def _at_outputs(self, program: Program) -> GradientSums:
         groups, module = program.fact(Eligible).groups, program.module()
         watched(module, program, set())
-        more = factorable(program, program.fact(Dependencies))[0] if self.of == "maps" else []
-        contracting = {c.node: c for c in (*program.fact(Dependencies).maps_of(groups), *more)}
-        taps = _tapped(module, list(contracting.values()))
+        more = factorable(program, program.fact(Dependencies))[0] if self.of == "layers" else []
+        layers = {c.node: c for c in (*program.fact(Dependencies).maps_of(groups), *more)}
+        taps = _tapped(module, list(layers.values()))
         batches = sum(1 for _ in self._backward(program, module))
         known = program.facts.get(GradientSums) or GradientSums({}, {}, {}, batches)
         return replace(known, output_grams={node: tap.mean(node) for node, tap in taps.items()})
@@ -109,10 +108,10 @@ class Gradients(Pass):
         for _ in self._backward(program, module):
             sums.add({name: _gradient(name, weight) for name, weight in weights.items()})
         known = program.facts.get(GradientSums)
-        return replace(sums.found(), output_grams=known.output_grams if known else {})
+        return replace(sums.fact(), output_grams=known.output_grams if known else {})
 
     def _backward(self, program: Program, module: fx.GraphModule) -> Iterator[int]:
-        """Every calibration batch, after its backward pass."""
+        """Run the backward pass of every calibration batch; yield the number of the batch after each."""
         loss, calibration = self.loss or likelihood(program), program.fact(Calibration)
         spec = pytree.tree_flatten((program.inputs[0], dict(program.inputs[1])))[1]
         batches = calibration.batches[: self.most]
@@ -121,14 +120,14 @@ class Gradients(Pass):
                 args, kwargs = pytree.tree_unflatten(list(leaves), spec)
                 module.zero_grad()
                 with matmul_autocast(calibration.autocast):
-                    found = loss(module(*args, **kwargs), i)
-                found.backward()  # type: ignore[no-untyped-call]
+                    value = loss(module(*args, **kwargs), i)
+                value.backward()  # type: ignore[no-untyped-call]
                 yield i
                 step()
 
 
 class _Tap(nn.Module):
-    """Hands a value on, and adds up the second moments of its gradients."""
+    """The identity, which sums up the Gram matrix of the gradients of its values."""
 
     def __init__(self, layout: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
@@ -146,34 +145,34 @@ class _Tap(nn.Module):
         self.count += len(rows)
 
     def mean(self, node: str) -> Tensor:
-        """The second moments, shape (m, m), a row each."""
+        """The Gram matrix divided by the number of rows, shape (m, m)."""
         if not torch.isfinite(self.total).all():
             raise CalibrationError(f"the gradient at {node} holds NaN or infinity; check the loss and the data")
         return self.total / max(self.count, 1)
 
 
 def _tapped(module: fx.GraphModule, consumers: Sequence[Consumer]) -> dict[str, _Tap]:
-    """Taps at the outputs of linear maps, put into the graph; those without a layout of tokens have none."""
-    nodes, found = {node.name: node for node in module.graph.nodes}, dict[str, _Tap]()
+    """Taps at the outputs of linear layers, inserted into the graph; a layer without a layout of tokens gets none."""
+    nodes, taps = {node.name: node for node in module.graph.nodes}, dict[str, _Tap]()
     for consumer in consumers:
         if consumer.outputs is None:
             continue
-        node, name = nodes[consumer.node], f"tap_{len(found)}"
-        found[consumer.node] = _Tap(consumer.outputs)
-        module.add_submodule(name, found[consumer.node])
+        node, name = nodes[consumer.node], f"tap_{len(taps)}"
+        taps[consumer.node] = _Tap(consumer.outputs)
+        module.add_submodule(name, taps[consumer.node])
         with module.graph.inserting_after(node):
             tap = module.graph.call_module(name, (node,))
         node.replace_all_uses_with(tap, delete_user_cb=lambda user, tap=tap: user is not tap)
     module.recompile()
-    return found
+    return taps
 
 
 def watched(module: fx.GraphModule, program: Program, names: set[str]) -> dict[str, Tensor]:
-    """The parameters of these names, which alone want gradients."""
-    found = {program.name(alias): weight for alias, weight in module.named_parameters(remove_duplicate=False)}
-    for name, weight in found.items():
+    """The parameters of these names, which alone require gradients."""
+    weights = {program.name(alias): weight for alias, weight in module.named_parameters(remove_duplicate=False)}
+    for name, weight in weights.items():
         weight.requires_grad_(name in names and weight.is_floating_point())
-    return {name: found[name] for name in sorted(names) if found[name].requires_grad}
+    return {name: weights[name] for name in sorted(names) if weights[name].requires_grad}
 
 
 def _gradient(name: str, weight: Tensor) -> Tensor:
@@ -185,33 +184,33 @@ def _gradient(name: str, weight: Tensor) -> Tensor:
 
 @dataclass
 class _Sums:
-    """What is added up over batches."""
+    """Sums over batches."""
 
     program: Program
     groups: Sequence[Group]
-    first: dict[str, Tensor] = field(default_factory=dict)
+    sums: dict[str, Tensor] = field(default_factory=dict)
     squares: dict[str, Tensor] = field(default_factory=dict)
     masks: dict[str, Tensor] = field(default_factory=dict)
     batches: int = 0
 
     def add(self, gradients: Mapping[str, Tensor]) -> None:
-        """See the gradients of one batch."""
+        """Add the gradients of one batch."""
         self.batches += 1
         for name, grad in gradients.items():
-            self.first[name] = self.first.get(name, torch.zeros(())) + grad
+            self.sums[name] = self.sums.get(name, torch.zeros(())) + grad
             self.squares[name] = self.squares.get(name, torch.zeros(())) + grad.square()
         evidence = Evidence(self.program, self.program.fact(Dependencies), None)
         for group in self.groups:
             slope = _slope(group, evidence, gradients)
             self.masks[group.name] = self.masks.get(group.name, torch.zeros(())) + slope.square()
 
-    def found(self) -> GradientSums:
+    def fact(self) -> GradientSums:
         """The fact."""
-        return GradientSums(self.first, self.squares, self.masks, self.batches)
+        return GradientSums(self.sums, self.squares, self.masks, self.batches)
 
 
 def _slope(group: Group, evidence: Evidence, gradients: Mapping[str, Tensor]) -> Tensor:
-    """The derivative of the loss by a factor on the inputs of all maps that contract the group, (rows, group.size)."""
+    """The derivative of the loss by a factor on each index of the group in all its consumers, (rows, group.size)."""
     if not evidence.dependencies.consumers_of(group):
         return torch.zeros(rows_of(group, evidence.dependencies), group.size, dtype=torch.float64)
     return at_consumers(
@@ -227,8 +226,8 @@ def likelihood(program: Program) -> Loss:
     """
     if not Objective.of(program).is_language_model:
         raise CalibrationError(
-            "the model is no causal language model, whose loss would be known; pass loss, a function of the output and "
-            "the number of the calibration batch, from Python"
+            "the model is no causal language model, so that its loss is unknown; pass loss, a function of the output "
+            "and the number of the calibration batch, from Python"
         )
     batches = program.fact(Calibration).batches
 

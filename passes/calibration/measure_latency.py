@@ -1,8 +1,8 @@
-"""The pass that measures how long the parts of a model take at several widths, for budgets in latency.
+"""The pass that measures the latency of the parts of a model at several widths, for budgets in latency.
 
-Operators through which the same groups run are measured together, as one small model with random weights; once as
-they are, and for every group at some of its widths. In between it is interpolated. Where several groups run through a
-part, their factors are multiplied; what no group touches is measured, too, so that shares are of the whole run.
+Operators with the same groups in their axes are measured together, as one small model with random weights: at full
+width, and at some widths of every group. Latencies in between are interpolated. Where a part has several groups, their
+factors are multiplied. Operators without a group are measured, too, so that shares are of the whole run.
 """
 
 from collections.abc import Mapping, Sequence
@@ -33,10 +33,10 @@ NANO = 1e9
 @PASSES.register("measure-latency")
 @dataclass(frozen=True)
 class MeasureLatency(Pass):
-    """Measure what groups that the score `by` cuts save in latency on `runtime`: ``onnxruntime`` (CPU),
-    ``onnxruntime-cuda`` or ``torch``. `table` names a JSON file in which measurements are kept, and from which they are
-    taken; without it they are kept in memory. Each group is measured at `points` widths. Where the model takes token
-    ids of any number, a run is one `sequence` of so many tokens; else it is the captured example."""
+    """Measure the latency saved by cutting the groups that the score `by` applies to, on `runtime`: ``onnxruntime``
+    (CPU), ``onnxruntime-cuda`` or ``torch``. `table` names a JSON file that stores measurements for later runs; without
+    it they are held in memory. Each group is measured at `points` widths. Where the model takes any number of token
+    ids, a run is one sequence of `sequence` tokens; else it is the captured example."""
 
     name: ClassVar[str] = "measure-latency"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible)
@@ -50,18 +50,18 @@ class MeasureLatency(Pass):
     points: int = 4
 
     def check(self) -> None:
-        """Refuse scores and runtimes that do not exist.
+        """Refuse unknown scores and runtimes.
 
         Raises:
-            PlanError: if there is no such runtime.
-            RegistryError: if there is no such score.
+            PlanError: if the runtime is unknown.
+            RegistryError: if the score is unknown.
         """
         SCORES[self.by]
         if self.runtime not in RUNTIMES:
             raise PlanError(f"no runtime {self.runtime!r}; {choices(self.runtime, RUNTIMES)}")
 
     def run(self, program: Program) -> Program:
-        """The program whose dependencies know the terms of a budget in ``latency``, in nanoseconds.
+        """The program whose dependencies have the terms of a budget in ``latency``, in nanoseconds.
 
         Raises:
             PlanError: if the runtime cannot run a part of the model.
@@ -69,25 +69,25 @@ class MeasureLatency(Pass):
         """
         table, dependencies = LatencyTable.open(self.table, self.runtime), program.fact(Dependencies)
         parts = _Parts(program, in_play(program, self.by), table, self.sequence, self.points)
-        found = list[Term]()
+        terms = list[Term]()
         with progress("measuring", len(parts.touched)) as step:
             for groups, nodes in parts.touched.items():
-                found.append(parts.term(groups, nodes))
+                terms.append(parts.term(groups, nodes))
                 step()
         table.save()
-        return program.with_facts(replace(dependencies, terms={**dependencies.terms, "latency": tuple(found)}))
+        return program.with_facts(replace(dependencies, terms={**dependencies.terms, "latency": tuple(terms)}))
 
 
 @dataclass
 class _Parts:
-    """The parts of one program, by the groups that run through them."""
+    """The parts of one program, by the groups in their axes."""
 
     program: Program
     groups: Sequence[Group]
     table: LatencyTable
     length: int
     points: int
-    known: dict[str, tuple[float, tuple[Any, ...]]] = field(default_factory=dict)
+    terms: dict[str, tuple[float, tuple[Any, ...]]] = field(default_factory=dict)
     narrower: dict[tuple[str, int], Program] = field(default_factory=dict)
 
     @cached_property
@@ -97,49 +97,49 @@ class _Parts:
 
     @cached_property
     def touched(self) -> Mapping[tuple[Group, ...], list[fx.Node]]:
-        """The operators of every part; those that make no tensors are none."""
-        found: dict[tuple[Group, ...], list[fx.Node]] = {}
-        of: dict[fx.Node, tuple[Group, ...]] = {}
+        """The operators of every part, without those that compute no tensor."""
+        parts: dict[tuple[Group, ...], list[fx.Node]] = {}
+        groups_of: dict[fx.Node, tuple[Group, ...]] = {}
         for node in self.program.graph.nodes:
             if node.op == "call_function" and _shapes(node, {}):
                 source = node.args[0] if node.args else None
-                taken = isinstance(source, fx.Node) and isinstance(source.meta.get("val"), list | tuple)
-                of[node] = of[source] if taken and source in of else self._through(node)
-                found.setdefault(of[node], []).append(node)
-        return found
+                is_item = isinstance(source, fx.Node) and isinstance(source.meta.get("val"), list | tuple)
+                groups_of[node] = groups_of[source] if is_item and source in groups_of else self._groups_of(node)
+                parts.setdefault(groups_of[node], []).append(node)
+        return parts
 
-    def _through(self, node: fx.Node) -> tuple[Group, ...]:
-        """The groups in the axes of what a node reads or makes, in order."""
-        here = {p for value in (node, *node.all_input_nodes) for dims in self._dims(value) for p in dims}
-        return tuple(group for group in self.groups if group.prime in here)
+    def _groups_of(self, node: fx.Node) -> tuple[Group, ...]:
+        """The groups in the axes of the inputs and outputs of a node, in order."""
+        read = {p for value in (node, *node.all_input_nodes) for dims in self._dims(value) for p in dims}
+        return tuple(group for group in self.groups if group.prime in read)
 
     def _dims(self, value: fx.Node) -> list[list[Prime]]:
         """The primes in every dimension of every output of a node."""
         return [list(primes(axis)) for axis in self.dependencies.axes_of(value.name)]
 
     def term(self, groups: tuple[Group, ...], nodes: Sequence[fx.Node]) -> Term:
-        """Its nanoseconds, and by which factor they fall with the width of each group."""
+        """The nanoseconds of a part, and their factor at widths of each group."""
         piece = self._piece(self.program, nodes)
         number = {group.prime: i for i, group in enumerate(groups)}
         layout = [[[number.get(p) for p in dims] for dims in self._dims(node)] for node in nodes]
         key = f"{piece.key} {layout} {[(g.size, g.least, g.unit) for g in groups]}"
-        if key not in self.known:
+        if key not in self.terms:
             whole = self.table.seconds_of(piece)
-            self.known[key] = whole, tuple(self._curve(group, nodes, whole) for group in groups)
-        seconds, curves = self.known[key]
+            self.terms[key] = whole, tuple(self._curve(group, nodes, whole) for group in groups)
+        seconds, curves = self.terms[key]
         return Curve(tuple(group.prime for group in groups), seconds * NANO, curves)
 
     def _curve(self, group: Group, nodes: Sequence[fx.Node], whole: float) -> tuple[tuple[int, float], ...]:
-        """The factor at some widths; measurements that rise as the width falls are noise, and are levelled."""
+        """The factor at some widths; a measurement that rises as the width falls is noise, and is replaced."""
         steps = {max(group.size * i // self.points // group.unit * group.unit, group.least) for i in range(self.points)}
-        found, most = [(group.size, 1.0)], 1.0
+        factors, most = [(group.size, 1.0)], 1.0
         for width in sorted(steps - {group.size}, reverse=True):
             names = {node.name for node in nodes}
             small = self._narrowed(group, width)
-            left = [node for node in small.graph.nodes if node.name in names]
-            most = min(most, self.table.seconds_of(self._piece(small, left)) / whole)
-            found.append((width, most))
-        return tuple(reversed(found))
+            same = [node for node in small.graph.nodes if node.name in names]
+            most = min(most, self.table.seconds_of(self._piece(small, same)) / whole)
+            factors.append((width, most))
+        return tuple(reversed(factors))
 
     def _narrowed(self, group: Group, width: int) -> Program:
         """The program with one group cut to a width."""
@@ -155,17 +155,17 @@ class _Parts:
         submodules = dict[str, Any]()
         inside = set(nodes)
         for source in dict.fromkeys(n for node in nodes for n in node.all_input_nodes if n not in inside):
-            found = _shapes(source, self._sizes)
+            source_shapes = _shapes(source, self._sizes)
             if source.op == "get_attr":
                 name = f"a{len(shapes) + len(submodules)}"
                 new[source] = graph.get_attr(name)
-                if not found:
+                if not source_shapes:
                     submodules[name] = program.submodules[str(source.target)]
-            elif found:
+            elif source_shapes:
                 name = f"x{len(shapes)}"
                 new[source] = graph.placeholder(name)
-            if found:
-                shapes[name] = found[0]
+            if source_shapes:
+                shapes[name] = source_shapes[0]
 
         def value(n: fx.Node) -> Any:
             return new[n] if n in new else substitute_sizes(n.meta["val"], self._sizes)
@@ -173,18 +173,20 @@ class _Parts:
         for node in nodes:
             args, kwargs = pytree.tree_map_only(fx.Node, value, (node.args, node.kwargs))
             new[node] = graph.call_function(node.target, args, kwargs)  # type: ignore[arg-type]
-        made = [n for n in nodes if (isinstance(n.meta["val"], Tensor) and not inside >= n.users.keys()) or not n.users]
-        graph.output(tuple(new[node] for node in made or nodes[-1:]))
+        outputs = [
+            n for n in nodes if (isinstance(n.meta["val"], Tensor) and not inside >= n.users.keys()) or not n.users
+        ]
+        graph.output(tuple(new[node] for node in outputs or nodes[-1:]))
         return Subgraph(graph, shapes, submodules)
 
     @cached_property
     def _sizes(self) -> dict[Any, int]:
-        """What symbols of token ids are: one sequence of the length."""
+        """The sizes of the symbols of token ids: one sequence of this length."""
         free = token_symbols(self.program.graph)
         return dict(zip(free, (1, self.length), strict=True)) if len(free) == 2 else {}
 
 
 def _shapes(node: fx.Node, sizes: Mapping[Any, int]) -> list[Shape]:
-    """Those of the tensors that a node makes."""
+    """The shapes and types of the tensors that a node computes."""
     leaves = [leaf for leaf in pytree.tree_leaves(node.meta.get("val")) if isinstance(leaf, Tensor)]
     return [(tuple(substitute_sizes(n, sizes) for n in leaf.shape), leaf.dtype) for leaf in leaves]

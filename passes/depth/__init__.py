@@ -1,4 +1,4 @@
-"""Importances of blocks: which of them can be dropped; one method a file."""
+"""Importances of blocks, by which blocks are dropped; one method per file."""
 
 from graphprune.axes.residual_blocks import Importance
 from graphprune.registry import Registry, discover

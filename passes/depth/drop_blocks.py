@@ -25,11 +25,11 @@ from graphprune.writeback.module import write_back_dropped
 @PASSES.register("drop-blocks")
 @dataclass(frozen=True)
 class Drop(Pass):
-    """Drop what matters least, `by` a registered importance: `count` blocks, or blocks of together about `sparsity` of
-    all parameters; `ratio` is the same, and `part` the share of it that is due here, where later passes do the rest.
-    Blocks are entries of lists of modules; or their `branches`, such as attention alone, which only destination free
-    can hold. With `least` 0 none may be dropped, where that is nearer to the sparsity. No other `budget` than that of
-    ``parameters`` is known."""
+    """Drop the least important blocks, `by` a registered importance: `count` blocks, or blocks with about `sparsity` of
+    all parameters. `ratio` is another name of sparsity; with `part`, the pass removes this share of it, and later
+    passes the rest. Blocks are entries of lists of modules; with `branches`, parts of them such as attention alone,
+    which only destination free can express. With `least` 0 no block is dropped where that is nearer to the sparsity.
+    The only `budget` is ``parameters``."""
 
     name: ClassVar[str] = "drop-blocks"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible, Calibration)
@@ -47,7 +47,7 @@ class Drop(Pass):
 
     @property
     def _share(self) -> float | None:
-        """The share of all parameters that is due here."""
+        """The share of all parameters that this pass removes."""
         share = self.sparsity if self.sparsity is not None else self.ratio
         return None if share is None else share * self.part
 
@@ -55,8 +55,8 @@ class Drop(Pass):
         """Refuse impossible options, and importances that do not exist.
 
         Raises:
-            PlanError: if not just one of count, sparsity and ratio is given, one is impossible, or the budget is
-                another one.
+            PlanError: if not exactly one of count, sparsity and ratio is given, it is impossible, or the budget is not
+                that of parameters.
             RegistryError: if there is no such importance.
         """
         IMPORTANCES[self.by]
@@ -70,23 +70,22 @@ class Drop(Pass):
             raise PlanError(f"count must be a positive whole number, got {self.count}")
 
     def run(self, program: Program) -> Program:
-        """The program without the blocks, proven.
+        """The program without the blocks, verified.
 
         Raises:
-            PlanError: if there are no blocks, or not so many.
+            PlanError: if there are too few blocks.
             VerificationError: if the numbers disagree.
         """
-        found = self._candidates(program)
-        chosen = self._chosen(program, found)
+        chosen = self._chosen(program, self._candidates(program))
         if not chosen:
             return program
         small = drop(program, [unit.name for unit in chosen])
-        kept = {kind: program.facts[kind] for kind in (Calibration, Timings) if kind in program.facts}
+        facts = [program.facts[kind] for kind in (Calibration, Timings) if kind in program.facts]
         made_by = {"importance": self.by, "destination": program.fact(Eligible).destination.name}
-        return small.with_facts(*kept.values(), replace(small.fact(Plan), made_by=made_by))
+        return small.with_facts(*facts, replace(small.fact(Plan), made_by=made_by))
 
     def _candidates(self, program: Program) -> list[Unit]:
-        """What may be dropped for the destination."""
+        """The units that may be dropped for the destination."""
         destination = program.fact(Eligible).destination
         if self.branches:
             if destination.name != "free":
@@ -95,31 +94,32 @@ class Drop(Pass):
                     "is no layer of a class of transformers; drop whole blocks, or use destination free"
                 )
             return _innermost(droppable_units(program))
-        found = [unit for unit in droppable_units(program) if unit.whole]
-        if destination.name != "free" and found:
+        blocks = [unit for unit in droppable_units(program) if unit.whole]
+        if destination.name != "free" and blocks:
             try:
-                shorten_config(destination.settings, [found[0].name])
+                shorten_config(destination.settings, [blocks[0].name])
             except ExportError as fault:
                 raise PlanError(f"destination {destination.name} cannot hold fewer blocks: {fault}") from fault
-        return found
+        return blocks
 
-    def _chosen(self, program: Program, found: Sequence[Unit]) -> list[Unit]:
-        """The units with the lowest importance, as many as are asked for; one at least stays."""
-        method, wanted, parts = IMPORTANCES[self.by], self.count or 1, "branches" if self.branches else "blocks"
-        most = len(found) - 1
-        if most < wanted and self.least:
+    def _chosen(self, program: Program, candidates: Sequence[Unit]) -> list[Unit]:
+        """The units with the lowest importance, as many as required; at least one is retained."""
+        method, required, parts = IMPORTANCES[self.by], self.count or 1, "branches" if self.branches else "blocks"
+        most = len(candidates) - 1
+        if most < required and self.least:
             raise PlanError(
-                f"{wanted} of {len(found)} {parts} cannot be dropped: one at least must stay, and only those "
-                "count that are residual branches"
+                f"{required} of {len(candidates)} {parts} cannot be dropped: at least one must be retained, and only "
+                "residual branches count"
             )
         target = program.count() if self._share is None else round(self._share * program.count())
         chosen: list[Unit] = []
         ranking: list[Unit] = []
         while len(chosen) < (self.count or most):
             if method.stepwise or not chosen:
-                ranking = _ranked(method, program, found, chosen)
+                ranking = _ranked(method, program, candidates, chosen)
             following = [*chosen, ranking.pop(0)]
-            if self.count is None and abs(_lost(program, following) - target) > abs(_lost(program, chosen) - target):
+            errors = [abs(_parameters_of(program, units) - target) for units in (following, chosen)]
+            if self.count is None and errors[0] > errors[1]:
                 break
             chosen = following
         if not chosen and self.least:
@@ -127,28 +127,28 @@ class Drop(Pass):
         return chosen
 
 
-def _ranked(method: Importance, program: Program, found: Sequence[Unit], gone: Sequence[Unit]) -> list[Unit]:
-    """The units that are left, the least important first."""
-    left = [unit for unit in found if unit not in gone]
-    values = method.importance(program, left, lambda unit: drop_units(program, [*gone, unit]))
-    return [left[i] for i in sorted(range(len(left)), key=values.__getitem__)]
+def _ranked(method: Importance, program: Program, candidates: Sequence[Unit], dropped: Sequence[Unit]) -> list[Unit]:
+    """The remaining units, the least important first."""
+    remaining = [unit for unit in candidates if unit not in dropped]
+    values = method.importance(program, remaining, lambda unit: drop_units(program, [*dropped, unit]))
+    return [remaining[i] for i in sorted(range(len(remaining)), key=values.__getitem__)]
 
 
-def _innermost(found: Sequence[Unit]) -> list[Unit]:
-    """Branches; of blocks with a single branch the block."""
-    places = {unit.name.rpartition(":")[0] for unit in found if not unit.whole}
-    return [unit for unit in found if not unit.whole or unit.name not in places]
+def _innermost(units: Sequence[Unit]) -> list[Unit]:
+    """Branches, and the blocks that have a single branch."""
+    blocks = {unit.name.rpartition(":")[0] for unit in units if not unit.whole}
+    return [unit for unit in units if not unit.whole or unit.name not in blocks]
 
 
-def _lost(program: Program, gone: Sequence[Unit]) -> int:
-    """How many parameters go with these units."""
-    names = frozenset[str]().union(*(unit.parameters for unit in gone)) & program.parameters
+def _parameters_of(program: Program, units: Sequence[Unit]) -> int:
+    """The number of parameters of these units."""
+    names = frozenset[str]().union(*(unit.parameters for unit in units)) & program.parameters
     shapes = program.shapes()
     return sum(torch.Size(shapes[name]).numel() for name in names)
 
 
 def drop(program: Program, names: Sequence[str]) -> Program:
-    """The program without the units of these names, proven; entries of lists are renumbered.
+    """The program without the units of these names, verified; entries of lists are renumbered.
 
     Raises:
         PlanError: if there is no such unit.
@@ -161,7 +161,7 @@ def drop(program: Program, names: Sequence[str]) -> Program:
         )
     chosen = sorted((known[name] for name in names), key=list(known.values()).index)
     reduced = drop_units(program, chosen)
-    found = verify_cut(zero_residuals(program, chosen), reduced, {})
+    verification = verify_cut(zero_residuals(program, chosen), reduced, {})
     whole = [unit.name for unit in chosen if unit.whole]
     small = _renumbered(reduced, whole)
     source = small.source and replace(small.source, dropped=(*small.source.dropped, *whole))
@@ -169,11 +169,11 @@ def drop(program: Program, names: Sequence[str]) -> Program:
     blocks = tuple(unit.name for unit in chosen)
     fact = Dropped(program, blocks, follow)
     plan = Plan(small.fingerprint(), {}, {}, {}, blocks)
-    return replace(small, source=source, facts={}).with_facts(fact, plan, found)
+    return replace(small, source=source, facts={}).with_facts(fact, plan, verification)
 
 
 def _renumbered(program: Program, entries: Sequence[str]) -> Program:
-    """The program under the names that its parameters have once the lists have no gaps."""
+    """The program with the names that its parameters have in lists without gaps."""
 
     def new(name: str) -> str:
         return renumbered(name, entries) or name
@@ -181,7 +181,7 @@ def _renumbered(program: Program, entries: Sequence[str]) -> Program:
     graph = copy_graph(program.graph)
     for node in graph.nodes:
         if node.op == "get_attr" and str(node.target) not in program.submodules:
-            node.target = new(program.name(str(node.target)))  # an alias may be gone
+            node.target = new(program.name(str(node.target)))  # an alias may have been removed
         stack: dict[str, Any] = node.meta.get("nn_module_stack") or {}
         node.meta = {**node.meta, "nn_module_stack": {key: (new(path), kind) for key, (path, kind) in stack.items()}}
     names = {new(name): name for name in program.names(program.graph.nodes) if name in program.weights}

@@ -1,4 +1,4 @@
-"""SLEB (arXiv:2402.09025, section 3.2): the loss of the current model without a block, asked again after each."""
+"""SLEB (arXiv:2402.09025, section 3.2): the loss of the current model without a block, computed again after each."""
 
 from collections.abc import Callable, Sequence
 
@@ -9,8 +9,8 @@ from graphprune.passes.depth import IMPORTANCES
 
 
 class Sleb(Importance):
-    """The loss on calibration data without the block: of a language model the likelihood of the next token, of others
-    the error of the outputs."""
+    """The loss on calibration data without the block: for a language model, the negative log likelihood of the next
+    token; for others, the error of the outputs."""
 
     stepwise = True
 

@@ -1,4 +1,4 @@
-"""Importances from what a block does to the stream: ShortGPT's angle, and the size of the change."""
+"""Importances from the change of the residual stream in a block: ShortGPT's angle, and the relative change."""
 
 from collections.abc import Callable, Mapping, Sequence
 
@@ -25,10 +25,10 @@ class ShortGpt(Importance):
 
 
 class RelativeChange(Importance):
-    """The change of the stream, relative to it: E |x_out - x_in| / |x_in|.
+    """The relative change of the residual stream: E |x_out - x_in| / |x_in|.
 
-    After COMP (arXiv:2501.15255), which drops whole layers by their importance before it cuts neurons; the formula
-    of that importance is not public, this one is reconstructed.
+    After COMP (arXiv:2501.15255), which drops whole layers by importance before it cuts neurons. Its formula is not
+    public; this one is a reconstruction.
     """
 
     def importance(self, program: Program, units: Sequence[Unit], without: Callable[[Unit], Program]) -> list[float]:
@@ -40,29 +40,29 @@ IMPORTANCES.register("shortgpt")(ShortGpt())
 IMPORTANCES.register("comp")(RelativeChange())
 
 
-def _means(program: Program, units: Sequence[Unit], judge: Callable[[Tensor, Tensor], Tensor]) -> list[float]:
-    """The mean over all tokens of what `judge` says of the stream before and after a unit, each (tokens, features)."""
+def _means(program: Program, units: Sequence[Unit], change: Callable[[Tensor, Tensor], Tensor]) -> list[float]:
+    """The mean over all tokens of the `change` of the stream by each unit, from values of shape (tokens, features)."""
     batches = program.fact(Calibration).batches
     watched = {name for unit in units for name in (unit.entry, unit.exit)}
     totals, counts = [0.0] * len(units), [0] * len(units)
-    (whole,), made = split(program, frozenset()), Constants(program)
+    (whole,), constants = split(program, frozenset()), Constants(program)
     with progress("looking at blocks", len(batches)) as step:
         for leaves in batches:
             with torch.no_grad():
-                _, seen = run(whole, program, program.weights, made.of(leaves), None, watched)
+                _, seen = run(whole, program, program.weights, constants.of(leaves), None, watched)
             for i, unit in enumerate(units):
-                found = judge(*(_features(program, seen, name) for name in (unit.entry, unit.exit)))
-                totals[i] += float(found.double().sum())
-                counts[i] += len(found)
+                changes = change(*(_features(program, seen, name) for name in (unit.entry, unit.exit)))
+                totals[i] += float(changes.double().sum())
+                counts[i] += len(changes)
             step()
     return [total / count for total, count in zip(totals, counts, strict=True)]
 
 
 def _features(program: Program, seen: Mapping[str, Tensor], name: str) -> Tensor:
     """A value as a matrix of shape (tokens, features): features are the axes over which parameters contract."""
-    found = program.fact(Dependencies)
-    dims: Dims = found.values[name]  # type: ignore[assignment]
-    contracted = {p for consumer in found.consumers for p in primes(consumer.axis)}
+    dependencies = program.fact(Dependencies)
+    dims: Dims = dependencies.values[name]  # type: ignore[assignment]
+    contracted = {p for consumer in dependencies.consumers for p in primes(consumer.axis)}
     own = [i for i, axis in enumerate(dims) if any(p in contracted for p in primes(axis))] or [len(dims) - 1]
     value = seen[name].float()
     return value.movedim(own, list(range(value.dim() - len(own), value.dim()))).flatten(-len(own)).flatten(0, -2)

@@ -1,4 +1,4 @@
-"""The pass that says at which rank every linear map becomes a product of two, such that a budget is met."""
+"""The pass that allocates the ranks of low-rank factors to linear layers under a budget."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
@@ -27,8 +27,8 @@ from graphprune.statistics.collector import Calibration, Collector
 from graphprune.statistics.moments import FactorGradients, GradientSums
 
 BUDGETS = ("parameters", "macs")
-WORTH = 0.9  # of the full rank; a square matrix still holds 99 % of its numbers there
-#: What ranks are chosen by, and the facts that this takes.
+GREATEST = 0.9  # share of the full rank, at which a square matrix still has 99 % of its elements
+#: The methods of choosing ranks, and the facts that they read.
 WAYS: dict[str, tuple[type, ...]] = {
     "density": (),
     "error": (Calibration,),
@@ -39,15 +39,15 @@ WAYS: dict[str, tuple[type, ...]] = {
 @PASSES.register("allocate-ranks")
 @dataclass(frozen=True)
 class AllocateRanks(Pass):
-    """Give linear maps ranks at which they hold fewer numbers, such that `sparsity` of all parameters of the program
-    goes, or of a `budget` in ``macs``; or `ratio` of what the maps hold. What an earlier cut removed counts, too.
+    """Choose ranks of linear layers that remove `sparsity` of all parameters of the program, or of a `budget` in
+    ``macs``; or `ratio` of the layers. The sparsity includes an earlier cut.
 
-    `by` ``density`` all maps hold equal shares of their numbers. By ``error``, which wants calibration inputs, the sum
-    of their errors is lowest: that of a map is what its whitened singular values leave out (see `low_rank.reduced`),
-    relative to what it makes of the inputs. By ``growth``, which wants gradients at the outputs of all ``maps`` too,
-    the growth of the loss is lowest, ``1/2 tr(G dW S dW^T)`` with the shrunk moments of both (see the score ``k-obs``).
-    Ranks are multiples of `align`. `protect` holds globs of parameters that stay as they are; weights that several maps
-    share, or whose outputs are those of the model, stay too.
+    `by` ``density``, all layers have the same share of their elements. By ``error``, which needs calibration inputs,
+    the sum of the output errors is least: that of a layer is the energy of its removed whitened singular values (see
+    `pivoted_factors`), relative to the energy of its outputs. By ``growth``, which also needs gradients at the outputs
+    of all ``layers``, the growth of the loss ``1/2 tr(G dW H dW^T)`` is least, with shrunk Gram matrices G of the
+    gradients and H of the inputs (see the score ``k-obs``). Ranks are multiples of `align`. `protect` holds globs of
+    parameters that are not factorized; shared weights, and weights of outputs of the model, are not factorized either.
     """
 
     name: ClassVar[str] = "allocate-ranks"
@@ -63,28 +63,29 @@ class AllocateRanks(Pass):
 
     @property
     def needs(self) -> tuple[type, ...]:
-        """The linear layers, and what their errors are measured with."""
+        """The linear layers, and the facts for their errors."""
         return (Dependencies, Eligible, *WAYS.get(self.by, ()))
 
     def check(self) -> None:
-        """Refuse impossible shares, budgets and ways to choose ranks.
+        """Refuse impossible shares and alignments, and unknown budgets and methods.
 
         Raises:
-            PlanError: if not just one share is given, it is impossible, ranks do not change such a budget, or cannot be
-                chosen so.
+            PlanError: if not exactly one share is given, or an option is impossible or unknown.
         """
         if self.by not in WAYS:
             raise PlanError(f"ranks are chosen by {' or '.join(WAYS)}, not {self.by!r}")
-        given = [share for share in (self.sparsity, self.ratio) if share is not None]
-        if len(given) != 1 or not isinstance(given[0], (int, float)) or not 0 < given[0] < 1:
-            raise PlanError("give either sparsity (a share of the whole) or ratio (one of every map), between 0 and 1")
+        shares = [share for share in (self.sparsity, self.ratio) if share is not None]
+        if len(shares) != 1 or not isinstance(shares[0], (int, float)) or not 0 < shares[0] < 1:
+            raise PlanError(
+                "give either sparsity (a share of the whole) or ratio (a share of every layer), between 0 and 1"
+            )
         if self.budget not in BUDGETS:
             raise PlanError(f"low rank saves {' or '.join(BUDGETS)}, not {self.budget!r}")
         if not isinstance(self.align, int) or self.align < 1:
             raise PlanError(f"align must be a positive whole number, got {self.align}")
 
     def preflight(self, program: Program) -> Program:
-        """The same program, if the destination can hold factors.
+        """Check that the destination can hold factors.
 
         Raises:
             PlanError: if it cannot.
@@ -98,93 +99,94 @@ class AllocateRanks(Pass):
         return program
 
     def run(self, program: Program) -> Program:
-        """The program with a plan, which holds what an earlier one says of widths, too.
+        """The program with a plan of ranks, which includes the widths of an earlier plan.
 
         Raises:
-            PlanError: if the destination cannot hold factors, or the target is out of reach.
+            PlanError: if the destination cannot hold factors, or the target cannot be reached.
         """
         self.preflight(program)
-        found, _ = factorable(program, program.fact(Dependencies), self.protect)
-        if not found:
-            raise PlanError("no linear map of the model can become factors of a low rank; nothing could be saved")
-        maps = _Maps.of(program, found, self.budget, self.align)
+        consumers, _ = factorable(program, program.fact(Dependencies), self.protect)
+        if not consumers:
+            raise PlanError("no linear layer of the model can have factors of a low rank; protect less")
+        layers = _Layers.of(program, consumers, self.budget, self.align)
         if self.by == "density" and self.ratio is not None:
-            ranks = maps.at(1 - self.ratio)
+            ranks = layers.at(1 - self.ratio)
         else:
-            target = self._target(program, maps)
+            target = self._target(program, layers)
             if self.by == "density":
-                ranks = maps.meeting(target)
+                ranks = layers.meeting(target)
             else:
-                ranks = maps.erring(target, ranked_errors(program, found, self.by == "growth"))
+                ranks = layers.minimizing(target, ranked_errors(program, consumers, self.by == "growth"))
         earlier = program.facts.get(Plan)
         plan = earlier or Plan(program.fingerprint(), {}, {}, {"destination": program.fact(Eligible).destination.name})
-        return program.with_facts(replace(plan, ranks=maps.lower(ranks)))
+        return program.with_facts(replace(plan, ranks=layers.lower(ranks)))
 
-    def _target(self, program: Program, maps: "_Maps") -> int:
-        """How much is to go."""
+    def _target(self, program: Program, layers: "_Layers") -> int:
+        """The amount to remove."""
         if self.ratio is not None:
-            return round(self.ratio * maps.total)
+            return round(self.ratio * layers.total)
         assert self.sparsity is not None
-        total, gone = _total(program, self.budget), 0.0
+        total, removed = _total(program, self.budget), 0.0
         if Rewritten in program.facts:
-            total, left = _total(program.fact(Rewritten).original, self.budget), total
-            gone = total - left
-        target, most = round(self.sparsity * total - gone), round(maps.saved(maps.at(0.0)))
+            total, current = _total(program.fact(Rewritten).original, self.budget), total
+            removed = total - current
+        target, most = round(self.sparsity * total - removed), round(layers.saved(layers.at(0.0)))
         if target <= 0:
             raise PlanError(
-                f"the cut removed {gone / total:.1%}, no less than is to go in all; nothing is left for ranks"
+                f"the cut removed {removed / total:.1%}, no less than the target; ask for more, or leave out "
+                "allocate-ranks"
             )
         if target > most:
             raise PlanError(
                 f"the target is to remove {target:,} {UNITS[self.budget]} ({self.sparsity:.1%}), but at rank "
-                f"{self.align} the linear maps save no more than {most:,} ({most / total:.1%}); ask for less, protect "
-                "less, or lower the alignment"
+                f"{self.align} the linear layers save no more than {most:,} ({most / total:.1%}); ask for less, "
+                "protect less, or lower the alignment"
             )
         return target
 
 
 def _total(program: Program, unit: str) -> float:
-    """All that a program holds or computes."""
+    """The parameters of a program, or its total in another unit."""
     return Budget(program.fact(Dependencies), [], 0, program.parameters, unit).total
 
 
 @dataclass(frozen=True)
-class _Maps:
-    """The shapes of weights, what each of their numbers costs in some unit, and the step of ranks."""
+class _Layers:
+    """The shapes of weights, the costs of their elements in some unit, and the step of ranks."""
 
     shapes: Mapping[str, tuple[int, int]]
-    prices: Mapping[str, float]
+    costs: Mapping[str, float]
     step: int
 
     @classmethod
-    def of(cls, program: Program, found: Collection[Consumer], unit: str, step: int) -> "_Maps":
+    def of(cls, program: Program, consumers: Collection[Consumer], unit: str, step: int) -> "_Layers":
         nodes = {node.name: node for node in program.graph.nodes}
-        shapes, prices = {}, {}
-        for consumer in found:
+        shapes, costs = {}, {}
+        for consumer in consumers:
             shapes[consumer.weight] = shape_of(program, consumer)
-            made = prod(size_hint(length) for length in nodes[consumer.node].meta["val"].shape)
-            prices[consumer.weight] = 1.0 if unit == "parameters" else made / shapes[consumer.weight][0]
-        return cls(shapes, prices, step)
+            outputs = prod(size_hint(length) for length in nodes[consumer.node].meta["val"].shape)
+            costs[consumer.weight] = 1.0 if unit == "parameters" else outputs / shapes[consumer.weight][0]
+        return cls(shapes, costs, step)
 
     def at(self, density: float) -> dict[str, int]:
-        """The ranks at which every map holds at most that share of its numbers."""
+        """The ranks at which every layer has at most this share of its elements."""
         return {name: rank_for_density(*shape, density, self.step) for name, shape in self.shapes.items()}
 
     @property
     def total(self) -> float:
-        """What the maps hold at full ranks."""
-        return sum(self.prices[name] * m * n for name, (m, n) in self.shapes.items())
+        """The cost of the layers at full ranks."""
+        return sum(self.costs[name] * m * n for name, (m, n) in self.shapes.items())
 
     def saved(self, ranks: Mapping[str, int]) -> float:
-        """What these ranks save."""
+        """The cost that these ranks save."""
         return sum(self._saved(name, rank) for name, rank in ranks.items())
 
     def lower(self, ranks: Mapping[str, int]) -> dict[str, int]:
-        """The ranks of those maps whose rank is not the full one."""
+        """The ranks of the layers with less than the full rank."""
         return {name: rank for name, rank in ranks.items() if rank < min(self.shapes[name])}
 
     def meeting(self, target: int) -> dict[str, int]:
-        """The ranks at the greatest density that saves enough; then some are raised as long as that comes nearer."""
+        """The ranks at the greatest density that saves enough; some are raised if that is nearer to the target."""
         low, high = 0.0, 1.0
         for _ in range(50):
             middle = (low + high) / 2
@@ -197,10 +199,10 @@ class _Maps:
                 ranks[name], saved = above[name], less
         return ranks
 
-    def erring(self, target: int, errors: Mapping[str, Tensor]) -> dict[str, int]:
-        """The ranks that save enough at the lowest sum of errors; `errors` has for every map those of all ranks.
+    def minimizing(self, target: int, errors: Mapping[str, Tensor]) -> dict[str, int]:
+        """The ranks that save enough at the least sum of errors; `errors` has those of all ranks for every layer.
 
-        They are the best for some price of a parameter, which is searched for.
+        They minimize the error plus a multiplier times the cost; the multiplier is searched for by bisection.
         """
         choices = {name: self._choices(name) for name in self.shapes}
         low, high = -40.0, 5.0
@@ -212,45 +214,45 @@ class _Maps:
         return self._filled(ranks, choices, target)
 
     def _filled(self, ranks: Mapping[str, int], choices: Mapping[str, Tensor], target: int) -> dict[str, int]:
-        """Those ranks, raised one map after the other as far as enough is still saved."""
+        """The ranks, raised one layer after the other as far as the target is still met."""
         filled = dict(ranks)
         for name, rank in ranks.items():
-            spare = self.saved(filled) - target
-            within = [c for c in choices[name].tolist() if self._saved(name, rank) - self._saved(name, c) <= spare]
+            excess = self.saved(filled) - target
+            within = [c for c in choices[name].tolist() if self._saved(name, rank) - self._saved(name, c) <= excess]
             filled[name] = max([rank, *within])
         return filled
 
     def _choices(self, name: str) -> Tensor:
-        """The ranks that a map may have, the full one last; those near it save too little for two products."""
+        """The possible ranks of a layer, the full one last; ranks near it save too little for two products."""
         most = min(self.shapes[name])
-        return torch.tensor([*range(self.step, int(WORTH * most) + 1, self.step), most])
+        return torch.tensor([*range(self.step, int(GREATEST * most) + 1, self.step), most])
 
-    def _best(self, name: str, choices: Tensor, errors: Tensor, price: float) -> int:
-        """The rank with the lowest error, where what it holds has a price."""
+    def _best(self, name: str, choices: Tensor, errors: Tensor, multiplier: float) -> int:
+        """The rank with the least error plus multiplier times relative cost."""
         m, n = self.shapes[name]
-        held = self.prices[name] * choices * (m + n - choices)
-        return int(choices[(errors[choices] + price * held / self.total).argmin()])
+        cost = self.costs[name] * choices * (m + n - choices)
+        return int(choices[(errors[choices] + multiplier * cost / self.total).argmin()])
 
     def _saved(self, name: str, rank: int) -> float:
         m, n = self.shapes[name]
-        return self.prices[name] * (m * n - factor_parameters(m, n, rank))
+        return self.costs[name] * (m * n - factor_parameters(m, n, rank))
 
 
-def ranked_errors(program: Program, found: Collection[Consumer], growth: bool = False) -> dict[str, Tensor]:
-    """For every map the squared error at all ranks, relative to what it makes of calibration inputs; or the `growth` of
-    the loss, relative to that without any of the maps."""
-    collector = Collector(list(found))
+def ranked_errors(program: Program, consumers: Collection[Consumer], growth: bool = False) -> dict[str, Tensor]:
+    """The squared error of every layer at all ranks, relative to the energy of its outputs on calibration inputs; or
+    the `growth` of the loss, relative to that without any of the layers."""
+    collector = Collector(list(consumers))
     sweep(program, program.fact(Calibration), collector)
-    tails = {c.weight: _tail(program, c, collector.moments[c.node].gram, growth) for c in found}
+    tails = {c.weight: _tail(program, c, collector.moments[c.node].gram, growth) for c in consumers}
     whole = torch.stack([tail[0] for tail in tails.values()]).sum()
     return {name: tail / (whole if growth else tail[0]).clamp(min=1e-300) for name, tail in tails.items()}
 
 
-def _tail(program: Program, consumer: Consumer, second: Tensor, growth: bool) -> Tensor:
-    """What is lost of a map, given the second moments of its inputs, at each rank from none to the full one."""
+def _tail(program: Program, consumer: Consumer, gram: Tensor, growth: bool) -> Tensor:
+    """The energy that a layer loses at each rank from none to the full one, with the Gram matrix of its inputs."""
     weight = consumer.matrix(program.weights[consumer.weight]).double()
     inputs, outputs = CAUTIOUS_DAMPINGS if growth else (0.0, 0.0)
-    matrix = weight @ damped_cholesky(second, inputs * float(second.diagonal().mean()))
+    matrix = weight @ damped_cholesky(gram, inputs * float(gram.diagonal().mean()))
     if growth:
         sensitivity = _sensitivity(program, consumer)
         matrix = damped_cholesky(sensitivity, outputs * float(sensitivity.diagonal().mean())).T @ matrix
@@ -260,15 +262,15 @@ def _tail(program: Program, consumer: Consumer, second: Tensor, growth: bool) ->
 
 
 def _sensitivity(program: Program, consumer: Consumer) -> Tensor:
-    """The second moments of the gradients at those outputs of a map that a cut left."""
+    """The Gram matrix of the gradients at the retained outputs of a layer, divided by their number."""
     gathered = program.fact(GradientSums)
-    found = Evidence(program, program.fact(Dependencies), None, gradients=gathered).sensitivity(consumer)
+    sensitivity = Evidence(program, program.fact(Dependencies), None, gradients=gathered).sensitivity(consumer)
     cut = program.facts.get(Rewritten)
-    kept = cut.keep.get(consumer.weight, {}).get(1 - consumer.dim) if cut else None
-    return found if kept is None else narrow(narrow(found, 0, kept), 1, kept)
+    retained = cut.keep.get(consumer.weight, {}).get(1 - consumer.dim) if cut else None
+    return sensitivity if retained is None else narrow(narrow(sensitivity, 0, retained), 1, retained)
 
 
 def shape_of(program: Program, consumer: Consumer) -> tuple[int, int]:
-    """The outputs and inputs of a linear map."""
+    """The numbers of outputs and inputs of a linear layer."""
     first, second = program.shapes()[consumer.weight]
     return (first, second) if consumer.dim == 1 else (second, first)

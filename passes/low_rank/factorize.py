@@ -1,4 +1,4 @@
-"""The pass that puts factors of a low rank in the place of weights, fitted one segment at a time."""
+"""The pass that replaces weights by low-rank factors, fitted one segment at a time."""
 
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
@@ -33,20 +33,20 @@ from graphprune.statistics.stream import Stream, advance_both
 
 aten = torch.ops.aten
 PARTS = ("rows", "coefficients", "order")
-STAYS = (Calibration, Timings, Plan, Rewritten, Dropped, Refits)
+RETAINED = (Calibration, Timings, Plan, Rewritten, Dropped, Refits)
 
 
 @PASSES.register("factorize")
 @dataclass(frozen=True)
 class Factorize(Pass):
-    """Replace weights by factors of the ranks that the plan says, in the form of rows and coefficients (PIFA), and
-    prove that the graph computes what it would with the products of the factors.
+    """Replace weights by factors of the ranks in the plan, in the form of rows and coefficients (PIFA), and verify that
+    the graph computes what it would with the products of the factors.
 
-    The factors are fitted on the inputs that the already factored maps before make, and aim at what the layer makes
-    of a mixture of those with inputs of the model as it was, with the share `mix` of the latter (MPIFA,
-    arXiv:2501.19090). With `rounds` they are those after so many rounds of alternating least squares, as published;
-    without, the limit. `damping` is relative to the mean second moment; without it, it is chosen on held-out tokens.
-    Where a refit has given the weights these ranks already, they are taken apart as they are.
+    The factors are fitted on inputs from the layers before, already factorized, to the outputs of the layer for a
+    mixture of these inputs and those of the original model, with the share `mix` of the latter (MPIFA,
+    arXiv:2501.19090). With `rounds`, there are so many rounds of alternating least squares, as published; by default,
+    the result is their limit. `damping` is relative to the mean diagonal of the Gram matrix; by default, it is chosen
+    on held-out tokens. Weights to which a refit gave their rank are factorized exactly.
     """
 
     name: ClassVar[str] = "factorize"
@@ -59,10 +59,10 @@ class Factorize(Pass):
     damping: float | None = None
 
     def check(self) -> None:
-        """Refuse options that cannot be.
+        """Refuse an impossible mixture.
 
         Raises:
-            CalibrationError: if the mixture is none.
+            CalibrationError: if mix is no share.
         """
         if not 0 <= self.mix <= 1:
             raise CalibrationError(f"mix is a share between 0 and 1, got {self.mix}")
@@ -71,46 +71,46 @@ class Factorize(Pass):
         """The program with factors.
 
         Raises:
-            PlanError: if the plan has no ranks, or not those of this program.
+            PlanError: if the plan has no ranks, or those of another program.
             CalibrationError: if activations are not finite.
             VerificationError: if the numbers disagree.
         """
         ranks = program.fact(Plan).ranks
-        found, left = factorable(program, program.fact(Dependencies))
-        maps = [consumer for consumer in found if consumer.weight in ranks]
-        if not ranks or len(maps) < len(ranks):
+        layers, left = factorable(program, program.fact(Dependencies))
+        layers = [layer for layer in layers if layer.weight in ranks]
+        if not ranks or len(layers) < len(ranks):
             raise PlanError(
-                "the plan has no ranks for linear maps of this program; put allocate-ranks before factorize"
+                "the plan has no ranks for linear layers of this program; put allocate-ranks before factorize"
             )
-        walk = _Walk(program, maps, ranks, self)
+        walk = _Walk(program, layers, ranks, self)
         if ranks.keys() <= lowered(program):
-            walk.take_apart()
+            walk.factorize_exactly()
         else:
             walk.run()
         parts = {f"{name}_{part}": getattr(p, part) for name, p in walk.parts.items() for part in PARTS}
-        small = factored(program, maps, parts)
+        small = factored(program, layers, parts)
         products = replace(program, weights=Layered((walk.changed, program.weights)))
         fact = Factored(program, ranks, walk.errors, left)
-        kept = [program.facts[kind] for kind in STAYS if kind in program.facts]
-        return replace(small, facts={}).with_facts(*kept, fact, verify_cut(products, small, {}))
+        facts = [program.facts[kind] for kind in RETAINED if kind in program.facts]
+        return replace(small, facts={}).with_facts(*facts, fact, verify_cut(products, small, {}))
 
 
 @dataclass
 class _Walk:
-    """One walk over all segments, of the dense model and of the one with the products of the factors so far."""
+    """One walk over the segments of the dense model, and of the model with the products of the factors so far."""
 
     program: Program
-    maps: Sequence[Consumer]
+    layers: Sequence[Consumer]
     ranks: Mapping[str, int]
     options: Factorize
     changed: dict[str, Tensor] = field(default_factory=dict)
     parts: dict[str, Pivoted] = field(default_factory=dict)
     errors: dict[str, tuple[float, float]] = field(default_factory=dict)
 
-    def take_apart(self) -> None:
-        """Make factors of weights that have their ranks already."""
+    def factorize_exactly(self) -> None:
+        """Compute the factors of weights that have their ranks already."""
         fits = self.program.fact(Refits).by_weight
-        for consumer in self.maps:
+        for consumer in self.layers:
             name = consumer.weight
             self.parts[name] = exact_factors(consumer.matrix(self.program.weights[name]), self.ranks[name])
             self.changed[name] = consumer.restore(self.parts[name].product).to(self.program.weights[name].dtype)
@@ -119,22 +119,22 @@ class _Walk:
     def run(self) -> None:
         """Fit all factors."""
         calibration = self.program.fact(Calibration)
-        wanted = {consumer.node for consumer in self.maps}
+        nodes = {consumer.node for consumer in self.layers}
         segments = split_at_linear_layers(self.program)
-        last = max(i for i, segment in enumerate(segments) if wanted & segment.names)
+        last = max(i for i, segment in enumerate(segments) if nodes & segment.names)
         self.dense = Stream.start(self.program, calibration)
         self.pruned = replace(self.dense)
-        with progress("factorising", len(self.maps)) as step:
+        with progress("factorizing", len(self.layers)) as step:
             for i, segment in enumerate(segments[: last + 1]):
-                here = [consumer for consumer in self.maps if consumer.node in segment.names]
-                for stage in stages(segment, here):
+                in_segment = [consumer for consumer in self.layers if consumer.node in segment.names]
+                for stage in stages(segment, in_segment):
                     self._fit(segment.upstream_of({c.x for c in stage}), stage)
                     step(len(stage))
                 if i < last:
-                    self._on(segment)
+                    self._advance(segment)
 
-    def _on(self, segment: Segment) -> None:
-        """Carry both streams to the next segment."""
+    def _advance(self, segment: Segment) -> None:
+        """Move both streams to the next segment."""
         alike = self.dense.entries is self.pruned.entries or segment.entry is None
         exits = self.dense.advance(segment, self.program.weights)
         if not alike or segment.weights(self.program) & self.changed.keys():
@@ -148,64 +148,64 @@ class _Walk:
         return Layered((self.changed, self.program.weights))
 
     def _fit(self, before: Segment, stage: Sequence[Consumer]) -> None:
-        """Look at what enters some maps, and find their factors."""
+        """Collect the inputs of some layers, and fit their factors."""
         calibration, mix = self.program.fact(Calibration), self.options.mix
         weights = {c.weight: self.program.weights[c.weight] for c in stage}
-        seen, held = (Collector(stage, mix=mix, weights=weights) for _ in range(2))
-        collectors = [held if calibration.held_out(i) else seen for i in range(len(calibration.batches))]
+        fitted, held = (Collector(stage, mix=mix, weights=weights) for _ in range(2))
+        collectors = [held if calibration.held_out(i) else fitted for i in range(len(calibration.batches))]
         advance_both(self.dense, self.pruned, before, self._weights, collectors)
         fit = reduced_rank_regression if self.options.rounds is None else alternating_least_squares(self.options.rounds)
         for consumer in stage:
             name, weight = consumer.weight, consumer.matrix(self.program.weights[consumer.weight])
-            moments = seen.moments_with_drift[consumer.node], held.moments_with_drift.get(consumer.node)
+            moments = fitted.moments_with_drift[consumer.node], held.moments_with_drift.get(consumer.node)
             every = torch.arange(weight.shape[1])
-            found, result = reconstruct_low_rank(weight, every, self.ranks[name], *moments, self.options.damping, fit)
-            self.parts[name] = found
+            factors, result = reconstruct_low_rank(weight, every, self.ranks[name], *moments, self.options.damping, fit)
+            self.parts[name] = factors
             self.changed[name] = consumer.restore(result.weight).contiguous()
             self.errors[name] = result.error_before, result.error_after
 
 
 def lowered(program: Program) -> Set[str]:
-    """The weights to which a refit gave a lower rank."""
+    """The weights that got a lower rank by a refit."""
     refits = program.facts.get(Refits)
     return refits.reduced if refits else frozenset()
 
 
-def stages(segment: Segment, maps: Sequence[Consumer]) -> Iterator[list[Consumer]]:
-    """The maps of a segment in groups: those of one group read nothing that is made of each other or of later ones."""
-    nodes, level = {c.node for c in maps}, dict[str, int]()
+def stages(segment: Segment, layers: Sequence[Consumer]) -> Iterator[list[Consumer]]:
+    """The layers of a segment in stages: the inputs of one stage depend on earlier stages only."""
+    nodes, level = {c.node for c in layers}, dict[str, int]()
     for node in segment.nodes:
         above = [level.get(n.name, 0) for n in node.all_input_nodes]
         level[node.name] = max(above, default=0) + (node.name in nodes)
-    for depth in sorted({level.get(c.x, 0) for c in maps}):
-        yield [c for c in maps if level.get(c.x, 0) == depth]
+    for depth in sorted({level.get(c.x, 0) for c in layers}):
+        yield [c for c in layers if level.get(c.x, 0) == depth]
 
 
-def factored(program: Program, maps: Sequence[Consumer], parts: Weights) -> Program:
-    """The program whose linear maps multiply by rows and coefficients, of names as `Factorize` gives them."""
+def factored(program: Program, layers: Sequence[Consumer], parts: Weights) -> Program:
+    """The program whose linear layers multiply by rows and coefficients, named by the weight and one of `PARTS`."""
     graph = copy_graph(program.graph)
     nodes = {node.name: node for node in graph.nodes}
-    for consumer in maps:
+    for consumer in layers:
         old = nodes[consumer.node]
         with graph.inserting_before(old):
             new = _product(graph, old, nodes[consumer.x], consumer, parts)
         old.replace_all_uses_with(new)
         _erase(graph, old)
     graph.lint()
-    gone = {consumer.weight for consumer in maps}
-    names = [f"{name}_{part}" for name in sorted(gone) for part in PARTS]
-    made = {name for name in names if not name.endswith(PARTS[-1])}
-    ties = {alias: name for alias, name in program.ties.items() if name not in gone}
+    removed = {consumer.weight for consumer in layers}
+    names = [f"{name}_{part}" for name in sorted(removed) for part in PARTS]
+    added = {name for name in names if not name.endswith(PARTS[-1])}
+    ties = {alias: name for alias, name in program.ties.items() if name not in removed}
     weights = Layered(({name: parts[name] for name in names}, program.weights))
-    return replace(program, graph=graph, weights=weights, parameters=program.parameters - gone | made, ties=ties)
+    return replace(program, graph=graph, weights=weights, parameters=program.parameters - removed | added, ties=ties)
 
 
 def _product(graph: fx.Graph, old: fx.Node, x: fx.Node, consumer: Consumer, parts: Weights) -> fx.Node:
-    """What a linear map makes, by way of the picked rows."""
+    """The output of a factorized linear layer."""
 
     def call(target: Any, *args: Any) -> fx.Node:
         node = graph.call_function(target, args)
-        node.meta = {**old.meta, "val": _made(node, mode)}
+        node.meta = {**old.meta, "val": _fake_value(node, mode)}
         return node
 
     def read(part: str) -> fx.Node:
@@ -218,26 +218,26 @@ def _product(graph: fx.Graph, old: fx.Node, x: fx.Node, consumer: Consumer, part
     mode = old.meta["val"].fake_mode
     first = call(aten.linear.default, x, read("rows"))
     rest = call(aten.linear.default, first, read("coefficients"))
-    made = call(aten.index_select.default, call(aten.cat.default, [first, rest], -1), -1, read("order"))
+    product = call(aten.index_select.default, call(aten.cat.default, [first, rest], -1), -1, read("order"))
     bias = _bias(old)
-    return made if bias is None else call(aten.add.Tensor, made, bias)
+    return product if bias is None else call(aten.add.Tensor, product, bias)
 
 
 def _bias(node: fx.Node) -> Any:
-    """What a product adds, if it adds something."""
+    """The bias of a linear layer, if it has one."""
     if node.target is aten.addmm.default:
         return node.args[0]
     return node.args[2] if node.target is aten.linear.default and len(node.args) > 2 else None
 
 
-def _made(node: fx.Node, mode: Any) -> Any:
+def _fake_value(node: fx.Node, mode: Any) -> Any:
     args = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], node.args)
     with mode, enable_python_dispatcher():
         return node.target(*args)  # type: ignore[operator]
 
 
 def _erase(graph: fx.Graph, node: fx.Node) -> None:
-    """Take out a node that nothing reads, and what is then read by nothing: its weight, and views of it."""
+    """Remove an unused node, and inputs that become unused: its weight, and views of it."""
     inputs = node.all_input_nodes
     graph.erase_node(node)
     for source in inputs:

@@ -1,4 +1,4 @@
-"""Reconstructions: new values for what is left of a consumer; one method a file."""
+"""Reconstructions: methods that refit the retained weights of a consumer, one per file."""
 
 from graphprune.planning.interfaces import Reconstruction
 from graphprune.registry import Registry, discover

@@ -1,4 +1,4 @@
-"""The pass that measures the statistics of batch norms anew, on what reaches them after a cut."""
+"""The pass that recomputes the running statistics of batch norms after a cut."""
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -22,7 +22,7 @@ from graphprune.statistics.stream import Stream
 
 @dataclass(frozen=True)
 class RunningNorm:
-    """A norm by running statistics: its node, the node of its input, and the names of its mean and variance."""
+    """A norm with running statistics: its node, the node of its input, and the names of its mean and variance."""
 
     node: str
     x: str
@@ -35,10 +35,10 @@ class RunningNorm:
 class Norms(Pass):
     """Give batch norms the mean and variance of their inputs over all calibration batches.
 
-    A cut changes what flows into a norm, while its running statistics tell of the dense model. One norm is
-    measured after the other, each behind those that have new statistics, so that the result does not depend on how
-    the inputs are divided into batches. After EagleEye's adaptive batch normalisation (arXiv:2007.02491, section 3.3),
-    which takes a moving average of the statistics of single batches instead. A model without such norms stays as it is.
+    A cut changes the inputs of a norm, while its running statistics are those of the dense model. The norms are
+    measured one after the other, each with the new statistics of those before it, so that the result does not depend on
+    the division of inputs into batches. After EagleEye's adaptive batch normalization (arXiv:2007.02491, section 3.3),
+    which takes a moving average of the statistics of single batches instead. A model without such norms is unchanged.
     """
 
     name: ClassVar[str] = "batch-norm-statistics"
@@ -52,18 +52,18 @@ class Norms(Pass):
         Raises:
             CalibrationError: if activations are not finite.
         """
-        found = list(norms_of(program))
-        uses = Counter(name for norm in found for name in (norm.mean, norm.variance))
-        own = [norm for norm in found if uses[norm.mean] == uses[norm.variance] == 1]
-        changed = _measured(program, own)
+        norms = list(norms_of(program))
+        uses = Counter(name for norm in norms for name in (norm.mean, norm.variance))
+        unshared = [norm for norm in norms if uses[norm.mean] == uses[norm.variance] == 1]
+        changed = _measured(program, unshared)
         refits = program.facts.get(Refits) or Refits({}, {}, program.weights)
-        shared = {norm.mean: "several layers share it" for norm in found if norm not in own}
+        shared = {norm.mean: "several layers share it" for norm in norms if norm not in unshared}
         refits = replace(refits, tuned=tuple(sorted({*refits.tuned, *changed})), skipped={**refits.skipped, **shared})
         return program.with_facts(refits, weights=Layered((changed, program.weights)))
 
 
 def norms_of(program: Program) -> Iterator[RunningNorm]:
-    """All norms by stored statistics, in the order in which they run."""
+    """All norms with running statistics, in the order of execution."""
     for node in program.graph.nodes:
         rule = RULES.get(node.target) if node.op == "call_function" else None
         running = rule.running_statistics(node) if rule else None
@@ -95,7 +95,7 @@ def _measured(program: Program, norms: Sequence[RunningNorm]) -> dict[str, Tenso
 
 
 def _moments(stream: Stream, part: Segment, norm: RunningNorm, weights: Layered) -> Moments:
-    """The sums of what enters a norm, over all batches and all places of a channel."""
+    """The moments of the channels of a norm's input, over all batches and positions."""
     loaded = stream.load(part, weights)
     total = Moments.empty(weights[norm.mean].shape[0], diagonal=True)
     for batch in range(len(stream.batch_indices)):

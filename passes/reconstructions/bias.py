@@ -1,6 +1,6 @@
-"""FLAP's compensation (arXiv:2312.11983): a bias makes the mean of what was removed.
+"""FLAP's compensation (arXiv:2312.11983): a bias adds the mean output of the removed columns.
 
-``b' = b + W_M mu_M``; the authors take the means of the dense model, which ``refit{statistics=dense}`` does.
+``b' = b + W_M mu_M``; the authors take the means of the dense model, as ``refit{statistics=dense}`` does.
 """
 
 import torch
@@ -13,20 +13,20 @@ from graphprune.statistics.moments import Moments
 
 
 class Bias(Reconstruction):
-    """What is left keeps its weights, and every output gets the mean of what it misses."""
+    """Retained weights are unchanged, and the mean contribution of the removed columns is added to the bias."""
 
     adds_bias = True
 
     def refit(
-        self, weight: Tensor, kept: Tensor, seen: Moments, held_out: Moments | None, damping: float | None
+        self, weight: Tensor, retained: Tensor, moments: Moments, held_out: Moments | None, damping: float | None
     ) -> Refitted:
-        """The columns as they are, and a bias of shape (m,); there is nothing to damp."""
-        return reconstruct(weight, kept, seen, held_out, 0.0, _mean)
+        """The retained columns unchanged, and a bias of shape (m,), which needs no damping."""
+        return reconstruct(weight, retained, moments, held_out, 0.0, _mean)
 
 
 def _mean(system: NormalEquations, damping: float) -> tuple[Tensor, Tensor]:
-    nothing = torch.zeros_like(system.cross)
-    return nothing, system.bias(nothing)
+    correction = torch.zeros_like(system.cross)
+    return correction, system.bias(correction)
 
 
 RECONSTRUCTIONS.register("bias")(Bias())

@@ -1,4 +1,4 @@
-"""The pass that trains a pruned model a little: biases, norms, and updates of a low rank that are merged at the end."""
+"""The pass that finetunes a pruned model: biases, norms, and low-rank updates that are merged at the end."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -26,8 +26,8 @@ from graphprune.planning.facts import Refits
 from graphprune.solvers import new_biases
 from graphprune.statistics.collector import Calibration, matmul_autocast
 
-CHECKS = 10  # times that the loss is measured on held-out batches
-WARM = 0.1  # of the steps go by until the rate is reached, which is so much of itself at first
+CHECKS = 10  # evaluations on held-out batches
+WARM = 0.1  # share of the steps in which the rate rises, from this share of it
 
 
 @PASSES.register("finetune")
@@ -35,16 +35,16 @@ WARM = 0.1  # of the steps go by until the rate is reached, which is so much of 
 class Tune(Pass):
     """Take `steps` of AdamW on all parameters of one dimension: biases and norms (PERP, arXiv:2312.15230).
 
-    With a `rank`, every linear map with a weight of its own also gets an update ``B A`` of that rank (LoRA,
-    arXiv:2106.09685), which is added to the weight at the end: the model runs as before. Maps that a refit gave a lower
-    rank keep theirs, and get none; once they are factors, these do.
+    With a `rank`, every linear layer with an unshared weight also gets an update ``B A`` of that rank (LoRA,
+    arXiv:2106.09685), which is merged into the weight at the end. A layer that a refit gave a lower rank gets no
+    update; once it is factorized, its factors do.
 
-    A step sees one calibration batch; its length rises to `rate` in the first tenth of the steps, since AdamW's first
-    ones are as long as any and follow the noise of one batch; then it falls to 0. With ``aim=labels`` the loss is
-    `loss`, given from Python, or that of the next token for causal language models; with ``aim=dense`` it is the
-    Kullback-Leibler divergence of their predictions from those of the dense model (distillation, arXiv:1503.02531). For
-    other models it is the squared error of the outputs, relative to those of the dense model. The weights that were
-    best on held-out batches are kept, the first ones included.
+    A step takes one calibration batch. The learning rate rises to `rate` in the first tenth of the steps, since the
+    first steps of AdamW have full length and follow the noise of single batches; then it falls to 0. With
+    ``aim=labels`` the loss is `loss`, set from Python, or that of the next token for causal language models; with
+    ``aim=dense`` it is the Kullback-Leibler divergence from the predictions of the dense model (distillation,
+    arXiv:1503.02531). For other models it is the squared error of the outputs, relative to those of the dense model.
+    The result is the best weights on held-out batches, which may be the initial ones.
     """
 
     name: ClassVar[str] = "finetune"
@@ -59,33 +59,33 @@ class Tune(Pass):
     loss: Loss | None = field(default=None, repr=False)
 
     def check(self) -> None:
-        """Refuse aims that do not exist.
+        """Refuse an unknown aim.
 
         Raises:
-            CalibrationError: if there is no such aim.
+            CalibrationError: if the aim is unknown.
         """
         if self.aim not in ("labels", "dense"):
-            raise CalibrationError(f"a model is tuned to labels or to the dense model, not to {self.aim!r}")
+            raise CalibrationError(f"aim must be labels or dense, got {self.aim!r}")
 
     def run(self, program: Program) -> Program:
-        """The program with trained biases and norms.
+        """The program with finetuned weights.
 
         Raises:
             CalibrationError: if the loss is not finite.
         """
-        training = _Training.of(program, self._judge(program), self.rank)
+        training = _Training.of(program, self._loss(program), self.rank)
         best = training.run(self.steps, self.rate) if training.weights or training.updates else {}
         refits = program.facts.get(Refits) or Refits({}, {}, program.weights)
         tuned = tuple(sorted({*refits.tuned, *best}))
         return program.with_facts(replace(refits, tuned=tuned), weights=Layered((best, program.weights)))
 
-    def _judge(self, program: Program) -> Loss:
+    def _loss(self, program: Program) -> Loss:
         labels = self.aim == "labels"
         return self.loss if labels and self.loss else known_loss(program, distilled=not labels)
 
 
 def known_loss(program: Program, distilled: bool = False) -> Loss:
-    """The loss of the next token, if it is not to be `distilled`; or the distance to the dense model."""
+    """The loss of the next token; or, with `distilled` or for other models, the distance to the dense model."""
     original, calibration = program.fact(Rewritten).original, program.fact(Calibration)
     original = original.with_facts(calibration)
     predicts = Objective.of(original).is_language_model
@@ -95,14 +95,14 @@ def known_loss(program: Program, distilled: bool = False) -> Loss:
 
     def divergence(output: Any, i: int) -> Tensor:
         with torch.no_grad():
-            wanted = logits(call(dense, i)).flatten(0, 1).float().log_softmax(1)
-        found = logits(output).flatten(0, 1).float().log_softmax(1)
-        return kl_div(found, wanted, reduction="batchmean", log_target=True)
+            reference = logits(call(dense, i)).flatten(0, 1).float().log_softmax(1)
+        predictions = logits(output).flatten(0, 1).float().log_softmax(1)
+        return kl_div(predictions, reference, reduction="batchmean", log_target=True)
 
     def distance(output: Any, i: int) -> Tensor:
         with torch.no_grad():
-            wanted = [leaf for leaf in pytree.tree_leaves(call(dense, i)) if _is_number(leaf)]
-        pairs = zip((leaf for leaf in pytree.tree_leaves(output) if _is_number(leaf)), wanted, strict=True)
+            reference = [leaf for leaf in pytree.tree_leaves(call(dense, i)) if _is_number(leaf)]
+        pairs = zip((leaf for leaf in pytree.tree_leaves(output) if _is_number(leaf)), reference, strict=True)
         parts = [(got - want).square().sum() / want.square().sum().clamp(min=1e-12) for got, want in pairs]
         return torch.stack(parts).mean()
 
@@ -114,10 +114,10 @@ def _is_number(leaf: object) -> bool:
 
 
 class BatchCall(Protocol):
-    """Calls a module like the program with the inputs of a calibration batch, and others in the place of weights."""
+    """Call of a module with the inputs of a calibration batch, and with some weights swapped."""
 
     def __call__(self, module: fx.GraphModule, i: int, swapped: Mapping[str, Tensor] = MappingProxyType({})) -> Any:
-        """What the module makes of batch `i`."""
+        """The outputs of the module on batch `i`."""
 
 
 def _caller(program: Program) -> BatchCall:
@@ -133,7 +133,7 @@ def _caller(program: Program) -> BatchCall:
 
 @dataclass
 class _Training:
-    """A module of which some weights are trained on some batches, and judged on others."""
+    """A module whose weights are trained on some batches, and evaluated on `held` ones."""
 
     module: fx.GraphModule
     call: BatchCall
@@ -141,7 +141,7 @@ class _Training:
     weights: Mapping[str, Tensor]
     updates: Mapping[str, tuple[Tensor, Tensor]]
     aliases: Mapping[str, str]
-    seen: list[int]
+    fitted: list[int]
     held: list[int]
     autocast: bool
 
@@ -152,62 +152,65 @@ class _Training:
         names = {name for name, shape in program.shapes().items() if len(shape) == 1} & program.parameters
         weights = watched(module, program, names)
         for weight in weights.values():
-            weight.data = weight.data.clone()  # the program's own stay as they are
-        own = [name for name in sorted(_own(program) - lowered(program)) if rank and name in aliases]
-        updates = {name: _update(module.get_parameter(aliases[name]), rank) for name in own}
+            weight.data = weight.data.clone()  # those of the program must not change
+        layers = [name for name in sorted(_unshared(program) - lowered(program)) if rank and name in aliases]
+        updates = {name: _update(module.get_parameter(aliases[name]), rank) for name in layers}
         held = [i for i in range(len(calibration.batches)) if calibration.held_out(i)]
-        seen = [i for i in range(len(calibration.batches)) if i not in held]
-        return cls(module, _caller(program), loss, weights, updates, aliases, seen, held or seen, calibration.autocast)
+        fitted = [i for i in range(len(calibration.batches)) if i not in held]
+        return cls(
+            module, _caller(program), loss, weights, updates, aliases, fitted, held or fitted, calibration.autocast
+        )
 
     def run(self, steps: int, rate: float) -> dict[str, Tensor]:
         """The best weights by the loss on held-out batches."""
-        optimiser = torch.optim.AdamW([*self.weights.values(), *chain(*self.updates.values())], rate, weight_decay=0.0)
+        optimizer = torch.optim.AdamW([*self.weights.values(), *chain(*self.updates.values())], rate, weight_decay=0.0)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, rate, max(steps, 1), pct_start=WARM, div_factor=1 / WARM, cycle_momentum=False
+            optimizer, rate, max(steps, 1), pct_start=WARM, div_factor=1 / WARM, cycle_momentum=False
         )
-        lowest, best = self.judge(), self.state()
+        lowest, best = self.held_out_loss(), self.state()
         every = max(1, steps // CHECKS)
         with progress("tuning", steps) as step, torch.enable_grad():
             for i in range(steps):
-                optimiser.zero_grad()
-                self.lost(self.seen[i % len(self.seen)]).backward()  # type: ignore[no-untyped-call]
-                optimiser.step()
+                optimizer.zero_grad()
+                self.batch_loss(self.fitted[i % len(self.fitted)]).backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
                 schedule.step()
                 step()
-                if (i + 1) % every == 0 and (now := self.judge()) < lowest:
+                if (i + 1) % every == 0 and (now := self.held_out_loss()) < lowest:
                     lowest, best = now, self.state()
         return best
 
     @torch.no_grad()
-    def judge(self) -> float:
+    def held_out_loss(self) -> float:
         """The mean loss on held-out batches."""
-        found = torch.stack([self.lost(i) for i in self.held]).mean()
-        if not torch.isfinite(found):
+        loss = torch.stack([self.batch_loss(i) for i in self.held]).mean()
+        if not torch.isfinite(loss):
             raise CalibrationError("the loss is not finite on held-out batches; choose a lower rate")
-        return float(found)
+        return float(loss)
 
     def state(self) -> dict[str, Tensor]:
-        """Copies of the weights, with their updates."""
+        """Copies of the weights, with merged updates."""
         return {name: weight.detach().clone() for name, weight in {**self.weights, **self.merged()}.items()}
 
-    def lost(self, i: int) -> Tensor:
+    def batch_loss(self, i: int) -> Tensor:
         """The loss on a batch."""
         swapped = {self.aliases[name]: weight for name, weight in self.merged().items()}
         with matmul_autocast(self.autocast):
             return self.loss(self.call(self.module, i, swapped), i)
 
     def merged(self) -> dict[str, Tensor]:
-        """The weights of the maps that have an update, with it."""
-        found = {name: self.module.get_parameter(self.aliases[name]) for name in self.updates}
-        return {name: w + (self.updates[name][0] @ self.updates[name][1]).view_as(w) for name, w in found.items()}
+        """The weights that have an update, with the update added."""
+        weights = {name: self.module.get_parameter(self.aliases[name]) for name in self.updates}
+        return {name: w + (self.updates[name][0] @ self.updates[name][1]).view_as(w) for name, w in weights.items()}
 
 
-def _own(program: Program) -> set[str]:
-    """The weights of linear maps that nothing else reads, and the factors of others."""
-    found, readers = program.fact(Rewritten).original.fact(Dependencies).consumers, new_biases.count_readers(program)
+def _unshared(program: Program) -> set[str]:
+    """The unshared weights of linear layers, and the factors of factorized ones."""
+    consumers = program.fact(Rewritten).original.fact(Dependencies).consumers
+    readers = new_biases.count_readers(program)
     factored = program.facts.get(Factored)
     factors = program.parameters - factored.original.parameters if factored else set[str]()
-    return {c.weight for c in found if readers[c.weight] == 1} | factors
+    return {c.weight for c in consumers if readers[c.weight] == 1} | factors
 
 
 def _update(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,9 @@
-"""Least squares on the kept columns (FASP, arXiv:2501.09412; OSSCAR, arXiv:2403.12983), damped towards the old weights.
+"""Least squares on the retained columns (FASP, arXiv:2501.09412; OSSCAR, arXiv:2403.12983), damped to the old weights.
 
-With S = X^T X, kept K and removed M: ``W' = W_K + W_M S_MK (S_KK + lambda I)^-1``. In this form damping shrinks the
-*correction*; the form ``(W S)_K (S_KK + lambda I)^-1`` would shrink the weights themselves. It is also where Optimal
-Brain Surgeon's updates lead, applied to one column after the other (OBSPA, arXiv:2403.18955): ``obs`` is another name
-for it.
+With the Gram matrix ``H = X X^T`` of the inputs, retained columns K and removed columns M:
+``W' = W_K + W_M H_MK (H_KK + lambda I)^-1``. In this form damping shrinks the *correction*; the form
+``(W H)_K (H_KK + lambda I)^-1`` would shrink the weights themselves. Optimal Brain Surgeon's updates, applied to one
+column after the other, have the same result (OBSPA, arXiv:2403.18955): ``obs`` is another name of this method.
 """
 
 from torch import Tensor
@@ -15,25 +15,25 @@ from graphprune.statistics.moments import Moments
 
 
 class LeastSquares(Reconstruction):
-    """Minimise ||W X - W' X_K|| over W'; the damping is the best of a grid on held-out tokens."""
+    """Minimize ||W X - W' X_K|| over W'; the damping is the best of a grid on held-out tokens."""
 
     def refit(
-        self, weight: Tensor, kept: Tensor, seen: Moments, held_out: Moments | None, damping: float | None
+        self, weight: Tensor, retained: Tensor, moments: Moments, held_out: Moments | None, damping: float | None
     ) -> Refitted:
-        """New values for the columns `kept` of a matrix of shape (m, n), from the moments of its n inputs."""
-        return reconstruct(weight, kept, seen, held_out, damping, lambda system, d: (system.correction(d), None))
+        """New values of the columns `retained` of a matrix of shape (m, n), from the moments of its n inputs."""
+        return reconstruct(weight, retained, moments, held_out, damping, lambda system, d: (system.correction(d), None))
 
 
 class Keep(Reconstruction):
-    """No refit: what is left keeps its weights."""
+    """No refit: retained weights are unchanged."""
 
     def refit(
-        self, weight: Tensor, kept: Tensor, seen: Moments, held_out: Moments | None, damping: float | None
+        self, weight: Tensor, retained: Tensor, moments: Moments, held_out: Moments | None, damping: float | None
     ) -> Refitted:
-        """The columns as they are."""
-        system = NormalEquations.of(weight.double(), kept, held_out or seen)
-        lost = system.initial_error / system.output_energy
-        return Refitted(weight[:, kept], 0.0, lost, lost)
+        """The retained columns unchanged."""
+        system = NormalEquations.of(weight.double(), retained, held_out or moments)
+        error = system.initial_error / system.output_energy
+        return Refitted(weight[:, retained], 0.0, error, error)
 
 
 RECONSTRUCTIONS.register("least-squares")(LeastSquares())

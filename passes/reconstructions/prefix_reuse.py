@@ -1,7 +1,7 @@
-"""What a pruned segment need not compute again, since the original has done so on the same inputs.
+"""Reuse of values of the original segment in the pruned one, on the same inputs.
 
-Where a cut only leaves out indices of a value, and does not change the others, the pruned value is the narrowed one.
-Then a walk of a refit runs the original only as far as what the refitted maps read, and the pruned segment from there.
+Where a cut removes indices of a value and does not change the others, the pruned value is the narrowed original one.
+Then a refit runs the original segment only up to the inputs of the refitted layers, and the pruned one from there on.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,23 +16,23 @@ from graphprune.axes.rule import Consumer
 from graphprune.execution.segments import Segment
 from graphprune.ir.program import Program, Rewritten
 from graphprune.ir.weights import narrow
-from graphprune.planning.plan import kept_beside
+from graphprune.planning.plan import indices_along
 
 
 @dataclass(frozen=True)
 class Reuse:
-    """`early` is the part of a segment to run as it was, `rest` the one that goes on from the values named in `kept`.
+    """The parts of a segment: `early` is run in the original, `rest` in the pruned program, from the values `retained`.
 
-    `kept` has for each of them what stays of the dimensions that are cut, the last dimension first.
+    `retained` has for each value, by name, the retained indices of its cut dimensions, the last dimension first.
     """
 
     early: Segment
     rest: Segment
-    kept: Mapping[str, Mapping[int, Tensor]]
+    retained: Mapping[str, Mapping[int, Tensor]]
 
     def narrowed(self, name: str, value: Tensor) -> Tensor:
-        """What the pruned segment would make."""
-        for dim, indices in self.kept[name].items():
+        """The value in the pruned segment."""
+        for dim, indices in self.retained[name].items():
             value = narrow(value, dim, indices)
         return value.contiguous()
 
@@ -40,7 +40,7 @@ class Reuse:
 def reusable(
     program: Program, segment: Segment, consumers: Sequence[Consumer], keep: Mapping[Prime, Retained]
 ) -> Reuse | None:
-    """How to run a segment of the original of `program`; None if a cut changes what its `consumers` read."""
+    """The parts of a segment of the original of `program`; None if a cut changes the inputs of its `consumers`."""
     rewritten = program.fact(Rewritten)
     dependencies = rewritten.original.fact(Dependencies)
     late = _after(segment, {consumer.node for consumer in consumers})
@@ -57,29 +57,29 @@ def reusable(
 
 
 def _after(segment: Segment, names: set[str]) -> set[str]:
-    """The nodes of these names, and all that read what they make."""
-    found = set(names)
+    """The nodes of these names, and all that depend on them."""
+    dependents = set(names)
     for node in segment.nodes:
-        if any(n.name in found for n in node.all_input_nodes):
-            found.add(node.name)
-    return found
+        if any(n.name in dependents for n in node.all_input_nodes):
+            dependents.add(node.name)
+    return dependents
 
 
 def _carries(node: fx.Node, dependencies: Dependencies, keep: Mapping[Prime, Retained]) -> bool:
-    """Does a node only hand on what is cut of its inputs, index by index?"""
+    """Whether a node passes on the cut axes of its inputs index by index."""
     read = {p for source in node.all_input_nodes for p in _cut_in(source, dependencies, keep)}
-    made = _cut_in(node, dependencies, keep)
-    return read <= made and all(dependencies.by_prime[p].exact for p in made)
+    cut = _cut_in(node, dependencies, keep)
+    return read <= cut and all(dependencies.by_prime[p].exact for p in cut)
 
 
 def _cut_in(node: fx.Node, dependencies: Dependencies, keep: Mapping[Prime, Retained]) -> set[Prime]:
-    """The primes in the axes of a value that are cut."""
+    """The cut primes in the axes of a value."""
     return {p for axis in dependencies.axes_of(node.name) for p in primes(axis) if p in keep}
 
 
 def _indices(node: fx.Node, dependencies: Dependencies, keep: Mapping[Prime, Retained]) -> Iterator[tuple[int, Tensor]]:
-    """What stays of the dimensions of a value that are cut, the last one first."""
+    """The retained indices of the cut dimensions of a value, the last dimension first."""
     dims = dependencies.axes_of(node.name)
     for dim in reversed(range(len(dims))):
         if any(p in keep for p in primes(dims[dim])):
-            yield dim, kept_beside(dims, dim, keep)
+            yield dim, indices_along(dims, dim, keep)

@@ -29,21 +29,20 @@ STATISTICS = ("sequential", "dense", "mixed")
 @PASSES.register("refit")
 @dataclass(frozen=True)
 class Refit(Pass):
-    """Give the weights that contract a cut axis new values, `by` a registered method.
+    """Refit the weights that contract a cut axis, `by` a registered method.
 
-    `statistics`: ``sequential`` takes the inputs that the already pruned and refitted segments before make, ``dense``
-    those of the dense model. ``mixed`` takes the former and aims at the outputs for a mixture of both, with the share
-    `mix` of the latter (MPIFA, arXiv:2501.19090): so it makes up for errors of earlier segments, too. `damping` is
-    relative to the mean second moment; without it, it is chosen on held-out calibration tokens.
+    `statistics`: ``sequential`` takes the inputs from the segments before, pruned and refitted, and ``dense`` those of
+    the dense model. ``mixed`` takes the former and fits the outputs for a mixture of both, with the share `mix` of the
+    latter (MPIFA, arXiv:2501.19090), which also corrects errors of earlier segments. `damping` is relative to the mean
+    diagonal of the Gram matrix; by default, it is chosen on held-out calibration tokens.
 
-    Three options want mixed statistics. With `producers`, the maps that make a cut axis come first: least squares
-    bring their outputs, on pruned inputs, back to those of the dense model (the two steps of GOA, arXiv:2407.19126);
-    with `others`, so do all maps after the first cut that lost nothing. With `residual`, a map whose outputs are added
-    to something aims at the sum in the dense model: so every block makes up for what the stream of a residual network
-    has lost before it.
+    Three options need mixed statistics. With `producers`, the layers that produce a cut axis are refitted first, by
+    least squares, to their outputs in the dense model (the two steps of GOA, arXiv:2407.19126); with `others`, so are
+    all uncut layers after the first cut. With `residual`, a layer whose outputs are added to another value is fitted to
+    the sum in the dense model, so that every block corrects the residual stream before it.
 
-    Weights to which the plan gives a rank (see `allocate-ranks`) get new values of that rank; the pass `factorize` then
-    needs no data to make factors of them.
+    Weights that have a rank in the plan (see `allocate-ranks`) are refitted at that rank; the pass `factorize` then
+    factorizes them without data.
     """
 
     name: ClassVar[str] = "refit"
@@ -60,10 +59,10 @@ class Refit(Pass):
     residual: bool = False
 
     def check(self) -> None:
-        """Refuse methods and statistics that do not exist, and statistics that do not show what is aimed at.
+        """Refuse unknown methods and statistics, and options that need other statistics.
 
         Raises:
-            CalibrationError: if there are no such statistics, or an option takes mixed ones, and others are chosen.
+            CalibrationError: if the statistics are unknown, or an option needs mixed ones.
             RegistryError: if there is no such method.
         """
         RECONSTRUCTIONS[self.by]
@@ -71,14 +70,14 @@ class Refit(Pass):
             raise CalibrationError(f"statistics are {' or '.join(STATISTICS)}, not {self.statistics!r}")
         if (self.producers or self.others or self.residual) and self.statistics != "mixed":
             raise CalibrationError(
-                "producers, others and residual aim at what the dense model makes; they want statistics=mixed"
+                "producers, others and residual fit outputs of the dense model; they need statistics=mixed"
             )
 
     def preflight(self, program: Program) -> Program:
-        """The same program, if there is room for the biases that the method adds.
+        """Check that all layers can have the biases that the method adds.
 
         Raises:
-            PlanError: if a layer takes no bias, or the destination cannot express that it has one.
+            PlanError: if a layer cannot have a bias, or the destination cannot express it.
         """
         if not RECONSTRUCTIONS[self.by].adds_bias:
             return program
@@ -89,7 +88,7 @@ class Refit(Pass):
                 fault = eligible.destination.bias_fault(new_biases.bias_name(consumer))
             if fault:
                 raise PlanError(
-                    f"refit {self.by} adds a bias to every layer behind a cut, and {consumer.weight} can have none: "
+                    f"refit {self.by} adds a bias to every layer after a cut, and {consumer.weight} can have none: "
                     f"{fault}; use refit least-squares or mask, or another destination"
                 )
         return program
@@ -103,26 +102,28 @@ class Refit(Pass):
         """
         method = RECONSTRUCTIONS[self.by]
         consumers, skipped = refittable(program, method)
-        named: dict[str, str] = {}
+        bias_names: dict[str, str] = {}
         if method.adds_bias:
             program, _ = new_biases.add_biases(program, [*consumers, *_companions(program, consumers)])
-            named = {c.weight: new_biases.bias_name(c) for c in consumers}
+            bias_names = {c.weight: new_biases.bias_name(c) for c in consumers}
         plan = program.facts.get(Plan)
         ranks = plan.ranks if plan else {}
-        makers = _makers(program, ranks, self.producers, self.others)
-        beside = _beside(program.fact(Rewritten).original, consumers) if self.residual else {}
-        walk = Walk(program, method, consumers, makers, ranks, beside, self.damping, self.statistics, self.mix)
+        producers = _producers(program, ranks, self.producers, self.others)
+        addends = _addends(program.fact(Rewritten).original, consumers) if self.residual else {}
+        walk = Walk(program, method, consumers, producers, ranks, addends, self.damping, self.statistics, self.mix)
         walk.run()
-        refits = Refits(walk.done, skipped, program.weights, named, reduced=frozenset(ranks.keys() & walk.done.keys()))
+        refits = Refits(
+            walk.done, skipped, program.weights, bias_names, reduced=frozenset(ranks.keys() & walk.done.keys())
+        )
         return program.with_facts(refits, weights=Layered((walk.changed, program.weights)))
 
 
 def refittable(program: Program, method: Reconstruction) -> tuple[list[Consumer], dict[str, str]]:
-    """The consumers whose columns were cut; and the weights that are left as they are, with the reason."""
+    """The consumers whose columns were cut, and the weights that are not refitted, with the reason."""
     rewritten = program.fact(Rewritten)
-    found = rewritten.original.fact(Dependencies).consumers
+    consumers = rewritten.original.fact(Dependencies).consumers
     readers = new_biases.count_readers(rewritten.original)
-    cut = [c for c in found if c.dim in rewritten.keep.get(c.weight, {})]
+    cut = [c for c in consumers if c.dim in rewritten.keep.get(c.weight, {})]
     skipped: dict[str, str] = {}
     for consumer in cut:
         obstacle = new_biases.obstacle(program, consumer) if method.adds_bias else None
@@ -133,21 +134,21 @@ def refittable(program: Program, method: Reconstruction) -> tuple[list[Consumer]
     return [c for c in cut if c.weight not in skipped], skipped
 
 
-def _makers(program: Program, ranks: Collection[str], producers: bool, others: bool) -> list[Consumer]:
-    """The linear maps that have all their columns, each with a weight of its own: those to be of a lower rank, those
-    that make a cut axis, and the others."""
+def _producers(program: Program, ranks: Collection[str], producers: bool, others: bool) -> list[Consumer]:
+    """The layers with all their columns and an unshared weight: those that get a lower rank, those that produce a cut
+    axis if `producers`, and all other ones if `others`."""
     rewritten = program.fact(Rewritten)
     readers = new_biases.count_readers(rewritten.original)
     cut = {name: dims.keys() for name, dims in rewritten.keep.items() if name not in rewritten.scales}
-    found = [c for c in rewritten.original.fact(Dependencies).consumers if readers[c.weight] == 1]
-    whole = [c for c in found if c.dim not in cut.get(c.weight, ()) and c.weight not in rewritten.scales]
+    unshared = [c for c in rewritten.original.fact(Dependencies).consumers if readers[c.weight] == 1]
+    whole = [c for c in unshared if c.dim not in cut.get(c.weight, ()) and c.weight not in rewritten.scales]
     return [c for c in whole if c.weight in ranks or (producers if cut.get(c.weight) else others)]
 
 
-def _beside(program: Program, consumers: Sequence[Consumer]) -> dict[str, str]:
-    """By the node of a linear map, the value of the same shape that is added to its outputs, and nothing else done."""
+def _addends(program: Program, consumers: Sequence[Consumer]) -> dict[str, str]:
+    """The value of the same shape that is added to the outputs of a layer, by its node, if nothing else reads them."""
     nodes = {node.name: node for node in program.graph.nodes}
-    found = {}
+    addends = {}
     for consumer in (c for c in consumers if c.outputs is not None):
         node = nodes[consumer.node]
         while consumer.outputs is as_rows and (user := _only_user(node)).target in VIEWS and _columns_of(user, node):
@@ -155,24 +156,24 @@ def _beside(program: Program, consumers: Sequence[Consumer]) -> dict[str, str]:
         user = _only_user(node)
         operands = [n for n in user.all_input_nodes if n is not node and shape(n) == shape(node)]
         if user.target is torch.ops.aten.add.Tensor and not user.kwargs and len(operands) == 1:
-            found[consumer.node] = operands[0].name
-    return found
+            addends[consumer.node] = operands[0].name
+    return addends
 
 
 def _only_user(node: fx.Node) -> fx.Node:
-    """What alone reads a node; the node itself if several or none do."""
+    """The only user of a node; the node itself if it has none or several."""
     return next(iter(node.users)) if len(node.users) == 1 else node
 
 
 def _columns_of(user: fx.Node, node: fx.Node) -> bool:
-    """Has a view the same columns: does it only arrange the rows otherwise?"""
+    """Whether a view has the same columns and rearranges the rows alone."""
     return bool(user is not node and user.meta["val"].shape[-1] == node.meta["val"].shape[-1])
 
 
 def _companions(program: Program, consumers: Sequence[Consumer]) -> list[Consumer]:
-    """The linear maps that get a bias only because the destination cannot give one to the others alone."""
+    """The layers that must have a bias, too, because the destination cannot add one to the others alone."""
     new = {new_biases.bias_name(c) for c in consumers if c.bias is None}
     eligible = program.facts.get(Eligible)
     names = eligible.destination.biases(new) - new if eligible and new else set()
-    found = program.fact(Rewritten).original.fact(Dependencies).consumers
-    return [c for c in found if c.bias is None and new_biases.bias_name(c) in names]
+    all_consumers = program.fact(Rewritten).original.fact(Dependencies).consumers
+    return [c for c in all_consumers if c.bias is None and new_biases.bias_name(c) in names]

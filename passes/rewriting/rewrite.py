@@ -1,4 +1,4 @@
-"""The rewrite: parameters are indexed, literals rebuilt, and the graph traced anew on fake tensors."""
+"""The rewrite: parameters are indexed, literals rebuilt, and the graph is retraced on fake tensors."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -26,11 +26,11 @@ from graphprune.writeback.module import write_back
 
 
 def rewrite(program: Program, plan: Plan) -> Program:
-    """A new program without what `plan` leaves out; the given one is untouched.
+    """A new program with the indices that `plan` retains; the original one is unchanged.
 
     Raises:
         PlanError: if the plan does not fit the program.
-        InvalidProgram: if the rewritten graph does not hold together.
+        InvalidProgram: if the rewritten graph is inconsistent.
     """
     dependencies = program.fact(Dependencies)
     keep = bind(program, dependencies, plan)
@@ -39,23 +39,23 @@ def rewrite(program: Program, plan: Plan) -> Program:
     rewritten = Rewritten(program, plan.keep, plan.groups, scales, follow)
     weights = Scaled(Narrowed(program.weights, plan.keep), scales)
     small = program.with_facts(rewritten, graph=graph, weights=weights)
-    return small.without(Dependencies)  # the axes of the old graph say nothing of the new one
+    return small.without(Dependencies)  # the axes of the old graph do not hold for the new one
 
 
 @dataclass(frozen=True)
 class CutAxes:
-    """What rules see while literals are rebuilt; see `axes.rule.Cut`."""
+    """A cut as rules see it while literals are rebuilt; see `axes.rule.Cut`."""
 
     dependencies: Dependencies
     keep: RetainedByPrime
 
     @cached_property
     def widths(self) -> Mapping[Prime, int]:
-        """The new sizes of all axes that are cut."""
+        """The new sizes of all cut axes."""
         return {p: rows.width for p, rows in self.keep.items()}
 
     def dims(self, value: object) -> Dims:
-        """The axes of a value; none of a literal."""
+        """The axes of a value; none for a literal."""
         return self.dependencies.values.get(value.name, ()) if isinstance(value, fx.Node) else ()  # type: ignore[return-value]
 
     def width(self, axis: Axis) -> int:
@@ -63,44 +63,44 @@ class CutAxes:
         return width(axis, self.widths)
 
     def changed(self, axis: Axis) -> bool:
-        """Does the axis hold anything that is cut?"""
+        """Whether the axis contains a prime that is cut."""
         return any(p in self.keep for p in primes(axis))
 
     def count_retained(self, axis: Axis, start: int, end: int) -> int:
-        """How many of the indices from `start` to `end` are kept."""
+        """The number of retained indices from `start` to `end`."""
         return sum(start <= i < end for i in retained_indices(axis, self._shared()))
 
     def _shared(self) -> RetainedByPrime:
-        """Linked rows are equally long, so that any of them tells how many are kept."""
+        """One row of each group: linked rows are equally long, so that any of them has the number of indices."""
         return {p: type(rows)(rows.rows[:1]) for p, rows in self.keep.items()}
 
     def mean_gain(self, axis: Axis) -> float:
-        """How much greater a mean over the axis is than it would be with zeros in the place of what is cut."""
+        """The ratio of a mean over the cut axis to the mean with zeros at the removed indices."""
         groups = (self.dependencies.by_prime[p] for p in primes(axis) if p in self.keep)
         return axis.size / self.width(axis) if any(group.rescaled for group in groups) else 1.0
 
     def touches(self, node: fx.Node) -> bool:
-        """Does the node read or make a value that changes?"""
+        """Whether the node reads or computes a value that changes."""
         values = (node, *node.all_input_nodes)
         return any(self.changed(axis) for value in values for axis in self.dependencies.axes_of(value.name))
 
 
 @dataclass
 class _Rewriter:
-    """One walk over the graph: every node is copied, those that a cut touches are rebuilt and traced."""
+    """One walk over the graph: every node is copied, and the nodes that a cut touches are rebuilt and retraced."""
 
     program: Program
     dependencies: Dependencies
     keep: RetainedByPrime
 
     def run(self) -> tuple[fx.Graph, dict[str, float]]:
-        """The new graph, and by what parameters are to be multiplied."""
+        """The new graph, and the factors of parameters."""
         cut = CutAxes(self.dependencies, self.keep)
         graph, new = fx.Graph(), dict[fx.Node, fx.Node]()
         for node in self.program.graph.nodes:
             new[node] = graph.node_copy(node, new.__getitem__)
             if node.name not in self.dependencies.values or not cut.touches(node):
-                continue  # what is no tensor, a dynamic size say, has no axis that could change
+                continue  # a node without a tensor, such as a dynamic size, has no axis that could change
             if node.op == "call_function":
                 call = RULES[node.target].rebuild(cut, node)
                 new[node].target = call.target
@@ -109,12 +109,12 @@ class _Rewriter:
                 )
             self._retrace(cut, node, new[node])
         graph._codegen = self.program.graph._codegen
-        rescaling = Rescaling(self.program, cut, {made: old for old, made in new.items()}).run(graph)
+        rescaling = Rescaling(self.program, cut, {copy: old for old, copy in new.items()}).run(graph)
         graph.lint()
         return graph, rescaling.weights
 
     def _retrace(self, cut: CutAxes, old: fx.Node, new: fx.Node) -> None:
-        """Give the new node its fake value, and see that its shape is what the axes say."""
+        """Set the fake value of the new node, and check its shape against the axes."""
         if old.op == "call_function":
             new.meta["val"] = self._call(new)
         else:
@@ -124,11 +124,11 @@ class _Rewriter:
     def _call(self, node: fx.Node) -> Any:
         args, kwargs = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], (node.args, node.kwargs))
         try:
-            with _mode(node), enable_python_dispatcher():  # kernels that know no symbols are decomposed
+            with _mode(node), enable_python_dispatcher():  # kernels without support of symbols are decomposed
                 return node.target(*args, **kwargs)  # type: ignore[operator]
         except GraphpruneError:
             raise
-        except Exception as fault:  # whatever a fake kernel raises is one fault: the graph does not hold together
+        except Exception as fault:  # an error of any fake kernel has one meaning: the graph is inconsistent
             raise InvalidProgram(f"after the cut, {node.name} fails{because(fault)}\n{neighborhood(node)}") from fault
 
     def _check(self, cut: CutAxes, old: fx.Node, new: fx.Node) -> None:
@@ -145,14 +145,14 @@ class _Rewriter:
 
 
 def _mode(node: fx.Node) -> Any:
-    """The fake mode in which the inputs of a node live, or its own old value if it has none."""
+    """The fake mode of the inputs of a node, or of its own old value if it has no inputs."""
     fakes = (n.meta.get("val") for n in (*node.all_input_nodes, node))
     modes = [fake.fake_mode for val in fakes for fake in pytree.tree_leaves(val) if hasattr(fake, "fake_mode")]
     return modes[0]
 
 
 def _narrowed(val: Any, sizes: list[int]) -> Any:
-    """A fake tensor like `val` with static sizes replaced."""
+    """A fake tensor like `val` with its static sizes replaced."""
     shape = [new if isinstance(old, int) else old for old, new in zip(val.shape, sizes, strict=True)]
     with val.fake_mode:
         return torch.empty(shape, dtype=val.dtype, device=val.device)
@@ -161,7 +161,7 @@ def _narrowed(val: Any, sizes: list[int]) -> Any:
 @PASSES.register("rewrite")
 @dataclass(frozen=True)
 class Rewrite(Pass):
-    """Cut out what the plan leaves out."""
+    """Remove the indices that the plan does not retain."""
 
     name: ClassVar[str] = "rewrite"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Plan)

@@ -1,4 +1,4 @@
-"""Rotation: residual streams turned to their principal axes."""
+"""Rotation: residual streams in the basis of their principal axes."""
 
 from graphprune.registry import discover
 

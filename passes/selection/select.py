@@ -1,4 +1,4 @@
-"""The pass that rounds shares to widths, under the same budget, and picks the indices that stay."""
+"""The pass that rounds shares to widths under the budget, and selects the indices to retain."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ from graphprune.planning.ranking import top
 @PASSES.register("select")
 @dataclass(frozen=True)
 class Select(Pass):
-    """Keep the indices with the highest scores, at widths such that dimensions are multiples of `align`."""
+    """Retain the indices with the highest scores, at widths such that dimensions are multiples of `align`."""
 
     name: ClassVar[str] = "select"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible, Scores, Shares)
@@ -27,7 +27,7 @@ class Select(Pass):
     align: int = 1
 
     def check(self) -> None:
-        """Refuse alignments that are none.
+        """Refuse an impossible alignment.
 
         Raises:
             PlanError: if it is no positive whole number.
@@ -36,10 +36,10 @@ class Select(Pass):
             raise PlanError(f"align must be a positive whole number, got {self.align}")
 
     def preflight(self, program: Program) -> Program:
-        """The same program, if the groups can give the target of the shares at this alignment.
+        """Check that the groups can give the target of the shares at this alignment.
 
         Raises:
-            PlanError: if the target is out of reach, with the most that can be reached.
+            PlanError: if they cannot, with the greatest amount that they can give.
         """
         eligible, shares = program.fact(Eligible), program.facts.get(Shares)
         if shares is not None and shares.target is not None:
@@ -72,7 +72,7 @@ class Select(Pass):
 
 
 def knobs(eligible: Eligible, align: int) -> list[Knob]:
-    """Groups that move together: those of one kind where widths must be uniform."""
+    """The knobs of the eligible groups: one per kind where widths must be uniform, else one per group."""
     if not eligible.destination.uniform:
         return [Knob.of([group], align, eligible.widths.get(group.kind)) for group in eligible.groups]
     kinds: dict[str, list[Group]] = {}
@@ -82,48 +82,48 @@ def knobs(eligible: Eligible, align: int) -> list[Knob]:
 
 
 def _rounded(knobs: Sequence[Knob], shares: Mapping[str, float]) -> dict[str, int]:
-    """The greatest legal widths below the exact ones."""
+    """The greatest legal widths of at most the exact ones."""
     sizes = ((knob, knob.floor(min(shares[g.name] for g in knob.groups) * knob.size)) for knob in knobs)
     return {group.name: size for knob, size in sizes for group in knob.groups}
 
 
 def _fill(budget: Budget, widths: dict[str, int], shares: Mapping[str, float]) -> dict[str, int]:
-    """Move knobs by single steps, as long as that comes nearer to the target.
+    """Move knobs by single steps as long as the removed amount gets nearer to the target.
 
-    First those are widened that lost most by rounding; then one knob of any kind at a time is moved either way.
+    First, knobs are widened in the order of their loss by rounding; then one knob of a kind at a time is moved.
 
     Raises:
-        PlanError: if the target lies beyond what the groups can give.
+        PlanError: if the target is more than the groups can give.
     """
     budget.require()
     excess = {knob: widths[knob.groups[0].name] - shares[knob.groups[0].name] * knob.size for knob in budget.knobs}
-    gone = budget.removed(widths)
+    removed = budget.removed(widths)
     for knob in sorted(budget.knobs, key=lambda k: excess[k] / k.size):
         moved = _moved(knob, widths, 1)
-        less = gone + budget.difference(knob, widths, moved)
-        if abs(less - budget.target) < abs(gone - budget.target):
-            widths, gone = moved, less
+        less = removed + budget.difference(knob, widths, moved)
+        if abs(less - budget.target) < abs(removed - budget.target):
+            widths, removed = moved, less
     while True:
-        tried = [_moved(knob, widths, way) for knob in _one_of_each_kind(budget.knobs) for way in (-1, 1)]
-        best = min(tried, key=lambda w: _miss(budget, w))
+        candidates = [_moved(knob, widths, way) for knob in _one_of_each_kind(budget.knobs) for way in (-1, 1)]
+        best = min(candidates, key=lambda w: _miss(budget, w))
         if _miss(budget, best) >= _miss(budget, widths):
             return widths
         widths = best
 
 
 def _miss(budget: Budget, widths: Mapping[str, int]) -> float:
-    """How many parameters too many or too few are gone."""
+    """The difference between the removed amount and the target."""
     return abs(budget.removed(widths) - budget.target)
 
 
 def _moved(knob: Knob, widths: dict[str, int], way: int) -> dict[str, int]:
-    """The widths with one knob a step wider or narrower, within its bounds."""
+    """The widths with one knob a step wider or narrower, within its legal widths."""
     new = knob.step(widths[knob.groups[0].name], way)
     return {**widths, **{group.name: new for group in knob.groups}}
 
 
 def _one_of_each_kind(knobs: Sequence[Knob]) -> list[Knob]:
-    """The middle knob of each kind: there a step more or less hurts least."""
+    """The middle knob of each kind, where a step more or less matters least."""
     kinds: dict[str, list[Knob]] = {}
     for knob in knobs:
         kinds.setdefault(knob.groups[0].kind, []).append(knob)

@@ -1,4 +1,4 @@
-"""The pass that proves a cut: the rewritten program gives the numbers of the masked original."""
+"""The pass that verifies a cut: the rewritten program computes the numbers of the masked original."""
 
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -15,7 +15,7 @@ from graphprune.planning.plan import Plan, make
 @PASSES.register("verify")
 @dataclass(frozen=True)
 class Verify(Pass):
-    """Compare with the masked original on fresh random inputs, with the weights as they were before any refit."""
+    """Compare the program, with its weights before any refit, and the masked original on random inputs."""
 
     name: ClassVar[str] = "verify"
     needs: ClassVar[tuple[type, ...]] = (Rewritten, Plan)
@@ -33,8 +33,9 @@ class Verify(Pass):
 
 
 def prove(original: Program, small: Program, plan: Plan) -> Verification:
-    """Compare the cut with the masked original; groups that are neither exact nor
-    rescaled are checked for shape and finite numbers.
+    """Compare the cut with the masked original.
+
+    Groups that are neither exact nor rescaled are checked for shape and finite numbers.
 
     Raises:
         VerificationError: if they disagree.

@@ -26,10 +26,10 @@ class Halved(Reconstruction):
     """Half of each retained column, so that its effect is plain to see."""
 
     def refit(
-        self, weight: Tensor, kept: Tensor, seen: Moments, held_out: Moments | None, damping: float | None
+        self, weight: Tensor, retained: Tensor, moments: Moments, held_out: Moments | None, damping: float | None
     ) -> Refitted:
         """New values for the retained columns of a matrix, shape (outputs, retained inputs)."""
-        return Refitted(weight[:, kept] / 2, 0.0, 1.0, 1.0)
+        return Refitted(weight[:, retained] / 2, 0.0, 1.0, 1.0)
 
 
 SCORES.register("alternating")(Alternating())

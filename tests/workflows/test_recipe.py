@@ -36,7 +36,7 @@ def test_options_fill_what_the_text_leaves_open() -> None:
         ("analyze | calibrate | gradients{of=parameters} | score{by=k-obs}", r": gradients\{of=outputs\}$"),
         ("analyze | score | allocate{by=besa,sparsity=0.1}", "allocate.*needs Calibration.*: calibrate$"),
         ("analyze | calibrate | drop-blocks{count=1} | score{by=fasp}", "needs Eligible, Statistics.*: analyze, calib"),
-        ("analyze | calibrate | allocate-ranks{by=growth,ratio=0.5}", r"FactorGradients.*: gradients, .*of=maps\}$"),
+        ("analyze | calibrate | allocate-ranks{by=growth,ratio=0.5}", r"FactorGradients.*: gradients, .*of=layers\}$"),
         ("analyze | iterative{steps=[score{by=fasp} | allocate{ratio=0.5} | select]}", "needs Statistics"),
     ],
 )  # fmt: skip
@@ -100,7 +100,7 @@ CHANGED: list[tuple[str, dict[str, Any], str]] = [
      "allocate{sparsity=0.2} | select],refit=[refit]} | rewrite | refit | verify"),
     ("transact", {"shots": 1}, "producers=true} | score{by=transact} | allocate{sparsity=0.2} | select | rewrite | "),
     ("osscar", {"shots": 2}, "select],refit=[refit]} | local-search | rewrite"),
-    ("best", {"shots": 2}, "gradients{of=maps,most=8} | score{by=k-obs} | allocate{by=marginal,sparsity=0.2,part=0.75"),
+    ("best", {"shots": 2}, "{of=layers,most=8} | score{by=k-obs} | allocate{by=marginal,sparsity=0.2,part=0.75"),
     ("comp", {"coarse": 0.25}, "drop-blocks{by=comp,sparsity=0.2,least=0,part=0.25} | analyze | calibrate"),
     ("comp", {"coarse": 0}, "analyze | calibrate{text=t.txt,moments=full} | score{by=comp} | "),
     ("comp", {"sparsity": None, "ratio": 0.2}, "moments=full} | score{by=comp} | allocate{ratio=0.2} | "),

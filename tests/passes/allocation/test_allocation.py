@@ -63,9 +63,9 @@ def test_ranks_are_means_over_rows() -> None:
 def test_what_is_worth_least_goes_first_and_the_border_in_part() -> None:
     one = torch.ones(3, dtype=torch.float64)
     pool = Pool(torch.tensor([0, 1, 0]), one / 2, torch.tensor([1.0, 2.0, 1.0]).double(), torch.tensor([3.0, 1.0, 2.0]))
-    assert pool.sorted().gone(2, 0.25).tolist() == [0.0, 0.25]
-    assert pool.sorted().gone(2, 0.75).tolist() == [0.5, 0.5]
-    assert pool.sorted().gone(2, 1.0).tolist() == [1.0, 0.5]
+    assert pool.sorted().removed_shares(2, 0.25).tolist() == [0.0, 0.25]
+    assert pool.sorted().removed_shares(2, 0.75).tolist() == [0.5, 0.5]
+    assert pool.sorted().removed_shares(2, 1.0).tolist() == [1.0, 0.5]
 
 
 def test_a_global_threshold_cuts_where_standardised_scores_are_low(program: Program) -> None:

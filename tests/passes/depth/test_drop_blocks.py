@@ -16,7 +16,7 @@ from graphprune.evaluation.masked_loss import Objective
 from graphprune.execution.equivalence import Verification
 from graphprune.frontends.modules import trace
 from graphprune.ir.program import Dropped, Program
-from graphprune.passes.allocation.allocate import aimed
+from graphprune.passes.allocation.allocate import with_target
 from graphprune.passes.calibration.calibrate import Calibrate
 from graphprune.passes.depth import IMPORTANCES
 from graphprune.passes.depth.drop_blocks import Drop, drop
@@ -229,7 +229,7 @@ def test_a_module_that_needs_a_block_is_restored() -> None:
 
 def test_what_cannot_be_dropped_is_said() -> None:
     _, program = stack(1, 1)
-    with pytest.raises(PlanError, match="2 of 2 blocks cannot be dropped: one at least must stay"):
+    with pytest.raises(PlanError, match="2 of 2 blocks cannot be dropped: at least one must be retained"):
         Drop(count=2)(program)
     with pytest.raises(PlanError, match="ask for more"):
         Drop(sparsity=0.01)(program)
@@ -265,8 +265,8 @@ def test_a_budget_counts_blocks_that_are_gone() -> None:
     for unit in ("parameters", "macs"):
         budget = Budget(found, (), 0, short.parameters, unit)
         before = Budget(program.fact(Dependencies), (), 0, program.parameters, unit)
-        assert aimed(budget, 0.5, short).target == budget.total - round(0.5 * before.total)
-        assert aimed(budget, 0.01, short).target == 0
+        assert with_target(budget, 0.5, short).target == budget.total - round(0.5 * before.total)
+        assert with_target(budget, 0.01, short).target == 0
 
 
 def test_a_share_for_blocks_that_cannot_be_is_said() -> None:

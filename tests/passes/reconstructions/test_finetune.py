@@ -75,7 +75,7 @@ def test_updates_of_a_low_rank_are_merged() -> None:
     x = torch.randn(5, 6)
     tuned.write_back(module)
     torch.testing.assert_close(module(x), tuned.module()(x))
-    with pytest.raises(CalibrationError, match="tuned to labels or to the dense model, not to 'nothing'"):
+    with pytest.raises(CalibrationError, match="aim must be labels or dense, got 'nothing'"):
         Tune(aim="nothing")(refitted)
 
 

@@ -65,11 +65,11 @@ def test_what_is_reused_is_what_the_pruned_segment_makes() -> None:
         stream = Stream.start(original, program.fact(Calibration))
         entry = torch.randn(4, 5, 6)
         known = stream.load(segment, original.weights)
-        _, seen = run(reuse.early, original, known, {}, entry, reuse.kept)
+        _, seen = run(reuse.early, original, known, {}, entry, reuse.retained)
         small = Stream.start(program, program.fact(Calibration)).load(segment, program.weights)
         whole = sequential_refit.counterpart(segment, program)
-        _, made = run(whole, program, small, {}, entry, reuse.kept)
-        for name in reuse.kept:
+        _, made = run(whole, program, small, {}, entry, reuse.retained)
+        for name in reuse.retained:
             torch.testing.assert_close(reuse.narrowed(name, seen[name]), made[name])
             found += 1
     assert found

@@ -315,7 +315,7 @@ def test_producers_are_brought_back_to_what_they_made() -> None:
     x = torch.randn(64, 5, 6, generator=torch.Generator().manual_seed(5))
     lost = [(step(small).module()(x) - module(x)).square().mean() for step in (one, two)]
     assert lost[1] < 1.1 * lost[0]
-    with pytest.raises(CalibrationError, match="want statistics=mixed"):
+    with pytest.raises(CalibrationError, match="need statistics=mixed"):
         Refit(producers=True)(small)
 
 

@@ -317,8 +317,10 @@ def test_what_is_missing_is_said() -> None:
         Gradients(lambda output, batch: output.sum() * float("nan"), "outputs")(calibrated)
     with pytest.raises(PipelineError, match=r"needs OutputGradients, .*before it: gradients\{of=outputs\}$"):
         gp.Score("k-obs")(Gradients(loss)(Calibrate(batches=(((x,), {}),), moments="full")(analysed)))
-    with pytest.raises(CalibrationError, match="gradients of parameters, outputs or maps, not 'inputs'"):
+    with pytest.raises(CalibrationError, match="no gradients of 'inputs'; did you mean outputs"):
         Gradients(loss, "inputs")(calibrated)
+    with pytest.raises(CalibrationError, match="no gradients of 'maps'; choose one of parameters, outputs, layers"):
+        Gradients(loss, "maps")(calibrated)
 
 
 def test_goa_heads_compares_attention_maps(program: Program) -> None:

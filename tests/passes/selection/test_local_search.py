@@ -12,28 +12,28 @@ from graphprune.axes.groups import Dependencies
 from graphprune.errors import PipelineError
 from graphprune.ir.program import Program
 from graphprune.passes.calibration.calibrate import Calibrate
-from graphprune.passes.selection.local_search import LocalSearch, Map, exchanged
+from graphprune.passes.selection.local_search import LinearLayer, LocalSearch, exchanged
 from graphprune.pipeline import Pipeline
 from graphprune.planning.interfaces import Evidence
 from graphprune.planning.plan import Plan
 from graphprune.statistics.moments import Statistics
 
 
-def problem(seed: int, size: int = 8, count: int = 1) -> tuple[Map, Tensor]:
+def problem(seed: int, size: int = 8, count: int = 1) -> tuple[LinearLayer, Tensor]:
     """A map of `size` indices with `count` columns each, and its inputs, shape (200, size * count)."""
     generator = torch.Generator().manual_seed(seed)
     n = size * count
     mixing = torch.randn(n, n, generator=generator).double()
     x = torch.randn(200, n, generator=generator).double() @ mixing
     weight = torch.randn(5, n, generator=generator).double()
-    return Map(weight, x.T @ x, torch.arange(n).view(1, size, count)), x
+    return LinearLayer(weight, x.T @ x, torch.arange(n).view(1, size, count)), x
 
 
 def mask(kept: tuple[int, ...], size: int = 8) -> Tensor:
     return torch.zeros(1, size, dtype=torch.bool).scatter(1, torch.tensor([kept]), True)
 
 
-def error(one: Map, x: Tensor, kept: tuple[int, ...]) -> float:
+def error(one: LinearLayer, x: Tensor, kept: tuple[int, ...]) -> float:
     """What is left after least squares."""
     columns = one.columns[0, list(kept)].flatten()
     wanted = x @ one.weight.T
@@ -67,7 +67,7 @@ def test_swaps_end_near_the_best_of_all_subsets() -> None:
 
 def test_rows_of_their_own_and_rows_together() -> None:
     one, _ = problem(1, 12)
-    several = Map(one.weight, one.second, torch.arange(12).view(2, 6, 1))
+    several = LinearLayer(one.weight, one.gram, torch.arange(12).view(2, 6, 1))
     apart = exchanged([several], ((0, 1, 2), (0, 1, 2)), 16)
     (together,) = exchanged([several], ((0, 1, 2),), 16)
     marks = [torch.zeros(2, 6, dtype=torch.bool) for _ in range(3)]
@@ -93,7 +93,7 @@ def test_a_plan_gets_better_at_the_same_widths(program: Program) -> None:
     evidence = Evidence(program, found, program.fact(Statistics))
     assert swapped.fact(Plan).widths == planned.fact(Plan).widths
     for group in found.groups:
-        one = Map.of(found.consumers_of(group)[0], group, evidence)
+        one = LinearLayer.of(found.consumers_of(group)[0], group, evidence)
         before, after = (one.error(mask(p.fact(Plan).groups[group.name][0], group.size)) for p in (planned, swapped))
         assert after < before
 

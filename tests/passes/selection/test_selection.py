@@ -70,7 +70,8 @@ def test_whole_heads_count_by_what_is_inside_them(program: gp.Program) -> None:
 def test_a_target_beyond_reach_says_what_is_the_most(program: gp.Program) -> None:
     said = (
         r"the target is to remove [\d,]+ parameters \(95.0%\), but the free groups hold at most [\d,]+ \((\d+\.\d)%\) "
-        r"that can go; ask for less, protect less, lower the alignment, or choose a destination that allows more"
+        r"that can be removed; ask for less, protect less, lower the alignment, "
+        r"or choose a destination that allows more"
     )
     with pytest.raises(PlanError, match=said) as fault:
         gp.plan(program, sparsity=0.95)
