@@ -196,7 +196,7 @@ def test_saved_with_its_cache_and_loaded_again(folder: Path, text: Path, tmp_pat
     again = gp.load(out)
     assert again.count() == made.program.count() == made.report.parameters_after
     gp.verify_folder(out)
-    with pytest.raises(PlanError, match="the rotations come from calibration and are in no plan"):
+    with pytest.raises(PlanError, match="a plan has no rotations, which come from calibration"):
         gp.apply_plan(folder, out / "plan.json", output=tmp_path / "again")
 
 
