@@ -24,29 +24,8 @@ VAGUE_START = re.compile(r"(What|Those|That|The same)\b")
 PART_OF_THE_INTERFACE = {"sparsity_asked", "shots"}
 # Files whose names and docstrings are still to be revised.
 UNREVISED = {
-    "graphprune/planning/budget.py",
-    "graphprune/planning/facts.py",
-    "graphprune/planning/index_scores.py",
-    "graphprune/planning/interfaces.py",
-    "graphprune/planning/plan.py",
-    "graphprune/planning/ranking.py",
-    "graphprune/planning/sensitivity_table.py",
     "graphprune/solvers/normal_equations.py",
     "graphprune/solvers/pivoted_factors.py",
-    "passes/allocation/allocate.py",
-    "passes/allocation/iterative.py",
-    "passes/allocation/uniform.py",
-    "passes/calibration/calibrate.py",
-    "passes/calibration/gradients.py",
-    "passes/low_rank/allocate_ranks.py",
-    "passes/reconstructions/bias.py",
-    "passes/reconstructions/prefix_reuse.py",
-    "passes/reconstructions/refit.py",
-    "passes/reconstructions/sequential_refit.py",
-    "passes/rewriting/rewrite.py",
-    "passes/rotation/fuse_norms.py",
-    "passes/selection/select.py",
-    "passes/sensitivity/measure_sensitivity.py",
 }
 
 

@@ -117,7 +117,7 @@ class Sensitivities:
         return "\n".join([f"{head} {self.unit}", *(f"  {line}" for line in text_table(rows, limit=6))])
 
     def _repr_html_(self) -> str:
-        return html.part("sensitivities.html", found=self)
+        return html.part("sensitivities.html", table=self)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

@@ -20,7 +20,7 @@ from graphprune.planning.ranking import Pool, ranked, shares_of
 
 @dataclass(frozen=True)
 class Threshold(Allocation):
-    """The same share of the cost of every pool of groups, removed in the order of standardized scores."""
+    """One share of the cost of every pool of groups, removed in the order of standardized scores."""
 
     pool: Callable[[Knob], str]
 

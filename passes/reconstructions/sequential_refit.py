@@ -289,7 +289,7 @@ def fill(wide: Tensor, small: Tensor, indices: Mapping[int, Tensor]) -> Tensor:
 
 
 def counterpart(segment: Segment, program: Program) -> Segment:
-    """The same segment in the rewritten graph, whose nodes have the same names."""
+    """The segment of the rewritten graph with the nodes of the same names."""
     nodes = {node.name: node for node in program.graph.nodes}
     entry, left = (nodes[end.name] if end is not None else None for end in (segment.entry, segment.exit))
     return Segment(tuple(nodes[node.name] for node in segment.nodes), entry, left)
