@@ -19,6 +19,11 @@ from graphprune.errors import PlanError, VerificationError
 
 KINDS = ("llama", "opt", "gpt2", "bert", "vit", "resnet-basic", "resnet-bottleneck", "mobilenet")
 DECODERS = ("llama", "opt", "gpt2")
+#: Every way to save a kind of architecture once; the slow tests try all pairs.
+QUICK = {
+    ("opt", "stock"), ("gpt2", "free"), ("bert", "stock"), ("vit", "stock"), ("resnet-bottleneck", "stock"),
+    ("resnet-basic", "stock"), ("resnet-basic", "free"), ("mobilenet", "stock"),
+}  # fmt: skip
 
 Captured = tuple[nn.Module, dict[str, Any], gp.Program]
 
@@ -147,8 +152,14 @@ def test_the_whole_chain(
         assert stock.generate(ids["input_ids"], max_new_tokens=3, min_new_tokens=3).shape == (2, 10)
 
 
-@pytest.mark.parametrize("destination", ["stock", "free"])
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "llama"])
+@pytest.mark.parametrize(
+    ("kind", "destination"),
+    [
+        pytest.param(kind, destination, marks=[] if (kind, destination) in QUICK else [pytest.mark.slow])
+        for kind in KINDS[1:]
+        for destination in ("stock", "free")
+    ],
+)
 def test_saved_and_exported_files_agree(
     kind: str, destination: str, tiny: Callable[..., nn.Module], tmp_path: Path
 ) -> None:

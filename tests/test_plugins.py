@@ -38,7 +38,7 @@ def run(installed: Path, *words: object) -> "subprocess.CompletedProcess[str]":
 
 def test_a_score_and_a_refit_are_used_by_name(installed: Path, folder: Path, text: Path, tmp_path: Path) -> None:
     options: list[Any] = ["--calibration", text, "--samples", 4, "--length", 8, "--sparsity", 0.1, "--align", 1]
-    words = ["--score", "alternating", "--refit", "halved", "--destination", "free", "--output", tmp_path / "out"]
+    words = ["--score", "alternating", "--refit", "halved", "--destination", "per-layer", "--output", tmp_path / "out"]
     done = run(installed, "-m", "graphprune", "prune", folder, *options, *words)
     assert done.returncode == 0, done.stderr
     plan, dense, small = Plan.load(tmp_path / "out" / "plan.json"), gp.load(folder), gp.load(tmp_path / "out")

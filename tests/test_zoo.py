@@ -18,7 +18,9 @@ from tools.zoo_benchmark.record import Record, Report
 from tools.zoo_benchmark.subject import subject
 
 EVERY = 24
-LONG = {"hf/clm/jamba", "hf/depth/dpt", "hf/dual/align", "hf/img/pvt", "hf/seg/mobilevit"}  # take over 20 s
+LONG = {  # take long
+    "hf/clm/jamba", "hf/clm/zaya", "hf/depth/dpt", "hf/dual/align", "hf/img/pvt", "hf/seg/mobilevit", "hf/seg/mobilevitv2",
+}  # fmt: skip
 INEXACT = "hf/img/bit"  # all its channels are normalised, and its kernels over theirs
 REFUSED = "hf/s2s/switch_transformers"  # what cannot be done is said in one clear error
 

@@ -194,10 +194,3 @@ def test_a_run_measures_what_it_tells(folder: Path, text: Path, tmp_path: Path) 
         gp.prune(folder, output=tmp_path / "p", plan_only=True, evaluate=[text], windows=8, **options)
     with pytest.raises(CalibrationError, match="windows of 32 tokens, expected 999"):
         gp.prune(folder, output=tmp_path / "p", evaluate=[text], windows=999, **options)
-
-
-def test_factors_count_under_the_name_of_their_product(folder: Path, text: Path, tmp_path: Path) -> None:
-    options: Any = {"recipe": "mpifa", "sparsity": 0.2, "destination": "free", "calibration": text}
-    made = gp.prune(folder, output=tmp_path / "out", samples=16, length=32, **options).report
-    assert sum(after for _, after in made.counts.values()) == made.parameters_after
-    assert made.counts.keys() == gp.load(folder).shapes().keys() & gp.load(folder).parameters

@@ -284,7 +284,9 @@ def test_saved_and_loaded_again(folder: Path, text: Path, tmp_path: Path) -> Non
     assert made.report.sparsity_reached == pytest.approx(0.2, abs=0.01)
     assert max(made.report.errors.values()) <= 1e-4 and "products and their factors" in made.report.errors
     assert any("weights became factors of ranks" in note for note in made.report.notes)
-    again = gp.load(out)
+    again, counts = gp.load(out), made.report.counts
+    assert sum(after for _, after in counts.values()) == again.count(), "factors count under the name of their product"
+    assert counts.keys() == gp.load(folder).shapes().keys() & gp.load(folder).parameters
     assert again.count() == made.program.count() == made.report.parameters_after
     ids = {**again.inputs[1]}
     torch.testing.assert_close(again.module()(**ids), made.program.module()(**ids), rtol=1e-5, atol=1e-5)
