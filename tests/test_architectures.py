@@ -183,6 +183,7 @@ def _rest(program: gp.Program, ids: dict[str, Tensor]) -> dict[str, Any]:
     return {n: torch.ones_like(ids["input_ids"]) for n in program.inputs[1] if n == "attention_mask"}
 
 
+@pytest.mark.slow  # the files of other architectures are exported above
 def test_the_exported_file_agrees(pruned: Callable[[str], tuple[Any, Path]], tmp_path: Path) -> None:
     _, output = pruned("stock")
     report = gp.export(output, target="onnx", output=tmp_path / "onnx")

@@ -37,6 +37,7 @@ from graphprune.planning.interfaces import Evidence
 from graphprune.planning.plan import Plan, Rows, make
 from graphprune.statistics.moments import GradientSums, Moments, Statistics
 from graphprune.workflows.catalogue import RECIPES
+from tests.declared_facts import broken_promises
 from tests.recipes import pipeline_of
 
 KINDS = {type(rule).__name__: rule for rule in RULES.values()}
@@ -247,7 +248,7 @@ def test_a_pass_is_its_text(name: str) -> None:
     assert kind.name == name and (kind.__doc__ or "").strip()
     written = {f.name: values_of(hints[f.name]) for f in fields(kind) if f.repr}
 
-    @settings(max_examples=30, deadline=None, database=None)
+    @settings(max_examples=12, deadline=None, database=None)
     @given(strategies.fixed_dictionaries({}, optional=written))
     def check(options: dict[str, Any]) -> None:
         step = kind(**options)
@@ -303,7 +304,9 @@ def test_a_recipe_that_makes_factors_runs(name: str) -> None:
 @pytest.mark.parametrize("name", [name for name in RECIPES if RECIPES[name].score])
 def test_a_recipe_runs(name: str) -> None:
     program, passes = network(), pipeline_of(name, sparsity=0.3, loss=energy, trials=3, batches=batches())
-    small = passes(program)
+    with broken_promises() as broken:
+        small = passes(program)
+    assert broken == [], "every pass reads what it declares, leaves what it promises, and drops nothing else"
     assert small.count() == pytest.approx(0.7 * program.count(), rel=0.02)
     assert small.fact(Verification).max_error <= 1e-4
     again = passes(network())

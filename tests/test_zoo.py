@@ -17,7 +17,7 @@ from tools.zoo_benchmark.judge import Ambiguous, NotComparable, judge, parameter
 from tools.zoo_benchmark.record import Record, Report
 from tools.zoo_benchmark.subject import subject
 
-EVERY = 24
+EVERY = 32
 LONG = {  # take long
     "hf/clm/jamba", "hf/clm/zaya", "hf/depth/dpt", "hf/dual/align", "hf/img/pvt", "hf/seg/mobilevit",
     "hf/seg/mobilevitv2",

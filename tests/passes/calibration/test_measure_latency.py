@@ -69,7 +69,7 @@ def test_layers_that_are_alike_are_measured_once(
 
     monkeypatch.setattr(latency, "measure", count)
     counts = []
-    for layers in (2, 4):
+    for layers in (1, 2):
         program = gp.trace(tiny("llama", num_hidden_layers=layers, use_cache=False), (), inputs("llama"))
         found = MeasureLatency("fasp", table=str(tmp_path / "table.json"))(gp.Analyze()(program)).fact(Dependencies)
         counts.append(len(seen))

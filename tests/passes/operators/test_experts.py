@@ -128,7 +128,8 @@ def test_as_many_experts_stay_as_a_token_takes(routed: Captured) -> None:
 
 
 def test_half_precision_wants_whole_kernels() -> None:
-    kwargs = {"input_ids": torch.randint(3, 60, (2, 7)), "use_cache": False}
+    ids = torch.randint(3, 60, (2, 7), generator=torch.Generator().manual_seed(0))  # rounding may choose another expert
+    kwargs = {"input_ids": ids, "use_cache": False}
     program = gp.trace(tiny("Qwen3Moe").bfloat16(), (), kwargs)
     found = gp.analyze(program)
     neurons = standing(found, "gate_up_proj", 1)

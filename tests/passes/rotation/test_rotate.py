@@ -200,7 +200,8 @@ def test_saved_with_its_cache_and_loaded_again(folder: Path, text: Path, tmp_pat
         gp.apply_plan(folder, out / "plan.json", output=tmp_path / "again")
 
 
-@pytest.mark.parametrize("kind", ["gpt2", pytest.param("opt", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["gpt2", "opt"])
 def test_decoders_with_layer_norms_are_saved_too(
     folder: Path, text: Path, tiny: Tiny, tmp_path: Path, kind: str
 ) -> None:
