@@ -80,7 +80,9 @@ def test_layers_that_are_alike_are_measured_once(
 
 
 @pytest.mark.parametrize("runtime", ["torch", "onnxruntime"])
-def test_a_real_measurement_is_sane(program: Program, runtime: str, tmp_path: Path) -> None:
+def test_a_real_measurement_is_sane(runtime: str, tmp_path: Path) -> None:
+    model = nn.Sequential(nn.Linear(4, 10), nn.ReLU(), nn.Linear(10, 4))
+    program = gp.Analyze()(gp.trace(model, (torch.randn(3, 4),)))
     measured = MeasureLatency(runtime=runtime, table=str(tmp_path / "table.json"), points=2)(program)
     for term in measured.fact(Dependencies).terms["latency"]:
         assert isinstance(term, Curve) and term.factor > 0
