@@ -126,7 +126,7 @@ def view(
 
 @app.command()
 @command
-@options_of(PruneOptions, require=("model", "output", "sparsity|ratio"))
+@options_of(PruneOptions, require=("model", "output", "sparsity|ratio|pipeline"))
 def prune(options: Values, json: bool) -> Show:
     """Prune a model and save it, verified, with a report. A killed run continues when it is repeated."""
     from graphprune import api

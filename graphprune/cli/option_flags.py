@@ -57,7 +57,8 @@ def options_of(options: type, *, require: Sequence[str]) -> Callable[[Command], 
             }
             for names in (words.split("|") for words in require):
                 if explicit.keys().isdisjoint(names):
-                    missing = " or ".join(_shown(known[name]) for name in names)
+                    *others, last = (_shown(known[name]) for name in names)
+                    missing = f"{', '.join(others)} or {last}" if others else last
                     raise OptionError(f"{missing} is missing; set it on the command line, or in a file (--config FILE)")
             return run(explicit, json)
 

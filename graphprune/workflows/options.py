@@ -83,7 +83,9 @@ class Target(Scope, Planning):
 
     title: ClassVar[str] = "What to remove"
     sparsity: float | None = option(
-        None, "The share of all parameters, or of another budget, to remove; this or a ratio is required.", share=True
+        None,
+        "The share of all parameters, or of another budget, to remove; this, a ratio or a pipeline is required.",
+        share=True,
     )
     ratio: float | None = option(None, "The share of every group to remove.", share=True)
     budget: str = option("parameters", "What the sparsity is a share of: parameters, macs, kv_cache or latency.")

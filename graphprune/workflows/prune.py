@@ -93,13 +93,13 @@ def prune(options: PruneOptions) -> Result:
 
 
 def _require_share(options: PruneOptions) -> None:
-    """Require a sparsity or a ratio, in the way of a missing argument.
+    """Require a sparsity or a ratio, in the way of a missing argument; a pipeline may set one itself.
 
     Raises:
         TypeError: if there is neither.
     """
-    if options.sparsity is None and options.ratio is None:
-        raise TypeError("prune(): missing a required argument: 'sparsity' or 'ratio'")
+    if options.sparsity is None and options.ratio is None and not options.pipeline:
+        raise TypeError("prune(): missing a required argument: 'sparsity', 'ratio' or 'pipeline'")
 
 
 def memory_limit(options: PruneOptions) -> int:

@@ -79,6 +79,12 @@ def test_other_budgets_say_their_unit(prune: Prune, tmp_path: Path, plan_only: b
         assert sum(term.at({}) for term in gp.analyze(program).terms["macs"]) == pytest.approx(after)
 
 
+def test_a_pipeline_sets_its_own_share(prune: Prune) -> None:
+    text = "analyze | score{by=magnitude} | allocate{ratio=0.25} | select"
+    report = prune(sparsity=None, pipeline=text, destination="stock").report
+    assert report.removed.endswith("% of the parameters") and 0.2 < report.sparsity_reached < 0.4
+
+
 def test_bytes_of_a_cache(prune: Prune) -> None:
     report = prune(destination="free", budget="kv_cache").report
     assert report.amounts[0] == 128 and "of the bytes of KV cache a token (target 10 %" in report.removed
