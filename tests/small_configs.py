@@ -6,6 +6,7 @@ import transformers
 from transformers import PreTrainedConfig
 
 VOCABULARY = 60
+DEPTHS = ("num_hidden_layers", "n_layer", "num_layers")  # fields with the number of layers
 CONFIGS: dict[str, tuple[str, str, dict[str, Any]]] = {
     "llama": ("LlamaConfig", "LlamaForCausalLM", {
         "vocab_size": VOCABULARY, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2,

@@ -15,13 +15,15 @@ from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerFast
 
 import graphprune as gp
+from graphprune.exporters import EXPORTERS
+from graphprune.exporters.contract import ExportOptions, ExportReport
 from graphprune.exporters.model_folders.folder_writer import save as save_folder
 from graphprune.exporters.subjects.decoders import cached_decoder
 from graphprune.exporters.targets.onnx import export_program
 from graphprune.frontends.modules import trace
 from graphprune.huggingface import per_layer
 from graphprune.ir.program import Program, Source
-from tests.small_configs import CONFIGS, VOCABULARY
+from tests.small_configs import CONFIGS, DEPTHS, VOCABULARY
 
 TEXT = ("llama", "opt", "gpt2", "bert")
 
@@ -29,6 +31,7 @@ Configure = Callable[..., PreTrainedConfig]
 Make = Callable[..., nn.Module]
 Save = Callable[..., Path]
 Narrow = Callable[..., Program]
+Exported = Callable[..., ExportReport]
 
 
 @pytest.fixture(scope="session")
@@ -47,23 +50,38 @@ def model(configure: Configure) -> Make:
 
 @pytest.fixture(scope="session")
 def saved(model: Make, tmp_path_factory: pytest.TempPathFactory) -> Save:
-    """The folder of a random model, with a tokenizer where it reads text."""
+    """The folder of a random model, with a tokenizer where it reads text; tests only read it."""
 
-    def save(kind: str, **changes: Any) -> Path:
+    @cache
+    def once(kind: str, changes: str) -> Path:
         folder = tmp_path_factory.mktemp(kind)
-        model(kind, **changes).save_pretrained(folder)  # type: ignore[operator]
+        model(kind, **json.loads(changes)).save_pretrained(folder)  # type: ignore[operator]
         if kind in TEXT:
             tokenizer().save_pretrained(folder)
         return folder
 
-    return save
+    return lambda kind, **changes: once(kind, json.dumps(changes, sort_keys=True))
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """The report of an export of a folder, made once; tests only read the folder that it names."""
+
+    @cache
+    def once(source: Path, target: str, options: str) -> ExportReport:
+        output = tmp_path_factory.mktemp(target) / "out"
+        return EXPORTERS[target].export(source, output, ExportOptions(**json.loads(options)))
+
+    return lambda source, target="onnx", **options: once(source, target, json.dumps(options, sort_keys=True))
 
 
 @pytest.fixture(scope="session")
 def uneven(configure: Configure, saved: Save, tmp_path_factory: pytest.TempPathFactory) -> Save:
-    """The folder of a decoder whose two layers differ in heads and widths."""
+    """The folder of a decoder whose two layers differ in heads and widths; tests only read it."""
 
-    def make(**changes: Any) -> Path:
+    @cache
+    def once(changed: str) -> Path:
+        changes = json.loads(changed)
         config = configure("llama", use_cache=False, **changes)
         config.allow_global_per_layer_attribute_access = True
         config.per_layer_config = {1: {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 20}}
@@ -73,7 +91,7 @@ def uneven(configure: Configure, saved: Save, tmp_path_factory: pytest.TempPathF
         save_folder(program, folder, destination="per-layer")
         return folder
 
-    return make
+    return lambda **changes: once(json.dumps(changes, sort_keys=True))
 
 
 def tokenizer() -> Any:
@@ -91,7 +109,9 @@ def narrowed(model: Make, saved: Save) -> Narrow:
 
     @cache
     def traced(kind: str, changes: str) -> Program:
-        return program_of(model(kind, use_cache=False, **json.loads(changes)), saved(kind))
+        fields = json.loads(changes)
+        depth = {name: fields[name] for name in DEPTHS if name in fields}
+        return program_of(model(kind, use_cache=False, **fields), saved(kind, **depth))
 
     def narrow(kind: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Program:
         program = traced(kind, json.dumps(changes))
@@ -126,8 +146,19 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def decoder(model: Callable[..., nn.Module], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The graph of a decoder with its cache, as ONNX, without a folder that it came from."""
+def program_with_cache(model: Make) -> Program:
+    """A decoder with its cache as inputs and outputs."""
     module, args, kwargs, free = cached_decoder(model("llama", num_hidden_layers=1))
-    program = trace(module, args, kwargs, dynamic_shapes=free, state=("past_key_values*",))
-    return export_program(program, tmp_path_factory.mktemp("stored") / "decoder").output
+    return trace(module, args, kwargs, dynamic_shapes=free, state=("past_key_values*",))
+
+
+@pytest.fixture(scope="session")
+def stored(program_with_cache: Program, tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
+    """The report of an export of that program, without a folder that it came from."""
+    return export_program(program_with_cache, tmp_path_factory.mktemp("stored") / "decoder")
+
+
+@pytest.fixture(scope="session")
+def decoder(stored: ExportReport) -> Path:
+    """The folder of that export; tests only read it."""
+    return stored.output

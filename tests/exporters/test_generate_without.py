@@ -2,19 +2,19 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from graphprune.exporters import EXPORTERS
 from graphprune.exporters.checks.generation import generate
-from graphprune.exporters.contract import ExportOptions
+from graphprune.exporters.contract import ExportReport
 
 Save = Callable[..., Path]
+Exported = Callable[..., ExportReport]
 README = Path(__file__).parents[2] / "exporters" / "README.md"
 PROMPT = "w3 w4 w5 w6"
 
@@ -39,12 +39,8 @@ def run(program: Path, *arguments: object) -> str:
     return done.stdout
 
 
-def export(source: Path, output: Path, **options: Any) -> Path:
-    return EXPORTERS["onnx"].export(source, output, ExportOptions(**options)).output
-
-
-def test_a_plain_decoder(program: Path, saved: Save, tmp_path: Path) -> None:
-    folder = export(saved("llama"), tmp_path / "out")
+def test_a_plain_decoder(program: Path, saved: Save, exported: Exported, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(exported(saved("llama")).output, tmp_path / "out"))
     text = generate(folder, PROMPT, 12)
     assert run(program, folder, PROMPT, 12) == f"{text}\n" and len(text.split()) == 12
     vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
@@ -55,7 +51,7 @@ def test_a_plain_decoder(program: Path, saved: Save, tmp_path: Path) -> None:
     assert run(program, folder, PROMPT) == f"{shorter}\n" and len(shorter) < len(text)
 
 
-def test_half_precision_and_layers_of_different_heads(program: Path, uneven: Save, tmp_path: Path) -> None:
-    folder = export(uneven(), tmp_path / "out", dtype="fp16")
+def test_half_precision_and_layers_of_different_heads(program: Path, uneven: Save, exported: Exported) -> None:
+    folder = exported(uneven(), dtype="fp16").output
     text = generate(folder, PROMPT, 12)
     assert run(program, folder, PROMPT, 12) == f"{text}\n" and text

@@ -21,6 +21,7 @@ from graphprune.frontends.modules import trace
 from graphprune.huggingface.meta_models import auto_class
 from graphprune.ir.program import Program, Source
 from graphprune.ir.weights import Layered
+from tests.small_configs import DEPTHS
 
 Narrow = Callable[..., Program]
 KINDS: list[tuple[str, dict[str, Any]]] = [
@@ -28,13 +29,21 @@ KINDS: list[tuple[str, dict[str, Any]]] = [
     ("opt", {"ffn_dim": 17}),
     ("gpt2", {"n_inner": 50}),
     ("bert", {"intermediate_size": 10}),
-    ("t5", {"d_ff": 30, "num_heads": 2}),
+    ("t5", {"d_ff": 30, "num_heads": 2, "num_layers": 1}),
     ("vit", {"intermediate_size": 11}),
     ("resnet", {"hidden_sizes": [8, 12]}),
 ]
+ONE = {"num_hidden_layers": 1, "intermediate_size": 20}
 
 
-@pytest.mark.parametrize(("kind", "changes"), KINDS)
+def slow_except(*kinds: str) -> list[Any]:
+    """Parameters of a test of all kinds, which runs for a few of them by default."""
+    return [
+        pytest.param(kind, changes, id=kind, marks=[] if kind in kinds else pytest.mark.slow) for kind, changes in KINDS
+    ]
+
+
+@pytest.mark.parametrize(("kind", "changes"), slow_except("llama", "gpt2", "t5", "vit", "resnet"))
 def test_the_stock_class_gives_the_numbers_of_the_program(
     narrowed: Narrow, tmp_path: Path, kind: str, changes: dict[str, Any]
 ) -> None:
@@ -126,14 +135,18 @@ def loaded(saved: Callable[..., Path]) -> Narrow:
     """A program of a narrow folder that says it comes from a wide one."""
 
     def load(kind: str, dtype: torch.dtype = torch.float32, **changes: Any) -> Program:
-        return replace(huggingface.load(saved(kind, **changes)), source=Source(saved(kind), "huggingface", dtype))
+        depth = {name: changes[name] for name in DEPTHS if name in changes}
+        return replace(
+            huggingface.load(saved(kind, **changes)), source=Source(saved(kind, **depth), "huggingface", dtype)
+        )
 
     return load
 
 
-@pytest.mark.parametrize(
-    ("kind", "changes", "dtype"), [*((*kind, torch.float32) for kind in KINDS), (*KINDS[0], torch.bfloat16)]
-)
+@pytest.mark.parametrize(("kind", "changes", "dtype"), [
+    *(pytest.param(*one.values, torch.float32, marks=one.marks) for one in slow_except("bert", "resnet")),
+    (*KINDS[0], torch.bfloat16),
+])  # fmt: skip
 def test_a_folder_over_the_limit_is_checked_in_parts(
     loaded: Narrow, tmp_path: Path, kind: str, changes: dict[str, Any], dtype: torch.dtype
 ) -> None:
@@ -151,7 +164,7 @@ def test_a_folder_over_the_limit_is_checked_in_parts(
 def test_what_is_wrong_is_noticed_in_parts_too(loaded: Narrow, narrowed: Narrow, tmp_path: Path) -> None:
     options: Any = {"destination": "stock", "limit": 0, "capture": huggingface.load}
     with pytest.raises(ExportError, match="the folder, read again, does not agree with the pruned program"):
-        save(loaded("llama", intermediate_size=20, rms_norm_eps=0.1), tmp_path / "out", **options)
+        save(loaded("llama", **ONE, rms_norm_eps=0.1), tmp_path / "out", **options)
     with pytest.raises(ExportError, match="only one of its class and the program has inputs attention_mask"):
         save(narrowed("llama", intermediate_size=20), tmp_path / "out", **options)
     with pytest.raises(ExportError, match="more than the limit of .* no function was passed that reads it in"):
@@ -231,7 +244,7 @@ def test_a_program_of_another_model_is_refused(narrowed: Narrow, tmp_path: Path)
 
 
 def test_a_hidden_size_can_be_cut_for_stock_classes(saved: Callable[..., Path], tmp_path: Path) -> None:
-    folder = saved("llama")
+    folder = saved("llama", num_hidden_layers=1)
     exact = gp.prune(folder, recipe="magnitude", sparsity=0.2, align=1, output=tmp_path / "exact")
     assert not any(before == 32 for before, _ in exact.report.widths.values())
     made = gp.prune(folder, recipe="magnitude", sparsity=0.2, align=1, exact_only=False, output=tmp_path / "out")

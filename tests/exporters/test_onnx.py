@@ -19,26 +19,26 @@ from graphprune.exporters import EXPORTERS
 from graphprune.exporters.checks import parity
 from graphprune.exporters.checks.generation import generate
 from graphprune.exporters.checks.validation import half_precision_error
-from graphprune.exporters.contract import ExportOptions
+from graphprune.exporters.contract import ExportReport
 from graphprune.exporters.export_folders.folder_check import verify_folder
 from graphprune.exporters.onnx_tools.program_subjects import program_subject
-from graphprune.exporters.subjects.decoders import cached_decoder, decoder_subject
+from graphprune.exporters.subjects.decoders import decoder_subject
 from graphprune.exporters.subjects.encoders import encoder_subject
 from graphprune.exporters.subjects.subject import Subject
 from graphprune.exporters.targets.onnx import export_program
 from graphprune.frontends.modules import trace
 from graphprune.huggingface import model_folder
+from graphprune.ir.program import Program
 
 Save = Callable[..., Path]
 Model = Callable[..., nn.Module]
+Exported = Callable[..., ExportReport]
 
 
 @pytest.fixture(scope="module")
-def llama(saved: Save, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A decoder, exported once from the source folder next to it."""
-    out = tmp_path_factory.mktemp("onnx") / "llama"
-    EXPORTERS["onnx"].export(saved("llama"), out)
-    return out
+def llama(saved: Save, exported: Exported) -> Path:
+    """A decoder, exported once."""
+    return exported(saved("llama")).output
 
 
 def report_of(folder: Path) -> dict[str, Any]:
@@ -105,20 +105,18 @@ def test_a_folder_without_a_model(tmp_path: Path, saved: Save) -> None:
 
 
 ONE_LAYER = {"opt": {"num_hidden_layers": 1}, "gpt2": {"n_layer": 1}, "bert": {"num_hidden_layers": 1}}
+SLOWER = ("gpt2", "bert", "resnet", "mobilenet")
 
 
-@pytest.mark.parametrize(
-    "kind", ["opt", "gpt2", "bert", "vit", "resnet", pytest.param("mobilenet", marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize("kind", ["opt", "vit", *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOWER)])
 def test_other_kinds_agree(saved: Save, tmp_path: Path, kind: str) -> None:
     report = EXPORTERS["onnx"].export(saved(kind, **ONE_LAYER.get(kind, {})), tmp_path / "out")
     assert report.facts["parity"]["CPUExecutionProvider"]["worst"] < 1e-5
     assert report.files == sorted(path.name for path in (tmp_path / "out").iterdir())
 
 
-def test_layers_of_different_heads(uneven: Save, tmp_path: Path) -> None:
-    EXPORTERS["onnx"].export(uneven(), tmp_path / "out")
-    graph = onnx.load(str(tmp_path / "out" / "model.onnx")).graph
+def test_layers_of_different_heads(uneven: Save, exported: Exported) -> None:
+    graph = onnx.load(str(exported(uneven(), dtype="fp16").output / "model.onnx")).graph
     heads = [i.type.tensor_type.shape.dim[1].dim_value for i in graph.input if i.name.endswith(".key")]
     assert heads == [4, 2]
 
@@ -144,16 +142,12 @@ def test_a_model_that_half_precision_breaks(model: Model) -> None:
         half_precision_error(subject.to(torch.float16).run(subject.to(torch.float16).example()), reference)
 
 
-def test_a_program_with_its_cache(model: Model, tmp_path: Path) -> None:
+def test_a_program_with_its_cache(model: Model, program_with_cache: Program, stored: ExportReport) -> None:
     original = model("llama", num_hidden_layers=1)
-    names = {name for name, _ in original.named_parameters()}
-    module, args, kwargs, free = cached_decoder(original)
-    program = trace(module, args, kwargs, dynamic_shapes=free, state=("past_key_values*",))
-    assert program.parameters == names
-    report = export_program(program, tmp_path / "out")
-    assert report.facts["parity"]["CPUExecutionProvider"]["worst"] < 1e-5
-    assert report.facts["operators"]["ai.onnx"]["Attention"] == 1
-    result = verify_folder(tmp_path / "out")
+    assert program_with_cache.parameters == {name for name, _ in original.named_parameters()}
+    assert stored.facts["parity"]["CPUExecutionProvider"]["worst"] < 1e-5
+    assert stored.facts["operators"]["ai.onnx"]["Attention"] == 1
+    result = verify_folder(stored.output)
     assert "decoding token by token agrees with reading the text at once" in result.checks
 
 
@@ -182,7 +176,7 @@ def test_a_folder_that_is_not_there(tmp_path: Path) -> None:
 
 
 def test_an_encoder_with_its_decoder(saved: Save, tmp_path: Path) -> None:
-    report = EXPORTERS["onnx"].export(saved("t5"), tmp_path / "out")
+    report = EXPORTERS["onnx"].export(saved("t5", num_layers=1), tmp_path / "out")
     assert report.facts["parity"]["CPUExecutionProvider"]["worst"] < 1e-5
     graph = onnx.load(str(tmp_path / "out" / "model.onnx")).graph
     assert [i.name for i in graph.input] == ["input_ids", "attention_mask", "decoder_input_ids"]
@@ -292,8 +286,8 @@ def test_an_exported_decoder_predicts_as_the_model_does(llama: Path, tmp_path: P
     assert result.windows == expected.windows > 5 and result.nll == pytest.approx(expected.nll, rel=1e-5)
 
 
-def test_a_decoder_of_fixed_sizes_is_not_measured_on_windows(saved: Save, tmp_path: Path) -> None:
-    static = {"batch": 1, "sequence": 1, "past": 7}
-    EXPORTERS["onnx"].export(saved("llama", num_hidden_layers=1), tmp_path / "x", ExportOptions(static=static))
+def test_a_decoder_of_fixed_sizes_is_not_measured_on_windows(saved: Save, exported: Exported) -> None:
+    static = {"batch": 1, "sequence": 1, "past": 9}
+    folder = exported(saved("llama", num_hidden_layers=1), static=static).output
     with pytest.raises(ExportError, match="has a decoder with static sizes; export it without --static"):
-        gp.evaluate(tmp_path / "x", "any")
+        gp.evaluate(folder, "any")

@@ -18,7 +18,7 @@ def export(source: Path, output: Path, **options: Any) -> dict[str, Any]:
     return EXPORTERS["onnx-mobile"].export(source, output, ExportOptions(**options)).facts
 
 
-@pytest.mark.parametrize(("kind", "suitable"), [("resnet", "yes"), ("bert", None)])
+@pytest.mark.parametrize(("kind", "suitable"), [("resnet", "yes"), pytest.param("bert", None, marks=pytest.mark.slow)])
 def test_without_free_dimensions(saved: Save, tmp_path: Path, kind: str, suitable: str | None) -> None:
     facts = export(saved(kind), tmp_path / "x")
     graph = onnx.load(str(tmp_path / "x" / "model.onnx")).graph

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM
 from graphprune.errors import ExportError
 from graphprune.exporters import EXPORTERS
 from graphprune.exporters.checks import divergence
-from graphprune.exporters.contract import NO_OPTIONS, ExportOptions
+from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport
 from graphprune.exporters.export_folders.folder_check import verify_folder
 from graphprune.exporters.onnx_tools.sessions import open_model
 from graphprune.exporters.subjects.decoders import decoder_subject
@@ -21,6 +21,7 @@ from graphprune.exporters.subjects.subject import Subject
 from graphprune.exporters.subjects.trial_inputs import generated_text, step_feeds
 
 Save = Callable[..., Path]
+Exported = Callable[..., ExportReport]
 WINDOW = {"batch": 1, "sequence": 1, "past": 9}
 ONE = {"num_hidden_layers": 1}
 
@@ -29,26 +30,23 @@ def export(source: Path, output: Path, target: str = "onnx", **options: Any) -> 
     return EXPORTERS[target].export(source, output, ExportOptions(**options)).facts
 
 
-@pytest.mark.parametrize(("quant", "worst"), [("int8", 0.03), ("int4", 0.3)])
-def test_weights_in_fewer_bits(saved: Save, tmp_path: Path, quant: str, worst: float) -> None:
-    plain = export(saved("llama", hidden_size=64, intermediate_size=96, **ONE), tmp_path / "plain")
-    facts = export(saved("llama", hidden_size=64, intermediate_size=96, **ONE), tmp_path / "x", quant=quant)
+@pytest.mark.parametrize(
+    ("quant", "worst", "static"),
+    [("int8", 0.03, {}), ("int4", 0.3, WINDOW), pytest.param("int4", 0.3, {}, marks=pytest.mark.slow)],
+)
+def test_weights_in_fewer_bits(saved: Save, tmp_path: Path, quant: str, worst: float, static: dict[str, int]) -> None:
+    """A tied head is the transposed embedding matrix, larger than the default limit of constant folding."""
+    source = saved("llama", vocab_size=9000, hidden_size=64, intermediate_size=96, **ONE)
+    facts = export(source, tmp_path / "x", quant=quant, static=static)
     errors = facts["parity"]["CPUExecutionProvider"]
     assert 1e-4 < errors["worst"] < worst and errors["divergence"] < divergence.BOUNDS[quant][0]
     assert facts["operators"].keys() == {"ai.onnx"} and facts["operators"]["ai.onnx"]["DequantizeLinear"] == 8
-    assert facts["bytes"] < 0.7 * plain["bytes"]
+    assert facts["bytes"] < 2.5 * 9000 * 64  # two copies, one laid out for the product
     assert verify_folder(tmp_path / "x").max_error == pytest.approx(errors["worst"], rel=1e-3)
 
 
-def test_a_head_of_many_words_is_kept_in_fewer_bits_too(saved: Save, tmp_path: Path) -> None:
-    """A tied head is the transposed embedding matrix, larger than the default limit of constant folding."""
-    facts = export(saved("llama", vocab_size=9000, **ONE), tmp_path / "x", quant="int8")
-    assert facts["operators"]["ai.onnx"]["DequantizeLinear"] == 8
-    assert facts["bytes"] < 2.5 * 9000 * 32  # two copies, one laid out for the product
-
-
 def test_int4_for_cuda_is_fused_and_multiplies_in_blocks(saved: Save, tmp_path: Path) -> None:
-    facts = export(saved("llama", **ONE), tmp_path / "x", "onnx-gpu", quant="int4")
+    facts = export(saved("llama", **ONE), tmp_path / "x", "onnx-gpu", quant="int4", static=WINDOW)
     bits = [
         next(a.i for a in node.attribute if a.name == "bits")
         for node in onnx.load(str(tmp_path / "x" / "model.onnx")).graph.node
@@ -60,18 +58,18 @@ def test_int4_for_cuda_is_fused_and_multiplies_in_blocks(saved: Save, tmp_path: 
 
 def test_a_model_without_products_in_fewer_bits(saved: Save, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="the model has no product with a weight matrix to store in int8"):
-        export(saved("resnet"), tmp_path / "x", quant="int8")
+        export(saved("resnet"), tmp_path / "x", quant="int8", static={"batch": 1})
     assert not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize("kind", ["llama", "opt"])
-def test_a_decoder_of_fixed_sizes_writes_what_the_model_writes(saved: Save, tmp_path: Path, kind: str) -> None:
+def test_a_decoder_of_fixed_sizes_writes_what_the_model_writes(saved: Save, exported: Exported, kind: str) -> None:
     """The oldest position of the window is dropped with every token; positions before the text are masked."""
     source = saved(kind, **ONE)
-    export(source, tmp_path / "x", static=WINDOW)
-    graph = onnx.load(str(tmp_path / "x" / "model.onnx")).graph
+    folder = exported(source, static=WINDOW).output
+    graph = onnx.load(str(folder / "model.onnx")).graph
     assert all(dim.dim_value for value in graph.input for dim in value.type.tensor_type.shape.dim)
-    runner = open_model(tmp_path / "x" / "model.onnx")
+    runner = open_model(folder / "model.onnx")
     model: Any = AutoModelForCausalLM.from_pretrained(source)
     subject = decoder_subject(model)
     ids = generated_text(subject, 1, 9)
@@ -87,7 +85,7 @@ def test_a_decoder_of_fixed_sizes_writes_what_the_model_writes(saved: Save, tmp_
         outputs = runner.run({**step_feeds(subject, padded, mask, 9, 10), **past})
         torch.testing.assert_close(outputs["logits"][:, 0], reference[:, done], atol=1e-4, rtol=1e-4)
         past = {name: outputs[name.replace("past_key_values", "present")][:, :, 1:] for name in past}
-    assert verify_folder(tmp_path / "x").max_error is not None
+    assert verify_folder(folder).max_error is not None
 
 
 def test_fixed_sizes_of_other_models(saved: Save, tmp_path: Path) -> None:
@@ -113,11 +111,15 @@ def test_sizes_that_do_not_fit(saved: Save, tmp_path: Path) -> None:
         export(saved("llama", **ONE), tmp_path / "x", static={"height": 3})
 
 
-def test_older_opsets(saved: Save, tmp_path: Path) -> None:
-    facts = export(saved("llama", **ONE), tmp_path / "x", opset=20)
+@pytest.mark.parametrize("static", [WINDOW, pytest.param({}, marks=pytest.mark.slow)])
+def test_older_opsets(saved: Save, tmp_path: Path, static: dict[str, int]) -> None:
+    facts = export(saved("llama", **ONE), tmp_path / "x", opset=20, static=static)
     assert facts["opset"] == {"ai.onnx": 20} and "IsNaN" not in facts["operators"]["ai.onnx"]
+
+
+def test_an_opset_without_blocks(saved: Save, tmp_path: Path) -> None:
     with pytest.raises(ExportError, match="int8 needs operators of opset 21 or later; omit --opset"):
-        export(saved("llama", **ONE), tmp_path / "y", opset=20, quant="int8")
+        export(saved("vit", **ONE), tmp_path / "x", opset=20, quant="int8", static={"batch": 1})
 
 
 def test_standard_operators_for_tensorrt(saved: Save, tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_fixed_sizes(saved: Save, tmp_path: Path) -> None:
 
 
 def test_values_beyond_half_precision(saved: Save, tmp_path: Path) -> None:
-    source = saved("resnet")
+    source = Path(shutil.copytree(saved("resnet"), tmp_path / "source"))
     large = model_folder.module(source)
     next(p for p in large.parameters() if p.dim() > 1).data[0] = 1e5
     large.save_pretrained(source)
@@ -86,7 +86,7 @@ def test_values_beyond_half_precision(saved: Save, tmp_path: Path) -> None:
 
 
 def test_a_damaged_folder_and_one_without_its_model(saved: Save, tmp_path: Path) -> None:
-    source, out = saved("resnet"), tmp_path / "x"
+    source, out = Path(shutil.copytree(saved("resnet"), tmp_path / "source")), tmp_path / "x"
     export(source, out)
     shutil.rmtree(source)
     assert verify_folder(out).checks == ["it opens"]

@@ -104,17 +104,13 @@ def test_the_code_file_is_short_and_python(folder: Path) -> None:
     assert config["per_layer_config"]["0"] == {"intermediate_size": 20}
 
 
-def test_a_pruned_one_can_be_pruned_again(folder: Path, tmp_path: Path) -> None:
-    save(huggingface.load(folder), tmp_path / "again", destination="per-layer")
-    config = json.loads((tmp_path / "again" / "config.json").read_text())
-    assert config["per_layer_config"]["1"]["num_attention_heads"] == 4
-
-
-def test_it_is_checked_in_parts_over_the_limit(folder: Path, tmp_path: Path) -> None:
+def test_a_pruned_one_can_be_pruned_again_and_is_checked_in_parts(folder: Path, tmp_path: Path) -> None:
     program = huggingface.load(folder)
     report = save(program, tmp_path / "again", destination="per-layer", limit=1, capture=huggingface.load)
     assert report.facts["destination"] == "per-layer" and report.facts["error"]["relative"] < 1e-6
     assert report.facts["compared"] == "folder read again in parts and rewritten graph"
+    config = json.loads((tmp_path / "again" / "config.json").read_text())
+    assert config["per_layer_config"]["1"]["num_attention_heads"] == 4
 
 
 def test_equal_layers_are_saved_as_stock(narrowed: Callable[..., Program], tmp_path: Path) -> None:

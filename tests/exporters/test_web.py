@@ -7,7 +7,6 @@ import shutil
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -16,24 +15,22 @@ from typing import Any
 import onnx_ir as ir
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModelForCausalLM
 
 from graphprune.errors import ExportError, VerificationError
 from graphprune.exporters import EXPORTERS
 from graphprune.exporters.checks import web_cases
 from graphprune.exporters.checks.generation import generate
-from graphprune.exporters.contract import ExportOptions
+from graphprune.exporters.contract import ExportOptions, ExportReport
 from graphprune.exporters.export_folders.folder_check import verify_folder
-from graphprune.exporters.model_folders.folder_writer import save
 from graphprune.exporters.targets import web
-from graphprune.frontends.modules import trace
-from graphprune.huggingface import per_layer
-from graphprune.ir.program import Source
 
 Save = Callable[..., Path]
+Exported = Callable[..., ExportReport]
 ROOT = Path(__file__).parents[2]
 TOOL = ROOT / "tools" / "web"
 ONE = {"num_hidden_layers": 1}
+WINDOW = {"batch": 1, "sequence": 1, "past": 9}
 
 
 def export(source: Path, output: Path, **options: Any) -> dict[str, Any]:
@@ -66,18 +63,9 @@ def copied(llama: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def different(
-    configure: Callable[..., PreTrainedConfig], saved: Save, tmp_path_factory: pytest.TempPathFactory
-) -> Path:
+def different(uneven: Save, exported: Exported) -> Path:
     """A decoder whose layers have different numbers of heads."""
-    folder = tmp_path_factory.mktemp("different")
-    config = configure("llama", use_cache=False)
-    config.allow_global_per_layer_attribute_access = True
-    config.per_layer_config = {1: {"num_attention_heads": 4, "num_key_value_heads": 2, "intermediate_size": 20}}
-    program = trace(per_layer.build(config).train(False), (), {"input_ids": torch.arange(14).view(2, 7)})
-    save(replace(program, source=Source(saved("llama"), "huggingface")), folder / "model", destination="per-layer")
-    export(folder / "model", folder / "out")
-    return folder / "out"
+    return exported(uneven(), "web").output
 
 
 def test_a_folder_as_the_ecosystem_lays_it_out(llama: Path) -> None:
@@ -118,6 +106,7 @@ def test_verify_repeats_the_stored_cases(llama: Path) -> None:
     assert "web.json names all files" in checks and any("the stored cases come out" in check for check in checks)
 
 
+@pytest.mark.slow
 def test_layers_of_different_heads(different: Path) -> None:
     inputs = read(different / "web.json")["inputs"]
     assert [inputs[f"past_key_values.{layer}.key"]["shape"][1] for layer in range(2)] == [4, 2]
@@ -128,14 +117,17 @@ def test_layers_of_different_heads(different: Path) -> None:
     [
         ({"quant": "int8", "portable": True}, "model_quantized.onnx", {"dtype": "q8"}),
         (
-            {"quant": "int4", "dtype": "fp16"},
+            {"quant": "int4", "dtype": "fp16", "static": WINDOW},
             "model_q4f16.onnx",
             {"dtype": "q4f16", "kv_cache_dtype": {"q4f16": "float16"}},
         ),
     ],
 )
-def test_names_of_precisions(saved: Save, tmp_path: Path, options: Any, name: str, settings: Any) -> None:
-    facts = export(saved("llama", **ONE), tmp_path / "x", **options)
+def test_names_of_precisions(
+    saved: Save, decoder: Path, tmp_path: Path, options: Any, name: str, settings: Any
+) -> None:
+    source = saved("llama", **ONE) if "dtype" in options else decoder
+    facts = export(source, tmp_path / "x", **options)
     assert facts["bytes"] == (tmp_path / "x" / "onnx" / name).stat().st_size
     assert ("com.microsoft" in facts["operators"]) == ("portable" not in options)
     assert ("export with --portable" in facts["notes"][-1]) == ("portable" not in options)
@@ -146,7 +138,8 @@ def test_names_of_precisions(saved: Save, tmp_path: Path, options: Any, name: st
 
 
 @pytest.mark.parametrize(("kind", "changes", "inputs"), [
-    ("bert", ONE, ["input_ids", "attention_mask", "token_type_ids"]), ("resnet", {}, ["pixel_values"]),
+    ("bert", ONE, ["input_ids", "attention_mask", "token_type_ids"]),
+    pytest.param("resnet", {}, ["pixel_values"], marks=pytest.mark.slow),
 ])  # fmt: skip
 def test_models_without_a_cache(saved: Save, tmp_path: Path, kind: str, changes: Any, inputs: list[str]) -> None:
     export(saved(kind, **changes), tmp_path / "x")
@@ -157,8 +150,8 @@ def test_models_without_a_cache(saved: Save, tmp_path: Path, kind: str, changes:
     assert verify_folder(tmp_path / "x").max_error is not None
 
 
-def test_a_window_of_fixed_sizes(saved: Save, tmp_path: Path) -> None:
-    export(saved("llama", **ONE), tmp_path / "x", static={"batch": 1, "sequence": 1, "past": 9})
+def test_a_window_of_fixed_sizes(decoder: Path, tmp_path: Path) -> None:
+    export(decoder, tmp_path / "x", static=WINDOW)
     assert read(tmp_path / "x" / "web.json")["inputs"]["past_key_values.0.key"]["shape"] == [1, 4, 9, 4]
     (case,) = read(tmp_path / "x" / "cases.json")["cases"]
     assert case["steps"][0]["inputs"]["past_key_values.0.key"] == {"shape": [1, 4, 9, 4], "wave": 3}
@@ -242,7 +235,7 @@ def test_decoders_in_wasm(folder: str, request: pytest.FixtureRequest) -> None:
 @pytest.mark.parametrize(("kind", "changes", "options"), [
     ("llama", ONE, {"quant": "int8"}), ("llama", ONE, {"quant": "int4", "dtype": "fp16"}), ("gpt2", {"n_layer": 1}, {}),
     ("llama", ONE, {"quant": "int4", "portable": True}),
-    ("llama", ONE, {"static": {"batch": 1, "sequence": 1, "past": 9}}), ("bert", ONE, {"quant": "int8"}),
+    ("llama", ONE, {"static": WINDOW}), ("bert", ONE, {"quant": "int8"}),
     ("resnet", {}, {"dtype": "fp16"}), ("vit", ONE, {}),
 ])  # fmt: skip
 def test_other_models_in_wasm(saved: Save, tmp_path: Path, kind: str, changes: Any, options: Any) -> None:

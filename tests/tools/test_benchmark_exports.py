@@ -1,7 +1,9 @@
 """The benchmark of exports runs each folder by its own runtime, right and wrong as the model itself is."""
 
 import argparse
+import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +14,7 @@ import graphprune as gp
 from graphprune.errors import ExportError
 from graphprune.exporters.onnx_tools.sessions import CPU
 from tools import benchmark_exports
+from tools.export_benchmark import measure as measure_module
 from tools.export_benchmark.labelled import Item, answers, items
 from tools.export_benchmark.measure import Measured, measure, realised
 from tools.export_benchmark.opened import opened
@@ -25,7 +28,7 @@ SENTENCES = [" ".join(f"w{3 + (i * j) % 50}" for j in range(1, 3 + i % 4)) for i
 def encoder(tiny: Any, folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny classifier of sentences with its tokenizer."""
     path = tmp_path_factory.mktemp("encoder") / "dense"
-    tiny("bert").save_pretrained(path)
+    tiny("bert", num_hidden_layers=1).save_pretrained(path)
     for file in folder.glob("*token*"):
         (path / file.name).write_bytes(file.read_bytes())
     return path
@@ -35,9 +38,9 @@ def encoder(tiny: Any, folder: Path, tmp_path_factory: pytest.TempPathFactory) -
 def exports(encoder: Path) -> dict[str, Path]:
     """The same classifier as three targets have it."""
     made = {name: encoder.parent / name for name in ("hf", "onnx", "onnx-mobile")}
-    for target, output in made.items():
-        static = {"batch": 1, "sequence": 9} if target == "onnx-mobile" else None
-        gp.export(encoder, target=target, output=output, static=static)
+    gp.export(encoder, target="hf", output=made["hf"])
+    gp.export(encoder, target="onnx", output=made["onnx"])
+    gp.export(made["onnx"], target="onnx-mobile", output=made["onnx-mobile"], static={"batch": 1, "sequence": 9})
     return made
 
 
@@ -76,25 +79,25 @@ def test_a_run_from_the_command_line(
     exports: dict[str, Path], labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
     """An earlier run's rows come first."""
-    called = ["benchmark_exports.py", str(exports["onnx"]), "--labelled", str(labelled), "--json", str(tmp_path / "1")]
-    monkeypatch.setattr(sys, "argv", called)
-    benchmark_exports.main()
-    called[1] = str(exports["hf"])
-    monkeypatch.setattr(sys, "argv", [*called[:-1], str(tmp_path / "2"), "--after", str(tmp_path / "1")])
-    capsys.readouterr()
+    earlier = Measured("earlier", "hf", {}, 10, 40, None, 0.0, 0, {"item": [2.0]}, right=0.75)
+    (tmp_path / "1").write_text(json.dumps([asdict(earlier)]))
+    files = ["--json", str(tmp_path / "2"), "--after", str(tmp_path / "1")]
+    monkeypatch.setattr(sys, "argv", ["tool", str(exports["onnx"]), "--labelled", str(labelled), *files])
     benchmark_exports.main()
     heads, _, *rows = capsys.readouterr().out.splitlines()
     assert "accuracy" in heads and "prefill" not in heads
-    assert [row.split(" | ")[0] for row in rows] == ["| onnx", "| hf"] and all("50.00%" in row for row in rows)
+    assert [row.split(" | ")[0] for row in rows] == ["| earlier", "| onnx"] and "50.00%" in rows[1]
+    assert [one["right"] for one in json.loads((tmp_path / "2").read_text())] == [0.75, 0.5]
 
 
 def test_decoders_read_in_parts_what_the_model_reads_at_once(tiny: Any, tmp_path: Path) -> None:
     """By a cache that is handed on, one that stays on the device, and one of fixed size."""
-    tiny("llama").save_pretrained(tmp_path / "dense")
+    tiny("llama", num_hidden_layers=1).save_pretrained(tmp_path / "dense")
     ids = torch.tensor([[5, 9, 14, 3, 8, 2]])
     wanted = gp.load(tmp_path / "dense").module()(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
-    for target, static in (("hf", None), ("onnx", None), ("onnx-mobile", {"batch": 1, "sequence": 1, "past": 7})):
-        gp.export(tmp_path / "dense", target=target, output=tmp_path / target, static=static)
+    window = {"batch": 1, "sequence": 1, "past": 7}
+    for source, target, static in (("dense", "hf", None), ("dense", "onnx", None), ("onnx", "onnx-mobile", window)):
+        gp.export(tmp_path / source, target=target, output=tmp_path / target, static=static)
         model = opened(tmp_path / target)
         readers = [reader_of(model, 6)]
         readers += [Bound(model.runs)] if target == "onnx" else []
@@ -106,7 +109,8 @@ def test_decoders_read_in_parts_what_the_model_reads_at_once(tiny: Any, tmp_path
                 reader.restart()
 
 
-def test_only_onnx_files_run_without_labelled_items(exports: dict[str, Path]) -> None:
+def test_only_onnx_files_run_without_labelled_items(exports: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(measure_module, "_memory", lambda *_: 0)  # that starts a process
     options = argparse.Namespace(
         folders=[exports["hf"]], labelled=None, provider=CPU, threads=1, repeats=1, text=[], windows=1, items=None,
         prompt=1, tokens=1,

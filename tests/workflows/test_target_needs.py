@@ -16,10 +16,18 @@ from graphprune.workflows.target_needs import TargetNeeds
 
 @pytest.fixture(scope="module")
 def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return decoder(tmp_path_factory.mktemp("llama"), layers=2)
+
+
+@pytest.fixture(scope="module")
+def shallow(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return decoder(tmp_path_factory.mktemp("shallow"), layers=1)
+
+
+def decoder(folder: Path, layers: int) -> Path:
     torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("llama")
     config = LlamaConfig(
-        vocab_size=60, hidden_size=32, intermediate_size=160, num_hidden_layers=2, num_attention_heads=8,
+        vocab_size=60, hidden_size=32, intermediate_size=160, num_hidden_layers=layers, num_attention_heads=8,
         num_key_value_heads=4, tie_word_embeddings=True,
     )  # fmt: skip
     LlamaForCausalLM(config).save_pretrained(folder)
@@ -53,13 +61,13 @@ def test_a_target_sets_destination_and_alignment(llama: Path, tmp_path: Path) ->
     )
     limit = next(note for note in report.notes if note.startswith("limited by destination per-layer: no narrower"))
     assert "value dimensions" in limit and "since no field of" in limit
-    made = gp.export(tmp_path / "x", target="onnx-gpu", output=tmp_path / "y")
+    made = gp.export(tmp_path / "x", target="hf", output=tmp_path / "y")
     assert made.facts["parameters"] == report.parameters_after
     assert made.facts["parameters_before"] == report.parameters_before
 
 
-def test_what_is_said_holds_and_slow_widths_are_named(llama: Path, tmp_path: Path) -> None:
-    report = prune(llama, tmp_path / "x", target="onnx-gpu", align=8, destination="stock", sparsity=0.3)
+def test_what_is_said_holds_and_slow_widths_are_named(shallow: Path, tmp_path: Path) -> None:
+    report = prune(shallow, tmp_path / "x", target="onnx-gpu", align=8, destination="stock", sparsity=0.3)
     assert report.destination == "stock"
     width = next(width for name, (_, width) in report.widths.items() if "mlp" in name)
     assert width % 64 and any(
@@ -69,10 +77,10 @@ def test_what_is_said_holds_and_slow_widths_are_named(llama: Path, tmp_path: Pat
     )
 
 
-def test_without_a_target_nothing_changes(llama: Path, tmp_path: Path) -> None:
-    report = prune(llama, tmp_path / "x")
+def test_without_a_target_nothing_changes(shallow: Path, tmp_path: Path) -> None:
+    report = prune(shallow, tmp_path / "x")
     assert report.destination == "stock" and not any("target" in note for note in report.notes)
-    assert TargetNeeds.of(None, None, None).align_of(gp.load(llama)) == 8
+    assert TargetNeeds.of(None, None, None).align_of(gp.load(shallow)) == 8
 
 
 def test_convolutions_have_an_alignment_of_their_own(tmp_path: Path) -> None:
