@@ -22,11 +22,6 @@ VAGUE_START = re.compile(r"(What|Those|That|The same)\b")
 
 # Keys of report.json and options of the command line, which users may rely on.
 PART_OF_THE_INTERFACE = {"sparsity_asked", "shots"}
-# Files whose names and docstrings are still to be revised.
-UNREVISED = {
-    "graphprune/solvers/normal_equations.py",
-    "graphprune/solvers/pivoted_factors.py",
-}
 
 
 class Public(NamedTuple):
@@ -71,7 +66,7 @@ def public_names() -> tuple[Public, ...]:
 
 def places(names: list[Public]) -> list[str]:
     """Where names are defined, without those that are still to be revised."""
-    return [f"{label(one.path)}:{one.line} {one.name}" for one in names if label(one.path) not in UNREVISED]
+    return [f"{label(one.path)}:{one.line} {one.name}" for one in names]
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Low rank: a matrix as some of its rows and what the others are made of them, fitted to what a linear map sees."""
+"""Low-rank matrices in pivoted form: some rows, and coefficients that make the other rows of them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -12,16 +12,16 @@ from graphprune.solvers.normal_equations import NormalEquations, choose_damping,
 from graphprune.statistics.moments import Moments
 
 Factors = tuple[Tensor, Tensor]  # of shapes (m, r) and (r, n)
-#: From equations for all columns, a rank and a damping to the factors of the new matrix.
+#: Function from equations for all columns, a rank and a damping to the factors of the new matrix.
 Fit = Callable[[NormalEquations, int, float], Factors]
 
 
 @dataclass(frozen=True)
 class Pivoted:
-    """A matrix of rank r, shape (m, n), by pivoting factorisation (PIFA, arXiv:2501.19090).
+    """Matrix of rank r, shape (m, n), by pivoting factorization (PIFA, arXiv:2501.19090).
 
-    `rows`, shape (r, n), are rows of it; the others are `coefficients`, shape (m - r, r), times those. `order`, shape
-    (m,), says where each row of the matrix stands among the former and, behind them, the latter.
+    `rows`, shape (r, n), are rows of the matrix; `coefficients`, shape (m - r, r), times `rows` are the others.
+    `order`, shape (m,), is the position of each row of the matrix in the concatenation of both.
     """
 
     rows: Tensor
@@ -30,7 +30,7 @@ class Pivoted:
 
     @classmethod
     def of(cls, left: Tensor, right: Tensor) -> "Pivoted":
-        """The product of two matrices of shapes (m, r) and (r, n), its rows picked by LU with pivoting."""
+        """Pivoted form of a product of shapes (m, r) and (r, n); LU with pivoting picks the rows."""
         rank, (m, _) = left.shape[1], left.shape
         _, swaps, _ = torch.linalg.lu_factor_ex(left)
         places = list(range(m))
@@ -38,27 +38,27 @@ class Pivoted:
             places[i], places[j] = places[j], places[i]
         chosen = torch.tensor(places)
         picked, rest = left[chosen[:rank]], left[chosen[rank:]]
-        # picked rows may depend on each other, if the rank is lower than it was asked to be
+        # the picked rows are linearly dependent if the rank of the product is below r
         return cls(picked @ right, rest @ torch.linalg.pinv(picked), chosen.argsort())
 
     def to(self, dtype: torch.dtype) -> "Pivoted":
-        """The same in another precision."""
+        """Copy in another precision."""
         return replace(self, rows=self.rows.to(dtype), coefficients=self.coefficients.to(dtype))
 
     @property
     def product(self) -> Tensor:
-        """The matrix itself, in double precision."""
+        """Full matrix, shape (m, n), in double precision."""
         rows = self.rows.double()
         return torch.cat([rows, self.coefficients.double() @ rows])[self.order]
 
 
 def factor_parameters(m: int, n: int, rank: int) -> int:
-    """The numbers that a pivoted matrix holds, its order aside; as many as the matrix itself at full rank."""
+    """Number of values in a pivoted matrix, without its order; at full rank, m * n."""
     return rank * (m + n - rank)
 
 
 def rank_for_density(m: int, n: int, density: float, step: int = 1) -> int:
-    """The greatest rank, a multiple of `step` or the full one, at which no greater share of the numbers is held."""
+    """Greatest rank with at most a share `density` of the m * n values; a multiple of `step`, or the full rank."""
     most, allowed = min(m, n), int(density * m * n)
     if allowed >= m * n:
         return most
@@ -68,11 +68,11 @@ def rank_for_density(m: int, n: int, density: float, step: int = 1) -> int:
 
 
 def reduced_rank_regression(equations: NormalEquations, rank: int, damping: float) -> Factors:
-    """The best matrix of a rank, by reduced-rank regression.
+    """Factors of the best matrix of a rank, by reduced-rank regression.
 
-    With S' the damped second moment and L the best matrix of full rank, the error of M lies ``||(M - L) S'^(1/2)||^2``
-    above that of L. So it is the singular values of ``L S'^(1/2)`` that are truncated; where the aim is what the layer
-    makes, L is its weight. Any square root of S' does.
+    With H' the damped Gram matrix of the inputs and L the best matrix of full rank, the error of M exceeds that of L by
+    ``||(M - L) H'^(1/2)||^2``. So the singular values of ``L H'^(1/2)`` are truncated, for any square root of H'.
+    Without drift, L is the weight.
     """
     best, half = _best(equations, damping)
     left = leading_left_vectors(best @ half, rank)
@@ -80,8 +80,10 @@ def reduced_rank_regression(equations: NormalEquations, rank: int, damping: floa
 
 
 def leading_left_vectors(matrix: Tensor, rank: int) -> Tensor:
-    """The left singular vectors of the greatest singular values, shape (m, rank), by eigenvectors of the smaller of
-    both products with the transposed, which takes a fraction of the time."""
+    """Left singular vectors of the greatest singular values, shape (m, rank).
+
+    They come from eigenvectors of the smaller Gram matrix, in a fraction of the time of a singular value decomposition.
+    """
     m, n = matrix.shape
     small = matrix @ matrix.T if m <= n else matrix.T @ matrix
     vectors: Tensor = torch.linalg.eigh(small).eigenvectors[:, -rank:].flip(1)
@@ -89,8 +91,10 @@ def leading_left_vectors(matrix: Tensor, rank: int) -> Tensor:
 
 
 def alternating_least_squares(rounds: int) -> Fit:
-    """Whitened truncation of the weight, then rounds of least squares, of the left factor and of the right one, to
-    what the layer shall make (MPIFA, arXiv:2501.19090); their limit is the reduced-rank regression."""
+    """Whitened truncation of the weight, then rounds of least squares for the left and the right factor in turn.
+
+    This is MPIFA (arXiv:2501.19090). Its limit is the reduced-rank regression.
+    """
 
     def fit(equations: NormalEquations, rank: int, damping: float) -> Factors:
         best, half = _best(equations, damping)
@@ -106,34 +110,39 @@ def alternating_least_squares(rounds: int) -> Fit:
 
 
 def _best(equations: NormalEquations, damping: float) -> Factors:
-    """The best matrix of full rank, and a root of the damped second moment."""
+    """Best matrix of full rank, and the Cholesky factor of the damped Gram matrix."""
     best = equations.retained_weight + equations.correction(damping)
     return best, damped_cholesky(equations.gram, damping * equations.mean_diagonal)
 
 
 def exact_factors(weight: Tensor, rank: int) -> Pivoted:
-    """A matrix that has that rank, but for rounding, as its factors."""
+    """Pivoted form of a matrix that has this rank up to rounding."""
     w = weight.double()
     left = leading_left_vectors(w, rank)
     return Pivoted.of(left, left.T @ w).to(weight.dtype)
 
 
 def reconstruct_low_rank(
-    weight: Tensor, kept: Tensor, rank: int, seen: Moments, held_out: Moments | None, damping: float | None, fit: Fit
+    weight: Tensor,
+    retained: Tensor,
+    rank: int,
+    seen: Moments,
+    held_out: Moments | None,
+    damping: float | None,
+    fit: Fit,
 ) -> tuple[Pivoted, Refitted]:
-    """A matrix of a rank in the place of the `kept` columns of a weight, shape (m, n), from moments of its n inputs;
-    and what that did.
+    """Low-rank matrix in place of the retained columns of a weight, shape (m, n), and its errors.
 
-    With no `damping` given it is that with the least error on held-out tokens, or `DEFAULT`.
+    It is fitted to the moments of the n inputs, with the damping of `choose_damping`.
     """
     w = weight.double()
 
-    def missed(tried: NormalEquations, judge: NormalEquations, d: float) -> float:
-        left, right = fit(tried, rank, d)
+    def error_of(fitted: NormalEquations, judge: NormalEquations, d: float) -> float:
+        left, right = fit(fitted, rank, d)
         return judge.error(left @ right - judge.retained_weight)
 
-    everything, judge, chosen = choose_damping(w, kept, seen, held_out, damping, missed)
+    everything, judge, chosen = choose_damping(w, retained, seen, held_out, damping, error_of)
     pivoted = Pivoted.of(*fit(everything, rank, chosen)).to(weight.dtype)
     new = pivoted.product
-    error = judge.error(new - w[:, kept]) / judge.output_energy
+    error = judge.error(new - w[:, retained]) / judge.output_energy
     return pivoted, Refitted(new.to(weight.dtype), chosen, judge.initial_error / judge.output_energy, error)

@@ -68,6 +68,6 @@ def _workspace(options: SensitivityOptions, program: Program) -> Iterator[None]:
 
 
 def _inputs(options: SensitivityOptions, program: Program) -> dict[str, Any]:
-    """All that the losses depend on; a model that was not read from files is known by its weights."""
+    """Everything that the losses depend on; a model that was not read from files is identified by its weights."""
     in_files = isinstance(options.model, str) and file_states(options.model)
     return {**identity(options), **({} if in_files else {"weights": program.checksum()})}

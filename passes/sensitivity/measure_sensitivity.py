@@ -83,7 +83,7 @@ class MeasureSensitivity(Pass):
         return program.with_facts(sensitivities)
 
     def _inputs(self, program: Program) -> dict[str, Any]:
-        """What a loss depends on besides the group, its width and whether it is refitted."""
+        """Everything that a loss depends on, except the group, its width and whether it is refitted."""
         calibration = program.fact(Calibration)
         return {
             "model": program.fingerprint(),
