@@ -237,14 +237,17 @@ def card(report: Report) -> str:
 
 
 def _front(report: Report) -> str:
-    """Front matter that the Hugging Face hub reads; a JSON string is a YAML string."""
-    lines = ["---", f"library_name: {'transformers' if report.destination != 'free' else 'graphprune'}"]
-    if report.base_model:
-        lines += [f"base_model: {json.dumps(report.base_model)}", "base_model_relation: finetune"]
-    if report.licence:
-        lines.append(f"license: {json.dumps(report.licence)}")
-    lines += ["tags:", "- pruned", "- structured-pruning", "- graphprune", "---"]
-    return "\n".join(lines)
+    """Front matter that the Hugging Face hub reads."""
+    from huggingface_hub import ModelCardData  # here, so that reports load without it
+
+    data = ModelCardData(
+        library_name="graphprune" if report.destination == "free" else "transformers",
+        base_model=report.base_model or None,
+        license=report.licence or None,
+        tags=["pruned", "structured-pruning", "graphprune"],
+        base_model_relation="finetune" if report.base_model else None,
+    )
+    return f"---\n{data.to_yaml()}\n---"
 
 
 def _about(report: Report) -> str:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from graphprune.errors import LoadError
 from graphprune.reports.report import CalibrationReport, Report, card, plain
@@ -43,8 +44,8 @@ def test_saved_and_loaded_are_equal(tmp_path: Path) -> None:
 def test_the_card_says_what_matters() -> None:
     text = card(example(base_model="some/base", licence="mit"))
     for words in (
-        'base_model: "some/base"',
-        'license: "mit"',
+        "base_model: some/base\n",
+        "license: mit\n",
         "library_name: transformers",
         "20.00% of the parameters: 1,000 became 800",
         "without graphprune",
@@ -74,8 +75,8 @@ def test_a_plan_is_not_called_a_model() -> None:
 
 def test_hostile_names_cannot_break_the_card() -> None:
     text = card(example(model="a\n---\n| b", base_model='x"\ny: z', licence="mit\nevil: yes"))
-    front = text.split("---\n")[1]
-    assert not any(line.startswith(("y:", "evil")) for line in front.splitlines())
+    front = yaml.safe_load(text.split("---\n")[1])
+    assert not {"y", "evil"} & front.keys() and front["base_model"] == 'x"\ny: z'
     assert r"`a --- \| b`" in text
 
 
