@@ -83,7 +83,7 @@ def perplexity(model: str, text: str, options: argparse.Namespace) -> str:
 
 
 def cli(*arguments: str) -> dict[str, Any]:
-    """What a command of graphprune answers."""
+    """Run a command of graphprune, and return its JSON."""
     command: Sequence[str] = [sys.executable, "-m", "graphprune", *arguments, "--json"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     if done.returncode:

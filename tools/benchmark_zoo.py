@@ -95,7 +95,7 @@ def _names(options: argparse.Namespace) -> list[str]:
 
 
 def _read(path: Path | None) -> Records:
-    """What an earlier run kept."""
+    """Records of an earlier run."""
     rows = json.loads(path.read_text()) if path and path.exists() else []
     return {(row["tool"], row["name"]): Record(**row) for row in rows}
 
@@ -118,7 +118,7 @@ def _print(tool: str, records: list[Record]) -> None:
 
 
 def _summary(own: list[Record]) -> Iterator[str]:
-    """What graphprune did by family, and what it did not do."""
+    """Table of our results by family, and a list of the models that are not exact."""
     yield from (*table(own, OUR_COLUMNS), "", "Not exact:", "", *failures([r for r in own if not r.exact]))
 
 

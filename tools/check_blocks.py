@@ -56,7 +56,7 @@ def stock(folder: Path, ids: Tensor) -> Tensor:
 
 
 def plain(folder: Path, config: dict[str, Any], ids: Tensor) -> Tensor:
-    """What the second-to-last block makes, from the files and the numbers of the configuration alone."""
+    """Output of the second-to-last block, computed from the weight files and the configuration alone."""
     files: list[Any] = [safe_open(path, "pt") for path in sorted(folder.glob("*.safetensors"))]
     place = {name: file for file in files for name in file.keys()}  # noqa: SIM118
 

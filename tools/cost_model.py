@@ -81,7 +81,7 @@ LARGE = {
 
 @dataclass(frozen=True)
 class Rates:
-    """What this machine does in a second: operations in single and double precision, and bytes of weights read."""
+    """Throughput of this machine per second: operations in single and double precision, bytes of weights read."""
 
     single: float
     double: float
@@ -102,7 +102,7 @@ class Cost:
 
 
 def costs(shape: Shape, tokens: int, length: int, sparsity: float) -> dict[str, Cost]:
-    """Those of the dense pass, and of the walk that refits."""
+    """Costs of the dense pass, and of the refit."""
     attention = 4 * length * shape.hidden  # scores and their products with values, for one token of one layer
     sweep = shape.layers * tokens * (2 * shape.block + attention)
     squares = shape.layers * tokens * 2 * SYMMETRIC * (shape.ff**2 + shape.values**2)

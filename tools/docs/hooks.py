@@ -1,4 +1,4 @@
-"""What pages take from the other documents of the repository, so that nothing is told twice.
+"""Includes of sections of other documents in pages, so that nothing is written twice.
 
 A comment ``<!-- include FILE#NAME -->`` in a page becomes the section of a file under the heading of that name, or what
 lies between its marker comments of that name. Links that leave the pages work in a checkout, and are plain text on the
@@ -17,7 +17,7 @@ OUTWARD = re.compile(r"\[(?P<text>[^\]]+)\]\(\.\./[^)]*\)")
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """What mkdocs renders: the whole page."""
+    """Page with its includes, for mkdocs to render."""
     return OUTWARD.sub(r"\g<text>", whole(markdown))
 
 
@@ -40,7 +40,7 @@ def whole(markdown: str) -> str:
 
 
 def section(file: str, name: str) -> str:
-    """What lies between the marker comments `name` of a file, or under its heading `name`, deeper headings included.
+    """Text between the marker comments `name` of a file, or under its heading `name` with deeper headings.
 
     Raises:
         ValueError: if there is neither.

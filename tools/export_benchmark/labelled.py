@@ -62,9 +62,9 @@ def answers(given: Sequence[Item], models: Sequence[Opened]) -> tuple[list[float
     for item in given:
         for i, model in enumerate(models):
             feeds, start = item.feeds(model), time.perf_counter()
-            found = model.runs.run(feeds)
+            outputs = model.runs.run(feeds)
             seconds[i].append(time.perf_counter() - start)
-            right[i] += int(_class(found) == item.label)
+            right[i] += int(_class(outputs) == item.label)
     return [count / len(given) for count in right], seconds
 
 

@@ -30,9 +30,9 @@ _SIZES = {"batch_size": 1, "sequence_length": 128}  # of models without a cache
 
 @dataclass
 class Measured:
-    """What was measured of a folder; seconds of each run by what it did, those of decoders per token.
+    """Measurements of a folder: seconds of each run by task, those of decoders per token.
 
-    `products` are known of ONNX files, `right` is the share of labelled items.
+    `products` are counted in ONNX files only; `right` is the accuracy on labeled items.
     """
 
     folder: str
@@ -52,20 +52,20 @@ class Measured:
 def measure(options: argparse.Namespace) -> list[Measured]:
     """Measure all folders; each is compared with the first that was exported with the same options."""
     memory = [_memory(folder, options) for folder in options.folders]  # first: a process begins with its parent's peak
-    found = [_facts(folder, used) for folder, used in zip(options.folders, memory, strict=True)]
+    measured = [_facts(folder, used) for folder, used in zip(options.folders, memory, strict=True)]
     given = _items(options, options.items)
     texts = {text: windows_of(_tokenizer(options), text, WINDOW, options.windows) for text in options.text}
     models = [opened(folder, options.provider, options.threads, _longest(options)) for folder in options.folders]
     readers = [reader_of(model, _longest(options)) for model in models]
     if given:
-        _answer(found, models, given)
+        _answer(measured, models, given)
     else:
-        _take_turns(found, models, readers, options)
-    for one, reader in zip(found, readers, strict=True):
+        _take_turns(measured, models, readers, options)
+    for one, reader in zip(measured, readers, strict=True):
         one.perplexity = {text: _perplexity(reader, windows) for text, windows in texts.items()}
-        alike = [other for other in found if (other.target, other.options) == (one.target, one.options)]
+        alike = [other for other in measured if (other.target, other.options) == (one.target, one.options)]
         one.realised = realised(alike[0], one)
-    return found
+    return measured
 
 
 def _items(options: argparse.Namespace, most: int | None) -> list[Item]:
@@ -77,16 +77,19 @@ def _tokenizer(options: argparse.Namespace) -> Path:
     return folder
 
 
-def _answer(found: Sequence[Measured], models: Sequence[Opened], given: Sequence[Item]) -> None:
-    for one, right, seconds in zip(found, *answers(given, models), strict=True):
+def _answer(measured: Sequence[Measured], models: Sequence[Opened], given: Sequence[Item]) -> None:
+    for one, right, seconds in zip(measured, *answers(given, models), strict=True):
         one.right, one.seconds = right, {"item": seconds}
 
 
 def _take_turns(
-    found: Sequence[Measured], models: Sequence[Opened], readers: Sequence[Reader | None], options: argparse.Namespace
+    measured: Sequence[Measured],
+    models: Sequence[Opened],
+    readers: Sequence[Reader | None],
+    options: argparse.Namespace,
 ) -> None:
     for turn in range(options.repeats + 1):
-        for one, model, reader in zip(found, models, readers, strict=True):
+        for one, model, reader in zip(measured, models, readers, strict=True):
             for what, seconds in _turn(model, reader, options).items():
                 one.seconds.setdefault(what, []).extend(seconds * (turn > 0))  # the first warms up
 

@@ -25,7 +25,7 @@ FORMATS = {module.FORMAT.target: module.FORMAT for module in (executorch, litert
 
 @dataclass(frozen=True)
 class Opened:
-    """What runs a folder, the names of the inputs that it takes, and how long a text must be where that is fixed."""
+    """Runner of a folder, the names of its inputs, and the length of a text where that is fixed."""
 
     runs: Any  # a `Runs`, or what writes text in another way: see `readers`
     names: tuple[str, ...]

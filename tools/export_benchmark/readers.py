@@ -120,10 +120,10 @@ class Bound:
         for name in self.outputs:
             binding.bind_output(name, "cpu" if name == "logits" else self.device)
         self.session.run_with_iobinding(binding)
-        found = dict(zip(self.outputs, binding.get_outputs(), strict=True))
-        self.past = {name: found[name.replace(PAST, PRESENT, 1)] for name in self.past}
+        values = dict(zip(self.outputs, binding.get_outputs(), strict=True))
+        self.past = {name: values[name.replace(PAST, PRESENT, 1)] for name in self.past}
         self.done += ids.shape[1]
-        return torch.from_numpy(found["logits"].numpy())
+        return torch.from_numpy(values["logits"].numpy())
 
 
 class Parts:
@@ -133,7 +133,7 @@ class Parts:
         self.steps, self.done = steps, 0
 
     def restart(self) -> None:
-        """What lies behind the place that is written to is masked."""
+        """Write from the first position again; the positions behind the current one are masked."""
         self.done = 0
 
     def read(self, ids: Tensor) -> Tensor:

@@ -7,11 +7,11 @@ from tools.dataset_names import perplexity_title
 from tools.export_benchmark.measure import Measured
 
 
-def table(found: Sequence[Measured]) -> Iterator[str]:
+def table(measured: Sequence[Measured]) -> Iterator[str]:
     """One row a folder: tokens or items per second, and the median time of one with the 90th percentile."""
-    kinds = list(found[0].seconds)
-    texts = list(found[0].perplexity)
-    labelled = found[0].right is not None
+    kinds = list(measured[0].seconds)
+    texts = list(measured[0].perplexity)
+    labelled = measured[0].right is not None
     heads = ["model", "size, MB", "parameters", "multiply-accumulates"]
     heads += [f"{kind}: rate, median time (90th percentile)" for kind in kinds]
     heads += [f"time saved / multiply-accumulates saved, {kind}" for kind in kinds]
@@ -19,7 +19,7 @@ def table(found: Sequence[Measured]) -> Iterator[str]:
     heads += ["accuracy", "largest relative error"] if labelled else ["largest relative error"]
     yield f"| {' | '.join(heads)} |"
     yield f"|{'---|' * len(heads)}"
-    for one in found:
+    for one in measured:
         cells = [
             one.folder,
             f"{one.bytes / 1e6:.1f}",

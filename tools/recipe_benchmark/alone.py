@@ -33,10 +33,10 @@ def alone(work: Work, run: Run, options: argparse.Namespace) -> Record:
 def records(wanted: Iterable[Run], lines: Path, measure: Callable[[Run], Record]) -> list[Record]:
     """The records of these runs: those that a file of JSON lines has, others measured and appended to it."""
     known = {record.run: record for record in read(lines)}
-    found = []
+    results = []
     for run in wanted:
         if run not in known:
             known[run] = measure(run)
             append(lines, known[run])
-        found.append(known[run])
-    return found
+        results.append(known[run])
+    return results

@@ -74,9 +74,9 @@ def table(records: Sequence[Record]) -> Iterator[str]:
     yield "| --- | --- | --- | --- | --- | --- |"
     for run in dict.fromkeys((record.run.recipe, record.run.sparsity) for record in done):
         rows = [record for record in done if (record.run.recipe, record.run.sparsity) == run]
-        found = [_accuracy(record) for record in rows]
-        middle = statistics.median(found)
-        spread = f" ({min(found):.2%} to {max(found):.2%})" if len(found) > 1 else ""
+        accuracies = [_accuracy(record) for record in rows]
+        middle = statistics.median(accuracies)
+        spread = f" ({min(accuracies):.2%} to {max(accuracies):.2%})" if len(accuracies) > 1 else ""
         kept = f"{middle / dense:.1%}" if dense else ""
         gone, seconds = (statistics.median(getattr(r, name) for r in rows) for name in ("removed", "seconds"))
         yield f"| `{run[0]}` | {gone:.1%} | {middle:.2%}{spread} | {kept} | {len(rows)} | {seconds:.0f} s |"

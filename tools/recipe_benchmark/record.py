@@ -21,9 +21,9 @@ class Run:
 
 @dataclass
 class Record:
-    """What came of a run; `fault` says in one line why nothing did.
+    """Result of a run; `fault` is the one-line reason of a run without one.
 
-    `perplexity` by text, `right` tells by questions which were answered rightly (length-normalised). `macs` are
+    `perplexity` by text, `right` lists which questions were answered correctly, by set (length-normalized). `macs` are
     those of a token in a window of `length`, `cache` the bytes of keys and values a token in half precision, `seconds`
     those of the whole pipeline, and `memory` the most that its process held, in bytes.
     """

@@ -76,8 +76,8 @@ def difference(reference: Tensor, got: Tensor) -> float:
     if not reference.numel():
         return 0.0
     scale = max(float(reference.abs().max()), torch.finfo(torch.float32).tiny)
-    found = float((reference.double() - got.double()).abs().max()) / scale
-    return found if found == found else float("inf")
+    error = float((reference.double() - got.double()).abs().max()) / scale
+    return error if error == error else float("inf")
 
 
 def mask(original: nn.Module, kept: Mapping[str, Tensor]) -> None:
@@ -115,13 +115,13 @@ def kept_entries(name: str, original: Tensor, kept: Tensor) -> Tensor:
     if bool((values.diff() == 0).any()):
         raise ambiguous
     places = torch.searchsorted(values, original).clamp(max=len(values) - 1)
-    found = values[places] == original
-    times = torch.bincount(places[found], minlength=len(values))
+    matches = values[places] == original
+    times = torch.bincount(places[matches], minlength=len(values))
     if bool((times == 0).any()):
         raise NotComparable(f"{name}: the pruned model has values that the original has not")
     if bool((times > 1).any()):
         raise ambiguous
-    return found.to(original)
+    return matches.to(original)
 
 
 def parameters(model: nn.Module) -> dict[str, Tensor]:

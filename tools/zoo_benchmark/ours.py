@@ -1,4 +1,4 @@
-"""What graphprune does with a model: trace, analyse, plan, cut, prove, write back."""
+"""Whole chain of graphprune on a model: trace, analyze, plan, cut, verify, write back."""
 
 from collections.abc import Mapping, Sequence
 
@@ -27,12 +27,12 @@ def run(subject: Subject, report: Report, ratio: float) -> None:
         program = gp.trace(model, *subject.example)
         record.parameters, record.nodes = program.count(), len(program.graph.nodes)
     with report.stage("analyze"):
-        found = gp.analyze(program)
-        record.groups, record.exact_groups = len(found.groups), sum(group.exact for group in found.groups)
-        record.opaque, record.free = dict(found.opaque), _free(program, found)
+        dependencies = gp.analyze(program)
+        record.groups, record.exact_groups = len(dependencies.groups), sum(group.exact for group in dependencies.groups)
+        record.opaque, record.free = dict(dependencies.opaque), _free(program, dependencies)
     with report.stage("plan"):
-        cut, record.mode = _groups(found)
-        left = tuple(group.name for group in found.groups if group not in cut)
+        cut, record.mode = _groups(dependencies)
+        left = tuple(group.name for group in dependencies.groups if group not in cut)
         plan = gp.plan(program, ratio=ratio, recipe="magnitude", exact_only=not record.mode, protect=left)
     with report.stage("apply"):
         small = gp.apply(program, plan)
@@ -48,20 +48,20 @@ def run(subject: Subject, report: Report, ratio: float) -> None:
         _judge(subject, report, pruned, kept)
 
 
-def _groups(found: gp.Dependencies) -> tuple[Sequence[gp.Group], str]:
-    """What is cut: the groups of the strictest kind of which there are any; and what can be said of such cuts, where
-    the law of the judge is not theirs."""
-    if exact := [group for group in found.groups if group.exact]:
+def _groups(dependencies: gp.Dependencies) -> tuple[Sequence[gp.Group], str]:
+    """Groups to cut: exact ones if there are any, or else the next kind. The text names a kind that the judge cannot
+    compare with zeroing."""
+    if exact := [group for group in dependencies.groups if group.exact]:
         return exact, ""
-    if lawful := [group for group in found.groups if group.lawful]:
+    if lawful := [group for group in dependencies.groups if group.lawful]:
         return lawful, RESCALED
-    return found.groups, APPROXIMATE
+    return dependencies.groups, APPROXIMATE
 
 
-def _free(program: gp.Program, found: gp.Dependencies) -> float:
+def _free(program: gp.Program, dependencies: gp.Dependencies) -> float:
     """The share of the parameters that lies in tensors in which an exact group stands."""
     shapes = program.shapes()
-    names = {place.parameter for group in found.groups if group.exact for place in group.places}
+    names = {place.parameter for group in dependencies.groups if group.exact for place in group.places}
     sizes = {name: Tensor.numel(program.weights[name]) for name in names & program.parameters & shapes.keys()}
     return sum(sizes.values()) / max(1, program.count())
 

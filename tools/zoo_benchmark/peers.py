@@ -1,4 +1,4 @@
-"""What every other tool goes through: each documented way to use it on a fresh model, then the same judge as ours.
+"""Runs of the other tools: each documented way to use one on a fresh model, then the judge that judges ours.
 
 A tool that prunes what a norm normalises cannot equal the masked original, because the zeros count in the norm's
 statistics and what is removed does not. So that nobody fails for having been asked too much, each tool also runs in

@@ -1,4 +1,4 @@
-"""What the server of the processes imports once, so that each model starts at once."""
+"""Imports of the server of processes, made once so that each model starts quickly."""
 
 import os
 from importlib import import_module

@@ -1,4 +1,4 @@
-"""What is known of one model in the hands of one tool."""
+"""Results of one tool on one model."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager

@@ -96,8 +96,8 @@ def _by_hand(tools: Any, pruner: Any, ratio: float) -> None:
 
 def _axes(graph: Any) -> dict[Any, int]:
     """The candidate axes that the rules of the operators declare, and how many channels must go together."""
-    found = [graph.operator_spec(operation) for operation in graph.operations()]
-    return {one.axis: one.block_size for spec in found if spec for one in spec.candidates}
+    specs = [graph.operator_spec(operation) for operation in graph.operations()]
+    return {one.axis: one.block_size for spec in specs if spec for one in spec.candidates}
 
 
 class _Plain(nn.Module):

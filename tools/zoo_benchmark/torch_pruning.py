@@ -76,19 +76,19 @@ def _attention(model: nn.Module) -> Iterator[tuple[nn.Module, dict[nn.Linear, in
     config = getattr(model, "config", None)
     for layer in model.modules():
         heads = _first(layer, HEADS) or _first(config, HEADS)
-        found = _projections(layer)
-        if not found or not heads:
+        projections = _projections(layer)
+        if not projections or not heads:
             continue
         key_heads = _first(layer, KEY_HEADS) or _first(config, KEY_HEADS) or heads
-        yield layer, {one: heads if i == 0 else key_heads for i, one in enumerate(found)}
+        yield layer, {one: heads if i == 0 else key_heads for i, one in enumerate(projections)}
 
 
 def _projections(layer: nn.Module) -> list[nn.Linear]:
     """One fused or three separate linear layers, queries first; nothing if this is no attention layer."""
     for names in (*SEPARATE, *((name,) for name in FUSED)):
-        found = [one for name in names if isinstance(one := getattr(layer, name, None), nn.Linear)]
-        if len(found) == len(names):
-            return found
+        projections = [one for name in names if isinstance(one := getattr(layer, name, None), nn.Linear)]
+        if len(projections) == len(names):
+            return projections
     return []
 
 
