@@ -19,7 +19,7 @@ from tools.zoo_benchmark.subject import subject
 
 EVERY = 32
 LONG = {  # take long
-    "hf/clm/jamba", "hf/clm/zaya", "hf/depth/dpt", "hf/dual/align", "hf/img/pvt", "hf/seg/mobilevit",
+    "hf/clm/jamba", "hf/clm/zaya", "hf/depth/dpt", "hf/dual/align", "hf/dual/blip", "hf/img/pvt", "hf/seg/mobilevit",
     "hf/seg/mobilevitv2",
 }  # fmt: skip
 INEXACT = "hf/img/bit"  # all its channels are normalised, and its kernels over theirs

@@ -229,10 +229,10 @@ def takes(options: Callable[P, Any]) -> Callable[[Callable[[Any], R]], Callable[
             for name in kwargs.keys() - described(kind).keys():
                 known = choices(name, described(kind), f"see help(graphprune.{function.__name__})")
                 raise TypeError(f"{function.__name__}() has no option {name!r}; {known}")
-            try:
-                signature.bind(*args, **kwargs)
-            except TypeError as fault:
-                raise TypeError(f"{function.__name__}(): {fault}") from None
+            bound = signature.bind_partial(*args, **kwargs).arguments
+            required = (name for name, one in signature.parameters.items() if one.default is one.empty)
+            if missing := [name for name in required if name not in bound]:
+                raise TypeError(f"{function.__name__}(): missing a required argument: {missing[0]!r}")
             return function(options(*args, **kwargs))
 
         flat.__doc__ = _documented(inspect.getdoc(function) or "", kind)

@@ -269,8 +269,8 @@ def test_a_program_from_which_nothing_was_cut(program: gp.Program) -> None:
 @pytest.mark.parametrize(
     "where",
     [
-        "rewriting.rewrite.Rewrite",
-        "reconstructions.refit.Refit",
+        pytest.param("rewriting.rewrite.Rewrite", marks=pytest.mark.slow),
+        pytest.param("reconstructions.refit.Refit", marks=pytest.mark.slow),
         "verification.verify.Verify",
         "calibration.calibrate.Calibrate",
     ],

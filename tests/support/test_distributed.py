@@ -31,7 +31,7 @@ def prune(start: Sequence[str], folder: Path, text: Path, output: Path, *more: s
     return subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
 
 
-@pytest.mark.parametrize("recipe", ["goa", pytest.param("fasp", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("recipe", ["fasp", pytest.param("goa", marks=pytest.mark.slow)])
 def test_two_processes_come_to_what_one_does(recipe: str, folder: Path, text: Path, tmp_path: Path) -> None:
     for start, name in ((ONE, "one"), (TWO, "two")):
         done = prune(start, folder, text, tmp_path / name, "--recipe", recipe)

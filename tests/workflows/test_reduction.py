@@ -32,7 +32,7 @@ def test_what_was_reached_and_why_it_is_not_the_target(prune: Prune, tmp_path: P
         report.removed == "10.3 % of the parameters (target 10 %; widths are multiples of 8 and the same in all layers)"
     )
     page = alone((tmp_path / "out" / "report.html").read_text(encoding="utf-8")).text
-    assert "removed 10.3 % asked for 10.0 %" in page
+    assert "removed 10.3 % target 10.0 %" in page
     assert f"| Removed | {report.removed} |" in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
