@@ -116,20 +116,20 @@ class Job:
         """Run it to its end, and return its exit status."""
         return self.begin(limit).wait()
 
-    def said(self) -> str:
-        """What the last run wrote to standard error."""
+    def messages(self) -> str:
+        """Standard error of the last run."""
         return self.errors.read_text(errors="replace")
 
     def phase(self) -> str:
-        """Where the run that was started last is, told from the files that it made and from what it said."""
-        new, said = self._files() - self.before, self.said()
+        """Where the run that was started last is, known from its files and messages."""
+        new, messages = self._files() - self.before, self.messages()
         if self.out.exists():
             return "done"
         if any(name.startswith(".unfinished-") for name in new):
             return "saving"
-        if any("-refit" in name for name in new) or "-refit: " in said:
+        if any("-refit" in name for name in new) or "-refit: " in messages:
             return "verifying" if self.tables() >= self.last > 0 else "refitting"
-        if any("-calibrate" in name or "values" in name for name in new) or "-calibrate: " in said:
+        if any("-calibrate" in name or "values" in name for name in new) or "-calibrate: " in messages:
             return "calibrating"
         return "starting"
 
@@ -176,7 +176,7 @@ def watched(job: Job) -> dict[str, float]:
         since = 0.0 if job.tables() > tables else since + (now - then) * (at == "refitting")
         tables, then = max(tables, job.tables()), now
         time.sleep(0.002)
-    assert process.wait() == 0, job.said()
+    assert process.wait() == 0, job.messages()
     job.last = tables
     return {**spent, "refitting": spent["refitting"] - since, "verifying": since}
 
@@ -217,8 +217,8 @@ class Storm:
             self.kills[self.job.phase()] += 1
             self._kill(process)
         status = process.wait()
-        self.resumed += sum(int(n) for n in RESUMED.findall(self.job.said()))
-        assert killed or status == 0, self.job.said()
+        self.resumed += sum(int(n) for n in RESUMED.findall(self.job.messages()))
+        assert killed or status == 0, self.job.messages()
         return killed
 
     def _kill(self, process: Process) -> None:
@@ -237,8 +237,8 @@ class Storm:
         self.runs += 1
         self.wrong += self.job.bits() != expected
         if killed:  # after the output got its name: there is nothing left to do but to tidy up
-            assert self.job.finish() != 0 and "exists already" in self.job.said()
-        assert self.job.left() == ["out"], self.job.said()
+            assert self.job.finish() != 0 and "exists already" in self.job.messages()
+        assert self.job.left() == ["out"], self.job.messages()
         self.job.again()
 
     def __str__(self) -> str:
@@ -271,7 +271,7 @@ def kill_after(job: Job, steps: str, number: int) -> None:
     """Run a job until it has finished so many steps of a kind, and kill it."""
     process = job.begin()
     ended = until(process, lambda: len(list(job.run.glob(f"0/*-{steps}/*.json"))) >= number)
-    assert not ended, job.said()
+    assert not ended, job.messages()
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
 

@@ -39,10 +39,8 @@ from graphprune.statistics.moments import GradientSums, Moments, Statistics
 from graphprune.workflows.catalogue import RECIPES
 from tests.declared_facts import broken_promises
 from tests.recipes import pipeline_of
+from tests.rule_examples import KINDS, WITH_EXAMPLES
 
-KINDS = {type(rule).__name__: rule for rule in RULES.values()}
-#: One rule for each set of examples: a rule may inherit those of another.
-WITH_EXAMPLES = {type(rule).examples: kind for kind, rule in reversed(KINDS.items())}.values()
 EXAMPLES = [(kind, i) for kind in WITH_EXAMPLES for i, _ in enumerate(KINDS[kind].examples())]
 
 

@@ -67,7 +67,7 @@ class Objective:
 
     def first_segment(self, names: Collection[str]) -> int:
         """Index of the first segment that reads one of these parameters; the number of segments if none does."""
-        readers = (i for i, segment in enumerate(self.segments) if segment.weights(self.program) & set(names))
+        readers = (i for i, segment in enumerate(self.segments) if not segment.weights(self.program).isdisjoint(names))
         return next(readers, len(self.segments))
 
     @torch.no_grad()

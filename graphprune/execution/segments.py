@@ -154,7 +154,8 @@ def evaluate_node(node: fx.Node, values: Mapping[str, Any], attribute: Any) -> A
         return attribute(n) if n.op == "get_attr" else values[n.name]
 
     args, kwargs = pytree.tree_map_only(fx.Node, value, (node.args, node.kwargs))
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    operator: Any = node.target
+    return operator(*args, **kwargs)
 
 
 def to_device(value: Any, device: torch.device | str | None) -> Any:

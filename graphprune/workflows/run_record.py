@@ -4,7 +4,6 @@ import shlex
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from hashlib import sha256
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from graphprune.axes.groups import Dependencies
 from graphprune.execution.equivalence import Verification
+from graphprune.ir.checksums import checksum
 from graphprune.ir.program import Dropped, Factored, Program, Rewritten, Rotatable
 from graphprune.ir.weights import broadcast_indices
 from graphprune.passes.low_rank.factorize import PARTS
@@ -239,8 +239,7 @@ def identity(options: PruneOptions | SensitivityOptions) -> dict[str, Any]:
 def _identified(value: Any) -> str:
     """Value as text; tensors, which are not printed whole, as a checksum."""
     leaves = [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
-    numbers = [leaf.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes() for leaf in leaves]
-    return f"{value}{sha256(b''.join(numbers)).hexdigest()}" if leaves else str(value)
+    return f"{value}{checksum(leaves)}" if leaves else str(value)
 
 
 def from_command_line() -> bool:

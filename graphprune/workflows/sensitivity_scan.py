@@ -11,7 +11,7 @@ from graphprune.ir.program import Program
 from graphprune.planning.sensitivity_table import Sensitivities
 from graphprune.reports import heatmap
 from graphprune.support.atomic_output import check_file, new_file
-from graphprune.support.resume import file_states, resumable
+from graphprune.support.resume import resumable
 from graphprune.workflows.option_fields import takes
 from graphprune.workflows.options import SensitivityOptions
 from graphprune.workflows.recipe import sensitivity_pipeline
@@ -69,5 +69,5 @@ def _workspace(options: SensitivityOptions, program: Program) -> Iterator[None]:
 
 def _inputs(options: SensitivityOptions, program: Program) -> dict[str, Any]:
     """Everything that the losses depend on; a model that was not read from files is identified by its weights."""
-    in_files = isinstance(options.model, str) and file_states(options.model)
+    in_files = isinstance(options.model, str | Path) and Path(options.model).exists()
     return {**identity(options), **({} if in_files else {"weights": program.checksum()})}

@@ -112,14 +112,17 @@ class Drop(Pass):
                 "residual branches count"
             )
         target = program.count() if self._share is None else round(self._share * program.count())
+
+        def error(units: Sequence[Unit]) -> int:
+            return abs(_parameters_of(program, units) - target)
+
         chosen: list[Unit] = []
         ranking: list[Unit] = []
         while len(chosen) < (self.count or most):
             if method.stepwise or not chosen:
                 ranking = _ranked(method, program, candidates, chosen)
             following = [*chosen, ranking.pop(0)]
-            errors = [abs(_parameters_of(program, units) - target) for units in (following, chosen)]
-            if self.count is None and errors[0] > errors[1]:
+            if self.count is None and error(following) > error(chosen):
                 break
             chosen = following
         if not chosen and self.least:

@@ -17,13 +17,10 @@ from graphprune.execution.equivalence import mask_program, run
 from graphprune.execution.segments import split
 from graphprune.frontends.modules import trace
 from graphprune.ir.program import Inputs, Program
-from graphprune.passes.operators import RULES
+from tests.rule_examples import KINDS, WITH_EXAMPLES
 from tests.streams import assert_same, assert_streamed
 from tools.recipe_benchmark.resnet import ResNet
 
-KINDS = {type(rule).__name__: rule for rule in RULES.values()}
-#: One rule for each set of examples: a rule may inherit those of another.
-WITH_EXAMPLES = {type(rule).examples: kind for kind, rule in reversed(KINDS.items())}.values()
 TINY = ("llama", "gpt2", "vit", "resnet-basic")
 
 

@@ -30,7 +30,7 @@ pytestmark = pytest.mark.skipif(not Path("/proc").is_dir(), reason="limits and s
 def whole(folder: Path, text: Path, tmp_path_factory: pytest.TempPathFactory) -> Job:
     """The command on the small model, finished without being disturbed."""
     job = Job(folder, text, tmp_path_factory.mktemp("whole") / "place", SMALL)
-    assert job.finish() == 0, job.said()
+    assert job.finish() == 0, job.messages()
     assert job.left() == ["out"]
     return job
 
@@ -48,26 +48,28 @@ def job(folder: Path, text: Path, tmp_path: Path) -> Job:
 
 def complete(job: Job, expected: dict[str, bytes]) -> None:
     """Repeat the command: it must come to the same bits."""
-    assert job.finish() == 0, job.said()
+    assert job.finish() == 0, job.messages()
     assert job.bits() == expected
     assert job.left() == ["out"]
 
 
 def refused(job: Job, *words: str, limit: int | None = None) -> None:
     """The command must fail with one error that has these words, and no output."""
-    assert job.finish(limit) == 2, job.said()
-    said = job.said()
-    assert sum(line.startswith("error: ") for line in said.splitlines()) == 1 and "Traceback" not in said, said
-    assert all(word in said for word in words), said
+    assert job.finish(limit) == 2, job.messages()
+    messages = job.messages()
+    assert sum(line.startswith("error: ") for line in messages.splitlines()) == 1 and "Traceback" not in messages, (
+        messages
+    )
+    assert all(word in messages for word in words), messages
     assert [name for name in job.left() if name != ".out.run"] == []
 
 
 def test_a_killed_run_goes_on(job: Job, expected: dict[str, bytes]) -> None:
     kill_after(job, "calibrate", 1)
     kill_after(job, "refit", 1)
-    assert "steps were finished before" in job.said(), "what the first run calibrated"
+    assert "steps were finished before" in job.messages(), "what the first run calibrated"
     complete(job, expected)
-    assert job.said().count("steps were finished before") == 2
+    assert job.messages().count("steps were finished before") == 2
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
@@ -76,7 +78,7 @@ def test_a_run_that_is_asked_to_stop_says_so_and_goes_on(number: int, job: Job, 
     assert not until(process, lambda: any(job.run.glob("0/*-calibrate/*.json")))
     os.kill(process.pid, number)
     assert process.wait() == 130
-    assert "interrupted: no output was written" in job.said() and "repeat the command to continue" in job.said()
+    assert "interrupted: no output was written" in job.messages() and "repeat the command to continue" in job.messages()
     complete(job, expected)
 
 
@@ -90,7 +92,7 @@ def test_a_full_disk_is_one_error(job: Job, expected: dict[str, bytes]) -> None:
 def test_so_it_is_where_a_graph_is_saved(job: Job) -> None:
     job.more += ("--destination", "free")
     refused(job, "free some space", str(job.out), limit=200_000)
-    assert job.finish() == 0, job.said()
+    assert job.finish() == 0, job.messages()
     assert job.left() == ["out"]
 
 
@@ -205,7 +207,7 @@ def test_a_disk_that_is_full(
 ) -> None:
     """For the workspace, and for the output."""
     job = stories(())
-    assert job.finish() == 0, job.said()
+    assert job.finish() == 0, job.messages()
     bits = job.bits()
     job.again()
     options, place = job.more, disk(scratch)
