@@ -11,20 +11,16 @@ from math import inf
 from typing import TYPE_CHECKING, Any
 
 from graphprune.errors import ExportError
+from graphprune.huggingface.default_fields import NO_WIDTH, Path, at, explicit, placed
 from graphprune.huggingface.meta_models import ModelSummary, Shapes, as_text, flat, from_table, summarize, try_build
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
-Path = tuple[str | int, ...]
 TensorDim = tuple[str, int]
 
-#: Fields that describe what a model is for rather than how wide it is: never changed.
-_NO_WIDTH = re.compile(
-    r"vocab|token|position|_ctx$|label|layer|depth|block|stage|image|patch|channels$|stride|kernel|window|seed"
-    r"|version|dtype"
-)
 _LARGEST_SET = 3
+_MOST_STATES = 64  # of a search
 
 
 @dataclass(frozen=True)
@@ -57,22 +53,27 @@ def expressible(config: PreTrainedConfig, before: Shapes, after: Shapes) -> str 
     return result if isinstance(result, str) else None
 
 
+def alternatives(config: PreTrainedConfig, before: Shapes, after: Shapes) -> Iterator[Shapes]:
+    """Shapes of models that differ from the config by few fields, in each of which some change to `after` is made.
+
+    The other changes of such a model show what the same fields set: it must be cut together.
+    """
+    start = _start(config)
+    shapes = {name: shape for name, shape in {**before, **after}.items() if name in start.summary.shapes}
+    if _mismatch(config, start.summary, shapes):
+        return
+    search = _Search(type(config), start, shapes, inf)
+    for current in (start, *search.with_explicit_defaults(start)):
+        yield from search.alternatives(current)
+
+
 def _search(config: PreTrainedConfig, shapes: Shapes, trials: float = inf) -> _Trial | str:
     """Change fields, one kind of width at a time, until every shape matches; the reason as text if none does."""
     start = _start(config)
     shapes = {name: shape for name, shape in shapes.items() if name in start.summary.shapes}
     if fault := _mismatch(config, start.summary, shapes):
         return fault
-    search = _Search(type(config), start, shapes, trials)
-    current, explicit = start, False
-    while mismatches := search.mismatches(current.summary):
-        improved = search.improved(current, mismatches)
-        if improved is None and not explicit:
-            improved, explicit = search.with_explicit_defaults(current), True
-        if improved is None:
-            return search.failure(mismatches)
-        current = improved
-    return current
+    return _Search(type(config), start, shapes, trials).solve()
 
 
 def _start(config: PreTrainedConfig) -> _Trial:
@@ -94,13 +95,28 @@ def _mismatch(config: PreTrainedConfig, summary: ModelSummary, shapes: Shapes) -
 
 @dataclass
 class _Search:
-    """Greedy search over configs: a step must correct some dimensions and break none."""
+    """Depth-first search over configs: a step must correct some dimensions and break none."""
 
     kind: type[PreTrainedConfig]
     start: _Trial
     shapes: Shapes
     trials: float
     rejection: str = ""
+
+    def solve(self) -> _Trial | str:
+        """A config with the shapes; the reason as text if none has them."""
+        stack, seen, failure = [self.start], set[str](), ""
+        while stack and len(seen) < _MOST_STATES:
+            current = stack.pop()
+            if not (mismatches := self.mismatches(current.summary)):
+                return current
+            if (text := json.dumps(current.table, sort_keys=True)) in seen:
+                continue
+            seen.add(text)
+            following = self.improved(current, mismatches) or self.with_explicit_defaults(current)
+            failure = failure or ("" if following else self.failure(mismatches))
+            stack.extend(reversed(following))
+        return failure
 
     def mismatches(self, summary: ModelSummary) -> dict[TensorDim, tuple[int, int]]:
         """Dimensions that do not match yet, with (current size, target size)."""
@@ -111,29 +127,42 @@ class _Search:
             if size != target
         }
 
-    def improved(self, current: _Trial, mismatches: Mapping[TensorDim, tuple[int, int]]) -> _Trial | None:
-        """A config that corrects some dimensions and breaks none, with as few changed fields as possible.
+    def improved(self, current: _Trial, mismatches: Mapping[TensorDim, tuple[int, int]]) -> list[_Trial]:
+        """Configs that correct some dimensions and break none, with as few changed fields as possible.
 
-        Among equally few, the one that corrects most dimensions is the likeliest: number of heads rather than head dim.
+        The one that corrects most dimensions comes first, as the likeliest: number of heads rather than head dim.
         """
+        for trials in self._moves(current, mismatches):
+            gains = [trial for trial in trials if self.mismatches(trial.summary).keys() < mismatches.keys()]
+            if gains := [trial for trial in gains if self._same_constants(trial)]:
+                return sorted(gains, key=lambda trial: len(self.mismatches(trial.summary)))
+        return []
+
+    def _moves(self, current: _Trial, mismatches: Mapping[TensorDim, tuple[int, int]]) -> Iterator[list[_Trial]]:
+        """Trials with one field, two fields and so on scaled as one of the mismatching dimensions."""
         kinds = {pair: self._fields(current, *pair) for pair in dict.fromkeys(mismatches.values())}
         for count in range(1, _LARGEST_SET + 1):
             moves = [(some, *pair) for pair, fields in kinds.items() for some in combinations(fields, count)]
             trials = [trial for move in moves if (trial := self._trial(_scaled(current.table, *move)))]
-            gains = [trial for trial in trials if self._improves(trial, mismatches, current)]
-            if gains:
-                return min(gains, key=lambda trial: len(self.mismatches(trial.summary)))
-        return None
+            yield [trial for trial in trials if self._comparable(trial.summary.shapes)]
 
-    def with_explicit_defaults(self, current: _Trial) -> _Trial | None:
-        """A trial of an equal model with explicit values for widths left to the defaults of the config's class."""
-        table = current.table
-        for name in [name for name, value in table.items() if value is None and not _NO_WIDTH.search(name)]:
-            size = self._default(current, name)
-            if size is not None:
-                table = {**table, name: size}
+    def with_explicit_defaults(self, current: _Trial) -> list[_Trial]:
+        """The trial of the same model with explicit values of widths left to defaults; none if there are no such."""
+        table = explicit(self.kind, dict(current.table), current.summary, self._summary)
         trial = self._trial(table) if table != current.table else None
-        return trial if trial is not None and trial.summary.shapes == current.summary.shapes else None
+        return [trial] if trial is not None else []
+
+    def alternatives(self, current: _Trial) -> Iterator[Shapes]:
+        """Shapes of models that differ by few fields, in each of which some dimension is corrected.
+
+        Those with the fewest fields come first, and of them those that change the fewest other dimensions.
+        """
+        mismatches = self.mismatches(current.summary)
+        for trials in self._moves(current, mismatches):
+            remaining = [(self.mismatches(trial.summary).keys(), trial) for trial in trials]
+            hits = [(len(left), trial) for left, trial in remaining if mismatches.keys() - left]
+            hits = [(wrong, trial) for wrong, trial in hits if self._same_constants(trial)]
+            yield from (trial.summary.shapes for _, trial in sorted(hits, key=lambda hit: hit[0]))
 
     def failure(self, mismatches: Mapping[TensorDim, tuple[int, int]]) -> str:
         """The message for the first dimension that no field corrects."""
@@ -156,24 +185,10 @@ class _Search:
         summaries = {path: self._summary(_scaled(current.table, (path,), size, target)) for path in paths}
         return [path for path in paths if isinstance(summaries[path], str) or summaries[path] != current.summary]
 
-    def _default(self, current: _Trial, name: str) -> int | None:
-        """The width that the class uses while the field is None; None if the field is not a width."""
-        probe = 88  # divisible by the common group and head counts, and unlikely to be a width in use
-        summary = self._summary({**current.table, name: probe})
-        if isinstance(summary, str) or summary.shapes.keys() != current.summary.shapes.keys():
-            return None
-        sizes = [zip(current.summary.shapes[key], summary.shapes[key], strict=False) for key in summary.shapes]
-        pairs = {pair for shape in sizes for pair in shape if pair[0] != pair[1]}
-        return pairs.pop()[0] if len(pairs) == 1 and next(iter(pairs))[1] == probe else None
-
-    def _improves(self, trial: _Trial, mismatches: Mapping[TensorDim, tuple[int, int]], current: _Trial) -> bool:
-        summary = trial.summary
-        if summary.shapes.keys() != current.summary.shapes.keys():
-            return False
-        if any(len(summary.shapes[name]) != len(shape) for name, shape in self.shapes.items()):
-            return False
-        remaining = self.mismatches(summary).keys()
-        return remaining < mismatches.keys() and self._same_constants(trial)
+    def _comparable(self, shapes: Shapes) -> bool:
+        """Whether a model has the parameters of the original, each with as many dimensions."""
+        same_names = shapes.keys() == self.start.summary.shapes.keys()
+        return same_names and all(len(shapes[name]) == len(shape) for name, shape in self.shapes.items())
 
     def _same_constants(self, trial: _Trial) -> bool:
         """Whether the reloaded model has the same numbers (such as scales) and the same buffers that are not saved."""
@@ -201,7 +216,7 @@ class _Search:
 
 
 def _integers(value: Any, path: Path = ()) -> Iterator[tuple[Path, int]]:
-    if any(isinstance(key, str) and _NO_WIDTH.search(key) for key in path[-1:]):
+    if any(isinstance(key, str) and NO_WIDTH.search(key) for key in path[-1:]):
         return
     if isinstance(value, int) and not isinstance(value, bool):
         if value > 0:
@@ -217,10 +232,7 @@ def _integers(value: Any, path: Path = ()) -> Iterator[tuple[Path, int]]:
 
 
 def _scaled(table: Mapping[str, Any], paths: Iterable[Path], size: int, target: int) -> dict[str, Any]:
-    changed: dict[str, Any] = json.loads(json.dumps(table))
+    changed = dict(table)
     for path in paths:
-        inner: Any = changed
-        for key in path[:-1]:
-            inner = inner[key]
-        inner[path[-1]] = inner[path[-1]] * target // size
+        changed = placed(changed, path, at(changed, path) * target // size)
     return changed

@@ -105,6 +105,14 @@ def flat(config: PreTrainedConfig) -> PreTrainedConfig:
     return copied
 
 
+def subconfigs(config: PreTrainedConfig, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The config itself and those that it holds, such as that of a text model, with their paths."""
+    yield path, config
+    for name, value in vars(config).items():
+        if is_config(value):
+            yield from subconfigs(value, (*path, name))
+
+
 def as_text(config: PreTrainedConfig) -> str:
     """The whole config as JSON text; equal texts give equal models."""
     return json.dumps(config.to_dict(), sort_keys=True, default=str)

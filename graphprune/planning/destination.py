@@ -8,11 +8,20 @@ from graphprune.axes.groups import Dependencies, Group
 from graphprune.axes.index_sets import width
 from graphprune.errors import ExportError, PlanError, choices
 from graphprune.huggingface import config_biases, config_widths, model_folder, per_layer
-from graphprune.huggingface.meta_models import flat
+from graphprune.huggingface.meta_models import Shapes, flat
 from graphprune.ir.program import Program
 
 NAMES = ("stock", "per-layer", "free")
 FEW = 64  # up to this size, every width is tried
+
+
+@dataclass(frozen=True)
+class Survey:
+    """Widths that `kinds` of groups may have, all alike, and the reason why they may have no others."""
+
+    kinds: tuple[str, ...]
+    widths: Collection[int]
+    why: str
 
 
 @dataclass(frozen=True)
@@ -87,21 +96,67 @@ class Destination:
         after = config_biases.with_parameters(before, names)
         return config_biases.parameters(after) - config_biases.parameters(before)
 
-    def survey(self, groups: Sequence[Group]) -> Iterator[tuple[str, Collection[int], str]]:
-        """For every restricted kind of groups: the widths that it may have, and the reason why not others."""
-        for kind in dict.fromkeys(group.kind for group in groups if self.name != "free"):
-            alike = [group for group in groups if group.kind == kind]
-            probes, size = self._probes(alike), alike[0].size
-            if all(probes):
-                yield kind, (), str(probes[0])
-            elif size <= FEW or any(probes):
-                every = range(1, size) if size <= FEW else range(size // 16, size, size // 16)
-                yield kind, {w for w in every if self._fault_at(alike, w) is None}, ""
+    def survey(self, groups: Sequence[Group]) -> Iterator[Survey]:
+        """The widths that each restricted kind of groups may have, kinds that share a field together."""
+        kinds = {} if self.name == "free" else _by_kind(groups)
+        while kinds:
+            kind, (first, *_) = next(iter(kinds.items()))
+            family, faults = self._family(kind, kinds)
+            alike = [group for member in family for group in kinds.pop(member)]
+            if all(faults):
+                yield Survey(family, (), str(faults[0]))
+            elif first.size <= FEW or any(faults) or len(family) > 1:
+                few, step = first.size <= FEW, first.size // 16
+                every = range(1, first.size) if few else range(step, first.size, step)
+                yield Survey(family, {w for w in every if self._fault_at(alike, w) is None}, "")
 
     def refusal(self, alike: Sequence[Group]) -> str | None:
         """The reason why groups of one kind cannot be narrower; None if they can have some other width."""
-        probes = self._probes(alike)
-        return str(probes[0]) if all(probes) else None
+        kind, kinds = alike[0].kind, _by_kind(self.dependencies.groups) | _by_kind(alike)
+        faults = self._family(kind, kinds)[1] if self.name != "free" else [None]
+        return str(faults[0]) if all(faults) else None
+
+    def _family(self, kind: str, kinds: Mapping[str, Sequence[Group]]) -> tuple[tuple[str, ...], list[str | None]]:
+        """A kind with those that must be cut together with it, and the reasons against the widths that were tried."""
+        faults = self._probes(kinds[kind])
+        if not (self.uniform and all(faults)):
+            return (kind,), faults
+        for family in self._linked(kind, kinds):
+            joint = self._probes([group for member in family for group in kinds[member]])
+            if not all(joint):
+                return family, joint
+        return (kind,), faults
+
+    def _linked(self, kind: str, kinds: Mapping[str, Sequence[Group]]) -> Iterator[tuple[str, ...]]:
+        """Kinds whose joint cut gives the shapes of a model that differs in few fields, one of which sets this kind."""
+        width = kinds[kind][0].size // 2
+        shapes = config_widths.alternatives(self.settings, self.shapes, self._halved([kind], kinds))
+        families = (self._cover(kind, kinds, model) for model in shapes) if width else iter(())
+        yield from (family for family in families if len(family) > 1)
+
+    def _cover(self, kind: str, kinds: Mapping[str, Sequence[Group]], model: Shapes) -> tuple[str, ...]:
+        """The kinds that must be halved to reach the shapes of a model; none if that is not possible."""
+
+        def missing(family: Sequence[str]) -> set[tuple[str, int]]:
+            after = {name: shape for name, shape in self._halved(family, kinds).items() if name in model}
+            pairs = ((name, enumerate(zip(shape, model[name], strict=True))) for name, shape in after.items())
+            return {(name, dim) for name, sizes in pairs for dim, (own, target) in sizes if own != target}
+
+        size, role = kinds[kind][0].size, _role(kind)
+        others = [k for k, groups in kinds.items() if k != kind and groups[0].size == size]
+        family: tuple[str, ...] = (kind,)
+        wrong = missing(family)
+        while wrong:
+            trials = [(other, missing((*family, other))) for other in others if other not in family]
+            better = [(other, rest) for other, rest in trials if rest < wrong]
+            if not better:
+                return ()
+            best, wrong = min(better, key=lambda trial: (_role(trial[0]) != role, len(trial[1])))
+            family = (*family, best)
+        return family
+
+    def _halved(self, family: Sequence[str], kinds: Mapping[str, Sequence[Group]]) -> dict[str, tuple[int, ...]]:
+        return self._narrowed({group.name: group.size // 2 for member in family for group in kinds[member]})
 
     def _probes(self, alike: Sequence[Group]) -> list[str | None]:
         return [self._fault_at(alike, trial) for trial in {alike[0].size // 2, alike[0].size - 1}]
@@ -118,3 +173,15 @@ class Destination:
         tensors = self.dependencies.tensors
         new = {name: tuple(width(axis, by_prime) for axis in tensors[name]) for name in touched}
         return {**self.shapes, **new}
+
+
+def _by_kind(groups: Sequence[Group]) -> dict[str, list[Group]]:
+    kinds: dict[str, list[Group]] = {}
+    for group in groups:
+        kinds.setdefault(group.kind, []).append(group)
+    return kinds
+
+
+def _role(kind: str) -> str:
+    """The position of a kind in its parameters, which is equal for counterparts such as heads of two attentions."""
+    return kind.rpartition(":")[2]

@@ -24,13 +24,15 @@ from graphprune.statistics.moments import (
 class Eligible:
     """The groups that may be cut for a destination, and the reasons why other kinds may not.
 
-    `widths` holds the allowed widths of those kinds that the destination restricts.
+    `widths` holds the allowed widths of those kinds that the destination restricts. The kinds of each of the `families`
+    have one width, which the same fields of the configuration set.
     """
 
     groups: Sequence[Group]
     destination: Destination
     refused: Mapping[str, str]
     widths: Mapping[str, Collection[int]]
+    families: tuple[tuple[str, ...], ...] = ()
 
 
 @dataclass(frozen=True)

@@ -54,10 +54,11 @@ class Analyze(Pass):
             g for g in dependencies.groups if (g.exact or not self.exact_only) and not self._protected(program, g)
         ]
         survey = list(destination.survey(candidates))
-        refused = {kind: why for kind, widths, why in survey if not widths}
+        refused = {kind: part.why for part in survey for kind in part.kinds if not part.widths}
         groups = tuple(group for group in candidates if group.kind not in refused)
-        widths = {kind: widths for kind, widths, _ in survey if widths}
-        return program.with_facts(dependencies, Eligible(groups, destination, refused, widths))
+        widths = {kind: part.widths for part in survey for kind in part.kinds if part.widths}
+        families = tuple(part.kinds for part in survey if part.widths and len(part.kinds) > 1)
+        return program.with_facts(dependencies, Eligible(groups, destination, refused, widths, families))
 
     def _require_matches(self, program: Program, dependencies: Dependencies) -> None:
         """Refuse globs that match no parameter and no group, neither now nor before blocks were dropped."""

@@ -72,12 +72,14 @@ class Select(Pass):
 
 
 def knobs(eligible: Eligible, align: int) -> list[Knob]:
-    """The knobs of the eligible groups: one per kind where widths must be uniform, else one per group."""
+    """The knobs of the eligible groups: one per kind, or family of kinds, where widths must be uniform, else one per
+    group."""
     if not eligible.destination.uniform:
         return [Knob.of([group], align, eligible.widths.get(group.kind)) for group in eligible.groups]
+    family_of = {kind: family[0] for family in eligible.families for kind in family}
     kinds: dict[str, list[Group]] = {}
     for group in eligible.groups:
-        kinds.setdefault(group.kind, []).append(group)
+        kinds.setdefault(family_of.get(group.kind, group.kind), []).append(group)
     return [Knob.of(groups, align, eligible.widths.get(kind)) for kind, groups in kinds.items()]
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+import transformers
 from transformers import BertConfig, LlamaConfig, PreTrainedConfig
 
 from graphprune.errors import ExportError
@@ -29,6 +30,7 @@ CHANGES: list[tuple[str, dict[str, Any]]] = [
     ("resnet", {"hidden_sizes": [8, 12]}),
     ("resnet", {"embedding_size": 4, "hidden_sizes": [4, 10]}),
 ]
+HALF = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 4}
 
 
 def shapes_of(config: PreTrainedConfig) -> Shapes:
@@ -96,6 +98,17 @@ def test_fewer_heads_are_preferred_to_smaller_ones(configure: Configure) -> None
     assert fit(configure("bert"), shapes).num_attention_heads == 2
     with pytest.raises(ExportError, match="no field of BertConfig makes dimension 1"):
         fit(configure("bert"), shapes_of(configure("bert", hidden_size=12, num_attention_heads=4)))
+
+
+@pytest.mark.parametrize("kind", ["Qwen2", "Phi", "Cohere"])
+def test_a_width_that_the_config_lacks_is_set_if_its_class_reads_it(kind: str) -> None:
+    fields = {"vocab_size": 60, "hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 8}
+    make: Any = getattr(transformers, f"{kind}Config")
+    config, narrow = (make(**{**fields, **more}, architectures=[f"{kind}ForCausalLM"]) for more in ({}, HALF))
+    assert not hasattr(config, "head_dim")
+    fitted = fit(config, shapes_of(narrow))
+    assert (fitted.head_dim, fitted.num_attention_heads) == (4, 4) and not hasattr(config, "head_dim")
+    assert shapes_of(make.from_dict(fitted.to_dict())) == shapes_of(narrow)
 
 
 def test_widths_made_of_fractions_have_no_field(configure: Configure) -> None:
