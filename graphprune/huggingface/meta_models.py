@@ -147,7 +147,7 @@ def _try_build(kind: Any, text: str) -> ModelSummary | str:
     except (ExportError, PackageError):
         raise
     except Exception as fault:  # a class may validate its config with any exception
-        return _reason(fault)
+        return reason(fault)
     return describe(model)
 
 
@@ -173,7 +173,7 @@ def _numbers(model: nn.Module) -> Iterator[tuple[str, float]]:
                 yield f"{prefix}.{name}".lstrip("."), float(value)
 
 
-def _reason(fault: Exception) -> str:
+def reason(fault: Exception) -> str:
     """The last line of an error, which holds the reason in nested validation errors."""
     lines = [line.strip() for line in str(fault).splitlines() if line.strip()]
     return lines[-1] if lines else type(fault).__name__

@@ -11,11 +11,13 @@ from graphprune.axes.groups import Dependencies
 from graphprune.axes.residual_blocks import Importance, Unit, drop_units, droppable_units, zero_residuals
 from graphprune.errors import ExportError, PlanError
 from graphprune.execution.equivalence import Verification, verify_cut
-from graphprune.huggingface.layer_removal import renumbered, shorten_config
+from graphprune.huggingface.layer_removal import shorten_config
+from graphprune.huggingface.list_entries import renumbered
 from graphprune.ir.program import Dropped, Program, copy_graph
 from graphprune.ir.weights import Renamed
 from graphprune.passes.depth import IMPORTANCES
 from graphprune.pipeline import PASSES, Pass, Timings
+from graphprune.planning.destination import Destination
 from graphprune.planning.facts import OF_ONE_GRAPH, Eligible
 from graphprune.planning.plan import Plan
 from graphprune.statistics.collector import Calibration
@@ -95,11 +97,9 @@ class Drop(Pass):
                 )
             return _innermost(droppable_units(program))
         blocks = [unit for unit in droppable_units(program) if unit.whole]
-        if destination.name != "free" and blocks:
-            try:
-                shorten_config(destination.settings, [blocks[0].name])
-            except ExportError as fault:
-                raise PlanError(f"destination {destination.name} cannot hold fewer blocks: {fault}") from fault
+        if blocks and all(_fault(destination, [block]) for block in blocks):
+            fault = _fault(destination, blocks[:1])
+            raise PlanError(f"destination {destination.name} cannot hold fewer blocks: {fault}")
         return blocks
 
     def _chosen(self, program: Program, candidates: Sequence[Unit]) -> list[Unit]:
@@ -121,10 +121,14 @@ class Drop(Pass):
         while len(chosen) < (self.count or most):
             if method.stepwise or not chosen:
                 ranking = _ranked(method, program, candidates, chosen)
-            following = [*chosen, ranking.pop(0)]
-            if self.count is None and error(following) > error(chosen):
+            following = _following(program.fact(Eligible).destination, chosen, ranking)
+            if following is None or (self.count is None and error(following) > error(chosen)):
                 break
             chosen = following
+        if len(chosen) < (self.count or 0):
+            raise PlanError(
+                f"only {len(chosen)} of the {parts} can be dropped together for this destination; ask for less"
+            )
         if not chosen and self.least:
             raise PlanError(f"none of the {parts} is as small as {target:,} parameters; ask for more, or give count")
         return chosen
@@ -135,6 +139,26 @@ def _ranked(method: Importance, program: Program, candidates: Sequence[Unit], dr
     remaining = [unit for unit in candidates if unit not in dropped]
     values = method.importance(program, remaining, lambda unit: drop_units(program, [*dropped, unit]))
     return [remaining[i] for i in sorted(range(len(remaining)), key=values.__getitem__)]
+
+
+def _following(destination: Destination, chosen: Sequence[Unit], ranking: list[Unit]) -> list[Unit] | None:
+    """The chosen units with the next one that the destination can lose, too, which leaves the ranking."""
+    for unit in ranking:
+        if _fault(destination, [*chosen, unit]) is None:
+            ranking.remove(unit)
+            return [*chosen, unit]
+    return None
+
+
+def _fault(destination: Destination, units: Sequence[Unit]) -> str | None:
+    """The reason why the destination cannot lose these units; None if it can."""
+    if destination.name == "free":
+        return None
+    try:
+        shorten_config(destination.settings, [unit.name for unit in units])
+    except ExportError as fault:
+        return str(fault)
+    return None
 
 
 def _innermost(units: Sequence[Unit]) -> list[Unit]:

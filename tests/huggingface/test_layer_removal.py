@@ -13,7 +13,8 @@ import graphprune as gp
 from graphprune.errors import ExportError, PlanError
 from graphprune.execution.equivalence import compare
 from graphprune.exporters.model_folders import folder_writer
-from graphprune.huggingface.layer_removal import renumbered, shorten_config
+from graphprune.huggingface.layer_removal import shorten_config
+from graphprune.huggingface.list_entries import renumbered
 from graphprune.ir.program import Program
 from graphprune.passes.calibration.calibrate import Calibrate
 from graphprune.passes.depth.drop_blocks import Drop, drop
@@ -52,9 +53,54 @@ def test_a_configuration_with_several_counts_changes_the_right_one() -> None:
     assert shorten_config(config, ["resnet.encoder.stages.1.layers.2"]).depths == [3, 2, 2]
     with pytest.raises(
         ExportError,
-        match="no field of ResNetConfig sets the number of entries of resnet.encoder.stages.2.layers, which has 2",
+        match="no field of ResNetConfig builds the other entries of resnet.encoder.stages.2.layers as they are now",
     ):
         shorten_config(config, ["resnet.encoder.stages.2.layers.0"])
+
+
+MOE: dict[str, Any] = {
+    "vocab_size": 60, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 4, "num_attention_heads": 4,
+    "num_key_value_heads": 4, "num_experts_per_tok": 1, "moe_intermediate_size": 16,
+}  # fmt: skip
+LATENT: dict[str, Any] = {
+    "n_routed_experts": 4, "n_group": 2, "topk_group": 1, "q_lora_rank": 12, "kv_lora_rank": 16, "qk_rope_head_dim": 4,
+    "qk_nope_head_dim": 4, "v_head_dim": 8, "first_k_dense_replace": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("fields", "removed", "expected"),
+    [
+        ({"mlp_only_layers": [0, 3]}, [0, 2], {"mlp_only_layers": [1]}),
+        ({"mlp_only_layers": [3]}, [1], {"mlp_only_layers": [2]}),
+        ({"decoder_sparse_step": 2}, [0], {"decoder_sparse_step": 1, "mlp_only_layers": [1]}),
+    ],
+)
+def test_exceptions_among_layers_follow(fields: dict[str, Any], removed: list[int], expected: dict[str, Any]) -> None:
+    experts: dict[str, Any] = {
+        "num_experts": 4,
+        "shared_expert_intermediate_size": 16,
+        "architectures": ["Qwen2MoeForCausalLM"],
+    }
+    short = shorten_config(
+        transformers.Qwen2MoeConfig(**MOE, **experts, **fields), [f"model.layers.{i}" for i in removed]
+    )
+    assert short.num_hidden_layers == 4 - len(removed)
+    assert {name: getattr(short, name) for name in expected} == expected
+
+
+def test_dense_layers_before_those_with_experts_can_go(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model: Any = transformers.DeepseekV3ForCausalLM(transformers.DeepseekV3Config(**MOE, **LATENT))
+    model.save_pretrained(tmp_path / "model")
+    small = drop(gp.load(tmp_path / "model"), ["model.layers.1", "model.layers.2"])
+    folder_writer.save(small, tmp_path / "out", destination="stock")
+    short: Any = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    assert (short.config.num_hidden_layers, short.config.first_k_dense_replace) == (2, 1)
+    ids = torch.randint(3, 60, (2, 7))
+    with torch.no_grad():
+        expected = small.module()(**token_inputs(small, ids))
+        compare(expected.logits, short(input_ids=ids, use_cache=False).logits, "reloaded model and graph")
 
 
 @pytest.fixture
