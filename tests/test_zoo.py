@@ -13,7 +13,9 @@ from graphprune.errors import TraceError
 from tests import zoo
 from tests.zoo.refill import refill
 from tools.zoo_benchmark import ours
+from tools.zoo_benchmark.goal import Goal
 from tools.zoo_benchmark.judge import Ambiguous, NotComparable, judge, parameters
+from tools.zoo_benchmark.noise import REFUSED as REFUSED_NOISE
 from tools.zoo_benchmark.record import Record, Report
 from tools.zoo_benchmark.subject import subject
 
@@ -40,7 +42,7 @@ def examine(name: str) -> Record:
     if absent := zoo.missing(name):
         pytest.skip(f"{' and '.join(absent)} not installed")
     record = Record(ours.NAME, name)
-    ours.run(subject(name), Report(record, lambda _: None), ratio=0.5)
+    ours.run(subject(name), Report(record, lambda _: None), Goal(ratio=0.5))
     return record
 
 
@@ -48,6 +50,7 @@ def examine(name: str) -> Record:
 def test_a_cut_architecture_gives_the_numbers_of_the_masked_one(name: str) -> None:
     record = examine(name)
     assert record.exact, record.fault
+    assert record.noise == REFUSED_NOISE
 
 
 def test_an_architecture_without_exact_groups_is_cut_and_not_called_exact() -> None:

@@ -13,14 +13,17 @@ from tests import zoo
 from tests.zoo.refill import refill
 from tools import benchmark_zoo
 from tools.zoo_benchmark import ours, pool, torch_pruning
+from tools.zoo_benchmark.goal import Goal
 from tools.zoo_benchmark.judge import Inputs
+from tools.zoo_benchmark.noise import PASSED
 from tools.zoo_benchmark.peers import Prune, normalises, run_all
 from tools.zoo_benchmark.record import Record, Report
 from tools.zoo_benchmark.subject import Subject
-from tools.zoo_benchmark.table import OUR_COLUMNS, PEER_COLUMNS, comparison, failures, table
+from tools.zoo_benchmark.table import OUR_COLUMNS, PEER_COLUMNS, budget_columns, comparison, failures, table
 from tools.zoo_benchmark.work import PEERS
 
 NAME = "hf/clm/qwen2"
+GOALS = {ours.NAME: Goal(ratio=0.5)}
 
 
 def record(name: str = NAME, tool: str = ours.NAME, **fields: object) -> Record:
@@ -28,12 +31,12 @@ def record(name: str = NAME, tool: str = ours.NAME, **fields: object) -> Record:
 
 
 def test_a_model_runs_in_a_process_of_its_own() -> None:
-    found = list(pool.run_all([(ours.NAME, NAME)], jobs=1, limit=600, ratio=0.5))
+    found = list(pool.run_all([(ours.NAME, NAME)], jobs=1, limit=600, goals=GOALS))
     assert [(r.name, r.stage, r.exact, r.fault) for r in found] == [(NAME, "done", True, "")]
 
 
 def test_a_time_limit_ends_a_model_and_says_where_it_was() -> None:
-    found = list(pool.run_all([(ours.NAME, NAME), (ours.NAME, "hf/enc/bert")], jobs=2, limit=0, ratio=0.5))
+    found = list(pool.run_all([(ours.NAME, NAME), (ours.NAME, "hf/enc/bert")], jobs=2, limit=0, goals=GOALS))
     assert sorted(r.name for r in found) == [NAME, "hf/enc/bert"]
     # how far a process gets before it is ended is up to the machine
     assert [r.fault for r in found] == [f"time limit of 0 s in stage {r.stage!r}" for r in found]
@@ -69,17 +72,38 @@ def test_a_table_counts_by_family() -> None:
     written: dict[str, Any] = {"written_back": True, "padded": 0.1}
     records = [
         record(stage="done", passed=passed, seconds=times, removed=0.4, exact=True, **written),
-        record("hf/clm/gpt2", stage="done", passed=passed, seconds=times, removed=0.2, exact=True, remark="why"),
+        record(
+            "hf/clm/gpt2",
+            stage="done",
+            passed=passed,
+            seconds=times,
+            removed=0.2,
+            exact=True,
+            remark="why",
+            noise=PASSED,
+        ),
         record("hf/enc/bert", stage="trace", fault="TraceError: a\nbranch"),
     ]
     assert list(table(records, OUR_COLUMNS))[2:] == [
-        "| transformers: causal language models | 2 | 2 | 2 | 2 | 2 | 1 | 1 | 30% | 2.00 s | 10 ms | 0.5% |",
-        "| transformers: text encoders | 1 | 0 | 0 | 0 | 0 | 0 | 0 | - | - | - | - |",
-        "| total | 3 | 2 | 2 | 2 | 2 | 1 | 1 | 30% | 2.00 s | 10 ms | 0.5% |",
+        "| transformers: causal language models | 2 | 2 | 2 | 2 | 2 | 1 | 1 | 1 | 30% | 2.00 s | 10 ms | 0.5% |",
+        "| transformers: text encoders | 1 | 0 | 0 | 0 | 0 | 0 | 0 | 0 | - | - | - | - |",
+        "| total | 3 | 2 | 2 | 2 | 2 | 1 | 1 | 1 | 30% | 2.00 s | 10 ms | 0.5% |",
     ]
     assert list(failures(records)) == [
         "- `hf/clm/gpt2`: why",
         "- `hf/enc/bert` (trace): TraceError: a branch",
+    ]
+
+
+def test_a_run_by_budget_stands_in_columns_of_its_own() -> None:
+    records = [record(exact=True, removed=0.5), record("hf/enc/bert", exact=True, removed=0.4)]
+    by_budget = [record(exact=True, removed=0.3, padded=0.1), record("hf/enc/bert", fault="no")]
+    assert [line.split(" | ")[-3:] for line in table(records, budget_columns(by_budget))] == [
+        ["exact by budget", "with padding", "removed by budget |"],
+        ["---", "---", "--- |"],
+        ["1", "1", "30% |"],
+        ["0", "0", "- |"],
+        ["1", "1", "30% |"],
     ]
 
 
@@ -164,6 +188,6 @@ def test_a_peer_prunes_a_plain_model_exactly(name: str, inputs: Inputs) -> None:
     peer = PEERS[name]
     pytest.importorskip(peer.PACKAGE)
     found = record(tool="peer")
-    peer.run(Subject(build, inputs, inputs, distinct=True), Report(found, lambda _: None), 0.5)
+    peer.run(Subject(build, inputs, inputs, distinct=True), Report(found, lambda _: None), Goal(ratio=0.5))
     assert found.exact, found.fault
     assert found.removed > 0.3

@@ -6,16 +6,19 @@ from torch import Tensor, nn
 
 import graphprune as gp
 from graphprune.errors import WriteBackError, reason_of
+from tools.zoo_benchmark import noise
+from tools.zoo_benchmark.goal import Goal
 from tools.zoo_benchmark.judge import Ambiguous, Call, judge, parameters
 from tools.zoo_benchmark.record import LEAST, Report
 from tools.zoo_benchmark.subject import Subject
 
 NAME = "graphprune"
+BUDGET = "graphprune, by budget"  # of parameters, where the other run takes the same share of every group
 RESCALED = "no group is exact as it is; averages were rescaled, and the law is graphprune's own"
 APPROXIMATE = "no group is exact; shapes and finite numbers were checked"
 
 
-def run(subject: Subject, report: Report, ratio: float) -> None:
+def run(subject: Subject, report: Report, goal: Goal) -> None:
     """Take the model through every stage; what happens is in the record.
 
     Where no group can be cut exactly, others are; graphprune then proves what it claims, and no more.
@@ -31,14 +34,19 @@ def run(subject: Subject, report: Report, ratio: float) -> None:
         record.groups, record.exact_groups = len(dependencies.groups), sum(group.exact for group in dependencies.groups)
         record.opaque, record.free = dict(dependencies.opaque), _free(program, dependencies)
     with report.stage("plan"):
-        cut, record.mode = _groups(dependencies)
+        cut, record.mode = cuttable(dependencies)
         left = tuple(group.name for group in dependencies.groups if group not in cut)
-        plan = gp.plan(program, ratio=ratio, recipe="magnitude", exact_only=not record.mode, protect=left)
+        plan = gp.plan(
+            program, ratio=goal.ratio, sparsity=goal.sparsity, recipe="magnitude", exact_only=not record.mode,
+            protect=left,
+        )  # fmt: skip
     with report.stage("apply"):
         small = gp.apply(program, plan)
         record.removed = 1 - small.count() / record.parameters
     with report.stage("verify"):
         record.proven = gp.verify(program, small, plan).max_error
+    with report.stage("noise"):
+        record.noise = noise.judged_by_proof(program, small, plan)
     with report.stage("write back"):
         pruned, kept = _written_back(report, small, model)
     if record.mode:  # there is no such law for what norms changed
@@ -48,7 +56,7 @@ def run(subject: Subject, report: Report, ratio: float) -> None:
         _judge(subject, report, pruned, kept)
 
 
-def _groups(dependencies: gp.Dependencies) -> tuple[Sequence[gp.Group], str]:
+def cuttable(dependencies: gp.Dependencies) -> tuple[Sequence[gp.Group], str]:
     """Groups to cut: exact ones if there are any, or else the next kind. The text names a kind that the judge cannot
     compare with zeroing."""
     if exact := [group for group in dependencies.groups if group.exact]:

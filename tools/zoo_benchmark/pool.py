@@ -2,7 +2,7 @@
 
 import multiprocessing
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -10,6 +10,7 @@ from time import monotonic
 
 import psutil
 
+from tools.zoo_benchmark.goal import Goal
 from tools.zoo_benchmark.record import LATE, Record
 from tools.zoo_benchmark.work import work
 
@@ -43,8 +44,8 @@ class _Job:
         return True
 
 
-def run_all(tasks: Sequence[Task], jobs: int, limit: float, ratio: float) -> Iterator[Record]:
-    """The record of every task as it gets ready; `limit` is in seconds of processor time a task."""
+def run_all(tasks: Sequence[Task], jobs: int, limit: float, goals: Mapping[str, Goal]) -> Iterator[Record]:
+    """The record of every task as it gets ready; `limit` is in seconds of processor time a task, `goals` by tool."""
     os.environ["OMP_NUM_THREADS"] = "1"  # inherited by the server, which imports torch
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tools.zoo_benchmark.preload"])
@@ -52,7 +53,7 @@ def run_all(tasks: Sequence[Task], jobs: int, limit: float, ratio: float) -> Ite
     try:
         while waiting or running:
             while waiting and len(running) < jobs:
-                running.append(_start(context, waiting.pop(), ratio))
+                running.append(_start(context, waiting.pop(), goals))
             wait([job.pipe for job in running], LOOK)
             for job in list(running):
                 late = job.seconds() > limit
@@ -64,10 +65,10 @@ def run_all(tasks: Sequence[Task], jobs: int, limit: float, ratio: float) -> Ite
             job.process.kill()
 
 
-def _start(context: multiprocessing.context.ForkServerContext, task: Task, ratio: float) -> _Job:
+def _start(context: multiprocessing.context.ForkServerContext, task: Task, goals: Mapping[str, Goal]) -> _Job:
     """A process for one model."""
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=work, args=(*task, ratio, sender))
+    process = context.Process(target=work, args=(*task, goals[task[0]], sender))
     process.start()
     sender.close()
     return _Job(process, receiver, Record(*task))

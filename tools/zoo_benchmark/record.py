@@ -19,7 +19,9 @@ class Record:
     `remark` what is worth knowing where it is. `removed` and `free` are shares of the parameters; `free` counts those
     in tensors in which an exact group stands; `padded` those that are gone from the graph but stay in the module that
     was written back, as zeros. `error` is the greatest difference between the pruned and the masked
-    original, relative to the greatest reference value; `proven` the same as graphprune's own verification found it.
+    original, relative to the greatest reference value; `proven` the same as graphprune's own verification measured it.
+    `noise` is what that verification makes of noise in the place of weights, "refused" or "passed". `outcomes` has the
+    outcome of every stage of a model of the field family: "ok", or the first line of its failure.
     """
 
     tool: str
@@ -39,10 +41,12 @@ class Record:
     opaque: dict[str, int] = field(default_factory=dict)
     proven: float | None = None
     error: float | None = None
+    noise: str = ""
     exact: bool = False
     written_back: bool = False
     passed: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
+    outcomes: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from functools import partial
 from statistics import median
 
 from tests import zoo
+from tools.zoo_benchmark.noise import PASSED
 from tools.zoo_benchmark.record import LATE, LEAST, Record
 
 FAMILIES = {
@@ -23,23 +24,23 @@ Column = tuple[str, Callable[[Sequence[Record]], object]]
 
 def table(records: Sequence[Record], columns: Sequence[Column]) -> Iterator[str]:
     """The lines of the table of one tool."""
-    yield _line(["family", *(head for head, _ in columns)])
-    yield _line(["---"] * (1 + len(columns)))
+    yield line(["family", *(head for head, _ in columns)])
+    yield line(["---"] * (1 + len(columns)))
     for family, title in FAMILIES.items():
         if own := _of(family, records):
-            yield _line([title, *(cell(own) for _, cell in columns)])
-    yield _line(["total", *(cell(records) for _, cell in columns)])
+            yield line([title, *(cell(own) for _, cell in columns)])
+    yield line(["total", *(cell(records) for _, cell in columns)])
 
 
 def comparison(records: Mapping[str, Sequence[Record]]) -> Iterator[str]:
     """The lines of one table for several tools, by name: exact models, the median share of parameters removed from
     these, and how many models ran out of time."""
     families = [(title, partial(_of, name)) for name, title in FAMILIES.items()] + [("total", list)]
-    yield _line(["exact models (median of parameters removed)", "models", *records])
-    yield _line(["---"] * (2 + len(records)))
+    yield line(["exact models (median of parameters removed)", "models", *records])
+    yield line(["---"] * (2 + len(records)))
     for name, own in families:
         if models := max(len(own(found)) for found in records.values()):
-            yield _line([name, models, *(_compared(own(found)) for found in records.values())])
+            yield line([name, models, *(_compared(own(found)) for found in records.values())])
 
 
 def _compared(records: Sequence[Record]) -> str:
@@ -59,10 +60,16 @@ def failures(records: Sequence[Record]) -> Iterator[str]:
             continue
         stage = "" if record.stage == "done" else f" ({record.stage})"
         mode = f" [{record.mode}]" if record.mode not in ("", reason) else ""
-        yield f"- `{record.name}`{mode}{stage}: {PACKAGES.sub('', ' '.join(reason.split()))[:REASON]}"
+        yield f"- `{record.name}`{mode}{stage}: {shortened(reason)}"
 
 
-def _line(cells: Sequence[object]) -> str:
+def shortened(reason: str) -> str:
+    """One line, without the place where packages are installed."""
+    return PACKAGES.sub("", " ".join(reason.split()))[:REASON]
+
+
+def line(cells: Sequence[object]) -> str:
+    """A row of a table."""
     return f"| {' | '.join(map(str, cells))} |"
 
 
@@ -108,11 +115,28 @@ def _median(values: Sequence[float], text: str) -> str:
     return text.format(median(values)) if values else "-"
 
 
+def _noise_passed(records: Sequence[Record]) -> int:
+    return sum(record.noise == PASSED for record in records)
+
+
+def budget_columns(by_budget: Sequence[Record]) -> tuple[Column, ...]:
+    """Columns of the run with a budget, for the models of a row."""
+
+    def of_row(count: Callable[[Sequence[Record]], object], records: Sequence[Record]) -> object:
+        names = {record.name for record in records}
+        return count([record for record in by_budget if record.name in names])
+
+    return (
+        ("exact by budget", partial(of_row, _exact)), ("with padding", partial(of_row, _padded)),
+        ("removed by budget", partial(of_row, _removed)),
+    )  # fmt: skip
+
+
 OUR_COLUMNS: tuple[Column, ...] = (
     ("models", len), ("captured", partial(_passed, "trace")), ("analyzed", partial(_passed, ANALYSIS)),
-    ("pruned", _pruned), ("exact", _exact), ("written back", _written_back), ("of these with padding", _padded),
-    ("parameters removed", _removed), ("capture time", partial(_seconds, "trace")), ("analysis time", _analysis),
-    ("analysis / capture", _share),
+    ("pruned", _pruned), ("exact", _exact), ("noise accepted", _noise_passed), ("written back", _written_back),
+    ("of these with padding", _padded), ("parameters removed", _removed), ("capture time", partial(_seconds, "trace")),
+    ("analysis time", _analysis), ("analysis / capture", _share),
 )  # fmt: skip
 PEER_COLUMNS: tuple[Column, ...] = (
     ("models", len), ("pruned", _pruned), ("still runs", partial(_passed, "run")),

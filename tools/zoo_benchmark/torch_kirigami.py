@@ -15,6 +15,7 @@ from typing import Any
 
 from torch import nn
 
+from tools.zoo_benchmark.goal import Goal
 from tools.zoo_benchmark.judge import Inputs
 from tools.zoo_benchmark.peers import Prune, normalises, run_all
 from tools.zoo_benchmark.record import Report
@@ -25,14 +26,14 @@ PACKAGE = "torch_kirigami"
 SMALLER = (1.0, 0.4, 0.1)  # of the ratio that is asked for
 
 
-def run(subject: Subject, report: Report, ratio: float) -> None:
+def run(subject: Subject, report: Report, goal: Goal) -> None:
     """Prune by hand, a share of every width, or of all parameters, with and without what norms normalise."""
     modes: dict[str, Prune] = {
         f"{name}{'' if norms else ', no norms'}": partial(_prune, norms=norms, remove=remove)
         for norms in (False, True)
         for name, remove in (("by hand", _by_hand), ("channels", _channels), ("parameters", _parameters))
     }
-    run_all(modes, subject, report, ratio)
+    run_all(modes, subject, report, goal.share)
 
 
 def _prune(model: nn.Module, example: Inputs, ratio: float, *, norms: bool, remove: Callable[..., None]) -> None:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from tests import zoo
+from tools.zoo_benchmark.goal import Goal
 from tools.zoo_benchmark.judge import Inputs
 from tools.zoo_benchmark.peers import Prune, normalises, run_all
 from tools.zoo_benchmark.record import Report
@@ -34,7 +35,7 @@ HEAD_WIDTHS = ("head_dim", "attention_head_size", "head_size")
 WIDTHS = ("all_head_size", "hidden_size", "embed_dim", "inner_dim", "attn_dim")
 
 
-def run(subject: Subject, report: Report, ratio: float) -> None:
+def run(subject: Subject, report: Report, goal: Goal) -> None:
     """Prune by magnitude, whole heads or parts of all heads, with and without what norms normalise."""
     modes: dict[str, Prune] = {
         "head dimensions, no norms": partial(_prune, heads=False, norms=False),
@@ -42,7 +43,7 @@ def run(subject: Subject, report: Report, ratio: float) -> None:
         "head dimensions": partial(_prune, heads=False, norms=True),
         "heads": partial(_prune, heads=True, norms=True),
     }
-    run_all(modes, subject, report, ratio)
+    run_all(modes, subject, report, goal.share)
 
 
 def _prune(model: nn.Module, example: Inputs, ratio: float, *, heads: bool, norms: bool) -> None:
