@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from dataclasses import fields, replace
-from functools import cache
 from math import isfinite
 from random import Random
 from typing import Any, get_args, get_origin, get_type_hints
@@ -14,7 +13,7 @@ from torch import Tensor, fx, nn
 
 import graphprune as gp
 from graphprune.axes.groups import Dependencies, Group
-from graphprune.axes.rule import Example, MaskedArguments
+from graphprune.axes.rule import MaskedArguments
 from graphprune.execution.equivalence import Verification, verify_cut, verify_finite
 from graphprune.frontends.modules import trace
 from graphprune.ir.program import Program, Rewritten
@@ -38,20 +37,10 @@ from graphprune.planning.plan import Plan, Rows, make
 from graphprune.statistics.moments import GradientSums, Moments, Statistics
 from graphprune.workflows.catalogue import RECIPES
 from tests.declared_facts import broken_promises
+from tests.passes.operators.calls import calls_of
+from tests.passes.operators.claims import check
 from tests.recipes import pipeline_of
-from tests.rule_examples import KINDS, WITH_EXAMPLES
-
-EXAMPLES = [(kind, i) for kind in WITH_EXAMPLES for i, _ in enumerate(KINDS[kind].examples())]
-
-
-@cache
-def captured(kind: str, i: int) -> tuple[Program, Dependencies]:
-    """The program of an example, and its axes; parameters are drawn large enough for differences to show."""
-    torch.manual_seed(0)
-    example: Example = list(KINDS[kind].examples())[i]
-    program = trace(example.module, example.args)
-    found = analyze(program)
-    return program.with_facts(found), found
+from tests.rule_examples import EXAMPLES, captured
 
 
 def rows(found: Dependencies, group: Group, random: Random) -> Rows:
@@ -85,6 +74,13 @@ def test_whatever_is_free_can_be_cut(kind: str, i: int) -> None:
         small = rewrite(program, plan)
         verify_finite(small)
         assert not analyze(replace(small, facts={})).opaque
+
+
+@pytest.mark.parametrize(("kind", "i"), EXAMPLES)
+def test_what_a_rule_claims_holds_on_numbers(kind: str, i: int) -> None:
+    own = [call for call in calls_of(kind, i) if type(RULES[call.target]).__name__ == kind]
+    for call in own[:2]:
+        check(call, Random(i))
 
 
 @pytest.mark.parametrize("kind", sorted({kind for kind, _ in EXAMPLES}))

@@ -1,13 +1,12 @@
 """Contract of an operator rule: what it reports to the analysis, and what it sees while a cut graph is rebuilt."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import Enum
 from math import isclose, prod
 from typing import Any, Protocol
 
-import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from graphprune.axes.algebra import Axis
@@ -29,7 +28,7 @@ class Zeros(Enum):
 
     PRESERVED = "zero wherever all inputs are"
     MOVED = "zero wherever all inputs are, and likewise any other number"
-    PRODUCT = "zero wherever one input is"
+    PRODUCT = "zero wherever one of its factors is"
     LOST = "no longer zero"
 
 
@@ -157,13 +156,15 @@ class MaskedArguments:
 
     `numbers` holds the constant that a tensor equals at those indices, where it is one known constant. `carriers` are
     the tensors that have the axis, without those that only select. `dims` are the output dimensions in which the axis
-    stands. `repeated` are the tensors with the same numbers at every index of the axis.
+    stands, and `places` those of every carrier. `repeated` are the tensors with the same numbers at every index of the
+    axis.
     """
 
     numbers: Mapping[fx.Node, float]
     carriers: frozenset[fx.Node]
     dims: tuple[int, ...]
     repeated: frozenset[fx.Node] = frozenset()
+    places: Mapping[fx.Node, tuple[int, ...]] = field(default_factory=dict)
 
     def number_of(self, value: object) -> float | None:
         """The number that an argument equals; None if it is unknown."""
@@ -198,11 +199,18 @@ class Rule(ABC):
         number = numbers.pop() if len(numbers) == 1 else None
         summands = (node.args[i] for i in self.summands if i < len(node.args))
         masked_alike = all(value in inputs.carriers or value is None or value == 0 for value in summands)
-        if self.zeros is Zeros.PRODUCT and any(inputs.number_of(value) == 0 for value in pytree.tree_leaves(node.args)):
+        if self.zeros is Zeros.PRODUCT and any(inputs.number_of(value) == 0 for value in self.factors(node, inputs)):
             return 0.0
         if self.zeros is Zeros.MOVED or (number == 0 and self.zeros is not Zeros.LOST):
             return number if masked_alike else None
         return None
+
+    def factors(self, node: fx.Node, inputs: MaskedArguments) -> Sequence[object]:
+        """The factors of a PRODUCT: arguments any of which makes the output zero where it is zero.
+
+        An argument that has the axis only in a dimension that the output lacks is none of them.
+        """
+        return ()
 
     @abstractmethod
     def axes(self, flow: Flow, node: fx.Node) -> Dims | list[Dims] | None:
@@ -224,9 +232,12 @@ class Rule(ABC):
         """The factor of the output when every input carries its `factor`; None where there is no such factor."""
         if not self.linear_in:
             return None if self.degree is None else factor(node.args[0]) ** self.degree
-        result = prod(factor(node.args[i]) for i in self.linear_in if i < len(node.args))
+        linear = [node.args[i] for i in self.linear_in if i < len(node.args)]
+        others = [value for value in node.all_input_nodes if value not in linear]
+        result = prod(map(factor, linear))
         homogeneous = all(node.args[i] is None for i in self.summands if i < len(node.args))
-        return result if homogeneous or isclose(result, 1.0) else None
+        unscaled = all(isclose(factor(value), 1.0) for value in others)
+        return result if unscaled and (homogeneous or isclose(result, 1.0)) else None
 
     def permutation(self, node: fx.Node, rank: int) -> list[int] | None:
         """The source of each output dimension, for an operator that only permutes them; None for all others."""

@@ -68,8 +68,8 @@ def unify_prefix(flow: Flow, a: Axis, b: Axis) -> None:
         flow.pin(axis, "only its first indices are used")
 
 
-def indexed_dims(flow: Flow, dims: Dims, indices: Sequence[Any]) -> Dims:
-    """The axes of ``x[indices]`` for `dims` of x.
+def indexed_dims(flow: Flow, dims: Dims, indices: Sequence[Any]) -> tuple[Dims, Dims, Dims]:
+    """The axes of ``x[indices]`` for `dims` of x: those before the indices, those of the indices, those after.
 
     Dimensions indexed by tensors are replaced by the broadcast dimensions of those tensors: in place if they are
     adjacent, in front otherwise.
@@ -88,7 +88,7 @@ def indexed_dims(flow: Flow, dims: Dims, indices: Sequence[Any]) -> Dims:
         index_dims.append((prime(UNKNOWN, DYNAMIC),) if mask else flow.dims(index))
     front = places[0] if len(set(places)) == 1 else 0
     rest += queue
-    return *rest[:front], *broadcast(flow, index_dims), *rest[front:]
+    return tuple(rest[:front]), broadcast(flow, index_dims), tuple(rest[front:])
 
 
 def convolution_dims(flow: Flow, node: fx.Node, channels: Callable[[Flow, fx.Node, Axis, Dims], Axis]) -> Dims:

@@ -28,10 +28,12 @@ def sliced_axis(flow: Flow, axis: Axis, bound: Bounds, new: Axis) -> Axis:
     if start == 0 and new.size == axis.size and isinstance(end, int):
         return axis
     try:
+        if not isinstance(start, int) or not isinstance(end, int):
+            raise Misaligned("bounds that depend on the input")
         if step != 1:
             return _strided(flow, axis, start, step, new.size)
         return split_axis(axis, [start, new.size, axis.size - start - new.size])[1]
-    except (Misaligned, TypeError):
+    except Misaligned:
         for each in (axis, new):
             flow.pin(each, "a slice takes a part of it that fits no structure")
         return new

@@ -64,8 +64,11 @@ class _MaskedValues:
         return [p for p, x in numbers.items() if x is not None and not isfinite(x)]
 
     def may_be_nonzero(self, node: fx.Node, p: Prime) -> bool:
-        """Whether the value may differ from zero at the masked indices of a prime."""
-        return p in self.primes[node] and self.known[node].get(p) != 0
+        """Whether the value may differ from zero at the masked indices of a prime.
+
+        A value without the prime is stretched along it, and is the same at all of its indices.
+        """
+        return self.known[node].get(p) != 0
 
     def _number(self, node: fx.Node, p: Prime) -> float | None:
         if node.op in ("get_attr", "placeholder"):
@@ -74,13 +77,17 @@ class _MaskedValues:
         if rule is None or self.flow.pointers.of(node) is not None:
             return None  # an index of 0 is not neutral
         holders = [n for n in contributing_inputs(node, rule) if p in self.primes[n]]
-        dims = tuple(i for i, axis in enumerate(self.flow.dims(node)) if isinstance(axis, tuple) or p in primes(axis))
         known = {n: self.known[n][p] for n in holders if p in self.known[n]}
         repeated = frozenset(n for n in holders if self._is_repeated(n, p))
-        inputs = MaskedArguments(known, frozenset(holders), dims, repeated)
+        places = {n: self._dims_of(n, p) for n in holders}
+        inputs = MaskedArguments(known, frozenset(holders), self._dims_of(node, p), repeated, places)
         number = rule.masked_value(node, inputs)
         ambiguous = number is not None and isfinite(number) and self._spreads(node, rule, p, inputs)
         return None if ambiguous else number
+
+    def _dims_of(self, node: fx.Node, p: Prime) -> tuple[int, ...]:
+        """Dimensions in which a prime occurs; outputs, for a value with several."""
+        return tuple(i for i, axis in enumerate(self.flow.dims(node)) if isinstance(axis, tuple) or p in primes(axis))
 
     def _is_repeated(self, node: fx.Node, p: Prime) -> bool:
         """Whether the value has the same numbers at every index of the prime."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from math import isclose
 
 import torch
+import torch.utils._pytree as pytree
 from torch import fx
 
 from graphprune.axes.rule import Cut, Rule
@@ -47,6 +48,7 @@ class Rescaling:
         if not carried and gain == 1.0:
             return
         if rule is not None:
+            self._divide_added(rule, node)
             self._absorb(rule, node, gain)
         factor = self._scale(rule, node)
         if factor is None:
@@ -55,9 +57,15 @@ class Rescaling:
             factor = 1.0
         self._note(node, factor * gain)
 
+    def _divide_added(self, rule: Rule, node: fx.Node) -> None:
+        """Divide the factors out of what a linear operator adds or uses otherwise than as a factor."""
+        linear = [node.args[i] for i in rule.linear_in if i < len(node.args)]
+        for value in [n for n in node.all_input_nodes if linear and n in self.factors and n not in linear]:
+            self._divide(node, value)
+
     def _scale(self, rule: Rule | None, node: fx.Node) -> float | None:
         """The factor of a node without its own gain; an added number is multiplied by it, too. None if undefined."""
-        if rule is None:
+        if rule is None or not _is_real(node.meta["val"]):
             return None
         if (factor := rule.scale(node, self._factor)) is not None:
             return factor
@@ -95,3 +103,8 @@ class Rescaling:
 
     def _name(self, node: fx.Node) -> str:
         return self.program.name(str(node.target))
+
+
+def _is_real(val: object) -> bool:
+    """Whether a value is not rounded to integers, so that it can carry a factor."""
+    return all(leaf.is_floating_point() or leaf.is_complex() for leaf in pytree.tree_leaves(val))

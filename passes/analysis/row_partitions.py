@@ -38,5 +38,5 @@ class RowPartitions:
 
 
 def _rows(dims: Dims) -> object:
-    """Key of a value's rows: the number of dimensions, and the primes of the first."""
-    return len(dims), list(primes(dims[0])) if dims else []
+    """Key of a value's rows: the number of dimensions, and the size and primes of the first."""
+    return len(dims), *([dims[0].size, list(primes(dims[0]))] if dims else [])

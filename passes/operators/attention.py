@@ -37,6 +37,8 @@ class Attention(Rule):
         for axis in (s, t) if argument(node, 5, "is_causal", False) else ():
             flow.pin(axis, "the order of its indices matters here")
         lead[-1:] = heads or lead[-1:]
+        for axis in (*lead, s, t) if argument(node, 4, "dropout_p", 0.0) else ():
+            flow.pin(axis, "its values are dropped at random")
         flow.count_macs(*lead, s, t, d)
         flow.count_macs(*lead, s, t, e)
         if (mask := argument(node, 3, "attn_mask")) is not None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphprune.axes.algebra import prime
-from graphprune.axes.rule import Dims, Example, Flow, Rule
+from graphprune.axes.rule import Dims, Example, Flow, MaskedArguments, Rule
 from graphprune.axes.rule_helpers import broadcast
 from graphprune.passes.operators import RULES, rule
 
@@ -48,6 +48,8 @@ RULES.register(aten.view_as_real.default, aten.view_as_real_copy.default)(ToReal
 class FromParts(Rule):
     """A complex value from its real and imaginary part."""
 
+    summands: tuple[int, ...] = (0, 1)
+
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         return broadcast(flow, [flow.dims(value) for value in node.args[:2]])
 
@@ -59,7 +61,10 @@ class FromParts(Rule):
 class Polar(FromParts):
     """A complex value from length and angle: it is zero where the length is."""
 
-    selects = (1,)
+    summands = ()
+
+    def masked_value(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
+        return 0.0 if inputs.number_of(node.args[0]) == 0 else None
 
     def examples(self) -> Iterator[Example]:
         yield Example(_Rotary(), (torch.randn(2, 5, 6),))

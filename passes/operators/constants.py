@@ -23,7 +23,9 @@ class ConstantFill(Rule):
         kind = str(node.target)
         value = argument(node, self.sizes + 1, "fill_value") if "full" in kind else 1 if "ones" in kind else 0
         number = None if "empty" in kind else inputs.number_of(value)
-        return number if number is not None and isfinite(number) else None
+        if number is None or not isfinite(number):
+            return None
+        return float(torch.tensor(number).to(node.meta["val"].dtype).real)
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         return flow.fresh(node)

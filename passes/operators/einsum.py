@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from graphprune.axes.rule import Dims, Example, Flow, Rule, Zeros
+from graphprune.axes.rule import Dims, Example, Flow, MaskedArguments, Rule, Zeros
 from graphprune.axes.rule_helpers import broadcast, broadcast_axis, canonical_dims, report_linear
 from graphprune.passes.operators import RULES
 
@@ -66,8 +66,21 @@ class Contraction(Rule):
     def __init__(self, terms: Callable[[fx.Node, Sequence[int]], Terms], operands: slice = slice(0, 2)) -> None:
         self.terms, self.operands = terms, operands
 
-    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+    def values(self, node: fx.Node) -> Sequence[Any]:
+        """The operands of a call."""
         values: Any = node.args[1] if node.target is aten.einsum.default else node.args[self.operands]
+        return values  # type: ignore[no-any-return]
+
+    def factors(self, node: fx.Node, inputs: MaskedArguments) -> Sequence[object]:
+        """The operands that have the axis under a label that the output has."""
+        values = self.values(node)
+        terms, out = self.terms(node, [value.meta["val"].dim() for value in values])
+        labels = {out[i] for i in inputs.dims}
+        pairs = zip(values, terms, strict=True)
+        return [value for value, term in pairs if any(term[i] in labels for i in inputs.places.get(value, ()))]
+
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        values = self.values(node)
         terms, out = self.terms(node, [len(flow.dims(value)) for value in values])
         axes = {label: self.axis(flow, label, terms, values) for label in chain(*terms)}
         if len(terms) == 2:
@@ -103,7 +116,9 @@ class Contraction(Rule):
         """Report a linear operator if a matrix is contracted with the last dimension of the other operand."""
         for i, (x, weight) in enumerate((values, values[::-1]) if len(values) == 2 else ()):
             left, right = terms[i], terms[1 - i]
-            if left[-1] == summed and len(right) == 2 and right.count(summed) == 1 and not set(right) & set(left[:-1]):
+            if left[-1:] != [summed] or len(right) != 2 or right.count(summed) != 1 or set(right) & set(left[:-1]):
+                continue
+            if flow.dims(weight)[right.index(summed)].size == flow.dims(x)[-1].size:  # neither is stretched
                 produced = [label for label in right if label != summed]
                 report_linear(flow, node, x, weight, right.index(summed), last=out == [*left[:-1], *produced])
 
@@ -113,6 +128,7 @@ class Contraction(Rule):
         yield Example(_Letters("bsi,oi", "bis,bti->bst", "bst,bto->bso"), (x,))
         yield Example(_Letters("...i,oi->...o", "bsi,bti->bst", "bst,bto->bso"), (x,))
         yield Example(_Heads(), (x,))
+        yield Example(_Stretched(), (torch.randn(2, 6),))
         yield Example(_Others(), (torch.randn(2, 6),))
 
 
@@ -175,6 +191,20 @@ class _Heads(nn.Module):
         q, k = torch.einsum("bsi,ihd->bhsd", x, self.q), torch.einsum("bsi,ihd->bhsd", x, self.k)
         scores = torch.einsum("bhsd,bhtd,h->bhst", q, k, self.scale)
         return torch.einsum("bhst,bhtd,hdo->bso", torch.tanh(scores), k, self.out)
+
+
+class _Stretched(nn.Module):
+    """An example: a letter of size 1 in one operand, where the other one is zero at masked indices, and where it is
+    not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 8), nn.Linear(6, 8)
+        self.w, self.v = nn.Parameter(torch.randn(3, 1)), nn.Parameter(torch.randn(8, 1))
+
+    def forward(self, x: Tensor) -> Any:
+        shifted = torch.tensordot(self.b(x).sigmoid(), self.v.T[:, :1], ([1], [1]))
+        return torch.einsum("bi,oi->bo", self.a(x), self.w) + shifted
 
 
 class _Others(nn.Module):

@@ -9,7 +9,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from graphprune.axes.rule import Dims, Example, Flow, MaskedArguments, Rule, Zeros
-from graphprune.axes.rule_helpers import between_layers, broadcast, broadcast_axis, tensor_inputs
+from graphprune.axes.rule_helpers import between_layers, broadcast, broadcast_axis, literal, tensor_inputs
 from graphprune.passes.operators import RULES, rule
 
 aten = torch.ops.aten
@@ -71,7 +71,8 @@ class Elementwise(Rule):
         results = compute(node, values)
         if not isfinite(results).all():
             return math.nan if all(map(math.isfinite, literals)) else None
-        number = complex(results.item()) if all(len(numbers) == 1 for numbers in values) else 1j
+        determined = all(len(numbers) == 1 for numbers in values) and not has_dynamic_literal(node)
+        number = complex(results.item()) if determined else 1j
         return None if number.imag else number.real
 
     def examples(self) -> Iterator[Example]:
@@ -88,7 +89,7 @@ class LogicalAnd(Elementwise):
     zeros = Zeros.PRODUCT
 
     def masked_value(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
-        if any(inputs.number_of(value) == 0 for value in node.args):
+        if any(inputs.number_of(value) == 0 for value in node.args[:2]):
             return 0.0
         known = all(inputs.number_of(value) is not None for value in node.args)
         return super().masked_value(node, inputs) if known else None
@@ -121,6 +122,11 @@ class Dropout(Elementwise):
     zeros = Zeros.PRESERVED
     masked_value = Rule.masked_value
 
+    def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        for axis in flow.dims(node.args[0]) if literal(node, 2) else ():  # in training mode
+            flow.pin(axis, "its values are drawn at random")
+        return flow.dims(node.args[0])
+
     def examples(self) -> Iterator[Example]:
         yield between_layers(lambda y: nn.functional.dropout1d(y, training=False))
 
@@ -142,7 +148,7 @@ class FillLike(Elementwise):
 
     def masked_value(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
         number = compute(node, [(0.0,)]).item()
-        return float(number) if math.isfinite(number) else None
+        return float(number) if math.isfinite(number) and not has_dynamic_literal(node) else None
 
     def examples(self) -> Iterator[Example]:
         yield between_layers(lambda y: (torch.zeros_like(y).sum(2, keepdim=True) + 1) * y)
@@ -153,6 +159,11 @@ def trial_numbers(value: fx.Node, inputs: MaskedArguments) -> tuple[float, ...]:
     """The known number of an input at masked indices, or sample numbers in its place."""
     known = inputs.number_of(value)
     return (known,) if known is not None else ANY if value in inputs.carriers - inputs.repeated else ORDINARY
+
+
+def has_dynamic_literal(node: fx.Node) -> bool:
+    """Whether a literal of the call is a size that depends on the input."""
+    return len(node.all_input_nodes) > sum(1 for _ in tensor_inputs(node))
 
 
 def compute(node: fx.Node, values: Sequence[tuple[float, ...]]) -> Tensor:

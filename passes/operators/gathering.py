@@ -24,7 +24,8 @@ class Index(Rule):
     degree = 1.0
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
-        return indexed_dims(flow, flow.dims(node.args[0]), literal(node, 1))
+        before, index, after = indexed_dims(flow, flow.dims(node.args[0]), literal(node, 1))
+        return *before, *index, *after
 
     def examples(self) -> Iterator[Example]:
         yield between_layers(lambda y: y[:, torch.tensor([3, 1, 1])])

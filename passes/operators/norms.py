@@ -1,24 +1,34 @@
 """Normalizations: the axes over which statistics are computed are not exact."""
 
 from collections.abc import Iterator
-from math import prod
+from math import nan, prod
 from typing import Any
 
 import torch
 from torch import fx, nn
 
 from graphprune.axes.algebra import factor
-from graphprune.axes.rule import Cut, Dims, Example, Flow, OpCall, Rule, Zeros
-from graphprune.axes.rule_helpers import argument, between_layers, canonical_dim, literal
+from graphprune.axes.rule import Cut, Dims, Example, Flow, MaskedArguments, OpCall, Rule, Zeros
+from graphprune.axes.rule_helpers import argument, between_layers, canonical_dim, literal, pinned_dims
 from graphprune.passes.operators import RULES, rule
 
 aten = torch.ops.aten
 
 
-class LayerNorm(Rule):
+class Normalization(Rule):
+    """Division by a standard deviation, which is 0 for zeros: without an `epsilon`, they become NaN."""
+
+    epsilon: int  # position of the number that is added to the variance
+
+    def masked_value(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
+        return super().masked_value(node, inputs) if argument(node, self.epsilon, "eps", 1e-5) != 0 else nan
+
+
+class LayerNorm(Normalization):
     """Normalization over the last dimensions, which are then scaled element-wise."""
 
     summands = (3,)
+    epsilon = 4
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = flow.dims(node.args[0])
@@ -47,10 +57,11 @@ RULES.register(aten.layer_norm.default)(LayerNorm())
 
 
 @rule(aten.rms_norm.default)
-class RMSNorm(Rule):
+class RMSNorm(Normalization):
     """``x / sqrt(mean(x**2) + eps) * weight`` over the last dimensions."""
 
     linear_in = (2,)
+    epsilon = 3
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = flow.dims(node.args[0])
@@ -64,7 +75,8 @@ class RMSNorm(Rule):
 
     def rebuild(self, cut: Cut, node: fx.Node) -> OpCall:
         last = cut.dims(node.args[0])[-len(literal(node, 1)) :]
-        eps = argument(node, 3, "eps") or torch.finfo(node.meta["val"].dtype).eps
+        eps = argument(node, 3, "eps")
+        eps = torch.finfo(node.meta["val"].dtype).eps if eps is None else eps
         eps *= prod(cut.mean_gain(axis) for axis in last)
         shape = [cut.width(axis) for axis in last]
         return OpCall(node.target, (node.args[0], shape, argument(node, 2, "weight"), eps), {})
@@ -80,10 +92,11 @@ class RMSNorm(Rule):
         yield Example(nn.Sequential(nn.Linear(6, 8), nn.RMSNorm(8, elementwise_affine=False)), (torch.randn(3, 6),))
 
 
-class ChannelNorm(Rule):
+class ChannelNorm(Normalization):
     """Normalization with a scale and a shift per channel, and statistics over `statistics_axes`."""
 
     summands: tuple[int, ...] = (2, 3)
+    epsilon = 7
 
     def statistics_axes(self, node: fx.Node, dims: Dims) -> Dims:
         """The axes over which the statistics of a channel are computed; none if they are stored."""
@@ -125,8 +138,11 @@ class BatchNorm(ChannelNorm):
 class NativeBatchNorm(BatchNorm):
     """Batch norm with two more outputs, which are empty."""
 
+    epsilon = 6
+
     def axes(self, flow: Flow, node: fx.Node) -> list[Dims]:
-        return [super().axes(flow, node), (), ()]
+        empty = [pinned_dims(flow, val, "it is empty") for val in node.meta["val"][1:]]
+        return [super().axes(flow, node), *empty]
 
     def examples(self) -> Iterator[Example]:
         yield Example(_Normalized(), (torch.randn(3, 6),))
@@ -136,6 +152,7 @@ class BatchStatistics(ChannelNorm):
     """Batch norm with the statistics of the batch, which are two more outputs."""
 
     summands = (2,)
+    epsilon = 5
 
     def statistics_axes(self, node: fx.Node, dims: Dims) -> Dims:
         return dims[0], *dims[2:]
@@ -143,6 +160,11 @@ class BatchStatistics(ChannelNorm):
     def axes(self, flow: Flow, node: fx.Node) -> list[Dims]:
         dims = super().axes(flow, node)
         return [dims, (dims[1],), (dims[1],)]
+
+    def masked_value(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
+        """Zero unless the third output is read: the reciprocal of the deviation, which is not."""
+        reads_deviation = any(user.args[1:] == (2,) for user in node.users)
+        return None if reads_deviation else super().masked_value(node, inputs)
 
     def examples(self) -> Iterator[Example]:
         yield Example(_Standardized(), (torch.randn(2, 3, 7, 7),))
@@ -153,9 +175,7 @@ RULES.register(aten._native_batch_norm_legit.no_stats)(BatchStatistics())
 
 @rule(aten.instance_norm.default)
 class InstanceNorm(ChannelNorm):
-    """Normalization of every channel of every sample over its pixels."""
-
-    summands = (2,)
+    """Normalization of every channel of every sample over its pixels, or by stored statistics."""
 
     def examples(self) -> Iterator[Example]:
         layers = nn.Conv2d(3, 8, 3), nn.InstanceNorm2d(8, affine=True), nn.ReLU(), nn.Conv2d(8, 4, 1)
@@ -167,6 +187,7 @@ class GroupNorm(ChannelNorm):
     """Normalization of channels within groups; whole groups can be cut exactly."""
 
     summands = (3,)
+    epsilon = 4
 
     def statistics_axes(self, node: fx.Node, dims: Dims) -> Dims:
         _, inner = factor(dims[1], literal(node, 1))

@@ -43,6 +43,8 @@ class Cell(Rule):
         for vector in (state_weight, *(w for w in rest if len(flow.dims(w)) == 1)):
             flow.unify(hidden, self.gated(flow, flow.dims(vector)[0]))
         output = flow.dims(projection)[0] if projection is not None else hidden
+        if projection is not None:  # a projection to as many units would be taken for none
+            flow.require_width(hidden, output.size + 1)
         contractions = [(inner, input_weight, 1), (output, state_weight, 1)]
         contractions += [(hidden, projection, 1)] if projection is not None else []
         for axis, weight, dim in contractions:
@@ -66,7 +68,7 @@ class Recurrent(Cell):
     """All steps of all layers in one or both directions: ``x (.. i), states (layers b h) -> (.. (directions h))``."""
 
     def axes(self, flow: Flow, node: fx.Node) -> list[Dims]:
-        x, hx, params, _, layers, _, _, bidirectional, _ = cast(Any, node.args[:9])
+        x, hx, params, _, layers, dropout, train, bidirectional, _ = cast(Any, node.args[:9])
         states = list(hx) if isinstance(hx, (list, tuple)) else [hx]
         *outer, features = flow.dims(x)
         for axis in outer:  # steps are sequential, and biases are added to every sequence
@@ -79,6 +81,8 @@ class Recurrent(Cell):
             outputs = [self.step(flow, node, features, direction) for direction in layer]
             for axis in outputs:
                 flow.unify(hidden, axis)
+                if train and dropout and layers > 1:
+                    flow.pin(axis, "its values are dropped at random")
             features = direct_sum([resolve(axis) for axis in outputs])
         return self.outputs(flow, (*outer, features), states, params[::per_direction])
 

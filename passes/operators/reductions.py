@@ -1,13 +1,13 @@
 """Reductions: an axis remains exact under sums and norms, but not under other reductions."""
 
-from collections.abc import Iterator
-from math import prod
+from collections.abc import Callable, Iterator, Sequence
+from math import nan, prod
 
 import torch
 from torch import fx, nn
 
 from graphprune.axes.algebra import Axis
-from graphprune.axes.rule import Cut, Dims, Example, Flow, Rule, Zeros
+from graphprune.axes.rule import Cut, Dims, Example, Flow, MaskedArguments, Rule, Zeros
 from graphprune.axes.rule_helpers import (
     argument,
     between_layers,
@@ -128,6 +128,10 @@ class VectorNorm(Reduce):
                 flow.contract(dims[i], node.args[0])
         return reduced_dims(dims, reduced, argument(node, 3, "keepdim", False))
 
+    def scale(self, node: fx.Node, factor: Callable[[object], float]) -> float | None:
+        """The factor of the values; the norm of order 0 is a count."""
+        return None if argument(node, 1, "ord") == 0 else super().scale(node, factor)
+
     def examples(self) -> Iterator[Example]:
         yield between_layers(lambda y: torch.nn.functional.normalize(y, dim=2) * y.norm(dim=1, keepdim=True))
         yield between_layers(lambda y: y * y.norm(p=float("-inf"), dim=2, keepdim=True))
@@ -202,6 +206,17 @@ class Cosine(Rule):
         for value in node.args[:2]:
             flow.contract(axis, value)
         return tuple(dims)
+
+    def factors(self, node: fx.Node, inputs: MaskedArguments) -> Sequence[object]:
+        """The operands that have the axis in a dimension other than the compared one."""
+        rank = node.meta["val"].dim() + 1
+        compared = rank - canonical_dim(argument(node, 2, "dim", 1), rank)  # counted from the end
+        values = [value for value in node.args[:2] if isinstance(value, fx.Node)]
+        ranks = {value: value.meta["val"].dim() for value in values}
+        return [v for v in values if any(ranks[v] - i != compared for i in inputs.places.get(v, ()))]
+
+    def masked_value(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
+        return super().masked_value(node, inputs) if argument(node, 3, "eps", 1e-8) else nan
 
     def examples(self) -> Iterator[Example]:
         yield between_layers(lambda y: y * torch.cosine_similarity(y, y.sin(), 2)[:, :, None])

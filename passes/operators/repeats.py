@@ -60,6 +60,7 @@ class RepeatSome(Rule):
         dim = canonical_dim(argument(node, 2, "dim") or 0, len(dims))
         for axis in (dims[dim], *flow.dims(node.args[1])):
             flow.pin(axis, why)
+        flow.look_up(dims[dim], node.args[1])  # indices that are counts are no longer indices
         return *dims[:dim], new[dim], *dims[dim + 1 :]
 
     def examples(self) -> Iterator[Example]:

@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 import torch
-from torch import fx
+from torch import Tensor, fx, nn
 
-from graphprune.axes.algebra import UNIT, Misaligned
+from graphprune.axes.algebra import UNIT, Axis, Misaligned
 from graphprune.axes.rule import Cut, Dims, Example, Flow, OpCall, Rule, Zeros
 from graphprune.axes.rule_helpers import (
     argument,
@@ -22,11 +22,26 @@ from graphprune.passes.operators import RULES, rule
 aten = torch.ops.aten
 
 
+def report_written(flow: Flow, axis: Axis, adds: bool, *values: object) -> None:
+    """Report the axis of values that are written to indices: masked ones add zero, but overwrite what was there."""
+    if adds:
+        flow.contract(axis, *values)
+    else:
+        flow.mark_inexact(axis, "values along it overwrite others, or are combined otherwise than by a sum")
+
+
 class Scatter(Rule):
     """Values or a number are written at the indices of a tensor along one dimension."""
 
     selects = (2,)
     summands = (0, 3)
+
+    def adds(self, node: fx.Node) -> bool:
+        """Whether the values are added to those of the tensor."""
+        if node.target is aten.scatter_add.default:
+            return True
+        reduce = argument(node, 4, "reduce")
+        return reduce == "add" or (reduce == "sum" and bool(argument(node, 5, "include_self", True)))
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims, index = flow.dims(node.args[0]), flow.dims(node.args[2])
@@ -39,12 +54,15 @@ class Scatter(Rule):
                 unify_prefix(flow, axis, own)
         for own, new in zip(index, flow.dims(node.args[3]), strict=False):
             unify_prefix(flow, own, new)
+        report_written(flow, index[dim], self.adds(node), node.args[3])
         return dims
 
     def examples(self) -> Iterator[Example]:
         yield between_layers(lambda y: torch.zeros_like(y).scatter(1, _rows(y), y[:, :3]))
         yield between_layers(lambda y: y.scatter(1, _rows(y), 0.0) + y.scatter_add(1, _rows(y), torch.relu(y)[:, :3]))
         yield between_layers(lambda y: y.scatter(1, _rows(y), 1.0))
+        yield Example(_Grouped("amax", include_self=False), (torch.randn(3, 6),))
+        yield Example(_Grouped("sum", include_self=True), (torch.randn(3, 6),))
 
 
 RULES.register(
@@ -54,7 +72,7 @@ RULES.register(
 
 
 class IndexAdd(Rule):
-    """Slices are written or added at the indices of a vector along one dimension."""
+    """Slices are added, or written, at the indices of a vector along one dimension."""
 
     selects = (2,)
     summands = (0, 3)
@@ -65,11 +83,14 @@ class IndexAdd(Rule):
         flow.look_up(dims[dim], node.args[2])
         for i, (axis, new) in enumerate(zip(dims, source, strict=True)):
             flow.unify(new, (flow.dims(node.args[2]) or (UNIT,))[0] if i == dim else axis)
+        report_written(flow, source[dim], node.target is aten.index_add.default, node.args[3])
         return dims
 
     def examples(self) -> Iterator[Example]:
         yield between_layers(lambda y: torch.zeros(len(y), 5, 8).index_add(1, torch.tensor([0, 0, 2]), y[:, :3]))
         yield between_layers(lambda y: y.index_copy(1, torch.tensor([1, 2]), torch.relu(y)[:, :2]))
+        groups = torch.tensor([0, 1, 2, 0, 1, 2, 0, 1])
+        yield between_layers(lambda y: torch.zeros(len(y), 5, 3).index_add(2, groups, y), 3)
 
 
 RULES.register(aten.index_add.default, aten.index_copy.default)(IndexAdd())
@@ -84,7 +105,10 @@ class IndexPut(Rule):
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = flow.dims(node.args[0])
-        broadcast(flow, [indexed_dims(flow, dims, literal(node, 1)), flow.dims(node.args[2])])
+        before, index, after = indexed_dims(flow, dims, literal(node, 1))
+        written = broadcast(flow, [(*before, *index, *after), flow.dims(node.args[2])])
+        for axis in written[len(before) : len(written) - len(after)]:
+            report_written(flow, axis, bool(argument(node, 3, "accumulate", False)), node.args[2])
         return dims
 
     def examples(self) -> Iterator[Example]:
@@ -162,6 +186,21 @@ class MaskedScatter(Rule):
         yield between_layers(lambda y: y.masked_scatter(y > 0, y.abs()))
 
 
-def _rows(y: torch.Tensor) -> torch.Tensor:
+def _rows(y: Tensor) -> Tensor:
     """Three of five positions for every channel."""
     return torch.tensor([0, 4, 2])[:, None].expand(len(y), 3, y.shape[2])
+
+
+class _Grouped(nn.Module):
+    """An example: channels that are combined by group."""
+
+    def __init__(self, reduce: str, include_self: bool) -> None:
+        super().__init__()
+        self.reduce, self.include_self = reduce, include_self
+        self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 12), nn.Linear(2, 3)
+        self.groups = nn.Buffer(torch.arange(12) % 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y, index = self.b(self.a(x)), self.groups.expand(len(x), 12)
+        base = torch.zeros(len(x), 2)
+        return self.c(base.scatter_reduce(1, index, y, self.reduce, include_self=self.include_self))  # type: ignore[no-any-return]
