@@ -10,6 +10,7 @@ import torch
 
 from graphprune.errors import ExportError, because
 from graphprune.execution.module_state import quiet_exporters
+from graphprune.exporters.onnx_tools.rotary_batch import repeat_tables
 from graphprune.exporters.subjects.subject import Subject
 from graphprune.support.packages import load, onnx
 from graphprune.support.packages import onnx_ir as ir
@@ -39,6 +40,7 @@ def to_onnx(subject: Subject, opset: int = OPSET) -> Any:
         ) from fault
     assert program is not None
     _require_names(subject, program)
+    repeat_tables(program.model)
     return program
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as pytree
 
 from graphprune.errors import ExportError
@@ -95,7 +96,7 @@ def _dynamic(names: Any, sizes: Sequence[Sequence[Any]]) -> Any:
     """Names of the dimensions that are dynamic in the graph; None if all are static."""
     leaves, spec = pytree.tree_flatten(names, is_leaf=lambda node: isinstance(node, dict))
     pairs = zip(leaves, sizes, strict=True)
-    dynamic = [{dim: name for dim, name in each.items() if not isinstance(shape[dim], int)} for each, shape in pairs]
+    dynamic = [{dim: name for dim, name in each.items() if not is_concrete_int(shape[dim])} for each, shape in pairs]
     return pytree.tree_unflatten(dynamic, spec) if any(dynamic) else None
 
 
@@ -115,7 +116,7 @@ def _with_current_sizes(program: Program, args: tuple[Any, ...]) -> tuple[Any, .
     """Example inputs narrowed to the sizes in the graph: a cut may have narrowed the cache."""
     leaves, spec = pytree.tree_flatten(args)
     nodes = [n for n in program.graph.nodes if n.op == "placeholder"]
-    shapes = [[size if isinstance(size, int) else None for size in n.meta["val"].shape] for n in nodes]
+    shapes = [[int(size) if is_concrete_int(size) else None for size in n.meta["val"].shape] for n in nodes]
     fitted = [_narrowed(leaf, shape) for leaf, shape in zip(leaves, shapes, strict=True)]
     result: tuple[Any, ...] = pytree.tree_unflatten(fitted, spec)
     return result

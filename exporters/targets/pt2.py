@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
+from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as pytree
 
 from graphprune.errors import ExportError, because
@@ -144,7 +145,7 @@ def _free(program: Program) -> Any:
     nodes = [node for node in program.graph.nodes if node.op == "placeholder"]
     pairs = zip(leaves, nodes, strict=True)
     sizes = [node.meta["val"].shape if isinstance(leaf, Tensor) else () for leaf, node in pairs]
-    free = [{dim: Dim.AUTO for dim, size in enumerate(shape) if not isinstance(size, int)} or None for shape in sizes]
+    free = [{dim: Dim.AUTO for dim, size in enumerate(shape) if not is_concrete_int(size)} or None for shape in sizes]
     positional, named = pytree.tree_unflatten(free, spec)
     return (*positional, *named.values()) if positional else named
 

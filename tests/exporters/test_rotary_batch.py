@@ -1,0 +1,70 @@
+"""A model that counts its positions itself is exported with a batch of any size."""
+
+from pathlib import Path
+
+import onnx
+import pytest
+import torch
+from torch import Tensor, nn
+
+from graphprune.exporters.contract import ExportReport
+from graphprune.exporters.targets.onnx import export_program
+from graphprune.frontends.modules import trace
+
+
+class Rotated(nn.Module):
+    """Heads rotated by the index of their token."""
+
+    frequencies: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.embed, self.head = nn.Embedding(9, 16), nn.Linear(16, 4)
+        self.register_buffer("frequencies", torch.tensor([1.0, 0.1]))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        batch, length = tokens.shape
+        heads = self.embed(tokens).view(batch, length, 4, 4).transpose(1, 2)
+        angles = torch.arange(length)[None, :, None] * self.frequencies
+        angles = torch.cat((angles, angles), dim=-1)
+        cosines, sines = angles.cos().unsqueeze(1), angles.sin().unsqueeze(1)
+        half = torch.cat((-heads[..., 2:], heads[..., :2]), dim=-1)
+        rotated = heads * cosines + half * sines
+        output: Tensor = self.head(rotated.transpose(1, 2).reshape(batch, length, 16))
+        return output
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory: pytest.TempPathFactory) -> ExportReport:
+    program = trace(Rotated().eval(), (torch.randint(9, (2, 5)),))
+    return export_program(program, tmp_path_factory.mktemp("rotary") / "out")
+
+
+def test_its_tables_have_a_row_for_every_text(report: ExportReport) -> None:
+    assert report.facts["parity"]["CPUExecutionProvider"]["worst"] < 1e-5  # with batches that were not traced
+    assert report.facts["operators"]["ai.onnx"]["RotaryEmbedding"] == 1
+    assert report.facts["operators"]["ai.onnx"]["Expand"] == 2
+
+
+class Remembers(nn.Module):
+    """Keeps the shape of the last call, as detectors do that cache their anchors."""
+
+    shape: torch.Size | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Conv2d(3, 4, 1)
+
+    def forward(self, images: Tensor) -> Tensor:
+        features: Tensor = self.body(images)
+        if self.shape != features.shape:
+            self.anchors, self.shape = torch.ones(features.shape[2:]), features.shape
+        return features * self.anchors
+
+
+def test_a_batch_that_the_module_remembers_is_static_in_the_file(tmp_path: Path) -> None:
+    module, images = Remembers().eval(), torch.randn(2, 3, 4, 4)
+    module(images)
+    path = Path(export_program(trace(module, (images,)), tmp_path / "out").output) / "model.onnx"
+    sizes = onnx.load(str(path)).graph.input[0].type.tensor_type.shape.dim
+    assert [size.dim_value for size in sizes] == [2, 3, 4, 4]
