@@ -118,7 +118,7 @@ def write_settings(folder: Path, config: PreTrainedConfig, dtype: torch.dtype, d
     if destination == "stock":
         write_config(folder, config, dtype)
         return
-    write_config(folder, config, dtype, auto_map={auto_class(config).__name__: per_layer.reference(config)})
+    write_config(folder, config, dtype, auto_map=per_layer.references(config))
     (folder / per_layer.FILE).write_text(per_layer.code(config), encoding="utf-8")
 
 

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 
 Shapes = Mapping[str, tuple[int, ...]]
 
+#: Start of the names of classes whose layers have widths of their own.
+PER_LAYER = "PerLayer"
 #: Attributes that follow from widths and change the results of a reloaded model.
 _HEAD_SIZE = re.compile(r"^(?!all_)(.*_)?head_(dim|size)$")
 
@@ -58,9 +60,8 @@ def stock_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
         ExportError: if it names none, or one that transformers does not have.
     """
     names = config.architectures or []
-    candidate = getattr(transformers, names[0], None) if names else None
-    if isinstance(candidate, type) and issubclass(candidate, transformers.PreTrainedModel):
-        return candidate
+    if known := [kind for kind in map(known_class, names) if kind is not None]:
+        return known[0]
     problem = f"names the class {names[0]!r}, which transformers does not have" if names else "names no class"
     raise ExportError(
         f"config.json {problem} in 'architectures', which a stock folder needs; use destination free, or add the name "
@@ -68,15 +69,38 @@ def stock_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     )
 
 
+def known_class(name: str) -> type[PreTrainedModel] | None:
+    """The class of transformers with this name, or the one from which a class of per-layer widths is derived."""
+    candidate = getattr(transformers, str(name).removeprefix(PER_LAYER), None)
+    return candidate if isinstance(candidate, type) and issubclass(candidate, transformers.PreTrainedModel) else None
+
+
 def auto_class(config: PreTrainedConfig) -> Any:
     """The auto class, such as AutoModelForCausalLM, that loads models of this config's class."""
-    stock = stock_class(config)
     generic = ("AutoModel", "AutoModelForPreTraining")  # these list nearly every class
-    for name in sorted(vars(transformers.models.auto.modeling_auto), key=lambda name: (name in generic, name)):
-        mapping = getattr(getattr(transformers.models.auto.modeling_auto, name), "_model_mapping", None)
-        if name.startswith("AutoModel") and mapping is not None and stock in _all(mapping.get(type(config), ())):
-            return getattr(transformers, name, stock)
-    return stock
+    names = sorted(_auto_names(config), key=lambda name: (name in generic, name))
+    return getattr(transformers, names[0]) if names else stock_class(config)
+
+
+def auto_classes(config: PreTrainedConfig) -> dict[str, type[PreTrainedModel]]:
+    """The class that every auto class loads from a folder with the weights of this config's class.
+
+    These are the class itself, and for AutoModel the one without a head.
+    """
+    stock = stock_class(config)
+    mapping: Any = transformers.models.auto.modeling_auto.AutoModel._model_mapping
+    (body, *_) = _all(mapping.get(type(config), stock))
+    return {"AutoModel": body, **dict.fromkeys(_auto_names(config), stock)}
+
+
+def _auto_names(config: PreTrainedConfig) -> list[str]:
+    """Names of the auto classes that list the class of this config."""
+    stock, module = stock_class(config), transformers.models.auto.modeling_auto
+    names = [name for name in vars(module) if name.startswith("AutoModel") and hasattr(transformers, name)]
+    mappings = {name: getattr(getattr(module, name), "_model_mapping", None) for name in names}
+    return [
+        name for name, known in mappings.items() if known is not None and stock in _all(known.get(type(config), ()))
+    ]
 
 
 def _all(classes: Any) -> tuple[Any, ...]:

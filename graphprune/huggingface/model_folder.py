@@ -13,6 +13,7 @@ from torch import nn
 from graphprune.errors import LoadError, because
 from graphprune.huggingface import per_layer
 from graphprune.huggingface.layer_removal import shorten_config
+from graphprune.huggingface.meta_models import known_class
 from graphprune.ir.program import Source
 from graphprune.support.packages import failed_import, transformers
 
@@ -87,10 +88,8 @@ def model_class(folder: Path, settings: Any) -> Any:
         LoadError: if transformers has no class of these names.
     """
     names = getattr(settings, "architectures", None) or []
-    for name in names:
-        candidate = getattr(transformers, str(name), None)
-        if isinstance(candidate, type) and issubclass(candidate, transformers.PreTrainedModel):
-            return candidate
+    if known := [kind for kind in map(known_class, names) if kind is not None]:
+        return known[0]
     raise LoadError(
         f"{folder / CONFIG}: architectures is {names!r}, expected the name of a model class of transformers "
         f"{transformers.__version__}; for a custom class use graphprune.trace"

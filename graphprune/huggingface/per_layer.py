@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Hashable
+from contextlib import suppress
 from functools import lru_cache
 from string import Template
 from typing import TYPE_CHECKING, Any, cast
@@ -14,8 +15,11 @@ from torch import nn
 from graphprune.errors import ExportError, because
 from graphprune.huggingface.config_widths import fit
 from graphprune.huggingface.meta_models import (
+    PER_LAYER,
     Shapes,
     as_text,
+    auto_class,
+    auto_classes,
     describe,
     flat,
     from_table,
@@ -30,27 +34,32 @@ if TYPE_CHECKING:
 FILE = "modeling_per_layer.py"
 
 _CODE = Template('''\
-"""$stock whose layers have widths of their own, each built from `config.per_layer_config[i]`. Written by graphprune."""
+"""Models of transformers whose layers have widths of their own, `config.per_layer_config[i]`. Written by graphprune."""
 
 import inspect
 
-from transformers import $stock
+from transformers import $names
 
 
-class PerLayer$stock($stock):
+def rebuild_layers(layers, config):
+    for index, wide in enumerate(layers):
+        own = config.per_layer_config[index]
+        takes_index = "layer_idx" in inspect.signature(type(wide).__init__).parameters
+        layer = type(wide)(own, layer_idx=index) if takes_index else type(wide)(own)
+        for module in layer.modules():
+            if getattr(module, "config", None) is own:
+                module.config = config  # what is not a width, as the kind of attention, is set there
+        layers[index] = layer
+''')
+
+_CLASS = Template("""
+
+class $name($stock):
     def __init__(self, config):
         super().__init__(config)
-        layers = self.get_submodule("$layers")
-        for index, wide in enumerate(layers):
-            own = config.per_layer_config[index]
-            takes_index = "layer_idx" in inspect.signature(type(wide).__init__).parameters
-            layer = type(wide)(own, layer_idx=index) if takes_index else type(wide)(own)
-            for module in layer.modules():
-                if getattr(module, "config", None) is own:
-                    module.config = config  # what is not a width, as the kind of attention, is set there
-            layers[index] = layer
+        rebuild_layers(self.get_submodule("$layers"), config)
         self.post_init()
-''')
+""")
 
 
 def is_per_layer(config: PreTrainedConfig) -> bool:
@@ -60,12 +69,26 @@ def is_per_layer(config: PreTrainedConfig) -> bool:
 
 def code(config: PreTrainedConfig) -> str:
     """Text of the Python file with which transformers loads such a model, given trust_remote_code."""
-    return _CODE.substitute(stock=stock_class(config).__name__, layers=_layers(config))
+    classes = {kind.__name__: layers for kind, layers in _classes(config).values()}
+    parts = [_CLASS.substitute(name=PER_LAYER + name, stock=name, layers=layers) for name, layers in classes.items()]
+    return _CODE.substitute(names=", ".join(sorted(classes))) + "".join(parts)
 
 
-def reference(config: PreTrainedConfig) -> str:
-    """The entry of `auto_map` for that file."""
-    return f"{FILE.removesuffix('.py')}.PerLayer{stock_class(config).__name__}"
+def references(config: PreTrainedConfig) -> dict[str, str]:
+    """The `auto_map` for that file: its class for every auto class that can load the folder."""
+    module = FILE.removesuffix(".py")
+    return {auto: f"{module}.{PER_LAYER}{kind.__name__}" for auto, (kind, _) in _classes(config).items()}
+
+
+def _classes(config: PreTrainedConfig) -> dict[str, tuple[type[PreTrainedModel], str]]:
+    """The class that every auto class loads, with the name of its list of layers."""
+    classes = {auto_class(config).__name__: (stock_class(config), _layers(config))}
+    for auto, kind in auto_classes(config).items():
+        alone = flat(config)
+        alone.architectures = [kind.__name__]
+        with suppress(ExportError):  # without the decoder, for instance, which has the layers
+            classes[auto] = kind, _layers(alone)
+    return classes
 
 
 def build(config: PreTrainedConfig) -> PreTrainedModel:
@@ -96,7 +119,7 @@ def _model_class(stock: Any) -> type[PreTrainedModel]:
             _rebuild_layers(self, config)
             self.post_init()
 
-    PerLayer.__name__ = PerLayer.__qualname__ = f"PerLayer{stock.__name__}"
+    PerLayer.__name__ = PerLayer.__qualname__ = f"{PER_LAYER}{stock.__name__}"
     return PerLayer
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedConfig
+from transformers import AutoModel, AutoModelForCausalLM, PreTrainedConfig
 
 from graphprune.errors import ExportError
+from graphprune.exporters.model_folders import folder_writer
 from graphprune.exporters.model_folders.folder_writer import save
 from graphprune.frontends import huggingface
 from graphprune.frontends.modules import trace
@@ -73,8 +74,36 @@ def test_saved_again_it_is_the_same(folder: Path, tmp_path: Path, uneven: nn.Mod
     model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     model.save_pretrained(tmp_path / "again")
     again: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "again", trust_remote_code=True)
+    assert again.config.architectures == ["PerLayerLlamaForCausalLM"]
+    program = huggingface.load(tmp_path / "again")
     with torch.no_grad():
         assert torch.equal(again(IDS).logits, uneven(IDS).logits)
+        assert torch.equal(model_folder.module(tmp_path / "again")(IDS).logits, uneven(IDS).logits)
+    report = save(program, tmp_path / "pruned again", destination="per-layer")
+    assert report.facts["error"]["relative"] < 1e-6
+
+
+def test_without_its_head_it_loads_by_automodel(folder: Path, uneven: Any) -> None:
+    body: Any = AutoModel.from_pretrained(folder, trust_remote_code=True)
+    assert type(body).__name__ == "PerLayerLlamaModel"
+    with torch.no_grad():
+        assert torch.equal(body(IDS).last_hidden_state, uneven.model(IDS).last_hidden_state)
+
+
+@pytest.mark.parametrize("architecture", ["BertModel", "BertForMaskedLM"])
+def test_encoders_load_by_automodel(configure: Configure, architecture: str, tmp_path: Path) -> None:
+    config = configure("bert")
+    config.architectures = [architecture]
+    config.allow_global_per_layer_attribute_access = True
+    config.per_layer_config = {0: {"intermediate_size": 20}}
+    model = per_layer.build(config).train(False)
+    model.save_pretrained(tmp_path)
+    folder_writer.write_settings(tmp_path, config, torch.float32, "per-layer")
+    body: Any = AutoModel.from_pretrained(tmp_path, trust_remote_code=True)
+    reference: Any = getattr(model, "bert", model)
+    with torch.no_grad():
+        assert torch.equal(body(IDS).last_hidden_state, reference(IDS).last_hidden_state)
+    assert body.encoder.layer[0].intermediate.dense.out_features == 20
 
 
 def test_without_its_code_it_fails_loudly(folder: Path) -> None:
@@ -97,10 +126,13 @@ def test_graphprune_loads_it_without_running_its_code(folder: Path, uneven: nn.M
 def test_the_code_file_is_short_and_python(folder: Path) -> None:
     text = (folder / per_layer.FILE).read_text()
     compile(text, per_layer.FILE, "exec")
-    assert text.count("\n") <= 30
+    assert text.count("\n") <= 40
     config = json.loads((folder / "config.json").read_text())
     assert config["model_type"] == "llama"
-    assert config["auto_map"] == {"AutoModelForCausalLM": "modeling_per_layer.PerLayerLlamaForCausalLM"}
+    assert config["auto_map"] == {
+        "AutoModel": "modeling_per_layer.PerLayerLlamaModel",
+        "AutoModelForCausalLM": "modeling_per_layer.PerLayerLlamaForCausalLM",
+    }
     assert config["per_layer_config"]["0"] == {"intermediate_size": 20}
 
 
