@@ -4,6 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+_MISSING = object()
+
 
 @dataclass
 class Undo:
@@ -13,9 +15,15 @@ class Undo:
 
     def set_item(self, table: dict[Any, Any], key: Any, value: object) -> None:
         """Set an entry of a table, such as the attribute dictionary of an object, which bypasses its `__setattr__`."""
-        old = table[key]
-        self.steps.append(lambda: table.__setitem__(key, old))
+        old = table.get(key, _MISSING)
+        self.steps.append(lambda: table.pop(key) if old is _MISSING else table.__setitem__(key, old))
         table[key] = value
+
+    def set_class(self, instance: object, kind: type) -> None:
+        """Change the class of an object."""
+        old = type(instance)
+        self.steps.append(lambda: setattr(instance, "__class__", old))
+        instance.__class__ = kind  # type: ignore[assignment]
 
     def rollback(self, to: int = 0) -> None:
         """Undo assignments after the first `to`, last first."""

@@ -33,6 +33,13 @@ class Slot:
         item = "" if self.index is None else f"[{self.index}]"
         return f"{type(self.owner).__name__}.{self.key}{item}"
 
+    @property
+    def current(self) -> float:
+        """The number that the slot holds now."""
+        held: Any = self.table[self.key]
+        number: float = held if self.index is None else held[self.index]
+        return number
+
     def put(self, undo: Undo, value: float) -> None:
         """Set the slot to another value."""
         old = self.table[self.key]

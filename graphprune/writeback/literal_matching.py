@@ -5,8 +5,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from itertools import islice, product
-from typing import Any
+from itertools import chain, groupby, islice, product
+from typing import Any, TypeVar
 
 import torch
 import torch.utils._pytree as pytree
@@ -14,19 +14,39 @@ from torch import fx, nn
 
 from graphprune.ir.program import Program
 from graphprune.writeback.attribute_slots import Slot
-from graphprune.writeback.size_tracing import ForwardLine, Provenance, Use, Values
+from graphprune.writeback.call_sites import ForwardLine
+from graphprune.writeback.size_tracing import Use
+from graphprune.writeback.traced_numbers import Provenance, Values
 
+T = TypeVar("T")
 TRIALS = 32
+#: Functions of torch that pass their sizes on to one operator, or to several that take the same.
+_FAMILIES = {
+    "view": {"view", "reshape", "unflatten", "unsafe_view", "flatten", "view_as"},
+    "split": {"split", "split_with_sizes", "unsafe_split", "tensor_split"},
+    "slice": {"getitem", "slice", "select", "narrow"},
+    "expand": {"expand", "broadcast_to", "expand_as"},
+    "repeat": {"repeat", "tile"},
+    "div": {"div", "truediv", "true_divide", "divide"},
+    "mul": {"mul", "multiply"},
+    "sub": {"sub", "subtract", "rsub"},
+    "full": {"full", "new_full", "zeros", "new_zeros", "ones", "new_ones", "empty", "new_empty"},
+}
 _FORWARD = re.compile(r'File "(.*)", line (\d+), in forward')
 
 
 @dataclass(frozen=True)
 class Literal:
-    """A number in the arguments of a node, before and after the cut."""
+    """A number in the arguments of a node, an operator, before and after the cut.
+
+    It is `dynamic` if it depends on sizes of inputs. One size of equal parts may become a tuple of different sizes.
+    """
 
     node: str
     before: float
-    after: float
+    after: Any
+    function: str = ""
+    dynamic: bool = False
 
 
 @dataclass(frozen=True)
@@ -37,18 +57,65 @@ class SizeConstraint:
     literal: Literal
 
 
-def size_constraints(module: nn.Module, uses: Iterable[Use], original: Program, small: Program) -> list[SizeConstraint]:
-    """Constraints from matching the traced numbers of each line, in order, with the graph's literals of that line."""
+def matches(
+    module: nn.Module, uses: Iterable[Use], original: Program, small: Program, *, by_function: bool = False
+) -> list[tuple[Use, Literal]]:
+    """The numbers that a run passes at each line, matched in order with the graph's literals of that line.
+
+    Calls with the same numbers are matched first. `by_function` matches other numbers only where they are passed to the
+    same function, or to one that does the same.
+    """
     by_line: dict[ForwardLine, list[Use]] = defaultdict(list)
     for use in uses:
         by_line[use.line].append(use)
-    matched = []
+    pairs = []
     for line, literals in _literals(module, original, small).items():
-        in_line = by_line[line]
-        blocks = SequenceMatcher(None, [u.value for u in in_line], [x.before for x in literals], autojunk=False)
-        pairs = [(in_line[a + i], literals[b + i]) for a, b, n in blocks.get_matching_blocks() for i in range(n)]
-        matched += [SizeConstraint(use.provenance, x) for use, x in pairs if use.provenance and use.provenance.slots]
-    return matched
+        pairs += _aligned(by_line[line], literals, by_function)
+    return pairs
+
+
+def _aligned(uses: Sequence[Use], literals: Sequence[Literal], by_function: bool) -> list[tuple[Use, Literal]]:
+    """Numbers and literals of a line: those of equal calls, and between these calls equal numbers in order."""
+    calls = [list(group) for _, group in groupby(uses, key=lambda use: use.call)]
+    nodes = [list(group) for _, group in groupby(literals, key=lambda literal: literal.node)]
+    left = [(family(call[0].function), tuple(use.value for use in call)) for call in calls]
+    right = [(family(node[0].function), tuple(literal.before for literal in node)) for node in nodes]
+    pairs, start, first = list[tuple[Use, Literal]](), 0, 0
+    for a, b, n in SequenceMatcher(None, left, right, autojunk=False).get_matching_blocks():
+        pairs += _in_order(_joined(calls[start:a]), _joined(nodes[first:b]), by_function)
+        pairs += zip(_joined(calls[a : a + n]), _joined(nodes[b : b + n]), strict=True)
+        start, first = a + n, b + n
+    return pairs
+
+
+def _joined(lists: Iterable[list[T]]) -> list[T]:
+    return list(chain.from_iterable(lists))
+
+
+def _in_order(uses: Sequence[Use], literals: Sequence[Literal], by_function: bool) -> list[tuple[Use, Literal]]:
+    """Equal numbers in order."""
+    left = [(use.value, family(use.function) if by_function else "") for use in uses]
+    right = [(literal.before, family(literal.function) if by_function else "") for literal in literals]
+    blocks = SequenceMatcher(None, left, right, autojunk=False).get_matching_blocks()
+    return [(uses[a + i], literals[b + i]) for a, b, n in blocks for i in range(n)]
+
+
+def family(function: str) -> str:
+    """Name that functions which do the same have in common."""
+    name = function.strip("_")
+    if function.startswith(("__r", "__i")):
+        name = name[1:]
+    base = next((base for base, names in _FAMILIES.items() if name in names), name)
+    return base
+
+
+def size_constraints(pairs: Iterable[tuple[Use, Literal]]) -> list[SizeConstraint]:
+    """The constraints on the numbers that are computed from slots."""
+    return [
+        SizeConstraint(use.provenance, literal)
+        for use, literal in pairs
+        if use.provenance and use.provenance.slots and not isinstance(literal.after, tuple)
+    ]
 
 
 def _literals(module: nn.Module, original: Program, small: Program) -> dict[ForwardLine, list[Literal]]:
@@ -58,20 +125,32 @@ def _literals(module: nn.Module, original: Program, small: Program) -> dict[Forw
     for node in original.graph.nodes:
         line = _forward_line(module, node)
         if line and node.op == "call_function" and node.name in rewritten:
-            pairs = zip(_numbers(node), _numbers(rewritten[node.name]), strict=False)
             by_line[line] += [
-                Literal(node.name, a, b) for a, b in pairs if type(a) in (int, float) and type(a) is type(b)
+                Literal(node.name, _number(a), _number(b), _operator(node), fx.Node in (type(a), type(b)))
+                for a, b in _argument_pairs(node, rewritten[node.name])
+                if type(_number(a)) in (int, float) and (type(_number(a)) is type(_number(b)) or type(b) is tuple)
             ]
     return by_line
 
 
-def _numbers(node: fx.Node) -> list[Any]:
-    """Arguments of a node; for a dynamic size its value in the example, with which the module was traced too."""
-    return [_hint(leaf.meta.get("val")) if isinstance(leaf, fx.Node) else leaf for leaf in _leaves(node)]
+def _operator(node: fx.Node) -> str:
+    """Name of the operator of a node without namespace and overload."""
+    return str(getattr(node.target, "_opname", getattr(node.target, "__name__", "")))
 
 
-def _leaves(node: fx.Node) -> list[Any]:
-    return pytree.tree_leaves((list(node.args), node.kwargs))
+def _number(leaf: Any) -> Any:
+    """An argument of a node; for a dynamic size its value in the example, with which the module was traced too."""
+    return _hint(leaf.meta.get("val")) if isinstance(leaf, fx.Node) else leaf
+
+
+def _argument_pairs(old: fx.Node, new: fx.Node) -> Iterator[tuple[Any, Any]]:
+    """Arguments of a node before and after the cut; one size may become a tuple of sizes that differ."""
+    before, after = [*old.args, *old.kwargs.values()], [*new.args, *new.kwargs.values()]
+    for a, b in zip(before, after, strict=False):
+        if isinstance(a, int) and isinstance(b, list | tuple):
+            yield a, tuple(b)
+        else:
+            yield from zip(pytree.tree_leaves(a), pytree.tree_leaves(b), strict=False)
 
 
 def _hint(val: Any) -> Any:
@@ -80,10 +159,14 @@ def _hint(val: Any) -> Any:
 
 def _forward_line(module: nn.Module, node: fx.Node) -> ForwardLine | None:
     paths = [path for path, _ in (node.meta.get("nn_module_stack") or {}).values()]
-    lines = _FORWARD.findall(str(node.meta.get("stack_trace") or ""))
-    if not paths or not lines:
+    if not paths:
         return None
-    return id(module.get_submodule(re.sub(r"@\d+", "", paths[-1]))), lines[-1][0], int(lines[-1][1])
+    lines = _FORWARD.findall(str(node.meta.get("stack_trace") or ""))
+    file, line = lines[-1] if lines else ("", 0)  # a forward may have another name, where an attribute replaces it
+    try:
+        return id(module.get_submodule(re.sub(r"@\d+", "", paths[-1]))), file, int(line)
+    except AttributeError:  # a note of torch, or a layer that the forward creates
+        return None
 
 
 @dataclass(frozen=True)
@@ -115,7 +198,7 @@ def _satisfying_value(constraint: SizeConstraint, slot: Slot, others: Values) ->
 
     def satisfies(value: float) -> bool:
         try:
-            return constraint.provenance.value({**others, slot: value}) == constraint.literal.after
+            return bool(constraint.provenance.value({**others, slot: value}) == constraint.literal.after)
         except ZeroDivisionError:
             return False
 

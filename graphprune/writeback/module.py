@@ -1,7 +1,7 @@
 """Write-back: narrow the original module to the widths of the rewritten graph."""
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -21,8 +21,10 @@ from graphprune.planning.plan import Plan, make
 from graphprune.support.undo import Undo
 from graphprune.writeback import attention_scale, zero_padding
 from graphprune.writeback.attribute_slots import Slot, slots
+from graphprune.writeback.code_adaptation import Adaptation
 from graphprune.writeback.layers import assign, set_sizes, sizes_from_weights
-from graphprune.writeback.literal_matching import Conflict, size_constraints, solve
+from graphprune.writeback.leftover_sizes import readings
+from graphprune.writeback.literal_matching import Conflict, matches, size_constraints, solve
 from graphprune.writeback.size_tracing import trace_numbers
 
 Cut = Callable[[Program, Plan], Program]
@@ -45,6 +47,7 @@ class WrittenBack:
     padded: Mapping[str, str] = field(default_factory=dict)
     unremoved: int = 0
     multiplied: tuple[str, ...] = ()
+    adapted: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         if not self.padded:
@@ -75,7 +78,9 @@ def write_back(cut: Cut, program: Program, module: nn.Module) -> WrittenBack:
         raise
     assert isinstance(trial.outcome, Verification)
     reasons = {kind: wider.why for kind, wider in trial.widths.items()}
-    return WrittenBack(trial.outcome, mismatch, reasons, trial.small.count() - program.count(), trial.multiplied)
+    return WrittenBack(
+        trial.outcome, mismatch, reasons, trial.small.count() - program.count(), trial.multiplied, trial.adapted
+    )
 
 
 def write_back_dropped(
@@ -135,6 +140,7 @@ class _Trial:
     outcome: Verification | Exception
     conflicts: list[Conflict]
     multiplied: tuple[str, ...] = ()
+    adapted: tuple[str, ...] = ()
 
     @property
     def agrees(self) -> bool:
@@ -155,7 +161,8 @@ class _Search:
         self.rewritten = program.fact(Rewritten)
         self.dependencies = self.rewritten.original.fact(Dependencies)
         self.weight_sizes = sizes_from_weights(module)
-        self.uses = trace_numbers(module, slots(module), *self.rewritten.original.inputs)
+        self.slots = slots(module)
+        self.trace = trace_numbers(module, self.slots, *self.rewritten.original.inputs)
         self.cases = [_case(program, seed) for seed in range(CASES)]
 
     def narrowest(self) -> _Trial:
@@ -202,10 +209,11 @@ class _Search:
         """Narrow the module to these widths; restore it if it then disagrees with the graph."""
         self.undo.rollback()
         original, small = self.rewritten.original, self._padded_program(widths)
-        assignments, conflicts = solve(size_constraints(self.module, self.uses, original, small))
-        sizes = {name: len(rows[0]) for name, rows in self._rows(widths).items()}
+        pairs = matches(self.module, self.trace.uses, original, small)
+        assignments, conflicts = solve(size_constraints(pairs))
+        options = list(self._options(widths, small))
         faults = list[Exception]()
-        for factors in attention_scale.options(original, self.dependencies, sizes, small.fact(Rewritten).keep):
+        for factors in options:
             self._assign(small, factors)
             for values in assignments:
                 outcome = self._outcome(values)
@@ -215,9 +223,32 @@ class _Search:
             self.undo.rollback()
             if not any(isinstance(fault, VerificationError) for fault in faults):
                 break  # the forward fails before any numbers can be compared
+        for factors in options:
+            self._assign(small, factors)
+            for values in (assignments[0], {**assignments[0], **self._unique_readings(assignments[0], widths)}):
+                adaptation = self._adaptation(small, bool(factors))
+                outcome = self._outcome(values, adaptation)
+                if isinstance(outcome, Verification):
+                    return _Trial(widths, small, outcome, conflicts, tuple(factors), adaptation.methods)
+            self.undo.rollback()
         return _Trial(widths, small, faults[0], conflicts)
 
-    def _outcome(self, values: Mapping[Slot, float]) -> Verification | Exception:
+    def _options(self, widths: zero_padding.Widths, small: Program) -> Iterator[attention_scale.Factors]:
+        sizes = {name: len(rows[0]) for name, rows in self._rows(widths).items()}
+        original = self.rewritten.original
+        return attention_scale.options(original, self.dependencies, sizes, small.fact(Rewritten).keep)
+
+    def _unique_readings(self, known: Mapping[Slot, float], widths: zero_padding.Widths) -> dict[Slot, float]:
+        """Values of the slots that the run does not determine, where one group alone can explain them."""
+        possible = readings(self.module, self.slots, known, self.dependencies, self._rows(widths))
+        return {slot: values[0] for slot, values in possible.items() if len(values) == 1}
+
+    def _adaptation(self, small: Program, scaled: bool) -> Adaptation:
+        original = self.rewritten.original
+        pairs = matches(self.module, self.trace.uses, original, small, by_function=True)
+        return Adaptation(self.undo, self.module, self.slots, self.trace, pairs, original.inputs, scaled)
+
+    def _outcome(self, values: Mapping[Slot, float], adaptation: Adaptation | None = None) -> Verification | Exception:
         """Set the slots to these values and compare; on an error the old values are restored and it is returned."""
         mark = len(self.undo.steps)
         try:
@@ -225,6 +256,8 @@ class _Search:
                 if value != slot.value:
                     slot.put(self.undo, value)
             set_sizes(self.undo, self.module, self.weight_sizes, {(id(slot.owner), slot.key) for slot in values})
+            if adaptation:
+                adaptation.apply()
             return self.agreement()
         except Exception as fault:  # a wrong size may raise any exception in the module's code
             self.undo.rollback(mark)

@@ -1,9 +1,10 @@
-"""Tracing of one run of a module: the numbers its forward hands to torch, and the slots they are computed from."""
+"""Tracing of a run of a module: the numbers its forward hands to torch, and the slots they are computed from."""
 
 import operator
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -13,150 +14,158 @@ from torch.overrides import TorchFunctionMode
 from graphprune.execution.module_state import evaluation_mode, preserved_state
 from graphprune.support.undo import Undo
 from graphprune.writeback.attribute_slots import Slot
+from graphprune.writeback.call_sites import ArgumentPath, CallSite, ForwardLine, call_site, innermost_forward
+from graphprune.writeback.traced_numbers import Comparisons, Provenance, TracedFloat, TracedInt, mark_shape
 
-Values = Mapping[Slot, float]
-#: A line of a forward: the identity of the module, the file and the line number.
-ForwardLine = tuple[int, str, int]
-
-
-@dataclass(frozen=True)
-class Provenance:
-    """Computation of a number from slots; `known` is False if the shape of a tensor is an operand, too."""
-
-    value: Callable[[Values], float]
-    slots: frozenset[Slot]
-    known: bool = True
+_SIZES = (torch.Tensor.shape.__get__, torch.Tensor.size)  # type: ignore[attr-defined]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Use:
-    """A number passed to torch at a line of the model's code; `provenance` is None if no slot is involved."""
+    """A number passed to torch at a line of the model's code; `provenance` is None if no slot is involved.
+
+    `site` and `path` are the call expression and the place of the number among its arguments; `function` is the name of
+    the function of torch, and `call` the number of its call.
+    """
 
     line: ForwardLine
+    call: int
+    function: str
     value: float
     provenance: Provenance | None
+    site: CallSite | None
+    path: ArgumentPath
 
 
-class TracedInt(int):
-    """An integer that records how it was computed."""
+@dataclass
+class SizeTrace:
+    """The numbers of a run in order, those of every call by its place in the code, and the equalities it tested."""
 
-    provenance: Provenance
+    uses: list[Use] = field(default_factory=list)
+    calls: dict[Any, list[list[Use]]] = field(default_factory=dict)
+    comparisons: Comparisons = field(default_factory=Comparisons)
 
-    def __new__(cls, value: int, provenance: Provenance) -> "TracedInt":
-        self = super().__new__(cls, value)
-        self.provenance = provenance
-        return self
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return int, (int(self),)  # copies are plain integers
-
-
-class TracedFloat(float):
-    """A float, such as an epsilon, that records the slot it was read from; results of arithmetic do not."""
-
-    provenance: Provenance
-
-    def __new__(cls, value: float, provenance: Provenance) -> "TracedFloat":
-        self = super().__new__(cls, value)
-        self.provenance = provenance
-        return self
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return float, (float(self),)
+    def add(self, place: Any, uses: list[Use]) -> None:
+        """Record a call."""
+        self.uses += uses
+        self.calls.setdefault(place, []).append(uses)
 
 
-def _trace_operator(name: str, compute: Callable[[Any, Any], Any]) -> None:
-    """Let an arithmetic operation of `TracedInt` record its operands."""
+@dataclass
+class Replay:
+    """Replay of a former run by the narrowed module, with the numbers in `targets` where it passes others.
 
-    def direct(self: TracedInt, other: Any) -> Any:
-        return _combined(getattr(int, f"__{name}__")(self, other), compute, self, other)
+    `demands` collects the numbers that each place in the code must pass, and `differs` the places that pass others.
+    """
 
-    def reflected(self: TracedInt, other: Any) -> Any:
-        return _combined(getattr(int, f"__r{name}__")(self, other), compute, other, self)
+    former: SizeTrace
+    targets: Mapping[Use, Any]
+    demands: dict[tuple[CallSite, ArgumentPath], set[Any]] = field(default_factory=dict)
+    differs: list[Use] = field(default_factory=list)
+    counts: Counter[Any] = field(default_factory=Counter)
 
-    setattr(TracedInt, f"__{name}__", direct)
-    setattr(TracedInt, f"__r{name}__", reflected)
+    def corrected(self, place: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+        """The arguments of a call with the numbers that it must pass."""
+        calls, index = self.former.calls.get(place, []), self.counts[place]
+        self.counts[place] += 1
+        numbers = dict(_numbers((list(args), kwargs)))
+        for use in calls[index] if index < len(calls) else ():
+            target = self.targets.get(use)
+            if use.site:
+                self.demands.setdefault((use.site, use.path), set()).add(target)
+            if target is not None and numbers.get(use.path) != target:
+                self.differs.append(use)
+                args, kwargs = replaced((list(args), kwargs), use.path, target)
+        return args, kwargs
 
 
-for _name in ("add", "sub", "mul", "floordiv", "mod", "pow"):
-    _trace_operator(_name, getattr(operator, _name))
+def trace_numbers(
+    module: nn.Module, slots: Sequence[Slot], args: tuple[Any, ...], kwargs: Mapping[str, Any]
+) -> SizeTrace:
+    """Numbers that a run of a module passes to torch, in order, with the slots they were computed from."""
+    recorder = _NumberRecorder(Comparisons())
+    _run(module, slots, recorder, lambda: module(*args, **kwargs))
+    return recorder.trace
 
 
-def _combined(result: Any, compute: Callable[[Any, Any], Any], a: int, b: int) -> Any:
-    """The result with both operands recorded, if it is an integer."""
-    if type(result) is not int:
-        return result
-    left, right = _provenance(a), _provenance(b)
-    value = lambda known: compute(left.value(known), right.value(known))  # noqa: E731
-    return TracedInt(result, Provenance(value, left.slots | right.slots, left.known and right.known))
+def replay_numbers(
+    module: nn.Module, slots: Sequence[Slot], replay: Replay, inputs: tuple[tuple[Any, ...], Mapping[str, Any]]
+) -> Comparisons:
+    """Run a narrowed module as a former run; return the equalities that no longer hold.
 
-
-def _provenance(value: int) -> Provenance:
-    return value.provenance if isinstance(value, TracedInt) else Provenance(lambda _: int(value), frozenset())
+    Raises:
+        Exception: whatever the module raises where other numbers and answers do not help.
+    """
+    recorder = _NumberRecorder(Comparisons(replay.former.comparisons), replay)
+    _run(module, slots, recorder, lambda: module(*inputs[0], **inputs[1]))
+    return recorder.trace.comparisons
 
 
 @torch.no_grad()
-def trace_numbers(module: nn.Module, slots: list[Slot], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Use]:
-    """Numbers that a run of a module passes to torch, in order, with the slots they were computed from."""
+def _run(module: nn.Module, slots: Sequence[Slot], recorder: "_NumberRecorder", call: Callable[[], Any]) -> None:
+    """Run with traced numbers in the slots, which are restored afterwards."""
     undo = Undo()
-    recorder = _NumberRecorder({id(part) for part in module.modules()})
     with evaluation_mode(module), preserved_state(module):
         try:
             for slot in slots:
-                provenance = Provenance(operator.itemgetter(slot), frozenset([slot]))
-                kind: Any = TracedInt if type(slot.value) is int else TracedFloat
-                slot.put(undo, kind(slot.value, provenance))
+                reading = Provenance(operator.itemgetter(slot), frozenset([slot]), True, recorder.trace.comparisons)
+                current = slot.current
+                kind: Any = TracedInt if type(current) is int else TracedFloat
+                slot.put(undo, kind(current, reading))
             with recorder:
-                module(*args, **kwargs)
+                call()
         finally:
             undo.rollback()
-    return recorder.uses
 
 
 class _NumberRecorder(TorchFunctionMode):
     """Records the numbers in the arguments of every torch call, and marks the sizes of tensors as unknown."""
 
-    def __init__(self, submodules: set[int]) -> None:
+    def __init__(self, comparisons: Comparisons, replay: Replay | None = None) -> None:
         super().__init__()
-        self.submodules, self.uses = submodules, list[Use]()
+        self.trace, self.replay = SizeTrace(comparisons=comparisons), replay
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if func in (torch.Tensor.shape.__get__, torch.Tensor.size):  # type: ignore[attr-defined]
-            return _mark_shape(result)
-        numbers = list(_numbers((args, kwargs)))
-        if numbers and (line := self._innermost_forward()):
-            self.uses += [Use(line, number, getattr(number, "provenance", None)) for number in numbers]
-        return result
-
-    def _innermost_forward(self) -> ForwardLine | None:
-        """The line that is executed in the innermost forward; None outside of the module's forwards."""
-        frame, line = sys._getframe(2), None
-        while frame is not None:
-            if frame.f_code.co_name == "forward":
-                line = line or (frame.f_code.co_filename, frame.f_lineno)
-                if id(frame.f_locals.get("self")) in self.submodules:
-                    return id(frame.f_locals["self"]), *line
-            frame = frame.f_back  # type: ignore[assignment]
-        return None
+        kwargs = kwargs or {}
+        if func in _SIZES:
+            return mark_shape(func(*args, **kwargs), self.trace.comparisons)
+        numbers = list(_numbers((list(args), kwargs)))
+        frame = sys._getframe(1)
+        line = innermost_forward(frame) if numbers else None
+        place = line, frame.f_code, frame.f_lasti, func
+        if line and self.replay:
+            args, kwargs = self.replay.corrected(place, args, kwargs)
+        elif line:
+            site = call_site(frame, func, len(args))
+            name = getattr(func, "__name__", "")
+            count = len(self.trace.uses)
+            uses = [Use(line, count, name, n, getattr(n, "provenance", None), site, path) for path, n in numbers]
+            self.trace.add(place, uses)
+        return func(*args, **kwargs)
 
 
-def _mark_shape(result: Any) -> Any:
-    """Mark the sizes of a tensor, which follow a cut without any slot."""
-    if isinstance(result, torch.Size):
-        return torch.Size(map(_mark_shape, result))
-    return TracedInt(result, Provenance(lambda _: result, frozenset(), known=False)) if type(result) is int else result
-
-
-def _numbers(value: Any) -> Iterator[float]:
-    """Numbers in the arguments of a call, in order."""
+def _numbers(value: Any, path: ArgumentPath = ()) -> Iterator[tuple[ArgumentPath, float]]:
+    """Numbers in the arguments of a call, in order, with their paths."""
     if isinstance(value, int | float):
         if not isinstance(value, bool):
-            yield value
-    elif isinstance(value, list | tuple):
-        for item in value:
-            yield from _numbers(item)
-    elif isinstance(value, slice):
-        yield from _numbers((value.start, value.stop, value.step))
-    elif isinstance(value, dict):
-        yield from _numbers(list(value.values()))
+            yield path, value
+    elif isinstance(value, list | tuple | slice | dict):
+        for key, item in _items(value):
+            yield from _numbers(item, (*path, key))
+
+
+def _items(value: Any) -> list[tuple[Any, Any]]:
+    if isinstance(value, dict):
+        return list(value.items())
+    return list(enumerate((value.start, value.stop, value.step) if isinstance(value, slice) else value))
+
+
+def replaced(value: Any, path: ArgumentPath, number: Any) -> Any:
+    """Nested arguments with another number at the end of a path."""
+    if not path:
+        return number
+    items = [(key, replaced(item, path[1:], number) if key == path[0] else item) for key, item in _items(value)]
+    if isinstance(value, dict):
+        return dict(items)
+    changed = [item for _, item in items]
+    return slice(*changed) if isinstance(value, slice) else changed if isinstance(value, list) else tuple(changed)

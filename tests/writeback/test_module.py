@@ -236,7 +236,7 @@ def test_half_precision_stays_half_precision() -> None:
 
 def test_a_traced_run_gives_the_slot_of_every_number() -> None:
     module = Computed().eval()
-    uses = trace_numbers(module, slots(module), (X,), {})
+    uses = trace_numbers(module, slots(module), (X,), {}).uses
     slots_of = [(use.value, sorted(map(str, use.provenance.slots))) for use in uses if use.provenance]
     assert (8, ["Computed.part"]) in slots_of and (2, ["Computed.ratio"]) in slots_of
     assert type(module.part) is int and module.part == 4

@@ -112,7 +112,7 @@ def test_a_size_that_is_used_as_a_number_is_padded() -> None:
 
 
 class Recomputed(nn.Module):
-    """The forward reshapes to the size of its input, so that this width is fixed."""
+    """A function outside of the layer reshapes to the size of its input, so that this width is fixed."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,8 +120,12 @@ class Recomputed(nn.Module):
         self.wide, self.narrow = nn.Linear(32, 64), nn.Linear(64, 32)
 
     def forward(self, x: Tensor) -> Any:
-        y = (self.up(x).tanh() * self.gate(x)).reshape(x.shape)
+        y = _like(self.up(x).tanh() * self.gate(x), x)
         return self.down(y) + self.narrow(self.wide(x).relu())
+
+
+def _like(y: Tensor, x: Tensor) -> Tensor:
+    return y.reshape(x.shape)
 
 
 def test_only_groups_that_need_it_are_padded() -> None:
