@@ -126,7 +126,7 @@ def _definition(tree: ast.Module, function: FunctionType) -> ast.FunctionDef:
     """Definition of a function, whose first line is that of its first decorator."""
     first = function.__code__.co_firstlineno
     for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef) and first == min(n.lineno for n in (node, *node.decorator_list)):
+        if isinstance(node, ast.FunctionDef) and first == min([node.lineno, *(n.lineno for n in node.decorator_list)]):
             return node
     raise WriteBackError(f"the source of {function.__qualname__} has changed since it was imported")
 
