@@ -32,6 +32,11 @@ STRINGS: dict[str, tuple[Any, ...]] = {
     "norm": ("forward", "ortho", None),
     "driver": (None,),
 }
+#: Numbers of which others make some kernels end the process.
+POSITIVE = (
+    "groups", "upscale_factor", "downscale_factor", "stride", "kernel_size", "dilation", "num_groups", "step", "size",
+)  # fmt: skip
+FIXED = ("dtype", "memory_format", "layout", "device", "pin_memory", "generator")
 INTEGERS = (0, 1, 2, -1, 3, -2)
 NUMBERS = (0, 1, 2, -1, 0.5, 3, float("inf"), float("-inf"), -0.5)
 
@@ -196,7 +201,7 @@ def variants(call: Call, random: Random, count: int) -> Iterator[Call]:
 def _other_literal(call: Call, random: Random) -> Call | None:
     """A literal, given or left at its default, has another value."""
     arguments = list(call.target._schema.arguments)
-    places = [i for i, a in enumerate(arguments) if "Tensor" not in str(a.type)]
+    places = [i for i, a in enumerate(arguments) if "Tensor" not in str(a.type) and a.name not in FIXED]
     if not places:
         return None
     i = random.choice(places)
@@ -222,7 +227,8 @@ def _varied(argument: Any, old: Any, random: Random) -> Any:
     if isinstance(old, bool):
         return not old
     if isinstance(old, int) and "int" in str(argument.type):
-        return random.choice((*INTEGERS, old + 1, old - 1))
+        values = (*INTEGERS, old + 1, old - 1)
+        return random.choice([n for n in values if n > 0] if argument.name in POSITIVE else values)
     kind = str(argument.type)
     if "bool" in kind:
         return random.random() < 0.5

@@ -1,0 +1,1 @@
+"""Wrong cuts, whether they change any output, and whether the proof refuses them."""
