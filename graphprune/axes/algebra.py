@@ -11,8 +11,10 @@ Primes form a union-find: `unify` merges two of them, or binds a prime to a comp
 structures cannot be aligned, both are pinned: a possible cut may be missed, an impossible one is never offered.
 """
 
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate, count, pairwise
 from math import prod
 
@@ -43,7 +45,7 @@ class Product:
 
     parts: tuple["Axis", ...]
 
-    @property
+    @cached_property
     def size(self) -> int:
         return prod(part.size for part in self.parts)
 
@@ -57,7 +59,7 @@ class Sum:
 
     parts: tuple["Axis", ...]
 
-    @property
+    @cached_property
     def size(self) -> int:
         return sum(part.size for part in self.parts)
 
@@ -75,14 +77,58 @@ def prime(size: int, *pins: str) -> Axis:
 
 
 def resolve(axis: Axis) -> Axis:
-    """The current form of `axis`: bindings followed, nested products and sums flattened."""
+    """The current form of `axis`: bindings followed, nested products and sums flattened.
+
+    Chains of bindings are as long as a model is deep, so they are followed without recursion, and shortened.
+    """
+    if _is_resolved(axis):
+        return axis
+    forms: dict[Axis, Axis] = {}
+    stack = [axis]
+    while stack:
+        inner = _inner(stack[-1])
+        unknown = [part for part in inner if part not in forms]
+        stack += unknown
+        if not unknown:
+            current = stack.pop()
+            forms[current] = _form(current, [forms[part] for part in inner])
+    return forms[axis]
+
+
+def _is_resolved(axis: Axis) -> bool:
+    """Whether `axis` is in its current form."""
+    stack = [axis]
+    while stack:
+        part = stack.pop()
+        if isinstance(part, Prime):
+            if part.bound is not None:
+                return False
+        elif len(part.parts) == 1 or any(_dissolves(inner, part) for inner in part.parts):
+            return False
+        else:
+            stack += part.parts
+    return True
+
+
+def _dissolves(part: Axis, whole: Product | Sum) -> bool:
+    """Whether a part is flattened into its composite, or is an empty segment."""
+    return type(part) is type(whole) or (isinstance(whole, Sum) and not part.size)
+
+
+def _inner(axis: Axis) -> tuple[Axis, ...]:
+    """The axes on which the current form of `axis` depends."""
     if isinstance(axis, Prime):
-        if axis.bound is None:
-            return axis
-        axis.bound = resolve(axis.bound)
-        return axis.bound
-    parts = [resolve(part) for part in axis.parts]
-    return product(parts) if isinstance(axis, Product) else direct_sum(parts)
+        return () if axis.bound is None else (axis.bound,)
+    return axis.parts
+
+
+def _form(axis: Axis, inner: list[Axis]) -> Axis:
+    """The current form of `axis` from those of its inner axes; a prime is bound to it directly."""
+    if not isinstance(axis, Prime):
+        return product(inner) if isinstance(axis, Product) else direct_sum(inner)
+    if inner:
+        axis.bound = inner[0]
+    return inner[0] if inner else axis
 
 
 def product(parts: Sequence[Axis]) -> Axis:
@@ -99,12 +145,13 @@ def direct_sum(parts: Sequence[Axis]) -> Axis:
 
 def primes(axis: Axis) -> Iterator[Prime]:
     """The primes of `axis`, in order, with repetitions."""
-    axis = resolve(axis)
-    if isinstance(axis, Prime):
-        yield axis
-        return
-    for part in axis.parts:
-        yield from primes(part)
+    stack = [resolve(axis)]
+    while stack:
+        part = stack.pop()
+        if isinstance(part, Prime):
+            yield part
+        else:
+            stack += reversed(part.parts)
 
 
 def flatten_outputs(dims: Iterable[Axis | tuple[Axis, ...]]) -> list[Axis]:
@@ -262,14 +309,14 @@ def _split_product(axis: Product, sizes: Sequence[int]) -> tuple[Axis, ...]:
 
 def _split_sum(axis: Sum, sizes: Sequence[int]) -> tuple[Axis, ...]:
     """Split the segments that contain a boundary, then regroup the pieces."""
-    ends = set(accumulate(sizes))
+    ends = list(accumulate(sizes))
     pieces: list[Axis] = []
     start = 0
     for part in axis.parts:
-        inside = sorted(end - start for end in ends if start < end < start + part.size)
-        bounds = [0, *inside, part.size]
-        pieces += split_axis(part, [high - low for low, high in pairwise(bounds)])
-        start += part.size
+        stop = start + part.size
+        inside = dict.fromkeys(ends[bisect_right(ends, start) : bisect_left(ends, stop)])
+        pieces += split_axis(part, [high - low for low, high in pairwise([start, *inside, stop])])
+        start = stop
     return tuple(_gather(pieces, sizes))
 
 
@@ -278,8 +325,10 @@ def _gather(pieces: list[Axis], sizes: Sequence[int]) -> Iterator[Axis]:
     queue = iter(pieces)
     for size in sizes:
         parts: list[Axis] = []
-        while sum(part.size for part in parts) < size:
+        missing = size
+        while missing > 0:
             parts.append(resolve(next(queue)))
+            missing -= parts[-1].size
         yield direct_sum(parts) if parts else Sum(())
 
 

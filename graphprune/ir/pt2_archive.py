@@ -12,7 +12,7 @@ from torch.export.pt2_archive import PT2ArchiveReader
 from torch.export.pt2_archive._package import load_pt2  # torch.export.load falls back to a format that is all pickles
 
 from graphprune.errors import LoadError, because
-from graphprune.ir import pt2_safety
+from graphprune.ir import archive_bounds, pt2_safety
 
 _OUTPUT_TYPES = re.compile(r"transformers(?:\.\w+)*\.(?:modeling_\w+)(?=\.\w)")
 
@@ -26,6 +26,7 @@ def read(file: Path) -> ExportedProgram:
     if not file.is_file():
         raise LoadError(f"{file} does not exist, expected a program saved with torch.export.save")
     try:
+        archive_bounds.check_records(file, file.stat().st_size)
         reader = PT2ArchiveReader(str(file))
         pt2_safety.inspect(reader)
         _register_outputs(reader)
@@ -54,6 +55,6 @@ def inputs(exported: ExportedProgram, file: Path) -> tuple[tuple[Any, ...], dict
 
 def _register_outputs(reader: PT2ArchiveReader) -> None:
     """Import the modules of transformers whose output classes the program returns, so that torch knows them."""
-    graph = json.loads(reader.read_string(pt2_safety.MODEL))
+    graph = archive_bounds.parsed(reader.read_string(pt2_safety.MODEL))
     for name in sorted(set(_OUTPUT_TYPES.findall(json.dumps(graph.get("module_call_graph", []))))):
         import_module(name)

@@ -1,10 +1,10 @@
 """Refuse a saved program that could run code when it is read: ``torch.export.load`` trusts its file.
 
 Reading a program unpickles objects, evaluates the expressions of symbolic sizes as Python, looks up operators by dotted
-names, and compiles a forward from the names in it. All of these are checked before torch reads the file.
+names, and compiles a forward from the names in it. All of these are checked before torch reads the file, and so is the
+memory that reading takes.
 """
 
-import ast
 import io
 import json
 import re
@@ -17,6 +17,9 @@ from torch._ops import OpOverload
 from torch.export.pt2_archive import PT2ArchiveReader
 
 from graphprune.errors import LoadError, because
+from graphprune.ir import archive_bounds
+from graphprune.ir.archive_bounds import parsed
+from graphprune.ir.size_expressions import is_symbolic
 
 MODEL = "models/model.json"
 SAMPLES = "data/sample_inputs/model.pt"
@@ -41,16 +44,6 @@ _WORD = re.compile(r"[\w.+:/ -]*")
 #: Texts that are only data: origins of operators, string literals, and guards, which are never compiled.
 _INERT = ("metadata", "as_string", "as_strings", "guards_code")
 _SPECIFICATIONS = ("in_spec", "out_spec")
-_EXPRESSION = (
-    ast.Expression, ast.Call, ast.keyword, ast.Name, ast.Load, ast.Constant, ast.Compare, ast.cmpop, ast.BinOp,
-    ast.operator, ast.UnaryOp, ast.unaryop,
-)  # fmt: skip
-_SYMBOLIC = re.compile(
-    r"Symbol|Integer|Rational|Float|Add|Mul|Pow|Max|Min|Mod|Abs|floor|ceiling|And|Or|Not|Equality|Unequality"
-    r"|(Strict)?(Less|Greater)Than|Eq|Ne|Lt|Le|Gt|Ge|oo|zoo|int_oo|[A-Za-z]*(Div|Mod|Indexing)|PowByNatural|FloatPow"
-    r"|ToFloat|(Trunc|Ceil|Floor|Round)ToInt|TruncToFloat|RoundDecimal|Identity|Where|[LR]Shift|BitwiseFn_\w+"
-    r"|OpaqueUnaryFn_\w+|IsNonOverlappingAndDenseIndicator|[suz]\w*\d+"
-)
 
 
 def inspect(reader: PT2ArchiveReader) -> None:
@@ -62,12 +55,15 @@ def inspect(reader: PT2ArchiveReader) -> None:
     for record in reader.get_file_names():
         _require(_RECORDS.fullmatch(record), f"the record {record!r}, which is no part of a plain program")
     for config in (WEIGHTS, CONSTANTS):
-        for name, payload in json.loads(reader.read_string(config))["config"].items():
+        payloads = parsed(reader.read_string(config))["config"]
+        for name, payload in payloads.items():
             _require(_WORD.fullmatch(name), f"a tensor with the name {name!r}")
             _require(not payload["use_pickle"], f"{name} as a pickle")
             _require(_is_tensor(payload["path_name"]), f"{name}, which is no tensor")
+        folder = config.rpartition("/")[0]
+        archive_bounds.check_payloads(payloads, lambda path, at=folder: reader.archive_file.get_record_size(f"{at}/{path}"))
     _inspect_samples(reader.read_bytes(SAMPLES))
-    _inspect(json.loads(reader.read_string(MODEL)))
+    _inspect(parsed(reader.read_string(MODEL)))
 
 
 def _require(plain: object, what: str) -> None:
@@ -84,9 +80,11 @@ def _is_tensor(path: str) -> bool:
 
 def _inspect_samples(content: bytes) -> None:
     """Check that restricted unpickling succeeds, because torch falls back to full unpickling where it fails."""
+    if not content:
+        return
     try:
-        if content:
-            torch.load(io.BytesIO(content), weights_only=True)
+        _require(archive_bounds.check_pickle(content), "example inputs that are no tensors in plain containers")
+        archive_bounds.check_value(torch.load(io.BytesIO(content), weights_only=True))
     except (UnpicklingError, RuntimeError, EOFError) as fault:
         _require(False, f"example inputs that are no tensors{because(fault)}")
 
@@ -94,9 +92,9 @@ def _inspect_samples(content: bytes) -> None:
 def _inspect(tree: Any) -> None:
     for key, value in _leaves(tree):
         if key in _SPECIFICATIONS:
-            _inspect_specification(json.loads(value))
+            _inspect_specification(parsed(value))
         elif key == "expr_str":
-            _require(_is_symbolic(value), f"the size {value!r}")
+            _require(is_symbolic(value), f"the size {value!r}")
         elif key in ("target", "as_operator") and value.startswith(("torch", "math", "_operator", "#")):
             _require(_is_operator(value), f"the operator {value!r}")
         else:
@@ -165,22 +163,3 @@ def _is_operator(name: str) -> bool:
 def _overload(parts: list[str]) -> Any:
     packet = getattr(getattr(torch.ops, parts[2]), parts[3], None)
     return getattr(packet, parts[4], None)
-
-
-def _is_symbolic(text: str) -> bool:
-    """Whether a text is only arithmetic over symbols and numbers."""
-    try:
-        tree = ast.parse(text, mode="eval")
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return all(_is_symbolic_part(part) for part in ast.walk(tree))
-
-
-def _is_symbolic_part(part: ast.AST) -> bool:
-    if isinstance(part, ast.Call) and not isinstance(part.func, ast.Name):
-        return False
-    if isinstance(part, ast.Name):
-        return _SYMBOLIC.fullmatch(part.id) is not None
-    if isinstance(part, ast.Constant) and isinstance(part.value, str):
-        return re.fullmatch(r"[\w.+-]*", part.value) is not None
-    return isinstance(part, _EXPRESSION)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, fx
 
 from graphprune.axes import algebra
-from graphprune.axes.algebra import Axis, Misaligned, prime, primes
+from graphprune.axes.algebra import Axis, Misaligned, prime, primes, resolve
 from graphprune.axes.explanations import Reason
 from graphprune.axes.rule import Consumer, Dims, Rule
 from graphprune.axes.rule_helpers import DYNAMIC, size_hint
@@ -67,11 +67,13 @@ class AxisFlow:
     node: fx.Node | None = None
 
     def run(self) -> "AxisFlow":
-        """Apply the rules of all nodes, in order."""
+        """Apply the rules of all nodes, in order; all axes are in their final form afterwards."""
         for node in self.program.graph.nodes:
             self.node = node
             self.values[node] = self._visit(node)
             self.row_partitions.follow(node, RULES.get(node.target), self.outputs)
+        self.values = {node: _resolved(value) for node, value in self.values.items()}
+        self.tensors = {name: tuple(map(resolve, dims)) for name, dims in self.tensors.items()}
         return self
 
     def dims(self, value: object) -> Dims:
@@ -170,15 +172,21 @@ class AxisFlow:
 
     def parameter_of(self, value: object) -> tuple[str, tuple[int, ...]] | None:
         """The parameter behind a value that is only a transposed view of it."""
-        if not isinstance(value, fx.Node):
+        orders = []
+        while isinstance(value, fx.Node) and value.op != "get_attr":
+            rule = RULES.get(value.target)
+            order = rule.permutation(value, len(self.dims(value))) if rule else None
+            if not order:
+                return None
+            orders.append(order)
+            value = value.args[0]
+        name = self.program.name(str(value.target)) if isinstance(value, fx.Node) else ""
+        if name not in self.program.parameters:
             return None
-        if value.op == "get_attr":
-            name = self.program.name(str(value.target))
-            return (name, tuple(range(len(self.tensors[name])))) if name in self.program.parameters else None
-        rule = RULES.get(value.target)
-        order = rule.permutation(value, len(self.dims(value))) if rule else None
-        source = self.parameter_of(value.args[0]) if order else None  # only along views: a graph may be deep
-        return (source[0], tuple(source[1][i] for i in order)) if order and source else None
+        dims = tuple(range(len(self.tensors[name])))
+        for order in reversed(orders):
+            dims = tuple(dims[i] for i in order)
+        return name, dims
 
     def size(self, node: fx.Node) -> int:
         """Number of elements of a value."""
@@ -308,6 +316,12 @@ class AxisFlow:
     def _location(self) -> str:
         """Name of the current node with its line of model code."""
         return location_of(self.node) if self.node else ""
+
+
+def _resolved(value: Dims | list[Dims] | None) -> Dims | list[Dims] | None:
+    if isinstance(value, list):
+        return [tuple(map(resolve, dims)) for dims in value]
+    return None if value is None else tuple(map(resolve, value))
 
 
 def location_of(node: fx.Node) -> str:

@@ -10,7 +10,7 @@ from weakref import WeakKeyDictionary
 import torch.utils._pytree as pytree
 from torch import fx
 
-from graphprune.axes.algebra import Axis, Prime, Product, Sum, primes, resolve
+from graphprune.axes.algebra import Axis, Prime, Sum, primes
 from graphprune.axes.groups import Cost, Dependencies, Group, Pinned, Place, Term
 from graphprune.axes.rule_helpers import size_hint
 from graphprune.ir.program import DERIVED, Program
@@ -85,7 +85,7 @@ class _GroupBuilder:
                 exact=p not in self.inexact and p not in self.averaged,
                 linked=names.get(owner) if owner else None,
                 cost=costs.of(p, self.places[p]),
-                inner=gcd(*(_inner(self.flow.tensors[name][dim], p) for name, dim in self.places[p])),
+                inner=gcd(*(self._inner_sizes[place][p] for place in self.places[p])),
                 least=self.leasts.get(p, (1, 1))[0],
                 unit=self.leasts.get(p, (1, 1))[1],
                 inexact_because=self.inexact.get(p) or self.averaged.get(p, ""),
@@ -100,12 +100,27 @@ class _GroupBuilder:
         """The first parameter and dimension of a prime, and its position there if it is not the only one."""
         in_parameters = [place for place in self.places[p] if place[0] in self.flow.program.parameters]
         name, dim = next((w for w in in_parameters if "produced" in self.flow.roles[w]), in_parameters[0])
-        primes_of_dim = list(dict.fromkeys(primes(self.flow.tensors[name][dim])))
-        return f"{name}:{dim}" + (f".{primes_of_dim.index(p)}" if len(primes_of_dim) > 1 else "")
+        positions = self._positions[name, dim]
+        return f"{name}:{dim}" + (f".{positions[p]}" if len(positions) > 1 else "")
+
+    @cached_property
+    def _inner_sizes(self) -> Mapping[tuple[str, int], Mapping[Prime, int]]:
+        """Number of elements inside one index of every prime, by dimension."""
+        return {(name, dim): _inner_sizes(self.flow.tensors[name][dim]) for name, dim in self._dimensions}
+
+    @cached_property
+    def _positions(self) -> Mapping[tuple[str, int], Mapping[Prime, int]]:
+        """Position of every prime among those of a dimension."""
+        axes = {(name, dim): self.flow.tensors[name][dim] for name, dim in self._dimensions}
+        return {place: {p: i for i, p in enumerate(dict.fromkeys(primes(axis)))} for place, axis in axes.items()}
+
+    @cached_property
+    def _dimensions(self) -> frozenset[tuple[str, int]]:
+        return frozenset(place for places in self.places.values() for place in places)
 
     def _place(self, name: str, dim: int) -> Place:
         roles = "+".join(sorted(self.flow.roles[name, dim])) or "carried"
-        return Place(name, dim, roles, resolve(self.flow.tensors[name][dim]))
+        return Place(name, dim, roles, self.flow.tensors[name][dim])
 
 
 @dataclass(frozen=True)
@@ -206,12 +221,17 @@ def _least_widths(flow: AxisFlow) -> dict[Prime, tuple[int, int]]:
     return least_widths
 
 
-def _inner(axis: Axis, p: Prime) -> int:
-    """Number of elements inside one index of `p` in a dimension."""
-    axis = resolve(axis)
-    if isinstance(axis, Product):
-        position = next(i for i, part in enumerate(axis.parts) if p in primes(part))
-        return prod(part.size for part in axis.parts[position + 1 :]) * _inner(axis.parts[position], p)
+def _inner_sizes(axis: Axis) -> dict[Prime, int]:
+    """Number of elements inside one index of every prime of a resolved axis; the greatest common divisor of several."""
+    if isinstance(axis, Prime):
+        return {axis: 1}
+    parts = [_inner_sizes(part) for part in axis.parts]
+    sizes: dict[Prime, int] = {}
     if isinstance(axis, Sum):
-        return gcd(*(_inner(part, p) for part in axis.parts if p in primes(part)))
-    return 1
+        for p, size in (pair for part in parts for pair in part.items()):
+            sizes[p] = gcd(sizes.get(p, 0), size)
+        return sizes
+    for i in reversed(range(len(parts))):  # of several occurrences the outermost counts
+        inside = prod(part.size for part in axis.parts[i + 1 :])
+        sizes |= {p: inside * size for p, size in parts[i].items()}
+    return sizes

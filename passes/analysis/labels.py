@@ -8,6 +8,7 @@ function between two linear layers.
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import fx
@@ -19,6 +20,8 @@ from graphprune.passes.operators import RULES
 from graphprune.passes.operators.elementwise import Elementwise, compute
 
 UNKNOWN = "width"
+
+T = TypeVar("T")
 
 aten = torch.ops.aten
 ADDITIONS = {aten.add.Tensor, aten.add_.Tensor}
@@ -55,6 +58,8 @@ class Labels:
     places: Places
     links: Mapping[Prime, Prime]
     _activations: dict[fx.Node, bool] = field(default_factory=dict)
+    _primes_of: dict[fx.Node, frozenset[Prime]] = field(default_factory=dict)
+    _inputs_of: dict[fx.Node, frozenset[fx.Node]] = field(default_factory=dict)
 
     def of(self, p: Prime) -> str:
         """The label of an axis; a neutral one if its use is unknown."""
@@ -91,8 +96,7 @@ class Labels:
     def _in_layers(self, p: Prime) -> str:
         if any(name in self._recurrent for name, _ in self.places[p]):
             return "recurrent units"
-        consumers = [layer for layer in self._layers if p in layer.axis]
-        producers = [layer for layer in self._layers if p not in layer.axis and p in self._primes(layer.node)]
+        consumers, producers = self._consumers.get(p, []), self._producers.get(p, [])
         weights = {layer.weight for layer in (*consumers, *producers)}
         filters = weights & self._convolved
         if filters and len(filters) >= len(weights - filters):
@@ -116,6 +120,22 @@ class Labels:
                 if source and isinstance(x, fx.Node) and not self.flow.parameter_of(x):
                     layers.append(_Layer(node, x, source[0], frozenset(primes(axis))))
         return layers
+
+    @cached_property
+    def _consumers(self) -> Mapping[Prime, list[_Layer]]:
+        """The linear layers that contract each axis."""
+        return _by_prime((layer, layer.axis) for layer in self._layers)
+
+    @cached_property
+    def _producers(self) -> Mapping[Prime, list[_Layer]]:
+        """The linear layers whose output has each axis, without those that contract it."""
+        return _by_prime((layer, self._primes(layer.node) - layer.axis) for layer in self._layers)
+
+    @cached_property
+    def _carriers(self) -> Mapping[Prime, frozenset[fx.Node]]:
+        """The values that have each axis."""
+        pairs = _by_prime((node, self._primes(node)) for node in self.flow.values)
+        return {p: frozenset(nodes) for p, nodes in pairs.items()}
 
     @cached_property
     def _contracting(self) -> Mapping[fx.Node, frozenset[Prime]]:
@@ -202,17 +222,24 @@ class Labels:
         """Operators between the layers that produce an axis and those that consume it."""
         ends = {layer.node for layer in producers}
         queue = [layer.x for layer in consumers]
-        visited = set(queue)
+        visited, carriers = set(queue), self._carriers.get(p, frozenset())
         while queue:
             node = queue.pop()
             if node not in ends:
                 yield node
-                unseen = [n for n in node.all_input_nodes if n not in visited and p in self._primes(n)]
-                visited.update(unseen)
+                unseen = (self._inputs(node) & carriers) - visited
+                visited |= unseen
                 queue += unseen
 
     def _primes(self, node: fx.Node) -> frozenset[Prime]:
-        return _all(self.flow.flat(node))
+        if node not in self._primes_of:
+            self._primes_of[node] = _all(self.flow.flat(node))
+        return self._primes_of[node]
+
+    def _inputs(self, node: fx.Node) -> frozenset[fx.Node]:
+        if node not in self._inputs_of:
+            self._inputs_of[node] = frozenset(node.all_input_nodes)
+        return self._inputs_of[node]
 
     def _is_activation(self, node: fx.Node) -> bool:
         """Whether the node is an activation function: element-wise, of one tensor, and not affine."""
@@ -225,6 +252,15 @@ def _is_nonlinear_elementwise(node: fx.Node) -> bool:
     if not isinstance(RULES.get(node.target), Elementwise) or len(list(tensor_inputs(node))) != 1:
         return False
     return bool(compute(node, [TRIALS]).to(torch.complex128).diff(n=2).abs().max() > 1e-4)
+
+
+def _by_prime(pairs: Iterable[tuple[T, Iterable[Prime]]]) -> dict[Prime, list[T]]:
+    """Items by the primes that each has."""
+    by_prime: dict[Prime, list[T]] = {}
+    for item, inside in pairs:
+        for p in inside:
+            by_prime.setdefault(p, []).append(item)
+    return by_prime
 
 
 def _all(axes: Iterable[Axis]) -> frozenset[Prime]:

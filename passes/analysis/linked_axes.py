@@ -19,10 +19,10 @@ def links(flow: AxisFlow, places: Places) -> dict[Prime, Prime]:
     Indices of an axis that is summed or compared must retain the same indices of all other axes.
     """
     candidates = _in_every_part([_related(dims) for node in flow.values for dims in _dims_with_partition(flow, node)])
-    for p in candidates:
-        for name, dim in places.get(p, ()):
-            dims = flow.tensors[name]
-            candidates[p] &= _enclosing(resolve(dims[dim]))[p] | _preceding(dims, dim)
+    for (name, dim), inside in _by_place(places).items():
+        enclosing, preceding = _enclosing(flow.tensors[name][dim]), _preceding(flow.tensors[name], dim)
+        for p in inside & candidates.keys():
+            candidates[p] &= enclosing[p] | preceding
     for inner, outer in flow.mixed:
         _separate(candidates, inner, outer)
     for node, axis in flow.summed:
@@ -32,6 +32,14 @@ def links(flow: AxisFlow, places: Places) -> dict[Prime, Prime]:
         _separate(candidates, [p for p in remaining if p not in summed], [axis])
     free = {p: [q for q in owners if not q.pins and q.size > 1] for p, owners in candidates.items() if not p.pins}
     return {p: max(owners, key=lambda q: q.size) for p, owners in free.items() if owners}
+
+
+def _by_place(places: Places) -> dict[tuple[str, int], set[Prime]]:
+    """The primes of every dimension."""
+    inside: dict[tuple[str, int], set[Prime]] = {}
+    for p, place in ((p, place) for p, own in places.items() for place in own):
+        inside.setdefault(place, set()).add(p)
+    return inside
 
 
 def _separate(around: Related, inner: Sequence[Axis], outer: Sequence[Axis]) -> None:

@@ -3,6 +3,7 @@
 import io
 import json
 import pickle
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -153,6 +154,8 @@ ENUMERATION = [{"__enum__": True, "fqn": "os:x"}]
 FACTORY = {"default_factory_module": "os", "default_factory_name": "abort", "dict_context": []}
 HOSTILE: dict[str, tuple[str, bytes | Edit, str]] = {
     "example inputs": (pt2_safety.SAMPLES, _pickled(((Evil(),), {})), r"example inputs that are no tensors"),
+    "allocation": (pt2_safety.SAMPLES, _pickled(((bytearray(8),), {})), r"no tensors in plain containers"),
+    "old pickle": (pt2_safety.SAMPLES, pickle.dumps(((), {})), r"no tensors in plain containers"),
     "weight": (pt2_safety.WEIGHTS, _weight_as_pickle, r"first\.weight as a pickle"),
     "object": (pt2_safety.CONSTANTS, _constant("opaque_obj_0"), r"x, which is no tensor"),
     "script object": (pt2_safety.CONSTANTS, _constant("custom_obj_0"), r"x, which is no tensor"),
@@ -168,6 +171,7 @@ HOSTILE: dict[str, tuple[str, bytes | Edit, str]] = {
     "size": (pt2_safety.MODEL, _size("__import__('os').abort()"), r"the size \"__import__"),
     "size by lambda": (pt2_safety.MODEL, _size("(lambda: 3)()"), r"the size '\(lambda"),
     "size by attribute": (pt2_safety.MODEL, _size("Symbol('s0').__class__"), r"the size \"Symbol"),
+    "tower of powers": (pt2_safety.MODEL, _size("Pow(9, Pow(9, 9))"), r"the size 'Pow"),
     "symbol": (pt2_safety.MODEL, _size("Symbol('a.b(c)')"), r"the size \"Symbol"),
     "name": (pt2_safety.MODEL, _name("x=__import__('os').abort()"), r"the name \"x=__import__"),
     "factory": (pt2_safety.MODEL, _structure("collections.defaultdict", FACTORY), r"the context .*default_factory"),
@@ -198,3 +202,47 @@ def test_a_program_without_example_inputs(saved: tuple[Path, nn.Module], tmp_pat
     path = rewritten(saved[0], tmp_path / "no_inputs.pt2", {pt2_safety.SAMPLES: b""})
     with pytest.raises(LoadError, match=r"no_inputs\.pt2 holds no example inputs"):
         load(path)
+
+
+def _endless(levels: int) -> object:
+    value: object = torch.zeros(1)
+    for _ in range(levels):
+        value = (value, value)
+    return value
+
+
+def _stretched(tree: Any) -> None:
+    meta = tree["config"]["first.weight"]["tensor_meta"]
+    meta.update(sizes=[{"as_int": 2**40}, {"as_int": 8}], strides=[{"as_int": 0}, {"as_int": 1}])
+
+
+GREEDY: dict[str, tuple[str, bytes | Edit, str]] = {
+    "weight": (pt2_safety.WEIGHTS, _stretched, r"its tensors claim 8,796,[\d,]+ more elements than it holds"),
+    "input": (pt2_safety.SAMPLES, _pickled(((torch.zeros(1).expand(2**40),), {})), r"its tensors claim 1,099,[\d,]+ more"),
+    "inputs": (pt2_safety.SAMPLES, _pickled((_endless(60), {})), r"its example inputs have more than 100,000 parts"),
+    "depth": (pt2_safety.MODEL, b"[" * 100_000, r"its JSON is nested too deeply"),
+}
+
+
+@pytest.mark.parametrize("what", GREEDY)
+def test_claims_beyond_the_size_of_the_file(saved: tuple[Path, nn.Module], tmp_path: Path, what: str) -> None:
+    record, change, match = GREEDY[what]
+    path = rewritten(saved[0], tmp_path / "greedy.pt2", {record: change})
+    with pytest.raises(LoadError, match=rf"greedy\.pt2 is refused: {match}"):
+        pt2_programs.load(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "match"), [("extra/zeros", "its records claim 20,0.* it is compressed"), ("byteorder", "occurs twice")]
+)
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_compressed_record_and_a_second_one(
+    saved: tuple[Path, nn.Module], tmp_path: Path, name: str, match: str
+) -> None:
+    path = tmp_path / "bomb.pt2"
+    path.write_bytes(saved[0].read_bytes())
+    with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+        root = archive.namelist()[0].partition("/")[0]
+        archive.writestr(f"{root}/{name}", bytes(20_000_000))
+    with pytest.raises(LoadError, match=match):
+        pt2_programs.load(path)
