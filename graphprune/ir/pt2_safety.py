@@ -9,6 +9,7 @@ import io
 import json
 import re
 from collections.abc import Iterator
+from functools import partial
 from pickle import UnpicklingError
 from typing import Any
 
@@ -60,10 +61,13 @@ def inspect(reader: PT2ArchiveReader) -> None:
             _require(_WORD.fullmatch(name), f"a tensor with the name {name!r}")
             _require(not payload["use_pickle"], f"{name} as a pickle")
             _require(_is_tensor(payload["path_name"]), f"{name}, which is no tensor")
-        folder = config.rpartition("/")[0]
-        archive_bounds.check_payloads(payloads, lambda path, at=folder: reader.archive_file.get_record_size(f"{at}/{path}"))
+        archive_bounds.check_payloads(payloads, partial(_size_of, reader, config.rpartition("/")[0]))
     _inspect_samples(reader.read_bytes(SAMPLES))
     _inspect(parsed(reader.read_string(MODEL)))
+
+
+def _size_of(reader: PT2ArchiveReader, folder: str, record: str) -> int:
+    return int(reader.archive_file.get_record_size(f"{folder}/{record}"))
 
 
 def _require(plain: object, what: str) -> None:

@@ -218,7 +218,11 @@ def _stretched(tree: Any) -> None:
 
 GREEDY: dict[str, tuple[str, bytes | Edit, str]] = {
     "weight": (pt2_safety.WEIGHTS, _stretched, r"its tensors claim 8,796,[\d,]+ more elements than it holds"),
-    "input": (pt2_safety.SAMPLES, _pickled(((torch.zeros(1).expand(2**40),), {})), r"its tensors claim 1,099,[\d,]+ more"),
+    "input": (
+        pt2_safety.SAMPLES,
+        _pickled(((torch.zeros(1).expand(2**40),), {})),
+        r"its tensors claim 1,099,[\d,]+ more",
+    ),
     "inputs": (pt2_safety.SAMPLES, _pickled((_endless(60), {})), r"its example inputs have more than 100,000 parts"),
     "depth": (pt2_safety.MODEL, b"[" * 100_000, r"its JSON is nested too deeply"),
 }
