@@ -75,7 +75,7 @@ def read(path: Path) -> dict[str, Any]:
         return {}
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as fault:
+    except (ValueError, RecursionError) as fault:
         raise ExportError(f"{path.name} is not valid JSON{because(fault)}; save or export the model again") from fault
     return table if isinstance(table, dict) else {}
 

@@ -65,7 +65,7 @@ def read(path: str | Path) -> list[Question]:
     try:
         raw = gzip.decompress(file.read_bytes()) if file.suffix == ".gz" else file.read_bytes()
         return [_question(json.loads(line)) for line in raw.decode("utf-8").split("\n") if line.strip()]
-    except (OSError, EOFError, ValueError, KeyError, TypeError) as fault:
+    except (OSError, EOFError, ValueError, KeyError, TypeError, RecursionError) as fault:
         raise LoadError(
             f"cannot read questions from {file}{misread(fault)}; expected JSON lines, {QUESTIONS}"
         ) from fault

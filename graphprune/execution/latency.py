@@ -14,8 +14,9 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx
 from torch.utils.benchmark import Timer
 
-from graphprune.errors import LoadError, PlanError, because, misread
+from graphprune.errors import LoadError, PlanError, because
 from graphprune.execution.module_state import quiet_exporters
+from graphprune.support import json_fields
 from graphprune.support.atomic_output import write_durably
 from graphprune.support.packages import failed_import, load, onnxruntime
 
@@ -80,17 +81,15 @@ class LatencyTable:
         if not path.exists():
             return cls(runtime, machine(runtime), path)
         try:
-            data = json.loads(path.read_text())
-            table = cls(data["runtime"], data["machine"], path, {k: float(v) for k, v in data["seconds"].items()})
-            readable = data["format"] == FORMAT
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
-            raise LoadError(
-                f"{path} is no table of latencies{misread(fault)}; name a new file to measure again"
-            ) from fault
-        if not readable or table.runtime != runtime:
-            raise LoadError(
-                f"{path} is a table of format {data['format']} for {table.runtime}, not {FORMAT} for {runtime}"
-            )
+            data = json_fields.read(path).members(("format", "runtime", "machine", "seconds"))
+            seconds = {name: item.number() for name, item in data["seconds"].entries().items()}
+            table = cls(data["runtime"].text(), data["machine"].text(), path, seconds)
+        except (OSError, ValueError) as fault:
+            advice = "name a new file to measure again"
+            raise json_fields.refused(path, "is no table of latencies", fault, advice) from fault
+        made = data["format"].value
+        if made != FORMAT or table.runtime != runtime:
+            raise LoadError(f"{path} is a table of format {made} for {table.runtime}, not {FORMAT} for {runtime}")
         return table
 
     def save(self) -> None:

@@ -35,7 +35,7 @@ def read_json(path: Path) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as fault:
         raise LoadError(f"cannot read {path}{because(fault)}") from fault
-    except ValueError as fault:
+    except (ValueError, RecursionError) as fault:
         raise LoadError(f"{path} is not valid JSON{because(fault)}; copy the file again") from fault
     if not isinstance(content, dict):
         raise LoadError(f"{path} holds a {type(content).__name__}, expected an object")

@@ -17,9 +17,11 @@ from graphprune.axes.groups import Dependencies, Group, kind_of, layer_of
 from graphprune.axes.index_sets import Retained, RetainedByPrime, retained_indices
 from graphprune.display import html
 from graphprune.display.text_table import text_table
-from graphprune.errors import LoadError, PlanError, misread
+from graphprune.errors import LoadError, PlanError
 from graphprune.ir.program import Dropped, Program
+from graphprune.support import json_fields
 from graphprune.support.atomic_output import write_durably
+from graphprune.support.json_fields import Field, FieldError
 
 FORMAT = 1
 FILE = "plan.json"  # in the folder of a run
@@ -122,22 +124,54 @@ class Plan:
         """
         path = Path(path) / FILE if Path(path).is_dir() else Path(path)
         try:
-            data = json.loads(path.read_text())
-            if data["format"] != FORMAT:
+            data = json_fields.read(path)
+            if (made := data.entries().get("format")) and made.value != FORMAT:
                 raise LoadError(
-                    f"{path} is a plan of format {data['format']}; this version reads {FORMAT}: make the plan again"
+                    f"{path} is a plan of format {made.value}; this version reads {FORMAT}: make the plan again"
                 )
-            groups = {name: tuple(map(tuple, rows)) for name, rows in data["groups"].items()}
-            keep = {
-                name: {int(dim): torch.tensor(index, dtype=torch.long) for dim, index in dims.items()}
-                for name, dims in data["keep"].items()
-            }
-            blocks, ranks = tuple(data.get("blocks", ())), dict(data.get("ranks", {}))
-            return cls(data["fingerprint"], groups, keep, data["made_by"], blocks, ranks)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as fault:
-            raise LoadError(
-                f"{path} is no plan that graphprune saved{misread(fault)}; make one with `graphprune prune --plan-only`"
-            ) from fault
+            return _from_fields(data)
+        except (OSError, ValueError) as fault:
+            advice = "make one with `graphprune prune --plan-only`"
+            raise json_fields.refused(path, "is no plan that graphprune saved", fault, advice) from fault
+
+
+def _from_fields(data: Field) -> Plan:
+    members = data.members(("format", "fingerprint", "made_by", "groups", "keep"), ("blocks", "ranks"))
+    members = {"blocks": Field([]), "ranks": Field({}), **members}
+    made_by = {key: item.value for key, item in members["made_by"].entries().items()}
+    groups = {
+        name: tuple(tuple(row.whole_numbers()) for row in rows.items())
+        for name, rows in members["groups"].entries().items()
+    }
+    keep = {
+        name: {_dimension(dim, index): _indices(index) for dim, index in dims.entries().items()}
+        for name, dims in members["keep"].entries().items()
+    }
+    blocks = tuple(item.text() for item in members["blocks"].items())
+    ranks = {name: item.whole(1) for name, item in members["ranks"].entries().items()}
+    return Plan(members["fingerprint"].text(), groups, keep, made_by, blocks, ranks)
+
+
+def _dimension(text: str, field: Field) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 4):
+        raise FieldError(f"{field.path}: {text!r} is no dimension")
+    return int(text)
+
+
+def _indices(field: Field) -> Tensor:
+    """A tensor of indices, of lists of equal lengths that hold whole numbers."""
+    level = [field]
+    while level and isinstance(level[0].value, list):
+        if len({len(item.items()) for item in level}) > 1 or not level[0].value:
+            raise FieldError(f"{field.path} has no rows, or rows of unequal lengths")
+        if isinstance(level[0].value[0], list):
+            level = [inner for item in level for inner in item.items()]
+            continue
+        for item in level:
+            if not all(0 <= index < 2**63 for index in item.whole_numbers()):
+                raise FieldError(f"{item.path} has an index that is out of range")
+        return torch.tensor(field.value, dtype=torch.long)
+    raise (level or [field])[0].error("a list of indices")
 
 
 def _range(values: Iterable[int]) -> str:
@@ -169,13 +203,12 @@ def bind(program: Program, dependencies: Dependencies, plan: Plan) -> RetainedBy
             f"{program.fingerprint()}; make a plan for this model"
         )
     keep = primes_to_keep(dependencies, plan.groups)
-    for name, dims in by_parameter(dependencies, keep).items():
-        for dim, indices in dims.items():
-            in_plan = plan.keep.get(name, {}).get(dim)
-            if in_plan is None or not torch.equal(in_plan, indices):
-                raise PlanError(
-                    f"the plan contradicts itself: {name}, dimension {dim}, does not follow from its groups"
-                )
+    expected = by_parameter(dependencies, keep)
+    places = [(name, dim) for dims_of in (expected, plan.keep) for name, dims in dims_of.items() for dim in dims]
+    for name, dim in dict.fromkeys(places):
+        indices, in_plan = expected.get(name, {}).get(dim), plan.keep.get(name, {}).get(dim)
+        if not isinstance(indices, Tensor) or not isinstance(in_plan, Tensor) or not torch.equal(in_plan, indices):
+            raise PlanError(f"the plan contradicts itself: {name}, dimension {dim}, does not follow from its groups")
     return keep
 
 
@@ -204,6 +237,8 @@ def _check(group: Group, rows: Rows, dependencies: Dependencies) -> None:
             f"group {group.name} needs {' or '.join(map(str, sorted(allowed)))} rows of indices, got {len(rows)}"
         )
     for row in rows:
+        if not all(type(index) is int for index in row):
+            raise PlanError(f"group {group.name}: retained indices must be whole numbers, got {list(row)[:8]}")
         lawful = len(rows[0]) == len(row) >= group.least and list(row) == sorted(set(row))
         if lawful and len(row) % group.unit and len(row) < group.size:
             raise PlanError(f"group {group.name} can have multiples of {group.unit} as its width, got {len(row)}")

@@ -4,14 +4,17 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from graphprune.display import html
 from graphprune.display.color_scale import ColorScale
 from graphprune.display.text_table import text_table
-from graphprune.errors import LoadError, PlanError, misread
+from graphprune.errors import LoadError, PlanError
+from graphprune.support import json_fields
 from graphprune.support.atomic_output import new_file
+from graphprune.support.json_fields import FieldError
 
 FORMAT = 1
 LOSSES = {True: "nats a token", False: "squared error relative to the dense outputs"}
@@ -28,6 +31,17 @@ class Trial:
     ratio: float
     refitted: bool
     loss: float
+
+    def require(self, path: str) -> None:
+        """Refuse values that no measurement has; `path` is the place of the trial in its file.
+
+        Raises:
+            FieldError: if the width does not fit the size, or the loss is no number.
+        """
+        if not 0 <= self.width <= self.size or not self.size:
+            raise FieldError(f"{path}: the width is {self.width} of a size {self.size}")
+        if not isfinite(self.loss):
+            raise FieldError(f"{path}['loss'] is null, expected a number")
 
     @property
     def removed_share(self) -> float:
@@ -140,11 +154,13 @@ class Sensitivities:
             LoadError: if the file is missing or is no such table.
         """
         try:
-            table = json.loads(Path(path).read_text(encoding="utf-8"))
-            if table.pop("format") != FORMAT:
+            table = json_fields.read(Path(path))
+            if (made := table.entries().get("format")) and made.value != FORMAT:
                 raise LoadError(f"{path} is a table of another format than {FORMAT}, which this version reads")
-            return cls(**{**table, "trials": tuple(Trial(**trial) for trial in table["trials"])})
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as fault:
-            raise LoadError(
-                f"{path} is no table of sensitivities{misread(fault)}; make one with `graphprune sensitivity`"
-            ) from fault
+            sensitivities = table.as_dataclass(cls, others=True)
+            for trial, at in zip(sensitivities.trials, table.entries()["trials"].items(), strict=True):
+                trial.require(at.path)
+            return sensitivities
+        except (OSError, ValueError) as fault:
+            advice = "make one with `graphprune sensitivity`"
+            raise json_fields.refused(path, "is no table of sensitivities", fault, advice) from fault

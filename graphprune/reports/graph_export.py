@@ -9,8 +9,9 @@ from typing import Any, TypeAlias
 import networkx as nx
 
 from graphprune.display.color_scale import ColorScale
-from graphprune.errors import LoadError, RegistryError, because, misread
+from graphprune.errors import LoadError, RegistryError, because
 from graphprune.planning.sensitivity_table import Sensitivities
+from graphprune.support import json_fields
 from graphprune.support.atomic_output import new_file
 
 Graph: TypeAlias = "nx.MultiDiGraph[str]"
@@ -89,18 +90,13 @@ def read_numbers(path: Path | str) -> Numbers:
         LoadError: if it cannot be read, or holds something else.
     """
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        table = json_fields.read(Path(path)).entries()
+        return Sensitivities.load(path) if "trials" in table else {name: one.number() for name, one in table.items()}
     except OSError as fault:
         raise LoadError(f"cannot read {path}{because(fault)}") from fault
-    try:
-        table = json.loads(text)
-        if "trials" in table:
-            return Sensitivities.load(path)
-        return {name: float(number) for name, number in table.items()}
-    except (ValueError, TypeError, AttributeError) as fault:
-        raise LoadError(
-            f'{path}: not an object of numbers by group, such as {{"NAME": 0.5}}{misread(fault)}'
-        ) from fault
+    except ValueError as fault:
+        what = "holds no object of numbers by group"
+        raise json_fields.refused(path, what, fault, 'write one such as {"NAME": 0.5}') from fault
 
 
 def _size(data: Mapping[str, Any]) -> str:

@@ -4,13 +4,14 @@ import hashlib
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any
 
 from graphprune.display import html
-from graphprune.errors import LoadError, misread
 from graphprune.reports.grouping import by_kind, by_layer, strips, together
+from graphprune.support import json_fields
+from graphprune.support.json_fields import FieldError
 
 FILE = "report.json"
 PAGE = "report.html"
@@ -173,14 +174,18 @@ class Report:
         """
         path = folder / FILE
         try:
-            table = json.loads(path.read_text(encoding="utf-8"))
-            known = {f.name: table[f.name] for f in fields(cls) if f.name in table}
-            calibration = known.get("calibration")
-            quality = tuple(Quality(**one) for one in known.get("quality", ()))
-            known["calibration"] = CalibrationReport(**calibration) if calibration else None
-            return cls(**{**known, "quality": quality})
-        except (OSError, ValueError, TypeError, KeyError, AttributeError) as fault:
-            raise LoadError(f"{path} is not a report of graphprune{misread(fault)}") from fault
+            report = json_fields.read(path).as_dataclass(cls, others=True)
+            report._require()
+            return report
+        except (OSError, ValueError) as fault:
+            raise json_fields.refused(path, "is not a report of graphprune", fault, "prune the model again") from fault
+
+    def _require(self) -> None:
+        """Refuse values that the pages cannot show."""
+        if self.budget not in BUDGETS:
+            raise FieldError(f"budget is {self.budget!r}, expected {', '.join(BUDGETS)}")
+        if not isinstance(self.options.get("ratio"), int | float | None):
+            raise FieldError("options['ratio'] is no number")
 
     @property
     def name(self) -> str:

@@ -119,7 +119,7 @@ def _documents(path: Path, content: str) -> Iterator[str]:
             continue
         try:
             yield _text(json.loads(line))
-        except (ValueError, TypeError, KeyError) as fault:
+        except (ValueError, TypeError, KeyError, RecursionError) as fault:
             raise LoadError(f'{path}, line {number}: got {line[:60]!r}, expected an object with a "text"') from fault
 
 

@@ -45,7 +45,7 @@ def _table(path: Path) -> Mapping[Any, Any]:
         table = yaml.safe_load(path.read_text(encoding="utf-8"))
     except OSError as fault:
         raise LoadError(f"cannot read the options in {path}{because(fault)}") from fault
-    except (yaml.YAMLError, UnicodeDecodeError) as fault:
+    except (yaml.YAMLError, ValueError, RecursionError) as fault:
         mark = getattr(fault, "problem_mark", None)
         line = f"line {mark.line + 1}" if mark else "this"
         raise LoadError(f"{path}: {line} is not YAML; write one option a line, as in sparsity: 0.2") from fault
