@@ -14,6 +14,7 @@ from graphprune.execution.module_state import evaluation_mode, named_keywords, p
 from graphprune.frontends.calls import require_plain, unshared
 from graphprune.frontends.lowering import functional, tidy
 from graphprune.frontends.refusals import explain, quiet
+from graphprune.ir.module_names import require_names
 from graphprune.ir.program import Program, Source
 from graphprune.ir.weights import MaterializedWeights
 
@@ -35,6 +36,7 @@ def trace(
     Raises:
         TraceError: if torch.export refuses the module; names the line of model code.
     """
+    require_names(module)
     leaves = ((f"input {i}", leaf) for i, leaf in enumerate(pytree.tree_leaves((args, dict(kwargs)))))
     require_plain(module, (*_named(module), *leaves))
     args, kwargs = unshared(module, args, kwargs)

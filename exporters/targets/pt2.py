@@ -126,6 +126,7 @@ class _DeferredError(FileIO):
 
 
 def _store(exported: ExportedProgram, file: Path) -> None:
+    _drop_unreadable_origins(exported)
     try:
         with warnings.catch_warnings(), _DeferredError(file, "wb") as stream:
             warnings.simplefilter("ignore")
@@ -136,6 +137,14 @@ def _store(exported: ExportedProgram, file: Path) -> None:
         raise
     except Exception as fault:  # serializers raise anything
         raise ExportError(f"torch.export cannot save the program{because(fault)}") from fault
+
+
+def _drop_unreadable_origins(exported: ExportedProgram) -> None:
+    """Drop the modules of origin of nodes where their names have the separators with which torch writes them."""
+    for node in exported.graph.nodes:
+        origins = node.meta.get("nn_module_stack", {})
+        if any(set(",;]") & set(f"{key}{path}") for key, (path, *_) in origins.items()):
+            del node.meta["nn_module_stack"]
 
 
 def _free(program: Program) -> Any:

@@ -20,6 +20,7 @@ from torch.export.pt2_archive import PT2ArchiveReader
 from graphprune.errors import LoadError, because
 from graphprune.ir import archive_bounds
 from graphprune.ir.archive_bounds import parsed
+from graphprune.ir.module_names import is_plain_path
 from graphprune.ir.size_expressions import is_symbolic
 
 MODEL = "models/model.json"
@@ -44,6 +45,8 @@ _SCALAR_FUNCTIONS = re.compile(r"(torch\.(_sym|sym)_\w+|math\.\w+)")
 _WORD = re.compile(r"[\w.+:/ -]*")
 #: Texts that are only data: origins of operators, string literals, and guards, which are never compiled.
 _INERT = ("metadata", "as_string", "as_strings", "guards_code")
+#: Dotted names of tensors and modules: code has them only as attributes, or in double quotes.
+_PATHS = ("parameter_name", "buffer_name", "tensor_constant_name", "fqn")
 _SPECIFICATIONS = ("in_spec", "out_spec")
 
 
@@ -58,7 +61,7 @@ def inspect(reader: PT2ArchiveReader) -> None:
     for config in (WEIGHTS, CONSTANTS):
         payloads = parsed(reader.read_string(config))["config"]
         for name, payload in payloads.items():
-            _require(_WORD.fullmatch(name), f"a tensor with the name {name!r}")
+            _require(is_plain_path(name), f"a tensor with the name {name!r}")
             _require(not payload["use_pickle"], f"{name} as a pickle")
             _require(_is_tensor(payload["path_name"]), f"{name}, which is no tensor")
         archive_bounds.check_payloads(payloads, partial(_size_of, reader, config.rpartition("/")[0]))
@@ -97,6 +100,8 @@ def _inspect(tree: Any) -> None:
     for key, value in _leaves(tree):
         if key in _SPECIFICATIONS:
             _inspect_specification(parsed(value))
+        elif key in _PATHS:
+            _require(is_plain_path(value), f"a tensor or module with the name {value!r}")
         elif key == "expr_str":
             _require(is_symbolic(value), f"the size {value!r}")
         elif key in ("target", "as_operator") and value.startswith(("torch", "math", "_operator", "#")):
