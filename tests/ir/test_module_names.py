@@ -25,7 +25,7 @@ class Named(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         for name, layer in self.layers.items():
-            x = torch.relu(layer(x)) * self._parameters[name]
+            x = torch.relu(layer(x)) * self.get_parameter(name)
         return x
 
 
