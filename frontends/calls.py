@@ -29,6 +29,12 @@ def unshared(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]
     return copied
 
 
+def with_new_containers(arguments: Arguments) -> Arguments:
+    """Arguments with their own leaves in new lists and dicts, which a module may change."""
+    renewed: Arguments = pytree.tree_map(lambda leaf: leaf, arguments)
+    return renewed
+
+
 def require_plain(module: nn.Module, tensors: Iterable[tuple[str, Any]]) -> None:
     """Check that no submodule is a TorchScript module and no tensor wraps others, as distributed and nested tensors do.
 

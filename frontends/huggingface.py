@@ -13,7 +13,9 @@ from graphprune.errors import LoadError
 from graphprune.frontends import FRONTENDS, Frontend, checkpoints, modules
 from graphprune.frontends.inputs import example_inputs
 from graphprune.frontends.skeletons import is_fake, skeleton
+from graphprune.frontends.trace_check import CapturedModule, check
 from graphprune.huggingface import model_folder
+from graphprune.huggingface.meta_models import is_config
 from graphprune.ir.program import Program, Source
 from graphprune.ir.weights import Layered, Stored
 from graphprune.support import cache
@@ -31,16 +33,26 @@ def load(folder: Path | str, *, dtype: torch.dtype = torch.float32) -> Program:
     """
     folder = Path(folder)
     settings = model_folder.config(folder)
-    settings.use_cache = False
+    _without_cache(settings)
     stored = checkpoints.entries(folder)
     model = skeleton(lambda: _build(folder, settings), dtype)
     places = _places(folder, model, stored)
     inputs = example_inputs(folder, model)
+    subject = CapturedModule.of(model)
     program = modules.from_exported(
         modules.export(model, (), inputs), ((), inputs),
         source=Source(folder, "huggingface", checkpoints.stored_dtype(stored)),
     )  # fmt: skip
-    return program.with_facts(weights=_weights(program.weights, places, dtype))
+    return check(program, subject).with_facts(weights=_weights(program.weights, places, dtype))
+
+
+def _without_cache(settings: Any) -> None:
+    """Turn the cache off in a configuration and in those inside it, of a decoder behind an image encoder say."""
+    if hasattr(settings, "use_cache"):
+        settings.use_cache = False
+    for part in vars(settings).values():
+        if is_config(part):
+            _without_cache(part)
 
 
 def _build(folder: Path, settings: Any) -> nn.Module:

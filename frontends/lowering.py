@@ -25,22 +25,76 @@ def functional(exported: ExportedProgram) -> ExportedProgram:
     if all(_is_plain(node) for node in exported.graph.nodes):
         return exported
     traced: ExportedProgram = exported.run_decompositions({})
+    traced._guards_code = list(dict.fromkeys((*exported._guards_code, *traced._guards_code)))
     return traced
 
 
 def tidy(graph: fx.Graph) -> None:
     """Lower convenience operators, make every view a reshape and drop assertions, which carry no axes.
 
-    A cut may break the contiguity that a view relies on; in a functional graph a reshape means the same.
+    A cut may break the contiguity that a view relies on; in a functional graph a reshape means the same. A change of
+    layout disappears only where nothing later sees strides.
     """
+    seen = strides_seen(graph)
     for node in list(graph.nodes):
         if node.target in _ASSERTIONS:
             graph.erase_node(node)
+        elif node in seen and _changes_layout(node):
+            _clone(node)
         elif node.target in LOWERINGS:
             _replace(graph, node)
         elif node.target is aten.copy_.default:  # into a buffer or an input: put in after the trace, without a value
             node.meta["val"] = _same(node).meta["val"]
     graph.eliminate_dead_code()
+
+
+def strides_seen(graph: fx.Graph) -> set[fx.Node]:
+    """Nodes whose strides reach an output or an operator that reads them, through operators that hand strides on."""
+    seen: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if any(_reads_strides(user) or (user in seen and user.target not in _CONTIGUOUS) for user in node.users):
+            seen.add(node)
+    return seen
+
+
+def _reads_strides(node: fx.Node) -> bool:
+    """Whether results may depend on the strides of inputs: of outputs, raw views, subgraphs and custom operators."""
+    if node.op != "call_function" or node.target in _STRIDE_READERS:
+        return node.op != "get_attr"
+    return isinstance(node.target, torch._ops.HigherOrderOperator) or (
+        isinstance(node.target, OpOverload) and node.target.namespace not in ("aten", "prims")
+    )
+
+
+def _changes_layout(node: fx.Node) -> bool:
+    """Whether the node makes a copy with other strides, or any copy."""
+    if node.target is aten.contiguous.default:
+        return True
+    if node.target not in _CONVERSIONS or _to(node) is None:
+        return False
+    _, copy, memory_format = _conversion(node)
+    return copy or memory_format not in (None, torch.preserve_format)
+
+
+def _clone(node: fx.Node) -> None:
+    """Lower a change of layout to a copy with that layout."""
+    dtype, _, memory_format = _conversion(node)
+    source = node.args[0]
+    lowered: dict[str, Any] = {"memory_format": memory_format} if memory_format else {}
+    if dtype == _same(node).meta["val"].dtype:
+        node.target, node.args, node.kwargs = aten.clone.default, (source,), lowered
+    else:
+        node.target, node.args, node.kwargs = aten._to_copy.default, (source,), {"dtype": dtype, **lowered}
+
+
+def _conversion(node: fx.Node) -> tuple[torch.dtype, bool, torch.memory_format | None]:
+    """Type of the result, whether it must be a copy, and its memory format, by the names of the operator's schema."""
+    assert isinstance(node.target, OpOverload)
+    named = dict(zip((argument.name for argument in node.target._schema.arguments), node.args, strict=False))
+    named |= node.kwargs
+    default = torch.contiguous_format if node.target is aten.contiguous.default else None
+    memory_format = cast(torch.memory_format | None, named.get("memory_format", default))
+    return node.meta["val"].dtype, bool(named.get("copy", False)), memory_format
 
 
 def _is_plain(node: fx.Node) -> bool:
@@ -98,13 +152,14 @@ def _to(node: fx.Node) -> Any:
 def _sizes(node: fx.Node) -> Any:
     """Reshape to the sizes of the value, one of which may be dynamic."""
     sizes = [size if isinstance(size, int) else -1 for size in node.meta["val"].shape]
-    return (aten.reshape.default, (node.args[0], sizes), {}) if sizes.count(-1) <= 1 else None
+    ambiguous = sizes.count(-1) > 1 or (-1 in sizes and 0 in sizes)
+    return None if ambiguous else (aten.reshape.default, (node.args[0], sizes), {})
 
 
 def _chunk(node: fx.Node) -> Any:
     x, count, dim = cast(tuple[fx.Node, int, int], (*node.args, 0)[:3])
     size = _same(node).meta["val"].shape[dim]
-    return (aten.split.Tensor, (x, -(-size // count), dim), {}) if isinstance(size, int) else None
+    return (aten.split.Tensor, (x, -(-size // count), dim), {}) if isinstance(size, int) and size else None
 
 
 def _matrix_transpose(node: fx.Node) -> Any:
@@ -120,6 +175,20 @@ def _narrow(node: fx.Node) -> Any:
 
 _ASSERTIONS = (
     aten._assert_tensor_metadata.default, aten._assert_scalar.default, aten.sym_constrain_range_for_size.default,
+)  # fmt: skip
+
+_CONVERSIONS = (aten.to.dtype, aten.to.device, aten.to.dtype_layout, aten.to.other)
+
+#: Operators whose results depend on the strides of their inputs.
+_STRIDE_READERS = (
+    aten.as_strided.default, aten.as_strided_copy.default, aten.as_strided_scatter.default, aten.view.dtype,
+    aten.view_as_complex.default, aten.sym_stride.int, aten.sym_storage_offset.default,
+)  # fmt: skip
+
+#: Operators whose results are contiguous, whatever the strides of their inputs.
+_CONTIGUOUS = (
+    aten.linear.default, aten.mm.default, aten.addmm.default, aten.bmm.default, aten.baddbmm.default,
+    aten.embedding.default,
 )  # fmt: skip
 
 LOWERINGS: dict[Any, Lowering] = {

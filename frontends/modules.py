@@ -1,6 +1,8 @@
 """Capture any `nn.Module` as a program with torch.export."""
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -10,13 +12,21 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
 from graphprune.errors import TraceError
-from graphprune.execution.module_state import evaluation_mode, named_keywords, preserved_state
-from graphprune.frontends.calls import require_plain, unshared
+from graphprune.execution.module_state import evaluation_mode, named_keywords, preserved_state, seeded, uncompiled
+from graphprune.execution.wrappers import require_module
+from graphprune.frontends.calls import Arguments, require_plain, unshared, with_new_containers
+from graphprune.frontends.captured_guards import guards
 from graphprune.frontends.lowering import functional, tidy
 from graphprune.frontends.refusals import explain, quiet
+from graphprune.frontends.result_classes import register_dataclasses
+from graphprune.frontends.trace_check import CapturedModule
+from graphprune.frontends.trace_check import check as compared
 from graphprune.ir.module_names import require_names
 from graphprune.ir.program import Program, Source
 from graphprune.ir.weights import MaterializedWeights
+
+UNCHECKED = "the caller asked for no comparison"
+UNKNOWN_RESULT = "in output, which is not a known type"
 
 
 def trace(
@@ -26,23 +36,67 @@ def trace(
     *,
     dynamic_shapes: Any = None,
     state: tuple[str, ...] = (),
+    check: bool = True,
 ) -> Program:
     """Capture `module`, called with `args` and `kwargs`, as a program.
 
-    The module is captured in evaluation mode. By default the first dimension of every tensor and the second of every
-    integer tensor (batch and sequence) stay dynamic where their example size is not 1. Inputs and outputs named in
-    `state` (globs) may be pruned.
+    The module is captured in evaluation mode, without wrappers such as DataParallel. By default the first dimension of
+    every tensor and the second of every integer tensor (batch and sequence) stay dynamic where their example size is
+    not 1. Inputs and outputs named in `state` (globs) may be pruned. The program is compared with the module, on these
+    inputs and on others, unless `check` is False. The module and the inputs are afterwards as they were before.
 
     Raises:
-        TraceError: if torch.export refuses the module; names the line of model code.
+        TraceError: if torch.export refuses the module or the program differs from it; names the line of model code.
     """
+    module = require_module(module)
     require_names(module)
-    leaves = ((f"input {i}", leaf) for i, leaf in enumerate(pytree.tree_leaves((args, dict(kwargs)))))
+    args, kwargs = _arguments(args, kwargs)
+    leaves = ((f"input {i}", leaf) for i, leaf in enumerate(pytree.tree_leaves((args, kwargs))))
     require_plain(module, (*_named(module), *leaves))
-    args, kwargs = unshared(module, args, kwargs)
-    with evaluation_mode(module), preserved_state(module), named_keywords(module, kwargs):
-        exported = export(module, args, kwargs, dynamic_shapes)
-    return from_exported(exported, (args, kwargs), state=state)
+    inputs = unshared(module, args, kwargs)
+    subject = CapturedModule.of(module)
+    try:
+        exported = _isolated(module, inputs, dynamic_shapes)
+    except TraceError as fault:
+        if UNKNOWN_RESULT not in str(fault) or not _register_results(subject, inputs):
+            raise
+        exported = _isolated(module, inputs, dynamic_shapes)
+    program = from_exported(exported, inputs, state=state)
+    return compared(program, subject) if check else replace(program, unchecked=(*program.unchecked, UNCHECKED))
+
+
+def _isolated(module: nn.Module, inputs: Arguments, shapes: Any) -> ExportedProgram:
+    """Capture that leaves the module and the random numbers of the caller as they are."""
+    with ExitStack() as blocks:
+        for block in (evaluation_mode(module), preserved_state(module), uncompiled(module), seeded(0)):
+            blocks.enter_context(block)
+        blocks.enter_context(named_keywords(module, inputs[1]))
+        return export(module, *with_new_containers(inputs), shapes)
+
+
+def _register_results(subject: CapturedModule, inputs: Arguments) -> bool:
+    """Make dataclasses that a module returns known to torch; whether there are any."""
+    try:
+        return register_dataclasses(subject.run(inputs))
+    except Exception:  # a module that fails is explained by torch.export
+        return False
+
+
+def _arguments(args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of the kinds that torch.export takes.
+
+    Raises:
+        TraceError: if they are of others.
+    """
+    if isinstance(args, list):
+        args = tuple(args)
+    if not isinstance(args, tuple) or not isinstance(kwargs, Mapping):
+        raise TraceError(
+            f"args is a {type(args).__name__} and kwargs a {type(kwargs).__name__}, expected a tuple and a dict: write "
+            "graphprune.trace(module, (x,)) for a module that takes one tensor"
+        )
+    register_dataclasses((args, dict(kwargs)))
+    return args, dict(kwargs)
 
 
 def export(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], shapes: Any = None) -> ExportedProgram:
@@ -67,9 +121,10 @@ def from_exported(
     state: tuple[str, ...] = (),
     source: Source | None = None,
 ) -> Program:
-    """Program made of an `ExportedProgram`."""
+    """Program made of an `ExportedProgram`; conditions on its inputs that cannot be evaluated are warned about."""
     module = exported.module(check_guards=False)
     assert isinstance(module, fx.GraphModule)
+    known, unknown = guards(exported, module, inputs)
     ties = _ties(module)
     stored = _tensors(module, ties)
     tidy(module.graph)
@@ -82,6 +137,8 @@ def from_exported(
         submodules=MappingProxyType({n: m for n, m in module.named_children() if isinstance(m, fx.GraphModule)}),
         state=state,
         source=source,
+        guards=tuple(known),
+        unchecked=tuple(f"whether inputs fulfil {condition}" for condition in unknown),
     )
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from graphprune.frontends import FRONTENDS, Frontend
 from graphprune.frontends.lowering import functional
 from graphprune.frontends.modules import from_exported
+from graphprune.frontends.trace_check import CapturedModule, check
 from graphprune.huggingface import model_folder
 from graphprune.ir import pt2_archive
 from graphprune.ir.program import Program, Source
@@ -26,7 +27,8 @@ def load(file: Path | str) -> Program:
     exported = pt2_archive.read(file)
     args, kwargs = pt2_archive.inputs(exported, file)
     source = Source(file, "pt2", _dtype(exported.state_dict))
-    return from_exported(functional(exported), (args, kwargs), source=source)
+    subject = CapturedModule(exported.module(check_guards=False), {})
+    return check(from_exported(functional(exported), (args, kwargs), source=source), subject)
 
 
 def _dtype(state: Mapping[str, Tensor]) -> torch.dtype:

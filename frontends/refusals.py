@@ -27,6 +27,10 @@ ADVICE = {
         "Values of tensors must not decide what runs, nor leave torch: use torch.where or torch.cond, pass the "
         "decision as a plain argument, or trace the part of the model that does without it."
     ),
+    r"(?i)cache\w*.> in output": (
+        "The model returns its cache of keys and values; call it without one: pass use_cache=False, as in "
+        'graphprune.trace(model, args, {"use_cache": False}), or set model.config.use_cache = False.'
+    ),
     r"in output, which is not a known type": (
         "Return tensors, numbers, strings, None, or tuples, lists, dicts and registered classes of them; "
         "torch.export.register_dataclass registers a dataclass."

@@ -25,6 +25,10 @@ class LoadError(GraphpruneError):
     """A model, a plan or a text could not be read."""
 
 
+class InputError(GraphpruneError, RuntimeError):
+    """A program is run on inputs for which its capture does not hold."""
+
+
 class AnalysisError(GraphpruneError):
     """The inferred axes contradict each other: a rule is wrong."""
 

@@ -15,6 +15,7 @@ from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as pytree
 
 from graphprune.errors import ExportError, because
+from graphprune.execution.equivalence import run
 from graphprune.exporters.checks import parity
 from graphprune.exporters.checks.agreement import TOLERANCE, compare, numbers
 from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, ExportTarget, Needs
@@ -70,8 +71,8 @@ def write(program: Program, file: Path) -> ExportReport:
     _store(captured(module, args, kwargs, _free(program)), file)
     written = time.perf_counter()
     with torch.no_grad():
-        reloaded = numbers(torch.export.load(file).module()(*args, **kwargs))
-        worst = compare("the reloaded .pt2 file", reloaded, numbers(module(*args, **kwargs)))
+        reloaded = numbers(run(torch.export.load(file).module(), args, kwargs))
+        worst = compare("the reloaded .pt2 file", reloaded, numbers(run(module, args, kwargs)))
     facts = {
         "error": {"absolute": worst.absolute, "relative": worst.relative},
         "seconds": {"write": written - start, "verify": time.perf_counter() - written},

@@ -22,7 +22,11 @@ def run(program: Program, cases: Sequence[Inputs], seeds: Sequence[int]) -> list
 
     Raises:
         LoadError: if a weight cannot be read.
+        InputError: if the program does not hold for some inputs.
     """
+    check = program.input_check()
+    for args, kwargs in cases:
+        check(*program.flat(args, kwargs))
     with torch.random.fork_rng(devices=[]):
         runs = [_Case.start(program, inputs, seed) for inputs, seed in zip(cases, seeds, strict=True)]
         reads, values = _reads(program), _last_uses(program)

@@ -3,25 +3,39 @@
 import inspect
 import io
 import logging
+import random
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
+
+from graphprune.execution.object_state import ObjectState
 
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
-    """Put a module into evaluation mode for the block, and restore the mode of each submodule afterwards."""
-    modes = [(part, part.training) for part in module.modules()]
+    """Put a module into evaluation mode for the block, and restore the mode of each submodule afterwards.
+
+    A module that is in evaluation mode already is not touched.
+    """
+    modes = [(vars(part), part.training) for part in module.modules()]
+    if not any(training for _, training in modes):
+        yield
+        return
+    own = any(type(part).train is not nn.Module.train for part in module.modules())
+    before = module.training
     module.train(False)
     try:
         yield
     finally:
-        for part, training in modes:
-            part.training = training
+        if own:  # such a method may do more than set the mode
+            module.train(before)
+        for attributes, training in modes:
+            attributes["training"] = training
 
 
 @contextmanager
@@ -43,38 +57,39 @@ def named_keywords(module: nn.Module, names: Iterable[str]) -> Iterator[None]:
         return forward(*args, **kwargs)
 
     named_forward.__signature__ = signature.replace(parameters=[*named.values(), *extra])  # type: ignore[attr-defined]
-    module.forward = named_forward
+    vars(module)["forward"] = named_forward  # a module may forbid setting attributes
     try:
         yield
     finally:
-        del module.forward
+        del vars(module)["forward"]
         if own is not None:
-            module.forward = own
+            vars(module)["forward"] = own
 
 
 @contextmanager
-def preserved_state(module: nn.Module) -> Iterator[None]:
-    """Restore the state of a module after the block: buffers, attributes of submodules, and their dicts and lists.
+def preserved_state(module: nn.Module) -> Iterator[ObjectState]:
+    """Restore the state of a module after the block: buffers, attributes, and all that they hold (see `ObjectState`).
 
-    Models cache values in such dicts and lists, and torch stores hooks in them.
+    Models cache values in dicts, lists and objects, and torch stores hooks in them.
     """
-    parts = [vars(part) for part in module.modules()]
-    inside = [value for part in parts for value in part.values()]
-    tables = [*parts, *(value for value in inside if isinstance(value, dict))]
-    lists = [value for value in inside if isinstance(value, list)]
-    before, items = [dict(table) for table in tables], [list(values) for values in lists]
-    held = [(tensor, tensor.detach().clone()) for table in before for tensor in table.values() if _is_buffer(tensor)]
+    state = ObjectState([module])
+    try:
+        yield state
+    finally:
+        state.restore()
+
+
+@contextmanager
+def uncompiled(module: nn.Module) -> Iterator[None]:
+    """Run the plain code of submodules that `Module.compile` has compiled."""
+    compiled = [(vars(part), call) for part in module.modules() if (call := vars(part).get("_compiled_call_impl"))]
+    for attributes, _ in compiled:
+        attributes["_compiled_call_impl"] = None
     try:
         yield
     finally:
-        for table, old in zip(tables, before, strict=True):
-            table.clear()
-            table.update(old)
-        for values, own in zip(lists, items, strict=True):
-            values[:] = own
-        with torch.no_grad():
-            for tensor, numbers in held:
-                tensor.copy_(numbers)
+        for attributes, call in compiled:
+            attributes["_compiled_call_impl"] = call
 
 
 @contextmanager
@@ -95,11 +110,17 @@ def quiet_exporters() -> Iterator[None]:
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Seed random numbers in the block: compared models that draw some, to hash or to mask, must draw the same."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        yield
+    """Seed random numbers of torch, Python and NumPy in the block, and restore their states afterwards.
 
-
-def _is_buffer(value: object) -> bool:
-    return isinstance(value, Tensor) and not isinstance(value, nn.Parameter)
+    Compared models that draw some, to hash or to mask, must draw the same.
+    """
+    of_python, of_numpy = random.getstate(), np.random.get_state()
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            random.seed(seed)
+            np.random.seed(seed)
+            yield
+    finally:
+        random.setstate(of_python)
+        np.random.set_state(of_numpy)

@@ -13,11 +13,13 @@ from torch import Tensor, fx, nn
 
 from graphprune.errors import WriteBackError
 from graphprune.ir.checksums import checksum
+from graphprune.ir.guards import ExpectedInput, Guard, InputCheck, problems
 from graphprune.ir.printer import type_text
 from graphprune.ir.weights import KeepByName, Weights
 
 F = TypeVar("F")
-SHOWN = 4  # inputs in a program's text
+SHOWN = 4  # inputs and conditions in a program's text
+INPUT_CHECK = "_input_check"  # submodule of a program's module
 Inputs = tuple[tuple[Any, ...], Mapping[str, Any]]
 
 #: Functions that derive facts from a program alone, where no pass has made them.
@@ -100,7 +102,8 @@ class Program:
     `graph` holds one ``get_attr`` node for each parameter or buffer and one ``placeholder`` for each input leaf, and
     every node's ``meta["val"]`` is a fake tensor with its (possibly symbolic) shape. `weights` are read lazily. `ties`
     has the stored name for each further name of a shared parameter. Inputs and outputs whose names match `state` (a
-    key/value cache) may be pruned; the shapes of all others are an interface.
+    key/value cache) may be pruned; the shapes of all others are an interface. The program holds for inputs for which
+    all `guards` do. `unchecked` lists what could not be compared with the model that was captured.
     """
 
     graph: fx.Graph
@@ -112,6 +115,8 @@ class Program:
     state: tuple[str, ...] = ()
     source: Source | None = None
     facts: Mapping[type, Any] = field(default_factory=lambda: MappingProxyType({}))
+    guards: tuple[Guard, ...] = ()
+    unchecked: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         calls = sum(node.op == "call_function" for node in self.graph.nodes)
@@ -120,6 +125,10 @@ class Program:
         more = [f"{len(inputs) - SHOWN} more"] if len(inputs) > SHOWN else []
         lines = [f"Program{f' of {self.source.path}' if self.source else ''}: {head}"]
         lines.append(f"  inputs: {', '.join(inputs[:SHOWN] + more) or 'none'}")
+        conditions = [guard.text for guard in self.guards[:SHOWN]]
+        conditions += [f"{len(self.guards) - SHOWN} more conditions"] if len(self.guards) > SHOWN else []
+        lines += [f"  holds where {', '.join(conditions)}"] if conditions else []
+        lines += [f"  not compared with the model: {why}" for why in self.unchecked]
         return "\n".join(lines + ([f"  facts: {', '.join(k.__name__ for k in self.facts)}"] if self.facts else []))
 
     def fact(self, kind: type[F]) -> F:
@@ -180,13 +189,33 @@ class Program:
         named = {key: kwargs[key] for key in self.inputs[1]}
         return pytree.tree_leaves((args, named))
 
+    def input_check(self) -> InputCheck:
+        """Module that raises an InputError for leaves of inputs for which this program does not hold."""
+        nodes = [node for node in self.graph.nodes if node.op == "placeholder"]
+        examples = pytree.tree_leaves((self.inputs[0], dict(self.inputs[1])))
+        return InputCheck([ExpectedInput.of(*pair) for pair in zip(nodes, examples, strict=True)], self.guards)
+
+    def violation(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> str | None:
+        """Reason why the program does not hold for inputs; None if it does."""
+        check = self.input_check()
+        return next(problems(check.expected, check.guards, self.flat(args, kwargs)), None)
+
     def module(self) -> fx.GraphModule:
-        """Module that runs the graph and is called like the traced one; loads all weights."""
+        """Module that runs the graph and is called like the traced one; loads all weights.
+
+        It raises an InputError for inputs for which the capture does not hold.
+        """
         root: dict[str, Any] = dict(self.submodules)
         stored = {name: self.tensor(name) for name in self.shapes()}
         stored |= {name: stored[name].clone() for name in self.written()}  # a run must not change the program
         root |= {str(node.target): stored[self.name(str(node.target))] for node in self.tensors()}
-        return fx.GraphModule(root, copy_graph(self.graph)).eval()
+        graph = copy_graph(self.graph)
+        placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+        if placeholders:
+            root[INPUT_CHECK] = self.input_check()
+            with graph.inserting_after(placeholders[-1]):
+                graph.call_module(INPUT_CHECK, tuple(placeholders))
+        return fx.GraphModule(root, graph).eval()
 
     def write_back(self, module: nn.Module) -> Any:
         """Apply the cuts of this program to the original `module`; see `writeback.write_back`.

@@ -3,12 +3,13 @@
 import operator
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import nn
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from graphprune.execution.module_state import evaluation_mode, preserved_state
@@ -84,7 +85,7 @@ def trace_numbers(
 ) -> SizeTrace:
     """Numbers that a run of a module passes to torch, in order, with the slots they were computed from."""
     recorder = _NumberRecorder(Comparisons())
-    _run(module, slots, recorder, lambda: module(*args, **kwargs))
+    _run(module, slots, recorder, (args, kwargs))
     return recorder.trace
 
 
@@ -97,14 +98,17 @@ def replay_numbers(
         Exception: whatever the module raises where other numbers and answers do not help.
     """
     recorder = _NumberRecorder(Comparisons(replay.former.comparisons), replay)
-    _run(module, slots, recorder, lambda: module(*inputs[0], **inputs[1]))
+    _run(module, slots, recorder, inputs)
     return recorder.trace.comparisons
 
 
 @torch.no_grad()
-def _run(module: nn.Module, slots: Sequence[Slot], recorder: "_NumberRecorder", call: Callable[[], Any]) -> None:
-    """Run with traced numbers in the slots, which are restored afterwards."""
+def _run(
+    module: nn.Module, slots: Sequence[Slot], recorder: "_NumberRecorder", inputs: tuple[Any, Mapping[str, Any]]
+) -> None:
+    """Run on copies of inputs, with traced numbers in the slots, which are restored afterwards."""
     undo = Undo()
+    args, kwargs = pytree.tree_map_only(Tensor, Tensor.clone, (inputs[0], dict(inputs[1])))
     with evaluation_mode(module), preserved_state(module):
         try:
             for slot in slots:
@@ -113,7 +117,7 @@ def _run(module: nn.Module, slots: Sequence[Slot], recorder: "_NumberRecorder", 
                 kind: Any = TracedInt if type(current) is int else TracedFloat
                 slot.put(undo, kind(current, reading))
             with recorder:
-                call()
+                module(*args, **kwargs)
         finally:
             undo.rollback()
 

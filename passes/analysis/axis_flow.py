@@ -15,6 +15,7 @@ from graphprune.axes.explanations import Reason
 from graphprune.axes.rule import Consumer, Dims, Rule
 from graphprune.axes.rule_helpers import DYNAMIC, size_hint
 from graphprune.errors import AnalysisError, because
+from graphprune.ir.leaf_names import leaf_names
 from graphprune.ir.printer import neighborhood
 from graphprune.ir.program import Program
 from graphprune.passes.analysis.index_values import Pointers
@@ -237,9 +238,8 @@ class AxisFlow:
         spec = getattr(getattr(self.program.graph._codegen, "pytree_info", None), "out_spec", None)
         if spec is None:
             return [leaf.name for leaf in leaves]
-        tree = torch.utils._pytree.tree_unflatten(list(range(spec.num_leaves)), spec)
-        paths = [torch.utils._pytree.keystr(path) for path, _ in torch.utils._pytree.tree_flatten_with_path(tree)[0]]
-        return paths if len(paths) == len(leaves) else [leaf.name for leaf in leaves]
+        names = leaf_names(spec)
+        return names if len(names) == len(leaves) else [leaf.name for leaf in leaves]
 
     def _is_state(self, name: str) -> bool:
         return any(fnmatch(name, pattern) for pattern in self.program.state)

@@ -4,7 +4,6 @@ import inspect
 import math
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -113,11 +112,6 @@ def test_the_innermost_line_of_model_code_is_named(
     assert capfd.readouterr() == ("", ""), "torch's own report would only hide ours"
 
 
-@dataclass
-class Answer:
-    y: Tensor
-
-
 class Takes(nn.Module):
     def forward(self, x: Any, y: Any = None) -> Any:
         return x
@@ -131,7 +125,6 @@ SIGNATURES: dict[str, tuple[nn.Module, tuple[Any, ...], dict[str, Any], str, str
     "too many": (Takes(), (torch.ones(3),) * 3, {}, "TypeError: too many positional arguments", CALL),
     "unknown": (Takes(), (torch.ones(3),), {"z": 3}, "TypeError: got an unexpected keyword argument 'z'", CALL),
     "a returned object": (Net(lambda y: object()), (torch.ones(4, 6),), {}, "Found <class 'object'> in output", RETURN),
-    "a returned dataclass": (Net(Answer), (torch.ones(4, 6),), {}, "Found <class .*Answer'> in output", RETURN),
     "a lazy layer": (nn.LazyLinear(3), (torch.ones(4, 6),), {}, "uninitialized parameter", "Run the module once"),
     "a sparse parameter": (Net(lambda y: torch.sparse.mm(torch.eye(8).to_sparse(), y.t())), (torch.ones(4, 6),), {},
                            r"test_refusals\.py:\d+ \(", RUN),
