@@ -3,6 +3,10 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from torch import nn
 
 from graphprune.axes.groups import Dependencies
 from graphprune.evaluation import multiple_choice, perplexity
@@ -27,6 +31,7 @@ from graphprune.reports.graph_export import Numbers
 from graphprune.reports.viewer.content import runs_of
 from graphprune.support.atomic_output import check_file, new_folder
 from graphprune.workflows import free_destination
+from graphprune.workflows.module_parts import PrunedModule, prune_parts
 from graphprune.workflows.option_fields import takes
 from graphprune.workflows.options import PlanOptions
 from graphprune.workflows.prune import apply_plan as apply_plan
@@ -59,6 +64,28 @@ def plan(options: PlanOptions) -> Plan:
     program = needs.accepted(options.program)
     resolved = replace(options, destination=needs.destination, align=needs.align_of(program))
     return plan_pipeline(resolved)(program).fact(Plan)
+
+
+def prune_module(
+    module: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] = MappingProxyType({}), **options: Any
+) -> PrunedModule:
+    """Prune a module in place: the whole of it, or, where it cannot be captured, its largest parts that can be.
+
+    The module is called with `args` and `kwargs` to see the inputs of its parts; the `options` are those of `plan`, for
+    each part by itself. Inputs and outputs of a part remain as they are, so that the rest of the module runs around it.
+    The result names the parts that were narrowed, and those that were not, with the reason.
+
+    Raises:
+        WriteBackError: if nothing can be pruned, or the whole does not run afterwards; the module is unchanged then.
+    """
+
+    def cut(program: Program) -> Program:
+        chosen = plan(program, **options)
+        small = apply(program, chosen)
+        verify(program, small, chosen)
+        return small
+
+    return prune_parts(module, args, kwargs, cut)
 
 
 def apply(program: Program, plan: Plan) -> Program:

@@ -10,6 +10,7 @@ from graphprune.api import export as export
 from graphprune.api import load as load
 from graphprune.api import plan as plan
 from graphprune.api import prune as prune
+from graphprune.api import prune_module as prune_module
 from graphprune.api import save as save
 from graphprune.api import sensitivity as sensitivity
 from graphprune.api import trace as trace

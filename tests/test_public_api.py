@@ -16,6 +16,7 @@ FUNCTIONS = (
     "apply",
     "verify",
     "prune",
+    "prune_module",
     "save",
     "export",
     "sensitivity",
