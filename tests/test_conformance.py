@@ -180,7 +180,7 @@ def evidence(program: Program, seed: int) -> Evidence:
 @pytest.mark.parametrize("name", SCORES)
 def test_scores_have_a_row_a_link_and_follow_the_seed(name: str, calibrated: Program) -> None:
     method, found = SCORES[name], calibrated.fact(Dependencies)
-    groups = [group for group in found.groups if group.exact and method.applies(group, found.consumers_of(group))]
+    groups = [group for group in found.groups if group.exact and method.applies(group, method.readers(group, found))]
     assert groups
     for group in groups:
         score = method.score(group, evidence(calibrated, seed=3))

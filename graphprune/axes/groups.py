@@ -168,6 +168,7 @@ class Dependencies:
     `terms` define budgets other than parameters: ``macs`` counts how often each element of a weight is multiplied for
     the example inputs, and products of two activations; ``kv_cache`` counts keys and values, in bytes per token.
     `parameters` are the tensors that are no buffers; `because` has the full reason for each text of a reason.
+    `members` are the linear operators of stacks, such as experts, which are no `consumers`.
     `kv_cache_bytes` are the bytes of keys and values that a token adds to a cache.
     """
 
@@ -182,6 +183,7 @@ class Dependencies:
     because: Mapping[str, Reason] = field(repr=False)
     kv_cache_bytes: int = 0
     terms: Mapping[str, Sequence[Term]] = field(default_factory=dict, repr=False)
+    members: Sequence[Consumer] = field(default=(), repr=False)
 
     @cached_property
     def by_name(self) -> Mapping[str, Group]:
@@ -244,6 +246,15 @@ class Dependencies:
         """Linear operators that contract the group."""
         return self._consumers.get(group.prime, [])
 
+    def members_of(self, group: Group) -> list[Consumer]:
+        """Members of stacks of linear operators that contract the group."""
+        return self._members.get(group.prime, [])
+
+    def stacked(self, groups: Sequence[Group]) -> list[Consumer]:
+        """Members of stacks of linear operators that contract one of the groups."""
+        keys = {c.key for group in groups for c in self.members_of(group)}
+        return [c for c in self.members if c.key in keys]
+
     def producers_of(self, group: Group) -> list[Consumer]:
         """Linear operators whose output is the group: it is not the contracted dimension of their weight."""
         rows = {(place.parameter, place.dim) for place in group.places if "produced" in place.role}
@@ -257,11 +268,11 @@ class Dependencies:
 
     @cached_property
     def _consumers(self) -> Mapping[Prime, list[Consumer]]:
-        by_prime: dict[Prime, list[Consumer]] = {}
-        for consumer in self.consumers:
-            for p in dict.fromkeys(primes(consumer.axis)):
-                by_prime.setdefault(p, []).append(consumer)
-        return by_prime
+        return _by_prime(self.consumers)
+
+    @cached_property
+    def _members(self) -> Mapping[Prime, list[Consumer]]:
+        return _by_prime(self.members)
 
     def to_networkx(self) -> "nx.MultiDiGraph[str]":
         """Graph with groups and their tensors as nodes, and every place of a group as an edge.
@@ -323,3 +334,12 @@ class Dependencies:
         return "\n".join([head, *text_table(rows, COLUMNS), *tail])
 
     __repr__ = __str__
+
+
+def _by_prime(consumers: Sequence[Consumer]) -> Mapping[Prime, list[Consumer]]:
+    """Linear operators by the primes that they contract."""
+    by_prime: dict[Prime, list[Consumer]] = {}
+    for consumer in consumers:
+        for p in dict.fromkeys(primes(consumer.axis)):
+            by_prime.setdefault(p, []).append(consumer)
+    return by_prime

@@ -41,6 +41,26 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Member:
+    """The place of a linear operator in a stack, such as one expert among several.
+
+    Dimension `dim` of the weight selects it by its `index`. It multiplies rows of its own: with `offsets`, a node, the
+    rows of x from ``offsets[index - 1]`` to ``offsets[index]``; without, those at its index of the first dimension.
+    """
+
+    dim: int
+    index: int
+    offsets: str | None = None
+
+    def rows(self, x: Tensor, values: Mapping[str, Tensor]) -> Tensor:
+        """The rows that it multiplies, given the values of nodes by name."""
+        if self.offsets is None:
+            return x[self.index]
+        ends = values[self.offsets]
+        return x[int(ends[self.index - 1]) if self.index else 0 : int(ends[self.index])]
+
+
+@dataclass(frozen=True)
 class Consumer:
     """A linear operator ``Y = W X`` in the graph: the parameter `weight` contracts `axis` of the value `x`.
 
@@ -50,7 +70,8 @@ class Consumer:
     with the same rows as `features`; None where there is no such layout. `dim` is the contracted dimension of the
     weight. `bias` names the parameter added to the outputs, None if there is none. `bias_at` is the position of the
     argument that holds this bias or can take a new one; None where the operator takes no bias, or one that is no
-    parameter.
+    parameter. `member` is its place in a stack whose node multiplies by several operators; for such, `restore` returns
+    its slice of the weight.
     """
 
     node: str
@@ -65,6 +86,12 @@ class Consumer:
     outputs: Callable[[Tensor], Tensor] | None = None
     bias: str | None = None
     bias_at: int | None = None
+    member: Member | None = None
+
+    @property
+    def key(self) -> str:
+        """Name of its statistics: that of its node, with the index of a member of a stack."""
+        return self.node if self.member is None else f"{self.node}[{self.member.index}]"
 
 
 class Flow(Protocol):

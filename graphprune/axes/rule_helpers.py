@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphprune.axes.algebra import UNIT, Axis, prime
-from graphprune.axes.rule import Consumer, Dims, Example, Flow
+from graphprune.axes.rule import Consumer, Dims, Example, Flow, Member
 
 DYNAMIC = "its size is dynamic"  # the reason that pins an axis of symbolic size
 UNKNOWN = 97  # placeholder for a data-dependent size; a prime that no model has as a width
@@ -177,6 +177,30 @@ def report_linear(
             bias_at=slot,
         )
     )  # fmt: skip
+
+
+def report_stack(flow: Flow, node: fx.Node, x: Any, weight: Any, offsets: fx.Node | None = None) -> None:
+    """Report every member of a stack of linear operators whose weight, ``(stack, in, out)``, is a parameter.
+
+    `offsets` divide the rows of x among the members; without them, each has an index of the first dimension of x. The
+    parameter may be a permuted view.
+    """
+    source = flow.parameter_of(weight)
+    size, axis = flow.dims(weight)[0].size, flow.dims(x)[-1]
+    if source is None or not isinstance(x, fx.Node) or (offsets is None and flow.dims(x)[0].size != size):
+        return
+    name, (stack, inner, out) = source
+    for index in range(size):
+
+        def matrix(w: Tensor, index: int = index) -> Tensor:
+            part = w.select(stack, index)
+            return part if inner > out else part.T
+
+        def restore(w: Tensor) -> Tensor:
+            return w if inner > out else w.T
+
+        member = Member(stack, index, offsets.name if offsets is not None else None)
+        flow.consume(Consumer(node.name, x.name, name, inner, axis, as_rows, matrix, restore, member=member))
 
 
 def as_rows(value: Tensor) -> Tensor:

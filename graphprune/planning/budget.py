@@ -4,11 +4,12 @@ from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import gcd, lcm
+from math import gcd, lcm, prod
 
 from graphprune.axes.algebra import Prime, primes
 from graphprune.axes.groups import Dependencies, Group, Term
 from graphprune.errors import PlanError, choices
+from graphprune.ir.program import Program
 
 #: Units of budgets, with their names in messages.
 UNITS = {
@@ -27,6 +28,12 @@ def require_unit(name: str) -> None:
     """
     if name not in UNITS:
         raise PlanError(f"no budget in {name!r}; {choices(name, UNITS)}")
+
+
+def elements_outside(program: Program) -> int:
+    """The number of elements of parameters that the graph of a program does not read."""
+    read = program.fact(Dependencies).tensors
+    return sum(prod(shape) for name, shape in program.shapes().items() if name in program.parameters - read.keys())
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,19 +74,30 @@ class Knob:
 
 @dataclass(frozen=True)
 class Budget:
-    """An amount to remove from the groups of `knobs`: `target` parameters, or another `unit` (see `UNITS`)."""
+    """An amount to remove from the groups of `knobs`: `target` parameters, or another `unit` (see `UNITS`).
+
+    `unused` is the number of elements of parameters that the graph does not read: they count, and no cut removes them.
+    """
 
     dependencies: Dependencies
     knobs: Sequence[Knob]
     target: int
     parameters: frozenset[str]
     unit: str = "parameters"
+    unused: int = 0
+
+    @classmethod
+    def of(cls, program: Program, knobs: Sequence[Knob], target: int, unit: str = "parameters") -> "Budget":
+        """The budget of a program, whose parameters all count, also those that its graph does not read."""
+        dependencies, unused = program.fact(Dependencies), elements_outside(program)
+        return cls(dependencies, knobs, target, program.parameters & dependencies.tensors.keys(), unit, unused)
 
     @cached_property
     def terms(self) -> Sequence[Term]:
         """The terms whose sum the budget is about."""
         if self.unit == "parameters":
-            return [Term(self.dependencies.tensors[name]) for name in sorted(self.parameters)]
+            terms = [Term(self.dependencies.tensors[name]) for name in sorted(self.parameters)]
+            return [*terms, Term((), self.unused)] if self.unused else terms
         if self.unit not in self.dependencies.terms:
             raise PlanError("nothing is known of latencies; put measure-latency before allocate")
         return self.dependencies.terms[self.unit]
@@ -137,10 +155,11 @@ class Budget:
         """
         if self.target > self.most:
             total = max(self.total, 1)
+            outside = f"; {self.unused:,} parameters are not read in the traced call" if self.unused else ""
             raise PlanError(
                 f"the target is to remove {self.target:,} {UNITS[self.unit]} ({self.target / total:.1%}), but the free "
-                f"groups hold at most {self.most:,} ({self.most / total:.1%}) that can be removed; ask for less, "
-                "protect less, lower the alignment, or choose a destination that allows more"
+                f"groups hold at most {self.most:,} ({self.most / total:.1%}) that can be removed{outside}; ask for "
+                "less, protect less, lower the alignment, or choose a destination that allows more"
             )
 
     def solve(self, shares_at: Callable[[float], Mapping[str, float]]) -> Mapping[str, float]:

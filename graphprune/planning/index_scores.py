@@ -94,16 +94,26 @@ def at_consumers(group: Group, evidence: Evidence, value: Callable[[Consumer], T
     """The sum of a `value` of the columns of every consumer, shape (columns * taps,), by the index of the group.
 
     Values of one index are added up, or averaged with `mean`, within a consumer, and added up over the consumers. The
-    result has the shape (rows, group.size).
+    result has the shape (rows, group.size). A member of a stack adds to its own row, where the stack selects the indices.
     """
     dependencies = evidence.dependencies
     total = torch.zeros(rows_of(group, dependencies), group.size, dtype=torch.float64)
-    for consumer in dependencies.consumers_of(group):
+    for consumer in (*dependencies.consumers_of(group), *dependencies.members_of(group)):
         columns = value(consumer).double().reshape(-1, consumer.taps).sum(1)
         axis = dependencies.tensors[consumer.weight][consumer.dim]
+        row = own_row(consumer, group, dependencies)
+        columns, rows = (columns, slice(None)) if row is None else (columns[None], slice(row, row + 1))
         sums = by_index(columns, axis, group, dependencies)
-        total += sums / by_index(torch.ones_like(columns), axis, group, dependencies) if mean else sums
+        total[rows] += sums / by_index(torch.ones_like(columns), axis, group, dependencies) if mean else sums
     return total
+
+
+def own_row(consumer: Consumer, group: Group, dependencies: Dependencies) -> int | None:
+    """The row of a group that a member of a stack reads; None if it reads all of them."""
+    place = next((p for p in group.places if (p.parameter, p.dim) == (consumer.weight, consumer.dim)), None)
+    if consumer.member is None or place is None:
+        return None
+    return consumer.member.index if chooser(place, group, dependencies) == consumer.member.dim else None
 
 
 def at_producers(group: Group, evidence: Evidence, value: Callable[[Consumer], Tensor]) -> Tensor:

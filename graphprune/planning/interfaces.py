@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar
 
 from torch import Tensor
@@ -36,18 +36,23 @@ class Evidence:
     statistics: Statistics | None
     seed: int = 0
     gradients: GradientSums | None = None
+    latest: dict[str, Tensor] = field(default_factory=dict, repr=False, compare=False)  # the stack read last
 
     def moments(self, consumer: Consumer) -> Moments:
-        """The moments of the inputs of a consumer.
+        """The moments of the inputs of a consumer; of all members of a stack for one that no token reached.
 
         Raises:
             CalibrationError: if none were gathered.
         """
-        if self.statistics is None or consumer.node not in self.statistics.moments:
+        known = self.statistics.moments if self.statistics is not None else {}
+        if consumer.key not in known:
             raise CalibrationError(
                 f"there are no statistics at {consumer.node}; put calibrate before score, with moments for it"
             )
-        return self.statistics.moments[consumer.node]
+        if consumer.member is None or known[consumer.key].tokens:
+            return known[consumer.key]
+        alike = [c.key for c in self.dependencies.members if c.node == consumer.node]
+        return sum((known[key] for key in alike[1:]), known[alike[0]])
 
     @property
     def known_gradients(self) -> GradientSums:
@@ -83,7 +88,12 @@ class Evidence:
 
     def matrix(self, consumer: Consumer) -> Tensor:
         """The weight of a consumer in double precision, shape (outputs, columns * taps)."""
-        return consumer.matrix(self.program.weights[consumer.weight]).double()
+        if consumer.member is None:
+            return consumer.matrix(self.program.weights[consumer.weight]).double()
+        if consumer.weight not in self.latest:
+            self.latest.clear()
+            self.latest[consumer.weight] = self.program.weights[consumer.weight]
+        return consumer.matrix(self.latest[consumer.weight]).double()
 
 
 class ScoreMethod(ABC):
@@ -92,7 +102,8 @@ class ScoreMethod(ABC):
     `moments` names the sums over calibration inputs that it reads: ``none``, the ``diagonal`` (squares and means), or
     the ``full`` Gram matrices; at the consumers of a group and, with `producers`, also at its producers. With
     `gradients` it reads gradients of a loss; `gradients_of` tells whether at the ``parameters``, or at the ``outputs``
-    of consumers. With `runs_inputs` it runs calibration inputs itself.
+    of consumers. With `runs_inputs` it runs calibration inputs itself. With `stacks`, it scores the members of stacks of
+    linear operators, such as experts, as it does consumers.
     """
 
     moments: ClassVar[str] = "none"
@@ -100,6 +111,7 @@ class ScoreMethod(ABC):
     gradients: ClassVar[bool] = False
     gradients_of: ClassVar[str] = "parameters"
     runs_inputs: ClassVar[bool] = False
+    stacks: ClassVar[bool] = False
 
     @property
     def needs(self) -> tuple[type, ...]:
@@ -114,6 +126,11 @@ class ScoreMethod(ABC):
             Calibration: self.runs_inputs,
         }
         return tuple(fact for fact, needed in read.items() if needed)
+
+    def readers(self, group: Group, dependencies: Dependencies) -> list[Consumer]:
+        """The linear operators that contract a group, as far as the method can score them."""
+        members = dependencies.members_of(group) if self.stacks else []
+        return [*dependencies.consumers_of(group), *members]
 
     def applies(self, group: Group, consumers: Sequence[Consumer]) -> bool:
         """Whether the method scores this group; by default every one."""

@@ -98,7 +98,8 @@ class Collector:
     """Collector of the moments of consumers; consumers that read the same value share them.
 
     Padding is not counted. With `mix`, a refit aims at outputs at this fraction of the way from those of the given
-    inputs to those of reference inputs; `weights` are those of the consumers. `residual` names, by consumer, a value
+    inputs to those of reference inputs, except for members of stacks, whose rows depend on the inputs; `weights` are
+    those of the consumers. `residual` names, by consumer, a value
     that is added to its outputs; the target is then the reference sum.
     """
 
@@ -113,7 +114,8 @@ class Collector:
     @property
     def watched(self) -> set[str]:
         """Names of the nodes whose values it needs."""
-        return {consumer.x for consumer in self.consumers} | set(self.residual.values())
+        offsets = {consumer.member.offsets for consumer in self.consumers if consumer.member is not None}
+        return {consumer.x for consumer in self.consumers} | set(self.residual.values()) | offsets - {None}
 
     @property
     def moments_with_drift(self) -> dict[str, Moments]:
@@ -125,17 +127,17 @@ class Collector:
         if distributed.world_size() == 1:
             return
         for group in self._alike().values():
-            moments = Moments.all_reduced(self.moments.get(group[0].node))
-            self.moments |= {} if moments is None else dict.fromkeys((c.node for c in group), moments)
+            moments = Moments.all_reduced(self.moments.get(group[0].key))
+            self.moments |= {} if moments is None else dict.fromkeys((c.key for c in group), moments)
         for consumer in self.consumers:
-            drift = Drift.all_reduced(self.drifts.get(consumer.node))
-            self.drifts |= {} if drift is None else {consumer.node: drift}
+            drift = Drift.all_reduced(self.drifts.get(consumer.key))
+            self.drifts |= {} if drift is None else {consumer.key: drift}
 
     def _alike(self) -> dict[tuple[str, str], list[Consumer]]:
         """Consumers that share their moments, by key."""
         by_value: dict[tuple[str, str], list[Consumer]] = {}
         for consumer in self.consumers:
-            by_value.setdefault((consumer.x, consumer.node if consumer.taps > 1 else ""), []).append(consumer)
+            by_value.setdefault((consumer.x, "" if _plain(consumer) else consumer.key), []).append(consumer)
         return by_value
 
     def restricted_to(self, nodes: Collection[str]) -> "Collector":
@@ -152,14 +154,14 @@ class Collector:
         """
         first: dict[str, tuple[str, Tensor]] = {}
         for consumer in (c for c in self.consumers if c.x in seen):
-            known = first.get(consumer.x) if consumer.taps == 1 else None
-            owner, features = known or (consumer.node, _features(consumer, seen[consumer.x], real))
-            if others is not None:
+            known = first.get(consumer.x) if _plain(consumer) else None
+            owner, features = known or (consumer.key, _features(consumer, seen, real))
+            if others is not None and consumer.member is None:
                 self._aim(consumer, features, seen, others, real)
             if known:
-                self.moments[consumer.node] = self.moments[owner]
+                self.moments[consumer.key] = self.moments[owner]
                 continue
-            if consumer.taps == 1:
+            if _plain(consumer):
                 first[consumer.x] = owner, features
             if owner not in self.moments:
                 self.moments[owner] = Moments.empty(features.shape[1], self.diagonal, features.device)
@@ -174,17 +176,28 @@ class Collector:
         real: Tensor | None,
     ) -> None:  # fmt: skip
         """Add the drift of a batch: the difference of the target outputs of a refit from those of the given inputs."""
-        residual = self.residual.get(consumer.node)
-        moved = self.mix * (_features(consumer, others[consumer.x], real) - x)
+        residual = self.residual.get(consumer.key)
+        moved = self.mix * (_features(consumer, others, real) - x)
         shift = moved @ consumer.matrix(self.weights[consumer.weight].to(x.device)).T
         if residual is not None and consumer.outputs is not None:
             shift += _real(consumer.outputs(others[residual] - seen[residual]), others[consumer.x], real)
         drift = Drift.of(x, shift)
-        self.drifts[consumer.node] = self.drifts[consumer.node] + drift if consumer.node in self.drifts else drift
+        self.drifts[consumer.key] = self.drifts[consumer.key] + drift if consumer.key in self.drifts else drift
 
 
-def _features(consumer: Consumer, value: Tensor, real: Tensor | None) -> Tensor:
-    """Features of a value, shape (tokens, columns), without padding where its rows are tokens."""
+def _plain(consumer: Consumer) -> bool:
+    """Whether its features are the values that it reads, which other such consumers share."""
+    return consumer.taps == 1 and consumer.member is None
+
+
+def _features(consumer: Consumer, values: Mapping[str, Tensor], real: Tensor | None) -> Tensor:
+    """Features of the value that a consumer reads, shape (tokens, columns), without padding where its rows are tokens.
+
+    The rows of a member of a stack are routed ones, whose tokens are unknown: padding is counted.
+    """
+    value = values[consumer.x]
+    if consumer.member is not None:
+        return at_least_single(consumer.features(consumer.member.rows(value, values)))
     return _real(at_least_single(consumer.features(value)), value, real)
 
 

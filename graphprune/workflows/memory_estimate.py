@@ -92,7 +92,7 @@ class _Parts:
         """Peak bytes of each part."""
         peaks = {"calibrating": 0, "solving": 0, "verifying": 0, "saving": self._saving}
         for segment in split_at_linear_layers(self.program):
-            in_segment = {c.x: c for c in self._consumers if c.node in segment.names}.values()
+            in_segment = {c.key if c.member else c.x: c for c in self._consumers if c.node in segment.names}.values()
             weights, sums = self._weights(segment), sum(map(self._sums, in_segment)) if self.refits else 0
             running = weights * (2 if self.aims else 1) + self._activations(segment) + CONSTANT_BYTES + sums
             peaks["calibrating"] = max(peaks["calibrating"], running + max(map(self._block, in_segment), default=0))
@@ -104,7 +104,8 @@ class _Parts:
     @cached_property
     def _consumers(self) -> list[Consumer]:
         """Linear layers whose inputs, or outputs if the refit aims at those, may be cut."""
-        return self.program.fact(Dependencies).maps_of(self.program.fact(Eligible).groups, self.aims)
+        dependencies, groups = self.program.fact(Dependencies), self.program.fact(Eligible).groups
+        return [*dependencies.maps_of(groups, self.aims), *dependencies.stacked(groups)]
 
     @cached_property
     def _shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -128,7 +129,8 @@ class _Parts:
         """Numbers of outputs and inputs of a linear layer."""
         shape = self._shapes[consumer.weight]
         inputs = shape[consumer.dim] * consumer.taps
-        return prod(shape) // inputs, inputs
+        members = shape[consumer.member.dim] if consumer.member else 1
+        return prod(shape) // inputs // members, inputs
 
     def _sums(self, consumer: Consumer) -> int:
         """Bytes of the Gram matrices of fitted and of held-out tokens."""

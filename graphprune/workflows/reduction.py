@@ -71,7 +71,7 @@ def _limits(program: Program, eligible: Eligible, plan: Plan) -> Iterator[tuple[
     """Limits, each with the first destination that does not have it."""
     dependencies, destination = program.fact(Dependencies), eligible.destination
     score = SCORES.get(str(plan.made_by.get("score")))
-    groups = [g for g in dependencies.groups if score and score.applies(g, dependencies.consumers_of(g))]
+    groups = [g for g in dependencies.groups if score and score.applies(g, score.readers(g, dependencies))]
     repeated = Counter(group.kind for group in groups if group.kind not in eligible.refused)
     if destination.uniform and plan.groups and any(count > 1 for count in repeated.values()):
         yield "one width for all layers", NAMES[NAMES.index(destination.name) + 1]

@@ -102,8 +102,7 @@ class Allocate(Pass):
 
     def _budget(self, program: Program) -> Budget:
         movable = knobs(program.fact(Eligible), 1)
-        whole = Budget(program.fact(Dependencies), movable, 0, program.parameters, self.budget)
-        return with_target(whole, self._share(), program)
+        return with_target(Budget.of(program, movable, 0, self.budget), self._share(), program)
 
     def _informed(self, program: Program) -> Program:
         """The program with the sensitivities that the method reads, if there are any."""
@@ -129,5 +128,5 @@ def with_target(budget: Budget, share: float, program: Program) -> Budget:
     """The budget with a target: a share of the model before blocks were dropped, or layers added for rotations."""
     total = budget.total
     for before in (program.facts[kind].original for kind in (Dropped, Rotatable) if kind in program.facts):
-        total = replace(budget, dependencies=before.fact(Dependencies), parameters=before.parameters).total
+        total = Budget.of(before, (), 0, budget.unit).total
     return replace(budget, target=max(budget.total - round((1 - share) * total), 0))

@@ -52,6 +52,7 @@ class AxisFlow:
     values: dict[fx.Node, Dims | list[Dims] | None] = field(default_factory=dict)
     tensors: dict[str, Dims] = field(default_factory=dict)
     consumers: list[Consumer] = field(default_factory=list)
+    members: list[Consumer] = field(default_factory=list)
     inexact: list[tuple[Axis, str]] = field(default_factory=list)
     averaged: list[tuple[Axis, str]] = field(default_factory=list)
     mixed: list[tuple[list[Axis], list[Axis]]] = field(default_factory=list)
@@ -158,6 +159,9 @@ class AxisFlow:
 
     def consume(self, consumer: Consumer) -> None:
         """Note that a parameter contracts an axis, and produces its other ones."""
+        if consumer.member is not None:
+            self.members.append(consumer)
+            return
         self.consumers.append(consumer)
         for dim in range(len(self.tensors[consumer.weight])):
             self.roles[consumer.weight, dim].add("contracted" if dim == consumer.dim else "produced")

@@ -48,6 +48,7 @@ def analyze_uncached(program: Program) -> Dependencies:
         pinned=tuple(_pinned(flow)),
         opaque=dict(flow.opaque),
         consumers=tuple(flow.consumers),
+        members=tuple(flow.members),
         values={node.name: value for node, value in flow.values.items() if value is not None},
         tensors=flow.tensors,
         products=tuple(_products(flow)),

@@ -101,7 +101,8 @@ class Calibrate(Pass):
         fresh = program.without(Statistics, FullMoments, ProducerMoments).with_facts(calibration)
         if self.moments == "none":
             return fresh
-        consumers = program.fact(Dependencies).maps_of(program.fact(Eligible).groups, bool(self.producers))
+        dependencies, groups = program.fact(Dependencies), program.fact(Eligible).groups
+        consumers = [*dependencies.maps_of(groups, bool(self.producers)), *dependencies.stacked(groups)]
         collector = Collector(consumers, self.moments != "full")
         sweep(program, calibration, collector)
         gathered = (FullMoments(), ProducerMoments())
@@ -155,7 +156,7 @@ def sweep(program: Program, calibration: Calibration, collector: Collector) -> N
                 stream.prefetch(following)
             exits = stream.advance(segment, stream.program.weights, tick, [in_segment] * len(stream.batch_indices))
             in_segment.all_reduce()
-            moments = {consumer.node: collector.moments[consumer.node] for consumer in in_segment.consumers}
+            moments = {consumer.key: collector.moments[consumer.key] for consumer in in_segment.consumers}
             tensors, tokens = to_tensors(moments)
             _resume(steps.finish(Step(tokens, tensors, {"entries": exits})), stream, collector)
     steps.wait()

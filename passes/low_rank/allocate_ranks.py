@@ -147,7 +147,7 @@ class AllocateRanks(Pass):
 
 def _total(program: Program, unit: str) -> float:
     """The parameters of a program, or its total in another unit."""
-    return Budget(program.fact(Dependencies), [], 0, program.parameters, unit).total
+    return Budget.of(program, [], 0, unit).total
 
 
 @dataclass(frozen=True)

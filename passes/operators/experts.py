@@ -9,7 +9,7 @@ from torch import Tensor, fx, nn
 
 from graphprune.axes.algebra import Misaligned
 from graphprune.axes.rule import Cut, Dims, Example, Flow, OpCall, Rule, Zeros
-from graphprune.axes.rule_helpers import argument, literal
+from graphprune.axes.rule_helpers import argument, literal, report_stack
 from graphprune.passes.operators import RULES, rule
 
 aten = torch.ops.aten
@@ -32,10 +32,13 @@ class GroupedProduct(Rule):
             flow.pin(experts, "a constant partitions its rows")
         flow.unify(inner, columns)
         flow.contract(inner, *node.args[:2])
+        flow.count_macs(rows, inner, out)
         partitioned = flow.has_row_partition(node.args[0], node.args[2])
         flow.share_selection([inner], [rows, out] if partitioned else [rows, experts, out])
         flow.partition_rows(node, experts, node.args[2])
         flow.produce(node.args[1], 2)
+        if isinstance(node.args[2], fx.Node) and node.args[2].op == "call_function":
+            report_stack(flow, node, node.args[0], node.args[1], node.args[2])
         if node.target is aten._grouped_mm.default:
             for axis in (inner, out):  # its kernels need rows of a multiple of 16 bytes
                 flow.require_width(axis, 1, 16 // node.meta["val"].element_size())

@@ -8,7 +8,7 @@ from torch import Tensor, fx, nn
 
 from graphprune.axes.algebra import Axis, Misaligned
 from graphprune.axes.rule import Dims, Example, Flow, Rule
-from graphprune.axes.rule_helpers import between_layers, broadcast, report_linear
+from graphprune.axes.rule_helpers import between_layers, broadcast, report_linear, report_stack
 from graphprune.passes.operators import RULES
 
 aten = torch.ops.aten
@@ -85,6 +85,8 @@ def matmul_dims(flow: Flow, node: fx.Node, a: Any, b: Any, bias_at: int | None =
     if len(right) == 2:
         flow.share_selection([inner], lead_a)
         report_linear(flow, node, a, b, 0, bias_at)
+    if len(left) == len(right) == 3:
+        report_stack(flow, node, a, b)
     lead = broadcast(flow, [tuple(lead_a), tuple(lead_b)])
     flow.count_macs(*lead, rows, inner, out)
     return *lead, rows, out

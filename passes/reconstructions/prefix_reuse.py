@@ -50,7 +50,7 @@ def reusable(
     needed = {n.name: n for node in segment.nodes if node.name in late for n in node.all_input_nodes if n.name in own}
     early = segment.upstream_of(needed)
     scaled = early.weights(program) & rewritten.scales.keys()
-    if scaled or not all(_carries(node, dependencies, keep) for node in early.nodes):
+    if scaled or any(_varies(node, dependencies, keep) for node in needed.values()) or not all(_carries(node, dependencies, keep) for node in early.nodes):
         return None
     rest = Segment(tuple(node for node in segment.nodes if node.name in late), segment.entry, segment.exit)
     return Reuse(early, rest, {name: dict(_indices(node, dependencies, keep)) for name, node in needed.items()})
@@ -70,6 +70,13 @@ def _carries(node: fx.Node, dependencies: Dependencies, keep: Mapping[Prime, Ret
     read = {p for source in node.all_input_nodes for p in _cut_in(source, dependencies, keep)}
     cut = _cut_in(node, dependencies, keep)
     return read <= cut and all(dependencies.by_prime[p].exact for p in cut)
+
+
+def _varies(node: fx.Node, dependencies: Dependencies, keep: Mapping[Prime, Retained]) -> bool:
+    """Whether the rows of a value retain different indices, as those of different experts do."""
+    cut = _cut_in(node, dependencies, keep)
+    owners = {keep[p].owner for p in cut} - {None}
+    return not owners <= {p for axis in dependencies.axes_of(node.name) for p in primes(axis)}
 
 
 def _cut_in(node: fx.Node, dependencies: Dependencies, keep: Mapping[Prime, Retained]) -> set[Prime]:

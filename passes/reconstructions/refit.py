@@ -121,14 +121,16 @@ class Refit(Pass):
 def refittable(program: Program, method: Reconstruction) -> tuple[list[Consumer], dict[str, str]]:
     """The consumers whose columns were cut, and the weights that are not refitted, with the reason."""
     rewritten = program.fact(Rewritten)
-    consumers = rewritten.original.fact(Dependencies).consumers
+    dependencies = rewritten.original.fact(Dependencies)
     readers = new_biases.count_readers(rewritten.original)
-    cut = [c for c in consumers if c.dim in rewritten.keep.get(c.weight, {})]
+    cut = [c for c in (*dependencies.consumers, *dependencies.members) if c.dim in rewritten.keep.get(c.weight, {})]
     skipped: dict[str, str] = {}
     for consumer in cut:
         obstacle = new_biases.obstacle(program, consumer) if method.adds_bias else None
         if readers[consumer.weight] > 1:
             skipped[consumer.weight] = "several layers share it"
+        elif consumer.member is not None and consumer.member.dim in rewritten.keep[consumer.weight]:
+            skipped[consumer.weight] = "its stack is cut, too"
         elif obstacle:
             skipped[consumer.weight] = obstacle
     return [c for c in cut if c.weight not in skipped], skipped

@@ -227,7 +227,9 @@ class Walk:
 
     def _refit(self, consumers: list[Consumer], fitted: dict[str, Moments], held: dict[str, Moments]) -> None:
         rewritten = self.program.fact(Rewritten)
-        for consumer in consumers:
+        for members in stacks(consumers):
+            self._refit_stack(members, fitted, held)
+        for consumer in (c for c in consumers if c.member is None):
             retained = columns(rewritten.keep[consumer.weight][consumer.dim], consumer.taps)
             weight = self._rows(rewritten, consumer, rewritten.original.weights[consumer.weight])
             moments = [self._of_rows(rewritten, consumer, sums.get(consumer.node)) for sums in (fitted, held)]
@@ -238,6 +240,24 @@ class Walk:
             if result.bias is not None:
                 name = new_biases.bias_name(consumer)
                 self.changed[name] = self.program.weights[name] + result.bias
+
+    def _refit_stack(
+        self, members: Sequence[Consumer], fitted: Mapping[str, Moments], held: Mapping[str, Moments]
+    ) -> None:
+        """Refit every member of a stack by the rows that it multiplies; one without any is unchanged."""
+        rewritten, name = self.program.fact(Rewritten), members[0].weight
+        whole, kept = rewritten.original.weights[name], rewritten.keep[name][members[0].dim]
+        parts, results = list[Tensor](), list[tuple[int, Refitted]]()
+        for consumer in members:
+            assert (member := consumer.member) is not None
+            retained = kept if kept.dim() == 1 else kept.select(member.dim, member.index).flatten()
+            weight, own, other = self._rows(rewritten, consumer, whole), fitted[consumer.key], held.get(consumer.key)
+            if own.squares.any():
+                result = self._fit(name, weight, retained, own, other if other and other.squares.any() else None)
+                results.append((own.tokens, result))
+            parts.append(consumer.restore(result.weight if own.squares.any() else weight[:, retained]))
+        self.changed[name] = torch.stack(parts, member.dim).contiguous()
+        self.done[name] = average(self.changed[name], results)
 
     def _reduce(self, producer: Consumer, fitted: Moments, held: Moments | None) -> None:
         """Refit the retained rows of a producer at its rank; in the wide matrix, the other rows are unchanged."""
@@ -278,6 +298,23 @@ class Walk:
         for dim, indices in rewritten.keep.get(consumer.weight, {}).items():
             weight = weight if dim == consumer.dim else narrow(weight, dim, indices)
         return consumer.matrix(weight)
+
+
+def stacks(consumers: Sequence[Consumer]) -> list[list[Consumer]]:
+    """The members of every stack among these consumers."""
+    by_weight: dict[str, list[Consumer]] = {}
+    for consumer in (c for c in consumers if c.member is not None):
+        by_weight.setdefault(consumer.weight, []).append(consumer)
+    return list(by_weight.values())
+
+
+def average(weight: Tensor, results: Sequence[tuple[int, Refitted]]) -> Refitted:
+    """The refit of a whole stack: the median damping of its members, and their errors, weighted by their tokens."""
+    tokens = max(sum(count for count, _ in results), 1)
+    before = sum(count * result.error_before for count, result in results) / tokens
+    after = sum(count * result.error_after for count, result in results) / tokens
+    dampings = sorted(result.damping for _, result in results) or [0.0]
+    return Refitted(weight, dampings[len(dampings) // 2], before, after)
 
 
 def fill(wide: Tensor, small: Tensor, indices: Mapping[int, Tensor]) -> Tensor:

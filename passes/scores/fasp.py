@@ -21,6 +21,7 @@ class Fasp(Innermost):
     """
 
     moments = "diagonal"
+    stacks = True
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:
         """Score of every index, shape (rows, group.size)."""

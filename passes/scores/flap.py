@@ -40,6 +40,7 @@ class Flap(Outermost):
     metric: Callable[[Tensor, Moments], Tensor]
 
     moments = "diagonal"
+    stacks = True
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:
         """Score of every index, shape (rows, group.size)."""

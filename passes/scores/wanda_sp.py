@@ -13,6 +13,7 @@ class WandaSp(Outermost):
     """Mean of ``|W_ij| ||x_j||`` over a column, averaged over the columns of a head."""
 
     moments = "diagonal"
+    stacks = True
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:
         """Score of every index, shape (rows, group.size)."""

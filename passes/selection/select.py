@@ -43,8 +43,7 @@ class Select(Pass):
         """
         eligible, shares = program.fact(Eligible), program.facts.get(Shares)
         if shares is not None and shares.target is not None:
-            movable, dependencies = knobs(eligible, self.align), program.fact(Dependencies)
-            Budget(dependencies, movable, shares.target, program.parameters, shares.unit).require()
+            Budget.of(program, knobs(eligible, self.align), shares.target, shares.unit).require()
         return program
 
     def run(self, program: Program) -> Program:
@@ -58,7 +57,7 @@ class Select(Pass):
         movable = knobs(eligible, self.align)
         widths = _rounded(movable, shares.by_group)
         if shares.target is not None:
-            budget = Budget(dependencies, movable, shares.target, program.parameters, shares.unit)
+            budget = Budget.of(program, movable, shares.target, shares.unit)
             widths = _fill(budget, widths, shares.by_group)
         cut = {group: widths[group.name] for group in eligible.groups if widths[group.name] < group.size}
         if fault := eligible.destination.fault({group.name: width for group, width in cut.items()}):
