@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2,
 }  # fmt: skip
 
 
@@ -72,6 +72,22 @@ def missing(model: nn.Module, matched: Mapping[str, Entry]) -> list[str]:
     return [name for name, tensor in state.items() if name not in matched and tensor.is_floating_point()]
 
 
+def check_types(folder: Path, model: nn.Module, matched: Mapping[str, Entry]) -> None:
+    """Check that every floating-point weight is stored as plain numbers, not as codes that need scales.
+
+    Raises:
+        LoadError: if one is not.
+    """
+    state = model.state_dict(keep_vars=True)
+    codes = {n: e.dtype for n, e in matched.items() if state[n].is_floating_point() and e.dtype not in DTYPES}
+    for name, dtype in codes.items():
+        raise LoadError(
+            f"{folder} stores {len(codes)} weights as {dtype}, the first {name}: quantized numbers, which mean nothing "
+            f"without their scales; expected {', '.join(DTYPES)}. Load the model with transformers, call "
+            "model.dequantize(), and save it"
+        )
+
+
 def check_shapes(folder: Path, model: nn.Module, matched: Mapping[str, Entry]) -> None:
     """Compare every stored shape with the one that follows from the configuration.
 
@@ -89,9 +105,13 @@ def check_shapes(folder: Path, model: nn.Module, matched: Mapping[str, Entry]) -
     )
 
 
-def needs_conversion(model: nn.Module) -> bool:
-    """Whether transformers computes weights of this model from several or reshaped stored tensors."""
-    return any(not isinstance(rule, transformers.core_model_loading.WeightRenaming) for rule in _rules(model))
+def are_computed(model: nn.Module, absent: Sequence[str]) -> bool:
+    """Whether transformers computes absent weights: from other stored tensors, or from sizes, as sinusoids are."""
+    globs = getattr(model, "_keys_to_ignore_on_load_missing", None) or ()
+    from_sizes = all(any(re.search(glob, name) for glob in globs) for name in absent)
+    return from_sizes or any(
+        not isinstance(rule, transformers.core_model_loading.WeightRenaming) for rule in _rules(model)
+    )
 
 
 def _read_header(path: Path) -> Iterator[Entry]:

@@ -65,7 +65,7 @@ def _build(folder: Path, settings: Any) -> nn.Module:
 def _places(folder: Path, model: nn.Module, stored: Mapping[str, checkpoints.Entry]) -> dict[str, checkpoints.Entry]:
     """Entry of every weight; in a converted copy, if transformers computes weights from other stored tensors."""
     matched = checkpoints.match(model, stored)
-    if checkpoints.missing(model, matched) and checkpoints.needs_conversion(model):
+    if (absent := checkpoints.missing(model, matched)) and checkpoints.are_computed(model, absent):
         stored = checkpoints.entries(_converted(folder))
         matched = checkpoints.match(model, stored)
     if absent := checkpoints.missing(model, matched):
@@ -73,6 +73,7 @@ def _places(folder: Path, model: nn.Module, stored: Mapping[str, checkpoints.Ent
             f"{folder} lacks {len(absent)} weights of {type(model).__name__}, the first {absent[0]}; copy the files "
             f"again, or name the class that was saved in {model_folder.CONFIG}: architectures"
         )
+    checkpoints.check_types(folder, model, matched)
     checkpoints.check_shapes(folder, model, matched)
     _report_unused(folder, stored, matched)
     return matched

@@ -124,6 +124,9 @@ class Flow(Protocol):
     def require_width(self, axis: Axis, least: int, multiple: int = 1) -> None:
         """Require at least `least` retained indices, and a multiple of `multiple`."""
 
+    def element_size(self, value: fx.Node) -> int:
+        """Bytes of an element of a value where the model runs, in the type in which its weights are stored."""
+
     def mark_indices(self, value: fx.Node, axis: Axis, output: int = 0) -> None:
         """Report that the integers of a value, or of one of its outputs, are indices into the axis."""
 

@@ -39,9 +39,9 @@ def substitute_sizes(size: Any, sizes: Mapping[Any, int]) -> Any:
     return int(known) if getattr(known, "is_number", True) else size_hint(size)
 
 
-def token_symbols(graph: fx.Graph) -> list[Any]:
+def token_symbols(graph: fx.Graph, name: str = "input_ids") -> list[Any]:
     """The symbolic sizes, batch and sequence length, of the token ids."""
-    shapes = (n.meta["val"].shape for n in graph.nodes if n.op == "placeholder" and n.name == "input_ids")
+    shapes = (n.meta["val"].shape for n in graph.nodes if n.op == "placeholder" and n.name == name)
     return [size.node.expr for size in next(shapes, ()) if not isinstance(size, int)]
 
 

@@ -16,7 +16,7 @@ from graphprune.execution.segments import Constants, Segment, load_weights, run,
 from graphprune.ir.program import Program
 from graphprune.ir.weights import Masked, Weights
 from graphprune.planning.plan import Rows, by_parameter, primes_to_keep
-from graphprune.statistics.collector import Calibration, input_leaf
+from graphprune.statistics.collector import Calibration, input_leaf, predicted_inputs
 
 MAX_BATCHES = 4  # for one measurement of the loss
 CHECKPOINTS = 16  # approximate number of segments of the dense model from which a run may start
@@ -102,9 +102,10 @@ class Objective:
     @cached_property
     def is_language_model(self) -> bool:
         """Whether the model is a causal language model: its logits predict the next token from the tokens up to it."""
-        if "input_ids" not in self.program.inputs[1]:
+        name = predicted_inputs(self.program)[0]
+        if name not in self.program.inputs[1]:
             return False
-        logits, ids = _first(_run(self.program, self.segments, self._known[0])[0]), self._leaf(0, "input_ids")
+        logits, ids = _first(_run(self.program, self.segments, self._known[0])[0]), self._leaf(0, name)
         if ids is None or ids.dim() != 2 or logits.dim() != 3 or logits.shape[:2] != ids.shape:
             return False
         other = torch.cat([ids[:, :-1], (ids[:, -1:] == 0).to(ids)], 1)
@@ -121,9 +122,9 @@ class Objective:
     def _judge(self, i: int, outputs: Outputs) -> tuple[float, int]:
         """Summed loss of batch `i`, and the number of its terms."""
         if self.is_language_model:
-            ids = self._leaf(i, "input_ids")
+            ids, mask = (self._leaf(i, name) for name in predicted_inputs(self.program))
             assert ids is not None
-            return _likelihood(_first(outputs), ids, self._leaf(i, "attention_mask"))
+            return _likelihood(_first(outputs), ids, mask)
         old = self._dense[i].outputs
         return sum(_error(new, old[at]) for at, new in outputs.items()), len(old)
 

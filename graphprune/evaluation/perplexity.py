@@ -17,7 +17,7 @@ from graphprune.errors import CalibrationError
 from graphprune.huggingface import model_folder
 from graphprune.ir.program import Inputs, Program
 from graphprune.statistics import texts
-from graphprune.statistics.collector import token_inputs
+from graphprune.statistics.collector import encoder_decoder_inputs, next_tokens, token_inputs
 
 Model = Program | Callable[..., Any]
 _ROWS = 512  # rows of logits in one softmax
@@ -107,6 +107,8 @@ def tokenizer_folder(model: Program | Path | str) -> Path:
 def perplexity(model: Model, windows: Tensor, *, batch: int = 4) -> Evaluation:
     """Measure the perplexity of each token given the tokens before it in its window.
 
+    An encoder-decoder predicts the second half of a window, whose first half its encoder reads.
+
     `windows` are token ids of shape ``(n, length)``; a model that is no program is called with `input_ids`.
     Likelihoods are computed some rows at a time, since logits of a large vocabulary are large.
 
@@ -115,16 +117,17 @@ def perplexity(model: Model, windows: Tensor, *, batch: int = 4) -> Evaluation:
     """
     count, length = windows.shape
     call = logits_function(model)
-    start, total = time.perf_counter(), 0.0
+    start, total, tokens = time.perf_counter(), 0.0, 0
     with torch.inference_mode(), progress("measuring perplexity", count) as step:
         for first in range(0, count, batch):
             part = windows[first : first + batch]
-            total += negative_log_likelihood(call(part)[:, :-1].flatten(0, 1), part[:, 1:].flatten())
+            scores, targets = next_tokens(call(part), part)
+            total += negative_log_likelihood(scores.flatten(0, 1), targets.flatten())
+            tokens += targets.numel()
             if not math.isfinite(total):
                 last = first + len(part) - 1
                 raise CalibrationError(f"the model predicts numbers that are not finite in windows {first} to {last}")
             step(len(part))
-    tokens = count * (length - 1)
     nll = total / tokens
     return Evaluation(_exponential(nll), nll, count, length, tokens, time.perf_counter() - start)
 
@@ -193,6 +196,10 @@ def tokens_per_second(model: Model, windows: Tensor, *, repeats: int = 5) -> Spe
 
 def logits_function(model: Model) -> Callable[[Tensor], Tensor]:
     """Function from token ids to logits of shape ``(batch, length, vocabulary)``."""
+    settings: Any = getattr(model, "config", None)
+    if not isinstance(model, Program) and getattr(settings, "is_encoder_decoder", False):
+        start = model_folder.start_of(settings.to_dict())
+        return lambda ids: logits(model(**encoder_decoder_inputs(ids, start)))
     if not isinstance(model, Program):
         return lambda ids: logits(model(input_ids=ids))
     module, program = model.module(), model

@@ -1,7 +1,7 @@
 """Hugging Face model folders: their configuration, class, tokenizer and model with weights."""
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,9 @@ from graphprune.support.packages import failed_import, transformers
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+GENERATION = "generation_config.json"
+ADAPTER = "adapter_config.json"
+QUANTIZED = ("quantization_config", "compression_config")
 PROGRAM = "model.pt2"  # in place of weights, for a model that no transformers class can hold
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt", "spiece.model", "tokenizer_config.json")
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack")
@@ -99,6 +102,18 @@ def model_class(folder: Path, settings: Any) -> Any:
 def generates_text(kind: Any, settings: Any) -> bool:
     """Whether a transformers class with this configuration generates text from left to right."""
     return bool(kind.can_generate() and kind.main_input_name == "input_ids" and not settings.is_encoder_decoder)
+
+
+def start_token(folder: Path) -> int:
+    """The token with which the decoder of an encoder-decoder starts; padding or token 0 where none is set."""
+    path = folder / GENERATION
+    return start_of(config(folder).to_dict(), read_json(path) if path.is_file() else {})
+
+
+def start_of(*tables: Mapping[str, Any]) -> int:
+    """The token with which a decoder starts, from settings of a model and of generation."""
+    names = ("decoder_start_token_id", "pad_token_id")
+    return next((int(t[name]) for name in names for t in tables if isinstance(t.get(name), int)), 0)
 
 
 def build(folder: Path, settings: Any) -> nn.Module:
@@ -210,11 +225,17 @@ def _raw_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise LoadError(f"{folder} is not a folder")
     if not (folder / CONFIG).is_file():
+        if (folder / ADAPTER).is_file():
+            raise LoadError(
+                f"{folder} holds an adapter without its base model; merge both, with peft: "
+                "PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(new_folder)"
+            )
         raise LoadError(f"{folder} has no {CONFIG}: expected a Hugging Face model folder")
     raw = read_json(folder / CONFIG)
-    if "quantization_config" in raw:
+    tables = {"": raw, **{f"{name}.": part for name, part in raw.items() if isinstance(part, dict)}}
+    for name in (f"{at}{field}" for at, table in tables.items() for field in QUANTIZED if table.get(field)):
         raise LoadError(
-            f"{folder / CONFIG}: the weights are quantized (quantization_config), expected plain floating-point ones. "
+            f"{folder / CONFIG}: the weights are quantized ({name}), expected plain floating-point ones. "
             "Load the model with transformers, call model.dequantize() and save it"
         )
     return raw

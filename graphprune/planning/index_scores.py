@@ -94,7 +94,8 @@ def at_consumers(group: Group, evidence: Evidence, value: Callable[[Consumer], T
     """The sum of a `value` of the columns of every consumer, shape (columns * taps,), by the index of the group.
 
     Values of one index are added up, or averaged with `mean`, within a consumer, and added up over the consumers. The
-    result has the shape (rows, group.size). A member of a stack adds to its own row, where the stack selects the indices.
+    result has the shape (rows, group.size). A member of a stack adds to its own row, where the stack selects the
+    indices.
     """
     dependencies = evidence.dependencies
     total = torch.zeros(rows_of(group, dependencies), group.size, dtype=torch.float64)

@@ -102,8 +102,8 @@ class ScoreMethod(ABC):
     `moments` names the sums over calibration inputs that it reads: ``none``, the ``diagonal`` (squares and means), or
     the ``full`` Gram matrices; at the consumers of a group and, with `producers`, also at its producers. With
     `gradients` it reads gradients of a loss; `gradients_of` tells whether at the ``parameters``, or at the ``outputs``
-    of consumers. With `runs_inputs` it runs calibration inputs itself. With `stacks`, it scores the members of stacks of
-    linear operators, such as experts, as it does consumers.
+    of consumers. With `runs_inputs` it runs calibration inputs itself. With `stacks`, it scores members of stacks
+    of linear operators, such as experts, as it does consumers.
     """
 
     moments: ClassVar[str] = "none"

@@ -9,11 +9,13 @@ from torch import Tensor
 
 from graphprune.axes.rule import Consumer
 from graphprune.errors import CalibrationError
+from graphprune.huggingface import model_folder
 from graphprune.ir.program import Program
 from graphprune.statistics.moments import Drift, Moments
 from graphprune.support import distributed
 
 BATCH_TOKENS = 2048  # enough to keep a processor busy; gradients need some megabytes per token
+DECODER_IDS = "decoder_input_ids"  # the tokens that the decoder of an encoder-decoder reads
 HELD_OUT = 8  # every eighth batch is held out for choices by error
 
 
@@ -62,17 +64,51 @@ def token_batches(program: Program, ids: Tensor, tokens: int = BATCH_TOKENS) -> 
 def token_inputs(program: Program, ids: Tensor) -> dict[str, Any]:
     """Named inputs for token ids, shape (batch, length): the ids, and a mask of ones if the program takes one.
 
+    The encoder of an encoder-decoder reads the first half of each window. Its decoder predicts the second half: it
+    reads the start token, then all tokens of that half but the last.
+
     Raises:
         CalibrationError: if the program takes other inputs.
     """
-    available = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     names = list(program.inputs[1])
+    available = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if DECODER_IDS in names:
+        start = model_folder.start_token(program.source.path) if program.source else 0
+        available = encoder_decoder_inputs(ids, start)
     if program.inputs[0] or "input_ids" not in names or set(names) - available.keys():
+        others = ["positional inputs"] * bool(program.inputs[0]) + [name for name in names if name not in available]
         raise CalibrationError(
-            f"the model takes {len(program.inputs[0])} positional inputs and {names}, not token ids and a mask; "
-            "pass batches of inputs instead of a text"
+            f"a text gives token ids alone, and the model takes {', '.join(others or names)}, too: pass batches from "
+            "Python instead (batches=[(args, kwargs), ...]), or choose a recipe that needs no data, such as magnitude"
         )
     return {name: available[name] for name in names}
+
+
+def encoder_decoder_inputs(ids: Tensor, start: int) -> dict[str, Tensor]:
+    """Named inputs of an encoder-decoder for token ids, shape (batch, length): see `token_inputs`."""
+    first, second = ids[:, : ids.shape[1] // 2], ids[:, ids.shape[1] // 2 :]
+    moved = torch.cat([torch.full_like(second[:, :1], start), second[:, :-1]], 1)
+    masks = {"attention_mask": torch.ones_like(first), "decoder_attention_mask": torch.ones_like(moved)}
+    return {"input_ids": first, DECODER_IDS: moved, **masks}
+
+
+def next_tokens(scores: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+    """Logits of all tokens of a window that are predicted, and those tokens, shape (batch, predicted).
+
+    Args:
+        scores: The logits of a decoder, shape (batch, length, vocabulary), or of the decoder in an encoder-decoder,
+            shape (batch, length - length // 2, vocabulary).
+        ids: The windows, shape (batch, length).
+    """
+    if scores.shape[1] == ids.shape[1]:
+        return scores[:, :-1], ids[:, 1:]
+    return scores, ids[:, -scores.shape[1] :]
+
+
+def predicted_inputs(program: Program) -> tuple[str, str]:
+    """Names of the inputs whose next tokens a language model predicts, and of their mask."""
+    decodes = DECODER_IDS in program.inputs[1]
+    return (DECODER_IDS, "decoder_attention_mask") if decodes else ("input_ids", "attention_mask")
 
 
 def input_leaf(program: Program, leaves: Sequence[Any], name: str) -> Any:
@@ -85,9 +121,13 @@ def input_leaf(program: Program, leaves: Sequence[Any], name: str) -> Any:
 def token_mask(program: Program, leaves: Sequence[Any]) -> Tensor | None:
     """Mask of the tokens of a batch that are not padding, shape (batch, length).
 
-    None if there is no padding, or the program has no `attention_mask`.
+    None if there is no padding, or the program has no `attention_mask`; also where the tokens of an encoder and of a
+    decoder have the same shape, so that their values cannot be told apart.
     """
     mask = input_leaf(program, leaves, "attention_mask")
+    decoded = input_leaf(program, leaves, DECODER_IDS)
+    if isinstance(mask, Tensor) and isinstance(decoded, Tensor) and decoded.shape == mask.shape:
+        return None
     if not isinstance(mask, Tensor) or mask.dim() != 2 or mask.is_floating_point() or bool((mask != 0).all()):
         return None
     return mask != 0
@@ -114,8 +154,8 @@ class Collector:
     @property
     def watched(self) -> set[str]:
         """Names of the nodes whose values it needs."""
-        offsets = {consumer.member.offsets for consumer in self.consumers if consumer.member is not None}
-        return {consumer.x for consumer in self.consumers} | set(self.residual.values()) | offsets - {None}
+        offsets = {c.member.offsets for c in self.consumers if c.member is not None and c.member.offsets is not None}
+        return {consumer.x for consumer in self.consumers} | set(self.residual.values()) | offsets
 
     @property
     def moments_with_drift(self) -> dict[str, Moments]:

@@ -21,7 +21,7 @@ from graphprune.errors import WorkspaceError
 from graphprune.execution.segments import CONSTANT_BYTES, Segment, split_at_linear_layers
 from graphprune.ir.program import Program
 from graphprune.planning.facts import Eligible
-from graphprune.statistics.collector import BATCH_TOKENS
+from graphprune.statistics.collector import BATCH_TOKENS, DECODER_IDS
 from graphprune.statistics.moments import block_width
 from graphprune.support import memory
 
@@ -171,8 +171,10 @@ class _Parts:
 
     @cached_property
     def _sizes(self) -> dict[Any, int]:
-        """Batch and length of the run by symbol, which replace those of the example."""
-        return dict(zip(token_symbols(self.program.graph), (self.batch, self.length), strict=False))
+        """Batch and length of the run by symbol, which replace those of the example, in an encoder-decoder for both."""
+        names = ("input_ids", DECODER_IDS)
+        symbols = (token_symbols(self.program.graph, name) for name in names)
+        return {symbol: size for both in symbols for symbol, size in zip(both, (self.batch, self.length), strict=False)}
 
 
 def _owner(node: fx.Node, owner: Mapping[str, str]) -> str:

@@ -126,6 +126,11 @@ class AxisFlow:
         """Note the least number of indices that must be retained, and the number of which it is a multiple."""
         self.leasts.append((axis, least, multiple))
 
+    def element_size(self, value: fx.Node) -> int:
+        """Bytes of an element of a value, in the type in which the weights are stored, if that is smaller."""
+        own: int = value.meta["val"].element_size()
+        return min(own, self.program.source.dtype.itemsize) if self.program.source else own
+
     def mark_indices(self, value: fx.Node, axis: Axis, output: int = 0) -> None:
         """Note that a value holds indices into an axis."""
         self.pointers.mark(value, output, axis)

@@ -22,7 +22,7 @@ from graphprune.planning.facts import Eligible
 from graphprune.planning.index_scores import at_consumers, rows_of
 from graphprune.planning.interfaces import Evidence
 from graphprune.solvers.factorable import factorable
-from graphprune.statistics.collector import Calibration, at_least_single, input_leaf, matmul_autocast
+from graphprune.statistics.collector import Calibration, at_least_single, input_leaf, matmul_autocast, predicted_inputs
 from graphprune.statistics.moments import FactorGradients, GradientSums, OutputGradients, ParameterGradients
 
 #: The loss of an output, and the number of the calibration batch that it belongs to.
@@ -219,7 +219,7 @@ def _slope(group: Group, evidence: Evidence, gradients: Mapping[str, Tensor]) ->
 
 
 def likelihood(program: Program) -> Loss:
-    """The mean negative log likelihood of the next token.
+    """The mean negative log likelihood of the next token, in an encoder-decoder that of its decoder.
 
     Raises:
         CalibrationError: if the program is no causal language model.
@@ -232,7 +232,7 @@ def likelihood(program: Program) -> Loss:
     batches = program.fact(Calibration).batches
 
     def loss(output: Any, i: int) -> Tensor:
-        ids = input_leaf(program, batches[i], "input_ids")
+        ids = input_leaf(program, batches[i], predicted_inputs(program)[0])
         return cross_entropy(logits(output)[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
 
     return loss

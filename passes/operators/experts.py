@@ -39,9 +39,8 @@ class GroupedProduct(Rule):
         flow.produce(node.args[1], 2)
         if isinstance(node.args[2], fx.Node) and node.args[2].op == "call_function":
             report_stack(flow, node, node.args[0], node.args[1], node.args[2])
-        if node.target is aten._grouped_mm.default:
-            for axis in (inner, out):  # its kernels need rows of a multiple of 16 bytes
-                flow.require_width(axis, 1, 16 // node.meta["val"].element_size())
+        for axis in (inner, out):  # the kernels need rows of a multiple of 16 bytes; the fallback stands in for them
+            flow.require_width(axis, 1, 16 // flow.element_size(node))
         return rows, out
 
     def examples(self) -> Iterator[Example]:

@@ -50,7 +50,11 @@ def reusable(
     needed = {n.name: n for node in segment.nodes if node.name in late for n in node.all_input_nodes if n.name in own}
     early = segment.upstream_of(needed)
     scaled = early.weights(program) & rewritten.scales.keys()
-    if scaled or any(_varies(node, dependencies, keep) for node in needed.values()) or not all(_carries(node, dependencies, keep) for node in early.nodes):
+    if (
+        scaled
+        or any(_varies(node, dependencies, keep) for node in needed.values())
+        or not all(_carries(node, dependencies, keep) for node in early.nodes)
+    ):
         return None
     rest = Segment(tuple(node for node in segment.nodes if node.name in late), segment.entry, segment.exit)
     return Reuse(early, rest, {name: dict(_indices(node, dependencies, keep)) for name, node in needed.items()})

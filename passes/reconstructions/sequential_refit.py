@@ -247,16 +247,18 @@ class Walk:
         """Refit every member of a stack by the rows that it multiplies; one without any is unchanged."""
         rewritten, name = self.program.fact(Rewritten), members[0].weight
         whole, kept = rewritten.original.weights[name], rewritten.keep[name][members[0].dim]
-        parts, results = list[Tensor](), list[tuple[int, Refitted]]()
-        for consumer in members:
-            assert (member := consumer.member) is not None
-            retained = kept if kept.dim() == 1 else kept.select(member.dim, member.index).flatten()
+        parts, results, dim = list[Tensor](), list[tuple[int, Refitted]](), 0
+        for consumer, member in ((c, c.member) for c in members if c.member is not None):
+            dim = member.dim
+            retained = kept if kept.dim() == 1 else kept.select(dim, member.index).flatten()
             weight, own, other = self._rows(rewritten, consumer, whole), fitted[consumer.key], held.get(consumer.key)
             if own.squares.any():
                 result = self._fit(name, weight, retained, own, other if other and other.squares.any() else None)
                 results.append((own.tokens, result))
-            parts.append(consumer.restore(result.weight if own.squares.any() else weight[:, retained]))
-        self.changed[name] = torch.stack(parts, member.dim).contiguous()
+                parts.append(consumer.restore(result.weight))
+            else:
+                parts.append(consumer.restore(weight[:, retained]))
+        self.changed[name] = torch.stack(parts, dim).contiguous()
         self.done[name] = average(self.changed[name], results)
 
     def _reduce(self, producer: Consumer, fitted: Moments, held: Moments | None) -> None:

@@ -34,6 +34,21 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
         {"embedding_size": 8, "hidden_sizes": [8, 16], "depths": [1, 1], "layer_type": "basic"},
     ),
     "MobileNetV2ForImageClassification": ("MobileNetV2Config", {"depth_multiplier": 0.1, "image_size": 32}),
+    "MarianMTModel": (
+        "MarianConfig",
+        {
+            "vocab_size": 99,
+            "d_model": 32,
+            "encoder_layers": 1,
+            "decoder_layers": 1,
+            "encoder_ffn_dim": 48,
+            "decoder_ffn_dim": 48,
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4,
+            "pad_token_id": 0,
+            "decoder_start_token_id": 0,
+        },
+    ),
     "MixtralForCausalLM": ("MixtralConfig", {**TINY, "num_key_value_heads": 2, "num_local_experts": 2}),
 }
 

@@ -104,6 +104,15 @@ def test_what_transformers_computes_while_loading_is_converted(save: Save, caplo
     assert "converting the weights to the layout of transformers once" in caplog.text
 
 
+def test_tables_that_follow_from_sizes_need_no_tensor(save: Save) -> None:
+    folder, model = save("MarianMTModel")
+    assert not any("embed_positions" in name for name in load_file(folder / model_folder.WEIGHTS))
+    ids = torch.randint(3, 60, (2, 7))
+    assert_same(
+        load(folder), model, {"input_ids": ids, "attention_mask": torch.ones_like(ids), "decoder_input_ids": ids}
+    )
+
+
 def test_a_per_layer_folder_is_built_without_its_code(save: Save) -> None:
     folder, _ = save()
     state = load_file(folder / model_folder.WEIGHTS)
@@ -170,7 +179,8 @@ def test_broken_configurations(save: Save, content: str, match: str) -> None:
         ({"architectures": ["MyOwn"]}, r"architectures is \['MyOwn'\], expected the name of a model class"),
         ({"architectures": None}, r"architectures is \[\], expected the name of a model class"),
         ({"architectures": ["load_file"]}, r"expected the name of a model class"),
-        ({"quantization_config": {"bits": 4}}, r"the weights are quantized"),
+        ({"quantization_config": {"bits": 4}}, r"the weights are quantized \(quantization_config\)"),
+        ({"text_config": {"compression_config": {"bits": 4}}}, r"quantized \(text_config\.compression_config\)"),
         ({"hidden_size": "many"}, r"config\.json is not a valid configuration of a llama model"),
         ({"hidden_act": "nonsense"}, r"config\.json: no model can be built from it"),
         ({"intermediate_size": 64}, r"has shape \[48, 32\], expected \[64, 32\] by .*belongs to another model"),
@@ -181,6 +191,22 @@ def test_configurations_that_fit_no_model(save: Save, changes: dict[str, Any], m
     folder, _ = save()
     edit(folder / model_folder.CONFIG, **changes)
     refused(folder, match)
+
+
+@pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.int8])
+def test_quantized_numbers_without_scales_are_refused(save: Save, kind: torch.dtype) -> None:
+    folder, _ = save()
+    stored = load_file(folder / model_folder.WEIGHTS)
+    name = "model.layers.0.mlp.up_proj.weight"
+    save_file({**stored, name: stored[name].to(kind)}, folder / model_folder.WEIGHTS)
+    refused(
+        folder, rf"stores 1 weights as \w+, the first {name}: quantized numbers, which mean nothing without .*scales"
+    )
+
+
+def test_an_adapter_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    refused(tmp_path, r"holds an adapter without its base model; merge both, .*merge_and_unload")
 
 
 def test_broken_weights(save: Save) -> None:
