@@ -21,15 +21,23 @@ from graphprune.passes.operators import RULES, rule
 aten = torch.ops.aten
 
 
+ELEMENTWISE_IF_EMPTY = (aten.any.dims, aten.all.dims)  # for an empty list of dimensions
+
+
 class Reduce(Rule):
     """Reduction of some dimensions, which are removed or become size 1."""
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         dims = flow.dims(node.args[0])
-        reduced = canonical_dims(argument(node, 1, "dim"), len(dims))
+        reduced = self.reduced(node, len(dims))
         for i in reduced:
             self.reduce(flow, node, dims[i])
         return reduced_dims(dims, reduced, argument(node, 2, "keepdim", False))
+
+    def reduced(self, node: fx.Node, rank: int) -> list[int]:
+        """The reduced dimensions: all of them without an argument."""
+        dims = argument(node, 1, "dim")
+        return [] if dims == [] and node.target in ELEMENTWISE_IF_EMPTY else canonical_dims(dims, rank)
 
     def reduce(self, flow: Flow, node: fx.Node, axis: Axis) -> None:
         """Report a reduced axis to the analysis."""

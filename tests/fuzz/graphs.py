@@ -8,12 +8,13 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from tests.fuzz import arrangements, networks, numbers
+from tests.fuzz import arrangements, indexing, networks, numbers
+from tests.fuzz.layers import Indexed
 from tests.fuzz.world import OPERATIONS, SIZES, Dice, Graph, Interpreter, Maker, Step, floating
 
-assert arrangements and networks and numbers  # importing them registers their operations
+assert arrangements and indexing and networks and numbers  # importing them registers their operations
 
-FORMS = ("flat", "sequence", "image", "tokens", "two", "named", "mapping", "still")
+FORMS = ("flat", "sequence", "image", "tokens", "two", "named", "mapping", "still", "masked")
 #: What makes freedoms, or meets them, is drawn more often than what is opaque.
 OFTEN = (
     "linear", "linear", "linear", "linear", "again", "project", "convolution", "depthwise", "norm", "channel_norm",
@@ -52,17 +53,23 @@ def build(graph: Graph) -> Built:
     leaves = torch.utils._pytree.tree_leaves((args, kwargs))
     maker = Maker(graph, values=list(leaves))
     for i, leaf in enumerate(leaves):
-        first = "embedding" if not floating(leaf) else "convolution" if leaf.dim() == 4 else "linear"
-        maker.add(OPERATIONS[first].make(Dice(graph.seed, maker), leaf), (i,))
+        maker.add(OPERATIONS[_first(leaf)].make(Dice(graph.seed, maker), leaf), (i,))
     for step in graph.steps:
         maker.step(step)
     outputs, ending = [], graph.ending
     unread = [i for i in range(len(leaves), len(maker.values)) if i not in maker.used]
     for i in unread[-OUTPUTS:] or [len(maker.values) - 1]:
         ending, how = divmod(ending, len(READERS))
-        maker.add(READERS[how](Dice(graph.seed, maker), maker.values[i]), (i,))
+        maker.add(READERS[how](Dice(graph.seed, maker), maker.values[i]), (i,), read=True)
         outputs.append(len(maker.values) - 1)
     return Built(Interpreter(maker, outputs, NESTS[graph.seed % len(NESTS)]).eval(), args, kwargs)
+
+
+def _first(leaf: Tensor) -> str:
+    """The operation that makes features of an input."""
+    if leaf.dtype == torch.bool:
+        return "kept"
+    return "embedding" if not floating(leaf) else "convolution" if leaf.dim() == 4 else "linear"
 
 
 def inputs(graph: Graph) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -79,6 +86,8 @@ def inputs(graph: Graph) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return (torch.randint(0, 4, (batch, second), generator=generator),), {}
     if graph.form == "two":
         return (x, real((batch, second, graph.sizes[1]))), {}
+    if graph.form == "masked":
+        return (x, torch.rand((batch, second), generator=generator) < 0.7), {}
     if graph.form == "named":
         return (x,), {"other": real((batch, last))}
     if graph.form == "mapping":
@@ -116,6 +125,15 @@ def _mapped(dice: Dice, x: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda x: two(one(x).mT)
 
 
+def _banned(dice: Dice, x: Tensor) -> Callable[[Tensor], Tensor]:
+    """A linear map of the last dimension, with a mark in place of some numbers."""
+    if not floating(x):
+        return _raw(dice, x)
+    layer, mark = dice.keep(nn.Linear(x.shape[-1], 3)), dice.pick((-1e9, torch.finfo(x.dtype).min))
+    ban = dice.keep(Indexed(torch.tensor([False, True, False]), lambda y, mask: y.masked_fill(mask, mark)))
+    return lambda x: ban(layer(x))
+
+
 def _sum(dice: Dice, x: Tensor) -> Callable[[Tensor], Tensor]:
     """A sum."""
     return lambda x: x.sum(-1)
@@ -126,7 +144,7 @@ def _raw(dice: Dice, x: Tensor) -> Callable[[Tensor], Tensor]:
     return lambda x: x.clone()
 
 
-READERS = (_read, _turned, _flat, _mapped, _read, _turned, _read, _sum, _raw)
+READERS = (_read, _turned, _flat, _mapped, _read, _turned, _read, _sum, _raw, _banned)
 NESTS: tuple[Callable[[list[Tensor]], Any], ...] = (
     lambda values: values[0] if len(values) == 1 else tuple(values),
     lambda values: {"first": values[0], "rest": tuple(values[1:])},

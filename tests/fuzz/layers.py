@@ -42,6 +42,17 @@ class Table(nn.Module):
         return x + self.pick(self.table, self.index)
 
 
+class Indexed(nn.Module):
+    """A function of a value and of stored indices, or of a stored mask."""
+
+    def __init__(self, index: Tensor, f: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.index, self.f = nn.Buffer(index), f
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.f(x, self.index)
+
+
 class Computed(nn.Module):
     """A linear map whose weight is computed from two parameters."""
 

@@ -136,12 +136,12 @@ class Maker:
         except (RuntimeError, ValueError, IndexError, TypeError, AssertionError, ZeroDivisionError):
             return  # torch refuses it: there is no such graph
 
-    def add(self, made: Made, operands: tuple[int, ...]) -> None:
-        """Call a function of some values, and keep what it gives."""
+    def add(self, made: Made, operands: tuple[int, ...], read: bool = False) -> None:
+        """Call a function of some values, and keep what it gives; `read` values may hold marks."""
         with torch.no_grad():
             result = made(*(self.values[i] for i in operands))
         results = result if isinstance(result, tuple) else (result,)
-        if all(map(_is_reasonable, results)):
+        if read or all(map(_is_reasonable, results)):
             self.calls.append((made, operands))
             self.values += results
             self.used |= set(operands)
