@@ -3,6 +3,7 @@
 Programs run one after the other, with the weights of at most one segment in memory (see `interpreter`).
 """
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -13,45 +14,30 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
 from graphprune.errors import GraphpruneError, VerificationError, because
-from graphprune.execution import float64, interpreter
+from graphprune.execution import interpreter, precision
+from graphprune.execution.comparison import (
+    DOUBLE,
+    RTOL,
+    Verification,
+    difference,
+    is_informative,
+    numbers,
+    paired,
+    rounding_of,
+)  # fmt: skip
+from graphprune.execution.fresh_inputs import attempts, variants
+from graphprune.execution.input_sizes import describe
 from graphprune.execution.module_state import seeded
 from graphprune.ir.program import Inputs, Program
 from graphprune.ir.weights import KeepByName, Masked
 
-RTOL = 1e-4  # of the largest reference value, in float32
+SPREAD = 1e-3  # of the typical distance of values from their center
 STORED = 1e-5  # in float64 with weights that are stored in float32
-DOUBLE = 1e-7  # in float64, where a small difference is no rounding
+WHAT = "masked and cut program"
+#: Rounding in double precision, as a share of the difference between single and double.
+NOISE = 1e3 * torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
 
-
-@dataclass(frozen=True)
-class Verification:
-    """Result of a comparison: the greatest difference, relative to the greatest reference value."""
-
-    max_error: float
-    tolerance: float
-    cases: int
-
-
-class _ApartError(VerificationError):
-    """Shapes agree and all numbers are finite, but some differ too much."""
-
-
-def compare(reference: Any, output: Any, what: str, tolerance: float | None = None) -> Verification:
-    """Compare two outputs, leaf by leaf.
-
-    Raises:
-        VerificationError: if shapes or numbers disagree, or a number is not finite.
-    """
-    pairs = list(zip(_numbers(reference), _numbers(output), strict=True))
-    worst, allowed = 0.0, 0.0
-    for i, (a, b) in enumerate(pairs):
-        allowed = max(allowed, tolerance or _tolerance(a))
-        worst = max(worst, _error(a, b, f"{what}, output {i}"))
-    if not pairs or worst > allowed:
-        raise _ApartError(
-            f"{what}: they differ by {worst:.2e} of the largest value, allowed is {allowed:.0e}; nothing was saved"
-        )
-    return Verification(worst, allowed, 1)
+_log = logging.getLogger(__name__)
 
 
 def mask_program(program: Program, keep: KeepByName) -> Program:
@@ -76,47 +62,206 @@ def direction_of(node: fx.Node) -> tuple[fx.Node, int] | None:
     return (v, dim) if dim >= 0 and len(v.users) == 1 else None  # -1: a single magnitude
 
 
-def verify_cut(program: Program, small: Program, keep: KeepByName, seeds: tuple[int, ...] = (0, 1)) -> Verification:
-    """Check that `small` has the outputs of the masked `program`, also on inputs of other sizes than the traced ones.
+def verify_cut(
+    program: Program, small: Program, keep: KeepByName, seeds: tuple[int, ...] = (), *, rounded: bool = False
+) -> Verification:
+    """Check that `small` has the outputs of the masked `program` on other masks, indices and sizes than the traced.
 
-    Where large values cancel, rounding in single precision can exceed the tolerance; then both must agree in double.
+    Half precision is computed in single. Where rounding in single precision exceeds the tolerance, both must agree in
+    double. `rounded` allows for new weights of `small` that were rounded to their stored type.
 
     Raises:
         VerificationError: if it does not.
     """
-    reference = mask_program(program, keep)
-    cases, expected = _run(reference, seeds)
+    reference, tolerance = mask_program(program, keep), None
+    if precision.uses(program, precision.SINGLE):
+        tolerance = _rounding_of_weights(program) if rounded else None
+        _require_running(small)
+        reference, small = (precision.program(side, precision.SINGLE) for side in (reference, small))
+    cases = accepted(reference, seeds)
     with _running():
-        outputs = interpreter.run(small, cases, seeds)
+        outputs = interpreter.run(small, cases.inputs, cases.seeds)
+    errors = _errors(cases.outputs, outputs, tolerance, spread=float("inf") if rounded else SPREAD)
+    if not errors.agree:
+        errors = _decided_in_double(reference, small, cases, errors)
+    verification = Verification(
+        errors.error, errors.tolerance, len(cases.inputs), cases.sizes, cases.refused, _blind(cases.outputs)
+    )
+    if verification.blind:
+        _log.warning(
+            "the proof shows nothing about %s: all numbers are the same, or none is finite",
+            ", ".join(verification.blind),
+        )
+    return verification
+
+
+@dataclass(frozen=True)
+class Cases:
+    """Inputs that a program accepts, their seeds and outputs, the sizes of each, and the sizes that it refused."""
+
+    inputs: Sequence[Inputs]
+    seeds: Sequence[int]
+    outputs: Sequence[Any]
+    sizes: tuple[str, ...]
+    refused: tuple[str, ...]
+
+
+def accepted(program: Program, seeds: Sequence[int] = (), what: str = "the original") -> Cases:
+    """Run a program on every kind of inputs; where it raises an error, on inputs closer to those of the example.
+
+    Raises:
+        VerificationError: if it raises one on the example, too.
+    """
+    kinds = variants(program)
+    chosen = tuple(seeds or range(len(kinds)))
+    kinds = [kinds[i % len(kinds)] for i in range(len(chosen))]
+    remaining = [attempts(program, seed, kind) for seed, kind in zip(chosen, kinds, strict=True)]
+    inputs = [next(attempt) for attempt in remaining]
+    outputs = interpreter.attempt(program, inputs, chosen)
+    refused: dict[str, None] = {}
+    while failed := [i for i, output in enumerate(outputs) if isinstance(output, Exception)]:
+        for i in failed:
+            refused[describe(inputs[i], program)] = None
+            inputs[i] = _next(remaining[i], outputs[i], what)
+        again = interpreter.attempt(program, [inputs[i] for i in failed], [chosen[i] for i in failed])
+        for i, output in zip(failed, again, strict=True):
+            outputs[i] = output
+    sizes = tuple(describe(case, program) for case in inputs)
+    return Cases(inputs, chosen, outputs, sizes, tuple(size for size in refused if size not in sizes))
+
+
+def _next(remaining: Iterator[Inputs], error: Exception, what: str) -> Inputs:
+    inputs = next(remaining, None)
+    if inputs is None:
+        raise VerificationError(
+            f"{what} fails on the inputs that it was traced with{because(error)}; nothing was saved"
+        ) from error
+    return inputs
+
+
+def _require_running(small: Program) -> None:
+    """Run a program once in its own precision, whose operators may refuse what others accept."""
+    with _running():
+        interpreter.run(small, [small.inputs], (0,))
+
+
+def _rounding_of_weights(program: Program) -> float:
+    types = {node.meta["val"].dtype for node in program.tensors()} & precision.SINGLE.keys()
+    return max((16 * torch.finfo(kind).eps for kind in types), default=RTOL)
+
+
+@dataclass(frozen=True)
+class _Errors:
+    """Greatest errors over all cases, relative to magnitudes and to their spread, and the tolerance of each."""
+
+    error: float
+    tolerance: float
+    spread: float
+    spread_tolerance: float
+
+    @property
+    def agree(self) -> bool:
+        """Whether both errors are within their tolerances."""
+        return self.error <= self.tolerance and self.spread <= self.spread_tolerance
+
+    def fault(self) -> VerificationError:
+        """Error that states the difference."""
+        error, allowed, of = self.error, self.tolerance, "value"
+        if error <= allowed:
+            error, allowed, of = self.spread, self.spread_tolerance, "spread of values"
+        return VerificationError(
+            f"{WHAT}: they differ by {error:.2e} of the typical {of}, allowed is {allowed:.0e}; nothing was saved"
+        )
+
+
+def _errors(
+    expected: Sequence[Any],
+    outputs: Sequence[Any],
+    tolerance: float | None = None,
+    reduced: Sequence[Any] = (),
+    spread: float = SPREAD,
+) -> _Errors:
+    """Errors of all cases; `reduced` are the expected outputs in lower precision, by which rounding is measured.
+
+    Raises:
+        VerificationError: if shapes disagree, or a number is finite on one side alone.
+    """
+    errors, allowed, spreads = [0.0], [0.0], [0.0]
+    for case, sides in enumerate(zip(expected, outputs, strict=True)):
+        rounding = _rounding(expected[case], reduced[case]) if reduced else []
+        for i, (a, b) in enumerate(paired(*sides, WHAT)):
+            apart = difference(a, b, f"{WHAT}, output {i}", rounding[i] if rounding else None)
+            errors.append(apart.relative)
+            allowed.append(tolerance or rounding_of(a))
+            spreads.append(apart.spread)
+    if len(errors) == 1:
+        raise VerificationError(f"{WHAT}: they have no outputs that are numbers; nothing was saved")
+    return _Errors(max(errors), max(allowed), max(spreads), spread)
+
+
+def _decided_in_double(reference: Program, small: Program, cases: Cases, single: _Errors) -> _Errors:
+    """Errors in double precision, where what remains of rounding is measured by that of single precision.
+
+    Programs in double precision are compared as they are, with the rounding of the reference in single.
+
+    Raises:
+        VerificationError: if they differ in both precisions, or in single where operators do not support double.
+    """
+    native = precision.uses(reference, precision.REDUCED)
+    types = precision.REDUCED if native else precision.DOUBLE
+    inputs = [precision.inputs(case, types) for case in cases.inputs]
+    sides = [reference] if native else [reference, small]
     try:
-        return _agreement(expected, outputs)
-    except _ApartError as fault:
-        if not all(map(_is_single, _numbers(expected))):
-            raise
-        return _agreement_in_double((reference, small), cases, seeds, fault)
+        with precision.default_double(not native):
+            outputs = [interpreter.run(precision.program(side, types), inputs, cases.seeds) for side in sides]
+    except Exception as fault:  # operators raise any exception for types that they do not support
+        return _decided_in_single(single, fault)
+    if native:
+        wide, other, tolerance = cases.outputs, interpreter.run(small, cases.inputs, cases.seeds), DOUBLE
+    else:
+        wide, other, tolerance = outputs[0], outputs[1], max(STORED, single.tolerance if single.tolerance > RTOL else 0)
+    reduced = outputs[0] if native else cases.outputs
+    errors = _errors(wide, other, tolerance, reduced, single.spread_tolerance)
+    if not errors.agree:
+        raise single.fault()
+    return errors
 
 
-def _is_single(leaf: Tensor) -> bool:
-    """Whether the type is one whose rounding double precision removes."""
-    return leaf.dtype in float64.WIDER or not (leaf.is_floating_point() or leaf.is_complex())
+def _decided_in_single(single: _Errors, fault: Exception) -> _Errors:
+    if not single.error <= single.tolerance:
+        raise single.fault() from fault
+    _log.warning(
+        "values that vary by little in comparison with their size were not compared as closely as others, because "
+        "the model does not run in double precision%s",
+        because(fault),
+    )
+    return single
 
 
-def _agreement(expected: Sequence[Any], outputs: Sequence[Any], tolerance: float | None = None) -> Verification:
-    cases = [compare(a, b, "masked and cut program", tolerance) for a, b in zip(expected, outputs, strict=True)]
-    return Verification(max(v.max_error for v in cases), max(v.tolerance for v in cases), len(cases))
+def _rounding(expected: Any, reduced: Any) -> list[Tensor]:
+    """Rounding of each output in double precision, by its difference between two precisions."""
+    pairs = zip(numbers(expected), numbers(reduced), strict=True)
+    return [
+        NOISE * (wide - narrow.to(wide.dtype)).abs()
+        if wide.is_floating_point() or wide.is_complex()
+        else torch.zeros(wide.shape)
+        for wide, narrow in pairs
+    ]
 
 
-def _agreement_in_double(
-    programs: tuple[Program, Program], cases: Sequence[Inputs], seeds: Sequence[int], fault: VerificationError
-) -> Verification:
-    """Compare in double precision; raise the `fault` of single precision if the programs still differ."""
-    wide = [float64.inputs(case) for case in cases]
-    try:
-        with float64.default(), _running():  # not every operator supports double precision
-            expected, outputs = [interpreter.run(float64.program(program), wide, seeds) for program in programs]
-        return _agreement(expected, outputs, STORED)
-    except VerificationError:
-        raise fault from None
+def _blind(outputs: Sequence[Any]) -> tuple[str, ...]:
+    """Names of the outputs that show nothing in any case.
+
+    Raises:
+        VerificationError: if no output holds a finite number.
+    """
+    leaves = list(zip(*map(numbers, outputs), strict=True))
+    if not any(bool(leaf.isfinite().any()) for cases in leaves for leaf in cases):
+        raise VerificationError(
+            "no output of the original holds a finite number, so that the cut cannot be compared (see that the weights "
+            "and the example are right); nothing was saved"
+        )
+    return tuple(f"output {i}" for i, cases in enumerate(leaves) if not any(map(is_informative, cases)))
 
 
 @contextmanager
@@ -141,83 +286,38 @@ def run(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], see
         return module(*args, **kwargs)
 
 
-def _run(program: Program, seeds: tuple[int, ...]) -> tuple[list[Inputs], list[Any]]:
-    """Fresh inputs of sizes that the program accepts, larger ones for odd seeds, and its outputs."""
-    cases: list[Inputs] = [fresh_inputs(program, seed, grow=seed % 2) for seed in seeds]
-    try:
-        return cases, interpreter.run(program, cases, seeds)
-    except RuntimeError:
-        pass  # some sizes must be even, or are fixed, without a constraint on their symbol
-    cases = [fresh_inputs(program, seed) for seed in seeds]
-    return cases, interpreter.run(program, cases, seeds)
+def verify_finite(program: Program, reference: Program | None = None) -> Verification:
+    """Check that a program runs, also on inputs of other sizes, with finite outputs wherever its reference has them.
 
-
-def fresh_inputs(program: Program, seed: int, grow: int = 0) -> tuple[tuple[Any, ...], Mapping[str, Any]]:
-    """Random inputs in the range of the example's, with every dynamic size larger by `grow`."""
-    generator = torch.Generator().manual_seed(seed)
-    leaves, spec = pytree.tree_flatten((program.inputs[0], dict(program.inputs[1])))
-    nodes = [node for node in program.graph.nodes if node.op == "placeholder"]
-    new = [_fresh(leaf, node.meta.get("val"), generator, grow) for leaf, node in zip(leaves, nodes, strict=True)]
-    args, kwargs = pytree.tree_unflatten(new, spec)
-    return args, kwargs
-
-
-def _fresh(leaf: Any, val: Any, generator: torch.Generator, grow: int) -> Any:
-    if not isinstance(leaf, Tensor) or not leaf.numel():
-        return leaf
-    shape = [old + (grow if _is_dynamic(size) else 0) for old, size in zip(leaf.shape, val.shape, strict=True)]
-    if leaf.dtype == torch.bool:
-        return leaf.new_ones(shape)
-    if not leaf.is_floating_point() and not leaf.is_complex():
-        return torch.randint(int(leaf.min()), int(leaf.max()) + 1, shape, generator=generator).to(leaf)
-    seen = leaf.to(torch.promote_types(leaf.dtype, torch.float32))
-    drawn = torch.randn(shape, generator=generator, dtype=seen.dtype)
-    return (drawn * seen.std(correction=0).cpu() + seen.mean().cpu()).to(leaf)
-
-
-def _is_dynamic(size: Any) -> bool:
-    """Whether a size may change; a symbol may be bound to a number."""
-    return not isinstance(size, int) and size.node.maybe_as_int() is None
-
-
-def _numbers(output: Any) -> list[Tensor]:
-    """Leaves that are tensors or numbers."""
-    leaves = pytree.tree_leaves(output)
-    return [torch.as_tensor(leaf) for leaf in leaves if isinstance(leaf, Tensor | int | float | complex)]
-
-
-def _tolerance(reference: Tensor) -> float:
-    """Tolerance for rounding in this type; integers count as computed in float32."""
-    if not reference.is_floating_point() or reference.dtype == torch.float32:
-        return RTOL
-    return DOUBLE if reference.dtype == torch.float64 else 16 * torch.finfo(reference.dtype).eps
-
-
-def _error(reference: Tensor, output: Tensor, what: str) -> float:
-    if reference.shape != output.shape:
-        raise VerificationError(
-            f"{what}: shapes are {tuple(reference.shape)} and {tuple(output.shape)}; nothing was saved"
-        )
-    if not torch.isfinite(output).all():
-        raise VerificationError(
-            f"{what}: it holds numbers that are not finite (see that those of the model are; a file of its weights may "
-            "be damaged); nothing was saved"
-        )
-    if not reference.numel():
-        return 0.0
-    wide = torch.promote_types(torch.promote_types(reference.dtype, output.dtype), torch.float64)
-    a, b = reference.detach().to(wide), output.detach().to(wide)
-    return float((a - b).abs().max()) / max(float(a.abs().max()), torch.finfo(torch.float32).tiny)
-
-
-def verify_finite(program: Program, seeds: tuple[int, ...] = (0, 1)) -> Verification:
-    """Check that the program runs and has finite outputs, also on inputs of other sizes than the traced ones.
+    Without a reference, numbers of an output that are not finite must not come from weights that are not.
 
     Raises:
         VerificationError: if it does not.
     """
-    with _running():
-        _, outputs = _run(program, seeds)
-    for output in outputs:
-        compare(output, output, "the cut program")
-    return Verification(0.0, RTOL, len(seeds))
+    cases = accepted(program, what="the cut program")
+    leaves = [leaf for output in cases.outputs for leaf in numbers(output)]
+    if not leaves or not all(bool(leaf.isfinite().all()) for leaf in leaves):
+        _require_explained(program, reference, cases)
+    return Verification(0.0, RTOL, len(cases.inputs), cases.sizes, cases.refused, _blind(cases.outputs))
+
+
+def _require_explained(program: Program, reference: Program | None, cases: Cases) -> None:
+    """Raise a VerificationError unless the reference, or the computation on finite weights, is not finite either."""
+    expected = interpreter.run(reference, cases.inputs, cases.seeds) if reference is not None else cases.outputs
+    for outputs in zip(expected, cases.outputs, strict=True):
+        for i, (a, b) in enumerate(paired(*outputs, "the cut program")):
+            alike = a.shape == b.shape and bool((b.isfinite() | ~a.isfinite()).all())
+            if not alike or (reference is None and not bool(b.isfinite().any()) and b.numel()):
+                raise _not_finite(f"output {i}")
+    if not numbers(cases.outputs):
+        raise VerificationError("the cut program has no outputs that are numbers; nothing was saved")
+    damaged = (name for name in sorted(program.parameters) if not bool(program.weights[name].isfinite().all()))
+    if name := next(damaged, None):
+        raise _not_finite(name)
+
+
+def _not_finite(where: str) -> VerificationError:
+    return VerificationError(
+        f"the cut program, {where}: it holds numbers that are not finite (see that those of the model are; a file of "
+        "its weights may be damaged); nothing was saved"
+    )

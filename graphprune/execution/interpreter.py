@@ -12,10 +12,20 @@ from graphprune.execution.segments import activation_nodes, evaluate_node, split
 from graphprune.ir.program import Inputs, Program
 
 
-@torch.no_grad()
 def run(program: Program, cases: Sequence[Inputs], seeds: Sequence[int]) -> list[Any]:
+    """Outputs of ``program.module()`` on each case, as `attempt` has them; an error of any case is raised."""
+    outputs = attempt(program, cases, seeds)
+    for output in outputs:
+        if isinstance(output, Exception):
+            raise output
+    return outputs
+
+
+@torch.no_grad()
+def attempt(program: Program, cases: Sequence[Inputs], seeds: Sequence[int]) -> list[Any]:
     """Outputs of ``program.module()`` on copies of each case's inputs, bit for bit, without loading all weights.
 
+    A case that the program does not accept has its error instead.
     A weight is read for all cases at the first node of a segment that uses it, and dropped after the last: at most the
     weights of one segment are held, most often those of one operator. Values are dropped after their last use. Every
     case draws the random numbers of its seed, and has its own copy of each buffer that a run writes to.
@@ -39,11 +49,12 @@ def run(program: Program, cases: Sequence[Inputs], seeds: Sequence[int]) -> list
                 continue
             held |= {name: program.tensor(name) for name in reads[node] if name not in held}
             for case in runs:
-                case.step(node, held)
-                case.drop(values.get(node, ()))
+                case.step(node, held, values.get(node, ()))
+            if all(case.error for case in runs):
+                break
             for name in last_reads.get(node, ()):
                 del held[name]
-        return [case.outputs() for case in runs]
+        return [case.error or case.outputs() for case in runs]
 
 
 @dataclass
@@ -54,6 +65,7 @@ class _Case:
     values: dict[str, Any]
     written: Mapping[str, Tensor]
     draws: Tensor
+    error: Exception | None = None
 
     @classmethod
     def start(cls, program: Program, inputs: Inputs, seed: int) -> "_Case":
@@ -64,13 +76,19 @@ class _Case:
         written = {name: program.weights[name].clone() for name in program.written()}
         return cls(program, dict(zip(names, leaves, strict=True)), written, torch.get_rng_state())
 
-    def step(self, node: fx.Node, held: Mapping[str, Tensor]) -> None:
+    def step(self, node: fx.Node, held: Mapping[str, Tensor], last_used: Sequence[str]) -> None:
+        """Evaluate a node, and drop values; an error ends the case, which retains no values then."""
+        if self.error is not None:
+            return
         torch.set_rng_state(self.draws)
-        self.values[node.name] = evaluate_node(node, self.values, lambda n: self._attribute(n, held))
+        try:
+            self.values[node.name] = evaluate_node(node, self.values, lambda n: self._attribute(n, held))
+        except Exception as error:  # operators raise any exception
+            self.error = error
+            self.values.clear()
+            return
         self.draws = torch.get_rng_state()
-
-    def drop(self, names: Sequence[str]) -> None:
-        for name in names:
+        for name in last_used:
             del self.values[name]
 
     def outputs(self) -> Any:

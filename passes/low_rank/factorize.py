@@ -13,7 +13,8 @@ from graphprune.axes.groups import Dependencies
 from graphprune.axes.rule import Consumer
 from graphprune.display.progress import progress
 from graphprune.errors import CalibrationError, PlanError
-from graphprune.execution.equivalence import Verification, verify_cut
+from graphprune.execution.comparison import Verification
+from graphprune.execution.equivalence import verify_cut
 from graphprune.execution.segments import Segment, split_at_linear_layers
 from graphprune.ir.program import Dropped, Factored, Program, Rewritten, copy_graph
 from graphprune.ir.weights import Layered, Weights
@@ -92,7 +93,7 @@ class Factorize(Pass):
         products = replace(program, weights=Layered((walk.changed, program.weights)))
         fact = Factored(program, ranks, walk.errors, left)
         facts = [program.facts[kind] for kind in RETAINED if kind in program.facts]
-        return replace(small, facts={}).with_facts(*facts, fact, verify_cut(products, small, {}))
+        return replace(small, facts={}).with_facts(*facts, fact, verify_cut(products, small, {}, rounded=True))
 
 
 @dataclass

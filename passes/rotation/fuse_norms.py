@@ -11,7 +11,8 @@ from graphprune.axes.algebra import Prime, resolve
 from graphprune.axes.groups import Dependencies, Group
 from graphprune.axes.residual_blocks import residual_sums
 from graphprune.errors import PlanError, VerificationError
-from graphprune.execution.equivalence import Verification, verify_cut
+from graphprune.execution.comparison import Verification
+from graphprune.execution.equivalence import verify_cut
 from graphprune.ir.program import Program, Rotatable
 from graphprune.ir.weights import Layered
 from graphprune.passes.analysis.analyze import Analyze
@@ -102,7 +103,7 @@ def _verified(program: Program, ready: Program, streams: Collection[Group]) -> V
         for g in streams
     }
     try:
-        return [verify_cut(program, small, {}) for small in (ready, rotated(ready, rotations))][-1]
+        return [verify_cut(program, small, {}, rounded=True) for small in (ready, rotated(ready, rotations))][-1]
     except VerificationError as fault:
         raise PlanError(
             f"the residual stream {next(iter(streams)).name} cannot be rotated, because an operator other than "

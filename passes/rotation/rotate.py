@@ -8,7 +8,8 @@ from torch import Tensor
 
 from graphprune.axes.groups import Dependencies, Group
 from graphprune.errors import CalibrationError
-from graphprune.execution.equivalence import Verification, verify_cut
+from graphprune.execution.comparison import Verification
+from graphprune.execution.equivalence import verify_cut
 from graphprune.ir.program import Program, Rotatable
 from graphprune.passes.rotation.fuse_norms import rotated
 from graphprune.pipeline import PASSES, Pass
@@ -42,7 +43,7 @@ class Rotate(Pass):
             values, vectors = torch.linalg.eigh(_gram(program, group))
             rotations[group.prime], scores[group.name] = vectors.flip(1), values.flip(0)[None]
         small = rotated(program, rotations)
-        return small.with_facts(Scores(scores, ROTATION), verify_cut(program, small, {}))
+        return small.with_facts(Scores(scores, ROTATION), verify_cut(program, small, {}, rounded=True))
 
 
 def _gram(program: Program, group: Group) -> Tensor:

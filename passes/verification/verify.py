@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from graphprune.axes.groups import Dependencies
-from graphprune.execution.equivalence import Verification, verify_cut, verify_finite
+from graphprune.execution.comparison import Verification
+from graphprune.execution.equivalence import verify_cut, verify_finite
 from graphprune.ir.program import Program, Rewritten
 from graphprune.passes.rewriting.rewrite import rewrite
 from graphprune.pipeline import PASSES, Pass
@@ -42,12 +43,12 @@ def prove(original: Program, small: Program, plan: Plan) -> Verification:
     """
     refits = small.facts.get(Refits)
     if refits is not None:
-        verify_finite(small)
+        verify_finite(small, original)
         small = replace(small, weights=refits.before)
     groups = original.fact(Dependencies).by_name
     exact = {name: rows for name, rows in plan.groups.items() if groups[name].lawful}
     if len(exact) < len(plan.groups):
-        verify_finite(small)
+        verify_finite(small, original)
         plan = make(original, original.fact(Dependencies), exact)
         small = rewrite(original, plan)
-    return verify_cut(original, small, plan.keep)
+    return verify_cut(original, small, plan.keep, rounded=bool(small.fact(Rewritten).scales))

@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from graphprune.execution.equivalence import fresh_inputs, verify_cut
+from graphprune.execution.equivalence import verify_cut
+from graphprune.execution.fresh_inputs import fresh_inputs
 from graphprune.frontends.modules import trace
 from graphprune.passes.analysis.find_groups import analyze
 from graphprune.passes.rewriting.rewrite import rewrite

@@ -1,0 +1,183 @@
+"""Random inputs of the kind of a program's example, which reach its branches: masks, padding, indices, other sizes."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+
+from graphprune.execution.index_ranges import IndexRange, index_range
+from graphprune.execution.input_sizes import Sizes, candidates, evaluate, leaves, structured
+from graphprune.ir.program import Inputs, Program
+
+#: Ways to fill masks: as in the example, with padding before or after some rows, or at random.
+PLAIN, LEFT, RIGHT, RANDOM = "plain", "left", "right", "random"
+#: Only floating-point values are new.
+RETAINED = "retained"
+Span = tuple[int, int]
+FEW = 1 << 21  # parameters of a program that is cheap to run
+
+
+@dataclass(frozen=True)
+class Variant:
+    """Kind of inputs: sizes (traced, large or small), filling of masks, and factor of floating-point values."""
+
+    sizes: str
+    masks: str
+    scale: float = 1.0
+
+
+VARIANTS = (Variant("traced", PLAIN), Variant("large", LEFT, 3.0), Variant("small", RIGHT), Variant("traced", RANDOM))
+WRITTEN_BACK = (Variant("traced", PLAIN), Variant("traced", LEFT), Variant("traced", RANDOM, 3.0))
+
+
+def variants(program: Program) -> Sequence[Variant]:
+    """Kinds of inputs for a proof, fewer for a large program that takes no masks."""
+    discrete = any(isinstance(leaf, Tensor) and not leaf.is_floating_point() for _, leaf in leaves(program))
+    if program.count() <= FEW:
+        return VARIANTS
+    return VARIANTS[:3] if discrete else VARIANTS[:2]
+
+
+def fresh_inputs(program: Program, seed: int) -> Inputs:
+    """Random inputs of the traced sizes; those of several seeds differ in their masks, too."""
+    variant = WRITTEN_BACK[seed % len(WRITTEN_BACK)]
+    return draw(program, seed, variant, next(candidates(program, "traced")))
+
+
+def attempts(program: Program, seed: int, variant: Variant) -> Iterator[Inputs]:
+    """Inputs of one kind to try in this order until the program accepts some; the last are those of the example."""
+    for sizes in candidates(program, variant.sizes):
+        yield draw(program, seed, variant, sizes)
+    traced = next(candidates(program, "traced"))
+    for masks in (PLAIN, RETAINED):
+        yield draw(program, seed, Variant("traced", masks), traced)
+    yield program.inputs
+
+
+def draw(program: Program, seed: int, variant: Variant, sizes: Sizes) -> Inputs:
+    """Random inputs of one kind and these sizes."""
+    source = _Source(torch.Generator().manual_seed(seed), variant, sizes, {})
+    return structured(program, [source.leaf(program, node, leaf) for node, leaf in leaves(program)])
+
+
+@dataclass
+class _Source:
+    """Random values of one case; inputs of one shape share their padding."""
+
+    generator: torch.Generator
+    variant: Variant
+    sizes: Sizes
+    paddings: dict[tuple[int, ...], Tensor]
+
+    def leaf(self, program: Program, node: fx.Node, leaf: Any) -> Any:
+        """New value for a leaf of the example."""
+        value = node.meta.get("val")
+        if isinstance(leaf, int) and not isinstance(leaf, bool) and not isinstance(value, int | None):
+            return evaluate(value, self.sizes)
+        if not isinstance(leaf, Tensor) or not isinstance(value, Tensor) or not leaf.numel():
+            return leaf
+        shape = [evaluate(size, self.sizes) for size in value.shape]
+        example = leaf.detach().cpu()
+        if leaf.is_floating_point() or leaf.is_complex():
+            return self._floats(example, shape).to(leaf)
+        if self.variant.masks == RETAINED:
+            return tiled(example, shape).to(leaf)
+        if leaf.dtype == torch.bool:
+            return self._mask(example, shape).to(leaf)
+        return self._integers(example, shape, index_range(program, node)).to(leaf)
+
+    def _floats(self, example: Tensor, shape: list[int]) -> Tensor:
+        wide = example.to(torch.promote_types(example.dtype, torch.float32))
+        levels = _levels(wide)
+        if len(levels) == 2 and wide.numel() > 2:  # a mask, which may hold -inf
+            return tiled(wide, shape) if self.variant.masks == RETAINED else self._mask(wide, shape)
+        drawn = torch.randn(shape, generator=self.generator, dtype=wide.dtype) * self.variant.scale
+        if len(levels) == 1:
+            return drawn * max(1.0, abs(float(wide.abs().flatten()[0]))) + wide.flatten()[0]
+        finite = bool(wide.isfinite().all())
+        if not finite or (not wide.is_complex() and bool((wide >= 0).all()) and self.variant.masks == PLAIN):
+            return wide.flatten()[self._whole(0, wide.numel(), shape)]
+        return drawn * wide.std(correction=0) + wide.mean()
+
+    def _mask(self, example: Tensor, shape: list[int]) -> Tensor:
+        """Values of the example, with the other of two values at padding, or both at random."""
+        plain = tiled(example, shape)
+        if self.variant.masks == PLAIN:
+            return plain
+        other = _other(example)
+        if self.variant.masks == RANDOM or len(shape) < 2:
+            return plain.where(self._whole(0, 2, shape) > 0, other)
+        return plain.where(~self._padding(shape), other)
+
+    def _integers(self, example: Tensor, shape: list[int], use: IndexRange) -> Tensor:
+        tables = [(-offset, evaluate(size, self.sizes) - offset) for size, offset in use.tables]
+        low, high = max((t[0] for t in tables), default=None), min((t[1] for t in tables), default=None)
+        if low is None or high is None or high <= low:
+            low, high = int(example.min()), int(example.max()) + 1
+            if low >= 0 and high <= 2:
+                return self._mask(example, shape)
+            low = min(low, 1) if low == high - 1 else low
+        if example.dim() and example.shape[-1] > 1 and bool((example.diff(dim=-1) == 1).all()):  # positions
+            count = torch.arange(shape[-1]) + int(example.flatten()[0])
+            return count.clamp(max=max(high - 1, 0) if tables else None).expand(shape).clone()
+        return self._marked(self._whole(low, high, shape), example, shape, use, (low, high))
+
+    def _marked(
+        self, drawn: Tensor, example: Tensor, shape: list[int], use: IndexRange, span: tuple[int, int]
+    ) -> Tensor:
+        """Draw again what the program looks for, then put it where the example has it, or else at padding."""
+        if not use.marks:
+            return drawn
+        marks = torch.tensor(sorted(use.marks), dtype=drawn.dtype)
+        free = torch.arange(*span)[:4096] if span[1] - span[0] > 1 else torch.tensor([span[0]])
+        free = free[~torch.isin(free, marks)]
+        if len(free):
+            drawn = drawn.where(~torch.isin(drawn, marks), free[self._whole(0, len(free), shape)])
+        plain = tiled(example.to(drawn.dtype), shape)
+        drawn = plain.where(torch.isin(plain, marks), drawn)
+        absent = [m for m in use.marks if span[0] <= m < span[1] and not bool((example == m).any())]
+        if absent and self.variant.masks in (LEFT, RIGHT) and len(shape) > 1:
+            drawn = drawn.masked_fill(self._padding(shape), min(absent))
+        return drawn
+
+    def _padding(self, shape: list[int]) -> Tensor:
+        """Mask of the padding: a random part at one end of the last dimension, in every other row."""
+        if tuple(shape) not in self.paddings:
+            lengths = self._whole(1, max(2, (shape[-1] + 1) // 2), [*shape[:-1], 1])
+            rows = torch.arange(lengths.shape[0]) % 2 == (0 if lengths.shape[0] == 1 else 1)
+            lengths = lengths * rows.view(-1, *[1] * (len(shape) - 1))
+            places = torch.arange(shape[-1])
+            places = places if self.variant.masks == LEFT else places.flip(0)
+            self.paddings[tuple(shape)] = (places < lengths).expand(shape) & (shape[-1] > 1)
+        return self.paddings[tuple(shape)]
+
+    def _whole(self, low: int, high: int, shape: list[int]) -> Tensor:
+        return torch.randint(low, max(high, low + 1), shape, generator=self.generator)
+
+
+def tiled(example: Tensor, shape: Sequence[int]) -> Tensor:
+    """The example repeated or cut to another shape."""
+    for dim, size in enumerate(shape):
+        example = example.index_select(dim, torch.arange(size) % example.shape[dim])
+    return example
+
+
+def _levels(values: Tensor) -> Tensor:
+    """Up to three of the distinct values."""
+    levels: list[Tensor] = []
+    flat = values.flatten()
+    while len(flat) and len(levels) < 3:
+        levels.append(flat[0])
+        flat = flat[(flat != flat[0]) & ~flat.isnan()]
+    return torch.stack(levels)
+
+
+def _other(example: Tensor) -> Tensor:
+    """The rarer of two values, or the one of 0 and 1 that does not occur."""
+    levels = _levels(example)
+    if len(levels) == 1:
+        return (levels[0] == 0).to(example.dtype)
+    first = int((example == levels[0]).sum()) * 2 > example.numel()
+    return levels[1] if first else levels[0]
