@@ -120,7 +120,7 @@ def save(
     """Save a program as a folder for `export` and `load`, which appears once it is reloaded and agrees.
 
     Destination ``free`` holds any program, pruned or not; the others hold models of transformers. Returns each
-    comparison that was made, with its largest error relative to the largest value.
+    comparison that was made, with its largest error relative to the typical value.
 
     Raises:
         ExportError: if the destination cannot hold it, the files do not agree with it, or `output` may not be written.

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from graphprune.errors import ExportError
+from graphprune.execution.comparison import clusters
 from graphprune.exporters.checks.parity import Runnable, meaningful
 from graphprune.exporters.subjects import trial_inputs
 from graphprune.exporters.subjects.subject import Subject, next_cache
@@ -17,6 +18,7 @@ from graphprune.exporters.subjects.subject import Subject, next_cache
 BOUNDS = {"fp16": (0.02, 0.05), "int8": (0.1, 0.2), "int4": (1.0, 0.7)}
 #: Outputs by name of an exported file and of its model.
 Pair = tuple[Mapping[str, Tensor], Mapping[str, Tensor]]
+_FEWEST = 4  # entries of a cluster of magnitudes
 _ADVICE = {"fp16": "use --dtype fp32", "int8": "use --quant none", "int4": "use --quant int8"}
 
 
@@ -89,13 +91,23 @@ def _case_pairs(subject: Subject, exported: Runnable) -> Iterator[Pair]:
 
 
 def _relative_error(pairs: list[tuple[Tensor, Tensor]]) -> float:
-    error = sum(float((output - reference).square().sum()) for output, reference in pairs)
-    total = sum(float(reference.square().sum()) for _, reference in pairs)
-    return (error / total) ** 0.5 if total else error
+    """Largest root mean square error of a cluster of magnitudes, relative to it; equal entries are not counted."""
+    output, reference = (torch.cat([side.flatten() for side in sides]) for sides in zip(*pairs, strict=True))
+    unequal = (output != reference) & ~(output.isnan() & reference.isnan())
+    if not bool(unequal.any()):
+        return 0.0
+    if not bool((output.isfinite() & reference.isfinite() | ~unequal).all()):
+        return float("inf")
+    worst, sizes = 0.0, torch.maximum(output.abs(), reference.abs())
+    for inside in clusters(sizes, unequal, fewest=max(_FEWEST, len(sizes) // 100)):
+        error, total = (float(side[inside].square().sum()) for side in (output - reference, reference))
+        worst = max(worst, (error / total) ** 0.5 if total else error)
+    return worst
 
 
 def _logit_divergence(pairs: list[tuple[Tensor, Tensor]]) -> tuple[float, float]:
     logits, reference = (torch.cat([side.flatten(0, -2) for side in sides]) for sides in zip(*pairs, strict=True))
     log_reference = reference.log_softmax(-1)
-    divergence = (log_reference.exp() * (log_reference - logits.log_softmax(-1))).sum(-1).mean()
+    apart = (log_reference - logits.log_softmax(-1)).where(log_reference > -torch.inf, 0)  # no token there
+    divergence = (log_reference.exp() * apart).sum(-1).mean()
     return float(divergence), float((logits.argmax(-1) == reference.argmax(-1)).double().mean())

@@ -26,7 +26,7 @@ _USELESS = 5e-2
 @dataclass(frozen=True)
 class Reference:
     """The subject in float32, with rounded weights if the file is in half precision, and the tolerated error relative
-    to the largest value of an output. `extra` are cases in addition to the usual ones."""
+    to the typical value of an output. `extra` are cases in addition to the usual ones."""
 
     subject: Subject
     bound: float
@@ -82,7 +82,7 @@ def compared(reference: Reference, runner: Runnable, quant: str) -> dict[str, An
 
 
 def half_precision_error(halved: Mapping[str, Tensor], reference: Mapping[str, Tensor]) -> float:
-    """Largest change of the outputs due to half precision alone, in PyTorch, relative to their largest value.
+    """Largest change of the outputs due to half precision alone, in PyTorch, relative to their typical value.
 
     It is not bounded for models with logits, where a few large values of the cache may be far off: there `divergence`
     judges the predictions.
@@ -93,7 +93,7 @@ def half_precision_error(halved: Mapping[str, Tensor], reference: Mapping[str, T
     change = max(error(halved[name], reference[name]).relative for name in reference)
     if not change <= (sys.float_info.max if "logits" in reference else _USELESS):
         raise ExportError(
-            f"half precision alone changes the outputs of this model by {change:.1e} relative to the largest value, "
+            f"half precision alone changes the outputs of this model by {change:.1e} relative to the typical value, "
             f"at most {_USELESS:.0e} is useful: its values are too large or too close to each other for half "
             "precision. Use target onnx, or --dtype fp32"
         )

@@ -15,6 +15,7 @@ from torch import Tensor
 from graphprune.errors import VerificationError
 from graphprune.exporters.checks import parity
 from graphprune.exporters.checks.generation import Decoder
+from graphprune.exporters.checks.parity import decisive, typical_size
 from graphprune.exporters.contract import ExportOptions
 from graphprune.exporters.onnx_tools.sessions import OnnxRunner
 from graphprune.exporters.subjects import trial_inputs
@@ -46,7 +47,7 @@ def cases_of(subject: Subject, runner: OnnxRunner, options: ExportOptions) -> di
 
 
 def check(table: Mapping[str, Any], runner: OnnxRunner) -> float:
-    """Run the cases and return the largest error, relative to the largest value of its output.
+    """Run the cases and return the largest error, relative to the typical value of its output.
 
     Raises:
         VerificationError: if an output or a token differs.
@@ -126,11 +127,11 @@ def _samples(x: Tensor, valid: Tensor | None, bound: float) -> dict[str, Any]:
     valid_mask = torch.ones_like(x, dtype=torch.bool)
     if valid is not None and valid.shape == x.shape[: valid.dim()]:
         valid_mask &= valid.bool().view(*valid.shape, *[1] * (x.dim() - valid.dim()))
-    scale = float(x[valid_mask].abs().max())
-    positions = _spread(valid_mask.flatten().nonzero().flatten().tolist())
+    scale = float(typical_size(x[valid_mask]))
+    positions = _spread((valid_mask & x.isfinite()).flatten().nonzero().flatten().tolist())
     values = [float(f"{value:.7g}") for value in x.flatten()[positions].tolist()]
     rows = x.reshape(-1, x.shape[-1])
-    decided = _decisive(rows, 2 * bound * scale) & valid_mask.reshape(rows.shape)[:, 0]
+    decided = decisive(rows, bound) & valid_mask.reshape(rows.shape)[:, 0]
     argmax = [[row, int(rows[row].argmax())] for row in _spread(decided.nonzero().flatten().tolist())]
     return {"shape": list(x.shape), "scale": scale, "at": positions, "values": values, "argmax": argmax}
 
@@ -140,14 +141,6 @@ def _spread(items: list[int]) -> list[int]:
     return items[:: -max(1, len(items) // _SAMPLES)][:_SAMPLES][::-1]
 
 
-def _decisive(rows: Tensor, margin: float) -> Tensor:
-    """Mask of the rows in which the largest value exceeds the second by more than a margin."""
-    if rows.shape[-1] < 2:
-        return torch.zeros(len(rows), dtype=torch.bool)
-    top = rows.topk(2, -1).values
-    return top[:, 0] - top[:, 1] > margin
-
-
 def _greedy(subject: Subject, runner: OnnxRunner, bound: float) -> dict[str, Any]:
     """Greedy tokens after a generated prompt; ``decided`` counts those before the first margin below the bound."""
     prompt = trial_inputs.generated_text(subject, 1, _PROMPT)
@@ -155,15 +148,16 @@ def _greedy(subject: Subject, runner: OnnxRunner, bound: float) -> dict[str, Any
     tokens = list(decoder.tokens(prompt, _GREEDY))
     ids = torch.cat([prompt, torch.tensor([tokens])], 1)
     logits = decoder.step(ids, 0, decoder.empty())[0][0, _PROMPT - 1 : -1].float()
-    decided = _decisive(logits, 2 * bound * float(logits.abs().max())).tolist()
+    decided = decisive(logits, bound).tolist()
     return {"prompt": prompt[0].tolist(), "tokens": tokens, "decided": (*decided, False).index(False)}
 
 
 def _compare(label: str, samples: Mapping[str, Any], x: Tensor, table: Mapping[str, Any]) -> float:
     if list(x.shape) != samples["shape"]:
         raise VerificationError(f"{label} has shape {list(x.shape)}, expected {samples['shape']}: export again")
-    difference = x.float().flatten()[samples["at"]] - torch.tensor(samples["values"])
-    error = float(difference.abs().max()) / float(samples["scale"])
+    values = torch.tensor(samples["values"])
+    scales = values.abs().clamp(min=float(samples["scale"]))
+    error = float(((x.float().flatten()[samples["at"]] - values).abs() / scales).amax()) if len(values) else 0.0
     if not error <= table["bound"]:
         raise VerificationError(f"{label} differs from the stored values by {error:.0e} (relative): export again")
     rows = x.reshape(-1, x.shape[-1])

@@ -144,7 +144,7 @@ def _part(what: str, fewest: int, a: Tensor, b: Tensor, rounding: Tensor | None 
             "model are; a file of its weights may be damaged); nothing was saved"
         )
     apart, sizes, relative, spread = (a - b).abs(), torch.maximum(a.abs(), b.abs()), 0.0, 0.0
-    for inside in _clusters(sizes, unequal, fewest):
+    for inside in clusters(sizes, unequal, fewest):
         floor = 0.0 if rounding is None else float(rounding[inside].nan_to_num(0.0, 0.0).max())
         beyond = (apart - floor).clamp(min=0)
         if not bool(((beyond > 0) & inside).any()):
@@ -177,7 +177,7 @@ def _chunks(sides: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, ...]]:
     yield from zip(*(torch.split(side.flatten(0, -2), rows) for side in sides), strict=True)
 
 
-def _clusters(sizes: Tensor, counted: Tensor, fewest: int) -> Iterator[Tensor]:
+def clusters(sizes: Tensor, counted: Tensor, fewest: int) -> Iterator[Tensor]:
     """Mask of each cluster of the `counted` entries, whose magnitudes are `sizes`."""
     exponents = sizes.frexp().exponent
     starts = _cluster_starts(exponents[counted], fewest)

@@ -67,7 +67,8 @@ async function compare(model, { name, steps }, bound) {
 function difference(what, found, { shape, scale, at, values, argmax }, bound) {
   if (String(found.dims) !== String(shape)) throw new Difference(`${what} has shape ${found.dims}, not ${shape}`);
   const all = numbers(found);
-  const error = Math.max(...at.map((place, i) => Math.abs(all[place] - values[i]))) / scale;
+  const errors = at.map((place, i) => Math.abs(all[place] - values[i]) / Math.max(scale, Math.abs(values[i])));
+  const error = Math.max(0, ...errors);
   if (!(error <= bound)) throw new Difference(`${what} differs by ${error.toExponential(1)}, allowed are ${bound}`);
   const width = shape.at(-1);
   for (const [row, best] of argmax) {

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from graphprune.errors import VerificationError
+from graphprune.execution import comparison
 from tests import zoo
 
-TOLERANCE = 1e-4  # of the greatest reference value, in float32
+TOLERANCE = 1e-4  # of the typical value, in float32
 SEED = 1  # of the fresh inputs and of whatever a model draws
 
 Call = Callable[..., Any]
@@ -61,7 +63,7 @@ def judge(original: nn.Module, kept: Mapping[str, Tensor], pruned: Call, inputs:
         worst = max(worst, difference(a, b))
     if worst <= TOLERANCE:
         return Verdict(worst, "")
-    return Verdict(worst, f"differs from the masked original by {worst:.1e} of the largest value")
+    return Verdict(worst, f"differs from the masked original by {worst:.1e} of the typical value")
 
 
 @torch.no_grad()
@@ -72,12 +74,11 @@ def run(model: Call, inputs: Inputs) -> list[Tensor]:
 
 
 def difference(reference: Tensor, got: Tensor) -> float:
-    """The greatest difference, relative to the greatest reference value; infinite if a number is not finite."""
-    if not reference.numel():
-        return 0.0
-    scale = max(float(reference.abs().max()), torch.finfo(torch.float32).tiny)
-    error = float((reference.double() - got.double()).abs().max()) / scale
-    return error if error == error else float("inf")
+    """The greatest difference, relative to the typical value; infinite if a number is finite on one side alone."""
+    try:
+        return comparison.difference(reference, got).relative
+    except VerificationError:
+        return float("inf")
 
 
 def mask(original: nn.Module, kept: Mapping[str, Tensor]) -> None:
