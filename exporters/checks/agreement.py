@@ -12,7 +12,7 @@ from graphprune.execution.comparison import Difference, difference
 from graphprune.ir.program import Program
 from graphprune.ir.weights import DerivedWeights
 
-TOLERANCE = 1e-4
+TOLERANCE = 1e-3  # of the typical value
 _FEWEST = 4  # magnitudes of one kind: there is no double precision to tell a single small value from rounding
 _INFINITE = Difference(float("inf"), float("inf"), float("inf"))
 

@@ -14,7 +14,7 @@ from graphprune.exporters.checks.agreement import error
 from graphprune.exporters.subjects import trial_inputs
 from graphprune.exporters.subjects.subject import PRESENT, Subject, next_cache
 
-FLOAT32, FLOAT16 = 5e-4, 5e-3
+FLOAT32, FLOAT16 = 1e-3, 5e-3
 
 
 class Runnable(Protocol):

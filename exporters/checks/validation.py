@@ -20,7 +20,7 @@ from graphprune.exporters.subjects import trial_inputs
 from graphprune.exporters.subjects.subject import Subject
 
 MARGIN = 3  # an export may round at other operators than PyTorch does, but not much more often
-_USELESS = 5e-2
+_USELESS = 2e-1
 
 
 @dataclass(frozen=True)
