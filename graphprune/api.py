@@ -10,8 +10,8 @@ from torch import nn
 
 from graphprune.axes.groups import Dependencies
 from graphprune.evaluation import multiple_choice, perplexity
-from graphprune.execution.comparison import Verification
 from graphprune.execution.equivalence import verify_cut
+from graphprune.execution.output_comparison import Verification
 from graphprune.exporters import EXPORTERS
 from graphprune.exporters.checks import scoring
 from graphprune.exporters.contract import ExportOptions, ExportReport, FolderVerification

@@ -8,13 +8,13 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from graphprune.errors import ExportError, VerificationError
-from graphprune.execution.comparison import Difference, difference
+from graphprune.execution.output_comparison import Discrepancy, difference
 from graphprune.ir.program import Program
 from graphprune.ir.weights import DerivedWeights
 
 TOLERANCE = 1e-3  # of the typical value
 _FEWEST = 4  # magnitudes of one kind: there is no double precision to tell a single small value from rounding
-_INFINITE = Difference(float("inf"), float("inf"), float("inf"))
+_INFINITE = Discrepancy(float("inf"), float("inf"), float("inf"))
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ def rounded(program: Program, dtype: torch.dtype, stored: Collection[str]) -> Pr
     return replace(program, weights=Rounded(program.weights, dtype, stored))
 
 
-def error(output: Tensor, reference: Tensor) -> Difference:
-    """Difference of `output` from `reference`, of one shape; infinite if a number is finite on one side alone."""
+def error(output: Tensor, reference: Tensor) -> Discrepancy:
+    """Discrepancy of `output` from `reference`, of one shape; infinite if a number is finite on one side alone."""
     try:
         return difference(reference, output, fewest=_FEWEST)
     except VerificationError:
@@ -57,7 +57,7 @@ def numbers(outputs: object) -> list[Tensor]:
 
 def compare(
     subject: str, outputs: Sequence[Tensor], reference: Sequence[Tensor], tolerance: float = TOLERANCE
-) -> Difference:
+) -> Discrepancy:
     """The largest error among pairs of outputs; `subject` names the model in messages.
 
     Raises:
@@ -75,7 +75,7 @@ def compare(
     return worst
 
 
-def _pair(subject: str, index: int, output: Tensor, reference: Tensor) -> Difference:
+def _pair(subject: str, index: int, output: Tensor, reference: Tensor) -> Discrepancy:
     if output.shape != reference.shape:
         shapes = f"{tuple(output.shape)}, expected {tuple(reference.shape)}"
         raise ExportError(f"{subject} gives output {index} the shape {shapes}; nothing was saved")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from graphprune.errors import ExportError
-from graphprune.execution.comparison import clusters
+from graphprune.execution.output_comparison import clusters
 from graphprune.exporters.checks.parity import Runnable, meaningful
 from graphprune.exporters.subjects import trial_inputs
 from graphprune.exporters.subjects.subject import Subject, next_cache

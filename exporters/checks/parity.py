@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from graphprune.errors import ExportError
-from graphprune.execution.comparison import Difference
+from graphprune.execution.output_comparison import Discrepancy
 from graphprune.exporters.checks.agreement import error
 from graphprune.exporters.subjects import trial_inputs
 from graphprune.exporters.subjects.subject import PRESENT, Subject, next_cache
@@ -28,7 +28,7 @@ class Parity:
     """Errors by case and output, and the seconds that the exported file took by case."""
 
     bound: float
-    errors: dict[str, dict[str, Difference]] = field(default_factory=dict)
+    errors: dict[str, dict[str, Discrepancy]] = field(default_factory=dict)
     seconds: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -110,7 +110,7 @@ def _compare(
         _same_choice(parity.bound, case, output, expected)
 
 
-def _within(bound: float, case: str, name: str, output: Tensor, expected: Tensor) -> Difference:
+def _within(bound: float, case: str, name: str, output: Tensor, expected: Tensor) -> Discrepancy:
     if expected.numel() and not bool(torch.isfinite(expected).any()):
         raise ExportError(f"{case}: {name} of the model itself is NaN or infinite; nothing was exported")
     current = error(output, expected)

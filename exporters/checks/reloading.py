@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from graphprune.display.units import byte_size
 from graphprune.errors import ExportError, GraphpruneError, because
 from graphprune.execution import interpreter
-from graphprune.execution.comparison import Difference
+from graphprune.execution.output_comparison import Discrepancy
 from graphprune.exporters.checks.agreement import compare, numbers
 from graphprune.huggingface import model_folder, per_layer
 from graphprune.huggingface.meta_models import auto_class, stock_class
@@ -27,7 +27,7 @@ WHOLE = "transformers loaded the folder in float32, and the outputs of both were
 class FolderCheck:
     """Error of a folder against its program; `compared` names the two sides and `how` describes the method."""
 
-    error: Difference
+    error: Discrepancy
     compared: str
     how: str
 
@@ -60,7 +60,7 @@ def check(
     return FolderCheck(_in_parts(program, folder, capture), "folder read again in parts and rewritten graph", how)
 
 
-def _whole(program: Program, folder: Path, destination: Destination) -> Difference:
+def _whole(program: Program, folder: Path, destination: Destination) -> Discrepancy:
     args, kwargs = program.inputs
     with torch.no_grad():
         expected = [t.clone() for t in numbers(program.module()(*args, **kwargs))]
@@ -69,7 +69,7 @@ def _whole(program: Program, folder: Path, destination: Destination) -> Differen
     return compare("the reloaded model", outputs[: len(expected)], expected)
 
 
-def _in_parts(program: Program, folder: Path, capture: Capture) -> Difference:
+def _in_parts(program: Program, folder: Path, capture: Capture) -> Discrepancy:
     """Compare segment by segment, without either model in memory."""
     expected = _outputs(program, program.inputs)
     try:

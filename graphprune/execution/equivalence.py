@@ -15,7 +15,10 @@ from torch import Tensor, fx, nn
 
 from graphprune.errors import GraphpruneError, VerificationError, because
 from graphprune.execution import interpreter, precision
-from graphprune.execution.comparison import (
+from graphprune.execution.fresh_inputs import attempts, variants
+from graphprune.execution.input_sizes import describe
+from graphprune.execution.module_state import seeded
+from graphprune.execution.output_comparison import (
     DOUBLE,
     RTOL,
     Verification,
@@ -25,9 +28,6 @@ from graphprune.execution.comparison import (
     paired,
     rounding_of,
 )  # fmt: skip
-from graphprune.execution.fresh_inputs import attempts, variants
-from graphprune.execution.input_sizes import describe
-from graphprune.execution.module_state import seeded
 from graphprune.ir.program import Inputs, Program
 from graphprune.ir.weights import KeepByName, Masked
 

@@ -8,8 +8,8 @@ import torch
 
 from graphprune.axes.groups import Dependencies
 from graphprune.errors import ExportError, LoadError, PackageError, PlanError, VerificationError
-from graphprune.execution.comparison import compare
 from graphprune.execution.equivalence import verify_finite
+from graphprune.execution.output_comparison import compare
 from graphprune.exporters import EXPORTERS
 from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportReport, FolderVerification
 from graphprune.exporters.export_folders.export_report import require_intact_weights

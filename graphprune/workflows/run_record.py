@@ -13,7 +13,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from graphprune.axes.groups import Dependencies
-from graphprune.execution.comparison import Verification
+from graphprune.execution.output_comparison import Verification
 from graphprune.ir.checksums import checksum
 from graphprune.ir.program import Dropped, Factored, Program, Rewritten, Rotatable
 from graphprune.ir.weights import broadcast_indices

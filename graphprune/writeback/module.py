@@ -9,10 +9,10 @@ from torch import nn
 
 from graphprune.axes.groups import Dependencies
 from graphprune.errors import VerificationError, WriteBackError, because, reason_of
-from graphprune.execution.comparison import Verification, compare
 from graphprune.execution.equivalence import run
 from graphprune.execution.fresh_inputs import fresh_inputs
 from graphprune.execution.module_state import evaluation_mode, preserved_state
+from graphprune.execution.output_comparison import Verification, compare
 from graphprune.huggingface import config_widths
 from graphprune.huggingface.layer_removal import shorten_module
 from graphprune.huggingface.meta_models import is_config

@@ -10,8 +10,8 @@ import torch
 from graphprune.axes.groups import Dependencies
 from graphprune.axes.residual_blocks import Importance, Unit, drop_units, droppable_units, zero_residuals
 from graphprune.errors import ExportError, PlanError
-from graphprune.execution.comparison import Verification
 from graphprune.execution.equivalence import verify_cut
+from graphprune.execution.output_comparison import Verification
 from graphprune.huggingface.layer_removal import shorten_config
 from graphprune.huggingface.list_entries import renumbered
 from graphprune.ir.program import Dropped, Program, copy_graph

@@ -13,8 +13,8 @@ from graphprune.axes.groups import Dependencies
 from graphprune.axes.rule import Consumer
 from graphprune.display.progress import progress
 from graphprune.errors import CalibrationError, PlanError
-from graphprune.execution.comparison import Verification
 from graphprune.execution.equivalence import verify_cut
+from graphprune.execution.output_comparison import Verification
 from graphprune.execution.segments import Segment, split_at_linear_layers
 from graphprune.ir.program import Dropped, Factored, Program, Rewritten, copy_graph
 from graphprune.ir.weights import Layered, Weights

@@ -11,8 +11,8 @@ from graphprune.axes.algebra import Prime, resolve
 from graphprune.axes.groups import Dependencies, Group
 from graphprune.axes.residual_blocks import residual_sums
 from graphprune.errors import PlanError, VerificationError
-from graphprune.execution.comparison import Verification
 from graphprune.execution.equivalence import verify_cut
+from graphprune.execution.output_comparison import Verification
 from graphprune.ir.program import Program, Rotatable
 from graphprune.ir.weights import Layered
 from graphprune.passes.analysis.analyze import Analyze

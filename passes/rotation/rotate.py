@@ -8,8 +8,8 @@ from torch import Tensor
 
 from graphprune.axes.groups import Dependencies, Group
 from graphprune.errors import CalibrationError
-from graphprune.execution.comparison import Verification
 from graphprune.execution.equivalence import verify_cut
+from graphprune.execution.output_comparison import Verification
 from graphprune.ir.program import Program, Rotatable
 from graphprune.passes.rotation.fuse_norms import rotated
 from graphprune.pipeline import PASSES, Pass

@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from graphprune.axes.groups import Dependencies
-from graphprune.execution.comparison import Verification
 from graphprune.execution.equivalence import verify_cut, verify_finite
+from graphprune.execution.output_comparison import Verification
 from graphprune.ir.program import Program, Rewritten
 from graphprune.passes.rewriting.rewrite import rewrite
 from graphprune.pipeline import PASSES, Pass

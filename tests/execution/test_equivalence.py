@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 import graphprune as gp
 from graphprune.errors import VerificationError
-from graphprune.execution.comparison import compare
 from graphprune.execution.equivalence import STORED, mask_program, verify_cut, verify_finite
+from graphprune.execution.output_comparison import compare
 from graphprune.planning.plan import make
 
 

@@ -11,7 +11,7 @@ from torch import nn
 
 import graphprune as gp
 from graphprune.errors import ExportError, PlanError
-from graphprune.execution.comparison import compare
+from graphprune.execution.output_comparison import compare
 from graphprune.exporters.model_folders import folder_writer
 from graphprune.huggingface.layer_removal import shorten_config
 from graphprune.huggingface.list_entries import renumbered

@@ -9,7 +9,7 @@ import transformers
 from torch import nn
 
 import graphprune as gp
-from graphprune.execution.equivalence import compare
+from graphprune.execution.output_comparison import compare
 from graphprune.planning.facts import Eligible
 
 TEXT: dict[str, Any] = {"vocab_size": 60, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import graphprune as gp
-from graphprune.execution.comparison import Verification
+from graphprune.execution.output_comparison import Verification
 from graphprune.ir.program import Program
 from graphprune.passes.calibration.calibrate import Calibrate
 from graphprune.passes.calibration.gradients import Gradients

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from graphprune.errors import VerificationError
-from graphprune.execution import comparison
+from graphprune.execution import output_comparison
 from tests import zoo
 
 TOLERANCE = 1e-4  # of the typical value, in float32
@@ -76,7 +76,7 @@ def run(model: Call, inputs: Inputs) -> list[Tensor]:
 def difference(reference: Tensor, got: Tensor) -> float:
     """The greatest difference, relative to the typical value; infinite if a number is finite on one side alone."""
     try:
-        return comparison.difference(reference, got).relative
+        return output_comparison.difference(reference, got).relative
     except VerificationError:
         return float("inf")
 

@@ -9,7 +9,7 @@ from torch import nn
 
 import graphprune as gp
 from graphprune.errors import PlanError
-from graphprune.execution.comparison import Verification
+from graphprune.execution.output_comparison import Verification
 from graphprune.ir.program import Program
 from graphprune.passes.allocation.iterative import Iterative
 from graphprune.passes.calibration.calibrate import Calibrate

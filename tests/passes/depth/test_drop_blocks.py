@@ -13,7 +13,7 @@ from graphprune.axes.groups import Dependencies
 from graphprune.axes.residual_blocks import drop_units, droppable_units, zero_residuals
 from graphprune.errors import PipelineError, PlanError, WriteBackError
 from graphprune.evaluation.masked_loss import Objective
-from graphprune.execution.comparison import Verification
+from graphprune.execution.output_comparison import Verification
 from graphprune.frontends.modules import trace
 from graphprune.ir.program import Dropped, Program
 from graphprune.passes.allocation.allocate import with_target

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 import graphprune as gp
 from graphprune.errors import CalibrationError, ExportError, PipelineError, PlanError, WriteBackError
-from graphprune.execution.comparison import Verification
+from graphprune.execution.output_comparison import Verification
 from graphprune.exporters.model_folders import folder_writer
 from graphprune.frontends.modules import trace
 from graphprune.ir.program import Factored, Program, Rewritten

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 import graphprune as gp
 from graphprune.errors import CalibrationError
-from graphprune.execution.comparison import Verification
+from graphprune.execution.output_comparison import Verification
 from graphprune.ir.program import Program
 from graphprune.passes.reconstructions.batch_norm_statistics import Norms, norms_of
 from graphprune.passes.reconstructions.refit import Refit

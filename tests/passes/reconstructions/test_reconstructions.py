@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 import graphprune as gp
 from graphprune.errors import CalibrationError, PlanError, WriteBackError
-from graphprune.execution.comparison import Verification
+from graphprune.execution.output_comparison import Verification
 from graphprune.ir.program import Program, Rewritten
 from graphprune.passes.calibration.calibrate import Calibrate
 from graphprune.passes.reconstructions import RECONSTRUCTIONS

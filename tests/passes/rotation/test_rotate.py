@@ -13,8 +13,8 @@ import graphprune as gp
 from graphprune.axes.algebra import resolve
 from graphprune.axes.groups import Dependencies
 from graphprune.errors import PipelineError, PlanError, WriteBackError
-from graphprune.execution.comparison import Verification
 from graphprune.execution.equivalence import mask_program
+from graphprune.execution.output_comparison import Verification
 from graphprune.frontends.modules import trace
 from graphprune.ir.program import Program, Rewritten, Rotatable
 from graphprune.passes.allocation.allocate import Allocate

@@ -18,7 +18,6 @@ from torch import Tensor
 from graphprune.errors import VerificationError
 
 RTOL = 1e-4  # of the typical magnitude, in float32
-UNRESOLVED = 10  # factor of a tolerance where no wider type tells rounding from other differences
 DOUBLE = 1e-7  # in float64, where a small difference is no rounding
 GAP = 7  # powers of two without any magnitude between two clusters
 FEWEST = 2  # entries of a cluster
@@ -44,7 +43,7 @@ class Verification:
 
 
 @dataclass(frozen=True)
-class Difference:
+class Discrepancy:
     """Greatest difference of two tensors: absolute, relative to the typical magnitude of such entries, and to their
     typical distance from the center of their slice, which a large constant part of an output does not hide."""
 
@@ -54,13 +53,13 @@ class Difference:
 
 
 def compare(reference: Any, output: Any, what: str, tolerance: float | None = None) -> Verification:
-    """Compare two outputs, leaf by leaf; the tolerance is wider than that of a proof, which decides in double precision.
+    """Compare two outputs, leaf by leaf; the default tolerance is wider than that of a proof in double precision.
 
     Raises:
         VerificationError: if shapes or numbers disagree, or a number is finite on one side alone.
     """
     pairs = paired(reference, output, what)
-    allowed = [tolerance or UNRESOLVED * rounding_of(a) for a, _ in pairs]
+    allowed = [tolerance or _unresolved(a) for a, _ in pairs]
     errors = [difference(a, b, f"{what}, output {i}").relative for i, (a, b) in enumerate(pairs)]
     if not pairs or not max(errors) <= max(allowed):
         raise VerificationError(
@@ -96,6 +95,11 @@ def rounding_of(reference: Tensor) -> float:
     return DOUBLE if reference.dtype == torch.float64 else 16 * torch.finfo(reference.dtype).eps
 
 
+def _unresolved(reference: Tensor) -> float:
+    """Tolerance where no wider type tells rounding from other differences."""
+    return min(10 * rounding_of(reference), max(rounding_of(reference), 0.25))
+
+
 def is_informative(reference: Tensor) -> bool:
     """Whether a tensor has entries that could differ: finite numbers that are not all the same, or a single one.
 
@@ -114,7 +118,7 @@ def difference(
     what: str = "the output",
     rounding: Tensor | None = None,
     fewest: int = FEWEST,
-) -> Difference:
+) -> Discrepancy:
     """Greatest difference of two tensors of one shape; integers differ by 1 or not at all.
 
     Differences up to the greatest `rounding` of an entry's cluster do not count. Clusters of less than `fewest`
@@ -132,7 +136,7 @@ def difference(
     kind = torch.float32 if all(_is_single(side) for side in sides) else torch.float64
     parts = [_part(what, fewest, *(_plain(side, kind) for side in part)) for part in _chunks(sides)]
     absolute, *relative = (max((part[i] for part in parts), default=0.0) for i in range(3))
-    return Difference(absolute, *([float(absolute > 0)] * 2 if whole else relative))
+    return Discrepancy(absolute, *([float(absolute > 0)] * 2 if whole else relative))
 
 
 def _part(what: str, fewest: int, a: Tensor, b: Tensor, rounding: Tensor | None = None) -> tuple[float, float, float]:
