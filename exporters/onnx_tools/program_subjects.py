@@ -64,18 +64,20 @@ class _Call:
         inputs: Collection[Any] | None = None,
     ) -> "_Call":  # fmt: skip
         """The call of a graph; `inputs` are the placeholders that are not weights, all of them by default."""
-        if not all(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((args, kwargs))):
+        constants = {name: value for name, value in kwargs.items() if not _holds_tensors(value)}
+        named = {name: value for name, value in kwargs.items() if name not in constants}
+        if not all(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((args, named))):
             raise ExportError(
-                "a program with inputs that are not tensors cannot be exported; trace it with tensors only"
+                "a program with positional inputs that are not tensors cannot be exported; trace it with tensors only, "
+                "or pass the others by name"
             )
         if kwargs and args:
             raise ExportError(
                 "a program called with both positional and named inputs cannot be exported; name all of them"
             )
-        nodes = [node for node in graph.nodes if node.op == "placeholder" and (inputs is None or node.name in inputs)]
-        sizes = {str(node.target): node.meta["val"].shape for node in nodes}
+        sizes = {str(node.target): node.meta["val"].shape for node in _tensor_inputs(graph, inputs)}
         if kwargs:
-            return cls(_Named(module, tuple(kwargs)), (tuple(kwargs.values()),), sizes, tuple(kwargs))
+            return cls(_Named(module, tuple(named), constants), (tuple(named.values()),), sizes, tuple(named))
         return cls(module, args, sizes, ())
 
     def subject(self, has_cache: bool) -> Subject:
@@ -100,22 +102,32 @@ def _dynamic(names: Any, sizes: Sequence[Sequence[Any]]) -> Any:
     return pytree.tree_unflatten(dynamic, spec) if any(dynamic) else None
 
 
-class _Named(nn.Module):
-    """A module with keyword inputs, called with a tuple of them in order."""
+def _tensor_inputs(graph: fx.Graph, inputs: Collection[Any] | None = None) -> list[fx.Node]:
+    """Placeholders of tensors that are not weights; `inputs` are their names, all by default."""
+    nodes = [node for node in graph.nodes if node.op == "placeholder" and (inputs is None or node.name in inputs)]
+    return [node for node in nodes if isinstance(node.meta.get("val"), Tensor)]
 
-    def __init__(self, module: nn.Module, names: tuple[str, ...]) -> None:
+
+def _holds_tensors(value: object) -> bool:
+    return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
+
+
+class _Named(nn.Module):
+    """A module with keyword inputs, called with a tuple of them in order; `constants` are passed as they are."""
+
+    def __init__(self, module: nn.Module, names: tuple[str, ...], constants: Mapping[str, Any]) -> None:
         super().__init__()
-        self.module, self.names = module, names
+        self.module, self.names, self.constants = module, names, dict(constants)
 
     def forward(self, inputs: tuple[Any, ...]) -> Any:
         """Call the module with keyword arguments."""
-        return self.module(**dict(zip(self.names, inputs, strict=True)))
+        return self.module(**dict(zip(self.names, inputs, strict=True)), **self.constants)
 
 
 def _with_current_sizes(program: Program, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Example inputs narrowed to the sizes in the graph: a cut may have narrowed the cache."""
     leaves, spec = pytree.tree_flatten(args)
-    nodes = [n for n in program.graph.nodes if n.op == "placeholder"]
+    nodes = _tensor_inputs(program.graph)
     shapes = [[int(size) if is_concrete_int(size) else None for size in n.meta["val"].shape] for n in nodes]
     fitted = [_narrowed(leaf, shape) for leaf, shape in zip(leaves, shapes, strict=True)]
     result: tuple[Any, ...] = pytree.tree_unflatten(fitted, spec)

@@ -11,7 +11,7 @@ from graphprune.errors import VerificationError
 from tests.zoo.field import FieldFolder
 from tools.zoo_benchmark.goal import Goal
 from tools.zoo_benchmark.judge import SEED, difference
-from tools.zoo_benchmark.outcomes import Outcomes, ended
+from tools.zoo_benchmark.outcomes import Outcomes, require
 from tools.zoo_benchmark.record import count
 
 DESTINATIONS = ("stock", "per-layer")  # the first that can hold the cut
@@ -46,7 +46,7 @@ def _pruned(source: Path, output: Path, outcomes: Outcomes, goal: Goal) -> Any:
             continue
         outcomes.record.remark = destination
         return result
-    ended(False, "; ".join(faults))
+    require(False, "; ".join(faults))
 
 
 def _read_again(model: FieldFolder, source: Path, output: Path, outcomes: Outcomes) -> None:
@@ -56,19 +56,19 @@ def _read_again(model: FieldFolder, source: Path, output: Path, outcomes: Outcom
         try:
             gp.verify_folder(output)
         except VerificationError as fault:
-            ended(False, str(fault))
+            require(False, str(fault))
     record.exact = "exact" in record.passed
     narrow: Any = None
     with outcomes.stage("written back narrow"):
         narrow = model.load(output)
         share = count(narrow) / count(model.load(source))
-        ended(share < 1 - record.removed / 2, f"the library reads {share:.0%} of the parameters")
+        require(share < 1 - record.removed / 2, f"the library reads {share:.0%} of the parameters")
         record.written_back = True
     with outcomes.stage("trained"):
-        ended(narrow is not None, "the library does not read it")
+        require(narrow is not None, "the library does not read it")
         _fit(model, narrow)
     with outcomes.stage("saved and reloaded"):
-        ended(narrow is not None, "the library does not read it")
+        require(narrow is not None, "the library does not read it")
         _save_again(model, narrow, output.parent / "again")
     with outcomes.stage("exported"):
         gp.export(output, target="onnx", output=output.parent / "onnx")
@@ -89,4 +89,4 @@ def _save_again(model: FieldFolder, module: Any, folder: Path) -> None:
     module.save_pretrained(str(folder))
     with torch.no_grad():
         worst = difference(model.run(module, SEED), model.run(model.load(folder), SEED))
-    ended(worst <= 1e-4, f"what the library saved and read again differs by {worst:.1e}")
+    require(worst <= 1e-4, f"what the library saved and read again differs by {worst:.1e}")

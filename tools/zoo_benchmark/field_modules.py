@@ -20,7 +20,7 @@ from tools.zoo_benchmark import noise
 from tools.zoo_benchmark.goal import Goal
 from tools.zoo_benchmark.judge import SEED, Ambiguous, Inputs, difference, judge, parameters, run
 from tools.zoo_benchmark.ours import APPROXIMATE, cuttable
-from tools.zoo_benchmark.outcomes import Outcomes, StageError, ended
+from tools.zoo_benchmark.outcomes import Outcomes, StageError, require
 
 CLOSE = 1e-4  # of the largest value: a model that was reloaded
 
@@ -45,7 +45,7 @@ def run_module(model: FieldModel, outcomes: Outcomes, goal: Goal) -> None:
     narrow = _written_back(cut, part, outcomes)
     _exact(model, cut, part if narrow else cut.small.module(), fresh, outcomes)
     with outcomes.stage("trained"):
-        ended(narrow, "nothing was written back")
+        require(narrow, "nothing was written back")
         outcomes.record.remark = f"loss {_trained(model, copy.deepcopy(whole)):.3g}"
     with tempfile.TemporaryDirectory() as folder:
         _saved_and_exported(model, cut, whole if narrow else None, fresh, Path(folder), outcomes)
@@ -90,7 +90,7 @@ def _written_back(cut: Cut, module: nn.Module, outcomes: Outcomes) -> bool:
     with outcomes.stage("written back narrow"):
         result = cut.small.write_back(module)
         record.written_back, record.padded = True, result.unremoved / record.parameters
-        ended(not result.padded, f"{record.padded:.0%} of the parameters remain: {_reasons(result.padded)}")
+        require(not result.padded, f"{record.padded:.0%} of the parameters remain: {_reasons(result.padded)}")
     return record.written_back
 
 
@@ -104,8 +104,8 @@ def _exact(model: FieldModel, cut: Cut, pruned: Any, fresh: Inputs, outcomes: Ou
     with outcomes.stage("exact"):
         record.proven = gp.verify(cut.program, cut.small, cut.plan).max_error
         record.noise = noise.judged_by_proof(cut.program, cut.small, cut.plan)
-        ended(record.noise != noise.PASSED, "the proof accepts noise in the place of weights")
-        ended(record.mode != APPROXIMATE, "no group is exact")
+        require(record.noise != noise.PASSED, "the proof accepts noise in the place of weights")
+        require(record.mode != APPROXIMATE, "no group is exact")
         original = model.build().get_submodule(model.part)
         own = parameters(original)
         stored = {name: cut.small.name(name) for name in own}
@@ -115,7 +115,7 @@ def _exact(model: FieldModel, cut: Cut, pruned: Any, fresh: Inputs, outcomes: Ou
         except Ambiguous:  # then the proof counts
             return
         record.error = verdict.error
-        ended(verdict.holds, verdict.reason)
+        require(verdict.holds, verdict.reason)
     record.exact = "exact" in record.passed
 
 
@@ -124,7 +124,7 @@ def _trained(model: FieldModel, module: nn.Module) -> float:
     module.train()
     inputs = model.inputs(SEED + 1)
     loss = model.fit(module, inputs) if model.fit else _fit(module, inputs)
-    ended(loss == loss and abs(loss) < float("inf"), f"the loss is {loss}")
+    require(loss == loss and abs(loss) < float("inf"), f"the loss is {loss}")
     return loss
 
 
@@ -152,19 +152,19 @@ def _saved_and_exported(
             inputs = model.inputs(SEED)
             _require_close(run(whole, inputs), run(again, inputs))
     with outcomes.stage("exported"):
-        ended((folder / "saved").is_dir(), "nothing was saved")
+        require((folder / "saved").is_dir(), "nothing was saved")
         try:
             gp.export(folder / "saved", target="onnx", output=folder / "onnx")
         except GraphpruneError as fault:
             raise StageError("; ".join(warnings) or str(fault)) from fault
         if model.own_export and whole is not None:
             path = model.own_export(copy.deepcopy(whole), folder)
-            ended(path.is_file(), "its own exporter wrote nothing")
+            require(path.is_file(), "its own exporter wrote nothing")
 
 
 def _require_close(reference: list[Tensor], got: list[Tensor]) -> None:
     worst = max(difference(a, b) for a, b in zip(reference, got, strict=True))
-    ended(worst <= CLOSE, f"what was reloaded differs by {worst:.1e}")
+    require(worst <= CLOSE, f"what was reloaded differs by {worst:.1e}")
 
 
 class _Collector(logging.Handler):

@@ -17,7 +17,7 @@ class StageError(Exception):
     """A stage did not do what it should."""
 
 
-def ended(holds: bool, reason: str) -> None:
+def require(holds: bool, reason: str) -> None:
     """End a stage if a condition does not hold.
 
     Raises:

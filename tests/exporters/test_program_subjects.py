@@ -1,4 +1,4 @@
-"""A model that counts its positions itself is exported with a batch of any size."""
+"""Programs of any module as ONNX: positions that it counts itself, sizes that it remembers, inputs without a tensor."""
 
 from pathlib import Path
 
@@ -68,3 +68,23 @@ def test_a_batch_that_the_module_remembers_is_static_in_the_file(tmp_path: Path)
     path = Path(export_program(trace(module, (images,)), tmp_path / "out").output) / "model.onnx"
     sizes = onnx.load(str(path)).graph.input[0].type.tensor_type.shape.dim
     assert [size.dim_value for size in sizes] == [2, 3, 4, 4]
+
+
+class Optional(nn.Module):
+    """Takes a mask that may be absent, and a switch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(4, 3)
+
+    def forward(self, values: Tensor, mask: Tensor | None = None, scaled: bool = False) -> Tensor:
+        output: Tensor = self.body(values if mask is None else values * mask)
+        return output * 2 if scaled else output
+
+
+def test_named_inputs_that_are_no_tensors_are_constants_of_the_file(tmp_path: Path) -> None:
+    program = trace(Optional().eval(), (), {"values": torch.randn(2, 4), "mask": None, "scaled": True})
+    report = export_program(program, tmp_path / "out")
+    assert report.facts["parity"]["CPUExecutionProvider"]["worst"] < 1e-5
+    graph = onnx.load(str(tmp_path / "out" / "model.onnx")).graph
+    assert [value.name for value in graph.input] == ["values"]
