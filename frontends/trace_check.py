@@ -12,8 +12,10 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from graphprune.errors import InputError, TraceError, VerificationError, because, reason_of
-from graphprune.execution import equivalence, interpreter
+from graphprune.execution import interpreter
+from graphprune.execution.fresh_inputs import LEFT, Variant, attempts
 from graphprune.execution.module_state import evaluation_mode, preserved_state, seeded, uncompiled
+from graphprune.execution.output_comparison import compare
 from graphprune.frontends.first_difference import ComputedValues, first_difference
 from graphprune.frontends.generated_weights import TooLargeError, generated, lacks_numbers
 from graphprune.frontends.refusals import quiet
@@ -106,8 +108,7 @@ def _compare(program: Program, subject: CapturedModule) -> Iterator[str]:
 
 def _fresh(program: Program) -> Iterator[Inputs]:
     """Inputs of other values, of other sizes first."""
-    for grow in (3, 1, 0):
-        inputs = equivalence.fresh_inputs(program, SEED, grow)
+    for inputs in attempts(program, SEED, Variant("large", LEFT)):
         if program.violation(*inputs) is None:
             yield inputs
 
@@ -127,7 +128,7 @@ def _difference(program: Program, subject: CapturedModule, inputs: Inputs, expec
     try:
         (outputs,) = interpreter.run(program, [inputs], (SEED,))
         if _has_numbers(expected) or _has_numbers(outputs):
-            equivalence.compare(expected, outputs, "module and capture")
+            compare(expected, outputs, "module and capture")
         return
     except (TooLargeError, InputError):
         raise
@@ -145,7 +146,7 @@ def _has_numbers(outputs: Any) -> bool:
 
 def _repeats(subject: CapturedModule, inputs: Inputs, expected: Any) -> bool:
     try:
-        equivalence.compare(expected, subject.run(inputs), "two calls")
+        compare(expected, subject.run(inputs), "two calls")
     except VerificationError:
         return False
     return True

@@ -8,12 +8,18 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
+from graphprune.errors import InputError
 from graphprune.execution.segments import activation_nodes, evaluate_node, split
+from graphprune.ir.guards import InputCheck
 from graphprune.ir.program import Inputs, Program
 
 
 def run(program: Program, cases: Sequence[Inputs], seeds: Sequence[int]) -> list[Any]:
-    """Outputs of ``program.module()`` on each case, as `attempt` has them; an error of any case is raised."""
+    """Outputs of ``program.module()`` on each case, as `attempt` has them; an error of any case is raised.
+
+    Raises:
+        InputError: if the program does not hold for some inputs.
+    """
     outputs = attempt(program, cases, seeds)
     for output in outputs:
         if isinstance(output, Exception):
@@ -32,13 +38,10 @@ def attempt(program: Program, cases: Sequence[Inputs], seeds: Sequence[int]) -> 
 
     Raises:
         LoadError: if a weight cannot be read.
-        InputError: if the program does not hold for some inputs.
     """
-    check = program.input_check()
-    for args, kwargs in cases:
-        check(*program.flat(args, kwargs))
     with torch.random.fork_rng(devices=[]):
-        runs = [_Case.start(program, inputs, seed) for inputs, seed in zip(cases, seeds, strict=True)]
+        check = program.input_check()
+        runs = [_Case.start(program, inputs, seed, check) for inputs, seed in zip(cases, seeds, strict=True)]
         reads, values = _reads(program), _last_uses(program)
         last_reads = _last_reads(program, reads)
         held: dict[str, Tensor] = {}
@@ -68,8 +71,12 @@ class _Case:
     error: Exception | None = None
 
     @classmethod
-    def start(cls, program: Program, inputs: Inputs, seed: int) -> "_Case":
+    def start(cls, program: Program, inputs: Inputs, seed: int, check: InputCheck) -> "_Case":
         args, kwargs = inputs
+        try:
+            check(*program.flat(args, kwargs))
+        except InputError as error:
+            return cls(program, {}, {}, torch.get_rng_state(), error)
         leaves = pytree.tree_map_only(Tensor, Tensor.clone, program.flat(args, kwargs))
         names = [node.name for node in program.graph.nodes if node.op == "placeholder"]
         torch.manual_seed(seed)
