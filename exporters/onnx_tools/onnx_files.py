@@ -10,6 +10,7 @@ import torch
 
 from graphprune.errors import ExportError, because
 from graphprune.execution.module_state import quiet_exporters
+from graphprune.exporters.onnx_tools.expert_products import translations
 from graphprune.exporters.onnx_tools.rotary_batch import repeat_tables
 from graphprune.exporters.subjects.subject import Subject
 from graphprune.support.packages import load, onnx
@@ -33,6 +34,7 @@ def to_onnx(subject: Subject, opset: int = OPSET) -> Any:
             program = torch.onnx.export(
                 subject.module, subject.args, dynamo=True, opset_version=opset, verbose=False,
                 input_names=list(subject.inputs), output_names=list(subject.outputs), dynamic_shapes=subject.dynamic,
+                custom_translation_table=dict(translations()),
             )  # fmt: skip
     except (torch.onnx.errors.OnnxExporterError, RuntimeError) as fault:
         raise ExportError(

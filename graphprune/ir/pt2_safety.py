@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator
 from functools import partial
+from importlib import import_module
 from pickle import UnpicklingError
 from typing import Any
 
@@ -32,6 +33,8 @@ _RECORDS = re.compile(
     r"models/model\.json|data/sample_inputs/model\.pt|data/(weights|constants)/(model_\w+_config\.json|weight_\d+|tensor_\d+)"
     r"|extra/.*|archive_format|archive_version|byteorder|\.data/\w+"
 )
+#: Operators that a capture may hold, by the module of a dependency that registers them; they only compute.
+_OPERATORS_OF_LIBRARIES = {"torch.ops.transformers.grouped_mm_fallback.default": "transformers.integrations.moe"}
 _NAMESPACES = ("aten", "prims", "quantized_decomposed", "torchvision")
 _FILE_OPERATORS = ("torch.ops.aten.from_file.default", "torch.ops.aten.from_file.out")
 _SUBGRAPH_OPERATORS = ("cond", "map_impl", "scan", "while_loop", "wrap_with_autocast", "wrap_with_set_grad_enabled")
@@ -166,6 +169,9 @@ def _is_operator(name: str) -> bool:
         return _SCALAR_FUNCTIONS.fullmatch(name) is not None
     if parts[2] == "higher_order":
         return len(parts) == 4 and parts[3] in _SUBGRAPH_OPERATORS
+    if name in _OPERATORS_OF_LIBRARIES:
+        import_module(_OPERATORS_OF_LIBRARIES[name])  # which registers it
+        return isinstance(_overload(parts), OpOverload)
     return len(parts) == 5 and parts[2] in _NAMESPACES and isinstance(_overload(parts), OpOverload)
 
 

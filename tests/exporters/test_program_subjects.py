@@ -1,5 +1,6 @@
 """Programs of any module as ONNX: positions that it counts itself, sizes that it remembers, inputs without a tensor."""
 
+from importlib import import_module
 from pathlib import Path
 
 import onnx
@@ -7,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+import graphprune as gp
 from graphprune.exporters.contract import ExportReport
 from graphprune.exporters.targets.onnx import export_program
 from graphprune.frontends.modules import trace
@@ -88,3 +90,27 @@ def test_named_inputs_that_are_no_tensors_are_constants_of_the_file(tmp_path: Pa
     assert report.facts["parity"]["CPUExecutionProvider"]["worst"] < 1e-5
     graph = onnx.load(str(tmp_path / "out" / "model.onnx")).graph
     assert [value.name for value in graph.input] == ["values"]
+
+
+class Experts(nn.Module):
+    """Rows sorted by expert, and the product of each with the matrix of its expert."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(4, 6, 3))
+
+    def forward(self, rows: Tensor) -> Tensor:
+        experts, order = rows[:, :4].argmax(1).sort()
+        ends = torch.histc(experts.float(), 4, 0, 3).cumsum(0, dtype=torch.int32)
+        output: Tensor = torch.ops.transformers.grouped_mm_fallback(rows[order], self.weight, ends)
+        return output
+
+
+def test_the_products_of_a_mixture_of_experts_are_saved_loaded_and_exported(tmp_path: Path) -> None:
+    import_module("transformers.integrations.moe")
+    rows = torch.randn(5, 6)
+    program = trace(Experts().eval(), (rows,))
+    gp.save(program, output=tmp_path / "saved")
+    assert torch.equal(gp.load(tmp_path / "saved").module()(rows), program.module()(rows))
+    report = gp.export(tmp_path / "saved", target="onnx", output=tmp_path / "out")
+    assert "model.onnx" in report.files  # which agreed with the program when it was saved
