@@ -108,7 +108,7 @@ def _compare(program: Program, subject: CapturedModule) -> Iterator[str]:
 
 def _fresh(program: Program) -> Iterator[Inputs]:
     """Inputs of other values, of other sizes first."""
-    for inputs in attempts(program, SEED, Variant("large", LEFT)):
+    for inputs, _ in attempts(program, SEED, Variant("large", LEFT)):
         if program.violation(*inputs) is None:
             yield inputs
 

@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from graphprune.errors import GraphpruneError, VerificationError, because
 from graphprune.execution import interpreter, precision
-from graphprune.execution.fresh_inputs import attempts, variants
+from graphprune.execution.fresh_inputs import Variant, attempts, variants
 from graphprune.execution.input_sizes import describe
 from graphprune.execution.module_state import seeded
 from graphprune.execution.output_comparison import (
@@ -106,37 +106,39 @@ class Cases:
     refused: tuple[str, ...]
 
 
-def accepted(program: Program, seeds: Sequence[int] = (), what: str = "the original") -> Cases:
+def accepted(
+    program: Program, seeds: Sequence[int] = (), what: str = "the original", kinds: Sequence[Variant] = ()
+) -> Cases:
     """Run a program on every kind of inputs; where it raises an error, on inputs closer to those of the example.
 
     Raises:
         VerificationError: if it raises one on the example, too.
     """
-    kinds = variants(program)
+    kinds = kinds or variants(program)
     chosen = tuple(seeds or range(len(kinds)))
-    kinds = [kinds[i % len(kinds)] for i in range(len(chosen))]
-    remaining = [attempts(program, seed, kind) for seed, kind in zip(chosen, kinds, strict=True)]
-    inputs = [next(attempt) for attempt in remaining]
+    remaining = [attempts(program, seed, kinds[seed % len(kinds)]) for seed in chosen]
+    inputs, notes = map(list, zip(*map(next, remaining), strict=True))
     outputs = interpreter.attempt(program, inputs, chosen)
     refused: dict[str, None] = {}
     while failed := [i for i, output in enumerate(outputs) if isinstance(output, Exception)]:
         for i in failed:
             refused[describe(inputs[i], program)] = None
-            inputs[i] = _next(remaining[i], outputs[i], what)
+            inputs[i], notes[i] = _next(remaining[i], outputs[i], what)
         again = interpreter.attempt(program, [inputs[i] for i in failed], [chosen[i] for i in failed])
         for i, output in zip(failed, again, strict=True):
             outputs[i] = output
-    sizes = tuple(describe(case, program) for case in inputs)
-    return Cases(inputs, chosen, outputs, sizes, tuple(size for size in refused if size not in sizes))
+    sizes = [describe(case, program) for case in inputs]
+    used = tuple(size + note for size, note in zip(sizes, notes, strict=True))
+    return Cases(inputs, chosen, outputs, used, tuple(size for size in refused if size not in sizes))
 
 
-def _next(remaining: Iterator[Inputs], error: Exception, what: str) -> Inputs:
-    inputs = next(remaining, None)
-    if inputs is None:
+def _next(remaining: Iterator[tuple[Inputs, str]], error: Exception, what: str) -> tuple[Inputs, str]:
+    following = next(remaining, None)
+    if following is None:
         raise VerificationError(
             f"{what} fails on the inputs that it was traced with{because(error)}; nothing was saved"
         ) from error
-    return inputs
+    return following
 
 
 def _require_running(small: Program) -> None:

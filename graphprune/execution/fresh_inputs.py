@@ -46,30 +46,37 @@ def fresh_inputs(program: Program, seed: int) -> Inputs:
     return draw(program, seed, variant, next(candidates(program, "traced")))
 
 
-def attempts(program: Program, seed: int, variant: Variant) -> Iterator[Inputs]:
-    """Inputs of one kind to try in this order until the program accepts some; the last are those of the example."""
+def attempts(program: Program, seed: int, variant: Variant) -> Iterator[tuple[Inputs, str]]:
+    """Inputs of one kind to try in this order until the program accepts some, and what they take from the example."""
     for sizes in candidates(program, variant.sizes):
-        yield draw(program, seed, variant, sizes)
+        yield draw(program, seed, variant, sizes), ""
     traced = next(candidates(program, "traced"))
-    for masks in (PLAIN, RETAINED):
-        yield draw(program, seed, Variant("traced", masks), traced)
-    yield program.inputs
+    yield draw(program, seed, Variant("traced", PLAIN), traced), ""
+    yield draw(program, seed, Variant("traced", RETAINED), traced), " with the integers of the example"
+    yield program.inputs, ", the example itself"
 
 
 def draw(program: Program, seed: int, variant: Variant, sizes: Sizes) -> Inputs:
     """Random inputs of one kind and these sizes."""
-    source = _Source(torch.Generator().manual_seed(seed), variant, sizes, {})
-    return structured(program, [source.leaf(program, node, leaf) for node, leaf in leaves(program)])
+    known = leaves(program)
+    floats = [node.meta["val"] for node, leaf in known if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+    rows_grow = any(value.dim() and not isinstance(value.shape[0], int) for value in floats)
+    source = _Source(torch.Generator().manual_seed(seed), variant, sizes, {}, rows_grow)
+    return structured(program, [source.leaf(program, node, leaf) for node, leaf in known])
 
 
 @dataclass
 class _Source:
-    """Random values of one case; inputs of one shape share their padding."""
+    """Random values of one case; inputs of one shape share their padding.
+
+    `rows_grow`: floating-point inputs have a dynamic number of rows.
+    """
 
     generator: torch.Generator
     variant: Variant
     sizes: Sizes
     paddings: dict[tuple[int, ...], Tensor]
+    rows_grow: bool
 
     def leaf(self, program: Program, node: fx.Node, leaf: Any) -> Any:
         """New value for a leaf of the example."""
@@ -121,7 +128,7 @@ class _Source:
             low = min(low, 1) if low == high - 1 else low
         if example.dim() and example.shape[-1] > 1 and bool((example.diff(dim=-1) == 1).all()):  # positions
             count = torch.arange(shape[-1]) + int(example.flatten()[0])
-            return count.clamp(max=max(high - 1, 0) if tables else None).expand(shape).clone()
+            return (count.clamp(max=max(high - 1, 0)) if tables else count).expand(shape).clone()
         return self._marked(self._whole(low, high, shape), example, shape, use, (low, high))
 
     def _marked(
@@ -135,8 +142,12 @@ class _Source:
         free = free[~torch.isin(free, marks)]
         if len(free):
             drawn = drawn.where(~torch.isin(drawn, marks), free[self._whole(0, len(free), shape)])
-        plain = tiled(example.to(drawn.dtype), shape)
-        drawn = plain.where(torch.isin(plain, marks), drawn)
+        places = tuple(slice(0, size) for size in example.shape)
+        if self.rows_grow and example.dim():  # so does the number of features that a model puts there
+            places, example = (slice(None), *places[1:]), tiled(example, [shape[0], *example.shape[1:]])
+        inside = drawn[places]
+        part = example[tuple(slice(0, size) for size in inside.shape)].to(drawn.dtype)
+        drawn[places] = part.where(torch.isin(part, marks), inside)
         absent = [m for m in use.marks if span[0] <= m < span[1] and not bool((example == m).any())]
         if absent and self.variant.masks in (LEFT, RIGHT) and len(shape) > 1:
             drawn = drawn.masked_fill(self._padding(shape), min(absent))

@@ -9,8 +9,8 @@ from torch import nn
 
 from graphprune.axes.groups import Dependencies
 from graphprune.errors import VerificationError, WriteBackError, because, reason_of
-from graphprune.execution.equivalence import run
-from graphprune.execution.fresh_inputs import fresh_inputs
+from graphprune.execution.equivalence import accepted, run
+from graphprune.execution.fresh_inputs import WRITTEN_BACK
 from graphprune.execution.module_state import evaluation_mode, preserved_state
 from graphprune.execution.output_comparison import Verification, compare
 from graphprune.huggingface import config_widths
@@ -109,8 +109,8 @@ def write_back_dropped(
 
 def _case(program: Program, seed: int) -> tuple[Inputs, Any]:
     """Random inputs, and the outputs of the graph for them."""
-    args, kwargs = fresh_inputs(program, seed)
-    return (args, kwargs), run(program.module(), args, kwargs, seed)
+    cases = accepted(program, (seed,), "the rewritten graph", WRITTEN_BACK)
+    return cases.inputs[0], cases.outputs[0]
 
 
 def _agreement(module: nn.Module, case: tuple[Inputs, Any], seed: int) -> Verification:
