@@ -22,6 +22,7 @@ from graphprune.frontends.result_classes import register_dataclasses
 from graphprune.frontends.trace_check import CapturedModule
 from graphprune.frontends.trace_check import check as compared
 from graphprune.ir.module_names import require_names
+from graphprune.huggingface.adapters import ranks_of
 from graphprune.ir.program import Program, Source
 from graphprune.ir.weights import MaterializedWeights
 
@@ -61,7 +62,7 @@ def trace(
         if UNKNOWN_RESULT not in str(fault) or not _register_results(subject, inputs):
             raise
         exported = _isolated(module, inputs, dynamic_shapes)
-    program = from_exported(exported, inputs, state=state)
+    program = replace(from_exported(exported, inputs, state=state), fixed=ranks_of(module))
     return compared(program, subject) if check else replace(program, unchecked=(*program.unchecked, UNCHECKED))
 
 

@@ -103,7 +103,8 @@ class Program:
     every node's ``meta["val"]`` is a fake tensor with its (possibly symbolic) shape. `weights` are read lazily. `ties`
     has the stored name for each further name of a shared parameter. Inputs and outputs whose names match `state` (a
     key/value cache) may be pruned; the shapes of all others are an interface. The program holds for inputs for which
-    all `guards` do. `unchecked` lists what could not be compared with the model that was captured.
+    all `guards` do. `unchecked` lists what could not be compared with the model that was captured. `fixed` has
+    the dimensions of parameters whose size is set outside of the graph, with the reasons.
     """
 
     graph: fx.Graph
@@ -117,6 +118,7 @@ class Program:
     facts: Mapping[type, Any] = field(default_factory=lambda: MappingProxyType({}))
     guards: tuple[Guard, ...] = ()
     unchecked: tuple[str, ...] = ()
+    fixed: Mapping[str, Mapping[int, str]] = field(default_factory=lambda: MappingProxyType({}))
 
     def __repr__(self) -> str:
         calls = sum(node.op == "call_function" for node in self.graph.nodes)

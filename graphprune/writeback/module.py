@@ -14,6 +14,7 @@ from graphprune.execution.fresh_inputs import WRITTEN_BACK
 from graphprune.execution.module_state import evaluation_mode, preserved_state
 from graphprune.execution.output_comparison import Verification, compare
 from graphprune.huggingface import config_widths
+from graphprune.huggingface.adapters import without_adapters
 from graphprune.huggingface.layer_removal import shorten_module
 from graphprune.huggingface.meta_models import is_config
 from graphprune.ir.program import Inputs, Program, Rewritten, Rotatable
@@ -306,10 +307,11 @@ def _follow_config(search: _Search, trial: _Trial) -> str:
     config = getattr(search.module, "config", None)
     if not is_config(config):
         return ""
+    model, shapes = without_adapters(search.module, trial.small.shapes())
     probe = copy.deepcopy(config)
-    probe.architectures = [type(search.module).__name__]
+    probe.architectures = [type(model).__name__]
     try:
-        new = config_widths.fit(probe, trial.small.shapes(), trials=CONFIG_TRIALS)
+        new = config_widths.fit(probe, shapes, trials=CONFIG_TRIALS)
     except Exception as fault:  # the constructor of a configuration may raise any exception
         return reason_of(fault)
     mark = len(search.undo.steps)

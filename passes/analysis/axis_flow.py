@@ -232,6 +232,8 @@ class AxisFlow:
         name = self.program.name(str(node.target))
         if name not in self.tensors:
             self.tensors[name] = self._fresh(node.meta["val"], "")
+            for dim, why in self.program.fixed.get(name, {}).items():
+                self.pin(self.tensors[name][dim], why)
         return self.tensors[name]
 
     def _output(self, node: fx.Node) -> None:
