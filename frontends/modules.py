@@ -21,8 +21,8 @@ from graphprune.frontends.refusals import explain, quiet
 from graphprune.frontends.result_classes import register_dataclasses
 from graphprune.frontends.trace_check import CapturedModule
 from graphprune.frontends.trace_check import check as compared
-from graphprune.ir.module_names import require_names
 from graphprune.huggingface.adapters import ranks_of
+from graphprune.ir.module_names import require_names
 from graphprune.ir.program import Program, Source
 from graphprune.ir.weights import MaterializedWeights
 

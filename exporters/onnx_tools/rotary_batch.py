@@ -1,5 +1,7 @@
 """Rotary tables of one row, repeated for every text of a batch."""
 
+from __future__ import annotations
+
 from graphprune.support.packages import onnx_ir as ir
 
 _ROTARY = "RotaryEmbedding"

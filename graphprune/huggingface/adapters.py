@@ -26,7 +26,7 @@ def _parameters(module: nn.Module) -> Iterator[tuple[str, Tensor, int]]:
         if not tables or not isinstance(ranks, Mapping):
             continue
         for table in (t for t in tables if isinstance(layer._modules.get(t), nn.Module)):
-            for name, parameter in layer._modules[table].named_parameters():  # type: ignore[union-attr]
+            for name, parameter in layer._modules[table].named_parameters():
                 rank = ranks.get(name.partition(".")[0])
                 if isinstance(rank, int):
                     yield f"{path}.{table}.{name}".lstrip("."), parameter, rank

@@ -37,7 +37,7 @@ def test_ranks_are_not_cut_and_widths_are() -> None:
     assert (group.size, len(group.places)) == (16, 5)
     plan = gp.plan(program, ratio=0.5)
     gp.apply(program, plan).write_back(module)
-    assert module[2].lora_A["default"].in_features == 8 and module[2].lora_A["default"].out_features == 4
+    assert dict(module.named_parameters())["2.lora_A.default.weight"].shape == (4, 8)
 
 
 def test_a_module_without_adapters_is_its_own_base() -> None:
@@ -60,6 +60,7 @@ def test_adapters_and_the_merged_model_load_after_a_cut(configure: Any, tmp_path
     logits = model(input_ids=ids).logits
     model.save_pretrained(tmp_path / "adapter")
     model.merge_and_unload().save_pretrained(tmp_path / "merged")
-    again = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged").eval()
+    again: Any = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    again.eval()
     torch.testing.assert_close(again(ids).logits, logits, rtol=1e-4, atol=1e-5)
     peft.PeftModel.from_pretrained(transformers.LlamaForCausalLM(again.config), tmp_path / "adapter")
