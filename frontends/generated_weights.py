@@ -33,10 +33,10 @@ class GeneratedWeight(Tensor):
     right: Tensor
 
     @staticmethod
-    def __new__(cls, left: Tensor, right: Tensor) -> GeneratedWeight:
-        """Wrapper of two factors."""
+    def __new__(cls, left: Tensor, right: Tensor, dtype: torch.dtype) -> GeneratedWeight:
+        """Wrapper of two factors in single precision or wider; products are rounded to `dtype`."""
         shape = (*left.shape[:-1], right.shape[-2])
-        made: GeneratedWeight = Tensor._make_wrapper_subclass(cls, shape, dtype=left.dtype, device=left.device)
+        made: GeneratedWeight = Tensor._make_wrapper_subclass(cls, shape, dtype=dtype, device=left.device)
         made.left, made.right = left, right
         return made
 
@@ -48,7 +48,7 @@ class GeneratedWeight(Tensor):
         """
         if self.numel() > LARGEST:
             raise TooLargeError(f"a weight of shape {list(self.shape)}")
-        return self.left @ self.right.mT
+        return (self.left @ self.right.mT).to(self.dtype)
 
     @classmethod
     def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:  # type: ignore[override]
@@ -60,19 +60,19 @@ class GeneratedWeight(Tensor):
 
 
 def _same(weight: GeneratedWeight) -> Tensor:
-    return GeneratedWeight(weight.left, weight.right)
+    return GeneratedWeight(weight.left, weight.right, weight.dtype)
 
 
 def _transposed(weight: GeneratedWeight, *dims: int) -> Tensor | None:
     last = {dim % weight.dim() for dim in dims} == {weight.dim() - 1, weight.dim() - 2} or not dims
-    return GeneratedWeight(weight.right, weight.left) if last else None
+    return GeneratedWeight(weight.right, weight.left, weight.dtype) if last else None
 
 
 def _product(x: Any, weight: Any) -> Tensor | None:
     if isinstance(x, GeneratedWeight) or not isinstance(weight, GeneratedWeight):
         return None
-    product: Tensor = (x @ weight.left) @ weight.right.mT
-    return product
+    product: Tensor = (x.to(weight.left.dtype) @ weight.left) @ weight.right.mT
+    return product.to(x.dtype)
 
 
 def _sum_product(bias: Any, x: Any, weight: Any) -> Tensor | None:
@@ -83,13 +83,13 @@ def _sum_product(bias: Any, x: Any, weight: Any) -> Tensor | None:
 def _rows(weight: Any, indices: Tensor, *_: Any) -> Tensor | None:
     if not isinstance(weight, GeneratedWeight) or weight.dim() != 2:
         return None
-    return weight.left[indices] @ weight.right.mT
+    return (weight.left[indices] @ weight.right.mT).to(weight.dtype)
 
 
 def _selected(weight: GeneratedWeight, dim: int, index: int) -> Tensor | None:
     if weight.dim() < 3 or dim != 0:
         return None
-    return GeneratedWeight(weight.left[index], weight.right[index])
+    return GeneratedWeight(weight.left[index], weight.right[index], weight.dtype)
 
 
 _BY_FACTORS: dict[Any, Callable[..., Tensor | None]] = {
@@ -127,4 +127,5 @@ def _numbers(shape: tuple[int, ...], dtype: torch.dtype, seed: int) -> Tensor:
         return (1 + draw(*shape) / 10).to(dtype)
     scale = (RANK * max(math.prod(shape[1:]), 1)) ** -0.5
     left, right = draw(*shape[:-1], RANK) * scale, draw(*shape[:-2], shape[-1], RANK)
-    return GeneratedWeight(left.to(dtype), right.to(dtype))
+    wide = torch.promote_types(dtype, torch.float32)  # kernels for half precision are slow
+    return GeneratedWeight(left.to(wide), right.to(wide), dtype)

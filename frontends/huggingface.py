@@ -43,6 +43,7 @@ def load(folder: Path | str, *, dtype: torch.dtype = torch.float32) -> Program:
         modules.export(model, (), inputs), ((), inputs),
         source=Source(folder, "huggingface", checkpoints.stored_dtype(stored)),
     )  # fmt: skip
+    _warn_of_unused(folder, program, places)
     return check(program, subject).with_facts(weights=_weights(program.weights, places, dtype))
 
 
@@ -85,6 +86,18 @@ def _report_unused(
     used = {entry.key for entry in matched.values()}
     if unused := sorted(set(stored) - used):
         log.info("%s: %d stored tensors belong to no weight, the first %s", folder, len(unused), unused[0])
+
+
+def _warn_of_unused(folder: Path, program: Program, places: Mapping[str, checkpoints.Entry]) -> None:
+    """Warn of weights that the captured call does not use, as those of an image encoder for a text alone."""
+    used = program.shapes().keys()
+    unused = [name for name in places if program.name(name) not in used and program.name(name) in program.weights]
+    if unused:
+        log.warning(
+            "%s: %d weights, the first %s, are not used by a call with %s alone, and are not pruned; trace the model "
+            "with inputs that use them to prune those, too",
+            folder, len(unused), unused[0], ", ".join(program.inputs[1]),
+        )  # fmt: skip
 
 
 def _converted(folder: Path) -> Path:

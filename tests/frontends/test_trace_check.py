@@ -110,7 +110,7 @@ def test_generated_weights_multiply_by_their_factors() -> None:
     rows = generated(table)["weight"]
     assert isinstance(rows, GeneratedWeight)
     torch.testing.assert_close(nn.functional.embedding(ids, rows), rows.dense()[ids])
-    huge = GeneratedWeight(torch.randn(1 << 14, 1), torch.randn(1 << 14, 1))
+    huge = GeneratedWeight(torch.randn(1 << 14, 1), torch.randn(1 << 14, 1), torch.float32)
     with pytest.raises(TooLargeError):
         huge.relu()
 
