@@ -47,7 +47,7 @@ class Rewritten:
     keep: KeepByName
     groups: Mapping[str, tuple[tuple[int, ...], ...]]
     scales: Mapping[str, float]
-    follow: Callable[["Program", nn.Module], Any]
+    follow: Callable[..., Any]
 
 
 @dataclass(frozen=True)
@@ -219,8 +219,11 @@ class Program:
                 graph.call_module(INPUT_CHECK, tuple(placeholders))
         return fx.GraphModule(root, graph).eval()
 
-    def write_back(self, module: nn.Module) -> Any:
-        """Apply the cuts of this program to the original `module`; see `writeback.write_back`.
+    def write_back(self, module: nn.Module, **companions: Any) -> Any:
+        """Apply the cuts of this program to the original `module`; see `writeback.module.write_back`.
+
+        `companions` follow it: `optimizer`, one or several whose parameters are swapped and whose moments are cut, and
+        `average`, an averaged copy.
 
         Raises:
             WriteBackError: if nothing was cut, or the module cannot follow; it is unchanged then.
@@ -238,7 +241,9 @@ class Program:
         if rewritten is None and dropped is None:
             raise WriteBackError("nothing was cut from this program; apply a plan first")
         if rewritten is not None and dropped is None:
-            return rewritten.follow(self, module)
+            return rewritten.follow(self, module, **companions)
+        if companions:
+            raise WriteBackError("an optimizer cannot follow blocks that are dropped; make a new one afterwards")
         assert dropped is not None
         if dropped.follow is None:
             raise WriteBackError(

@@ -6,12 +6,15 @@ from typing import Any
 
 from torch import nn
 
+from graphprune.axes.algebra import Prime
+from graphprune.axes.groups import Dependencies
 from graphprune.errors import WriteBackError
 from graphprune.ir.program import Inputs
 from graphprune.support.undo import Undo
 from graphprune.writeback.attribute_slots import Slot
 from graphprune.writeback.call_sites import ArgumentPath, CallSite
 from graphprune.writeback.literal_matching import Literal
+from graphprune.writeback.narrow_attention import convert
 from graphprune.writeback.size_tracing import Replay, SizeTrace, Use, replay_numbers
 from graphprune.writeback.specialized_classes import ArgumentEdit, specialized
 from graphprune.writeback.traced_numbers import Provenance
@@ -36,6 +39,8 @@ class Adaptation:
     trace: SizeTrace
     pairs: Sequence[tuple[Use, Literal]]
     inputs: Inputs
+    dependencies: Dependencies
+    widths: Mapping[Prime, int]
     scaled: bool = False
     methods: tuple[str, ...] = ()
 
@@ -45,6 +50,7 @@ class Adaptation:
         Raises:
             WriteBackError: if nothing can be adapted, or not everything.
         """
+        converted = convert(self.undo, self.module, self.dependencies, self.widths)
         targets = {u: x.after for u, x in self.pairs if not x.dynamic and u.value != INFERRED}
         for _ in range(ROUNDS):
             replay = Replay(self.trace, targets)
@@ -56,11 +62,11 @@ class Adaptation:
                 slot.put(self.undo, value)
         else:
             raise WriteBackError("it compares too many sizes")
-        if not replay.differs and not any(slot.current != slot.value for slot in self.slots):
+        if not converted and not replay.differs and not any(slot.current != slot.value for slot in self.slots):
             raise WriteBackError("its code has no number to adapt")
-        self._edit(replay)
+        self._edit(replay, converted)
 
-    def _edit(self, replay: Replay) -> None:
+    def _edit(self, replay: Replay, converted: bool) -> None:
         """Let the calls that pass other numbers read them from attributes of their layers."""
         edits: dict[nn.Module, dict[tuple[CallSite, ArgumentPath], Any]] = {}
         for use in replay.differs:
@@ -72,7 +78,7 @@ class Adaptation:
             if len(demanded) > 1:
                 raise WriteBackError(f"line {use.site.span[1]} of {use.line[1]} passes one size for several axes")
             edits.setdefault(use.site.receiver, {})[use.site, use.path] = replay.targets[use]
-        kinds: dict[str, None] = {}
+        kinds = dict.fromkeys(["MultiheadAttention.forward"] if converted else [])
         names: dict[tuple[type, Any], str] = {}
         for layer, sizes in edits.items():
             kinds |= dict.fromkeys(f"{type(layer).__name__}.{site.method}" for site, _ in sizes)

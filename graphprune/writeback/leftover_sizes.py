@@ -15,25 +15,33 @@ def readings(
     determined: Mapping[Slot, float],
     dependencies: Dependencies,
     groups: Mapping[str, Rows],
+    shapes: tuple[Mapping[str, tuple[int, ...]], Mapping[str, tuple[int, ...]]],
 ) -> dict[Slot, list[int]]:
-    """New widths of the groups in a layer whose former width an undetermined attribute of the layer equals."""
+    """New widths of the groups and parameters in a layer whose former width an undetermined attribute equals.
+
+    `shapes` are those of the parameters before and after the cut. Layers of torch are not among these.
+    """
     paths: dict[int, str] = {}
     for path, layer in module.named_modules():
         paths.setdefault(id(layer), path)
     possible = {}
     for slot in slots:
         path = paths.get(id(slot.owner))
-        if path is None or slot in determined or slot.current != slot.value:
+        if path is None or slot in determined or slot.current != slot.value or type(slot.value) is not int:
             continue
-        widths = sorted(set(_new_widths(path, slot.value, dependencies, groups)))
+        if type(slot.owner).__module__.startswith("torch."):
+            continue
+        prefix = f"{path}." if path else ""
+        pairs = (zip(old, shapes[1].get(n, old), strict=True) for n, old in shapes[0].items() if n.startswith(prefix))
+        inside = {new for pair in pairs for old, new in pair if old == slot.value}
+        widths = sorted(inside | set(_new_widths(prefix, slot.value, dependencies, groups)))
         if widths and widths != [slot.value]:
             possible[slot] = widths
     return possible
 
 
-def _new_widths(path: str, old: float, dependencies: Dependencies, groups: Mapping[str, Rows]) -> Iterator[int]:
+def _new_widths(prefix: str, old: float, dependencies: Dependencies, groups: Mapping[str, Rows]) -> Iterator[int]:
     """New widths of the groups of this width in a layer and the layers inside it."""
-    prefix = f"{path}." if path else ""
     for group in dependencies.groups:
         if group.size == old and any(place.parameter.startswith(prefix) for place in group.places):
             yield len(groups[group.name][0]) if group.name in groups else group.size

@@ -24,6 +24,7 @@ class Comparisons:
     former: "Comparisons | None" = None
     answers: dict[Any, list[bool]] = field(default_factory=dict)
     broken: list[tuple["Provenance", "Provenance"]] = field(default_factory=list)
+    slots: set[Slot] = field(default_factory=set)
 
     def decide(self, equal: bool, a: Any, b: Any) -> bool:
         """Answer whether two numbers are equal."""
@@ -31,6 +32,7 @@ class Comparisons:
         key = caller.f_code, caller.f_lasti
         answers = self.answers.setdefault(key, [])
         answers.append(equal)
+        self.slots |= provenance(a).slots | provenance(b).slots
         before = self.former.answers.get(key, []) if self.former else []
         if equal or len(answers) > len(before) or not before[len(answers) - 1]:
             return equal
