@@ -20,7 +20,7 @@ from graphprune.huggingface.meta_models import is_config
 from graphprune.ir.program import Program, Rewritten
 from graphprune.support.undo import Undo
 from graphprune.writeback import optimizers
-from graphprune.writeback.search import CASES, Cut, Search, Trial, compare_case, make_case
+from graphprune.writeback.narrowing import CASES, Attempt, Cut, Narrowing, compare_case, make_case
 
 log = logging.getLogger(__name__)
 CONFIG_TRIALS = 300  # configurations tried in the search for one with the new widths
@@ -93,7 +93,7 @@ def write_back(
     _check_names(program, module)
     before = dict(module.named_parameters())
     shapes = {name: tuple(tensor.shape) for name, tensor in _tensors(module).items()}
-    search = Search(cut, program, module)
+    search = Narrowing(cut, program, module)
     try:
         with evaluation_mode(module):  # reading a parametrized weight in training mode may change its buffers
             trial = search.narrowest()
@@ -108,22 +108,31 @@ def write_back(
     except BaseException:
         search.undo.rollback()
         raise
+    result = _result(search, trial, mismatch, (assumed, undetermined), tuple(reset))
+    _warn(result, replaced)
+    return result
+
+
+def _result(
+    search: Narrowing,
+    trial: Attempt,
+    mismatch: str,
+    leftovers: tuple[tuple[str, ...], tuple[str, ...]],
+    reset: tuple[str, ...],
+) -> WrittenBack:
     assert isinstance(trial.outcome, Verification)
-    result = WrittenBack(
+    return WrittenBack(
         trial.outcome,
         mismatch,
         {kind: wider.why for kind, wider in trial.widths.items()},
-        trial.small.count() - program.count(),
+        trial.small.count() - search.program.count(),
         trial.multiplied,
         trial.adapted,
         tuple(search.unused_cuts),
-        assumed,
-        undetermined,
-        tuple(reset),
+        *leftovers,
+        reset,
         search.checks(),
     )
-    _warn(result, replaced)
-    return result
 
 
 def _tensors(module: nn.Module) -> dict[str, Any]:
@@ -178,7 +187,7 @@ def _check_names(program: Program, module: nn.Module) -> None:
             )
 
 
-def _follow_config(search: Search, trial: Trial) -> str:
+def _follow_config(search: Narrowing, trial: Attempt) -> str:
     """Update a Hugging Face configuration to the new widths; return the reason if that is not possible, else ""."""
     config = getattr(search.module, "config", None)
     if not is_config(config):

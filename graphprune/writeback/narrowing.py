@@ -1,4 +1,4 @@
-"""Search for the narrowest form of a module that agrees with the rewritten graph."""
+"""Narrowing for the narrowest form of a module that agrees with the rewritten graph."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
@@ -46,7 +46,7 @@ def compare_case(module: nn.Module, case: tuple[Inputs, Any], seed: int) -> Veri
 
 
 @dataclass(frozen=True)
-class Trial:
+class Attempt:
     """Outcome of writing back with the kinds of groups in `widths` padded: a verification, or the error."""
 
     widths: zero_padding.Widths
@@ -72,7 +72,7 @@ class Trial:
         return self.small.count(), len(self.widths)
 
 
-class Search:
+class Narrowing:
     """Narrows a module fully, then pads group by group until it agrees with the graph."""
 
     def __init__(self, cut: Cut, program: Program, module: nn.Module) -> None:
@@ -88,7 +88,7 @@ class Search:
         self.unused_cuts: dict[str, dict[int, Tensor]] = {}
         self.ambiguous = list[str]()
 
-    def narrowest(self) -> Trial:
+    def narrowest(self) -> Attempt:
         """Narrow the module as far as it agrees with the graph."""
         trial = self.attempt({})
         if not trial.agrees and self.untrainable and self.unused:
@@ -105,14 +105,14 @@ class Search:
             ) from trial.outcome
         return self.attempt(self._without_needless(trial).widths) if trial.widths else trial
 
-    def _with_one_wide(self) -> Trial:
+    def _with_one_wide(self) -> Attempt:
         """The narrowest trial with a single kind of groups padded; a failed one if there is none."""
         kinds = zero_padding.full_widths(self.dependencies, self.rewritten.groups)
         trials = [self.attempt({kind: wider}) for kind, wider in kinds.items()] if 1 < len(kinds) <= SINGLES else []
         agreeing = [trial for trial in trials if trial.agrees]
         return min(agreeing, key=lambda trial: trial.size) if agreeing else self.attempt({})
 
-    def resolve_conflicts(self, trial: Trial) -> Trial:
+    def resolve_conflicts(self, trial: Attempt) -> Attempt:
         """Pad the groups behind contradicting sizes, repeatedly, until the module agrees or no conflict is left."""
         while not trial.agrees:
             rows = self._rows(trial.widths)
@@ -122,7 +122,7 @@ class Search:
             trial = self.attempt(wider)
         return trial
 
-    def _without_needless(self, trial: Trial) -> Trial:
+    def _without_needless(self, trial: Attempt) -> Attempt:
         """Drop every padding that is not needed, alone or together with others in the same module."""
         reasons = dict[str, str]()
         for kinds in zero_padding.narrowing_candidates(trial.widths):
@@ -140,7 +140,7 @@ class Search:
         explained = {kind: replace(wider, why=wider.why or reasons[kind]) for kind, wider in trial.widths.items()}
         return replace(trial, widths=explained)
 
-    def attempt(self, widths: zero_padding.Widths) -> Trial:
+    def attempt(self, widths: zero_padding.Widths) -> Attempt:
         """Narrow the module to these widths; restore it if it then disagrees with the graph."""
         self.undo.rollback()
         original, small = self.rewritten.original, self._padded_program(widths)
@@ -154,7 +154,7 @@ class Search:
             for values in assignments:
                 outcome = self._outcome(values)
                 if isinstance(outcome, Verification):
-                    return Trial(widths, small, outcome, conflicts, factors)
+                    return Attempt(widths, small, outcome, conflicts, factors)
                 faults.append(outcome)
             self.undo.rollback()
             if not any(isinstance(fault, VerificationError) for fault in faults):
@@ -165,9 +165,9 @@ class Search:
                 adaptation = self._adaptation(widths, small, bool(factors))
                 outcome = self._outcome(values, adaptation)
                 if isinstance(outcome, Verification):
-                    return Trial(widths, small, outcome, conflicts, factors, adaptation.methods)
+                    return Attempt(widths, small, outcome, conflicts, factors, adaptation.methods)
             self.undo.rollback()
-        return Trial(widths, small, faults[0], conflicts)
+        return Attempt(widths, small, faults[0], conflicts)
 
     def _options(self, widths: zero_padding.Widths, small: Program) -> Iterator[attention_scale.Factors]:
         sizes = {name: len(rows[0]) for name, rows in self._rows(widths).items()}
@@ -230,11 +230,11 @@ class Search:
             run(self.module, args, kwargs)
 
     def checks(self) -> tuple[str, ...]:
-        """What the agreement was checked on."""
+        """Checks that the agreement has passed."""
         inputs = f"outputs equal those of the graph on {len(self.cases)} random inputs"
         return (inputs, "runs in training mode") if self.trains else (inputs,)
 
-    def set_leftovers(self, trial: Trial) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    def set_leftovers(self, trial: Attempt) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Set attributes that the run does not use and that equal a former width; return the set ones and the others.
 
         They are set where one new width is possible.
@@ -256,7 +256,7 @@ class Search:
         others = dict.fromkeys(f"{slot} = {slot.value}" for slot in possible if slot not in chosen)
         return tuple(assumed), (*others, *self.ambiguous)
 
-    def tensor_cuts(self, trial: Trial, shapes: Mapping[str, tuple[int, ...]]) -> TensorCuts:
+    def tensor_cuts(self, trial: Attempt, shapes: Mapping[str, tuple[int, ...]]) -> TensorCuts:
         """Cuts of all tensors of the module, by all their names."""
         ties = self.rewritten.original.ties
         keep, wide = dict(self.rewritten.keep), dict(trial.small.fact(Rewritten).keep)
