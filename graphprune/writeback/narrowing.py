@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from graphprune.axes.groups import Dependencies
 from graphprune.errors import VerificationError, WriteBackError, because, reason_of
-from graphprune.execution.equivalence import run
-from graphprune.execution.fresh_inputs import fresh_inputs
+from graphprune.execution.equivalence import accepted, run
+from graphprune.execution.fresh_inputs import WRITTEN_BACK
 from graphprune.execution.module_state import evaluation_mode, preserved_state
 from graphprune.execution.output_comparison import Verification, compare
 from graphprune.ir.program import Inputs, Program, Rewritten, Rotatable
@@ -33,8 +33,8 @@ CASES = 3  # random inputs to compare on: with a single one, every unit that a w
 
 def make_case(program: Program, seed: int) -> tuple[Inputs, Any]:
     """Random inputs, and the outputs of the graph for them."""
-    args, kwargs = fresh_inputs(program, seed)
-    return (args, kwargs), run(program.module(), args, kwargs, seed)
+    cases = accepted(program, (seed,), "the rewritten graph", WRITTEN_BACK)
+    return cases.inputs[0], cases.outputs[0]
 
 
 def compare_case(module: nn.Module, case: tuple[Inputs, Any], seed: int) -> Verification:
