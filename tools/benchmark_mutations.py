@@ -68,10 +68,8 @@ def main() -> None:
     with progress("mutants", len(sources)) as step:
         for name, build in sources:
             verdicts += judged(name, build, options.mutants, options.seed)
+            _write(options.json, verdicts)
             step()
-    if options.json:
-        with new_file(options.json, force=True) as beside:
-            beside.write_text(json.dumps([asdict(verdict) for verdict in verdicts], indent=1))
     print("\n".join([*table(verdicts), "", *_slipped(verdicts)]))
     if options.write:
         fill("benchmark_mutations", "\n".join(table(verdicts)))
@@ -87,6 +85,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--json", type=Path, help="a file for every verdict")
     parser.add_argument("--write", action="store_true", help="write the table into the document that has it")
     return parser
+
+
+def _write(path: Path | None, verdicts: list[Verdict]) -> None:
+    """Keep everything so far; the file is complete at any moment."""
+    if path is not None:
+        with new_file(path, force=True) as beside:
+            beside.write_text(json.dumps([asdict(verdict) for verdict in verdicts], indent=1))
 
 
 def _models(every: int, match: str) -> Iterator[Source]:

@@ -7,6 +7,7 @@ import torch
 from torch import fx, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from graphprune.axes.algebra import Misaligned
 from graphprune.axes.rule import Dims, Example, Flow, MaskedArguments, Rule
 from graphprune.axes.rule_helpers import argument, broadcast_axis
 from graphprune.execution.equivalence import direction_of
@@ -24,6 +25,8 @@ class WeightNorm(Rule):
             if i != kept_dim:
                 flow.contract(axis, node.args[0])
                 flow.share_selection(vectors, [axis])
+        if any(axis.size != 1 for i, axis in enumerate(lengths) if i != kept_dim):
+            raise Misaligned("magnitudes along dimensions over which the norm is taken")
         for i, axis in enumerate(lengths):
             broadcast_axis(flow, [vectors[i], axis])
         return vectors
