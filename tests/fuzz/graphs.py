@@ -129,7 +129,7 @@ def _banned(dice: Dice, x: Tensor) -> Callable[[Tensor], Tensor]:
     """A linear map of the last dimension, with a mark in place of some numbers."""
     if not floating(x):
         return _raw(dice, x)
-    layer, mark = dice.keep(nn.Linear(x.shape[-1], 3)), dice.pick((-1e9, torch.finfo(x.dtype).min))
+    layer, mark = dice.keep(nn.Linear(x.shape[-1], 3)), dice.pick((-1e9, torch.finfo(x.dtype).min, float("-inf")))
     ban = dice.keep(Indexed(torch.tensor([False, True, False]), lambda y, mask: y.masked_fill(mask, mark)))
     return lambda x: ban(layer(x))
 
