@@ -63,7 +63,7 @@ def main() -> None:
     """Make the mutants, judge them, and print the table."""
     options = _parser().parse_args()
     logging.getLogger("graphprune").setLevel(logging.ERROR)
-    sources = [*_models(options.every, options.match), *_graphs(options.graphs, options.seed)]
+    sources = [*_graphs(options.graphs, options.seed), *_models(options.every, options.match)]
     verdicts: list[Verdict] = []
     with progress("mutants", len(sources)) as step:
         for name, build in sources:

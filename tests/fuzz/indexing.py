@@ -104,7 +104,7 @@ def banned(dice: Dice, x: Tensor) -> Made:
     mark = dice.pick((-1e4, -1e3, -5e3))
     kinds: list[Callable[[Tensor, Tensor], Tensor]] = [
         lambda x, kept: x.masked_fill(~kept, mark), lambda x, kept: torch.where(kept, x, mark),
-        lambda x, kept: x.masked_fill(~kept, float("-inf")).softmax(-1),
+        lambda x, kept: x.masked_fill(~kept, -1e9).softmax(-1),
         lambda x, kept: torch.where(kept, x, torch.finfo(x.dtype).min).softmax(-1),
     ]  # fmt: skip
     return dice.keep(Indexed(kept, dice.pick(kinds)))
