@@ -95,6 +95,7 @@ def build_report(job: Job, program: Program, plan: Plan, errors: Mapping[str, fl
             *_target_notes(job, original, plan),
             *_limits(job, original, plan),
             *_outside_notes(program),
+            *_proof_notes(proof),
             *_refit_notes(program),
             *_factor_notes(program),
         ),
@@ -103,6 +104,13 @@ def build_report(job: Job, program: Program, plan: Plan, errors: Mapping[str, fl
         quality=job.quality,
         counts={name: (before.get(name, 0), after.get(name, 0)) for name in {**before, **after}},
     )
+
+
+def _proof_notes(proof: Verification | None) -> tuple[str, ...]:
+    """Outputs about which the proof shows nothing."""
+    if proof is None or not proof.blind:
+        return ()
+    return (f"the proof shows nothing about {', '.join(proof.blind)}: all numbers are the same, or none is finite",)
 
 
 def _proved(program: Program) -> str:
