@@ -48,6 +48,11 @@ def require_plain(module: nn.Module, tensors: Iterable[tuple[str, Any]]) -> None
                 "Python module that it was scripted from"
             )
     for name, tensor in tensors:
+        if isinstance(tensor, Tensor) and tensor.layout is not torch.strided and name.startswith("input "):
+            raise TraceError(
+                f"{name} has the layout {str(tensor.layout).removeprefix('torch.')}, expected a dense tensor: call "
+                "to_dense first"
+            )
         if isinstance(tensor, Tensor) and is_traceable_wrapper_subclass(tensor):
             raise TraceError(
                 f"{name} is a {type(tensor).__name__}, which is made of several tensors; expected a plain tensor: "

@@ -166,7 +166,7 @@ def _free(leaf: Any) -> list[int]:
     """Dimensions of an input that are dynamic by default."""
     if not isinstance(leaf, Tensor) or not leaf.dim():
         return []
-    last = 1 if leaf.is_floating_point() else 2
+    last = 1 if leaf.is_floating_point() or leaf.is_complex() else 2
     return [dim for dim in range(min(last, leaf.dim())) if leaf.shape[dim] != 1]
 
 

@@ -17,7 +17,7 @@ from graphprune.errors import GraphpruneError, VerificationError, because
 from graphprune.execution import interpreter, precision
 from graphprune.execution.fresh_inputs import Variant, attempts, variants
 from graphprune.execution.input_sizes import describe
-from graphprune.execution.module_state import seeded
+from graphprune.execution.module_state import plain_attention, seeded
 from graphprune.execution.output_comparison import (
     DOUBLE,
     RTOL,
@@ -284,7 +284,7 @@ def _running() -> Iterator[None]:
 def run(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], seed: int = 0) -> Any:
     """Output of a module on copies of its inputs, which it may change, with random numbers from a seed."""
     args, kwargs = pytree.tree_map_only(Tensor, Tensor.clone, (args, dict(kwargs)))
-    with seeded(seed):
+    with seeded(seed), plain_attention():
         return module(*args, **kwargs)
 
 

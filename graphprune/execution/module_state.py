@@ -28,7 +28,10 @@ def evaluation_mode(module: nn.Module) -> Iterator[None]:
         return
     own = any(type(part).train is not nn.Module.train for part in module.modules())
     before = module.training
-    module.train(False)
+    if own:
+        module.train(False)
+    for attributes, _ in modes if not own else ():  # a module may forbid setting attributes
+        attributes["training"] = False
     try:
         yield
     finally:
@@ -90,6 +93,20 @@ def uncompiled(module: nn.Module) -> Iterator[None]:
     finally:
         for attributes, call in compiled:
             attributes["_compiled_call_impl"] = call
+
+
+@contextmanager
+def plain_attention() -> Iterator[None]:
+    """Turn off torch's fast path of its own transformer layers, which returns zeros for padded positions.
+
+    Exports never take it.
+    """
+    enabled = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(enabled)
 
 
 @contextmanager

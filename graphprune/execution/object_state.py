@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary, WeakSet, WeakValueDictionary
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
+from torch.nn.parameter import is_lazy
 
 MOST = 100_000  # objects to look at: models hold few, but may refer to whole data sets
 
@@ -52,6 +53,8 @@ class ObjectState:
             undo()
 
     def _record_tensor(self, tensor: Any, is_own: bool) -> None:
+        if is_lazy(tensor):
+            return
         self.tensors.append(tensor)
         has_numbers = tensor.layout is torch.strided and not tensor.is_meta and not isinstance(tensor, FakeTensor)
         if is_own and has_numbers and not isinstance(tensor, nn.Parameter):

@@ -154,3 +154,27 @@ def test_layouts_that_nothing_sees_leave_no_operator() -> None:
 def test_a_program_that_was_not_compared_can_be_replaced() -> None:
     program = gp.trace(Net(), (X,), check=False)
     assert replace(program, unchecked=()).unchecked == ()
+
+
+class Padded(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1)
+
+    def forward(self, x: Tensor, padding: Tensor) -> Any:
+        return self.encoder(x, src_key_padding_mask=padding)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_a_fast_path_that_exports_do_not_take_is_named() -> None:
+    padding = torch.zeros(2, 5, dtype=torch.bool)
+    padding[0, 3:] = True
+    program = gp.trace(Padded().eval(), (torch.randn(2, 5, 8), padding))
+    assert program.unchecked == (
+        "padded positions, where torch's fast path of attention returns zeros, and captures do not",
+    )
+
+
+def test_a_sparse_input_is_refused() -> None:
+    with pytest.raises(TraceError, match=r"^input 0 has the layout sparse_coo, expected a dense tensor"):
+        gp.trace(Net(), (X.to_sparse(),))
