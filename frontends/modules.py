@@ -22,6 +22,7 @@ from graphprune.frontends.refusals import explain, quiet
 from graphprune.frontends.result_classes import register_dataclasses
 from graphprune.frontends.trace_check import CapturedModule
 from graphprune.frontends.trace_check import check as compared
+from graphprune.huggingface import traced_model
 from graphprune.huggingface.adapters import ranks_of
 from graphprune.ir.guards import fixed_size
 from graphprune.ir.module_names import require_names
@@ -66,7 +67,8 @@ def trace(
         if UNKNOWN_RESULT not in str(fault) or not _register_results(subject, inputs):
             raise
         exported = _isolated(module, inputs, dynamic_shapes)
-    program = replace(from_exported(exported, inputs, state=state), fixed=ranks_of(module))
+    program = from_exported(exported, inputs, state=state)
+    program = replace(program, fixed=ranks_of(module), traced=traced_model.of(module))
     if dynamic_shapes is None:
         _warn_of_fixed_sizes(program)
     return compared(program, subject) if check else replace(program, unchecked=(*program.unchecked, UNCHECKED))

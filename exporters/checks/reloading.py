@@ -33,20 +33,20 @@ class FolderCheck:
 
 
 def check(
-    program: Program, folder: Path, *, destination: Destination, limit: int | None = None,
+    program: Program, folder: Path, load: Callable[[Path], nn.Module], *, limit: int | None = None,
     capture: Capture | None = None,
 ) -> FolderCheck:  # fmt: skip
     """Compare a folder with its program, with weights `rounded` as stored, on the program's example inputs.
 
     If the weights take more than `limit` bytes in float32, transformers does not load them: `capture` reads the folder
-    again, and both programs run with the weights of at most one segment in memory.
+    again, and both programs run with the weights of at most one segment in memory; else `load` returns the module.
 
     Raises:
         ExportError: if the folder cannot be loaded, weights are missing, or the outputs differ.
     """
     size = 4 * program.count()
     if limit is None or size <= limit:
-        return FolderCheck(_whole(program, folder, destination), "reloaded folder and rewritten graph", WHOLE)
+        return FolderCheck(_whole(program, load(folder)), "reloaded folder and rewritten graph", WHOLE)
     if capture is None:
         raise ExportError(
             f"{folder} takes {byte_size(size)} in float32, more than the limit of {byte_size(limit)}, and no function "
@@ -60,12 +60,12 @@ def check(
     return FolderCheck(_in_parts(program, folder, capture), "folder read again in parts and rewritten graph", how)
 
 
-def _whole(program: Program, folder: Path, destination: Destination) -> Discrepancy:
+def _whole(program: Program, reloaded: nn.Module) -> Discrepancy:
     args, kwargs = program.inputs
     with torch.no_grad():
         expected = [t.clone() for t in numbers(program.module()(*args, **kwargs))]
         gc.collect()
-        outputs = numbers(reload(folder, destination)(*args, **kwargs))
+        outputs = numbers(reloaded(*args, **kwargs))
     return compare("the reloaded model", outputs[: len(expected)], expected)
 
 
@@ -87,15 +87,16 @@ def _outputs(program: Program, inputs: Inputs) -> list[Tensor]:
     return numbers(output)
 
 
-def reload(folder: Path, destination: Destination) -> nn.Module:
-    """The saved model in float32, loaded as users load it.
+def reload(folder: Path, destination: Destination, own: Any = None) -> nn.Module:
+    """The saved model in float32, loaded as users load it; `own` is its class if it is none of transformers.
 
     Raises:
         ExportError: if it cannot be loaded, or weights are missing.
     """
-    config = model_folder.config(folder)
+    config = own.config_class.from_pretrained(folder) if own else model_folder.config(folder)
     config.use_cache = False
-    loader: Any = auto_class(config) if destination == "stock" else per_layer.model_class(stock_class(config))
+    kind: Any = own or stock_class(config)
+    loader: Any = per_layer.model_class(kind) if destination == "per-layer" else own or auto_class(config)
     try:
         model, info = loader.from_pretrained(
             str(folder), config=config, dtype=torch.float32, local_files_only=True, output_loading_info=True

@@ -60,12 +60,13 @@ def copy_license(source: Path, folder: Path) -> None:
         shutil.copyfile(path, folder / path.name)
 
 
-def write_config(folder: Path, config: PreTrainedConfig, dtype: torch.dtype, **extra: Any) -> None:
+def write_config(folder: Path, config: PreTrainedConfig, dtype: torch.dtype, **extra: dict[str, Any]) -> None:
     """Write config.json with `extra` keys, and with the keys that transformers 4 needs."""
     config.dtype = dtype
     config.save_pretrained(folder)
     path = folder / "config.json"
     table = _with_legacy_rope(json.loads(path.read_text(encoding="utf-8")))
+    extra = {key: {**table.get(key, {}), **value} for key, value in extra.items()}
     path.write_text(json.dumps({**table, **extra}, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

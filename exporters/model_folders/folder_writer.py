@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -14,14 +15,16 @@ from graphprune.errors import ExportError
 from graphprune.exporters.checks.agreement import rounded
 from graphprune.exporters.checks.reloading import Capture, Destination, check
 from graphprune.exporters.contract import ExportReport
-from graphprune.exporters.model_folders.folder_files import copy_companion_files, require_apart, write_config
-from graphprune.huggingface import model_folder, per_layer
+from graphprune.exporters.model_folders.folder_files import require_apart, write_config
+from graphprune.exporters.model_folders.origins import Origin, loads_with
+from graphprune.huggingface import per_layer
 from graphprune.huggingface.config_biases import with_parameters
 from graphprune.huggingface.config_widths import fit
-from graphprune.huggingface.meta_models import auto_class, describe, flat, on_meta
+from graphprune.huggingface.meta_models import describe, flat, on_meta, stock_class
 from graphprune.ir import weight_files
-from graphprune.ir.program import Program, Source
+from graphprune.ir.program import Program
 from graphprune.support.atomic_output import new_folder
+from graphprune.support.packages import transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -36,7 +39,8 @@ def save(
     Raises:
         ExportError: if no config has its widths, the reloaded model differs, or `output` may not be written.
     """
-    require_apart(_source(program).path, output)
+    if (source := Origin.of(program).folder) is not None:
+        require_apart(source, output)
     with new_folder(output, force) as folder:
         report = write(program, folder, destination=destination, limit=limit, shard_bytes=shard_bytes, capture=capture)
     return ExportReport(report.target, output, report.files, report.facts)
@@ -54,15 +58,16 @@ def write(
     Raises:
         ExportError: as `save`.
     """
-    source, start = _source(program), time.perf_counter()
-    config = _fitted(program, source, destination)
+    origin, start = Origin.of(program), time.perf_counter()
+    config = _fitted(program, origin, destination)
     destination = "per-layer" if per_layer.is_per_layer(config) else "stock"
-    copy_companion_files(source.path, folder)
-    write_settings(folder, config, source.dtype, destination)
-    stored = _write_weights(program, folder, _skeleton(config, destination), source.dtype, shard_bytes)
+    origin.copy_files(folder)
+    model = _skeleton(config, destination)
+    write_settings(folder, config, origin.dtype, destination)
+    stored = _write_weights(program, folder, model, origin, shard_bytes)
     written = time.perf_counter()
-    reference = rounded(program, source.dtype, stored)
-    result = check(reference, folder, destination=destination, limit=limit, capture=capture)
+    reference = rounded(program, origin.dtype, stored)
+    result = check(reference, folder, lambda saved: origin.reload(saved, destination), limit=limit, capture=capture)
     facts = {
         "destination": destination,
         "error": {"absolute": result.error.absolute, "relative": result.error.relative},
@@ -74,38 +79,15 @@ def write(
     return ExportReport("huggingface", folder, sorted(path.name for path in folder.iterdir()), facts)
 
 
-def loads_with(config: PreTrainedConfig, destination: Destination) -> list[str]:
-    """Python calls that load such a folder."""
-    name = auto_class(config).__name__
-    if destination == "stock":
-        return [f"transformers.{name}.from_pretrained(folder)"]
-    return ["graphprune.load(folder)", f"transformers.{name}.from_pretrained(folder, trust_remote_code=True)"]
-
-
-def _source(program: Program) -> Source:
-    source = program.source
-    if source is None or source.kind != "huggingface":
-        raise ExportError(
-            "the program was not loaded from a Hugging Face folder, so there is no config to save it with; "
-            "use destination free, which saves a .pt2 file"
-        )
-    if not (source.path / model_folder.CONFIG).is_file():
-        raise ExportError(
-            f"{source.path / model_folder.CONFIG}, from which the program was loaded, does not exist any more; restore "
-            "the folder"
-        )
-    return source
-
-
-def _fitted(program: Program, source: Source, destination: Destination) -> PreTrainedConfig:
-    config = model_folder.settings(source)
+def _fitted(program: Program, origin: Origin, destination: Destination) -> PreTrainedConfig:
+    config = origin.settings
     names = describe(on_meta(flat(config))).shapes
-    if unknown := program.parameters - names.keys():
+    if unknown := {name.removeprefix(origin.prefix) for name in program.parameters} - names.keys():
         try:
             config = with_parameters(flat(config), unknown)
         except ExportError as fault:
-            raise ExportError(f"{fault}; the program is not a version of the model in {source.path}") from fault
-    shapes = program.shapes()
+            raise ExportError(f"{fault}; the program is not a version of {origin.name}") from fault
+    shapes = {name.removeprefix(origin.prefix): shape for name, shape in program.shapes().items()}
     return fit(config, shapes) if destination == "stock" else per_layer.fit_layers(config, shapes)
 
 
@@ -115,20 +97,28 @@ def _skeleton(config: PreTrainedConfig, destination: Destination) -> PreTrainedM
 
 def write_settings(folder: Path, config: PreTrainedConfig, dtype: torch.dtype, destination: Destination) -> None:
     """Write config.json, and the code file of a per-layer config."""
-    if destination == "stock":
-        write_config(folder, config, dtype)
+    kind = stock_class(config)
+    code = per_layer.code(config) if destination == "per-layer" else ""
+    extra = {"auto_map": per_layer.references(config)} if code else {}
+    fitted, config = config, copy.deepcopy(config)
+    config.architectures = [kind.__name__]
+    if getattr(kind, "_auto_class", None):
+        target: Any = config  # it gets an auto_map
+        transformers.dynamic_module_utils.custom_object_save(on_meta(flat(fitted)), folder, target)
+    write_config(folder, config, dtype, **extra)
+    if not code:
         return
-    write_config(folder, config, dtype, auto_map=per_layer.references(config))
-    (folder / per_layer.FILE).write_text(per_layer.code(config), encoding="utf-8")
+    (folder / per_layer.FILE).write_text(code, encoding="utf-8")
 
 
 def _write_weights(
-    program: Program, folder: Path, model: PreTrainedModel, dtype: torch.dtype, shard_bytes: int
+    program: Program, folder: Path, model: PreTrainedModel, origin: Origin, shard_bytes: int
 ) -> set[str]:
     """Write every saved tensor once, tied ones under one name; return their names in the program."""
     state: Mapping[str, Tensor] = model.state_dict(keep_vars=True)
-    names = {group[0]: _stored(program, group) for group in weight_files.aliases(model)}
-    skeleton = {name: _typed(state[name], dtype) for name in names}
+    groups = weight_files.aliases(model)
+    names = {group[0]: _stored(program, [f"{origin.prefix}{name}" for name in group]) for group in groups}
+    skeleton = {name: _typed(state[name], origin.dtype) for name in names}
 
     def read(name: str) -> Tensor:
         tensor = program.weights[names[name]].to(skeleton[name].dtype)

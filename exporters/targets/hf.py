@@ -25,7 +25,8 @@ from graphprune.exporters.contract import (
 from graphprune.exporters.export_folders.export_report import require_size, source_of, write_report
 from graphprune.exporters.export_folders.onnx_writer import subject_of_model
 from graphprune.exporters.model_folders.folder_files import copy_companion_files, require_output
-from graphprune.exporters.model_folders.folder_writer import loads_with, write_settings
+from graphprune.exporters.model_folders.folder_writer import write_settings
+from graphprune.exporters.model_folders.origins import loads_with
 from graphprune.exporters.subjects.decoders import is_decoder
 from graphprune.exporters.subjects.subject import Feeds
 from graphprune.huggingface import model_folder, per_layer

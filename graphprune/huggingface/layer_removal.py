@@ -8,20 +8,18 @@ from typing import TYPE_CHECKING
 
 from torch import nn
 
-from graphprune.errors import ExportError, WriteBackError
+from graphprune.errors import WriteBackError
 from graphprune.huggingface.entry_fields import shortened
 from graphprune.huggingface.list_entries import index_attributes, removed_by_list
-from graphprune.huggingface.meta_models import as_text, flat, from_table, is_config
+from graphprune.huggingface.meta_models import as_text, flat, from_table
 from graphprune.support.undo import Undo
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig
 
 
-def shorten_module(undo: Undo, module: nn.Module, entries: Sequence[str]) -> str:
+def shorten_lists(undo: Undo, module: nn.Module, entries: Sequence[str]) -> None:
     """Remove entries from the lists of a module, in place, and renumber the others.
-
-    Its Hugging Face configuration is updated, too; returns the reason if that is not possible, else "".
 
     Raises:
         WriteBackError: if an entry is not in a ModuleList or Sequential.
@@ -40,20 +38,6 @@ def shorten_module(undo: Undo, module: nn.Module, entries: Sequence[str]) -> str
         for table, key in indices:
             if table[key] in new_index:
                 undo.set_item(table, key, new_index[table[key]])
-    config = getattr(module, "config", None)
-    return _shorten_config_of(undo, type(module).__name__, config, entries) if is_config(config) else ""
-
-
-def _shorten_config_of(undo: Undo, kind: str, config: PreTrainedConfig, entries: Sequence[str]) -> str:
-    named = from_table(type(config), {**json.loads(as_text(config)), "architectures": [kind]})
-    try:
-        new = shorten_config(named, entries)
-    except ExportError as fault:
-        return str(fault)
-    for name, value in vars(new).items():
-        if type(value) in (int, list) and name in vars(config) and vars(config)[name] != value:
-            undo.set_item(vars(config), name, value)
-    return ""
 
 
 def shorten_config(config: PreTrainedConfig, entries: Sequence[str]) -> PreTrainedConfig:

@@ -9,8 +9,10 @@ import sys
 from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import count
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
+from weakref import WeakKeyDictionary, WeakValueDictionary
 
 import torch
 from torch import nn
@@ -23,6 +25,10 @@ if TYPE_CHECKING:
 
 Shapes = Mapping[str, tuple[int, ...]]
 
+#: Classes outside transformers, of models that were traced, and their names; a class defined again gets a new one.
+_OWN_NAMES: WeakKeyDictionary[type, str] = WeakKeyDictionary()
+_OWN_CLASSES: WeakValueDictionary[str, type] = WeakValueDictionary()
+_SERIAL = count()
 #: Start of the names of classes whose layers have widths of their own.
 PER_LAYER = "PerLayer"
 #: Attributes that follow from widths and change the results of a reloaded model.
@@ -69,8 +75,29 @@ def stock_class(config: PreTrainedConfig) -> type[PreTrainedModel]:
     )
 
 
+def class_name(kind: type[PreTrainedModel]) -> str:
+    """The name by which `known_class` returns this class, which may be one of the user's own."""
+    name = kind.__name__.removeprefix(PER_LAYER)
+    if getattr(transformers, name, None) is kind or (kind.__name__ != name and hasattr(transformers, name)):
+        return name
+    if kind not in _OWN_NAMES:
+        _OWN_NAMES[kind] = f"{kind.__module__}.{kind.__qualname__}#{next(_SERIAL)}"
+        _OWN_CLASSES[_OWN_NAMES[kind]] = kind
+    return _OWN_NAMES[kind]
+
+
+def is_own(kind: type) -> bool:
+    """Whether a class is not one of transformers."""
+    return getattr(transformers, kind.__name__, None) is not kind
+
+
 def known_class(name: str) -> type[PreTrainedModel] | None:
-    """The class of transformers with this name, or the one from which a class of per-layer widths is derived."""
+    """The class of transformers with this name, or the one from which a class of per-layer widths is derived.
+
+    Names given by `class_name` lead back to their classes.
+    """
+    if name in _OWN_CLASSES:
+        return _OWN_CLASSES[name]
     candidate = getattr(transformers, str(name).removeprefix(PER_LAYER), None)
     return candidate if isinstance(candidate, type) and issubclass(candidate, transformers.PreTrainedModel) else None
 

@@ -23,10 +23,12 @@ from graphprune.huggingface.meta_models import (
     describe,
     flat,
     from_table,
+    is_own,
     on_meta,
     stock_class,
     weightless,
 )
+from graphprune.support.packages import transformers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
@@ -38,7 +40,7 @@ _CODE = Template('''\
 
 import inspect
 
-from transformers import $names
+$imports
 
 
 def rebuild_layers(layers, config):
@@ -71,13 +73,39 @@ def code(config: PreTrainedConfig) -> str:
     """Text of the Python file with which transformers loads such a model, given trust_remote_code."""
     classes = {kind.__name__: layers for kind, layers in _classes(config).values()}
     parts = [_CLASS.substitute(name=PER_LAYER + name, stock=name, layers=layers) for name, layers in classes.items()]
-    return _CODE.substitute(names=", ".join(sorted(classes))) + "".join(parts)
+    kinds: set[type] = {kind for kind, _ in _classes(config).values()} | set(_own_config(config))
+    return _CODE.substitute(imports="\n".join(sorted(map(_imported, kinds)))) + "".join(parts)
+
+
+def _own_config(config: PreTrainedConfig) -> list[type]:
+    """The class of the config if no auto class knows it."""
+    return [] if type(config) in transformers.CONFIG_MAPPING.values() else [type(config)]
+
+
+def _imported(kind: type) -> str:
+    """The line that imports a class of transformers, of the user's own, or of code in the folder.
+
+    Raises:
+        ExportError: if the class is not in a module that can be imported.
+    """
+    if not is_own(kind):
+        return f"from transformers import {kind.__name__}"
+    if getattr(kind, "_auto_class", None):
+        return f"from .{kind.__module__.rpartition('.')[2]} import {kind.__name__}"
+    if kind.__module__ == "__main__" or kind.__qualname__ != kind.__name__:
+        raise ExportError(
+            f"the code file of a per-layer folder cannot import {kind.__qualname__} from {kind.__module__}; move the "
+            "class into a module of its own, or use destination stock or free"
+        )
+    return f"from {kind.__module__} import {kind.__name__}"
 
 
 def references(config: PreTrainedConfig) -> dict[str, str]:
     """The `auto_map` for that file: its class for every auto class that can load the folder."""
     module = FILE.removesuffix(".py")
-    return {auto: f"{module}.{PER_LAYER}{kind.__name__}" for auto, (kind, _) in _classes(config).items()}
+    models = {auto: f"{PER_LAYER}{kind.__name__}" for auto, (kind, _) in _classes(config).items()}
+    configs = dict(zip(("AutoConfig",), (kind.__name__ for kind in _own_config(config)), strict=False))
+    return {auto: f"{module}.{name}" for auto, name in {**models, **configs}.items()}
 
 
 def _classes(config: PreTrainedConfig) -> dict[str, tuple[type[PreTrainedModel], str]]:

@@ -37,6 +37,21 @@ class Source:
 
 
 @dataclass(frozen=True)
+class Traced:
+    """A model of transformers that the traced module is, or holds: it can be saved as a folder, as one that was loaded.
+
+    `prefix` is the start of its names in the program, `settings` its configuration, and `whole` the traced module
+    without weights, if it holds the model and can be copied.
+    """
+
+    prefix: str
+    settings: Any
+    dtype: torch.dtype
+    whole: nn.Module | None = None
+    dropped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Rewritten:
     """Fact of a cut program: the original, retained indices of its parameters and groups, and rescaled weights.
 
@@ -115,6 +130,7 @@ class Program:
     submodules: Mapping[str, nn.Module] = field(default_factory=lambda: MappingProxyType({}))
     state: tuple[str, ...] = ()
     source: Source | None = None
+    traced: Traced | None = None
     facts: Mapping[type, Any] = field(default_factory=lambda: MappingProxyType({}))
     guards: tuple[Guard, ...] = ()
     unchecked: tuple[str, ...] = ()

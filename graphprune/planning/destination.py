@@ -7,9 +7,10 @@ from typing import Any
 from graphprune.axes.groups import Dependencies, Group
 from graphprune.axes.index_sets import width
 from graphprune.errors import ExportError, PlanError, choices
-from graphprune.huggingface import config_biases, config_widths, model_folder, per_layer
+from graphprune.huggingface import config_biases, config_widths, model_folder, per_layer, traced_model
+from graphprune.huggingface.layer_removal import shorten_config
 from graphprune.huggingface.meta_models import Shapes, flat
-from graphprune.ir.program import Program
+from graphprune.ir.program import Program, Traced
 
 NAMES = ("stock", "per-layer", "free")
 FEW = 64  # up to this size, every width is tried
@@ -33,6 +34,7 @@ class Destination:
     settings: Any
     dependencies: Dependencies
     shapes: Mapping[str, tuple[int, ...]]
+    prefix: str = ""
 
     @staticmethod
     def require(name: str) -> None:
@@ -54,8 +56,15 @@ class Destination:
         cls.require(name)
         if name == "free":
             return cls(name, None, dependencies, {})
+        if program.traced is not None:
+            return cls(
+                name, _of_traced(name, program, program.traced), dependencies, program.shapes(), program.traced.prefix
+            )
         if program.source is None or program.source.kind != "huggingface":
-            raise PlanError(f"destination {name} needs a Hugging Face folder, with its configuration; use free")
+            raise PlanError(
+                f"destination {name} needs a Hugging Face folder, or a module that is or holds one model of "
+                "transformers, with its configuration; use free"
+            )
         return cls(name, model_folder.settings(program.source), dependencies, program.shapes())
 
     @property
@@ -67,9 +76,9 @@ class Destination:
         """The reason why groups cannot have these widths together; None if they can."""
         if self.name == "free":
             return None
-        after = self._narrowed(widths)
+        after = self._own(self._narrowed(widths))
         if self.name == "stock":
-            return config_widths.expressible(self.settings, self.shapes, after)
+            return config_widths.expressible(self.settings, self._own(self.shapes), after)
         try:
             per_layer.fit_layers(self.settings, after)
         except ExportError as fault:
@@ -92,9 +101,27 @@ class Destination:
         """
         if self.name == "free":
             return set(names)
+        own = [name.removeprefix(self.prefix) for name in names if name.startswith(self.prefix)]
         before = config_biases.with_parameters(flat(self.settings), ())
-        after = config_biases.with_parameters(before, names)
-        return config_biases.parameters(after) - config_biases.parameters(before)
+        after = config_biases.with_parameters(before, own)
+        added = config_biases.parameters(after) - config_biases.parameters(before)
+        return {f"{self.prefix}{name}" for name in added}
+
+    def fewer(self, entries: Sequence[str]) -> str | None:
+        """The reason why the model cannot lack these entries of its lists of modules; None if it can."""
+        if self.name == "free":
+            return None
+        if outside := [entry for entry in entries if not entry.startswith(self.prefix)]:
+            return f"{outside[0]} is no part of the model of transformers"
+        try:
+            shorten_config(self.settings, [entry.removeprefix(self.prefix) for entry in entries])
+        except ExportError as fault:
+            return str(fault)
+        return None
+
+    def _own(self, shapes: Shapes) -> dict[str, tuple[int, ...]]:
+        """Shapes under the names of the model of transformers, which may be a part of the traced module."""
+        return {n.removeprefix(self.prefix): shape for n, shape in shapes.items() if n.startswith(self.prefix)}
 
     def survey(self, groups: Sequence[Group]) -> Iterator[Survey]:
         """The widths that each restricted kind of groups may have, kinds that share a field together."""
@@ -130,7 +157,8 @@ class Destination:
     def _linked(self, kind: str, kinds: Mapping[str, Sequence[Group]]) -> Iterator[tuple[str, ...]]:
         """Kinds whose joint cut gives the shapes of a model that differs in few fields, one of which sets this kind."""
         width = kinds[kind][0].size // 2
-        shapes = config_widths.alternatives(self.settings, self.shapes, self._halved([kind], kinds))
+        halved = self._own(self._halved([kind], kinds))
+        shapes = config_widths.alternatives(self.settings, self._own(self.shapes), halved)
         families = (self._cover(kind, kinds, model) for model in shapes) if width else iter(())
         yield from (family for family in families if len(family) > 1)
 
@@ -138,7 +166,8 @@ class Destination:
         """The kinds that must be halved to reach the shapes of a model; none if that is not possible."""
 
         def missing(family: Sequence[str]) -> set[tuple[str, int]]:
-            after = {name: shape for name, shape in self._halved(family, kinds).items() if name in model}
+            halved = self._own(self._halved(family, kinds))
+            after = {name: shape for name, shape in halved.items() if name in model}
             pairs = ((name, enumerate(zip(shape, model[name], strict=True))) for name, shape in after.items())
             return {(name, dim) for name, sizes in pairs for dim, (own, target) in sizes if own != target}
 
@@ -173,6 +202,20 @@ class Destination:
         tensors = self.dependencies.tensors
         new = {name: tuple(width(axis, by_prime) for axis in tensors[name]) for name in touched}
         return {**self.shapes, **new}
+
+
+def _of_traced(name: str, program: Program, traced: Traced) -> Any:
+    """The configuration of the model of transformers in a traced module.
+
+    Raises:
+        PlanError: if the model has other parameters than its class.
+    """
+    if parameter := traced_model.foreign(traced, program):
+        raise PlanError(
+            f"destination {name} holds models as their class builds them, and {traced.prefix}{parameter} is no "
+            "parameter of the class; merge adapters before the trace, or use destination free"
+        )
+    return traced_model.settings(traced)
 
 
 def _by_kind(groups: Sequence[Group]) -> dict[str, list[Group]]:

@@ -21,7 +21,7 @@ from graphprune.exporters.targets import onnx, pt2
 from graphprune.frontends.loading import load
 from graphprune.frontends.modules import trace
 from graphprune.huggingface import model_folder
-from graphprune.huggingface.layer_removal import shorten_module
+from graphprune.huggingface.followed_config import shorten_module
 from graphprune.ir.program import Dropped, Factored, Program, Rewritten, Rotatable, Source
 from graphprune.ir.weights import Layered
 from graphprune.passes.low_rank.factorize import factored

@@ -1,6 +1,5 @@
 """Write-back: narrow the original module to the widths of the rewritten graph."""
 
-import copy
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,21 +8,18 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from graphprune.errors import WriteBackError, because, reason_of
+from graphprune.errors import WriteBackError, because
 from graphprune.execution.module_state import evaluation_mode
 from graphprune.execution.output_comparison import Verification
 from graphprune.execution.wrappers import unwrapped
-from graphprune.huggingface import config_widths
-from graphprune.huggingface.adapters import without_adapters
-from graphprune.huggingface.layer_removal import shorten_module
-from graphprune.huggingface.meta_models import is_config
+from graphprune.huggingface import followed_config
+from graphprune.huggingface.followed_config import shorten_module
 from graphprune.ir.program import Program, Rewritten
 from graphprune.support.undo import Undo
 from graphprune.writeback import optimizers
 from graphprune.writeback.narrowing import CASES, Attempt, Cut, Narrowing, compare_case, make_case
 
 log = logging.getLogger(__name__)
-CONFIG_TRIALS = 300  # configurations tried in the search for one with the new widths
 
 
 @dataclass(frozen=True)
@@ -66,6 +62,7 @@ class WrittenBack:
             "set, although the call does not use them": self.assumed,
             "not set, although they equal a former width": self.undetermined,
             "state of the optimizer starts anew": self.reset,
+            "note": (self.config_mismatch,) if self.config_mismatch else (),
         }
         lines += [f"{note}: {', '.join(names)}" for note, names in notes.items() if names]
         return "\n".join(lines)
@@ -98,7 +95,7 @@ def write_back(
         with evaluation_mode(module):  # reading a parametrized weight in training mode may change its buffers
             trial = search.narrowest()
             assumed, undetermined = search.set_leftovers(trial)
-            mismatch = _follow_config(search, trial)
+            mismatch = followed_config.follow(search.undo, module, trial.small.shapes(), search.agreement)
         cuts = search.tensor_cuts(trial, shapes)
         replaced = {n: (before[n], p) for n, p in module.named_parameters() if n in before and p is not before[n]}
         own = [optimizer] if not isinstance(optimizer, Sequence) else optimizer
@@ -142,9 +139,11 @@ def _tensors(module: nn.Module) -> dict[str, Any]:
 
 
 def _warn(result: WrittenBack, replaced: optimizers.Replaced) -> None:
-    """Log what costs parameters, and optimizers that were not passed."""
+    """Log what costs parameters, folders that will not load, and optimizers that were not passed."""
     if result.padded:
         log.warning("%s", result)
+    elif result.config_mismatch:
+        log.warning("%s", result.config_mismatch)
     for optimizer in optimizers.stale(replaced):
         log.warning(
             "%s holds parameters that the module no longer has, and would train nothing: pass it to write_back "
@@ -185,28 +184,3 @@ def _check_names(program: Program, module: nn.Module) -> None:
                 f"{type(module).__name__} is not the module that was traced: {name} should have shape {shape}, "
                 f"got {shapes.get(name, 'no such parameter')}; pass the original module, before any cut"
             )
-
-
-def _follow_config(search: Narrowing, trial: Attempt) -> str:
-    """Update a Hugging Face configuration to the new widths; return the reason if that is not possible, else ""."""
-    config = getattr(search.module, "config", None)
-    if not is_config(config):
-        return ""
-    model, shapes = without_adapters(search.module, trial.small.shapes())
-    probe = copy.deepcopy(config)
-    probe.architectures = [type(model).__name__]
-    try:
-        new = config_widths.fit(probe, shapes, trials=CONFIG_TRIALS)
-    except Exception as fault:  # the constructor of a configuration may raise any exception
-        return reason_of(fault)
-    mark = len(search.undo.steps)
-    for name, value in vars(new).items():
-        if type(value) is int and vars(config).get(name) != value:
-            search.undo.set_item(vars(config), name, value)
-    if len(search.undo.steps) > mark:
-        try:
-            search.agreement()
-        except Exception as fault:
-            search.undo.rollback(mark)
-            return f"its forward reads the configuration{because(fault)}"
-    return ""

@@ -9,10 +9,9 @@ import torch
 
 from graphprune.axes.groups import Dependencies
 from graphprune.axes.residual_blocks import Importance, Unit, drop_units, droppable_units, zero_residuals
-from graphprune.errors import ExportError, PlanError
+from graphprune.errors import PlanError
 from graphprune.execution.equivalence import verify_cut
 from graphprune.execution.output_comparison import Verification
-from graphprune.huggingface.layer_removal import shorten_config
 from graphprune.huggingface.list_entries import renumbered
 from graphprune.ir.program import Dropped, Program, copy_graph
 from graphprune.ir.weights import Renamed
@@ -98,8 +97,8 @@ class Drop(Pass):
                 )
             return _innermost(droppable_units(program))
         blocks = [unit for unit in droppable_units(program) if unit.whole]
-        if blocks and all(_fault(destination, [block]) for block in blocks):
-            fault = _fault(destination, blocks[:1])
+        if blocks and all(destination.fewer([block.name]) for block in blocks):
+            fault = destination.fewer([blocks[0].name])
             raise PlanError(f"destination {destination.name} cannot hold fewer blocks: {fault}")
         return blocks
 
@@ -145,20 +144,9 @@ def _ranked(method: Importance, program: Program, candidates: Sequence[Unit], dr
 def _following(destination: Destination, chosen: Sequence[Unit], ranking: list[Unit]) -> list[Unit] | None:
     """The chosen units with the next one that the destination can lose, too, which leaves the ranking."""
     for unit in ranking:
-        if _fault(destination, [*chosen, unit]) is None:
+        if destination.fewer([block.name for block in (*chosen, unit)]) is None:
             ranking.remove(unit)
             return [*chosen, unit]
-    return None
-
-
-def _fault(destination: Destination, units: Sequence[Unit]) -> str | None:
-    """The reason why the destination cannot lose these units; None if it can."""
-    if destination.name == "free":
-        return None
-    try:
-        shorten_config(destination.settings, [unit.name for unit in units])
-    except ExportError as fault:
-        return str(fault)
     return None
 
 
@@ -197,7 +185,8 @@ def drop(program: Program, names: Sequence[str]) -> Program:
     blocks = tuple(unit.name for unit in chosen)
     fact = Dropped(program, blocks, follow)
     plan = Plan(small.fingerprint(), {}, {}, {}, blocks)
-    return replace(small, source=source, facts={}).with_facts(fact, plan, verification)
+    traced = small.traced and replace(small.traced, dropped=(*small.traced.dropped, *whole))
+    return replace(small, source=source, traced=traced, facts={}).with_facts(fact, plan, verification)
 
 
 def _renumbered(program: Program, entries: Sequence[str]) -> Program:

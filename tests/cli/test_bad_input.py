@@ -226,7 +226,7 @@ def test_inputs_that_are_no_numbers(program: gp.Program) -> None:
 
 def test_a_destination_that_the_model_does_not_have(program: gp.Program) -> None:
     with pytest.raises(
-        PlanError, match="destination stock needs a Hugging Face folder, with its configuration; use free"
+        PlanError, match="destination stock needs a Hugging Face folder, or a module .*with its configuration; use free"
     ):
         gp.plan(program, ratio=0.5, destination="stock")
     with pytest.raises(PlanError, match="destination must be one of stock, per-layer, free, got 'sky'"):
