@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from graphprune.huggingface.config_limits import require_harmless
 from graphprune.huggingface.meta_models import weightless
 from graphprune.ir import weight_files
 from graphprune.support.packages import Lazy, gguf, transformers
@@ -83,6 +84,7 @@ def write(file: Path, target: Path) -> None:
         NotByName: before anything is written, if the weights cannot be made one at a time.
     """
     config = transformers.AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name, local_files_only=True)
+    require_harmless(config.to_dict(), file)
     auto: Any = transformers.AutoModelForCausalLM
     model: Any = weightless(lambda settings: auto.from_config(settings, dtype=torch.float32), config)
     source = _File.open(file, model)

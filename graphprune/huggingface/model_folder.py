@@ -12,6 +12,7 @@ from torch import nn
 
 from graphprune.errors import LoadError, because
 from graphprune.huggingface import per_layer
+from graphprune.huggingface.config_limits import offline, require_harmless
 from graphprune.huggingface.layer_removal import shorten_config
 from graphprune.huggingface.meta_models import known_class
 from graphprune.ir.program import Source
@@ -64,9 +65,10 @@ def config(folder: Path) -> Any:
 
 @contextmanager
 def _load_errors(problem: str) -> Iterator[None]:
-    """Convert the errors of transformers, which have many types, to a LoadError about a problem."""
+    """Convert the errors of transformers, which have many types, to a LoadError about a problem; nothing is fetched."""
     try:
-        yield
+        with offline():
+            yield
     except LoadError:
         raise
     except Exception as fault:
@@ -238,6 +240,7 @@ def _raw_config(folder: Path) -> dict[str, Any]:
             f"{folder / CONFIG}: the weights are quantized ({name}), expected plain floating-point ones. "
             "Load the model with transformers, call model.dequantize() and save it"
         )
+    require_harmless(raw, folder / CONFIG)
     return raw
 
 
