@@ -8,6 +8,8 @@ removes all parameters of the entry, and no others.
 """
 
 from abc import ABC, abstractmethod
+from bisect import bisect_left
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -117,7 +119,7 @@ class _Finder:
 
     def units(self) -> Iterator[Unit]:
         """The blocks and branches in order."""
-        ungrouped = self.branches
+        grouped = set[str]()
         for entry, branches in self._entries().items():
             block = self._block(entry, branches)
             if block is not None:
@@ -125,8 +127,8 @@ class _Finder:
             same = block is not None and len(branches) == 1
             for i, branch in enumerate(() if same else branches):
                 yield Unit(f"{entry}:{i}", branch.stream.name, branch.sum.name, branch.parameters, False)
-            ungrouped = [branch for branch in ungrouped if branch not in branches]
-        for branch in ungrouped:
+            grouped |= {branch.sum.name for branch in branches}
+        for branch in (branch for branch in self.branches if branch.sum.name not in grouped):
             yield Unit(f"{branch.sum.name}:0", branch.stream.name, branch.sum.name, branch.parameters, False)
 
     @cached_property
@@ -177,18 +179,42 @@ class _Finder:
         return ancestors
 
     def _removed(self, entry: fx.Node, exit: fx.Node) -> frozenset[str]:
-        """The parameters and buffers that become unused when `exit` is replaced by `entry`."""
-        needed, waiting = (
-            set[fx.Node](),
-            [n for n in self.program.graph.nodes if n.op == "output" or _has_side_effects(n)],
-        )
+        """The parameters and buffers that become unused when `exit` is replaced by `entry`.
+
+        Only nodes that are computed for `exit` alone are visited, so that the search is linear in the graph.
+        """
+        unused, queue = {exit}, [exit]
+        while queue:
+            for source in queue.pop().all_input_nodes:
+                if source is entry or source in unused or source not in self._needed or source in self._roots:
+                    continue
+                if all(user in unused or user not in self._needed for user in source.users):
+                    unused.add(source)
+                    queue.append(source)
+        lost = Counter(self.program.name(str(node.target)) for node in unused if node.op == "get_attr")
+        never = self._names - self._reading.keys()
+        return never | {name for name, count in lost.items() if count == self._reading[name]} & self._names
+
+    @cached_property
+    def _roots(self) -> frozenset[fx.Node]:
+        """The nodes that are computed for their own sake: the output, and those with side effects."""
+        return frozenset(n for n in self.program.graph.nodes if n.op == "output" or _has_side_effects(n))
+
+    @cached_property
+    def _needed(self) -> frozenset[fx.Node]:
+        """The roots, and all nodes from which they are computed."""
+        needed, waiting = set[fx.Node](), list(self._roots)
         while waiting:
             node = waiting.pop()
-            node = entry if node is exit else node
             if node not in needed:
                 needed.add(node)
                 waiting += node.all_input_nodes
-        return frozenset(self._names - self.program.names(needed))
+        return frozenset(needed)
+
+    @cached_property
+    def _reading(self) -> Counter[str]:
+        """The number of needed nodes that read each parameter or buffer."""
+        return Counter(self.program.name(str(node.target)) for node in self._needed if node.op == "get_attr")
 
     @cached_property
     def _names(self) -> frozenset[str]:
@@ -208,16 +234,24 @@ class _Finder:
 
     def _block(self, name: str, branches: Sequence[_Branch]) -> Unit | None:
         """The block of these branches, if dropping it removes exactly the parameters of the list entry `name`."""
-        parameters = frozenset(p for p in self._names if p.startswith(f"{name}."))
-        readers = [n for n in self.program.graph.nodes if any(self._reads(n, p) for p in parameters)]
+        first, after = bisect_left(self._sorted_names, f"{name}."), bisect_left(self._sorted_names, f"{name}/")
+        parameters = frozenset(self._sorted_names[first:after])
+        reader = max((self._readers[p] for p in parameters), key=self._positions.__getitem__)
         entry, last = branches[0].stream, branches[-1].sum
-        for exit in (last, *_views(last), readers[-1]):
+        for exit in (last, *_views(last), reader):
             if _alike(entry, exit) and self._depends(exit, entry) and self._removed(entry, exit) == parameters:
                 return Unit(name, entry.name, exit.name, parameters, True)
         return None
 
-    def _reads(self, node: fx.Node, name: str) -> bool:
-        return any(n.op == "get_attr" and self.program.name(str(n.target)) == name for n in node.all_input_nodes)
+    @cached_property
+    def _sorted_names(self) -> list[str]:
+        return sorted(self._names)
+
+    @cached_property
+    def _readers(self) -> dict[str, fx.Node]:
+        """The last node that reads each parameter or buffer."""
+        pairs = ((node, source) for node in self.program.graph.nodes for source in node.all_input_nodes)
+        return {self.program.name(str(source.target)): node for node, source in pairs if source.op == "get_attr"}
 
 
 def _has_side_effects(node: fx.Node) -> bool:

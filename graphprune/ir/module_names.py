@@ -35,13 +35,20 @@ def problem(name: str) -> str:
     """The reason why one part of a dotted name cannot stand in the code of a graph; empty if it can."""
     if iskeyword(name):
         return "is a keyword of Python"
-    if any(character in '"\\' or unicodedata.category(character) in _UNPRINTABLE for character in name):
+    if any(map(_is_unprintable, name)):
         return "has a quote, a backslash or a control character"
     if name.isidentifier() and unicodedata.normalize("NFKC", name) != name:
         return f"Python reads as {unicodedata.normalize('NFKC', name)!r}"
     if name == "__metadata__":
         return "is reserved in files of weights"
     return ""
+
+
+def _is_unprintable(character: str) -> bool:
+    """Whether a character ends a string literal or a line, or is none that a text file can hold."""
+    point = ord(character)
+    no_character = point & 0xFFFE == 0xFFFE or 0xFDD0 <= point <= 0xFDEF
+    return character in '"\\' or no_character or unicodedata.category(character) in _UNPRINTABLE
 
 
 def _names(module: nn.Module) -> Iterator[tuple[str, str]]:
