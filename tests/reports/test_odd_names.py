@@ -30,7 +30,7 @@ def test_odd_names_in_all_formats(name: str, tmp_path: Path) -> None:
     graph = graph_of(name)
     graph_export.write_graphml(graph, tmp_path / "g.graphml")
     again = nx.read_graphml(tmp_path / "g.graphml", force_multigraph=True)
-    assert dict(again.nodes(data=True)) == dict(graph.nodes(data=True))
+    assert {node: again.nodes[node] for node in again} == {node: graph.nodes[node] for node in graph}
     graph_export.write_json(graph, tmp_path / "g.json")
     assert {node["id"] for node in json.loads((tmp_path / "g.json").read_text())["nodes"]} == set(graph)
     graph_export.write_dot(graph, tmp_path / "g.dot")
