@@ -4,9 +4,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+import torch.utils._pytree as pytree
 from torch import Tensor
 
-from graphprune.exporters.subjects.subject import PAST, PRESENT, Feeds, Subject, cache_names, next_cache
+from graphprune.exporters.subjects.subject import BATCH, PAST, PRESENT, Feeds, Subject, cache_names, next_cache
 
 _PREFILL, _STEPS, _GREEDY = 7, 2, 16
 _GENERATED = 48  # tokens to sample from a model
@@ -131,12 +132,20 @@ def _static_cases(subject: Subject) -> Iterator[Case]:
 def _dynamic_cases(subject: Subject) -> Iterator[Case]:
     example = subject.example()
     for seed, (batch, length) in enumerate(((2, _PREFILL), (1, _PREFILL - 2), (3, _PREFILL + 2))):
-        feeds = {}
-        for name, tensor in example.items():
-            shape = torch.Size((batch, *tensor.shape[1:]) if tensor.is_floating_point() else (batch, length))
-            feeds[name] = _random_input(name, tensor, subject.vocabulary, shape, seed)
+        shapes = _shapes(subject, batch, length)
+        feeds = {n: _random_input(n, x, subject.vocabulary, shapes[n], seed) for n, x in example.items()}
         yield f"batch {batch}{f', {length} tokens' if 'input_ids' in feeds else ''}", feeds, {}
     yield from _right_padded_case(subject, torch.Size((2, _PREFILL - 1)))
+
+
+def _shapes(subject: Subject, batch: int, length: int) -> dict[str, torch.Size]:
+    """Shapes of the inputs by name, with other sizes only where they are dynamic."""
+    named = pytree.tree_leaves(subject.dynamic, is_leaf=lambda node: isinstance(node, dict))
+    shapes = {name: list(tensor.shape) for name, tensor in subject.example().items()}
+    for shape, dims in zip(shapes.values(), named, strict=True):
+        for dim, name in (dims or {}).items():
+            shape[dim] = batch if name == BATCH else length
+    return {name: torch.Size(shape) for name, shape in shapes.items()}
 
 
 def _right_padded_case(subject: Subject, shape: torch.Size | None) -> Iterator[Case]:

@@ -73,23 +73,27 @@ def test_a_batch_that_the_module_remembers_is_static_in_the_file(tmp_path: Path)
 
 
 class Optional(nn.Module):
-    """Takes a mask that may be absent, and a switch."""
+    """Takes steps of a batch, a mask that may be absent, and a switch."""
 
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Linear(4, 3)
 
-    def forward(self, values: Tensor, mask: Tensor | None = None, scaled: bool = False) -> Tensor:
-        output: Tensor = self.body(values if mask is None else values * mask)
+    def forward(self, values: Tensor, steps: Tensor, mask: Tensor | None = None, scaled: bool = False) -> Tensor:
+        output: Tensor = self.body(values if mask is None else values * mask) + steps[:, None]
         return output * 2 if scaled else output
 
 
 def test_named_inputs_that_are_no_tensors_are_constants_of_the_file(tmp_path: Path) -> None:
-    program = trace(Optional().eval(), (), {"values": torch.randn(2, 4), "mask": None, "scaled": True})
+    program = trace(
+        Optional().eval(),
+        (),
+        {"values": torch.randn(2, 4), "steps": torch.tensor([3, 7]), "mask": None, "scaled": True},
+    )
     report = export_program(program, tmp_path / "out")
     assert report.facts["parity"]["CPUExecutionProvider"]["worst"] < 1e-5
     graph = onnx.load(str(tmp_path / "out" / "model.onnx")).graph
-    assert [value.name for value in graph.input] == ["values"]
+    assert [value.name for value in graph.input] == ["values", "steps"]
 
 
 class Experts(nn.Module):
