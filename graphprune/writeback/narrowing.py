@@ -232,7 +232,9 @@ class Narrowing:
     def checks(self) -> tuple[str, ...]:
         """Checks that the agreement has passed."""
         inputs = f"outputs equal those of the graph on {len(self.cases)} random inputs"
-        return (inputs, "runs in training mode") if self.trains else (inputs,)
+        training = ["runs in training mode"] if self.trains else []
+        conditions = [f"holds where {guard.text}" for guard in self.program.guards]
+        return (inputs, *training, *conditions)
 
     def set_leftovers(self, trial: Attempt) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """Set attributes that the run does not use and that equal a former width; return the set ones and the others.
