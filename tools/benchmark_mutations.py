@@ -72,7 +72,7 @@ def main() -> None:
             step()
     print("\n".join([*table(verdicts), "", *_slipped(verdicts)]))
     if options.write:
-        fill("benchmark_mutations", "\n".join(table(verdicts)))
+        fill("benchmark_mutations", "\n".join(summary(verdicts)))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -169,6 +169,14 @@ def table(verdicts: list[Verdict]) -> Iterator[str]:
         real, refused = sum(v.real for v in own), sum(v.refused for v in own)
         share = f"{refused / real:.1%}" if real else "-"
         yield f"| {kind or 'all'} | {len(own):,} | {len(own) - real:,} | {real:,} | {refused:,} ({share}) |"
+
+
+def summary(verdicts: list[Verdict]) -> Iterator[str]:
+    """The table, and how many models and graphs it is of."""
+    subjects = list(dict.fromkeys(v.subject for v in verdicts))
+    drawn = sum(subject.startswith("graph ") for subject in subjects)
+    yield from table(verdicts)
+    yield f"\nCuts of {len(subjects) - drawn} models and {drawn} graphs."
 
 
 def _slipped(verdicts: list[Verdict]) -> Iterator[str]:
