@@ -28,7 +28,12 @@ class Variant:
     scale: float = 1.0
 
 
-VARIANTS = (Variant("traced", PLAIN), Variant("large", LEFT, 3.0), Variant("small", RIGHT), Variant("traced", RANDOM))
+VARIANTS = (
+    Variant("traced", PLAIN),
+    Variant("large", LEFT, 3.0),
+    Variant("small", RIGHT, 0.5),
+    Variant("traced", RANDOM),
+)
 WRITTEN_BACK = (Variant("traced", PLAIN), Variant("traced", LEFT), Variant("traced", RANDOM, 3.0))
 
 
