@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from graphprune.errors import ExportError
+from graphprune.exporters.model_folders.module_folders import copy_modules
 from graphprune.huggingface import model_folder
 from graphprune.support.atomic_output import check_output
 
@@ -51,6 +52,7 @@ def copy_companion_files(source: Path, folder: Path) -> None:
     for path in sorted(paths):
         if path.is_file() and path.name not in _EXCLUDED and not path.name.endswith(".index.json"):
             shutil.copyfile(path, folder / path.name)
+    copy_modules(source, folder)
     _name_tokenizer(folder / "tokenizer_config.json", source)
 
 
