@@ -4,7 +4,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import gcd, lcm, prod
+from math import gcd, lcm
 
 from graphprune.axes.algebra import Prime, primes
 from graphprune.axes.groups import Dependencies, Group, Term
@@ -28,12 +28,6 @@ def require_unit(name: str) -> None:
     """
     if name not in UNITS:
         raise PlanError(f"no budget in {name!r}; {choices(name, UNITS)}")
-
-
-def elements_outside(program: Program) -> int:
-    """The number of elements of parameters that the graph of a program does not read."""
-    read = program.fact(Dependencies).tensors
-    return sum(prod(shape) for name, shape in program.shapes().items() if name in program.parameters - read.keys())
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +70,7 @@ class Knob:
 class Budget:
     """An amount to remove from the groups of `knobs`: `target` parameters, or another `unit` (see `UNITS`).
 
-    `unused` is the number of elements of parameters that the graph does not read: they count, and no cut removes them.
+    Parameters that the graph does not read, such as those of parts that other calls use, do not count.
     """
 
     dependencies: Dependencies
@@ -84,20 +78,18 @@ class Budget:
     target: int
     parameters: frozenset[str]
     unit: str = "parameters"
-    unused: int = 0
 
     @classmethod
     def of(cls, program: Program, knobs: Sequence[Knob], target: int, unit: str = "parameters") -> "Budget":
-        """The budget of a program, whose parameters all count, also those that its graph does not read."""
-        dependencies, unused = program.fact(Dependencies), elements_outside(program)
-        return cls(dependencies, knobs, target, program.parameters & dependencies.tensors.keys(), unit, unused)
+        """The budget of a program, of the parameters that its graph reads."""
+        dependencies = program.fact(Dependencies)
+        return cls(dependencies, knobs, target, program.parameters & dependencies.tensors.keys(), unit)
 
     @cached_property
     def terms(self) -> Sequence[Term]:
         """The terms whose sum the budget is about."""
         if self.unit == "parameters":
-            terms = [Term(self.dependencies.tensors[name]) for name in sorted(self.parameters)]
-            return [*terms, Term((), self.unused)] if self.unused else terms
+            return [Term(self.dependencies.tensors[name]) for name in sorted(self.parameters)]
         if self.unit not in self.dependencies.terms:
             raise PlanError("nothing is known of latencies; put measure-latency before allocate")
         return self.dependencies.terms[self.unit]
@@ -161,11 +153,10 @@ class Budget:
         """
         if self.target > self.most:
             total = max(self.total, 1)
-            outside = f"; {self.unused:,} parameters are not read in the traced call" if self.unused else ""
             raise PlanError(
                 f"the target is to remove {self.target:,} {UNITS[self.unit]} ({self.target / total:.1%}), but the free "
-                f"groups hold at most {self.most:,} ({self.most / total:.1%}) that can be removed{outside}; ask for "
-                "less, protect less, lower the alignment, or choose a destination that allows more"
+                f"groups hold at most {self.most:,} ({self.most / total:.1%}) that can be removed; ask for less, "
+                "protect less, lower the alignment, or choose a destination that allows more"
             )
 
     def solve(self, shares_at: Callable[[float], Mapping[str, float]]) -> Mapping[str, float]:

@@ -19,7 +19,6 @@ from graphprune.ir.program import Dropped, Factored, Program, Rewritten, Rotatab
 from graphprune.ir.weights import broadcast_indices
 from graphprune.passes.low_rank.factorize import PARTS
 from graphprune.pipeline import Timings
-from graphprune.planning.budget import elements_outside
 from graphprune.planning.facts import Refits, Scores
 from graphprune.planning.plan import Plan
 from graphprune.reports.report import CalibrationReport, Quality, Report
@@ -94,7 +93,6 @@ def build_report(job: Job, program: Program, plan: Plan, errors: Mapping[str, fl
         notes=(
             *_target_notes(job, original, plan),
             *_limits(job, original, plan),
-            *_outside_notes(program),
             *_proof_notes(proof),
             *_refit_notes(program),
             *_factor_notes(program),
@@ -188,13 +186,6 @@ def _loads_with(job: Job) -> tuple[str, ...]:
 def _target_notes(job: Job, original: Program, plan: Plan) -> tuple[str, ...]:
     """Notes of the target on the plan."""
     return job.needs.notes(original, plan) if job.needs else ()
-
-
-def _outside_notes(program: Program) -> tuple[str, ...]:
-    """Note of the parameters that the graph does not read."""
-    if not (count := elements_outside(program)):
-        return ()
-    return (f"{count:,} parameters are not read in the traced call: they count in the total and are never cut",)
 
 
 def _limits(job: Job, original: Program, plan: Plan) -> tuple[str, ...]:

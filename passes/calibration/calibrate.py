@@ -13,6 +13,7 @@ from graphprune.display.progress import progress
 from graphprune.errors import CalibrationError, because
 from graphprune.execution.segments import split
 from graphprune.huggingface import model_folder
+from graphprune.ir.guards import problems
 from graphprune.ir.program import Program
 from graphprune.pipeline import PASSES, Pass
 from graphprune.planning.facts import Eligible
@@ -110,7 +111,7 @@ class Calibrate(Pass):
 
     def _calibration(self, program: Program) -> Calibration:
         if self.batches:
-            leaves = [program.flat(args, kwargs) for args, kwargs in self.batches]
+            leaves = _fitting(program, [program.flat(args, kwargs) for args, kwargs in self.batches])
             return Calibration(
                 leaves,
                 "batches given from Python",
@@ -131,8 +132,24 @@ class Calibrate(Pass):
         tokenizer = model_folder.tokenizer(program.source.path)
         ids = texts.samples(tokenizer, texts.read(self.text), self.samples, self.length, self.seed)
         sha256 = hashlib.sha256(ids.numpy().tobytes()).hexdigest()
-        batches = token_batches(program, ids, self.tokens)
+        batches = _fitting(program, token_batches(program, ids, self.tokens))
         return Calibration(batches, self.text, self.samples, self.length, self.seed, sha256, self.autocast, self.device)
+
+
+def _fitting(program: Program, batches: list[list[Any]]) -> list[list[Any]]:
+    """The batches, if the graph holds for all of them.
+
+    Raises:
+        CalibrationError: if it does not.
+    """
+    check = program.input_check()
+    for i, leaves in enumerate(batches):
+        for problem in problems(check.expected, check.guards, leaves):
+            raise CalibrationError(
+                f"the graph does not hold for calibration batch {i}: {problem} (the length and number of windows of a "
+                "text are --length and --samples)"
+            )
+    return batches
 
 
 def _options(known: Calibration) -> tuple[Any, ...]:

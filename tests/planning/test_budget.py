@@ -77,3 +77,23 @@ def test_the_unit_is_named_where_it_cannot_be_met(tiny: Tiny, inputs: Inputs) ->
     with pytest.raises(PlanError, match="nothing is known of latencies; put measure-latency before allocate"):
         _ = of(program, "latency").total
     assert [of(program, unit).total > 0 for unit in UNITS if unit != "latency"] == [True, True, True]
+
+
+class Optional(nn.Module):
+    """Two layers, and a third that only another call uses."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.unused = nn.Linear(8, 16), nn.Linear(16, 4), nn.Linear(16, 5)
+
+    def forward(self, x: torch.Tensor, image: torch.Tensor | None = None) -> Any:
+        h = torch.relu(self.a(x))
+        return self.b(h if image is None else h + self.unused(image))
+
+
+def test_a_budget_is_a_share_of_the_parameters_in_the_call() -> None:
+    program = trace(Optional(), (torch.randn(2, 8),))
+    plan = gp.plan(program, sparsity=0.2)
+    small = gp.apply(program, plan)
+    assert program.count() == 212
+    assert small.count() == pytest.approx(0.8 * 212, abs=13 / 2)
