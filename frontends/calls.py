@@ -48,7 +48,8 @@ def require_plain(module: nn.Module, tensors: Iterable[tuple[str, Any]]) -> None
                 "Python module that it was scripted from"
             )
     for name, tensor in tensors:
-        if isinstance(tensor, Tensor) and tensor.layout is not torch.strided and name.startswith("input "):
+        sparse = isinstance(tensor, Tensor) and tensor.layout not in (torch.strided, torch.jagged)
+        if sparse and name.startswith("input "):
             raise TraceError(
                 f"{name} has the layout {str(tensor.layout).removeprefix('torch.')}, expected a dense tensor: call "
                 "to_dense first"

@@ -55,10 +55,10 @@ def trace(
         TraceError: if torch.export refuses the module or the program differs from it; names the line of model code.
     """
     module = require_module(module)
-    require_names(module)
     args, kwargs = _arguments(args, kwargs)
     leaves = ((f"input {i}", leaf) for i, leaf in enumerate(pytree.tree_leaves((args, kwargs))))
     require_plain(module, (*_named(module), *leaves))
+    require_names(module)
     inputs = unshared(module, args, kwargs)
     subject = CapturedModule.of(module)
     try:
