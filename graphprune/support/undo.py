@@ -23,7 +23,7 @@ class Undo:
         """Change the class of an object."""
         old = type(instance)
         self.steps.append(lambda: setattr(instance, "__class__", old))
-        instance.__class__ = kind  # type: ignore[assignment]
+        instance.__class__ = kind
 
     def rollback(self, to: int = 0) -> None:
         """Undo assignments after the first `to`, last first."""

@@ -131,6 +131,8 @@ class _NumberRecorder(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if torch.compiler.is_dynamo_compiling():  # a branch that torch compiles has no frames
+            return func(*args, **kwargs)
         if func in _SIZES:
             return mark_shape(func(*args, **kwargs), self.trace.comparisons)
         numbers = list(_numbers((list(args), kwargs)))
