@@ -1,6 +1,6 @@
 """Inputs on which an exported file and its model are compared, of other shapes than the traced ones."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -126,7 +126,8 @@ def _static_cases(subject: Subject) -> Iterator[Case]:
     for seed in range(3):
         inputs = {n: _random_input(n, x, subject.vocabulary, x.shape, seed) for n, x in example.items()}
         yield f"fixed sizes, seed {seed}", inputs, {}
-    yield from _right_padded_case(subject, example["input_ids"].shape if "input_ids" in example else None)
+    if "input_ids" in example:
+        yield from _right_padded_case(subject, {name: tensor.shape for name, tensor in example.items()})
 
 
 def _dynamic_cases(subject: Subject) -> Iterator[Case]:
@@ -135,7 +136,7 @@ def _dynamic_cases(subject: Subject) -> Iterator[Case]:
         shapes = _shapes(subject, batch, length)
         feeds = {n: _random_input(n, x, subject.vocabulary, shapes[n], seed) for n, x in example.items()}
         yield f"batch {batch}{f', {length} tokens' if 'input_ids' in feeds else ''}", feeds, {}
-    yield from _right_padded_case(subject, torch.Size((2, _PREFILL - 1)))
+    yield from _right_padded_case(subject, _shapes(subject, 2, _PREFILL - 1))
 
 
 def _shapes(subject: Subject, batch: int, length: int) -> dict[str, torch.Size]:
@@ -148,13 +149,14 @@ def _shapes(subject: Subject, batch: int, length: int) -> dict[str, torch.Size]:
     return {name: torch.Size(shape) for name, shape in shapes.items()}
 
 
-def _right_padded_case(subject: Subject, shape: torch.Size | None) -> Iterator[Case]:
+def _right_padded_case(subject: Subject, shapes: Mapping[str, torch.Size]) -> Iterator[Case]:
     example = subject.example()
-    if "attention_mask" not in example or shape is None or shape[1] < 2:
+    if "attention_mask" not in example or shapes["attention_mask"][1] < 2:
         return
-    feeds = {name: _random_input(name, tensor, subject.vocabulary, shape, 3) for name, tensor in example.items()}
-    feeds["attention_mask"][-1, -shape[1] // 3 :] = 0
-    yield f"batch {shape[0]}, one padded on the right", feeds, {"tokens": feeds["attention_mask"].bool()}
+    batch, length = shapes["attention_mask"]
+    feeds = {n: _random_input(n, x, subject.vocabulary, shapes[n], 3) for n, x in example.items()}
+    feeds["attention_mask"][-1, -length // 3 :] = 0
+    yield f"batch {batch}, one padded on the right", feeds, {"tokens": feeds["attention_mask"].bool()}
 
 
 def _random_input(name: str, tensor: Tensor, vocabulary: int, shape: torch.Size, seed: int) -> Tensor:

@@ -118,3 +118,22 @@ def test_the_products_of_a_mixture_of_experts_are_saved_loaded_and_exported(tmp_
     assert torch.equal(gp.load(tmp_path / "saved").module()(rows), program.module()(rows))
     report = gp.export(tmp_path / "saved", target="onnx", output=tmp_path / "out")
     assert "model.onnx" in report.files  # which agreed with the program when it was saved
+
+
+class Described(nn.Module):
+    """Tokens of a text, of which some are padding, and an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words, self.look = nn.Embedding(9, 3), nn.Conv2d(3, 3, 2)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor, image: Tensor) -> Tensor:
+        output: Tensor = self.words(input_ids) * attention_mask[..., None]
+        return output + self.look(image).mean((2, 3))[:, None]
+
+
+def test_an_image_beside_a_padded_text_has_the_shape_of_an_image(tmp_path: Path) -> None:
+    mask = torch.ones(2, 5, dtype=torch.long)
+    inputs = {"input_ids": torch.randint(9, (2, 5)), "attention_mask": mask, "image": torch.randn(2, 3, 4, 4)}
+    report = export_program(trace(Described().eval(), (), inputs), tmp_path / "out")
+    assert report.facts["parity"]["CPUExecutionProvider"]["worst"] < 1e-5
