@@ -15,6 +15,7 @@ import graphprune as gp
 from graphprune.axes.groups import Dependencies, Group
 from graphprune.axes.rule import MaskedArguments
 from graphprune.execution.equivalence import verify_cut, verify_finite
+from graphprune.execution.output_comparison import RTOL
 from graphprune.execution.output_comparison import Verification
 from graphprune.frontends.modules import trace
 from graphprune.ir.program import Program, Rewritten
@@ -65,7 +66,7 @@ def test_cutting_what_a_rule_calls_exact_equals_zeroing(kind: str, i: int) -> No
     program, found = captured(kind, i)
     assert not found.opaque
     for plan in plans(program, found):
-        assert verify_cut(program, rewrite(program, plan), plan.keep).max_error <= 1e-5
+        assert verify_cut(program, rewrite(program, plan), plan.keep).max_error <= RTOL
 
 
 @pytest.mark.parametrize(("kind", "i"), EXAMPLES)
