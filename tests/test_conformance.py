@@ -15,8 +15,7 @@ import graphprune as gp
 from graphprune.axes.groups import Dependencies, Group
 from graphprune.axes.rule import MaskedArguments
 from graphprune.execution.equivalence import verify_cut, verify_finite
-from graphprune.execution.output_comparison import RTOL
-from graphprune.execution.output_comparison import Verification
+from graphprune.execution.output_comparison import RTOL, Verification
 from graphprune.frontends.modules import trace
 from graphprune.ir.program import Program, Rewritten
 from graphprune.passes.allocation import ALLOCATIONS
