@@ -76,7 +76,7 @@ def check(program: Program, subject: CapturedModule) -> Program:
     try:
         unchecked = tuple(_compare(run, subject))
     except TooLargeError as fault:
-        unchecked = (f"weights without numbers: {fault} would take too much memory",)
+        unchecked = (f"numbers for its weights would take too much memory{because(fault)}",)
     for why in unchecked:
         log.warning("%s is not compared with its capture: %s", type(subject.module).__name__, why)
     return replace(program, unchecked=(*program.unchecked, *unchecked))

@@ -43,9 +43,9 @@ class Origin:
         Raises:
             ExportError: if it is no model of transformers, or its folder does not exist any more.
         """
-        if program.traced is not None:
-            return _of_module(program, program.traced)
         source = program.source
+        if program.traced is not None and source is None:
+            return _of_module(program, program.traced)
         if source is None or source.kind != "huggingface":
             raise ExportError(
                 "the program was not loaded from a Hugging Face folder, and its module neither is nor holds one model "

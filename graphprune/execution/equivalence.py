@@ -219,7 +219,9 @@ def _decided_in_double(reference: Program, small: Program, cases: Cases, single:
     except Exception as fault:  # operators raise any exception for types that they do not support
         return _decided_in_single(single, fault)
     if native:
-        wide, other, tolerance = cases.outputs, interpreter.run(small, cases.inputs, cases.seeds), DOUBLE
+        wide, other = cases.outputs, interpreter.run(small, cases.inputs, cases.seeds)
+        narrower = precision.uses(reference, {**precision.DOUBLE, **precision.SINGLE})
+        tolerance = STORED if narrower else DOUBLE
     else:
         wide, other, tolerance = outputs[0], outputs[1], max(STORED, single.tolerance if single.tolerance > RTOL else 0)
     reduced = outputs[0] if native else cases.outputs
@@ -255,13 +257,18 @@ def _blind(outputs: Sequence[Any]) -> tuple[str, ...]:
     """Names of the outputs that show nothing in any case.
 
     Raises:
-        VerificationError: if no output holds a finite number.
+        VerificationError: if all outputs are empty, or none holds a finite number.
     """
     leaves = list(zip(*map(numbers, outputs), strict=True))
+    if not any(leaf.numel() for cases in leaves for leaf in cases):
+        raise VerificationError(
+            "all outputs of the original are empty, so that the cut cannot be compared; capture the model with an "
+            "example that has at least one row; nothing was saved"
+        )
     if not any(bool(leaf.isfinite().any()) for cases in leaves for leaf in cases):
         raise VerificationError(
-            "no output of the original holds a finite number, so that the cut cannot be compared (see that the weights "
-            "and the example are right); nothing was saved"
+            "no output of the original holds a finite number, only NaN or infinity, so that the cut cannot be compared "
+            "(see that the weights and the example are right); nothing was saved"
         )
     return tuple(f"output {i}" for i, cases in enumerate(leaves) if not any(map(is_informative, cases)))
 

@@ -20,7 +20,7 @@ from typing import Any
 
 from torch import nn
 
-from graphprune.errors import WriteBackError
+from graphprune.errors import WriteBackError, because
 from graphprune.writeback.call_sites import ArgumentPath, Span
 
 _FUTURES = [getattr(__future__, name).compiler_flag for name in __future__.all_feature_names]
@@ -59,7 +59,7 @@ def specialized(base: type[nn.Module], edits: frozenset[ArgumentEdit]) -> type[n
     except WriteBackError:
         raise
     except Exception as fault:  # any source: what is not understood is not edited
-        raise WriteBackError(f"the code of {base.__name__} cannot be adapted: {fault}") from fault
+        raise WriteBackError(f"the code of {base.__name__} cannot be adapted{because(fault)}") from fault
 
 
 @lru_cache

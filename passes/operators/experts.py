@@ -30,6 +30,7 @@ class GroupedProduct(Rule):
         flow.mark_inexact(experts, "rows are partitioned along it")
         if isinstance(node.args[2], fx.Node) and node.args[2].op == "get_attr":
             flow.pin(experts, "a constant partitions its rows")
+        flow.pin(rows, "offsets partition it")
         flow.unify(inner, columns)
         flow.contract(inner, *node.args[:2])
         flow.count_macs(rows, inner, out)

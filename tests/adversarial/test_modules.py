@@ -12,7 +12,7 @@ from torch.nn.utils import prune as pruning
 from torch.utils.checkpoint import checkpoint
 
 import graphprune as gp
-from graphprune.errors import LoadError, TraceError, WriteBackError
+from graphprune.errors import LoadError, TraceError, VerificationError, WriteBackError
 
 
 def plain(s: Any, x: Tensor) -> Tensor:
@@ -196,7 +196,6 @@ SIZES = {
     "one neuron": ((nn.Linear(6, 1), nn.Linear(1, 3)), (4, 6), ""),
     "one input and one output": ((nn.Linear(1, 8), nn.ReLU(), nn.Linear(8, 1)), (4, 1), "8"),
     "no inputs": ((nn.Linear(0, 8), nn.Linear(8, 3)), (4, 0), "8"),
-    "no rows": ((nn.Linear(6, 8), nn.Linear(8, 3)), (0, 6), "8"),
     "one row": ((nn.Linear(6, 8), nn.Linear(8, 3)), (1, 6), "8"),
     "a single vector": ((nn.Linear(6, 8), nn.Linear(8, 3)), (6,), "8"),
     "groups of one": ((nn.Conv2d(4, 4, 3, groups=4), nn.GroupNorm(4, 4), nn.GroupNorm(1, 4), nn.Conv2d(4, 4, 1)),
@@ -214,6 +213,14 @@ def test_sizes_of_none_and_one(name: str, survives: Any) -> None:
     parts, shape, free = SIZES[name]
     found = survives(nn.Sequential(*parts), torch.randn(shape))
     assert (found.free, found.wider) == (free, "")
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element:UserWarning")
+def test_an_example_without_rows_proves_nothing() -> None:
+    program = gp.trace(nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 3)), (torch.randn(0, 6),))
+    plan = gp.plan(program, ratio=0.5)
+    with pytest.raises(VerificationError, match="all outputs of the original are empty"):
+        gp.verify(program, gp.apply(program, plan), plan)
 
 
 class Straight(torch.autograd.Function):
