@@ -224,6 +224,13 @@ def _numbers(model: nn.Module) -> Iterator[tuple[str, float]]:
                 yield f"{prefix}.{name}".lstrip("."), float(value)
 
 
+def head_sizes(config: PreTrainedConfig) -> dict[str, int]:
+    """Sizes of the attention heads of the stock model, by the names of their modules."""
+    numbers = summarize(config).numbers
+    split = ((name.rpartition("."), number) for name, number in numbers.items())
+    return {module: int(number) for (module, _, field), number in split if _HEAD_SIZE.search(field)}
+
+
 def reason(fault: Exception) -> str:
     """The last line of an error, which holds the reason in nested validation errors."""
     lines = [line.strip() for line in str(fault).splitlines() if line.strip()]

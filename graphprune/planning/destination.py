@@ -4,12 +4,13 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from graphprune.axes.groups import Dependencies, Group
+from graphprune.axes.algebra import Product, primes, resolve
+from graphprune.axes.groups import Dependencies, Group, Place
 from graphprune.axes.index_sets import width
 from graphprune.errors import ExportError, PlanError, choices
 from graphprune.huggingface import config_biases, config_widths, model_folder, per_layer, traced_model
 from graphprune.huggingface.layer_removal import shorten_config
-from graphprune.huggingface.meta_models import Shapes, flat
+from graphprune.huggingface.meta_models import Shapes, flat, head_sizes
 from graphprune.ir.program import Program, Traced
 
 NAMES = ("stock", "per-layer", "free")
@@ -76,6 +77,8 @@ class Destination:
         """The reason why groups cannot have these widths together; None if they can."""
         if self.name == "free":
             return None
+        if fault := next(filter(None, map(self._head_fault, widths)), None):
+            return fault
         after = self._own(self._narrowed(widths))
         if self.name == "stock":
             return config_widths.expressible(self.settings, self._own(self.shapes), after)
@@ -84,6 +87,19 @@ class Destination:
         except ExportError as fault:
             return str(fault)
         return None
+
+    def _head_fault(self, name: str) -> str | None:
+        """The reason why a group inside of heads cannot be narrower; None if it can.
+
+        The scale of attention follows from the size of its heads, so a class holds no others. The shapes alone do not
+        show it: 4 heads of 6 are as wide as 3 heads of 8.
+        """
+        group = self.dependencies.by_name[name]
+        inside = [place.parameter.removeprefix(self.prefix) for place in group.places if _is_inner(place, group)]
+        sizes = head_sizes(flat(self.settings)) if inside else {}
+        fixed = [module for module, size in sizes.items() if size == group.size]
+        holders = [parameter for parameter in inside for module in fixed if parameter.startswith(f"{module}.")]
+        return f"the heads of {holders[0]} must have {group.size} dimensions; use destination free" if holders else None
 
     def bias_fault(self, name: str) -> str | None:
         """The reason why there can be no new bias of this name; None if there can."""
@@ -202,6 +218,12 @@ class Destination:
         tensors = self.dependencies.tensors
         new = {name: tuple(width(axis, by_prime) for axis in tensors[name]) for name in touched}
         return {**self.shapes, **new}
+
+
+def _is_inner(place: Place, group: Group) -> bool:
+    """Whether every index of an outer axis holds all indices of the group."""
+    axis = resolve(place.axis)
+    return isinstance(axis, Product) and any(group.prime in primes(part) for part in axis.parts[1:])
 
 
 def _of_traced(name: str, program: Program, traced: Traced) -> Any:

@@ -225,7 +225,7 @@ def test_numbers_that_are_too_large_for_the_type_of_the_file_are_not_saved(narro
 
 def test_a_class_that_computes_something_else_is_noticed(narrowed: Narrow, tmp_path: Path) -> None:
     program = narrowed("llama", **ONE, rms_norm_eps=0.1)  # an attribute that no shape shows
-    with pytest.raises(ExportError, match=r"the reloaded model does not agree .* \(tolerance 1e-04\); nothing"):
+    with pytest.raises(ExportError, match=r"the reloaded model does not agree .* \(tolerance 1e-03\); nothing"):
         save(program, tmp_path / "out", destination="stock")
     assert list(tmp_path.iterdir()) == []
 
