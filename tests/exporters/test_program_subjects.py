@@ -129,7 +129,8 @@ class Described(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, image: Tensor) -> Tensor:
         output: Tensor = self.words(input_ids) * attention_mask[..., None]
-        return output + self.look(image).mean((2, 3))[:, None]
+        seen: Tensor = self.look(image).mean((2, 3))[:, None]
+        return output + seen
 
 
 def test_an_image_beside_a_padded_text_has_the_shape_of_an_image(tmp_path: Path) -> None:
