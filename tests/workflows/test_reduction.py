@@ -91,7 +91,7 @@ def test_bytes_of_a_cache(prune: Prune) -> None:
 
 
 def test_a_destination_that_holds_less_than_the_recipe_cuts(prune: Prune, folder: Path) -> None:
-    per_layer = "limited by destination per-layer: no narrower value dimensions, since no field of LlamaConfig makes"
+    per_layer = "limited by destination per-layer: no narrower value dimensions, since the heads of model.layers.0"
     notes = prune(destination="per-layer", recipe="fasp").report.notes
     assert any(note.startswith(per_layer) and note.endswith("(destination free has no such limit)") for note in notes)
     notes = prune(destination="stock", recipe="fasp", output=folder.parent / "stock").report.notes
