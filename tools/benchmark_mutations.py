@@ -90,8 +90,8 @@ def _parser() -> argparse.ArgumentParser:
 def _write(path: Path | None, verdicts: list[Verdict]) -> None:
     """Keep everything so far; the file is complete at any moment."""
     if path is not None:
-        with new_file(path, force=True) as beside:
-            beside.write_text(json.dumps([asdict(verdict) for verdict in verdicts], indent=1))
+        with new_file(path, force=True) as file:
+            file.write_text(json.dumps([asdict(verdict) for verdict in verdicts], indent=1))
 
 
 def _models(every: int, match: str) -> Iterator[Source]:

@@ -60,8 +60,8 @@ def main() -> None:
     options = _parser().parse_args()
     records = _read(options.json)
     goals, names = _goals(options), _names(options)
-    wanted = [(tool, name) for tool in goals for name in names]
-    tasks = [task for task in wanted if task not in records or (options.retry and not _passed(records[task]))]
+    every = [(tool, name) for tool in goals for name in names]
+    tasks = [task for task in every if task not in records or (options.retry and not _passed(records[task]))]
     with progress("zoo", len(tasks)) as step:
         for record in run_all(tasks, options.jobs, options.limit, goals):
             records[record.tool, record.name] = record

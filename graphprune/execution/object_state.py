@@ -93,35 +93,37 @@ def _record_dict(undo: list[Callable[[], None]], value: Any) -> Iterator[object]
 
 
 def _record_list(undo: list[Callable[[], None]], value: Any) -> Iterator[object]:
-    before = list(list.__iter__(value))
-
-    def restore() -> None:
-        if not _alike(before, list.__iter__(value)):
-            list.__setitem__(value, slice(None), before)
-
-    undo.append(restore)
-    return iter(before)
+    return _record_items(undo, value, list.__iter__, lambda before: list.__setitem__(value, slice(None), before))
 
 
 def _record_deque(undo: list[Callable[[], None]], value: Any) -> Iterator[object]:
-    before = list(deque.__iter__(value))
+    def write(before: list[object]) -> None:
+        deque.clear(value)
+        deque.extend(value, before)
 
-    def restore() -> None:
-        if not _alike(before, deque.__iter__(value)):
-            deque.clear(value)
-            deque.extend(value, before)
-
-    undo.append(restore)
-    return iter(before)
+    return _record_items(undo, value, deque.__iter__, write)
 
 
 def _record_set(undo: list[Callable[[], None]], value: Any) -> Iterator[object]:
-    before = list(set.__iter__(value))
+    def write(before: list[object]) -> None:
+        set.clear(value)
+        set.update(value, before)
+
+    return _record_items(undo, value, set.__iter__, write)
+
+
+def _record_items(
+    undo: list[Callable[[], None]],
+    value: Any,
+    read: Callable[[Any], Iterator[object]],
+    write: Callable[[list[object]], None],
+) -> Iterator[object]:
+    """Record the items of a container, which are written again if they changed."""
+    before = list(read(value))
 
     def restore() -> None:
-        if not _alike(before, set.__iter__(value)):
-            set.clear(value)
-            set.update(value, before)
+        if not _alike(before, read(value)):
+            write(before)
 
     undo.append(restore)
     return iter(before)

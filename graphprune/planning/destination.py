@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from graphprune.axes.algebra import Product, primes, resolve
@@ -96,10 +97,14 @@ class Destination:
         """
         group = self.dependencies.by_name[name]
         inside = [place.parameter.removeprefix(self.prefix) for place in group.places if _is_inner(place, group)]
-        sizes = head_sizes(flat(self.settings)) if inside else {}
-        fixed = [module for module, size in sizes.items() if size == group.size]
+        fixed = [module for module, size in self._head_sizes.items() if size == group.size] if inside else []
         holders = [parameter for parameter in inside for module in fixed if parameter.startswith(f"{module}.")]
         return f"the heads of {holders[0]} must have {group.size} dimensions; use destination free" if holders else None
+
+    @cached_property
+    def _head_sizes(self) -> Mapping[str, int]:
+        """Sizes of attention heads by module; every width that is tried reads them."""
+        return head_sizes(flat(self.settings))
 
     def bias_fault(self, name: str) -> str | None:
         """The reason why there can be no new bias of this name; None if there can."""

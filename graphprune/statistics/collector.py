@@ -122,7 +122,7 @@ def token_mask(program: Program, leaves: Sequence[Any]) -> Tensor | None:
     """Mask of the tokens of a batch that are not padding, shape (batch, length).
 
     None if there is no padding, or the program has no `attention_mask`; also where the tokens of an encoder and of a
-    decoder have the same shape, so that their values cannot be told apart.
+    decoder have the same shape, so that their values cannot be distinguished.
     """
     mask = input_leaf(program, leaves, "attention_mask")
     decoded = input_leaf(program, leaves, DECODER_IDS)

@@ -87,9 +87,9 @@ def write_back(
         WriteBackError: if it is another module, or disagrees with the graph even when every cut is padded with zeros.
     """
     module = unwrapped(module)
-    _check_names(program, module)
     before = dict(module.named_parameters())
     shapes = {name: tuple(tensor.shape) for name, tensor in _tensors(module).items()}
+    _check_names(program, type(module).__name__, shapes)
     search = Narrowing(cut, program, module)
     try:
         with evaluation_mode(module):  # reading a parametrized weight in training mode may change its buffers
@@ -174,13 +174,12 @@ def write_back_dropped(
     return WrittenBack(max(verifications, key=lambda verification: verification.max_error), mismatch), undo.rollback
 
 
-def _check_names(program: Program, module: nn.Module) -> None:
+def _check_names(program: Program, kind: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raise a WriteBackError if the parameters of the module are not those of the original program."""
     rewritten = program.fact(Rewritten)
-    shapes = {n: tuple(t.shape) for n, t in (*module.named_parameters(remove_duplicate=False), *module.named_buffers())}
     for name, shape in rewritten.original.shapes().items():
         if name in rewritten.keep and shapes.get(name) != shape:
             raise WriteBackError(
-                f"{type(module).__name__} is not the module that was traced: {name} should have shape {shape}, "
+                f"{kind} is not the module that was traced: {name} should have shape {shape}, "
                 f"got {shapes.get(name, 'no such parameter')}; pass the original module, before any cut"
             )

@@ -284,7 +284,7 @@ class Narrowing:
         return unused_parameters.retained(removed, self.unused)
 
     def idle(self) -> list[str]:
-        """Unused parameters that a layer holds beside used ones: no run shows what they belong to."""
+        """Unused parameters that a layer holds together with used ones: no run shows what they belong to."""
         used = {name.rpartition(".")[0] for name in self.rewritten.original.shapes()}
         holders = {name.rpartition(".")[0] for name in self.unused}
         own = {path for path in holders if self._has_used_parts(path, used)}

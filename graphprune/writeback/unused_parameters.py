@@ -65,9 +65,9 @@ def _marked(module: nn.Module, dependencies: Dependencies, group: Group, rows: R
                 if tensor is None or not tensor.is_floating_point() or (name, dim) not in produced or indices.dim() > 1:
                     continue
                 saved.append((tensor, tensor.detach().clone()))
-                gone = torch.ones(tensor.shape[dim], dtype=torch.bool)
-                gone[indices] = False
-                tensor.index_fill_(dim, gone.nonzero()[:, 0].to(tensor.device), torch.nan)
+                removed = torch.ones(tensor.shape[dim], dtype=torch.bool)
+                removed[indices] = False
+                tensor.index_fill_(dim, removed.nonzero()[:, 0].to(tensor.device), torch.nan)
         yield
     finally:
         for tensor, values in reversed(saved):

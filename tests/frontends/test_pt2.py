@@ -179,12 +179,17 @@ HOSTILE: dict[str, tuple[str, bytes | Edit, str]] = {
 }
 
 
+def refused(original: Path, folder: Path, changes: dict[str, bytes | Edit], match: str) -> None:
+    """A file with changed records is not loaded, for a reason."""
+    path = rewritten(original, folder / "evil.pt2", changes)
+    with pytest.raises(LoadError, match=rf"evil\.pt2 is refused: {match}"):
+        pt2_programs.load(path)
+
+
 @pytest.mark.parametrize("what", HOSTILE)
 def test_what_may_run_code_is_refused(saved: tuple[Path, nn.Module], tmp_path: Path, what: str) -> None:
     record, change, match = HOSTILE[what]
-    path = rewritten(saved[0], tmp_path / "evil.pt2", {record: change})
-    with pytest.raises(LoadError, match=rf"evil\.pt2 is refused: it holds .*{match}.*trust the file"):
-        pt2_programs.load(path)
+    refused(saved[0], tmp_path, {record: change}, rf"it holds .*{match}.*trust the file")
 
 
 def test_broken_files(saved: tuple[Path, nn.Module], tmp_path: Path) -> None:
@@ -231,9 +236,7 @@ GREEDY: dict[str, tuple[str, bytes | Edit, str]] = {
 @pytest.mark.parametrize("what", GREEDY)
 def test_claims_beyond_the_size_of_the_file(saved: tuple[Path, nn.Module], tmp_path: Path, what: str) -> None:
     record, change, match = GREEDY[what]
-    path = rewritten(saved[0], tmp_path / "greedy.pt2", {record: change})
-    with pytest.raises(LoadError, match=rf"greedy\.pt2 is refused: {match}"):
-        pt2_programs.load(path)
+    refused(saved[0], tmp_path, {record: change}, match)
 
 
 @pytest.mark.parametrize(

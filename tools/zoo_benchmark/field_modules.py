@@ -19,7 +19,7 @@ from tests.zoo.field import FieldModel
 from tools.zoo_benchmark import noise
 from tools.zoo_benchmark.goal import Goal
 from tools.zoo_benchmark.judge import SEED, Ambiguous, Inputs, difference, judge, parameters, run
-from tools.zoo_benchmark.ours import APPROXIMATE, cuttable
+from tools.zoo_benchmark.ours import APPROXIMATE, plan_for
 from tools.zoo_benchmark.outcomes import Outcomes, StageError, require
 
 CLOSE = 1e-4  # of the largest value: a model that was reloaded
@@ -73,12 +73,7 @@ def _captured_and_cut(module: nn.Module, example: Inputs, outcomes: Outcomes, go
     with outcomes.stage("cut"):
         dependencies = gp.analyze(program)
         record.groups, record.exact_groups = len(dependencies.groups), sum(g.exact for g in dependencies.groups)
-        groups, record.mode = cuttable(dependencies)
-        others = tuple(group.name for group in dependencies.groups if group not in groups)
-        plan = gp.plan(
-            program, ratio=goal.ratio, sparsity=goal.sparsity, recipe="magnitude", exact_only=not record.mode,
-            protect=others,
-        )  # fmt: skip
+        plan, record.mode = plan_for(program, dependencies, goal)
         cut = Cut(program, gp.apply(program, plan), plan)
         record.removed = 1 - cut.small.count() / record.parameters
     return cut

@@ -1,6 +1,7 @@
 """Whole chain of graphprune on a model: trace, analyze, plan, cut, verify, write back."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -34,12 +35,7 @@ def run(subject: Subject, report: Report, goal: Goal) -> None:
         record.groups, record.exact_groups = len(dependencies.groups), sum(group.exact for group in dependencies.groups)
         record.opaque, record.free = dict(dependencies.opaque), _free(program, dependencies)
     with report.stage("plan"):
-        cut, record.mode = cuttable(dependencies)
-        left = tuple(group.name for group in dependencies.groups if group not in cut)
-        plan = gp.plan(
-            program, ratio=goal.ratio, sparsity=goal.sparsity, recipe="magnitude", exact_only=not record.mode,
-            protect=left,
-        )  # fmt: skip
+        plan, record.mode = plan_for(program, dependencies, goal)
     with report.stage("apply"):
         small = gp.apply(program, plan)
         record.removed = 1 - small.count() / record.parameters
@@ -64,6 +60,14 @@ def cuttable(dependencies: gp.Dependencies) -> tuple[Sequence[gp.Group], str]:
     if lawful := [group for group in dependencies.groups if group.lawful]:
         return lawful, RESCALED
     return dependencies.groups, APPROXIMATE
+
+
+def plan_for(program: gp.Program, dependencies: gp.Dependencies, goal: Goal) -> tuple[gp.Plan, str]:
+    """Plan by magnitude that cuts what is `cuttable`, with the kind that the judge cannot compare with zeroing."""
+    cut, mode = cuttable(dependencies)
+    others = tuple(group.name for group in dependencies.groups if group not in cut)
+    share: Any = {"ratio": goal.ratio, "sparsity": goal.sparsity}
+    return gp.plan(program, **share, recipe="magnitude", exact_only=not mode, protect=others), mode
 
 
 def _free(program: gp.Program, dependencies: gp.Dependencies) -> float:
