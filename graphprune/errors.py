@@ -73,6 +73,10 @@ class PackageError(GraphpruneError):
     """An optional package is missing, or fails while it is imported."""
 
 
+class TrainingError(GraphpruneError):
+    """A training loop and its pruner do not fit together."""
+
+
 class RegistryError(GraphpruneError):
     """A name is not registered, or registered twice."""
 

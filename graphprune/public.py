@@ -39,3 +39,5 @@ from graphprune.planning.plan import Plan as Plan
 from graphprune.planning.sensitivity_table import Sensitivities as Sensitivities
 from graphprune.reports.comparison import Comparison as Comparison
 from graphprune.reports.report import Report as Report
+from graphprune.training.pruner import Pruner as Pruner
+from graphprune.training.rounds import Round as Round

@@ -239,7 +239,7 @@ class Program:
         """Apply the cuts of this program to the original `module`; see `writeback.module.write_back`.
 
         `companions` follow it: `optimizer`, one or several whose parameters are swapped and whose moments are cut, and
-        `average`, an averaged copy.
+        `average`, an averaged copy. With `configuration=False`, a configuration of transformers does not.
 
         Raises:
             WriteBackError: if nothing was cut, or the module cannot follow; it is unchanged then.

@@ -37,6 +37,8 @@ def world_size() -> int:
 
 def rank() -> int:
     """Index of this process, from 0."""
+    if dist.is_initialized():
+        return dist.get_rank()
     return int(os.environ["RANK"]) if dist.is_torchelastic_launched() else 0
 
 

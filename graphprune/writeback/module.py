@@ -74,6 +74,7 @@ def write_back(
     module: nn.Module,
     optimizer: Optimizer | Sequence[Optimizer] = (),
     average: nn.Module | None = None,
+    configuration: bool = True,
 ) -> WrittenBack:
     """Narrow `module`, from which the program's original was traced, in place; `cut` applies other plans to it.
 
@@ -81,6 +82,7 @@ def write_back(
     are identified by tracing one run. Where a size is computed from that of another tensor, the layer's code is
     adapted. Groups that no size can express are padded with zeros in the module, and listed in the result. Parameters
     are swapped in each `optimizer`, and its state is cut; an `average` of the module is narrowed with its own values.
+    A `configuration` of transformers follows unless it is False, as before another cut that it has to follow anyway.
     On failure everything is restored. Saved folders do not use this function and are never padded.
 
     Raises:
@@ -95,7 +97,8 @@ def write_back(
         with evaluation_mode(module):  # reading a parametrized weight in training mode may change its buffers
             trial = search.narrowest()
             assumed, undetermined = search.set_leftovers(trial)
-            mismatch = followed_config.follow(search.undo, module, trial.small.shapes(), search.agreement)
+            shapes_now = trial.small.shapes()
+            mismatch = followed_config.follow(search.undo, module, shapes_now, search.agreement) if configuration else ""
         cuts = search.tensor_cuts(trial, shapes)
         replaced = {n: (before[n], p) for n, p in module.named_parameters() if n in before and p is not before[n]}
         own = [optimizer] if not isinstance(optimizer, Sequence) else optimizer

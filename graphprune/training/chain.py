@@ -1,0 +1,144 @@
+"""Programs of one module from round to round: the graph of a cut is the start of the next one."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import nn
+
+from graphprune.axes.groups import Dependencies
+from graphprune.errors import TrainingError, WriteBackError, choices, reason_of
+from graphprune.frontends.modules import trace
+from graphprune.ir.program import Inputs, Program
+from graphprune.passes.rewriting.rewrite import Rewrite
+from graphprune.passes.scores import SCORES
+from graphprune.pipeline import Pass, Pipeline
+from graphprune.planning.budget import Budget, require_unit
+from graphprune.planning.plan import Plan, Rows
+from graphprune.training.current_program import reconfigured, refreshed
+from graphprune.training.rounds import require_followed, with_plan
+from graphprune.workflows import recipe as recipes
+from graphprune.workflows.catalogue import RECIPES
+from graphprune.workflows.options import PlanOptions
+from graphprune.writeback.module import WrittenBack
+
+log = logging.getLogger(__name__)
+
+BASE = "magnitude"  # the recipe whose score is replaced where `recipe` names a score
+OPTIONS = (
+    "align", "allocation", "autocast", "budget", "destination", "exact_only", "protect", "refit", "samples", "score",
+    "seed", "trials",
+)  # fmt: skip
+PADDED = "its last cut was padded with zeros"
+SCALED = "its last cut multiplied weights by constants of the graph"
+
+
+def options_of(recipe: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of `graphprune.plan` for a recipe, the text of a pipeline, or a score with which `magnitude` is run.
+
+    Raises:
+        RegistryError: if there is no such recipe or score.
+        TrainingError: if an option is unknown, or is not for rounds.
+    """
+    for name in options:
+        if name not in OPTIONS:
+            raise TrainingError(f"a pruner has no option {name!r}; {choices(name, OPTIONS)}")
+    require_unit(str(options.get("budget", "parameters")))
+    if options.get("budget") == "latency":
+        raise TrainingError("a pruner has no budget in latency, which it would measure in every round; use macs")
+    if "|" in recipe:
+        return {**options, "pipeline": recipe}
+    if recipe not in RECIPES and recipe in SCORES:
+        return {**options, "recipe": BASE, "score": recipe}
+    return {**options, "recipe": RECIPES[recipe].name}
+
+
+@dataclass
+class Chain:
+    """The current `program` of a module that was captured with the inputs `example`, and `options` of its plans.
+
+    `whole` is the initial budget. `stale` is the reason why the module must be captured again before the next round: it
+    differs from its graph.
+    """
+
+    module: nn.Module
+    example: Inputs
+    options: Mapping[str, Any]
+    program: Program = field(init=False)
+    whole: int = field(init=False)
+    stale: str = ""
+
+    def __post_init__(self) -> None:
+        self.program = trace(self.module, *self.example)
+        self.whole = self.amount(self.program)
+        require_followed(self.passes(self.program, 0.5, {}), self.recipe)
+
+    @property
+    def recipe(self) -> str:
+        """Name of the recipe."""
+        return str(self.options.get("recipe", "pipeline"))
+
+    def amount(self, program: Program) -> int:
+        """Amount of the budget that a program has."""
+        return Budget.of(program, (), 0, str(self.options.get("budget", "parameters"))).total
+
+    def removed(self, program: Program) -> float:
+        """Share of the initial budget that a program lacks."""
+        return 1 - self.amount(program) / max(self.whole, 1)
+
+    def share(self, program: Program, target: float) -> float:
+        """Share of a program to remove, so that the `target` share of the initial one is removed."""
+        return 1 - (1 - target) * self.whole / max(self.amount(program), 1)
+
+    def current(self) -> Program:
+        """Program of the module with its current weights; the module is captured again if it differs from the graph.
+
+        Raises:
+            TrainingError: if someone else changed a shape or type of the module.
+            TraceError: if the module cannot be captured again.
+        """
+        if self.stale:
+            log.info("%s is captured again, because %s", type(self.module).__name__, self.stale)
+            self.program, self.stale = trace(self.module, *self.example), ""
+        return refreshed(self.program, self.module)
+
+    def passes(self, program: Program, share: float, data: Mapping[str, Any]) -> tuple[Pass, ...]:
+        """Passes of the recipe that remove a share of a program."""
+        options = PlanOptions(program=program, sparsity=min(share, 1 - 1e-9), **{**self.options, **data})
+        return recipes.pipeline(options).passes
+
+    def cut(self, program: Program, passes: Sequence[Pass]) -> Program:
+        """Program after these passes."""
+        return Pipeline(tuple(passes))(program)
+
+    def write_back(self, small: Program, passes: Sequence[Pass], **companions: Any) -> tuple[Program, WrittenBack, str]:
+        """Narrow the module; return the program, the result, and why the module was captured again, if it was.
+
+        Where the module cannot follow the graph of earlier rounds, it is captured again and follows the same plan.
+
+        Raises:
+            WriteBackError: if it cannot follow that either; it is unchanged then.
+        """
+        reason = ""
+        try:
+            written = small.write_back(self.module, **companions)
+        except WriteBackError as fault:
+            reason = reason_of(fault)
+            log.info("%s is captured again, because %s", type(self.module).__name__, reason)
+            self.program = trace(self.module, *self.example)
+            groups = dict(small.fact(Plan).groups)
+            if not groups.keys() <= self.program.fact(Dependencies).by_name.keys():
+                raise
+            small = self.cut(refreshed(self.program, self.module), with_plan(passes, groups))
+            written = small.write_back(self.module, **companions)
+        self.program = reconfigured(small, self.module).without(*small.facts)
+        self.stale = PADDED if written.padded else SCALED if written.multiplied else ""
+        return small, written, reason
+
+    def repeat(self, groups: Mapping[str, Rows], **companions: Any) -> tuple[Program, WrittenBack, str]:
+        """Narrow the module as an earlier run did."""
+        passes = with_plan(self.passes(self.program, 0.5, {}), groups)
+        end = 1 + next(i for i, step in enumerate(passes) if isinstance(step, Rewrite))
+        small = self.cut(self.current(), passes[:end])
+        return self.write_back(small, passes[:end], **companions)

@@ -1,0 +1,70 @@
+"""State of a pruner as tensors: what its rounds retained, and the states of its regularizer and masks."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from graphprune.errors import TrainingError
+from graphprune.planning.plan import Rows
+
+if TYPE_CHECKING:
+    from graphprune.training.pruner import Pruner
+
+VERSION = 1
+ROUNDS, SOFTENED, NAME, PLAN = "rounds", "softened", "fingerprint", "plan"
+
+
+def state(pruner: "Pruner") -> dict[str, Tensor]:
+    """Tensors by name."""
+    tensors = {
+        "version": torch.tensor(VERSION),
+        ROUNDS: torch.tensor(len(pruner.plans)),
+        SOFTENED: torch.tensor(pruner.softened),
+        NAME: torch.tensor(list(pruner.fingerprint.encode()), dtype=torch.uint8),
+    }
+    for number, groups in enumerate(pruner.plans):
+        tensors |= {f"{PLAN}.{number}.{name}": torch.tensor(rows) for name, rows in groups.items()}
+    if pruner.regularizer is not None:
+        numbers = pruner.regularizer.state().items()
+        tensors |= {f"regularizer.{name}": torch.tensor(value, dtype=torch.float64) for name, value in numbers}
+    if pruner.masks is not None:
+        tensors |= {f"masks.{name}": tensor.contiguous() for name, tensor in pruner.masks.state().items()}
+    return tensors
+
+
+def load(pruner: "Pruner", tensors: Mapping[str, Tensor]) -> None:
+    """Bring a new pruner, and the initial module, to a state.
+
+    Raises:
+        TrainingError: if it is no state of a pruner of this module, or rounds were made already.
+    """
+    if lacking := [name for name in ("version", ROUNDS, SOFTENED, NAME) if name not in tensors]:
+        raise TrainingError(f"this is no state of a pruner: it has no {', '.join(lacking)}; pass pruner.state_dict()")
+    name = bytes(tensors[NAME].tolist()).decode()
+    if pruner.history or name != pruner.fingerprint:
+        raise TrainingError(
+            f"the state is one of a module with fingerprint {name}, that of the initial module here is "
+            f"{pruner.fingerprint}, after {len(pruner.history)} rounds; load it into a new pruner of the initial "
+            "module, before the weights"
+        )
+    if int(tensors[ROUNDS]) > pruner.rounds:
+        raise TrainingError(
+            f"the state has {int(tensors[ROUNDS])} rounds, this pruner {pruner.rounds}; give it as many"
+        )
+    for number in range(int(tensors[ROUNDS])):
+        pruner.repeat(_rows(tensors, f"{PLAN}.{number}."))
+    pruner.softened = int(tensors[SOFTENED])
+    if pruner.regularizer is not None:
+        pruner.regularizer.load_state({n: float(t) for n, t in _below(tensors, "regularizer.").items()})
+    if pruner.masks is not None:
+        pruner.masks.load_state(_below(tensors, "masks."))
+
+
+def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+
+
+def _rows(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Rows]:
+    return {name: tuple(map(tuple, tensor.tolist())) for name, tensor in _below(tensors, prefix).items()}

@@ -1,0 +1,40 @@
+"""Data of a round: batches drawn anew from the user's loader, equal in all processes."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch.utils._pytree as pytree
+from torch import Tensor, nn
+
+from graphprune.execution.module_state import seeded
+from graphprune.ir.program import Program
+from graphprune.statistics.user_data import UserData
+from graphprune.training import replicas
+
+
+@dataclass(frozen=True)
+class RoundData:
+    """Batches of a user for the rounds of `module`: about `samples` samples in each, by a `seed`."""
+
+    module: nn.Module
+    data: Any
+    loss: Any
+    forward: Any
+    samples: int = 128
+    seed: int = 0
+
+    def options(self, program: Program, number: int) -> Mapping[str, Any]:
+        """Options of `graphprune.plan` with the batches of a round, and the loss of their outputs.
+
+        Raises:
+            CalibrationError: if the data is empty, ends early, or does not fit the module.
+        """
+        if self.data is None:
+            return {"loss": self.loss} if self.loss is not None else {}
+        user = UserData.of(self.module, self.data, self.forward, example=program.inputs)
+        with seeded(self.seed + number):  # the training draws what it would without a pruner
+            own = user.calls(samples=self.samples)
+        calls = replicas.gathered(own, user.device)
+        batches = tuple((call.args, pytree.tree_map_only(Tensor, Tensor.detach, dict(call.kwargs))) for call in calls)
+        return {"batches": batches} | ({"loss": user.loss(self.loss, calls)} if self.loss is not None else {})

@@ -1,0 +1,45 @@
+"""Schedules: the part of the reduction that is removed after a part of the rounds; both lie between 0 and 1."""
+
+from collections.abc import Callable
+
+from graphprune.errors import TrainingError
+from graphprune.registry import Registry
+
+Schedule = Callable[[float], float]
+SCHEDULES: Registry[str, Schedule] = Registry("schedule")
+
+
+@SCHEDULES.register("cubic")
+def cubic(part: float) -> float:
+    """Fast at first, then slower and slower: ``1 - (1 - part)^3`` (Zhu and Gupta, arXiv:1710.01878)."""
+    return float(1 - (1 - part) ** 3)
+
+
+@SCHEDULES.register("linear")
+def linear(part: float) -> float:
+    """The same amount in every round."""
+    return part
+
+
+@SCHEDULES.register("one-shot")
+def one_shot(part: float) -> float:
+    """Everything in the first round."""
+    return 1.0 if part > 0 else 0.0
+
+
+def reductions(schedule: str | Schedule, total: float, rounds: int) -> tuple[float, ...]:
+    """Share of the initial model that is removed after each round; the last one is `total`.
+
+    Raises:
+        RegistryError: if there is no such schedule.
+        TrainingError: if a schedule of the user leaves the range or falls.
+    """
+    function = SCHEDULES[schedule] if isinstance(schedule, str) else schedule
+    parts = [float(function(i / rounds)) for i in range(1, rounds + 1)]
+    rising = all(a <= b for a, b in zip([0.0, *parts], [*parts, 1.0], strict=True))
+    if not rising or abs(parts[-1] - 1) > 1e-6:
+        raise TrainingError(
+            f"the schedule gives {', '.join(f'{part:.3g}' for part in parts)} after its rounds, expected numbers that "
+            "rise from 0 to 1"
+        )
+    return tuple(total * part for part in parts)
