@@ -23,7 +23,7 @@ FUNCTIONS = (
     "compare",
     "view",
 )
-TYPES = ("Dependencies", "Group", "Plan", "Pipeline", "Program", "Report", "Sensitivities", "Comparison")
+TYPES = ("Dependencies", "Group", "Plan", "Pipeline", "Program", "Pruner", "Report", "Sensitivities", "Comparison")
 PASSES = ("Analyze", "Calibrate", "Score", "Allocate", "Select", "Rewrite", "Refit", "Verify")
 
 

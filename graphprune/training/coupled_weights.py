@@ -83,6 +83,11 @@ class CoupledWeights:
             for group in self.groups
         }
 
+    @property
+    def zero(self) -> Tensor:
+        """Sum of nothing, on the device of the module."""
+        return next(self.module.parameters()).new_zeros(())
+
     def weight(self, name: str) -> Tensor:
         """Current parameter of the module, with its gradient.
 

@@ -80,6 +80,11 @@ class LearnedMasks:
             parametrize.register_parametrization(layer, leaf, _MaskedColumns(self, masked), unsafe=True)
             self._places.append((layer, leaf))
 
+    @property
+    def attached(self) -> bool:
+        """Whether they multiply weights now."""
+        return bool(self._places)
+
     def value(self, name: str, sampled: bool = False) -> Tensor:
         """Masks of a group, shape (rows, size)."""
         logits = self.logits[name]

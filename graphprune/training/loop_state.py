@@ -16,14 +16,11 @@ def quiet_loop(wrapper: nn.Module) -> Iterator[None]:
     Code that torch has compiled for the former shapes is forgotten afterwards: the next call compiles anew.
     """
     with ExitStack() as blocks:
-        for block in (*_full_precision(), torch.no_grad(), uncompiled(wrapper)):
-            blocks.enter_context(block)
+        for device in ("cpu", *(["cuda"] if torch.cuda.is_available() else [])):
+            blocks.enter_context(torch.autocast(device, enabled=False))
+        blocks.enter_context(torch.no_grad())
+        blocks.enter_context(uncompiled(wrapper))
         yield
     parts = [vars(part) for part in wrapper.modules()]
     if any(part.get("_compiled_call_impl") or "_orig_mod" in part.get("_modules", {}) for part in parts):
         torch.compiler.reset()
-
-
-def _full_precision() -> list[torch.autocast]:
-    devices = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
-    return [torch.autocast(device, enabled=False) for device in devices]

@@ -112,7 +112,7 @@ class Pruner:
             if not self.optimizers:
                 raise TrainingError("masks need optimizer=, with whose steps they are learned")
             self._gradients.listeners.append(self.masks.step)
-            self._attach_masks()
+            self._attach_masks(self.masks)
 
     @property
     def rounds(self) -> int:
@@ -220,13 +220,16 @@ class Pruner:
         number, start = len(self.history), time.perf_counter()
         current, target = self._chain.current(), self._targets[number]
         share, before = self._chain.share(current, target), current.count()
-        if share < LEAST:
+        chosen = self._selection.rows if self._selection is not None else None
+        if share < LEAST or chosen == {}:
             return self._finished(self._idle(number), {})
         masses = self._masses()
         with self.masks.baked() if self.masks else nullcontext():
             program = self._chain.current()
             passes = self._steps(program, share, number)
             small = self._chain.cut(program, passes)
+            if not small.fact(Plan).groups:
+                return self._finished(self._idle(number), {})
             middle = time.perf_counter()
             small, written, reason = self._chain.write_back(small, passes, **self._companions(number))
         seconds = {"plan and proof": middle - start, "write back": time.perf_counter() - middle}
@@ -252,10 +255,8 @@ class Pruner:
             replicas.synchronize(self.module)
             for wrapper in replicas.reducers(self.wrapper):
                 replicas.rebuild(wrapper)
-        if self.masks is not None and groups:
-            self.masks.narrow(groups)
-        if self.masks is not None and groups and not self.done:
-            self._attach_masks()
+        if self.masks is not None:
+            self._renew_masks(self.masks, groups)
         log.info("%s", made)
         return made
 
@@ -302,14 +303,21 @@ class Pruner:
         self._gradients.forget()
         return replace(self._idle(len(self.history)), softened=share)
 
-    def _attach_masks(self) -> None:
-        assert self.masks is not None
+    def _renew_masks(self, masks: LearnedMasks, groups: Mapping[str, Rows]) -> None:
+        """Attach masks for the next round, or leave none after the last one."""
+        masks.narrow(groups)
+        with masks.baked():  # where nothing was cut, they still multiply weights
+            pass
+        if not self.done:
+            self._attach_masks(masks)
+
+    def _attach_masks(self, masks: LearnedMasks) -> None:
         program = self._chain.current()
         target = 1 - self._targets[len(self.history)]
         passes = self._chain.passes(program, 0.5, {})
         weights = surveyed(self.module, program, passes)
         budget = Budget.of(program, (), 0, str(self._chain.options.get("budget", "parameters")))
-        self.masks.attach(weights, budget, target, self._chain.whole)
+        masks.attach(weights, budget, target, self._chain.whole)
 
     def _require_data(self) -> None:
         """Check that data is given where the recipe or the regularizer needs some.

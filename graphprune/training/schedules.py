@@ -17,7 +17,7 @@ def cubic(part: float) -> float:
 
 @SCHEDULES.register("linear")
 def linear(part: float) -> float:
-    """The same amount in every round."""
+    """Equal amounts in all rounds."""
     return part
 
 

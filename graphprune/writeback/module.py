@@ -97,8 +97,8 @@ def write_back(
         with evaluation_mode(module):  # reading a parametrized weight in training mode may change its buffers
             trial = search.narrowest()
             assumed, undetermined = search.set_leftovers(trial)
-            shapes_now = trial.small.shapes()
-            mismatch = followed_config.follow(search.undo, module, shapes_now, search.agreement) if configuration else ""
+            sizes = trial.small.shapes() if configuration else {}
+            mismatch = followed_config.follow(search.undo, module, sizes, search.agreement) if configuration else ""
         cuts = search.tensor_cuts(trial, shapes)
         replaced = {n: (before[n], p) for n, p in module.named_parameters() if n in before and p is not before[n]}
         own = [optimizer] if not isinstance(optimizer, Sequence) else optimizer

@@ -37,10 +37,14 @@ class OutputEnergy(Regularizer):
         marked = [
             energies[name] * mask.to(energies[name]) for name, mask in weights.removed.items() if name in energies
         ]
-        if not marked:
+        if weights.removed and not marked:
             raise TrainingError("no linear layer contracts what will be removed, which regularizer dress acts on")
         total = torch.stack([energy.detach().sum() for energy in energies.values()]).sum()
-        return self.strength * torch.stack([energy.sum() for energy in marked]).sum() / total.clamp(min=1e-30)
+        return (
+            self.strength
+            * torch.stack([weights.zero, *(energy.sum() for energy in marked)]).sum()
+            / total.clamp(min=1e-30)
+        )
 
     def quantities(self, weights: CoupledWeights) -> Mapping[str, Tensor]:
         """Energy of every index of every group that a linear layer contracts, shape (rows, size)."""

@@ -32,7 +32,7 @@ class Growing(Regularizer):
         self.strength = min(self.strength + self.rate, self.ceiling)
         marked = [group for group in weights.groups if group.name in weights.removed]
         parts = [(weights.energy(group) * weights.removed[group.name]).sum() for group in marked]
-        return self.strength / 2 * torch.stack(parts).sum()
+        return self.strength / 2 * torch.stack([weights.zero, *parts]).sum()
 
     def next_round(self) -> None:
         """Start from the first strength."""

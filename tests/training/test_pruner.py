@@ -1,0 +1,211 @@
+"""Tests of rounds of cuts while a module trains."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load, save
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+import graphprune as gp
+from graphprune.errors import GraphpruneError, PlanError, TrainingError
+from graphprune.training.schedules import reductions
+from tests.training.loops import Net, X, batches, count, loss, made, train
+
+
+def test_rounds_follow_the_schedule_and_the_optimizer_follows_them() -> None:
+    net, optimizer, pruner = made(recipe="taylor", schedule="linear")
+    scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1, 0.5)
+    whole, shares = count(net), []
+    while not pruner.done:
+        train(net, optimizer, pruner)
+        scheduler.step()
+        made_round = pruner.step()
+        assert made_round.verification is not None and made_round.verification.max_error < 1e-4
+        assert not made_round.traced and not made_round.written.reset
+        assert {*optimizer.state} == {*net.parameters()} == {*optimizer.param_groups[0]["params"]}
+        moments = optimizer.state[net.second.weight]["exp_avg"]
+        assert moments.shape == net.second.weight.shape and moments.abs().min() > 0
+        shares.append(1 - count(net) / whole)
+    assert shares == pytest.approx([0.167, 0.333, 0.5], abs=0.03)
+    assert net.features < 12 and net.training
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(1e-2 / 8)
+    before = train(net, optimizer, pruner)
+    assert train(net, optimizer, pruner, 5) < before
+
+
+def test_a_round_reads_what_was_learned_since_the_capture() -> None:
+    net, _, pruner = made(recipe="magnitude", rounds=1, sparsity=0.3)
+    with torch.no_grad():
+        for layer in (net.first, net.second):
+            layer.weight[:3] *= 100  # now the first ones are the most important
+            layer.bias[:3] += 7
+    pruner.step()
+    assert (net.first.bias > 5).sum() == 3 and (net.second.bias > 5).sum() == 3
+
+
+def test_the_module_computes_what_the_masked_one_computed() -> None:
+    net, _, pruner = made(recipe="magnitude", rounds=2)
+    for _ in range(2):
+        dense: Any = copy.deepcopy(net)
+        pruner.step()
+        kept = pruner.plans[-1]
+        with torch.no_grad():
+            for group, layer in ((g, name) for g in kept for name in ("first", "second") if g.startswith(name)):
+                removed = sorted({*range(len(getattr(dense, layer).bias))} - {*kept[group][0]})
+                consumer = dense.second if layer == "first" else dense.head
+                consumer.weight[:, removed] = 0
+        assert torch.allclose(dense.eval()(X), net.eval()(X), atol=1e-5)
+        with torch.no_grad():
+            net.head.weight.mul_(1.5)  # training goes on
+
+
+@pytest.mark.parametrize(
+    ("name", "shares"),
+    [("cubic", (0.578, 0.875, 0.984, 1.0)), ("linear", (0.25, 0.5, 0.75, 1.0)), ("one-shot", (1.0, 1.0, 1.0, 1.0))],
+)
+def test_schedules(name: str, shares: tuple[float, ...]) -> None:
+    assert reductions(name, 0.8, 4) == pytest.approx([0.8 * share for share in shares], abs=1e-3)
+    with pytest.raises(TrainingError, match="rise from 0 to 1"):
+        reductions(lambda part: 1 - part, 0.8, 4)
+
+
+def test_one_shot_leaves_nothing_for_later_rounds() -> None:
+    _, _, pruner = made(recipe="magnitude", schedule="one-shot", rounds=2, budget="macs")
+    assert pruner.step().sparsity == pytest.approx(0.5, abs=0.05)
+    second = pruner.step()
+    assert second.written is None and second.before == second.after and "nothing to remove" in str(second)
+
+
+def test_a_run_continues_from_its_state() -> None:
+    net, optimizer, pruner = made(recipe="magnitude", regularizer="growing")
+    for _ in range(2):
+        train(net, optimizer, pruner)
+        pruner.step()
+    train(net, optimizer, pruner)
+    saved = load(save(pruner.state_dict())), copy.deepcopy((net.state_dict(), optimizer.state_dict()))
+    pruner.step()
+    other, again, resumed = made(recipe="magnitude", regularizer="growing")
+    resumed.load_state_dict(saved[0])
+    other.load_state_dict(saved[1][0])
+    again.load_state_dict(saved[1][1])
+    assert resumed.regularizer.strength == pytest.approx(4e-4)
+    assert len(resumed.history) == 2 and not resumed.done
+    resumed.step()
+    assert [p.shape for p in other.parameters()] == [p.shape for p in net.parameters()]
+    assert all(torch.equal(a, b) for a, b in zip(other.state_dict().values(), net.state_dict().values(), strict=True))
+    with pytest.raises(TrainingError, match="before the weights"):
+        resumed.load_state_dict(saved[0])
+    with pytest.raises(TrainingError, match="no state of a pruner: it has no version"):
+        resumed.load_state_dict({})
+
+
+def test_an_average_and_a_compiled_module_follow() -> None:
+    net, optimizer, _ = made()
+    average: Any = AveragedModel(net)
+    compiled: Any = torch.compile(net, backend="eager")
+    pruner = gp.Pruner(compiled, (X,), sparsity=0.5, rounds=2, optimizer=optimizer, average=average)
+    for _ in range(2):
+        loss(compiled(X), (X, torch.tensor([0, 1]))).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        average.update_parameters(net)
+        pruner.step()
+        assert torch.allclose(compiled(X), net(X)) and average(X).shape == (2, 4)
+        shapes = [p.shape for p in average.module.parameters()]
+        assert shapes == [p.shape for p in net.parameters()]
+
+
+def test_mixed_precision_and_scaled_gradients() -> None:
+    net, optimizer, pruner = made(recipe="taylor", rounds=2)
+    scaler: Any = torch.amp.GradScaler("cpu")
+    for _ in range(2):
+        with torch.autocast("cpu", torch.bfloat16):
+            value = loss(net(batches(1)[0][0]), batches(1)[0])
+        scaler.scale(value).backward()
+        scaler.step(optimizer)
+        scaler.update()
+        with torch.autocast("cpu", torch.bfloat16):  # a round computes in full precision anyway
+            assert pruner.step().verification.max_error < 1e-4
+    assert net.first.weight.dtype == torch.float32
+
+
+def test_what_breaks_a_loop_is_refused() -> None:
+    net, _, pruner = made(recipe="magnitude")
+
+    def refused(message: str) -> None:
+        before = {name: (id(p), p.detach().clone()) for name, p in net.named_parameters()}
+        with pytest.raises(TrainingError, match=message):
+            pruner.step()
+        for name, parameter in net.named_parameters():
+            same = torch.equal(parameter.nan_to_num(), before[name][1].nan_to_num())
+            assert same and id(parameter) == before[name][0]
+        assert not pruner.history
+
+    second, bias = net.second, net.head.bias
+    net.second = nn.Conv2d(16, 6, 3)
+    refused("trains 2 of 8 parameters that Net does not have")
+    net.second, net.head.bias = second, nn.Parameter(torch.zeros(4))
+    refused("trains 1 of 8 parameters")
+    net.head.bias = bias
+    net.first.double()
+    refused(r"first.weight of Net has changed since the last round: expected shape \(16, 3, 3, 3\) and torch.float32")
+    net.first.float()
+    net.head.bias.data[0] = float("nan")
+    refused("head.bias holds NaN or infinity")
+    net.head.bias.data[0] = 0.0
+    loss(net(X), (X, torch.tensor([0, 1]))).backward()
+    refused("the gradient of first.weight was not applied yet")
+    net.zero_grad()
+    assert pruner.step().written is not None
+
+
+def test_gradients_that_were_applied_are_not_pending() -> None:
+    net, optimizer, pruner = made(recipe="magnitude")
+    loss(net(X), (X, torch.tensor([0, 1]))).backward()
+    optimizer.step()  # a loop that clears the gradients at its start
+    assert pruner.step().written is not None
+
+
+def test_options_that_do_not_fit_are_refused() -> None:
+    net = Net()
+    foreign = torch.optim.SGD(Net().parameters(), 0.1)
+    cases: list[tuple[dict[str, Any], str]] = [
+        ({"optimizer": foreign}, "SGD trains 8 of 8 parameters that Net does not have"),
+        ({"optimizer": "adam"}, "optimizer is a str, expected one of torch.optim"),
+        ({"sparsity": 70}, r"sparsity must lie between 0 and 1 \(0.7 removes 70 %\), got 70"),
+        ({"rounds": 0}, "rounds must be a positive whole number, got 0"),
+        ({"recipe": "fasp"}, "recipe fasp needs data"),
+        ({"regularizer": "dress"}, "regularizer OutputEnergy needs data"),
+        ({"recipe": "sleb"}, "recipe sleb makes a program that is dropped"),
+        ({"masks": "sigmoid"}, "masks need optimizer="),
+        ({"masks": "soft"}, "no masks of kind 'soft'"),
+        ({"budget": "latency"}, "no budget in latency"),
+        ({"shots": 3}, "a pruner has no option 'shots'"),
+        ({"schedule": "cubical"}, "no schedule 'cubical'; did you mean cubic"),
+    ]
+    for options, message in cases:
+        with pytest.raises(GraphpruneError, match=message):
+            gp.Pruner(net, (X,), **{"sparsity": 0.5} | options)
+
+
+def test_too_much_is_refused_and_all_rounds_end() -> None:
+    net, _, pruner = made(recipe="magnitude", sparsity=0.99, rounds=1)
+    before = [id(parameter) for parameter in net.parameters()]
+    with pytest.raises(PlanError, match="the free groups hold at most"):
+        pruner.step()
+    assert before == [id(parameter) for parameter in net.parameters()]
+    _, _, pruner = made(recipe="magnitude", sparsity=0.2, rounds=1)
+    pruner.step()
+    assert float(pruner.penalty()) == 0
+    with pytest.raises(TrainingError, match="all 1 rounds were made"):
+        pruner.step()
+
+
+def test_a_loss_that_is_not_finite_is_refused() -> None:
+    net, _, pruner = made(recipe="taylor", loss=lambda output, batch: output.sum() / 0)
+    with pytest.raises(GraphpruneError, match="the loss is .*inf|nan"):
+        pruner.step()
+    assert count(net) == pruner.program.count()
