@@ -68,7 +68,7 @@ def trace(
             raise
         exported = _isolated(module, inputs, dynamic_shapes)
     program = from_exported(exported, inputs, state=state)
-    program = replace(program, fixed=ranks_of(module), traced=traced_model.of(module))
+    program = replace(program, fixed=ranks_of(module), traced=traced_model.of(module), captured=module)
     if dynamic_shapes is None:
         _warn_of_fixed_sizes(program)
     return compared(program, subject) if check else replace(program, unchecked=(*program.unchecked, UNCHECKED))

@@ -73,15 +73,16 @@ def prune_module(
     """Prune a module in place: the whole of it, or, where it cannot be captured, its largest parts that can be.
 
     The module is called with `args` and `kwargs` to see the inputs of its parts; the `options` are those of `plan`, for
-    each part by itself. Inputs and outputs of a part remain as they are, so that the rest of the module runs around it.
-    The result names the parts that were narrowed, and those that were not, with the reason.
+    each part by itself, with `follow` as the default: only what the module can have narrower is cut. Inputs and outputs
+    of a part remain as they are, so that the rest of the module runs around it. The result names the parts that were
+    narrowed, and those that were not, with the reason.
 
     Raises:
         WriteBackError: if nothing can be pruned, or the whole does not run afterwards; the module is unchanged then.
     """
 
     def cut(program: Program) -> Program:
-        chosen = plan(program, **options)
+        chosen = plan(program, **{"follow": True, **options})
         small = apply(program, chosen)
         verify(program, small, chosen)
         return small

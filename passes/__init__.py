@@ -21,6 +21,7 @@ The folders are the stages of a pipeline. With default options, passes read and 
                                                                                     Verification
     rotation         rotate                 Dependencies, Eligible, Rotatable,      Scores, Verification
                                             Statistics, FullMoments
+    rewriting        follow                 Dependencies, Eligible                  Eligible, Followable
     rewriting        rewrite                Dependencies, Plan                      Rewritten
     low_rank         allocate-ranks         Dependencies, Eligible                  Plan
     low_rank         factorize              Dependencies, Plan, Calibration         Factored, Verification

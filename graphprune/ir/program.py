@@ -119,7 +119,8 @@ class Program:
     has the stored name for each further name of a shared parameter. Inputs and outputs whose names match `state` (a
     key/value cache) may be pruned; the shapes of all others are an interface. The program holds for inputs for which
     all `guards` do. `unchecked` lists what could not be compared with the model that was captured. `fixed` has
-    the dimensions of parameters whose size is set outside of the graph, with the reasons.
+    the dimensions of parameters whose size is set outside of the graph, with the reasons. `captured` is the module in
+    memory, whose parameters the weights share, if there is one.
     """
 
     graph: fx.Graph
@@ -135,6 +136,7 @@ class Program:
     guards: tuple[Guard, ...] = ()
     unchecked: tuple[str, ...] = ()
     fixed: Mapping[str, Mapping[int, str]] = field(default_factory=lambda: MappingProxyType({}))
+    captured: nn.Module | None = None
 
     def __repr__(self) -> str:
         calls = sum(node.op == "call_function" for node in self.graph.nodes)

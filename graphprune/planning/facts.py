@@ -1,6 +1,6 @@
 """Facts that passes add to a program for later ones."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -21,11 +21,24 @@ from graphprune.statistics.moments import (
 
 
 @dataclass(frozen=True)
+class Followable:
+    """Cuts that the captured module can follow without padding: all except the `refused` kinds of groups.
+
+    `refused` holds the reasons. The groups of each tuple in `tied` must have one width, because the code of the module
+    reads one size for all of them. Other kinds than `kinds` were not tried.
+    """
+
+    refused: Mapping[str, str]
+    tied: tuple[tuple[str, ...], ...]
+    kinds: frozenset[str]
+
+
+@dataclass(frozen=True)
 class Eligible:
     """The groups that may be cut for a destination, and the reasons why other kinds may not.
 
     `widths` holds the allowed widths of those kinds that the destination restricts. The kinds of each of the `families`
-    have one width, which the same fields of the configuration set.
+    have one width, which the same fields of the configuration set; so have the groups of each tuple in `tied`.
     """
 
     groups: Sequence[Group]
@@ -33,6 +46,13 @@ class Eligible:
     refused: Mapping[str, str]
     widths: Mapping[str, Collection[int]]
     families: tuple[tuple[str, ...], ...] = ()
+    tied: tuple[tuple[str, ...], ...] = ()
+
+    def among(self, groups: Iterable[Group]) -> tuple[Group, ...]:
+        """These groups without those that are tied to others, which would remain wider."""
+        names = {group.name: group for group in groups}
+        broken = {name for tie in self.tied if not names.keys() >= {*tie} for name in tie}
+        return tuple(group for name, group in names.items() if name not in broken)
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,8 @@ class Plan:
     example) selects the indices of another. `blocks` names the blocks that are dropped before any group is cut.
     `ranks` holds those of the weights that become factors of a low rank after everything else. `fingerprint`
     identifies the program of the plan, without those blocks. `labels` holds the label and the full size of every group
-    to cut; a plan that was loaded has none.
+    to cut, and `wide` the kinds of groups that are not cut because the module cannot follow, with the reasons; a plan
+    that was loaded has neither.
     """
 
     fingerprint: str
@@ -49,6 +50,7 @@ class Plan:
     blocks: tuple[str, ...] = ()
     ranks: Mapping[str, int] = field(default_factory=dict)
     labels: Mapping[str, tuple[str, int]] = field(default_factory=dict, compare=False)
+    wide: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     @cached_property
     def widths(self) -> Mapping[str, int]:
@@ -103,6 +105,7 @@ class Plan:
         tail += (
             [f"{len(self.ranks)} weights become factors of ranks {_range(self.ranks.values())}"] if self.ranks else []
         )
+        tail += [f"not cut, since the module cannot follow: {kind} - {why}" for kind, why in self.wide.items()]
         return "\n".join([head, *(f"  {line}" for line in (*text_table(rows), *tail))])
 
     def save(self, path: str | Path) -> None:

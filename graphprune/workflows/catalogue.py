@@ -59,8 +59,11 @@ class Recipe:
         return next((step.by for step in self.passes if isinstance(step, Refit)), "none")
 
     def text_for(self, options: Any) -> str:
-        """Pipeline for the destination of a run; variants apply to budgets that factors of a low rank can change."""
-        whole = options.sparsity is not None and options.budget in BUDGETS
+        """Pipeline for the destination of a run.
+
+        Variants apply to budgets that factors of a low rank can change, unless a module follows: it has no factors.
+        """
+        whole = options.sparsity is not None and options.budget in BUDGETS and not options.follow
         return self.variants.get(options.destination, self.text) if whole else self.text
 
     def to_dict(self) -> dict[str, Any]:

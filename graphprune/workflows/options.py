@@ -89,6 +89,11 @@ class Target(Scope, Planning):
     )
     ratio: float | None = option(None, "The share of every group to remove.", share=True)
     budget: str = option("parameters", "What the sparsity is a share of: parameters, macs, kv_cache or latency.")
+    follow: bool = option(
+        False,
+        "Cut only what the module in memory can have narrower: kinds of groups that a write-back would pad with zeros "
+        "keep all indices, and the budget is spent on the others.",
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()

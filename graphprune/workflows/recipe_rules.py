@@ -9,11 +9,14 @@ from graphprune.errors import PlanError
 from graphprune.passes.allocation.allocate import Allocate
 from graphprune.passes.allocation.iterative import Iterative
 from graphprune.passes.allocation.search import Search
+from graphprune.passes.analysis.analyze import Analyze
 from graphprune.passes.calibration.calibrate import Calibrate
 from graphprune.passes.calibration.gradients import Gradients
 from graphprune.passes.calibration.measure_latency import MeasureLatency
 from graphprune.passes.depth.drop_blocks import Drop
+from graphprune.passes.low_rank.allocate_ranks import AllocateRanks
 from graphprune.passes.reconstructions.refit import Refit
+from graphprune.passes.rewriting.follow import Follow
 from graphprune.passes.rewriting.rewrite import Rewrite
 from graphprune.passes.scores.score import Score
 from graphprune.passes.selection.select import Select
@@ -169,6 +172,19 @@ def with_table(passes: Passes, recipe: str, options: Any) -> Passes:
     refitted = any(step.by not in ("none", "bias") for step in passes if isinstance(step, Refit))
     own = {"by": "sensitivity", "table": str(options.sensitivity), "refitted": refitted}
     return tuple(replace(step, **own) if isinstance(step, Allocate) else step for step in passes)  # type: ignore[arg-type]
+
+
+def with_follow(passes: Passes, recipe: str, options: Any) -> Passes:
+    """Restrict the groups after each analysis to those that the module can follow.
+
+    Raises:
+        PlanError: if the recipe makes factors of a low rank, for which a module has no layers.
+    """
+    if not getattr(options, "follow", False) or any(isinstance(step, Follow) for step in passes):
+        return passes
+    if any(isinstance(step, AllocateRanks) for step in passes):
+        raise PlanError(f"a module cannot follow the factors of recipe {recipe}; choose another, or omit follow")
+    return tuple(each for step in passes for each in ((step, Follow()) if isinstance(step, Analyze) else (step,)))
 
 
 def with_latency(passes: Passes, options: Any, values: Mapping[str, Any]) -> Passes:

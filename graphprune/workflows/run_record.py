@@ -93,6 +93,7 @@ def build_report(job: Job, program: Program, plan: Plan, errors: Mapping[str, fl
         notes=(
             *_target_notes(job, original, plan),
             *_limits(job, original, plan),
+            *(f"not cut, since the module cannot follow: {kind} - {why}" for kind, why in plan.wide.items()),
             *_proof_notes(proof),
             *_refit_notes(program),
             *_factor_notes(program),

@@ -67,7 +67,8 @@ def in_play(program: Program, score: str) -> tuple[Group, ...]:
         PlanError: if there is none.
     """
     eligible, dependencies = program.fact(Eligible), program.fact(Dependencies)
-    groups = tuple(g for g in eligible.groups if SCORES[score].applies(g, SCORES[score].readers(g, dependencies)))
+    method = SCORES[score]
+    groups = eligible.among(g for g in eligible.groups if method.applies(g, method.readers(g, dependencies)))
     if not groups:
         why = "; ".join(f"{kind}: {reason}" for kind, reason in list(eligible.refused.items())[:3])
         where = eligible.destination.name

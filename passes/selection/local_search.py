@@ -8,7 +8,7 @@ by ``tr(W'_g P_gg^-1 W'_g^T)``.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -55,7 +55,8 @@ class LocalSearch(Pass):
                 if layers:
                     rows[name] = exchanged(layers, rows[name], self.rounds)
                 step()
-        return program.with_facts(make(program, dependencies, rows, **{**plan.made_by, "swaps": self.rounds}))
+        swapped = make(program, dependencies, rows, **{**plan.made_by, "swaps": self.rounds})
+        return program.with_facts(replace(swapped, wide=plan.wide))
 
 
 @dataclass(frozen=True)

@@ -1,15 +1,17 @@
 """The pass that rounds shares to widths under the budget, and selects the indices to retain."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import networkx as nx
 
 from graphprune.axes.groups import Dependencies, Group
 from graphprune.errors import PlanError
 from graphprune.ir.program import Dropped, Program
 from graphprune.pipeline import PASSES, Pass
 from graphprune.planning.budget import Budget, Knob
-from graphprune.planning.facts import Eligible, Scores, Shares
+from graphprune.planning.facts import Eligible, Followable, Scores, Shares
 from graphprune.planning.plan import Plan, make
 from graphprune.planning.ranking import top
 
@@ -21,7 +23,7 @@ class Select(Pass):
 
     name: ClassVar[str] = "select"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible, Scores, Shares)
-    reads: ClassVar[tuple[type, ...]] = (Dropped,)
+    reads: ClassVar[tuple[type, ...]] = (Dropped, Followable)
     makes: ClassVar[tuple[type, ...]] = (Plan,)
     memory_bounded: ClassVar[bool] = True
     align: int = 1
@@ -67,19 +69,34 @@ class Select(Pass):
             )
         rows = {group.name: top(scores.by_group[group.name], width) for group, width in cut.items()}
         made_by = {"score": scores.method, "align": self.align, "destination": eligible.destination.name}
-        return program.with_facts(make(program, dependencies, rows, **made_by))
+        plan = make(program, dependencies, rows, **made_by)
+        known = program.facts.get(Followable)
+        return program.with_facts(replace(plan, wide=known.refused) if known else plan)
 
 
 def knobs(eligible: Eligible, align: int) -> list[Knob]:
-    """The knobs of the eligible groups: one per kind, or family of kinds, where widths must be uniform, else one per
-    group."""
-    if not eligible.destination.uniform:
-        return [Knob.of([group], align, eligible.widths.get(group.kind)) for group in eligible.groups]
-    family_of = {kind: family[0] for family in eligible.families for kind in family}
-    kinds: dict[str, list[Group]] = {}
+    """The knobs of the eligible groups: one per kind, or family of kinds, where widths must be uniform, and one for
+    groups that are tied; else one per group."""
+    by_name = {group.name: group for group in eligible.groups}
+    alike: nx.Graph[Any] = nx.Graph()
+    alike.add_nodes_from(by_name)
+    if eligible.destination.uniform:
+        family_of = {kind: family[0] for family in eligible.families for kind in family}
+        for group in eligible.groups:
+            alike.add_edge(group.name, (family_of.get(group.kind, group.kind),))
+    for tie in eligible.tied:
+        nx.add_path(alike, [name for name in tie if name in by_name])
+    classes = {name: i for i, names in enumerate(nx.connected_components(alike)) for name in names}
+    together: dict[int, list[Group]] = {}
     for group in eligible.groups:
-        kinds.setdefault(family_of.get(group.kind, group.kind), []).append(group)
-    return [Knob.of(groups, align, eligible.widths.get(kind)) for kind, groups in kinds.items()]
+        together.setdefault(classes[group.name], []).append(group)
+    return [Knob.of(groups, align, _allowed(eligible, groups)) for groups in together.values()]
+
+
+def _allowed(eligible: Eligible, groups: Sequence[Group]) -> Collection[int] | None:
+    """The widths that the destination allows for all of the groups; None if it allows every width."""
+    limits = [eligible.widths[kind] for kind in {group.kind for group in groups} if kind in eligible.widths]
+    return set(limits[0]).intersection(*limits[1:]) if limits else None
 
 
 def _rounded(knobs: Sequence[Knob], shares: Mapping[str, float]) -> dict[str, int]:
