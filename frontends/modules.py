@@ -137,6 +137,8 @@ def from_exported(
     ties = _ties(module)
     stored = _tensors(module, ties)
     tidy(module.graph)
+    used = {ties.get(str(node.target), str(node.target)) for node in module.graph.nodes if node.op == "get_attr"}
+    unused = (p.numel() for name, p in module.named_parameters() if name not in used and name not in ties)
     return Program(
         graph=module.graph,
         weights=MaterializedWeights(stored),
@@ -148,6 +150,7 @@ def from_exported(
         source=source,
         guards=tuple(known),
         unchecked=tuple(f"whether inputs fulfil {condition}" for condition in unknown),
+        constants=sum(unused),
     )
 
 

@@ -120,7 +120,8 @@ class Program:
     key/value cache) may be pruned; the shapes of all others are an interface. The program holds for inputs for which
     all `guards` do. `unchecked` lists what could not be compared with the model that was captured. `fixed` has
     the dimensions of parameters whose size is set outside of the graph, with the reasons. `captured` is the module in
-    memory, whose parameters the weights share, if there is one.
+    memory, whose parameters the weights share, if there is one. `constants` counts the parameters that the captured
+    call does not use, of an auxiliary head say: they are part of the model, and no cut changes their number.
     """
 
     graph: fx.Graph
@@ -137,6 +138,7 @@ class Program:
     unchecked: tuple[str, ...] = ()
     fixed: Mapping[str, Mapping[int, str]] = field(default_factory=lambda: MappingProxyType({}))
     captured: nn.Module | None = None
+    constants: int = 0
 
     def __repr__(self) -> str:
         calls = sum(node.op == "call_function" for node in self.graph.nodes)

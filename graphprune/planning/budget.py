@@ -70,7 +70,8 @@ class Knob:
 class Budget:
     """An amount to remove from the groups of `knobs`: `target` parameters, or another `unit` (see `UNITS`).
 
-    Parameters that the graph does not read, such as those of parts that other calls use, do not count.
+    Parameters that the graph does not read, such as those of parts that other calls use, are `constants`: they are part
+    of the whole.
     """
 
     dependencies: Dependencies
@@ -78,12 +79,14 @@ class Budget:
     target: int
     parameters: frozenset[str]
     unit: str = "parameters"
+    constants: int = 0
 
     @classmethod
     def of(cls, program: Program, knobs: Sequence[Knob], target: int, unit: str = "parameters") -> "Budget":
-        """The budget of a program, of the parameters that its graph reads."""
+        """The budget of a program."""
         dependencies = program.fact(Dependencies)
-        return cls(dependencies, knobs, target, program.parameters & dependencies.tensors.keys(), unit)
+        constants = program.constants if unit == "parameters" else 0
+        return cls(dependencies, knobs, target, program.parameters & dependencies.tensors.keys(), unit, constants)
 
     @cached_property
     def terms(self) -> Sequence[Term]:
@@ -153,9 +156,10 @@ class Budget:
         """
         if self.target > self.most:
             total = max(self.total, 1)
+            rest = f"; {self.constants:,} of {total:,} parameters are not used by the captured call" * bool(self.constants)
             raise PlanError(
                 f"the target is to remove {self.target:,} {UNITS[self.unit]} ({self.target / total:.1%}), but the free "
-                f"groups hold at most {self.most:,} ({self.most / total:.1%}) that can be removed; ask for less, "
+                f"groups hold at most {self.most:,} ({self.most / total:.1%}) that can be removed{rest}; ask for less, "
                 "protect less, lower the alignment, or choose a destination that allows more"
             )
 
@@ -176,4 +180,4 @@ class Budget:
     @cached_property
     def total(self) -> int:
         """The amount of the whole model."""
-        return round(self._amount(range(len(self.terms)), {}))
+        return round(self._amount(range(len(self.terms)), {})) + self.constants

@@ -62,7 +62,8 @@ class Report:
     parameter, and `scores` the deciles of the scores in a group, eleven numbers in ascending order. `sha256` has the
     checksum of every file of weights (see `digests`). `sparsity_asked` is the requested share of the `budget`; if that
     is not parameters, `amounts` are its values before and after (a latency in milliseconds). `rounding` describes the
-    steps in which a reduction can be made.
+    steps in which a reduction can be made. `constants` counts further parameters of the model, which the captured call
+    does not use: shares are of all.
     """
 
     model: str
@@ -99,6 +100,7 @@ class Report:
     budget: str = "parameters"
     amounts: tuple[float, float] | None = None
     rounding: str = ""
+    constants: int = 0
 
     @property
     def request(self) -> str:
@@ -111,12 +113,15 @@ class Report:
     @property
     def sparsity_reached(self) -> float:
         """Share of the parameters that was removed."""
-        return 1 - self.parameters_after / self.parameters_before if self.parameters_before else 0.0
+        whole = self.parameters_before + self.constants
+        return (self.parameters_before - self.parameters_after) / whole if whole else 0.0
 
     @property
     def budget_reached(self) -> float:
         """Share of the budget that was removed."""
-        before, after = self.amounts or (self.parameters_before, self.parameters_after)
+        if not self.amounts:
+            return self.sparsity_reached
+        before, after = self.amounts
         return 1 - after / before if before else 0.0
 
     @property
@@ -127,6 +132,7 @@ class Report:
         known = [f"target {100 * goal:.4g} %"] if goal is not None else []
         aside = "; ".join(known + ([self.rounding] if differ and self.rounding else []))
         more = f", {_percent(self.sparsity_reached)} of the parameters" if self.amounts else ""
+        more += f"; {self.constants:,} more that the captured call does not use count as constants" * bool(self.constants)
         return f"{_percent(reached)} of the {BUDGETS[self.budget]}{f' ({aside})' if aside else ''}{more}"
 
     @property

@@ -80,6 +80,7 @@ def build_report(job: Job, program: Program, plan: Plan, errors: Mapping[str, fl
         if options.budget == "parameters"
         else amounts(_first(program), original, program, plan, options.budget),
         rounding=rounding(program, plan),
+        constants=program.constants,
         scores=_scores(program),
         seconds=_summed(timings.seconds),
         memory=dict(timings.memory),

@@ -111,7 +111,8 @@ class Drop(Pass):
                 f"{required} of {len(candidates)} {parts} cannot be dropped: at least one must be retained, and only "
                 "residual branches count"
             )
-        target = program.count() if self._share is None else round(self._share * program.count())
+        whole = program.count() + program.constants
+        target = whole if self._share is None else round(self._share * whole)
 
         def error(units: Sequence[Unit]) -> int:
             return abs(_parameters_of(program, units) - target)

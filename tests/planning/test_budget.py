@@ -91,9 +91,10 @@ class Optional(nn.Module):
         return self.b(h if image is None else h + self.unused(image))
 
 
-def test_a_budget_is_a_share_of_the_parameters_in_the_call() -> None:
+def test_a_budget_is_a_share_of_all_parameters_also_of_those_outside_the_call() -> None:
     program = trace(Optional(), (torch.randn(2, 8),))
-    plan = gp.plan(program, sparsity=0.2)
-    small = gp.apply(program, plan)
-    assert program.count() == 212
-    assert small.count() == pytest.approx(0.8 * 212, abs=13 / 2)
+    small = gp.apply(program, gp.plan(program, sparsity=0.2))
+    assert (program.count(), program.constants) == (212, 85)
+    assert program.count() - small.count() == pytest.approx(0.2 * (212 + 85), abs=13 / 2)
+    with pytest.raises(PlanError, match=r"the target is .* 267 .*\(89.9%\).*; 85 of 297 parameters are not used by the"):
+        gp.plan(program, sparsity=0.9)

@@ -59,6 +59,12 @@ def test_the_card_says_what_matters() -> None:
         assert words in text
 
 
+def test_shares_are_of_all_parameters_and_the_report_counts_those_outside_the_call() -> None:
+    report = example(parameters_before=200, parameters_after=120, constants=200, sparsity_asked=0.2)
+    assert report.sparsity_reached == report.budget_reached == 0.2
+    assert report.removed.endswith("; 200 more that the captured call does not use count as constants")
+
+
 def test_the_card_of_a_plan_has_no_empty_parts() -> None:
     text = card(example(sparsity_asked=None, calibration=None, errors={}, widths={}, command="", seconds={}))
     assert "a saved plan" in text
