@@ -25,6 +25,7 @@ from graphprune.frontends.trace_check import check as compared
 from graphprune.huggingface import traced_model
 from graphprune.huggingface.adapters import ranks_of
 from graphprune.ir.guards import fixed_size
+from graphprune.ir.leaf_names import matches_any, output_names
 from graphprune.ir.module_names import require_names
 from graphprune.ir.program import Program, Source
 from graphprune.ir.weights import MaterializedWeights
@@ -48,8 +49,9 @@ def trace(
 
     The module is captured in evaluation mode, without wrappers such as DataParallel. By default the first dimension of
     every tensor and the second of every integer tensor (batch and sequence) stay dynamic where their example size is
-    not 1. Inputs and outputs named in `state` (globs) may be pruned. The program is compared with the module, on these
-    inputs and on others, unless `check` is False. The module and the inputs are afterwards as they were before.
+    not 1. Inputs and outputs named in `state` may be pruned: globs of their names, such as ``past_key_values*``,
+    ``embedding`` or ``output 1``. The program is compared with the module, on these inputs and on others, unless
+    `check` is False. The module and the inputs are afterwards as they were before.
 
     Raises:
         TraceError: if torch.export refuses the module or the program differs from it; names the line of model code.
@@ -68,6 +70,7 @@ def trace(
             raise
         exported = _isolated(module, inputs, dynamic_shapes)
     program = from_exported(exported, inputs, state=state)
+    _require_matches(program)
     program = replace(program, fixed=ranks_of(module), traced=traced_model.of(module), captured=module)
     if dynamic_shapes is None:
         _warn_of_fixed_sizes(program)
@@ -152,6 +155,23 @@ def from_exported(
         unchecked=tuple(f"whether inputs fulfil {condition}" for condition in unknown),
         constants=sum(unused),
     )
+
+
+def _require_matches(program: Program) -> None:
+    """Refuse patterns of state that match no input and no output.
+
+    Raises:
+        TraceError: if there is one, with all names.
+    """
+    inputs = [node.name for node in program.graph.nodes if node.op == "placeholder"]
+    outputs = output_names(program.graph)
+    for pattern in program.state:
+        if not any(matches_any(names, (pattern,)) for names in (inputs, *outputs)):
+            known = [names[0] or names[-1] for names in outputs]
+            raise TraceError(
+                f"state {pattern!r} matches no input and no output; the inputs are {', '.join(inputs) or 'none'}, the "
+                f"outputs {', '.join(known)}"
+            )
 
 
 def _warn_of_fixed_sizes(program: Program) -> None:

@@ -17,6 +17,7 @@ from graphprune.errors import GraphpruneError, VerificationError, because
 from graphprune.execution import interpreter, precision
 from graphprune.execution.fresh_inputs import Variant, attempts, variants
 from graphprune.execution.input_sizes import describe
+from graphprune.execution.interface_cut import InterfaceCut
 from graphprune.execution.module_state import plain_attention, seeded
 from graphprune.execution.output_comparison import (
     DOUBLE,
@@ -34,6 +35,7 @@ from graphprune.ir.weights import KeepByName, Masked
 SPREAD = 1e-3  # of the typical distance of values from their center
 STORED = 1e-5  # in float64 with weights that are stored in float32
 WHAT = "masked and cut program"
+SAME = InterfaceCut()
 #: Rounding in double precision, as a share of the difference between single and double.
 NOISE = 1e3 * torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
 
@@ -63,12 +65,19 @@ def direction_of(node: fx.Node) -> tuple[fx.Node, int] | None:
 
 
 def verify_cut(
-    program: Program, small: Program, keep: KeepByName, seeds: tuple[int, ...] = (), *, rounded: bool = False
+    program: Program,
+    small: Program,
+    keep: KeepByName,
+    seeds: tuple[int, ...] = (),
+    *,
+    rounded: bool = False,
+    interface: InterfaceCut = SAME,
 ) -> Verification:
     """Check that `small` has the outputs of the masked `program` on other masks, indices and sizes than the traced.
 
     Half precision is computed in single. Where rounding in single precision exceeds the tolerance, both must agree in
-    double. `rounded` allows for new weights of `small` that were rounded to their stored type.
+    double. `rounded` allows for new weights of `small` that were rounded to their stored type; `interface` has the
+    retained indices of inputs and outputs that may be narrower.
 
     Raises:
         VerificationError: if it does not.
@@ -78,9 +87,9 @@ def verify_cut(
         tolerance = _rounding_of_weights(program) if rounded else None
         _require_running(small)
         reference, small = (precision.program(side, precision.SINGLE) for side in (reference, small))
-    cases = accepted(reference, seeds)
+    cases = accepted(reference, seeds).compared(interface)
     with _running():
-        outputs = interpreter.run(small, cases.inputs, cases.seeds)
+        outputs = interpreter.run(small, cases.given, cases.seeds)
     errors = _errors(cases.outputs, outputs, tolerance, spread=float("inf") if rounded else SPREAD)
     if not errors.agree:
         errors = _decided_in_double(reference, small, cases, errors)
@@ -104,6 +113,16 @@ class Cases:
     outputs: Sequence[Any]
     sizes: tuple[str, ...]
     refused: tuple[str, ...]
+    interface: InterfaceCut = SAME
+
+    def compared(self, interface: InterfaceCut) -> "Cases":
+        """Cases for the comparison with a program whose inputs and outputs are narrower."""
+        return replace(self, outputs=list(map(interface.expected, self.outputs)), interface=interface)
+
+    @property
+    def given(self) -> Sequence[Inputs]:
+        """Inputs of the other program."""
+        return list(map(self.interface.given, self.inputs))
 
 
 def accepted(
@@ -211,15 +230,20 @@ def _decided_in_double(reference: Program, small: Program, cases: Cases, single:
     """
     native = precision.uses(reference, precision.REDUCED)
     types = precision.REDUCED if native else precision.DOUBLE
-    inputs = [precision.inputs(case, types) for case in cases.inputs]
-    sides = [reference] if native else [reference, small]
+    sides = [(reference, cases.inputs)] if native else [(reference, cases.inputs), (small, cases.given)]
     try:
         with precision.default_double(not native):
-            outputs = [interpreter.run(precision.program(side, types), inputs, cases.seeds) for side in sides]
+            outputs = [
+                interpreter.run(
+                    precision.program(side, types), [precision.inputs(i, types) for i in inputs], cases.seeds
+                )
+                for side, inputs in sides
+            ]
     except Exception as fault:  # operators raise any exception for types that they do not support
         return _decided_in_single(single, fault)
+    outputs[0] = list(map(cases.interface.expected, outputs[0]))
     if native:
-        wide, other = cases.outputs, interpreter.run(small, cases.inputs, cases.seeds)
+        wide, other = cases.outputs, interpreter.run(small, cases.given, cases.seeds)
         narrower = precision.uses(reference, {**precision.DOUBLE, **precision.SINGLE})
         tolerance = STORED if narrower else DOUBLE
     else:
@@ -312,6 +336,8 @@ def verify_finite(program: Program, reference: Program | None = None) -> Verific
 
 def _require_explained(program: Program, reference: Program | None, cases: Cases) -> None:
     """Raise a VerificationError unless the reference, or the computation on finite weights, is not finite either."""
+    if reference is not None and reference.violation(*cases.inputs[0]) is not None:
+        reference = None  # its inputs are wider
     expected = interpreter.run(reference, cases.inputs, cases.seeds) if reference is not None else cases.outputs
     for outputs in zip(expected, cases.outputs, strict=True):
         for i, (a, b) in enumerate(paired(*outputs, "the cut program")):

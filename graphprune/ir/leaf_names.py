@@ -1,9 +1,15 @@
-"""Names of the leaves of a nested structure, by its specification alone."""
+"""Names of the leaves of a nested structure, by its specification alone, and of the outputs of a graph."""
 
+import re
 from collections.abc import Iterator, Sequence
+from fnmatch import fnmatch
 from typing import Any
 
+import torch.utils._pytree as pytree
+from torch import fx
 from torch.utils._pytree import TreeSpec
+
+_KEY = re.compile(r"""\[(['"]?)(.*?)\1\]""")
 
 
 def leaf_names(spec: TreeSpec) -> list[str]:
@@ -29,3 +35,18 @@ def _keys(kind: Any, context: Any, count: int) -> Sequence[str]:
     if isinstance(context, list | tuple) and len(context) == count and kind not in (list, tuple):
         return [f"[{key!r}]" for key in context]
     return [f"[{i}]" for i in range(count)]
+
+
+def output_names(graph: fx.Graph) -> list[tuple[str, ...]]:
+    """All names of each output: its key, ``hidden_states.0`` say, the key as code, and ``output 0``."""
+    leaves = pytree.tree_leaves(graph.output_node().args[0])
+    spec = getattr(getattr(graph._codegen, "pytree_info", None), "out_spec", None)
+    keys = leaf_names(spec) if spec is not None else []
+    if len(keys) != len(leaves):
+        keys = [getattr(leaf, "name", "") for leaf in leaves]
+    return [(_KEY.sub(r".\2", key).strip("."), key, f"output {i}") for i, key in enumerate(keys)]
+
+
+def matches_any(names: Sequence[str], patterns: Sequence[str]) -> bool:
+    """Whether a pattern matches one of the names."""
+    return any(fnmatch(name, pattern) for name in names for pattern in patterns)

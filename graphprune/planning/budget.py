@@ -156,7 +156,9 @@ class Budget:
         """
         if self.target > self.most:
             total = max(self.total, 1)
-            rest = f"; {self.constants:,} of {total:,} parameters are not used by the captured call" * bool(self.constants)
+            rest = f"; {self.constants:,} of {total:,} parameters are not used by the captured call" * bool(
+                self.constants
+            )
             raise PlanError(
                 f"the target is to remove {self.target:,} {UNITS[self.unit]} ({self.target / total:.1%}), but the free "
                 f"groups hold at most {self.most:,} ({self.most / total:.1%}) that can be removed{rest}; ask for less, "

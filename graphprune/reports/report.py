@@ -132,7 +132,9 @@ class Report:
         known = [f"target {100 * goal:.4g} %"] if goal is not None else []
         aside = "; ".join(known + ([self.rounding] if differ and self.rounding else []))
         more = f", {_percent(self.sparsity_reached)} of the parameters" if self.amounts else ""
-        more += f"; {self.constants:,} more that the captured call does not use count as constants" * bool(self.constants)
+        more += f"; {self.constants:,} more that the captured call does not use count as constants" * bool(
+            self.constants
+        )
         return f"{_percent(reached)} of the {BUDGETS[self.budget]}{f' ({aside})' if aside else ''}{more}"
 
     @property

@@ -3,7 +3,6 @@
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from fnmatch import fnmatch
 from math import prod
 
 import torch
@@ -15,7 +14,7 @@ from graphprune.axes.explanations import Reason
 from graphprune.axes.rule import Consumer, Dims, Rule
 from graphprune.axes.rule_helpers import DYNAMIC, size_hint
 from graphprune.errors import AnalysisError, because
-from graphprune.ir.leaf_names import leaf_names
+from graphprune.ir.leaf_names import matches_any, output_names
 from graphprune.ir.printer import neighborhood
 from graphprune.ir.program import Program
 from graphprune.passes.analysis.index_values import Pointers
@@ -223,7 +222,9 @@ class AxisFlow:
     def _input(self, node: fx.Node) -> Dims | None:
         val = node.meta.get("val")
         return (
-            self._fresh(val, "" if self._is_state(node.name) else "it is an input") if isinstance(val, Tensor) else None
+            self._fresh(val, "" if matches_any([node.name], self.program.state) else "it is an input")
+            if isinstance(val, Tensor)
+            else None
         )
 
     def _tensor(self, node: fx.Node) -> Dims | None:
@@ -237,23 +238,12 @@ class AxisFlow:
         return self.tensors[name]
 
     def _output(self, node: fx.Node) -> None:
-        leaves = [leaf for leaf in torch.utils._pytree.tree_leaves(node.args[0]) if isinstance(leaf, fx.Node)]
-        for leaf, name in zip(leaves, self._output_names(leaves), strict=True):
-            for axis in self.flat(leaf):
-                if not self._is_state(name):
+        leaves = torch.utils._pytree.tree_leaves(node.args[0])
+        for leaf, names in zip(leaves, output_names(self.program.graph), strict=True):
+            for axis in self.flat(leaf) if isinstance(leaf, fx.Node) else ():
+                if not matches_any(names, self.program.state):
                     self.pin(axis, "it is an output")
         self._follow(node, None)
-
-    def _output_names(self, leaves: list[fx.Node]) -> list[str]:
-        """Names of the outputs by their position in the output structure, as in ``['logits']``."""
-        spec = getattr(getattr(self.program.graph._codegen, "pytree_info", None), "out_spec", None)
-        if spec is None:
-            return [leaf.name for leaf in leaves]
-        names = leaf_names(spec)
-        return names if len(names) == len(leaves) else [leaf.name for leaf in leaves]
-
-    def _is_state(self, name: str) -> bool:
-        return any(fnmatch(name, pattern) for pattern in self.program.state)
 
     def _call(self, node: fx.Node) -> Dims | list[Dims] | None:
         val = node.meta.get("val")

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.utils._pytree as pytree
-from torch import fx
+from torch import Tensor, fx
 from torch._dispatch.python import enable_python_dispatcher
 
 from graphprune.axes.algebra import Axis, Prime, primes
@@ -15,13 +15,14 @@ from graphprune.axes.groups import Dependencies
 from graphprune.axes.index_sets import RetainedByPrime, retained_indices, width
 from graphprune.axes.rule import Dims
 from graphprune.errors import GraphpruneError, InvalidProgram, because
+from graphprune.execution.interface_cut import InterfaceCut
 from graphprune.ir.printer import neighborhood
 from graphprune.ir.program import Program, Rewritten
 from graphprune.ir.weights import Narrowed, Scaled
 from graphprune.passes.analysis.mean_rescaling import Rescaling
 from graphprune.passes.operators import RULES
 from graphprune.pipeline import PASSES, Pass
-from graphprune.planning.plan import Plan, bind
+from graphprune.planning.plan import Plan, bind, indices_along, primes_to_keep
 from graphprune.writeback.module import write_back
 
 
@@ -38,8 +39,28 @@ def rewrite(program: Program, plan: Plan) -> Program:
     follow = partial(write_back, rewrite)
     rewritten = Rewritten(program, plan.keep, plan.groups, scales, follow)
     weights = Scaled(Narrowed(program.weights, plan.keep), scales)
-    small = program.with_facts(rewritten, graph=graph, weights=weights)
+    inputs = interface_cut(program, plan).given(program.inputs)
+    small = program.with_facts(rewritten, graph=graph, weights=weights, inputs=inputs)
     return small.without(Dependencies)  # the axes of the old graph do not hold for the new one
+
+
+def interface_cut(program: Program, plan: Plan) -> InterfaceCut:
+    """The retained indices of the inputs and outputs that may be narrower."""
+    if not program.state:
+        return InterfaceCut()
+    dependencies = program.fact(Dependencies)
+    keep = primes_to_keep(dependencies, plan.groups)
+
+    def cut(node: object) -> dict[int, Tensor]:
+        dims = dependencies.values.get(node.name, ()) if isinstance(node, fx.Node) else ()
+        axes = [axis for axis in dims if isinstance(axis, Axis)]
+        changed = [dim for dim, axis in enumerate(axes) if any(p in keep for p in primes(axis))]
+        return {dim: indices_along(axes, dim, keep) for dim in changed}
+
+    placeholders = [node for node in program.graph.nodes if node.op == "placeholder"]
+    outputs = pytree.tree_leaves(program.graph.output_node().args[0])
+    inner, outer = ({i: cut(node) for i, node in enumerate(nodes)} for nodes in (placeholders, outputs))
+    return InterfaceCut({i: dims for i, dims in inner.items() if dims}, {i: d for i, d in outer.items() if d})
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from graphprune.axes.groups import Dependencies
 from graphprune.execution.equivalence import verify_cut, verify_finite
 from graphprune.execution.output_comparison import Verification
 from graphprune.ir.program import Program, Rewritten
-from graphprune.passes.rewriting.rewrite import rewrite
+from graphprune.passes.rewriting.rewrite import interface_cut, rewrite
 from graphprune.pipeline import PASSES, Pass
 from graphprune.planning.facts import Refits
 from graphprune.planning.plan import Plan, make
@@ -51,4 +51,5 @@ def prove(original: Program, small: Program, plan: Plan) -> Verification:
         verify_finite(small, original)
         plan = make(original, original.fact(Dependencies), exact)
         small = rewrite(original, plan)
-    return verify_cut(original, small, plan.keep, rounded=bool(small.fact(Rewritten).scales))
+    rounded = bool(small.fact(Rewritten).scales)
+    return verify_cut(original, small, plan.keep, rounded=rounded, interface=interface_cut(original, plan))

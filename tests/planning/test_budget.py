@@ -96,5 +96,7 @@ def test_a_budget_is_a_share_of_all_parameters_also_of_those_outside_the_call() 
     small = gp.apply(program, gp.plan(program, sparsity=0.2))
     assert (program.count(), program.constants) == (212, 85)
     assert program.count() - small.count() == pytest.approx(0.2 * (212 + 85), abs=13 / 2)
-    with pytest.raises(PlanError, match=r"the target is .* 267 .*\(89.9%\).*; 85 of 297 parameters are not used by the"):
+    with pytest.raises(
+        PlanError, match=r"the target is .* 267 .*\(89.9%\).*; 85 of 297 parameters are not used by the"
+    ):
         gp.plan(program, sparsity=0.9)
