@@ -20,6 +20,7 @@ from graphprune.exporters.model_folders.folder_files import require_apart
 from graphprune.exporters.onnx_tools.onnx_files import MODEL
 from graphprune.frontends.loading import load as load
 from graphprune.frontends.modules import trace as trace
+from graphprune.healing.heal import heal as heal
 from graphprune.huggingface import model_folder
 from graphprune.ir.program import Dropped, Program
 from graphprune.passes.depth.drop_blocks import drop

@@ -7,6 +7,7 @@ from graphprune.api import ask as ask
 from graphprune.api import compare as compare
 from graphprune.api import evaluate as evaluate
 from graphprune.api import export as export
+from graphprune.api import heal as heal
 from graphprune.api import load as load
 from graphprune.api import plan as plan
 from graphprune.api import prune as prune

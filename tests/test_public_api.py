@@ -17,6 +17,7 @@ FUNCTIONS = (
     "verify",
     "prune",
     "prune_module",
+    "heal",
     "save",
     "export",
     "sensitivity",

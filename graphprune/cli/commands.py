@@ -28,6 +28,7 @@ from graphprune.cli.arguments import (
 )
 from graphprune.cli.edge import command, print_json
 from graphprune.cli.option_flags import Show, Values, options_of
+from graphprune.healing.heal_options import HealOptions
 from graphprune.version import __version__
 from graphprune.workflows.options import PruneOptions, SensitivityOptions
 
@@ -150,6 +151,20 @@ def apply(
 
     result = api.apply_plan(model, plan, output=output, force=force)
     return _answer(f"{plan} applied to {model}", result.report, json)
+
+
+@app.command()
+@command
+@options_of(HealOptions, require=("pruned", "data", "output"))
+def heal(options: Values, json: bool) -> Show:
+    """Train a pruned model towards the dense one, and save it, verified. A killed run continues when it is repeated."""
+    from graphprune import api
+    from graphprune.cli import show
+
+    healing = api.heal(**options)
+    if json:
+        return partial(print_json, healing)
+    return partial(show.healing, f"{options['pruned']} healed into {options['output']}", healing)
 
 
 @app.command()

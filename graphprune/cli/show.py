@@ -7,6 +7,7 @@ from typing import Any
 from graphprune.axes.groups import kind_of
 from graphprune.cli.tables import facts, format_value, rows, text
 from graphprune.exporters.contract import ExportReport
+from graphprune.healing.healing_record import Healing
 from graphprune.planning.sensitivity_table import Sensitivities
 from graphprune.reports.comparison import Comparison
 from graphprune.reports.report import BUDGETS, Report
@@ -32,6 +33,20 @@ def report(title: str, made: Report) -> None:
         "notes": made.notes,
         "plan": made.plan,
         "loads with": made.loads_with,
+    }
+    facts(title, table)
+
+
+def healing(title: str, made: Healing) -> None:
+    """Print the summary of a healing; report.json has its curve."""
+    before, after = ("-" if loss is None else f"{loss:.4f}" for loss in made.held_out)
+    table = {
+        "trained": f"{made.trained:,} numbers ({made.train}), {made.tokens:,} {made.unit} in {made.steps:,} steps",
+        "held-out loss": f"{before} -> {after}, of aim {made.aim}",
+        "perplexity": [f"{_loss(old)} -> {_loss(new)} on {text}" for text, (old, new) in made.perplexity.items()],
+        "time": f"{made.seconds:.1f} s, {made.tokens_per_second:,.0f} {made.unit} a second",
+        "largest differences": [f"{name}: {error:.1e}" for name, error in made.errors.items()],
+        "notes": made.notes,
     }
     facts(title, table)
 

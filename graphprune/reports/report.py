@@ -101,6 +101,7 @@ class Report:
     amounts: tuple[float, float] | None = None
     rounding: str = ""
     constants: int = 0
+    healing: Mapping[str, Any] = field(default_factory=dict)  # the record of `graphprune.heal`; none before
 
     @property
     def request(self) -> str:
@@ -245,7 +246,8 @@ def plain(thing: object) -> Any:
 
 def card(report: Report) -> str:
     """Model card of a pruned model: description, loading, how it was made and verified."""
-    parts = (_front(report), _about(report), _loading(report), _making(report), _proof(report), _widths(report))
+    made = (_making(report), _healing(report), _proof(report), _widths(report))
+    parts = (_front(report), _about(report), _loading(report), *made)
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
@@ -289,6 +291,25 @@ def _making(report: Report) -> str:
     table = ["| | |", "|---|---|", *(f"| {key} | {_line(value)} |" for key, value in rows.items() if value)]
     again = ["", "Made by:", "", "```", report.command.replace("```", ""), "```"] if report.command else []
     return "\n".join(["## How it was made", "", *table, *again])
+
+
+def _healing(report: Report) -> str:
+    """Section on the training after the cut, if there was any."""
+    if not report.healing:
+        return ""
+    losses = {point["step"]: point["held_out_loss"] for point in report.healing["curve"]}
+    before, after = (losses.get(step) for step in (0, report.healing["best"]))
+    fell = f" The loss on held-out data fell from {before:.4f} to {after:.4f}." if before and after is not None else ""
+    healing = report.healing
+    teacher = f" towards `{_line(healing['teacher'])}`" if healing["teacher"] else ""
+    rows = [f"| {_line(t)} | {a:.2f} | {b:.2f} |" for t, (a, b) in healing["perplexity"].items()]
+    table = ["", "| perplexity on | before | after |", "|---|---|---|", *rows] if rows else []
+    text = (
+        f"Trained{teacher} on {healing['tokens']:,} {healing['unit']} in {healing['steps']:,} steps (weights: "
+        f"{healing['train']}, aim: {healing['aim']}).{fell} The figures of other sections are those before."
+    )
+    again = ["", "```", report.healing["command"].replace("```", ""), "```"] if report.healing["command"] else []
+    return "\n".join(["## Healing", "", text, *table, *again])
 
 
 def _facts(report: Report) -> dict[str, str]:

@@ -1,22 +1,15 @@
 """Texts for calibration and evaluation, and windows of their tokens."""
 
-import gzip
-import json
-import re
-from collections.abc import Iterator
 from pathlib import Path
-from pydoc_data.topics import topics
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from graphprune.errors import CalibrationError, LoadError, because
-from graphprune.statistics.data_files import PYDOC, TEXTS
+from graphprune.errors import CalibrationError
+from graphprune.statistics.documents import documents
 
 SEPARATOR = "\n\n"  # documents
-
-_RANGE = re.compile(r"(?P<path>.+)\[(?P<start>\d*):(?P<end>\d*)\]")
 
 
 def read(text: str | Path) -> str:
@@ -29,13 +22,8 @@ def read(text: str | Path) -> str:
     Raises:
         LoadError: if the text does not exist, or cannot be read.
     """
-    name = str(text)
-    if name in PYDOC:
-        return _pydoc(name)
-    part = _RANGE.fullmatch(name)
-    if part is None or Path(name).exists():
-        return _read(Path(name), None)
-    return _read(Path(part["path"]), (int(part["start"] or 0), int(part["end"]) if part["end"] else None))
+    parts = (f"{one.text}{SEPARATOR if one.ends else ''}" for one in documents(text))
+    return "".join(parts).removesuffix(SEPARATOR)
 
 
 def windows(tokenizer: Any, text: str, length: int) -> Tensor:
@@ -81,58 +69,3 @@ def _require(tokens: int, count: int, length: int) -> None:
             f"the text has {tokens:,} tokens, but {count} x {length} = {count * length:,} are needed; "
             f"name a longer text, or request {fewer}"
         )
-
-
-def _pydoc(name: str) -> str:
-    """Topics of pydoc in alphabetical order; the first half ends with the topic that contains the middle."""
-    documents = [topics[key] for key in sorted(topics)]
-    half, first = sum(map(len, documents)) / 2, 0
-    before = 0
-    while before < half:
-        before += len(documents[first])
-        first += 1
-    halves = {"pydoc": documents, "pydoc:first": documents[:first], "pydoc:second": documents[first:]}
-    return SEPARATOR.join(halves[name])
-
-
-def _read(path: Path, part: tuple[int, int | None] | None) -> str:
-    if not path.is_file():
-        near = "is a folder" if path.is_dir() else "does not exist"
-        raise LoadError(f"the text {path} {near}; expected {TEXTS}")
-    lines = path.name.removesuffix(".gz").endswith(".jsonl")
-    if part is not None and not lines:
-        raise LoadError(f"{path} is one text, so it has no documents {part[0]} to {part[1]}; only a .jsonl file has")
-    try:
-        content = _unpacked(path).decode("utf-8")
-    except (OSError, EOFError, UnicodeDecodeError) as fault:
-        raise LoadError(f"cannot read the text {path}{because(fault)}; expected {TEXTS}, in UTF-8") from fault
-    return SEPARATOR.join(_part(path, list(_documents(path, content)), part)) if lines else content
-
-
-def _unpacked(path: Path) -> bytes:
-    return gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-
-
-def _documents(path: Path, content: str) -> Iterator[str]:
-    for number, line in enumerate(content.split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            yield _text(json.loads(line))
-        except (ValueError, TypeError, KeyError, RecursionError) as fault:
-            raise LoadError(f'{path}, line {number}: got {line[:60]!r}, expected an object with a "text"') from fault
-
-
-def _text(document: Any) -> str:
-    text = document["text"]
-    if not isinstance(text, str):
-        raise TypeError(text)
-    return text
-
-
-def _part(path: Path, documents: list[str], part: tuple[int, int | None] | None) -> list[str]:
-    start, end = part or (0, None)
-    end = len(documents) if end is None else end
-    if part is not None and not start < end <= len(documents):
-        raise LoadError(f"{path} has {len(documents)} documents; [{start}:{end}] is no part of them")
-    return documents[start:end]

@@ -40,6 +40,7 @@ class Lazy(ModuleType):
 metadata = Lazy("importlib.metadata")  # slow to import, and only errors need it
 
 if TYPE_CHECKING:
+    import accelerate as accelerate  # type: ignore[import-untyped]
     import gguf as gguf
     import onnx as onnx
     import onnx_ir as onnx_ir
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     import onnxscript as onnxscript
     import transformers as transformers
 else:
+    accelerate = Lazy("accelerate")
     gguf, onnx, onnx_ir = Lazy("gguf"), Lazy("onnx"), Lazy("onnx_ir")
     onnxruntime, onnxscript, transformers = Lazy("onnxruntime"), Lazy("onnxscript"), Lazy("transformers")
 

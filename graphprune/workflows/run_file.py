@@ -9,12 +9,11 @@ import yaml
 
 from graphprune.errors import LoadError, OptionError, because, choices
 from graphprune.statistics.data_files import PYDOC
-from graphprune.workflows.option_fields import about, described, hints, plain, problem
-from graphprune.workflows.options import PruneOptions
+from graphprune.workflows.option_fields import OptionGroup, about, described, hints, plain, problem
 
 FILE = "run.yaml"
 HEAD = """\
-# The options of a run, which `graphprune prune --config run.yaml --output DIR` repeats from any folder.
+# The options of a run, which `graphprune {command} --config {file} --output DIR` repeats from any folder.
 """
 
 
@@ -54,13 +53,14 @@ def _table(path: Path) -> Mapping[Any, Any]:
     return table or {}
 
 
-def text(options: PruneOptions) -> str:
+def text(options: OptionGroup, command: str = "prune", file: str = FILE) -> str:
     """Text of the file that repeats a run: every option that its outcome depends on, except the output."""
     table = {name: value for name, value in plain(options, anywhere).items() if name != "output"}
     known = described(type(options)).items()
     missing = [name for name, one in known if about(one).python and getattr(options, name)]
     notes = [f"# It also had {name} from Python, which cannot be in a file.\n" for name in missing]
-    return "".join((HEAD, *notes, yaml.safe_dump(table, sort_keys=False, allow_unicode=True, width=1000)))
+    head = HEAD.format(command=command, file=file)
+    return "".join((head, *notes, yaml.safe_dump(table, sort_keys=False, allow_unicode=True, width=1000)))
 
 
 def anywhere(path: str) -> str:

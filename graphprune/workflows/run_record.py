@@ -29,7 +29,7 @@ from graphprune.support.resume import file_states
 from graphprune.version import __version__
 from graphprune.workflows.catalogue import RECIPES
 from graphprune.workflows.memory_estimate import Footprint
-from graphprune.workflows.option_fields import about, described, plain, words_of
+from graphprune.workflows.option_fields import OptionGroup, about, described, plain, words_of
 from graphprune.workflows.options import PruneOptions, SensitivityOptions
 from graphprune.workflows.reduction import amounts, destination_limits, rounding
 from graphprune.workflows.target_needs import TargetNeeds
@@ -236,14 +236,18 @@ def _factor_notes(program: Program) -> tuple[str, ...]:
 
 
 def identity(options: PruneOptions | SensitivityOptions) -> dict[str, Any]:
+    """Identity of a run of pruning, or of a measurement; see `identity_of`."""
+    text = options.text if isinstance(options, SensitivityOptions) else options.calibration
+    read = (options.model, str(text).split("[")[0] if text else None)
+    return identity_of(options, [path for path in read if isinstance(path, str | Path)])
+
+
+def identity_of(options: OptionGroup, read: Sequence[str | Path]) -> dict[str, Any]:
     """Identity of a run, which its outcome depends on: options, versions, and the files that it reads."""
     known = described(type(options)).values()
     values = {one.name: _identified(getattr(options, one.name)) for one in known if about(one).outcome}
-    text = options.text if isinstance(options, SensitivityOptions) else options.calibration
-    read = (options.model, str(text).split("[")[0] if text else None)
-    files = file_states(*(path for path in read if isinstance(path, str | Path)))
     versions = {"version": __version__, "torch": torch.__version__, "threads": torch.get_num_threads()}
-    return {**values, **versions, "files": files}
+    return {**values, **versions, "files": file_states(*read)}
 
 
 def _identified(value: Any) -> str:
@@ -258,11 +262,11 @@ def from_command_line() -> bool:
     return program.name == "graphprune" or (program.name, program.parent.name) == ("__main__.py", "graphprune")
 
 
-def reproduction(name: str, options: PruneOptions) -> str:
+def reproduction(name: str, options: OptionGroup) -> str:
     """Command or call from Python that repeats a run, without options that have their default value."""
     known = described(type(options))
     changed = {key: getattr(options, key) for key, one in known.items() if getattr(options, key) != one.default}
-    model = changed.pop("model")
+    model = changed.pop(next(key for key, one in known.items() if not one.kw_only))
     if from_command_line():
         words = (word for key, value in changed.items() for word in words_of(known[key], value))
         return shlex.join(["graphprune", name, model, *words])

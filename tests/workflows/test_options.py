@@ -12,6 +12,7 @@ from torch import nn
 
 import graphprune as gp
 from graphprune.errors import OptionError
+from graphprune.healing.heal_options import HealOptions
 from graphprune.passes.allocation.search import Search
 from graphprune.passes.calibration.calibrate import Calibrate
 from graphprune.passes.calibration.measure_latency import MeasureLatency
@@ -21,7 +22,9 @@ from graphprune.workflows.options import PlanOptions, PruneOptions, SensitivityO
 from graphprune.workflows.run_record import identity
 
 ROOT = Path(__file__).parents[2]
-FUNCTIONS = {gp.prune: PruneOptions, gp.plan: PlanOptions, gp.sensitivity: SensitivityOptions}
+FUNCTIONS = {
+    gp.prune: PruneOptions, gp.plan: PlanOptions, gp.sensitivity: SensitivityOptions, gp.heal: HealOptions,
+}  # fmt: skip
 TYPED = """\
 from graphprune.workflows.option_fields import takes
 from graphprune.workflows.options import PruneOptions

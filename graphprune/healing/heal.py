@@ -1,0 +1,164 @@
+"""Run of `graphprune.heal`: load, train, verify, save, report."""
+
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from graphprune.errors import OptionError
+from graphprune.evaluation.perplexity import perplexity, windows_of
+from graphprune.exporters.model_folders.folder_files import require_output
+from graphprune.healing.heal_options import HealOptions
+from graphprune.healing.healed_folder import with_weights, write_healed
+from graphprune.healing.healing_record import Healing, record, report_of
+from graphprune.healing.models import LoadedModel, require_checkpointing, require_vocabulary
+from graphprune.healing.module_healing import heal_module
+from graphprune.healing.text_source import text_source
+from graphprune.healing.text_tasks import TextTask
+from graphprune.healing.trained_weights import without_dropout
+from graphprune.healing.training_run import TrainingSource, aim_of, require_aim, train
+from graphprune.healing.user_examples import user_source
+from graphprune.ir.program import Inputs
+from graphprune.support import distributed
+from graphprune.support.atomic_output import new_folder, remove_unfinished
+from graphprune.support.resume import note_outcome, remove_leftovers, resumable
+from graphprune.support.workspace import Workspace
+from graphprune.workflows import run_file
+from graphprune.workflows.option_fields import takes
+from graphprune.workflows.run_record import identity_of, reproduction
+
+FILE = "heal.yaml"
+
+
+@takes(HealOptions)
+def heal(options: HealOptions) -> Healing:
+    """Train a pruned model towards the dense one, its teacher, or on labels, and save it, verified.
+
+    The output is a folder like that of the pruned model, with new weights: the same class, which loads and exports in
+    the same way. Its report has a section on the healing. On texts, a killed run continues when it is repeated, to the
+    weights of an uninterrupted one. Under ``torchrun``, every process trains on a share of each step.
+
+    A module is trained in place, on batches: `loss` takes the output and the batch, as in ``loss(output, batch)``.
+
+    Raises:
+        GraphpruneError: a subclass of it, for any input that cannot be healed as requested; nothing is written then,
+            and a module is as it was before.
+    """
+    texts = _are_texts(options.data)
+    if options.data is None or (texts and not options.data):
+        raise TypeError("heal(): missing a required argument: 'data'")
+    require_aim(options, texts)
+    if isinstance(options.pruned, nn.Module):
+        return heal_module(options, options.pruned)
+    if not options.output:
+        raise TypeError("heal(): missing a required argument: 'output'")
+    output = Path(options.output)
+    remove_leftovers(_workspace(options), output)
+    require_output(Path(options.pruned), output, options.force)
+    pruned = LoadedModel.read(options.pruned, "the pruned model")
+    teacher = LoadedModel.teacher(options.teacher) if options.teacher is not None else None
+    with distributed.joined(options.device):
+        store = resumable(_workspace(options), _identity(options), options.restart) if texts else nullcontext()
+        with store as workspace:
+            distributed.barrier()
+            if distributed.rank() == 0:
+                remove_unfinished(output)
+            return FolderHealing(options, pruned, teacher, workspace).run()
+
+
+def _are_texts(data: Any) -> bool:
+    """Whether data are names of texts, not batches."""
+    return isinstance(data, tuple) and all(isinstance(name, str) for name in data)
+
+
+def _workspace(options: HealOptions) -> Path:
+    """Folder for the files of an unfinished run."""
+    output = Path(options.output or "")
+    return Path(options.scratch) / f"{output.name}.run" if options.scratch else output.parent / f".{output.name}.run"
+
+
+def _identity(options: HealOptions) -> dict[str, Any]:
+    """Identity of a run on texts."""
+    names = [name for name in (options.pruned, options.teacher, *options.data) if isinstance(name, str)]
+    known = identity_of(options, [name.split("[")[0] for name in names])
+    return {**known, "processes": distributed.world_size()}
+
+
+@dataclass(frozen=True)
+class FolderHealing:
+    """Healing of the model of a folder; `workspace` holds the files of a run on texts."""
+
+    options: HealOptions
+    pruned: LoadedModel
+    teacher: LoadedModel | None
+    workspace: Workspace | None
+
+    def run(self) -> Healing:
+        """Train, and write the output.
+
+        Raises:
+            GraphpruneError: see `heal`.
+        """
+        options, module = self.options, self.pruned.module
+        task = self._task() if self.workspace is not None else None
+        exam = self._exam(task)
+        source = self._source(task)
+        before = self._perplexities(exam)
+        without_dropout(module)
+        if options.checkpointing:
+            require_checkpointing(module)
+        outcome = train(options, module, self.teacher.module if self.teacher else None, source, self.workspace)
+        after = self._perplexities(exam)
+        healing = record(
+            options, aim_of(options), outcome, source.steps, source.examples.unit, source.counts,
+            perplexity={text: (before[text], after[text]) for text in exam},
+            command=reproduction("heal", options) if self.workspace is not None else "",
+        )  # fmt: skip
+        return self._save(healing, source.example)
+
+    def _task(self) -> TextTask:
+        """Task of a model of text, whose teacher has the same vocabulary."""
+        tokenizer = self.pruned.tokenizer()
+        if self.teacher is not None:
+            require_vocabulary(tokenizer, self.teacher)
+        return self.pruned.task(tokenizer)
+
+    def _source(self, task: TextTask | None) -> TrainingSource:
+        """Examples of the data."""
+        if task is None or self.workspace is None:
+            return user_source(self.options, self.pruned.module, self.teacher.module if self.teacher else None)
+        return text_source(self.options, task, self.pruned, self.workspace.folder)
+
+    def _exam(self, task: TextTask | None) -> dict[str, Tensor]:
+        """Windows of the texts of the evaluation."""
+        options = self.options
+        if options.evaluate and task is not None and task.kind not in ("causal", "encoder-decoder"):
+            raise OptionError(f"a {task.kind} model has no perplexity; omit evaluate, and read the held-out loss")
+        return {
+            str(text): windows_of(self.pruned.folder, text, options.length, options.windows)
+            for text in options.evaluate
+        }
+
+    def _perplexities(self, exam: dict[str, Tensor]) -> dict[str, float]:
+        """Perplexity of the model as it is now on every text."""
+        module, program = self.pruned.module.to(self.options.device), self.pruned.program
+        model: Any = module if program is None or not exam else with_weights(program, module.cpu())
+        device = self.options.device if program is None else "cpu"
+        return {text: perplexity(model, ids.to(device)).perplexity for text, ids in exam.items()}
+
+    def _save(self, healing: Healing, example: Inputs) -> Healing:
+        options = self.options
+        if distributed.rank():
+            distributed.barrier()
+            return healing
+        with new_folder(options.output or "", options.force) as folder:
+            self.pruned.module.cpu()
+            healing = replace(healing, errors=write_healed(self.pruned, folder, example))
+            if self.workspace is not None:  # batches cannot be in a file
+                (folder / FILE).write_text(run_file.text(options, "heal", FILE), encoding="utf-8")
+            report_of(self.pruned, healing, folder).save(folder)
+            note_outcome(folder)
+        distributed.barrier()
+        return healing

@@ -1,0 +1,58 @@
+"""Source of examples from texts: how many there are, and how many steps the budget of tokens makes of them."""
+
+import math
+from pathlib import Path
+
+from graphprune.errors import OptionError
+from graphprune.healing import text_examples as texts
+from graphprune.healing.heal_options import HealOptions
+from graphprune.healing.models import LoadedModel
+from graphprune.healing.text_tasks import TextTask
+from graphprune.healing.training_run import TrainingSource
+from graphprune.support import distributed
+
+TOKENS = "tokens.bin"
+
+
+def text_source(options: HealOptions, task: TextTask, pruned: LoadedModel, folder: Path) -> TrainingSource:
+    """Source of the examples of the texts of a run, whose tokens are stored in `folder`.
+
+    Raises:
+        CalibrationError: if the data are too short, or have labels that the model does not have.
+        LoadError: if a text cannot be read.
+        OptionError: if a step cannot be divided among processes.
+    """
+    parts = options.accumulate * distributed.world_size()
+    if options.batch % parts:
+        raise OptionError(
+            f"batch {options.batch} cannot be divided into {options.accumulate} parts of {distributed.world_size()} "
+            f"processes; choose a multiple of {parts}"
+        )
+    division = texts.Steps(options.batch, options.accumulate, options.seed)
+    if task.kind == "classifier":
+        return _labeled(options, task, pruned, division)
+    windows = None if options.epochs else -(-options.budget // options.length)
+    ids = texts.read_windows(
+        pruned.tokenizer(), options.data, options.length - task.extra,
+        None if windows is None else windows + options.held_out, folder / TOKENS,
+    )  # fmt: skip
+    held = texts.held_windows(len(ids), options.held_out)
+    trained = len(ids) - len(held)
+    steps = -(-(trained * options.epochs if options.epochs else windows or 1) // options.batch)
+    repeated = steps * options.batch > trained
+    examples = texts.TextWindows(task, ids, held, division, options.masked, repeated and options.cached > 0)
+    example = ((), examples.batch([(held[0], 0)]).inputs)
+    return TrainingSource(examples, steps, steps * options.batch * options.length, (trained, len(held)), example)
+
+
+def _labeled(options: HealOptions, task: TextTask, pruned: LoadedModel, division: texts.Steps) -> TrainingSource:
+    """Source of texts with labels."""
+    tokenizer = pruned.tokenizer()
+    rows, labels = texts.read_labeled(tokenizer, options.data, options.length, pruned.classes(task))
+    held = texts.held_texts(len(rows), options.held_out, options.seed)
+    examples = texts.LabeledTexts(task, rows, labels, held, division, tokenizer.pad_token_id or 0)
+    trained, mean = len(rows) - len(held), sum(map(len, rows)) / len(rows)
+    count = trained * options.epochs if options.epochs else math.ceil(options.budget / mean)
+    steps = -(-count // options.batch)
+    example = ((), examples.batch([(held[0], 0)]).inputs)
+    return TrainingSource(examples, steps, round(steps * options.batch * mean), (trained, len(held)), example)
