@@ -143,13 +143,14 @@ class Mixed(nn.Module):
         super().__init__()
         attention, up, down = nn.Linear(6, 3 * 12), nn.Linear(12, 16), nn.Linear(16, 4)
         self.qkv, self.up, self.down = attention, up, down
-        self.first, self.second = nn.Conv1d(4, 8, 3, padding=1), nn.Conv1d(8, 2, 1)
+        self.first, self.norm, self.second = nn.Conv1d(4, 24, 3, padding=1), nn.BatchNorm1d(24), nn.Conv1d(24, 2, 1)
+        nn.init.uniform_(self.norm.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (part.unflatten(2, (3, 4)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=2))
         y = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
         y = self.down(torch.relu(self.up(y)))
-        return self.second(torch.relu(self.first(y.transpose(1, 2))))  # type: ignore[no-any-return]
+        return self.second(torch.relu(self.norm(self.first(y.transpose(1, 2)))))  # type: ignore[no-any-return]
 
 
 def batches(count: int = 9) -> tuple[tuple[tuple[Tensor], dict[str, Any]], ...]:
@@ -181,7 +182,7 @@ def evidence(program: Program, seed: int) -> Evidence:
 @pytest.mark.parametrize("name", SCORES)
 def test_scores_have_a_row_a_link_and_follow_the_seed(name: str, calibrated: Program) -> None:
     method, found = SCORES[name], calibrated.fact(Dependencies)
-    groups = [group for group in found.groups if group.exact and method.applies(group, method.readers(group, found))]
+    groups = [group for group in method.scored(calibrated, found.groups) if group.exact]
     assert groups
     for group in groups:
         score = method.score(group, evidence(calibrated, seed=3))

@@ -30,7 +30,7 @@ from graphprune.cli.edge import command, print_json
 from graphprune.cli.option_flags import Show, Values, options_of
 from graphprune.healing.heal_options import HealOptions
 from graphprune.version import __version__
-from graphprune.workflows.options import PruneOptions, SensitivityOptions
+from graphprune.workflows.options import AMOUNTS, PruneOptions, SensitivityOptions
 
 app = typer.Typer(
     name="graphprune",
@@ -127,7 +127,7 @@ def view(
 
 @app.command()
 @command
-@options_of(PruneOptions, require=("model", "output", "sparsity|ratio|pipeline"))
+@options_of(PruneOptions, require=("model", "output", "|".join(AMOUNTS)))
 def prune(options: Values, json: bool) -> Show:
     """Prune a model and save it, verified, with a report. A killed run continues when it is repeated."""
     from graphprune import api

@@ -4,12 +4,13 @@ import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import Field
 from functools import wraps
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 
 from graphprune.cli.arguments import Json
 from graphprune.errors import OptionError
+from graphprune.support import named_values
 from graphprune.workflows.option_fields import (
     OptionInfo,
     about,
@@ -18,6 +19,7 @@ from graphprune.workflows.option_fields import (
     flags,
     hints,
     holds_numbers,
+    named_numbers,
     owners_of,
     repeats,
 )
@@ -53,7 +55,7 @@ def options_of(options: type, *, require: Sequence[str]) -> Callable[[Command], 
             flagged = {name: value for name, value in values.items() if _is_given(context, name)}
             explicit = {
                 **_from_file(config, options),
-                **{name: _parsed(known[name], flagged[name]) for name in flagged},
+                **{name: _parsed(known[name], types[name], flagged[name]) for name in flagged},
             }
             for names in (words.split("|") for words in require):
                 if explicit.keys().isdisjoint(names):
@@ -83,12 +85,12 @@ def _flag(one: "Field[Any]", kind: Any, owner: type, is_required: bool) -> inspe
     """Parameter of a command for one option; `owner` is the class that introduces it."""
     known = about(one)
     value: Any = one.default
-    default = None if is_required or repeats(kind) else value
+    default = None if is_required or repeats(kind) or named_numbers(kind) else value
     shared: Values = {"help": _help(known, kind, is_required), "metavar": known.metavar or None}
     if not one.kw_only:
         return _parameter(one.name, Annotated[str | None, typer.Argument(**shared, show_default=False)], default)
     if holds_numbers(kind):
-        default = ",".join(map(str, value))
+        default = ",".join(map(str, value)) or None
     panel = owner.__dict__.get("title")
     shown = not isinstance(default, bool) and default not in (None, "")
     made = typer.Option(*flags(one), **shared, min=known.least, rich_help_panel=panel, show_default=shown)
@@ -101,12 +103,16 @@ def _help(known: OptionInfo, kind: Any, is_required: bool) -> str:
 
 
 def _type(known: OptionInfo, kind: Any) -> Any:
-    """Type that the command line parses: paths are strings, several numbers are one word."""
+    """Type that the command line parses: paths are strings, several numbers are one word, with names or without."""
     if known.choices:
         return Literal[known.choices] | None
+    if named_numbers(kind):
+        return str | None
     if repeats(kind):
-        return str if holds_numbers(kind) else list[str] | None
-    plain = next((one for one in alternatives(kind) if one in (bool, int, float)), str)
+        return str | None if holds_numbers(kind) else list[str] | None
+    plain = next(
+        (one for one in alternatives(kind) if one in (bool, int, float) and str not in alternatives(kind)), str
+    )
     return plain if plain is bool else plain | None
 
 
@@ -124,20 +130,45 @@ def _from_file(config: str | None, options: type) -> Values:
     return run_file.read(config, options)
 
 
-def _parsed(one: "Field[Any]", value: Any) -> Any:
+def _parsed(one: "Field[Any]", kind: Any, value: Any) -> Any:
     """Convert a value of the command line to that of the option.
 
     Raises:
-        OptionError: if numbers do not have the form ``0.1,0.5``.
+        OptionError: if numbers do not have the form ``0.1,0.5``, or those by name not the form ``NAME=0.5``.
     """
     if isinstance(value, list):
         return tuple(value)
-    if not holds_numbers(one.type):
-        return value
+    if holds_numbers(kind):
+        return _numbers(one, kind, value)
+    if float in alternatives(kind) and isinstance(value, str) and _is_number(value):
+        return float(value)
+    if named := named_numbers(kind):
+        try:
+            return named_values.numbers(value, *named)
+        except OptionError as fault:
+            raise OptionError(f"{_shown(one)} {fault}") from fault
+    return value
+
+
+def _numbers(one: "Field[Any]", kind: Any, text: str) -> tuple[Any, ...]:
+    """Numbers of a text such as ``0.1,0.5``; words that are no numbers are names, where these may be in their place."""
+    items = alternatives(get_args(kind)[0])
+    names, whole = str in items, int in items
+    number = int if whole else float
     try:
-        return tuple(float(word) for word in value.split(","))
+        return tuple(word if names and not word.isdigit() else number(word) for word in text.split(","))
     except ValueError as fault:
-        raise OptionError(f"{_shown(one)} {value!r} is not of the form 0.1,0.25,0.5") from fault
+        raise OptionError(
+            f"{_shown(one)} {text!r} is not of the form {'1,3,5' if whole else '0.1,0.25,0.5'}"
+        ) from fault
+
+
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _shown(one: "Field[Any]") -> str:

@@ -2,15 +2,17 @@
 
 from bisect import bisect_right
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from math import gcd, lcm
+from types import MappingProxyType
 
 from graphprune.axes.algebra import Prime, primes
 from graphprune.axes.groups import Dependencies, Group, Term
 from graphprune.errors import PlanError, choices
 from graphprune.ir.program import Program
 
+NONE: Mapping[str, int] = MappingProxyType({})
 #: Units of budgets, with their names in messages.
 UNITS = {
     "parameters": "parameters",
@@ -71,7 +73,7 @@ class Budget:
     """An amount to remove from the groups of `knobs`: `target` parameters, or another `unit` (see `UNITS`).
 
     Parameters that the graph does not read, such as those of parts that other calls use, are `constants`: they are part
-    of the whole.
+    of the whole. Groups without a knob have their full width, or the `requested` one.
     """
 
     dependencies: Dependencies
@@ -80,13 +82,22 @@ class Budget:
     parameters: frozenset[str]
     unit: str = "parameters"
     constants: int = 0
+    requested: Mapping[str, int] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, program: Program, knobs: Sequence[Knob], target: int, unit: str = "parameters") -> "Budget":
+    def of(
+        cls,
+        program: Program,
+        knobs: Sequence[Knob],
+        target: int,
+        unit: str = "parameters",
+        requested: Mapping[str, int] = NONE,
+    ) -> "Budget":
         """The budget of a program."""
         dependencies = program.fact(Dependencies)
         constants = program.constants if unit == "parameters" else 0
-        return cls(dependencies, knobs, target, program.parameters & dependencies.tensors.keys(), unit, constants)
+        own = program.parameters & dependencies.tensors.keys()
+        return cls(dependencies, knobs, target, own, unit, constants, requested)
 
     @cached_property
     def terms(self) -> Sequence[Term]:
@@ -99,16 +110,19 @@ class Budget:
 
     def removed(self, widths: Mapping[str, float]) -> float:
         """The amount removed when the named groups have these widths, which may be fractional."""
-        touched = sorted({i for knob in self.knobs for i in self._terms_of(knob)})
-        return self._amount(touched, {}) - self._amount(touched, widths)
+        groups = [group for knob in self.knobs for group in knob.groups]
+        groups += [self.dependencies.by_name[name] for name in self.requested]
+        touched = sorted({i for group in groups for i in self._term_indices.get(group.prime, ())})
+        return self._amount(touched, {}) - self._amount(touched, {**self.requested, **widths})
 
     def difference(self, knob: Knob, old: Mapping[str, float], new: Mapping[str, float]) -> float:
         """The amount removed at the widths `new` in addition to that at `old`, where both differ in `knob` alone."""
         touched = self._terms_of(knob)
-        return self._amount(touched, old) - self._amount(touched, new)
+        before, after = ({**self.requested, **widths} for widths in (old, new))
+        return self._amount(touched, before) - self._amount(touched, after)
 
     def cost_per_index(self, knob: Knob) -> float:
-        """The amount removed with one index of a knob, all others at their full widths."""
+        """The amount removed with one index of a knob, all others at their full or requested widths."""
         full, none = ({g.name: size for g in knob.groups} for size in (knob.size, 0))
         return self.difference(knob, full, none) / knob.size
 

@@ -39,6 +39,8 @@ class Eligible:
 
     `widths` holds the allowed widths of those kinds that the destination restricts. The kinds of each of the `families`
     have one width, which the same fields of the configuration set; so have the groups of each tuple in `tied`.
+    `requested` has the widths of groups that are not to be chosen, by name, and `removed` the indices to remove, where
+    these are not to be chosen either.
     """
 
     groups: Sequence[Group]
@@ -47,6 +49,8 @@ class Eligible:
     widths: Mapping[str, Collection[int]]
     families: tuple[tuple[str, ...], ...] = ()
     tied: tuple[tuple[str, ...], ...] = ()
+    requested: Mapping[str, int] = field(default_factory=dict)
+    removed: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     def among(self, groups: Iterable[Group]) -> tuple[Group, ...]:
         """These groups without those that are tied to others, which would remain wider."""

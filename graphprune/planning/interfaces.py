@@ -136,6 +136,11 @@ class ScoreMethod(ABC):
         """Whether the method scores this group; by default every one."""
         return True
 
+    def scored(self, program: Program, groups: Sequence[Group]) -> tuple[Group, ...]:
+        """The groups that the method scores in a program; by default those to which it applies."""
+        dependencies = program.fact(Dependencies)
+        return tuple(group for group in groups if self.applies(group, self.readers(group, dependencies)))
+
     @abstractmethod
     def score(self, group: Group, evidence: Evidence) -> Tensor:
         """The score of every index, shape (rows, group.size); the indices with the highest scores are retained.

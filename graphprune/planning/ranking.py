@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from graphprune.planning.budget import Budget, Knob
+from graphprune.planning.budget import NONE, Budget, Knob
 from graphprune.planning.plan import Rows
 
 KnobScores = Callable[[Knob], Tensor]
@@ -27,9 +27,15 @@ def ranked(scores: Tensor) -> Tensor:
     return scores.double().sort(dim=1).values.mean(0)
 
 
-def chosen(knobs: Sequence[Knob], scores: Mapping[str, Tensor], shares: Mapping[str, float]) -> dict[str, Rows]:
-    """The retained rows of the groups that lose indices at these shares, which are rounded to legal widths."""
-    rows = dict[str, Rows]()
+def chosen(
+    knobs: Sequence[Knob],
+    scores: Mapping[str, Tensor],
+    shares: Mapping[str, float],
+    requested: Mapping[str, int] = NONE,
+) -> dict[str, Rows]:
+    """The retained rows of the groups that lose indices at these shares, which are rounded to legal widths, or at
+    `requested` widths."""
+    rows = {name: top(scores[name], width) for name, width in requested.items() if width < scores[name].shape[1]}
     for knob in knobs:
         width = knob.floor(shares[knob.groups[0].name] * knob.size + 0.5)
         if width < knob.size:

@@ -200,6 +200,42 @@ add(
         "analyze | calibrate | score{by=wanda-sp} | allocate{by=policy} | select | rewrite | verify",
     ),
     Recipe(
+        "taylor",
+        "first-order Taylor terms of the loss, summed for every layer of an index, one threshold for all layers",
+        "arXiv:1906.10771, with mean gradients",
+        "analyze | calibrate | gradients | score{by=taylor-vector} | allocate{by=pooled} | select | rewrite | verify",
+    ),
+    Recipe(
+        "taylor-second",
+        "second-order Taylor terms of the loss by squared gradients, one threshold for all layers",
+        "after arXiv:1906.10771 and arXiv:2305.11627",
+        "analyze | calibrate | gradients | score{by=taylor-second} | allocate{by=pooled} | select | rewrite | verify",
+    ),
+    Recipe(
+        "network-slimming",
+        "scales of batch norms, one threshold for all layers",
+        "arXiv:1708.06519",
+        "analyze | score{by=bn-scale} | allocate{by=pooled} | select | rewrite | verify",
+    ),
+    Recipe(
+        "lamp",
+        "squared weights relative to those of all larger indices, one threshold for all layers",
+        "arXiv:2010.07611, structured port",
+        "analyze | score{by=lamp} | allocate{by=pooled} | select | rewrite | verify",
+    ),
+    Recipe(
+        "fpgm",
+        "filters near the geometric median of their layer, the same share of every layer",
+        "arXiv:1811.00250",
+        "analyze | score{by=fpgm} | allocate | select | rewrite | verify",
+    ),
+    Recipe(
+        "hrank",
+        "channels with feature maps of low rank, the same share of every layer",
+        "arXiv:2002.10179",
+        "analyze | calibrate | score{by=hrank} | allocate | select | rewrite | verify",
+    ),
+    Recipe(
         "best",
         "growth of the loss, equal at the margin; a quarter by lower ranks; refitted to the dense residual stream",
         "this project",

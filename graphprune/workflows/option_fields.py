@@ -6,7 +6,7 @@ This file imports no torch, so that help texts are shown at once.
 import inspect
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import wraps
 from numbers import Integral, Real
@@ -15,11 +15,13 @@ from types import UnionType
 from typing import Any, ParamSpec, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from graphprune.errors import OptionError, choices
+from graphprune.support import named_values
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
 SEQUENCES = (tuple, list, Sequence)
+BY_NAME = 'be numbers by name, as in {{"layer3.*": {}}}'
 KINDS = {bool: "be true or false", int: "be a whole number", float: "be a number", str: "be a text"}
 
 
@@ -100,6 +102,8 @@ def owners_of(options: type) -> dict[str, type]:
 
 def normal(value: Any) -> Any:
     """Normalize a value for storage in options: sequences become tuples, paths become strings."""
+    if isinstance(value, Mapping):
+        return {name: normal(one) for name, one in value.items()}
     if isinstance(value, list | tuple):
         return tuple(os.fspath(one) if isinstance(one, Path) else one for one in value)
     return os.fspath(value) if isinstance(value, Path) else value
@@ -119,12 +123,21 @@ def problem(one: "Field[Any]", value: Any, kind: Any, brackets: str = "()") -> s
         form = f"{json.dumps(os.fspath(value))}{',' if brackets == '()' else ''}"
         right = f"{one.name}=({form})" if brackets == "()" else f"{one.name}: [{form}]"
         return f"be a sequence: write {right}"
-    fits = accepts(kind, value)
-    if fits and value is not None and not isinstance(value, str | bool):
-        fits = (known.least is None or value >= known.least) and (not known.share or 0 < value < 1)
+    fits = accepts(kind, value) and _in_range(known, value)
     if fits and (value is None or not known.choices or value in known.choices):
         return None
     return f"{_expected(known, kind)}, got {value!r}"
+
+
+def _in_range(known: OptionInfo, value: Any) -> bool:
+    """Whether numbers have the size that an option requires; a share by name may be 0, which removes nothing."""
+    if isinstance(value, Mapping):
+        return all(_in_range(known, one) or (known.share and one == 0) for one in value.values())
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return all(_in_range(known, one) for one in value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return True
+    return (known.least is None or value >= known.least) and (not known.share or 0 < value < 1)
 
 
 def repeats(kind: Any) -> bool:
@@ -144,9 +157,13 @@ def accepts(kind: Any, value: Any) -> bool:
     if len(alternatives(kind)) > 1:
         return any(accepts(one, value) for one in alternatives(kind))
     origin = get_origin(kind)
+    if origin is Mapping:
+        key, item = get_args(kind)
+        return isinstance(value, Mapping) and all(accepts(key, k) and accepts(item, v) for k, v in value.items())
     if origin in SEQUENCES:
         item = get_args(kind)[0]
-        return isinstance(value, Sequence) and (get_origin(item) is tuple or all(accepts(item, one) for one in value))
+        listed = isinstance(value, Sequence) and not isinstance(value, str)
+        return listed and (get_origin(item) is tuple or all(accepts(item, one) for one in value))
     if kind in (int, float):
         return isinstance(value, Integral if kind is int else Real) and not isinstance(value, bool)
     return isinstance(value, origin or kind)
@@ -156,9 +173,12 @@ def _expected(known: OptionInfo, kind: Any) -> str:
     """Requirement on a value, in words."""
     if known.choices:
         return f"be one of {', '.join(known.choices)}"
+    if named := named_numbers(kind):
+        number = f"lie between 0 and 1, or {BY_NAME}" if known.share else BY_NAME
+        return number.format("0.3" if named[0] is float else "[0, 7]" if named[1] else "64")
     if known.share:
         return "lie between 0 and 1 (0.2 removes 20 %)"
-    if known.least is not None:
+    if known.least is not None and not repeats(kind):
         return "be a positive whole number" if known.least == 1 else f"be a whole number of at least {known.least}"
     if repeats(kind):
         return f"be a sequence{' of numbers' if holds_numbers(kind) else ' of texts' if known.metavar else ''}"
@@ -175,8 +195,17 @@ def holds_paths(kind: Any) -> bool:
 
 
 def holds_numbers(kind: Any) -> bool:
-    """Whether a value of this type is several numbers."""
-    return any(get_origin(one) in SEQUENCES and get_args(one)[0] is float for one in alternatives(kind))
+    """Whether a value of this type is several numbers, some of which may be names instead."""
+    items = (get_args(one)[0] for one in alternatives(kind) if get_origin(one) in SEQUENCES)
+    return any({int, float} & {*alternatives(item)} for item in items)
+
+
+def named_numbers(kind: Any) -> tuple[type, bool] | None:
+    """Type of the numbers by name that a value of this type is, and whether a name has several; None if it is none."""
+    item = next((get_args(one)[1] for one in alternatives(kind) if get_origin(one) is Mapping), None)
+    if item is None or get_origin(item) not in SEQUENCES:
+        return None if item is None else (item, False)
+    return get_args(item)[0], True
 
 
 def plain(options: OptionGroup, path: Callable[[str], str] = str) -> dict[str, Any]:
@@ -189,8 +218,15 @@ def plain(options: OptionGroup, path: Callable[[str], str] = str) -> dict[str, A
         known, value = about(described(type(options))[name]), getattr(options, name)
         if known.outcome and not known.python:
             of = path if value and holds_paths(kind) else lambda one: one
-            table[name] = [of(one) for one in value] if isinstance(value, tuple) else of(value)
+            table[name] = _listed(value, of)
     return table
+
+
+def _listed(value: Any, of: Callable[[Any], Any]) -> Any:
+    """Value with lists in the place of tuples, and `of` every other value in it."""
+    if isinstance(value, Mapping):
+        return {name: _listed(one, of) for name, one in value.items()}
+    return [_listed(one, of) for one in value] if isinstance(value, tuple) else of(value)
 
 
 def flags(one: "Field[Any]") -> tuple[str, ...]:
@@ -205,6 +241,8 @@ def words_of(one: "Field[Any]", value: Any) -> Iterator[str]:
     on, _, off = flags(one)[0].partition("/")
     if isinstance(value, bool):
         yield on if value else off
+    elif isinstance(value, Mapping):
+        yield from (on, named_values.write(value))
     elif holds_numbers(one.type):
         yield from (on, ",".join(map(str, value)))
     else:

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from graphprune.ir.program import Program
 
 PathLike = str | Path
+#: Shares of a whole, of which a run has one, and the whole.
+SHARES = {"sparsity": "parameters", "macs": "multiply-accumulates", "latency": "latency"}
+#: Options of which a run requires one.
+AMOUNTS = (*SHARES, "ratio", "widths", "drop", "drop_blocks", "pipeline")
 Globs = tuple[str, ...] | list[str]
 Texts = tuple[PathLike, ...] | list[str] | list[Path]
 Batches = Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]
@@ -40,7 +44,12 @@ class Scope(OptionGroup):
         "or free (any graph).",
         choices=("stock", "per-layer", "free"),
     )
-    protect: Globs = option((), "Parameters that keep all indices.", metavar="GLOB")
+    protect: Globs = option(
+        (),
+        "Parameters, dimensions of parameters (as in fc.weight:0), modules, groups or kinds of groups that keep all "
+        "indices.",
+        metavar="GLOB",
+    )
     exact_only: bool = option(
         True,
         "Do not cut hidden sizes under norms, which would change the values that remain.",
@@ -73,7 +82,7 @@ class Planning(OptionGroup):
     )
     sensitivity: PathLike = option("", "Allocate by a table that `graphprune sensitivity` wrote.", metavar="FILE")
     trials: int = option(24, "Trials of a recipe that searches.", least=1)
-    latency: PathLike = option("", "Store the measurements of a latency budget in this table.", metavar="FILE")
+    latency_table: PathLike = option("", "Store the measurements of a latency budget in this table.", metavar="FILE")
     runtime: str = option("onnxruntime", "Where latency is measured: onnxruntime, onnxruntime-cuda or torch.")
 
 
@@ -84,10 +93,37 @@ class Target(Scope, Planning):
     title: ClassVar[str] = "What to remove"
     sparsity: float | None = option(
         None,
-        "The share of all parameters, or of another budget, to remove; this, a ratio or a pipeline is required.",
+        "The share of all parameters, or of another budget, to remove.",
         share=True,
     )
-    ratio: float | None = option(None, "The share of every group to remove.", share=True)
+    macs: float | None = option(
+        None, "The share of all multiply-accumulates to remove; short for a sparsity of budget macs.", share=True
+    )
+    latency: float | PathLike | None = option(
+        None,
+        "The share of the latency to remove; short for a sparsity of budget latency. A path is taken as the "
+        "latency table.",
+        metavar="SHARE",
+        share=True,
+    )
+    ratio: float | Mapping[str, float] | None = option(
+        None,
+        "The share of every group to remove, or shares by name; the first name that matches a group counts.",
+        metavar="SHARE|NAME=SHARE,...",
+        share=True,
+    )
+    widths: Mapping[str, int] | None = option(
+        None,
+        "Exact numbers of indices to retain, by kind of group (neurons, heads), group, module or parameter.",
+        metavar="NAME=N,...",
+        least=1,
+    )
+    drop: Mapping[str, Sequence[int]] | None = option(
+        None, "The very indices to remove, by name.", metavar="NAME=I,I,...", least=0
+    )
+    drop_blocks: Sequence[int | str] = option(
+        (), "The very blocks to drop, by number in their list or by name.", metavar="N,N,...", least=0
+    )
     budget: str = option("parameters", "What the sparsity is a share of: parameters, macs, kv_cache or latency.")
     follow: bool = option(
         False,
@@ -97,8 +133,32 @@ class Target(Scope, Planning):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.sparsity is not None and self.ratio is not None:
-            raise OptionError("give either sparsity (a share of all parameters) or ratio (a share of every free group)")
+        if isinstance(self.latency, str):
+            self._set(latency=None, latency_table=self.latency or self.latency_table)
+        shares = [name for name in SHARES if getattr(self, name) is not None]
+        if len(shares) > 1:
+            raise OptionError(f"give one of {', '.join(SHARES)}, got {' and '.join(shares)}: a run has one budget")
+        if shares and self.ratio is not None:
+            what = SHARES[shares[0]]
+            raise OptionError(f"give either {shares[0]} (a share of all {what}) or ratio (a share of every free group)")
+        for name in shares:
+            if name != "sparsity" and self.budget not in ("parameters", name):
+                raise OptionError(f"{name} is a share of the {SHARES[name]}, and the budget is {self.budget}; omit one")
+            if name != "sparsity":
+                self._set(sparsity=getattr(self, name), budget=name, **{name: None})
+
+    def _set(self, **values: Any) -> None:
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def names_groups(self) -> bool:
+        """Whether it names groups to cut, which only recipes that cut groups can follow."""
+        return bool(self.widths or self.drop or isinstance(self.ratio, Mapping))
+
+    def has_amount(self, besides: str = "") -> bool:
+        """Whether it has an amount to remove, besides one option; a pipeline may set one itself."""
+        return any(getattr(self, name) not in (None, "", (), {}) for name in AMOUNTS if name != besides)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -38,7 +38,7 @@ from graphprune.support.resume import note_outcome, remove_leftovers, resumable
 from graphprune.support.workspace import MEMORY_BYTES
 from graphprune.workflows import free_destination, memory_estimate, run_file
 from graphprune.workflows.option_fields import takes
-from graphprune.workflows.options import PruneOptions
+from graphprune.workflows.options import AMOUNTS, PruneOptions
 from graphprune.workflows.recipe import pipeline, plan_pipeline, require_data
 from graphprune.workflows.run_record import Job, build_report, command, identity, reproduction
 from graphprune.workflows.target_needs import TargetNeeds
@@ -64,8 +64,8 @@ class Result:
 def prune(options: PruneOptions) -> Result:
     """Prune a model and save it, verified, with a report and the file ``run.yaml`` that repeats the run.
 
-    Give a `sparsity` or a `ratio`. A `target`, the runtime of a later export, sets `destination` and `align` where they
-    are omitted. The output appears once everything in it is verified.
+    Give a `sparsity` or another amount to remove (see below). A `target`, the runtime of a later export, sets
+    `destination` and `align` where they are omitted. The output appears once everything in it is verified.
 
     Activations of the calibration samples and finished steps are stored in a folder next to the output, or in
     `scratch`; a killed run continues when it is repeated, unless `restart` is set. Under ``torchrun``, every process
@@ -93,13 +93,14 @@ def prune(options: PruneOptions) -> Result:
 
 
 def _require_share(options: PruneOptions) -> None:
-    """Require a sparsity or a ratio, in the way of a missing argument; a pipeline may set one itself.
+    """Require an amount to remove, in the way of a missing argument; a pipeline may set one itself.
 
     Raises:
-        TypeError: if there is neither.
+        TypeError: if there is none.
     """
-    if options.sparsity is None and options.ratio is None and not options.pipeline:
-        raise TypeError("prune(): missing a required argument: 'sparsity', 'ratio' or 'pipeline'")
+    if not options.has_amount():
+        *names, last = map(repr, AMOUNTS)
+        raise TypeError(f"prune(): missing a required argument: {', '.join(names)} or {last}")
 
 
 def memory_limit(options: PruneOptions) -> int:

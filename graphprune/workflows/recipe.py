@@ -2,8 +2,8 @@
 
 An option reaches the passes that have a field of its name, where the text of the recipe does not set that field. The
 others are rules of `recipe_rules`: `score`, `allocation` and `refit` replace methods, a table of `sensitivity` replaces
-the allocation, `coarse` divides the reduction between blocks and groups, a budget in latency is measured, and `shots`
-plan in rounds.
+the allocation, `coarse` divides the reduction between blocks and groups, a budget in latency is measured, `shots` plan
+in rounds, and `drop_blocks` are dropped first.
 """
 
 from collections.abc import Mapping, Sequence
@@ -91,4 +91,6 @@ def _assembled(recipe: Recipe, text: str, options: Any, more: Mapping[str, Any])
     passes = rules.with_blocks(passes, recipe.name, options)
     passes = rules.with_table(passes, recipe.name, options)
     passes = rules.with_latency(passes, options, values)
-    return rules.with_follow(passes, recipe.name, options)
+    passes = rules.with_follow(passes, recipe.name, options)
+    rules.require_groups(passes, recipe.name, options)
+    return rules.with_named_blocks(passes, recipe.name, options, values)

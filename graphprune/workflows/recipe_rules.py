@@ -23,6 +23,7 @@ from graphprune.passes.selection.select import Select
 from graphprune.pipeline import Pass, filled, live
 from graphprune.statistics.collector import Calibration
 from graphprune.statistics.moments import GradientSums, OutputGradients, Statistics
+from graphprune.support import named_values
 
 Passes = tuple[Pass, ...]
 P = TypeVar("P", bound=Pass)
@@ -36,9 +37,17 @@ def values(options: Any, more: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a run by names of fields, without those that are not set."""
     named = {name: value for name, value in vars(options).items() if name not in NOT_FIELDS}
     named |= {"text": named["calibration"]} if named.get("calibration") else {}
+    if options_name_groups(options) and named["sparsity"] is None and named["ratio"] is None:
+        named["ratio"] = {"*": 0.0}  # no other group is cut
+    named |= {name: named_values.write(value) for name, value in named.items() if isinstance(value, Mapping)}
     named = {name: str(value) if isinstance(value, PurePath) else value for name, value in {**named, **more}.items()}
     named = {name: tuple(value) if isinstance(value, list) else value for name, value in named.items()}
     return {name: value for name, value in named.items() if (value is not None and not isinstance(value, str)) or value}
+
+
+def options_name_groups(options: Any) -> bool:
+    """Whether options name groups to cut, which only recipes that cut groups can follow."""
+    return bool(getattr(options, "names_groups", False))
 
 
 def flat(passes: Sequence[Pass]) -> list[Pass]:
@@ -155,6 +164,39 @@ def with_blocks(passes: Passes, recipe: str, options: Any) -> Passes:
     return (*passes[: _surveyed(passes, drops[0])], *passes[after + 1 :])
 
 
+def with_named_blocks(passes: Passes, recipe: str, options: Any, values: Mapping[str, Any]) -> Passes:
+    """Drop the blocks that the user names before everything else, or nothing else if there is no other reduction.
+
+    Raises:
+        PlanError: if the recipe chooses blocks itself.
+    """
+    if not options.drop_blocks:
+        return passes
+    if any(isinstance(step, Drop) for step in passes) and options.has_amount(besides="drop_blocks"):
+        raise PlanError(
+            f"recipe {recipe} chooses the blocks to drop, and drop_blocks names them; omit one, or set coarse=0 (comp)"
+        )
+    most = options.sparsity if options.budget == "parameters" else None
+    first = (
+        Analyze(values.get("destination", "free")),
+        Drop(sparsity=most, blocks=tuple(map(str, options.drop_blocks))),
+    )
+    return (*first, *passes) if options.has_amount(besides="drop_blocks") else first
+
+
+def require_groups(passes: Passes, recipe: str, options: Any) -> None:
+    """Refuse names of groups for a recipe that cuts none.
+
+    Raises:
+        PlanError: if it cuts none.
+    """
+    if options_name_groups(options) and not any(isinstance(step, Allocate) for step in flat(passes)):
+        raise PlanError(
+            f"recipe {recipe} cuts no groups, which widths, drop and a ratio by name are about; choose another recipe, "
+            "such as magnitude"
+        )
+
+
 def with_table(passes: Passes, recipe: str, options: Any) -> Passes:
     """Allocate by a table of sensitivities.
 
@@ -193,6 +235,6 @@ def with_latency(passes: Passes, options: Any, values: Mapping[str, Any]) -> Pas
     if options.budget != "latency" or scoring is None or any(isinstance(step, MeasureLatency) for step in passes):
         return passes
     by = scoring.by if isinstance(scoring, Score) else scoring.metrics[0]
-    measure = filled(MeasureLatency, values, by=by, table=str(options.latency))
+    measure = filled(MeasureLatency, values, by=by, table=str(options.latency_table))
     at = _surveyed(passes, next(i for i, step in enumerate(passes) if scoring in flat([step])))
     return (*passes[:at], measure, *passes[at:])

@@ -45,7 +45,8 @@ def rounding(program: Program, plan: Plan) -> str:
     align, steps = int(plan.made_by.get("align", 1)), list[str]()
     if plan.groups:
         alike = " and the same in all layers" if plan.made_by.get("destination") == "stock" else ""
-        steps.append(f"widths are {f'multiples of {align}' if align > 1 else 'whole numbers'}{alike}")
+        except_requested = " except requested ones" if align > 1 and plan.made_by.get("requested") else ""
+        steps.append(f"widths are {f'multiples of {align}' if align > 1 else 'whole numbers'}{alike}{except_requested}")
     steps += ["whole blocks are dropped"] if Dropped in program.facts else []
     steps += ["ranks are whole numbers"] if plan.ranks or Factored in program.facts else []
     return ", ".join(steps)
@@ -71,7 +72,7 @@ def _limits(program: Program, eligible: Eligible, plan: Plan) -> Iterator[tuple[
     """Limits, each with the first destination that does not have it."""
     dependencies, destination = program.fact(Dependencies), eligible.destination
     score = SCORES.get(str(plan.made_by.get("score")))
-    groups = [g for g in dependencies.groups if score and score.applies(g, score.readers(g, dependencies))]
+    groups = score.scored(program, dependencies.groups) if score else ()
     repeated = Counter(group.kind for group in groups if group.kind not in eligible.refused)
     if destination.uniform and plan.groups and any(count > 1 for count in repeated.values()):
         yield "one width for all layers", NAMES[NAMES.index(destination.name) + 1]

@@ -7,9 +7,10 @@ from graphprune.axes.groups import Dependencies
 from graphprune.errors import PlanError
 from graphprune.ir.program import Dropped, Program, Rotatable
 from graphprune.passes.allocation import ALLOCATIONS
+from graphprune.passes.allocation.ratios import named_ratios, parsed
 from graphprune.passes.selection.select import knobs
 from graphprune.pipeline import PASSES, Pass
-from graphprune.planning.budget import Budget, require_unit
+from graphprune.planning.budget import UNITS, Budget, require_unit
 from graphprune.planning.facts import Eligible, Scores, Shares
 from graphprune.planning.interfaces import Allocation, Evidence
 from graphprune.planning.sensitivity_table import Sensitivities
@@ -20,8 +21,10 @@ from graphprune.statistics.collector import Calibration
 @dataclass(frozen=True)
 class Allocate(Pass):
     """Divide a reduction among groups `by` a registered method: `sparsity` of all parameters of the model, including
-    those that earlier passes removed; or simply `ratio` of every group. Both lie strictly between 0 and 1. With `part`,
-    the pass removes this share of the reduction, and later passes the rest. The `budget` may be ``macs``, the
+    those that earlier passes removed; or simply `ratio` of every group. Both lie strictly between 0 and 1. A ratio may
+    also be shares by name, as in ``layer3.*=0.3,*=0.5`` (see `named_ratios`). Widths and indices that `analyze` was
+    given count towards the sparsity. With `part`, the pass removes this share of the reduction, and later passes the
+    rest. The `budget` may be ``macs``, the
     multiply-accumulates for the example inputs, ``kv_cache``, the bytes that a decoder caches per token, or ``latency``
     (see `MeasureLatency`), instead of ``parameters``.
 
@@ -33,7 +36,7 @@ class Allocate(Pass):
     one_of: ClassVar[tuple[str, ...]] = ("sparsity", "ratio")
     by: str = "uniform"
     sparsity: float | None = None
-    ratio: float | None = None
+    ratio: float | str | None = None
     seed: int = 0
     budget: str = "parameters"
     part: float = 1.0
@@ -73,13 +76,21 @@ class Allocate(Pass):
             PlanError: if the share is not between 0 and 1, or the method does not read a given table.
             RegistryError: if there is no such method.
         """
-        self._share()
+        if isinstance(self.ratio, str) and self.sparsity is None:
+            parsed(self.ratio)
+        else:
+            self._share()
         require_unit(self.budget)
         if self.table and (self.sparsity is None or not self._method.reads_sensitivities):
             raise PlanError("a table of sensitivities is for by=sensitivity, with a sparsity and not a ratio")
 
     def preflight(self, program: Program) -> Program:
-        """The program with the target that `select` must be able to reach; latencies may be unknown yet."""
+        """The program with the target that `select` must be able to reach; latencies may be unknown yet.
+
+        Raises:
+            PlanError: if requested widths already remove more, or a name of the ratio matches no group.
+        """
+        self._retained(program)
         unknown = self.budget not in ("parameters", *program.fact(Dependencies).terms)
         if self.sparsity is None or unknown:
             return program.with_facts(Shares({}, None))
@@ -93,16 +104,37 @@ class Allocate(Pass):
             LoadError: if the table cannot be read.
         """
         if self.sparsity is None:
-            groups = program.fact(Eligible).groups
-            return program.with_facts(Shares({group.name: 1 - self._share() for group in groups}, None))
+            return program.with_facts(Shares(self._retained(program), None))
         budget = self._budget(program)
         evidence = Evidence(self._informed(program), program.fact(Dependencies), None, self.seed)
         shares = self._method.shares(budget, program.fact(Scores).by_group, evidence)
         return program.with_facts(Shares(shares, budget.target, self.budget))
 
+    def _retained(self, program: Program) -> dict[str, float]:
+        """The shares that a ratio retains; empty for a sparsity."""
+        if isinstance(self.ratio, str):
+            return {name: 1 - share * self.part for name, share in named_ratios(program, self.ratio).items()}
+        groups = program.fact(Eligible).groups if self.ratio is not None else ()
+        return {group.name: 1 - self._share() for group in groups}
+
     def _budget(self, program: Program) -> Budget:
-        movable = knobs(program.fact(Eligible), 1)
-        return with_target(Budget.of(program, movable, 0, self.budget), self._share(), program)
+        """The budget with a target of no less than what requested widths remove.
+
+        Raises:
+            PlanError: if these remove more than the whole sparsity.
+        """
+        eligible = program.fact(Eligible)
+        budget = Budget.of(program, knobs(eligible, 1), 0, self.budget, eligible.requested)
+        assert self.sparsity is not None
+        requested, whole = round(budget.removed({})), with_target(budget, self.sparsity, program).target
+        if eligible.requested and requested > whole:
+            raise PlanError(
+                f"the requested widths and indices remove {requested:,} {UNITS[self.budget]} "
+                f"({requested / max(budget.total, 1):.1%}), more than the {whole:,} of the sparsity {self.sparsity:g}; "
+                "raise the sparsity, or omit it"
+            )
+        part = with_target(budget, self._share(), program)
+        return replace(part, target=max(part.target, requested))
 
     def _informed(self, program: Program) -> Program:
         """The program with the sensitivities that the method reads, if there are any."""

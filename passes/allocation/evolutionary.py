@@ -40,7 +40,7 @@ class Evolutionary(Allocation):
 
         def evaluated(removed: Tensor) -> tuple[float, Tensor]:
             removed = projected(budget, removed)
-            return objective.loss(chosen(budget.knobs, scores, shares_of(budget, removed))), removed
+            return objective.loss(chosen(budget.knobs, scores, shares_of(budget, removed), budget.requested)), removed
 
         population = [evaluated(torch.zeros(len(budget.knobs), dtype=torch.float64))]
         rounds = max((self.trials - 1) // (self.parents * self.children), 1)

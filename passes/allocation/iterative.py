@@ -14,6 +14,7 @@ from graphprune.passes.allocation.allocate import Allocate
 from graphprune.passes.rewriting.rewrite import Rewrite
 from graphprune.passes.selection.select import Select
 from graphprune.pipeline import PASSES, Pass, Pipeline, live, missing, resolved
+from graphprune.planning.budget import Knob
 from graphprune.planning.facts import Eligible, Scores
 from graphprune.planning.plan import Plan
 
@@ -113,9 +114,8 @@ class Iterative(Pass):
         """The program with a plan for a part of the reduction."""
         allocate, select = self.steps[-2:]
         assert isinstance(allocate, Allocate)
-        shares = {"sparsity": allocate.sparsity, "ratio": allocate.ratio}
-        now = {name: value * part for name, value in shares.items() if value is not None}
-        return self._through(program, replace(allocate, **now), select)  # type: ignore[arg-type]
+        start = program.with_facts(_in_part(program.fact(Eligible), part))
+        return self._through(start, replace(allocate, part=allocate.part * part), select)
 
     def _through(self, program: Program, *passes: Pass) -> Program:
         return Pipeline(passes, given=tuple(program.facts))(program)
@@ -125,13 +125,25 @@ class Iterative(Pass):
         eligible, old = program.fact(Eligible), program.fact(Scores)
         plan, groups, narrow = small.fact(Plan), program.fact(Dependencies).by_name, small.fact(Dependencies)
         same = (narrow.by_name[g.name] for g in eligible.groups if _is_same(g, narrow.by_name.get(g.name), plan))
-        start = small.with_facts(narrow, replace(eligible, groups=tuple(same)))
+        start = small.with_facts(narrow, replace(eligible, groups=tuple(same), requested={}, removed={}))
         new = self._through(start, *self._scoring).fact(Scores).by_group
 
         def merged(name: str) -> Tensor:
             return _expanded(new[name], old.by_group[name], groups[name], plan) if name in new else old.by_group[name]
 
         return Scores({name: merged(name) for name in old.by_group}, old.method)
+
+
+def _in_part(eligible: Eligible, part: float) -> Eligible:
+    """Eligible groups with the widths that requested ones have after a part of the reduction; given indices are removed
+    at once."""
+    knobs = {group.name: Knob.of([group]) for group in eligible.groups if group.name in eligible.requested}
+    widths = {
+        name: max(width, knobs[name].floor(knobs[name].size - (knobs[name].size - width) * part))
+        for name, width in eligible.requested.items()
+        if name not in eligible.removed
+    }
+    return replace(eligible, requested={**eligible.requested, **widths})
 
 
 def _is_same(whole: Group, small: Group | None, plan: Plan) -> bool:

@@ -49,7 +49,10 @@ class Policy(Allocation):
             for i in range(self.steps):
                 s = keep.clamp(EDGE, 1 - EDGE)
                 drawn = self._drawn(s, generator)
-                losses = [objective.loss(chosen(budget.knobs, scores, shares_of(budget, 1 - d))) for d in drawn]
+                losses = [
+                    objective.loss(chosen(budget.knobs, scores, shares_of(budget, 1 - d), budget.requested))
+                    for d in drawn
+                ]
                 mean = sum(losses) / len(losses)
                 baseline = mean if baseline is None else self.memory * baseline + (1 - self.memory) * mean
                 off = max(abs(loss - baseline) for loss in losses)

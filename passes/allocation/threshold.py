@@ -3,7 +3,8 @@
 The scores of a group, one kind in one layer, are standardized to mean 0 and deviation 1. An index is weighted by its
 cost. In the terms of the paper: ``global`` has adaptive ratios across layers and modules (AL-AM), ``global-layers``
 across the layers of each kind, with the same share of every kind (AL-UM), and ``global-kinds`` across the kinds of each
-layer, with the same share of every layer (UL-AM). Uniform in both (UL-UM) is ``uniform``.
+layer, with the same share of every layer (UL-AM). Uniform in both (UL-UM) is ``uniform``. ``pooled`` has one
+threshold for scores as they are, as in network slimming (arXiv:1708.06519) and LAMP (arXiv:2010.07611).
 """
 
 from collections.abc import Callable, Mapping
@@ -20,16 +21,18 @@ from graphprune.planning.ranking import Pool, ranked, shares_of
 
 @dataclass(frozen=True)
 class Threshold(Allocation):
-    """One share of the cost of every pool of groups, removed in the order of standardized scores."""
+    """One share of the cost of every pool of groups, removed in the order of scores, standardized or `raw`."""
 
     pool: Callable[[Knob], str]
+    raw: bool = False
 
     def shares(self, budget: Budget, scores: Mapping[str, Tensor], evidence: Evidence) -> Mapping[str, float]:
         """The retained share of each group, by name."""
         pools: dict[str, list[int]] = {}
         for i, knob in enumerate(budget.knobs):
             pools.setdefault(self.pool(knob), []).append(i)
-        ordered = [Pool.of(budget, indices, lambda knob: standardized(knob, scores)) for indices in pools.values()]
+        order = unchanged if self.raw else standardized
+        ordered = [Pool.of(budget, indices, lambda knob: order(knob, scores)) for indices in pools.values()]
         count = len(budget.knobs)
 
         def removed(part: float) -> Tensor:
@@ -45,6 +48,12 @@ def standardized(knob: Knob, scores: Mapping[str, Tensor]) -> Tensor:
     return torch.stack(spread).mean(0)
 
 
+def unchanged(knob: Knob, scores: Mapping[str, Tensor]) -> Tensor:
+    """The scores of a knob in order of removal, shape (size,); the mean of groups that must have one width."""
+    return torch.stack([ranked(scores[group.name]) for group in knob.groups]).mean(0)
+
+
 ALLOCATIONS.register("global")(Threshold(lambda knob: ""))
 ALLOCATIONS.register("global-layers")(Threshold(lambda knob: knob.groups[0].kind))
 ALLOCATIONS.register("global-kinds")(Threshold(lambda knob: knob.groups[0].layer))
+ALLOCATIONS.register("pooled")(Threshold(lambda knob: "", raw=True))

@@ -9,7 +9,7 @@ import torch
 
 from graphprune.axes.groups import Dependencies
 from graphprune.axes.residual_blocks import Importance, Unit, drop_units, droppable_units, zero_residuals
-from graphprune.errors import PlanError
+from graphprune.errors import PlanError, choices
 from graphprune.execution.equivalence import verify_cut
 from graphprune.execution.output_comparison import Verification
 from graphprune.huggingface.list_entries import renumbered
@@ -31,10 +31,10 @@ class Drop(Pass):
     all parameters. `ratio` is another name of sparsity; with `part`, the pass removes this share of it, and later
     passes the rest. Blocks are entries of lists of modules; with `branches`, parts of them such as attention alone,
     which only destination free can express. With `least` 0 no block is dropped where that is nearer to the sparsity.
-    The only `budget` is ``parameters``."""
+    The only `budget` is ``parameters``. `blocks` are the very blocks to drop, by number in their list or by name; with
+    them a sparsity is only the most that they may remove."""
 
     name: ClassVar[str] = "drop-blocks"
-    needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible, Calibration)
     makes: ClassVar[tuple[type, ...]] = (Dropped, Plan, Verification)
     invalidates: ClassVar[tuple[type, ...]] = OF_ONE_GRAPH
     one_of: ClassVar[tuple[str, ...]] = ("sparsity", "ratio", "count")
@@ -46,6 +46,17 @@ class Drop(Pass):
     ratio: float | None = None
     part: float = 1.0
     budget: str = "parameters"
+    blocks: tuple[str, ...] = ()
+
+    @property
+    def needs(self) -> tuple[type, ...]:
+        """The groups, and calibration inputs if blocks are to be chosen."""
+        return (Dependencies, Eligible) if self.blocks else (Dependencies, Eligible, Calibration)
+
+    @property
+    def reads(self) -> tuple[type, ...]:
+        """Calibration inputs, which remain those of the model."""
+        return (Calibration,)
 
     @property
     def _share(self) -> float | None:
@@ -62,7 +73,10 @@ class Drop(Pass):
             RegistryError: if there is no such importance.
         """
         IMPORTANCES[self.by]
-        if sum(option is not None for option in (self.sparsity, self.ratio, self.count)) != 1:
+        shares = sum(option is not None for option in (self.sparsity, self.ratio, self.count))
+        if self.blocks and (shares > (self.sparsity is not None) or self.branches):
+            raise PlanError("blocks that are named are dropped; give no count, ratio or branches with them")
+        if shares != 1 and not self.blocks:
             raise PlanError("give either count (of blocks to drop) or sparsity (a share of all parameters)")
         if self._share is not None and not 0 < self._share < 1:
             raise PlanError(f"sparsity must lie between 0 and 1 (0.2 removes 20 %), got {self._share}")
@@ -78,12 +92,16 @@ class Drop(Pass):
             PlanError: if there are too few blocks.
             VerificationError: if the numbers disagree.
         """
-        chosen = self._chosen(program, self._candidates(program))
+        candidates = self._candidates(program)
+        chosen = self._named(program, candidates) if self.blocks else self._chosen(program, candidates)
         if not chosen:
             return program
         small = drop(program, [unit.name for unit in chosen])
         facts = [program.facts[kind] for kind in (Calibration, Timings) if kind in program.facts]
-        made_by = {"importance": self.by, "destination": program.fact(Eligible).destination.name}
+        made_by = {
+            "importance": "given" if self.blocks else self.by,
+            "destination": program.fact(Eligible).destination.name,
+        }
         return small.with_facts(*facts, replace(small.fact(Plan), made_by=made_by))
 
     def _candidates(self, program: Program) -> list[Unit]:
@@ -101,6 +119,26 @@ class Drop(Pass):
             fault = destination.fewer([blocks[0].name])
             raise PlanError(f"destination {destination.name} cannot hold fewer blocks: {fault}")
         return blocks
+
+    def _named(self, program: Program, candidates: Sequence[Unit]) -> list[Unit]:
+        """The units of these numbers or names.
+
+        Raises:
+            PlanError: if there is no such unit, a number stands for several, the destination cannot lose them together,
+                no block is retained, or they have more parameters than the sparsity allows.
+        """
+        units = list(dict.fromkeys(_unit_of(block, candidates) for block in self.blocks))
+        if len(units) == len(candidates):
+            raise PlanError(f"all {len(units)} blocks that can be dropped are named; at least one must be retained")
+        destination, removed = program.fact(Eligible).destination, _parameters_of(program, units)
+        if fault := destination.fewer([unit.name for unit in units]):
+            raise PlanError(f"destination {destination.name} cannot lose {', '.join(u.name for u in units)}: {fault}")
+        if self.sparsity is not None and removed > round(self.sparsity * program.count()):
+            raise PlanError(
+                f"the named blocks hold {removed / program.count():.1%} of all parameters, more than the sparsity "
+                f"{self.sparsity:g}; raise the sparsity, or omit it"
+            )
+        return units
 
     def _chosen(self, program: Program, candidates: Sequence[Unit]) -> list[Unit]:
         """The units with the lowest importance, as many as required; at least one is retained."""
@@ -133,6 +171,21 @@ class Drop(Pass):
         if not chosen and self.least:
             raise PlanError(f"none of the {parts} is as small as {target:,} parameters; ask for more, or give count")
         return chosen
+
+
+def _unit_of(block: str, units: Sequence[Unit]) -> Unit:
+    """The unit of this name, or of this number in its list.
+
+    Raises:
+        PlanError: if there is none, or several have the number.
+    """
+    named = [unit for unit in units if block in (unit.name, unit.name.rpartition(".")[2])]
+    if len(named) == 1:
+        return named[0]
+    names = [unit.name for unit in units]
+    if named:
+        raise PlanError(f"block {block} is {' or '.join(unit.name for unit in named)}; name one of them")
+    raise PlanError(f"there is no block {block} that can be dropped; {choices(block, names) if names else 'none can'}")
 
 
 def _ranked(method: Importance, program: Program, candidates: Sequence[Unit], dropped: Sequence[Unit]) -> list[Unit]:

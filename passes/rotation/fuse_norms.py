@@ -1,6 +1,6 @@
 """The pass that fuses the weights of norms into linear layers, so that residual streams can be rotated."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -86,8 +86,26 @@ class FuseNorms(Pass):
         streams = [group for group in eligible.groups if group.name in names]
         if not streams:
             raise PlanError(NONE)
-        ready = analyzed.with_facts(replace(eligible, groups=tuple(streams)))
+        requested = _requested(program.fact(Eligible), groups, streams)
+        ready = analyzed.with_facts(replace(eligible, groups=tuple(streams), requested=requested))
         return ready.with_facts(_verified(program, ready, streams))
+
+
+def _requested(eligible: Eligible, groups: Sequence[Group], streams: Sequence[Group]) -> dict[str, int]:
+    """The width of every rotated stream, if one is requested for all streams.
+
+    Raises:
+        PlanError: if something else is requested.
+    """
+    widths = {eligible.requested.get(group.name) for group in groups}
+    others = eligible.requested.keys() - {group.name for group in groups}
+    if eligible.removed or others or len(widths) > 1:
+        raise PlanError(
+            "of rotated streams only one width for all can be requested, since rotations mix their indices and nothing "
+            f"else is cut; name {groups[0].label!r} alone in widths, or choose another recipe"
+        )
+    (width,) = widths
+    return {} if width is None else dict.fromkeys((stream.name for stream in streams), width)
 
 
 def _is_whole(group: Group) -> bool:

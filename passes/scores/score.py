@@ -1,7 +1,11 @@
 """The pass that scores every index of the groups that a method cuts."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
+
+import torch
+from torch import Tensor
 
 from graphprune.axes.groups import Dependencies, Group
 from graphprune.errors import PlanError
@@ -56,21 +60,50 @@ class Score(Pass):
         statistics = program.fact(Statistics) if Statistics in method.needs else None
         gradients = program.fact(GradientSums) if GradientSums in method.needs else None
         evidence = Evidence(program, dependencies, statistics, self.seed, gradients)
-        scores = {group.name: method.score(group, evidence) for group in groups}
-        return program.with_facts(Scores(scores, self.by), replace(program.fact(Eligible), groups=groups))
+        eligible = program.fact(Eligible)
+        scores = {
+            group.name: _without(group, eligible.removed[group.name])
+            if group.name in eligible.removed
+            else method.score(group, evidence)
+            for group in groups
+        }
+        return program.with_facts(Scores(scores, self.by), replace(eligible, groups=groups))
+
+
+def _without(group: Group, removed: Sequence[int]) -> Tensor:
+    """Scores of one row, 0 for the indices to remove and 1 for others."""
+    scores = torch.ones(1, group.size, dtype=torch.float64)
+    scores[0, list(removed)] = 0
+    return scores
 
 
 def in_play(program: Program, score: str) -> tuple[Group, ...]:
-    """The eligible groups that a score cuts.
+    """The eligible groups that a score cuts, and those whose indices to remove are given.
 
     Raises:
-        PlanError: if there is none.
+        PlanError: if there is none, or the width of another group is requested.
     """
     eligible, dependencies = program.fact(Eligible), program.fact(Dependencies)
-    method = SCORES[score]
-    groups = eligible.among(g for g in eligible.groups if method.applies(g, method.readers(g, dependencies)))
+    rated = SCORES[score].scored(program, eligible.groups)
+    groups = eligible.among(group for group in eligible.groups if group.name in eligible.removed or group in rated)
+    _require_requests(eligible, groups, dependencies, score)
     if not groups:
         why = "; ".join(f"{kind}: {reason}" for kind, reason in list(eligible.refused.items())[:3])
         where = eligible.destination.name
         raise PlanError(f"no group is left that {score} may cut for destination {where}. {why}".strip())
     return groups
+
+
+def _require_requests(eligible: Eligible, groups: Sequence[Group], dependencies: Dependencies, score: str) -> None:
+    """Refuse requests for groups that are not cut, and different ones for groups that must have one width."""
+    for name in eligible.requested.keys() - {group.name for group in groups}:
+        group = dependencies.by_name[name]
+        if group.kind in eligible.refused:
+            raise PlanError(f"a width of {name} is requested, which cannot be cut: {eligible.refused[group.kind]}")
+        raise PlanError(
+            f"score {score} does not rate the {group.label} of {name}, whose width is requested; choose another one, "
+            "such as magnitude, or name the indices to remove (drop)"
+        )
+    for tie in eligible.tied:
+        if len({eligible.requested.get(name) for name in tie}) > 1:
+            raise PlanError(f"{', '.join(tie)} must have one width in the module; request the same for all of them")

@@ -19,6 +19,7 @@ from graphprune.axes.rule import Consumer
 from graphprune.display.progress import progress
 from graphprune.ir.program import Dropped, Program
 from graphprune.pipeline import PASSES, Pass
+from graphprune.planning.facts import Eligible
 from graphprune.planning.index_scores import columns_of, rows_of
 from graphprune.planning.interfaces import Evidence
 from graphprune.planning.plan import Plan, Rows, make
@@ -31,11 +32,11 @@ from graphprune.statistics.moments import FullMoments, Statistics
 class LocalSearch(Pass):
     """Improve a plan by at most `rounds` exchanges in every group that consumers contract, at the same widths. An
     exchange begins with a tenth of the retained indices, which is halved whenever the error does not fall. Each group
-    is improved as if no other one were cut."""
+    is improved as if no other one were cut. Groups whose indices to remove are given are unchanged."""
 
     name: ClassVar[str] = "local-search"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Statistics, FullMoments, Plan)
-    reads: ClassVar[tuple[type, ...]] = (Dropped,)
+    reads: ClassVar[tuple[type, ...]] = (Dropped, Eligible)
     makes: ClassVar[tuple[type, ...]] = (Plan,)
     rounds: int = 16
 
@@ -48,8 +49,9 @@ class LocalSearch(Pass):
         plan, dependencies = program.fact(Plan), program.fact(Dependencies)
         evidence = Evidence(program, dependencies, program.fact(Statistics))
         rows = dict(plan.groups)
+        given = program.facts[Eligible].removed if Eligible in program.facts else {}
         with progress("swapping", len(rows)) as step:
-            for name in rows:
+            for name in rows.keys() - given.keys():
                 group = dependencies.by_name[name]
                 layers = [LinearLayer.of(c, group, evidence) for c in dependencies.consumers_of(group)]
                 if layers:

@@ -1,5 +1,6 @@
 """The pass that rounds shares to widths under the budget, and selects the indices to retain."""
 
+import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -14,6 +15,8 @@ from graphprune.planning.budget import Budget, Knob
 from graphprune.planning.facts import Eligible, Followable, Scores, Shares
 from graphprune.planning.plan import Plan, make
 from graphprune.planning.ranking import top
+
+log = logging.getLogger(__name__)
 
 
 @PASSES.register("select")
@@ -43,9 +46,9 @@ class Select(Pass):
         Raises:
             PlanError: if they cannot, with the greatest amount that they can give.
         """
-        eligible, shares = program.fact(Eligible), program.facts.get(Shares)
+        shares = program.facts.get(Shares)
         if shares is not None and shares.target is not None:
-            Budget.of(program, knobs(eligible, self.align), shares.target, shares.unit).require()
+            self._budget(program, shares.target, shares.unit).require()
         return program
 
     def run(self, program: Program) -> Program:
@@ -56,11 +59,11 @@ class Select(Pass):
         """
         eligible, shares, scores = program.fact(Eligible), program.fact(Shares), program.fact(Scores)
         dependencies = program.fact(Dependencies)
-        movable = knobs(eligible, self.align)
-        widths = _rounded(movable, shares.by_group)
+        widths = _rounded(knobs(eligible, self.align), shares.by_group)
         if shares.target is not None:
-            budget = Budget.of(program, movable, shares.target, shares.unit)
-            widths = _fill(budget, widths, shares.by_group)
+            widths = _fill(self._budget(program, shares.target, shares.unit), widths, shares.by_group)
+        widths = {**widths, **eligible.requested}
+        _warn_of_alignment(eligible, self.align)
         cut = {group: widths[group.name] for group in eligible.groups if widths[group.name] < group.size}
         if fault := eligible.destination.fault({group.name: width for group, width in cut.items()}):
             raise PlanError(
@@ -69,26 +72,31 @@ class Select(Pass):
             )
         rows = {group.name: top(scores.by_group[group.name], width) for group, width in cut.items()}
         made_by = {"score": scores.method, "align": self.align, "destination": eligible.destination.name}
+        made_by |= {"requested": len(eligible.requested)} if eligible.requested else {}
         plan = make(program, dependencies, rows, **made_by)
         known = program.facts.get(Followable)
         return program.with_facts(replace(plan, wide=known.refused) if known else plan)
 
+    def _budget(self, program: Program, target: int, unit: str) -> Budget:
+        eligible = program.fact(Eligible)
+        return Budget.of(program, knobs(eligible, self.align), target, unit, eligible.requested)
+
 
 def knobs(eligible: Eligible, align: int) -> list[Knob]:
-    """The knobs of the eligible groups: one per kind, or family of kinds, where widths must be uniform, and one for
-    groups that are tied; else one per group."""
-    by_name = {group.name: group for group in eligible.groups}
+    """The knobs of the eligible groups without a requested width: one per kind, or family of kinds, where widths must
+    be uniform, and one for groups that are tied; else one per group."""
+    by_name = {group.name: group for group in eligible.groups if group.name not in eligible.requested}
     alike: nx.Graph[Any] = nx.Graph()
     alike.add_nodes_from(by_name)
     if eligible.destination.uniform:
         family_of = {kind: family[0] for family in eligible.families for kind in family}
-        for group in eligible.groups:
+        for group in by_name.values():
             alike.add_edge(group.name, (family_of.get(group.kind, group.kind),))
     for tie in eligible.tied:
         nx.add_path(alike, [name for name in tie if name in by_name])
     classes = {name: i for i, names in enumerate(nx.connected_components(alike)) for name in names}
     together: dict[int, list[Group]] = {}
-    for group in eligible.groups:
+    for group in by_name.values():
         together.setdefault(classes[group.name], []).append(group)
     return [Knob.of(groups, align, _allowed(eligible, groups)) for groups in together.values()]
 
@@ -97,6 +105,14 @@ def _allowed(eligible: Eligible, groups: Sequence[Group]) -> Collection[int] | N
     """The widths that the destination allows for all of the groups; None if it allows every width."""
     limits = [eligible.widths[kind] for kind in {group.kind for group in groups} if kind in eligible.widths]
     return set(limits[0]).intersection(*limits[1:]) if limits else None
+
+
+def _warn_of_alignment(eligible: Eligible, align: int) -> None:
+    """Log requested widths that are no multiples of the alignment, which they precede."""
+    for group in eligible.groups:
+        width = eligible.requested.get(group.name, group.size)
+        if width < group.size and width * group.inner % align:
+            log.warning("%s has the requested width %d, which is no multiple of %d", group.name, width, align)
 
 
 def _rounded(knobs: Sequence[Knob], shares: Mapping[str, float]) -> dict[str, int]:

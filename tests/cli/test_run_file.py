@@ -108,7 +108,10 @@ def test_a_file_that_is_missing(tmp_path: Path) -> None:
     [
         (("prune",), "MODEL is missing; set it on the command line, or in a file (--config FILE)"),
         (("prune", "model", "--sparsity", "0.2"), "--output is missing"),
-        (("prune", "model", "--output", "out"), "--sparsity, --ratio or --pipeline is missing"),
+        (
+            ("prune", "model", "--output", "out"),
+            "--sparsity, --macs, --latency, --ratio, --widths, --drop, --drop-b",
+        ),
         (("sensitivity", "model", "--output", "out"), "--text is missing"),
     ],
 )

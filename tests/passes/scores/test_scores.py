@@ -294,7 +294,8 @@ def test_fisher_is_the_squared_slope_by_masks(program: Program) -> None:
 
 
 def test_heads_are_judged_whole_or_in_their_dimensions(program: Program) -> None:
-    sizes = {name: {g.size for g in gp.Score(name)(program).fact(Eligible).groups} for name in SCORES}
+    groups = program.fact(Eligible).groups
+    sizes = {name: {g.size for g in SCORES[name].scored(program, groups)} for name in SCORES}
     for name in ("wanda-sp", "flap", "osscar", "k-obs", "goa", "fisher", "taylor", "transact-heads"):
         assert HEADS in sizes[name] and SIZE not in sizes[name]
     for name in ("fasp", "obs", "comp", "transact"):

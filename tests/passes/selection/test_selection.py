@@ -103,7 +103,10 @@ def test_protected_parameters_stay(program: gp.Program) -> None:
     ],
 )
 def test_a_glob_that_matches_nothing_is_refused(program: gp.Program, glob: str, words: str) -> None:
-    with pytest.raises(PlanError, match=f"protect {re.escape(repr(glob))} matches no parameter and no group; {words}"):
+    with pytest.raises(
+        PlanError,
+        match=f"protect {re.escape(repr(glob))} matches no parameter, module, group or kind of groups; {words}",
+    ):
         gp.plan(program, sparsity=0.1, protect=("*.layers.0.*", glob))
     for name in ("lm_head.weight", "*gate_proj.weight:0"):
         gp.plan(program, sparsity=0.1, protect=(name,))
