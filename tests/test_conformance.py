@@ -143,8 +143,9 @@ class Mixed(nn.Module):
         super().__init__()
         attention, up, down = nn.Linear(6, 3 * 12), nn.Linear(12, 16), nn.Linear(16, 4)
         self.qkv, self.up, self.down = attention, up, down
-        self.first, self.norm, self.second = nn.Conv1d(4, 24, 3, padding=1), nn.BatchNorm1d(24), nn.Conv1d(24, 2, 1)
+        self.first, self.norm, self.second = nn.Conv1d(4, 26, 3, padding=1), nn.BatchNorm1d(26), nn.Conv1d(26, 2, 1)
         nn.init.uniform_(self.norm.weight)
+        nn.init.uniform_(self.norm.bias, -0.1, 0.1)
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (part.unflatten(2, (3, 4)).transpose(1, 2) for part in self.qkv(x).chunk(3, dim=2))

@@ -16,7 +16,8 @@ from graphprune.planning.index_scores import chooser
 class Gated(DerivedWeights):
     """The weights of `base`, multiplied at the indices of groups by the values of `masks`.
 
-    A mask has the shape (rows, group.size), a row for each index of the group that this one is linked to.
+    A mask has the shape (rows, group.size), a row for each index of the group that this one is linked to. Gradients do
+    not pass through buffers, since operators have none for running statistics.
     """
 
     dependencies: Dependencies
@@ -25,7 +26,8 @@ class Gated(DerivedWeights):
     def __getitem__(self, name: str) -> Tensor:
         tensor = self.base[name].detach()
         for group, place in self._places(name):
-            tensor = tensor * broadcast_mask(self.masks[group.name], place, group, self.dependencies).to(tensor.dtype)
+            mask = broadcast_mask(self.masks[group.name], place, group, self.dependencies).to(tensor.dtype)
+            tensor = tensor * (mask if name in self.dependencies.parameters else mask.detach())
         return tensor
 
     def _places(self, name: str) -> Iterable[tuple[Group, Place]]:

@@ -156,9 +156,9 @@ class Target(Scope, Planning):
         """Whether it names groups to cut, which only recipes that cut groups can follow."""
         return bool(self.widths or self.drop or isinstance(self.ratio, Mapping))
 
-    def has_amount(self, besides: str = "") -> bool:
-        """Whether it has an amount to remove, besides one option; a pipeline may set one itself."""
-        return any(getattr(self, name) not in (None, "", (), {}) for name in AMOUNTS if name != besides)
+    def has_amount(self, apart_from: str = "") -> bool:
+        """Whether it has an amount to remove, apart from one option; a pipeline may set one itself."""
+        return any(getattr(self, name) not in (None, "", (), {}) for name in AMOUNTS if name != apart_from)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -172,7 +172,7 @@ def with_named_blocks(passes: Passes, recipe: str, options: Any, values: Mapping
     """
     if not options.drop_blocks:
         return passes
-    if any(isinstance(step, Drop) for step in passes) and options.has_amount(besides="drop_blocks"):
+    if any(isinstance(step, Drop) for step in passes) and options.has_amount(apart_from="drop_blocks"):
         raise PlanError(
             f"recipe {recipe} chooses the blocks to drop, and drop_blocks names them; omit one, or set coarse=0 (comp)"
         )
@@ -181,7 +181,7 @@ def with_named_blocks(passes: Passes, recipe: str, options: Any, values: Mapping
         Analyze(values.get("destination", "free")),
         Drop(sparsity=most, blocks=tuple(map(str, options.drop_blocks))),
     )
-    return (*first, *passes) if options.has_amount(besides="drop_blocks") else first
+    return (*first, *passes) if options.has_amount(apart_from="drop_blocks") else first
 
 
 def require_groups(passes: Passes, recipe: str, options: Any) -> None:

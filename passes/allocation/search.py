@@ -47,7 +47,7 @@ class Search(Pass):
     metrics: tuple[str, ...] = TAYLOR
     allocation: str = "uniform"
     sparsity: float | None = None
-    ratio: float | None = None
+    ratio: float | str | None = None
     budget: str = "parameters"
     align: int = 1
     parts: int = 8

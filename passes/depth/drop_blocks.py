@@ -76,6 +76,8 @@ class Drop(Pass):
         shares = sum(option is not None for option in (self.sparsity, self.ratio, self.count))
         if self.blocks and (shares > (self.sparsity is not None) or self.branches):
             raise PlanError("blocks that are named are dropped; give no count, ratio or branches with them")
+        if isinstance(self.ratio, str):
+            raise PlanError(f"a ratio by name is for groups, and blocks are dropped by sparsity; got {self.ratio}")
         if shares != 1 and not self.blocks:
             raise PlanError("give either count (of blocks to drop) or sparsity (a share of all parameters)")
         if self._share is not None and not 0 < self._share < 1:

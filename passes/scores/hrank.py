@@ -72,7 +72,8 @@ def ranks(values: Tensor, at: int, places: Tensor) -> Tensor:
     limit = most * max(matrices.shape[-2:]) * torch.finfo(values.dtype).eps
     shares = singular / singular.sum(-1, keepdim=True).clamp(min=torch.finfo(torch.float64).tiny)
     entropy = -(shares * shares.clamp(min=1e-300).log()).sum(-1)
-    return ((singular > limit).sum(-1) + TIE * entropy.exp() / singular.shape[-1]).where(most[..., 0] > 0, 0.0)
+    ranked: Tensor = (singular > limit).sum(-1) + TIE * entropy.exp() / singular.shape[-1]
+    return ranked.where(most[..., 0] > 0, 0.0)
 
 
 @torch.no_grad()

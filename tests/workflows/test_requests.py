@@ -24,7 +24,7 @@ class Feed(nn.Module):
         self.up, self.down = nn.Linear(12, width), nn.Linear(width, 12)
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.down(torch.relu(self.up(x)))
+        return x + self.down(torch.relu(self.up(x)))  # type: ignore[no-any-return]
 
 
 class Attend(nn.Module):
@@ -34,7 +34,8 @@ class Attend(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         q, k, v = (layer(x).unflatten(2, (3, 4)).transpose(1, 2) for layer in (self.q, self.k, self.v))
-        return x + self.out(nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2))
+        y = nn.functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
+        return x + self.out(y)  # type: ignore[no-any-return]
 
 
 class Net(nn.Module):
@@ -90,7 +91,7 @@ def test_the_rest_meets_the_sparsity(program: gp.Program) -> None:
 
 def test_the_very_indices_are_removed_whatever_the_score(program: gp.Program) -> None:
     torch.manual_seed(1)
-    batches = (((torch.randn(8, 6, 5),), {}),)
+    batches: Any = (((torch.randn(8, 6, 5),), {}),)
     for recipe in ("magnitude", "osscar"):  # which swaps indices after the selection
         chosen = plan(program, drop={"blocks.0.up": [3, 0], "heads": [1]}, recipe=recipe, batches=batches)
         assert chosen.groups[up(0)] == (tuple(i for i in range(16) if i not in (0, 3)),)
@@ -193,7 +194,7 @@ def test_every_way_has_a_flag_and_a_line_in_the_file(tmp_path: Path, monkeypatch
 def test_pipelines_hold_the_requests_as_text() -> None:
     text = str(pipeline_of("magnitude", widths={"neurons": 7}, drop={"a": [1, 2]}, drop_blocks=[1, 3]))
     assert text.startswith("analyze | drop-blocks{blocks=1;3} | analyze{widths='neurons=7',drop='a=1,2'} | score")
-    assert "allocate{ratio='*=0.0'}" in text and gp.Pipeline.parse(text).passes[2].drop == "a=1,2"
+    assert "allocate{ratio='*=0.0'}" in text and str(gp.Pipeline.parse(text)) == text
     assert str(pipeline_of("sleb", drop_blocks=[1])) == "analyze | drop-blocks{blocks=1}"
 
 
@@ -203,8 +204,9 @@ def test_a_stock_class_has_one_width_for_all_layers(folder: Path) -> None:
         gp.plan(llama, destination="stock", widths={"model.layers.0.mlp": 32})
     with pytest.raises(PlanError, match="destination stock has one width for all neurons of the kind .* 0.5 for"):
         gp.plan(llama, destination="stock", ratio={"model.layers.0.mlp": 0.5})
-    chosen = gp.plan(llama, destination="stock", widths={"neurons": 33}, sparsity=0.25, align=8)
+    chosen = gp.plan(llama, destination="stock", widths={"neurons": 33}, sparsity=0.15, align=1)
     assert {width for name, width in chosen.widths.items() if "mlp" in name} == {33}
-    assert "multiples of 8 and the same in all layers except requested ones" in rounding(llama, chosen)
+    aligned = gp.plan(llama, destination="stock", widths={"neurons": 33}, align=8)
+    assert "multiples of 8 and the same in all layers except requested ones" in rounding(llama, aligned)
     short = gp.plan(llama, destination="stock", drop_blocks=[1], widths={"neurons": 33})
     assert short.blocks == ("model.layers.1",) and set(short.widths.values()) == {33}
