@@ -73,9 +73,9 @@ class Analyze(Pass):
 
         def refusal(group: Group) -> str | None:
             if self.exact_only and not group.exact:
-                return (
-                    f"that would change the values that remain ({group.inexact_because}); allow it by exact_only=false"
-                )
+                known = names.dependencies.because.get(group.inexact_because)
+                why = " ".join(filter(None, (known.why, known.place))) if known else group.inexact_because
+                return f"that would change the values that remain ({why}); allow it by exact_only=false (--inexact)"
             return eligible.refused.get(group.kind)
 
         requests = Requests.of(names, self.widths, self.drop, protected, refusal)
