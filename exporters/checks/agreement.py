@@ -41,10 +41,13 @@ def rounded(program: Program, dtype: torch.dtype, stored: Collection[str]) -> Pr
     return replace(program, weights=Rounded(program.weights, dtype, stored))
 
 
-def error(output: Tensor, reference: Tensor) -> Discrepancy:
-    """Discrepancy of `output` from `reference`, of one shape; infinite if a number is finite on one side alone."""
+def error(output: Tensor, reference: Tensor, rounding: Tensor | None = None) -> Discrepancy:
+    """Discrepancy of `output` from `reference`, of one shape; infinite if a number is finite on one side alone.
+
+    Differences up to the greatest `rounding` of entries of the same magnitude do not count.
+    """
     try:
-        return difference(reference, output, fewest=_FEWEST)
+        return difference(reference, output, rounding=rounding, fewest=_FEWEST)
     except VerificationError:
         return _INFINITE
 

@@ -64,21 +64,19 @@ class _Call:
         inputs: Collection[Any] | None = None,
     ) -> "_Call":  # fmt: skip
         """The call of a graph; `inputs` are the placeholders that are not weights, all of them by default."""
-        constants = {name: value for name, value in kwargs.items() if not _holds_tensors(value)}
-        named = {name: value for name, value in kwargs.items() if name not in constants}
-        if not all(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves((args, named))):
+        values = dict[int | str, Any](enumerate(args))
+        values.update(kwargs.items())
+        constants = {key: value for key, value in values.items() if not _holds_tensors(value)}
+        inputs_of = {key: value for key, value in values.items() if key not in constants}
+        if not all(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(list(inputs_of.values()))):
             raise ExportError(
-                "a program with positional inputs that are not tensors cannot be exported; trace it with tensors only, "
-                "or pass the others by name"
-            )
-        if kwargs and args:
-            raise ExportError(
-                "a program called with both positional and named inputs cannot be exported; name all of them"
+                "a program with an input of tensors and other things in one cannot be exported; pass the others by name"
             )
         sizes = {str(node.target): node.meta["val"].shape for node in _tensor_inputs(graph, inputs)}
-        if kwargs:
-            return cls(_Named(module, tuple(named), constants), (tuple(named.values()),), sizes, tuple(named))
-        return cls(module, args, sizes, ())
+        if not kwargs and not constants:
+            return cls(module, args, sizes, ())
+        named = tuple(key for key in inputs_of if isinstance(key, str))
+        return cls(_Keyed(module, tuple(inputs_of), constants), (tuple(inputs_of.values()),), sizes, named)
 
     def subject(self, has_cache: bool) -> Subject:
         """The subject; inputs are named by keywords or placeholders, with `has_cache` pairs after them as a cache."""
@@ -112,16 +110,21 @@ def _holds_tensors(value: object) -> bool:
     return any(isinstance(leaf, Tensor) for leaf in pytree.tree_leaves(value))
 
 
-class _Named(nn.Module):
-    """A module with keyword inputs, called with a tuple of them in order; `constants` are passed as they are."""
+class _Keyed(nn.Module):
+    """A module called with a tuple of inputs by their `keys`, which are positions and names.
 
-    def __init__(self, module: nn.Module, names: tuple[str, ...], constants: Mapping[str, Any]) -> None:
+    `constants` are the other arguments by their keys.
+    """
+
+    def __init__(self, module: nn.Module, keys: tuple[int | str, ...], constants: Mapping[int | str, Any]) -> None:
         super().__init__()
-        self.module, self.names, self.constants = module, names, dict(constants)
+        self.module, self.keys, self.constants = module, keys, dict(constants)
 
     def forward(self, inputs: tuple[Any, ...]) -> Any:
-        """Call the module with keyword arguments."""
-        return self.module(**dict(zip(self.names, inputs, strict=True)), **self.constants)
+        """Call the module with positional and keyword arguments."""
+        values = {**self.constants, **dict(zip(self.keys, inputs, strict=True))}
+        args = [values[key] for key in sorted(key for key in values if isinstance(key, int))]
+        return self.module(*args, **{key: value for key, value in values.items() if isinstance(key, str)})
 
 
 def _with_current_sizes(program: Program, args: tuple[Any, ...]) -> tuple[Any, ...]:

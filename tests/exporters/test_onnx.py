@@ -21,7 +21,6 @@ from graphprune.exporters.checks.generation import generate
 from graphprune.exporters.checks.validation import half_precision_error
 from graphprune.exporters.contract import ExportReport
 from graphprune.exporters.export_folders.folder_check import verify_folder
-from graphprune.exporters.onnx_tools.program_subjects import program_subject
 from graphprune.exporters.subjects.decoders import decoder_subject
 from graphprune.exporters.subjects.encoders import encoder_subject
 from graphprune.exporters.subjects.subject import Subject
@@ -241,12 +240,6 @@ def test_a_model_of_nan_is_not_exported(model: Model) -> None:
     subject = decoder_subject(broken)
     with pytest.raises(ExportError, match="logits of the model itself is NaN or infinite; nothing was exported"):
         parity.check(subject, subject, 5e-4)
-
-
-def test_names_of_a_program(model: Model) -> None:
-    with pytest.raises(ExportError, match="both positional and named inputs"):
-        program = trace(nn.Bilinear(3, 3, 2), (torch.randn(2, 3),), {"input2": torch.randn(2, 3)})
-        program_subject(program)
 
 
 def test_verify_finds_damage(llama: Path, tmp_path: Path) -> None:

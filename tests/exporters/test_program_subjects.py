@@ -84,12 +84,11 @@ class Optional(nn.Module):
         return output * 2 if scaled else output
 
 
-def test_named_inputs_that_are_no_tensors_are_constants_of_the_file(tmp_path: Path) -> None:
-    program = trace(
-        Optional().eval(),
-        (),
-        {"values": torch.randn(2, 4), "steps": torch.tensor([3, 7]), "mask": None, "scaled": True},
-    )
+@pytest.mark.parametrize("positional", [0, 1, 4])
+def test_inputs_that_are_no_tensors_are_constants_of_the_file(positional: int, tmp_path: Path) -> None:
+    inputs = {"values": torch.randn(2, 4), "steps": torch.tensor([3, 7]), "mask": None, "scaled": True}
+    args, names = tuple(inputs.values())[:positional], list(inputs)[positional:]
+    program = trace(Optional().eval(), args, {name: inputs[name] for name in names})
     report = export_program(program, tmp_path / "out")
     assert report.facts["parity"]["CPUExecutionProvider"]["worst"] < 1e-5
     graph = onnx.load(str(tmp_path / "out" / "model.onnx")).graph
@@ -138,3 +137,23 @@ def test_an_image_beside_a_padded_text_has_the_shape_of_an_image(tmp_path: Path)
     inputs = {"input_ids": torch.randint(9, (2, 5)), "attention_mask": mask, "image": torch.randn(2, 3, 4, 4)}
     report = export_program(trace(Described().eval(), (), inputs), tmp_path / "out")
     assert report.facts["parity"]["CPUExecutionProvider"]["worst"] < 1e-5
+
+
+class Chunked(nn.Module):
+    """Runs long texts by other code than short ones."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body = nn.Linear(4, 3)
+
+    def forward(self, values: Tensor) -> Tensor:
+        output: Tensor = self.body(values)
+        return output if values.shape[0] > 8 else output.flip(0)
+
+
+def test_inputs_that_the_capture_refuses_are_named_and_the_example_is_compared(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    report = export_program(trace(Chunked().eval(), (torch.randn(12, 4),)), tmp_path / "out")
+    assert [*report.facts["parity"]["CPUExecutionProvider"]["cases"]] == ["the traced inputs"]
+    assert "expected values.size(0)" in caplog.text and "the exported file does not refuse such inputs" in caplog.text

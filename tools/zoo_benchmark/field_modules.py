@@ -43,12 +43,13 @@ def run_module(model: FieldModel, outcomes: Outcomes, goal: Goal) -> None:
     if cut is None:
         return
     narrow = _written_back(cut, part, outcomes)
+    uncalled = copy.deepcopy(whole)  # a call may leave hooks in a module, which cannot be pickled
     _exact(model, cut, part if narrow else cut.small.module(), fresh, outcomes)
     with outcomes.stage("trained"):
         require(narrow, "nothing was written back")
         outcomes.record.remark = f"loss {_trained(model, copy.deepcopy(whole)):.3g}"
     with tempfile.TemporaryDirectory() as folder:
-        _saved_and_exported(model, cut, whole if narrow else None, fresh, Path(folder), outcomes)
+        _saved_and_exported(model, cut, uncalled if narrow else None, fresh, Path(folder), outcomes)
 
 
 def _call(whole: nn.Module, part: nn.Module, inputs: Inputs) -> Inputs:
