@@ -45,7 +45,15 @@ def tidy(graph: fx.Graph) -> None:
             _replace(graph, node)
         elif node.target is aten.copy_.default:  # into a buffer or an input: put in after the trace, without a value
             node.meta["val"] = _same(node).meta["val"]
-    graph.eliminate_dead_code()
+    graph.eliminate_dead_code(_has_side_effects)
+
+
+def _has_side_effects(node: fx.Node) -> bool:
+    """Whether a node does more than compute its value, as one that draws random numbers for itself and later ones."""
+    if not isinstance(node.target, OpOverload) or torch.Tag.nondeterministic_seeded not in node.target.tags:
+        return bool(node.is_impure())
+    values = _by_name(node)
+    return all(values.get(name, 1) for name in ("dropout_p", "p", "train", "training"))
 
 
 def strides_seen(graph: fx.Graph) -> set[fx.Node]:
@@ -89,12 +97,18 @@ def _clone(node: fx.Node) -> None:
 
 def _conversion(node: fx.Node) -> tuple[torch.dtype, bool, torch.memory_format | None]:
     """Type of the result, whether it must be a copy, and its memory format, by the names of the operator's schema."""
-    assert isinstance(node.target, OpOverload)
-    named = dict(zip((argument.name for argument in node.target._schema.arguments), node.args, strict=False))
-    named |= node.kwargs
+    named = _by_name(node)
     default = torch.contiguous_format if node.target is aten.contiguous.default else None
     memory_format = cast(torch.memory_format | None, named.get("memory_format", default))
     return node.meta["val"].dtype, bool(named.get("copy", False)), memory_format
+
+
+def _by_name(node: fx.Node) -> dict[str, Any]:
+    """Arguments of a node by the names of its operator's schema, with defaults."""
+    assert isinstance(node.target, OpOverload)
+    arguments = node.target._schema.arguments
+    named = {argument.name: argument.default_value for argument in arguments if argument.has_default_value()}
+    return named | dict(zip((argument.name for argument in arguments), node.args, strict=False)) | node.kwargs
 
 
 def _is_plain(node: fx.Node) -> bool:

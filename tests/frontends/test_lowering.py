@@ -66,3 +66,23 @@ def test_another_trace_only_where_needed(monkeypatch: pytest.MonkeyPatch) -> Non
     assert targets.isdisjoint(set(lowering.LOWERINGS) - {aten.reshape.default})
     modules.trace(InPlace(), (torch.randn(2, 5, 8),))
     assert len(traced) == 1
+
+
+class Attends(nn.Module):
+    """Computes an attention that nobody reads, and draws numbers before those that are read."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.value = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        nn.functional.scaled_dot_product_attention(x, x, self.value(x))
+        torch.rand(2)
+        return x + torch.rand(4)
+
+
+def test_operators_without_readers_remain_only_if_they_draw_numbers() -> None:
+    x = torch.randn(2, 3, 4)
+    program = modules.trace(Attends().eval(), (x,))
+    names = [node.target.__name__ for node in program.graph.nodes if node.op == "call_function"]
+    assert names == ["rand.default", "rand.default", "add.Tensor"]
