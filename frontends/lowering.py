@@ -150,6 +150,10 @@ def _reshape(node: fx.Node) -> Any:
     return aten.reshape.default, node.args, dict(node.kwargs)
 
 
+def _copy_of_constant(node: fx.Node) -> Any:
+    return aten.clone.default, node.args, {}
+
+
 def _dropout(node: fx.Node) -> Any:
     return None if node.args[2] else _same(node)
 
@@ -211,6 +215,8 @@ LOWERINGS: dict[Any, Lowering] = {
     aten.reshape.default: _reshape,
     aten.contiguous.default: _same,
     aten.detach.default: _same,
+    aten.detach_.default: _same,
+    aten.lift_fresh_copy.default: _copy_of_constant,
     aten.alias.default: _same,
     aten.dropout.default: _dropout,
     aten.dropout_.default: _dropout,

@@ -1,5 +1,6 @@
 """What tests of several folders share: real data where it is at hand, and tiny random models."""
 
+import gc
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,11 +14,19 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
+from graphprune.frontends import modules
 from tests import small_configs
+from tests.capture_cache import CaptureCache
 
 # A machine that is busy with other things is no fault of a test.
 settings.register_profile("steady", deadline=None)
 settings.load_profile("steady")
+
+# Libraries are never collected, and what tests make is collected less often.
+gc.freeze()
+gc.set_threshold(20_000, 20, 50)
+
+modules.export = CaptureCache(modules.export)
 
 DATA = Path(__file__).parent.parent.parent / "shared" / "data"
 WORDS = 60

@@ -23,6 +23,7 @@ class Convenient(nn.Module):
     def forward(self, x: Tensor) -> Any:
         first, second = self.linear(x).mT.mT.unflatten(-1, (2, -1)).flatten(2).narrow(2, 0, 8).chunk(2, -1)
         y = torch.dropout(first.contiguous() * second.detach(), 0.5, False).to(torch.float64).to(x)
+        y = y * torch.tensor([2.0])
         return y.transpose(1, 2).flatten(1).view(x.shape[0], 4, -1).reshape(x.shape[0], -1).to("cpu")
 
 
