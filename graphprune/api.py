@@ -53,10 +53,10 @@ def analyze(program: Program) -> Dependencies:
 def plan(options: PlanOptions) -> Plan:
     """Choose the retained indices of every group.
 
-    Give a `sparsity` or a `ratio`. With a `budget` in ``macs``, ``kv_cache`` or ``latency``, the sparsity is a share of
-    all multiply-accumulates, of the bytes that a decoder caches per token, or of the latency. Recipes that need
-    calibration read it from a text (`calibration`), or from `batches`; recipes that need gradients use the loss of
-    causal language models, or `loss` for other models.
+    Give a `sparsity`, or what to remove by name (`ratio`, `widths`, `drop`, `drop_blocks`). With a `budget` in
+    ``macs``, ``kv_cache`` or ``latency``, the sparsity is a share of all multiply-accumulates, of the bytes that a
+    decoder caches per token, or of the latency. Recipes that need calibration read it from a text (`calibration`), or
+    from `batches`; recipes that need gradients use the loss of causal language models, or `loss` for other models.
 
     Raises:
         PlanError: if the target cannot be met.

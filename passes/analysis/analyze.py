@@ -1,15 +1,18 @@
 """The pass that finds the groups of coupled axes and selects those that may be cut."""
 
-from dataclasses import dataclass, replace
+import logging
+from dataclasses import dataclass
 from typing import ClassVar
 
-from graphprune.axes.groups import Dependencies, Group
+from graphprune.axes.groups import Dependencies
 from graphprune.ir.program import Dropped, Program, Rewritten
 from graphprune.passes.analysis.requests import Requests
 from graphprune.pipeline import PASSES, Pass
 from graphprune.planning.destination import Destination
 from graphprune.planning.facts import Eligible
 from graphprune.planning.group_names import GroupNames
+
+log = logging.getLogger(__name__)
 
 
 @PASSES.register("analyze")
@@ -23,7 +26,8 @@ class Analyze(Pass):
     dimension. `exact_only` excludes groups whose cut differs from zeroing.
 
     `widths` are those that groups must have, as in ``neurons=1024,heads=6``, and `drop` the very indices that they
-    lose, as in ``conv1=3,5``; for the names see `graphprune.planning.group_names`. After a cut both are done.
+    lose, as in ``conv1=3,5``; for the names see `graphprune.planning.group_names`. Such groups need not be exact. After
+    a cut both are done.
     """
 
     name: ClassVar[str] = "analyze"
@@ -56,28 +60,31 @@ class Analyze(Pass):
         dependencies = program.fact(Dependencies)
         names = GroupNames(program, dependencies)
         protected = names.protected(self.protect)
+        requests = self._requests(program, names, protected)
         destination = Destination.of(self.destination, program, dependencies)
-        candidates = [g for g in dependencies.groups if (g.exact or not self.exact_only) and g.name not in protected]
+        allowed = {group.name for group in dependencies.groups if group.exact or not self.exact_only}
+        names_of_candidates = (allowed - protected) | requests.widths.keys()
+        candidates = [group for group in dependencies.groups if group.name in names_of_candidates]
         survey = list(destination.survey(candidates))
         refused = {kind: part.why for part in survey for kind in part.kinds if not part.widths}
         groups = tuple(group for group in candidates if group.kind not in refused)
         widths = {kind: part.widths for part in survey for kind in part.kinds if part.widths}
         families = tuple(part.kinds for part in survey if part.widths and len(part.kinds) > 1)
-        eligible = Eligible(groups, destination, refused, widths, families)
-        return program.with_facts(dependencies, self._with_requests(eligible, program, names, protected))
+        eligible = Eligible(
+            groups, destination, refused, widths, families, requested=requests.widths, removed=requests.removed
+        )
+        requests.require(eligible, dependencies)
+        return program.with_facts(dependencies, eligible)
 
-    def _with_requests(self, eligible: Eligible, program: Program, names: GroupNames, protected: set[str]) -> Eligible:
-        """Eligible groups with the requested widths and indices."""
-        if Rewritten in program.facts or not (self.widths or self.drop):
-            return eligible
-
-        def refusal(group: Group) -> str | None:
-            if self.exact_only and not group.exact:
-                known = names.dependencies.because.get(group.inexact_because)
-                why = " ".join(filter(None, (known.why, known.place))) if known else group.inexact_because
-                return f"that would change the values that remain ({why}); allow it by exact_only=false (--inexact)"
-            return eligible.refused.get(group.kind)
-
-        requests = Requests.of(names, self.widths, self.drop, protected, refusal)
-        requests.require(eligible.groups, eligible.destination, eligible.families)
-        return replace(eligible, requested=requests.widths, removed=requests.removed)
+    def _requests(self, program: Program, names: GroupNames, protected: set[str]) -> Requests:
+        """Requested widths and indices; none after a cut, which has done both."""
+        if Rewritten in program.facts:
+            return Requests({}, {})
+        requests = Requests.of(names, self.widths, self.drop, protected)
+        for name in requests.widths:
+            group = names.dependencies.by_name[name]
+            if not group.lawful and self.exact_only:
+                why = names.dependencies.because.get(group.inexact_because)
+                reason = ", ".join(filter(None, (why.why, why.place))) if why else group.inexact_because
+                log.warning("%s is cut as requested, which changes the values that remain: %s", name, reason)
+        return requests

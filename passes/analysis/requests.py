@@ -1,19 +1,17 @@
 """Widths and indices that a user requests by name, as those of groups."""
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from graphprune.axes.groups import Group
+from graphprune.axes.groups import Dependencies, Group
 from graphprune.errors import PlanError
 from graphprune.planning.budget import Knob
-from graphprune.planning.destination import Destination
+from graphprune.planning.facts import Eligible
 from graphprune.planning.group_names import GroupNames
 from graphprune.support import named_values
 
 SHOWN = 12  # possible widths in a message
-
-Refusal = Callable[[Group], str | None]
 
 
 @dataclass(frozen=True)
@@ -24,8 +22,8 @@ class Requests:
     removed: Mapping[str, tuple[int, ...]]
 
     @classmethod
-    def of(cls, names: GroupNames, widths: str, drop: str, protected: Collection[str], refusal: Refusal) -> "Requests":
-        """Requests of two texts for groups that are not protected; `refusal` is the reason why one cannot be cut.
+    def of(cls, names: GroupNames, widths: str, drop: str, protected: Collection[str]) -> "Requests":
+        """Requests of two texts for groups that are not protected.
 
         Raises:
             PlanError: if a name is unknown or ambiguous, or a group cannot have the width or lacks an index.
@@ -37,37 +35,43 @@ class Requests:
             raise PlanError(
                 f"widths {chosen[name][0]!r} and drop {lost[name][0]!r} both name group {name}; omit one of them"
             )
-        for option, table in (("widths", chosen), ("drop", lost)):
-            for name, (key, _) in table.items():
-                if why := refusal(groups[name]):
-                    raise PlanError(f"{option} {key!r} names group {name}, which cannot be cut: {why}")
         removed = {name: _indices(groups[name], key, values) for name, (key, values) in lost.items()}
         exact = {name: _width(groups[name], f"widths {key!r}", value) for name, (key, value) in chosen.items()}
         for name, indices in removed.items():
             exact[name] = _width(groups[name], f"drop {lost[name][0]!r}", groups[name].size - len(indices))
         return cls(exact, removed)
 
-    def require(self, groups: Sequence[Group], destination: Destination, families: Sequence[Sequence[str]]) -> None:
+    def require(self, eligible: Eligible, dependencies: Dependencies) -> None:
         """Refuse widths that a destination cannot hold.
 
         Raises:
             PlanError: if it cannot, or has one width for groups of which some have another one, or none is requested.
         """
-        by_name = {group.name: group for group in groups}
-        family_of = {kind: tuple(family) for family in families for kind in family}
-        for name in self.widths if destination.uniform else ():
-            family = family_of.get(by_name[name].kind, (by_name[name].kind,))
-            alike = [group.name for group in groups if group.kind in family]
-            widths = Counter(self.widths[one] for one in alike if one in self.widths)
-            if widths.total() < len(alike) or len(widths) > 1:
+        destination = eligible.destination
+        family_of = {kind: family for family in eligible.families for kind in family}
+        for name in self.widths:
+            group = dependencies.by_name[name]
+            if group.kind in eligible.refused:
                 raise PlanError(
-                    f"destination {destination.name} has one width for the {len(alike)} groups {' and '.join(family)}, "
-                    f"and {', '.join(f'{w} of {n} of them' for w, n in widths.items())} is requested; request one for "
-                    "all, or use destination per-layer or free"
+                    f"a width of {name} is requested, and destination {destination.name} cannot hold another one: "
+                    f"{eligible.refused[group.kind]}"
                 )
-        cut = {name: width for name, width in self.widths.items() if width < by_name[name].size}
+            if destination.uniform:
+                self._require_alike(family_of.get(group.kind, (group.kind,)), eligible)
+        cut = {name: width for name, width in self.widths.items() if width < dependencies.by_name[name].size}
         if cut and (fault := destination.fault(cut)):
             raise PlanError(f"destination {destination.name} cannot hold the requested widths: {fault}")
+
+    def _require_alike(self, family: Sequence[str], eligible: Eligible) -> None:
+        """Refuse several widths of groups that must have one."""
+        alike = [group.name for group in eligible.groups if group.kind in family]
+        widths = Counter(self.widths[one] for one in alike if one in self.widths)
+        if widths.total() < len(alike) or len(widths) > 1:
+            raise PlanError(
+                f"destination {eligible.destination.name} has one width for the {len(alike)} groups "
+                f"{' and '.join(family)}, and {', '.join(f'{w} of {n} of them' for w, n in widths.items())} is "
+                "requested; request one for all, or use destination per-layer or free"
+            )
 
 
 def _by_group(

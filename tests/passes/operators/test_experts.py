@@ -84,6 +84,16 @@ def test_exact_plans_leave_experts_alone(routed: Captured) -> None:
     assert torch.isfinite(logits(small.module(), kwargs)).all()
 
 
+def test_the_very_experts_are_removed(routed: Captured, caplog: pytest.LogCaptureFixture) -> None:
+    _, _, program, found = routed
+    name = standing(found, "gate_up_proj", 0).name
+    plan = gp.plan(program, drop={"model.layers.0.mlp.experts": [1, 4]})
+    assert plan.groups == {name: ((0, 2, 3, 5),)}
+    assert f"{name} is cut as requested, which changes the values that remain" in caplog.text
+    with pytest.raises(PlanError, match="has 6 experts and can retain 2, 3, 4, 5 or 6, not 1"):
+        gp.plan(program, widths={"model.layers.0.mlp.experts": 1})
+
+
 def test_experts_that_are_cut_are_never_chosen(routed: Captured) -> None:
     """The same as a router that never likes them: its scores for them are hopeless."""
     model, kwargs, program, found = routed

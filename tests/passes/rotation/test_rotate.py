@@ -104,6 +104,16 @@ def test_a_rotation_changes_nothing(tied: bool, shortcuts: bool) -> None:
     assert small.count() == program.count() + 144 * len(fact.added)
 
 
+def test_one_width_can_be_requested_for_all_streams() -> None:
+    program = stack()
+    options: dict[str, Any] = {"recipe": "slicegpt", "batches": data().batches}
+    plan = gp.plan(program, widths={"hidden size": 7}, **options)
+    assert len(plan.widths) == 4 and set(plan.widths.values()) == {7}
+    for wrong in ({"widths": {"neurons": 7}}, {"drop": {"embed": [3]}}):
+        with pytest.raises(PlanError, match="only one width for all can be requested"):
+            gp.plan(program, **wrong, **options)
+
+
 @pytest.mark.parametrize("biases", [False, True])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("shortcuts", [False, True])
