@@ -1,7 +1,6 @@
 """Folder of a healed model: that of the pruned one with other weights, checked by loading it again."""
 
 import copy
-import logging
 import shutil
 from pathlib import Path
 from typing import Any
@@ -12,12 +11,15 @@ from torch import Tensor, nn
 
 from graphprune.errors import ExportError
 from graphprune.exporters.checks.agreement import compare, numbers
+from graphprune.exporters.checks.generation import Decoder, open_decoder
 from graphprune.exporters.checks.reloading import reload
 from graphprune.exporters.onnx_tools.onnx_files import MODEL
 from graphprune.exporters.onnx_tools.onnx_subjects import ONNX_FOLDER, input_names
+from graphprune.exporters.onnx_tools.onnx_weights import copy_with_weights
 from graphprune.exporters.subjects.subject import PAST
 from graphprune.exporters.targets import onnx, pt2
 from graphprune.frontends import checkpoints
+from graphprune.frontends.loading import load
 from graphprune.healing.models import LoadedModel
 from graphprune.huggingface import model_folder, per_layer
 from graphprune.ir import weight_files
@@ -25,8 +27,8 @@ from graphprune.ir.program import Inputs, Program
 from graphprune.ir.weights import Layered
 from graphprune.reports.report import FILE as REPORT
 from graphprune.reports.report import PAGE
+from graphprune.statistics.collector import token_inputs
 
-log = logging.getLogger("graphprune.run")
 _WRITTEN_ANEW = (REPORT, PAGE, "README.md")
 
 
@@ -116,7 +118,7 @@ def _rounded(module: nn.Module, dtype: torch.dtype) -> nn.Module:
 
 
 def _write_graph(pruned: LoadedModel, program: Program, folder: Path) -> dict[str, float]:
-    """Write a folder that holds the graph, with its ONNX files where they can be made from it."""
+    """Write a folder that holds the graph, and its ONNX files; those with a cache get the new weights in place."""
     _copy(pruned.folder, folder, {model_folder.PROGRAM, ONNX_FOLDER})
     _require_finite(pruned.module)
     healed = with_weights(program, pruned.module)
@@ -124,15 +126,21 @@ def _write_graph(pruned: LoadedModel, program: Program, folder: Path) -> dict[st
     errors = {"reloaded .pt2 and trained graph": float(report.facts["error"]["relative"])}
     if not (pruned.folder / ONNX_FOLDER).is_dir():
         return errors
-    if _has_cache(pruned.folder / ONNX_FOLDER):
-        log.warning(
-            "no ONNX files were written: those of %s read a cache, which the graph in %s does not have; heal a folder "
-            "of destination stock or per-layer to export a decoder with its cache",
-            pruned.folder, model_folder.PROGRAM,
-        )  # fmt: skip
-        return errors
-    exported = onnx.export_program(healed, folder / ONNX_FOLDER)
-    return {**errors, "ONNX and graph": max(float(case["worst"]) for case in exported.facts["parity"].values())}
+    if not _has_cache(pruned.folder / ONNX_FOLDER):
+        exported = onnx.export_program(healed, folder / ONNX_FOLDER)
+        return {**errors, "ONNX and graph": max(float(case["worst"]) for case in exported.facts["parity"].values())}
+    before = load(pruned.folder).weights  # the training has changed those of the program
+    weights = {name: (before[name], healed.weights[name]) for name in program.parameters - program.ties.keys()}
+    copy_with_weights(pruned.folder / ONNX_FOLDER, folder / ONNX_FOLDER, weights)
+    return {**errors, "ONNX and trained graph": _cached_error(healed, folder / ONNX_FOLDER)}
+
+
+def _cached_error(program: Program, folder: Path) -> float:
+    """Error of the logits of an ONNX decoder at the start of a text, relative to those of the graph."""
+    decoder, ids = Decoder(open_decoder(folder)), program.inputs[1]["input_ids"][:1]
+    with torch.no_grad():
+        expected = numbers(program.module()(**token_inputs(program, ids)))[:1]
+    return compare("the ONNX file with new weights", [decoder.step(ids, 0, decoder.empty())[0]], expected).relative
 
 
 def with_weights(program: Program, module: nn.Module) -> Program:

@@ -56,5 +56,6 @@ def inputs(exported: ExportedProgram, file: Path) -> tuple[tuple[Any, ...], dict
 def _register_outputs(reader: PT2ArchiveReader) -> None:
     """Import the modules of transformers whose output classes the program returns, so that torch knows them."""
     graph = archive_bounds.parsed(reader.read_string(pt2_safety.MODEL))
-    for name in sorted(set(_OUTPUT_TYPES.findall(json.dumps(graph.get("module_call_graph", []))))):
+    calls = graph.get("graph_module", {}).get("module_call_graph", [])
+    for name in sorted(set(_OUTPUT_TYPES.findall(json.dumps(calls)))):
         import_module(name)

@@ -17,7 +17,7 @@ from graphprune.errors import LoadError
 from graphprune.frontends import pt2_programs
 from graphprune.frontends.loading import load
 from graphprune.frontends.modules import export, trace
-from graphprune.ir import pt2_safety
+from graphprune.ir import pt2_archive, pt2_safety
 
 X = torch.randn(3, 8)
 Edit = Callable[[Any], object]
@@ -253,3 +253,20 @@ def test_a_compressed_record_and_a_second_one(
         archive.writestr(f"{root}/{name}", bytes(20_000_000))
     with pytest.raises(LoadError, match=match):
         pt2_programs.load(path)
+
+
+def test_modules_of_output_classes_are_imported(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a program is read: torch knows a class of transformers once its module is imported."""
+    spec = '[1, {"type": "transformers.models.small.modeling_small.SmallOutput", "context": "[]"}]'
+    calls = [{"fqn": "", "signature": {"out_spec": spec}}]
+    imported: list[str] = []
+    monkeypatch.setattr(pt2_archive, "import_module", imported.append)
+
+    class Reader:
+        def read_string(self, name: str) -> str:
+            assert name == pt2_safety.MODEL
+            return json.dumps({"graph_module": {"module_call_graph": calls}})
+
+    reader: Any = Reader()
+    pt2_archive._register_outputs(reader)
+    assert imported == ["transformers.models.small.modeling_small"]

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 import graphprune as gp
+from graphprune.cli.commands import app
 from graphprune.errors import CalibrationError, ExportError, LoadError, OptionError
 from graphprune.exporters.model_folders.folder_files import copy_companion_files
 from graphprune.exporters.targets import pt2
@@ -111,6 +112,7 @@ def test_other_destinations(folder: Path, heal: Heal, tmp_path: Path, destinatio
     gp.prune(folder, recipe="magnitude", sparsity=0.15, destination=destination, output=tmp_path / "pruned")
     before, after = heal(pruned=tmp_path / "pruned", tokens="1k").held_out
     assert before is not None and after is not None and after < before
+    assert (tmp_path / "healed" / "onnx").is_dir() == (destination == "free")
     assert gp.load(tmp_path / "healed").count() == gp.Report.load(tmp_path / "pruned").parameters_after
     gp.verify_folder(tmp_path / "healed")
 
@@ -173,6 +175,26 @@ def test_bad_input(heal: Heal, tmp_path: Path, changes: dict[str, Any], error: t
     with pytest.raises(error, match=match):
         heal(**changes)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_the_command_line(folder: Path, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    options = [
+        "--tokens",
+        "256",
+        "--length",
+        "16",
+        "--batch",
+        "8",
+        "--train",
+        "norms",
+        "--output",
+        f"{tmp_path}/healed",
+    ]
+    app(["heal", str(folder), "--data", str(text), *options], standalone_mode=False)
+    assert "256 tokens in 2 steps" in capsys.readouterr().out
+    with pytest.raises(SystemExit) as stopped:
+        app(["heal", str(folder), "--data", str(text), *options])
+    assert stopped.value.code == 2 and "exists already; choose another output" in capsys.readouterr().err
 
 
 def test_the_output_is_not_the_input(heal: Heal, pruned: Path) -> None:
