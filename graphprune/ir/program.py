@@ -75,7 +75,7 @@ class Dropped:
 
     original: "Program"
     blocks: tuple[str, ...]
-    follow: Callable[["Program", nn.Module], tuple[Any, Callable[[], None]]] | None
+    follow: Callable[..., tuple[Any, Callable[[], None]]] | None
 
 
 @dataclass(frozen=True)
@@ -262,19 +262,17 @@ class Program:
             raise WriteBackError("nothing was cut from this program; apply a plan first")
         if rewritten is not None and dropped is None:
             return rewritten.follow(self, module, **companions)
-        if companions:
-            raise WriteBackError("an optimizer cannot follow blocks that are dropped; make a new one afterwards")
         assert dropped is not None
         if dropped.follow is None:
             raise WriteBackError(
                 f"parts of blocks, such as {dropped.blocks[0]}, cannot be removed from a module; use the rewritten "
                 "graph, program.module(), instead"
             )
-        result, undo = dropped.follow(rewritten.original if rewritten else self, module)
+        result, undo = dropped.follow(rewritten.original if rewritten else self, module, **companions)
         if rewritten is None:
             return result
         try:
-            return rewritten.follow(self, module)
+            return rewritten.follow(self, module, **companions)
         except BaseException:
             undo()
             raise

@@ -101,15 +101,15 @@ def write_back(
             mismatch = followed_config.follow(search.undo, module, sizes, search.agreement) if configuration else ""
         cuts = search.tensor_cuts(trial, shapes)
         replaced = {n: (before[n], p) for n, p in module.named_parameters() if n in before and p is not before[n]}
-        own = [optimizer] if not isinstance(optimizer, Sequence) else optimizer
-        reset = [name for each in own for name in optimizers.follow(search.undo, each, replaced, cuts)]
+        reset = [name for each in _each(optimizer) for name in optimizers.follow(search.undo, each, replaced, cuts)]
         if average is not None:
             optimizers.follow_average(search.undo, average, module, sorted(shapes), cuts)
     except BaseException:
         search.undo.rollback()
         raise
     result = _result(search, trial, mismatch, (assumed, undetermined), tuple(reset))
-    _warn(result, replaced)
+    _warn(result)
+    _warn_of_stale([old for old, _ in replaced.values()])
     return result
 
 
@@ -141,13 +141,17 @@ def _tensors(module: nn.Module) -> dict[str, Any]:
     return dict([*module.named_parameters(remove_duplicate=False), *buffers])
 
 
-def _warn(result: WrittenBack, replaced: optimizers.Replaced) -> None:
-    """Log what costs parameters, folders that will not load, and optimizers that were not passed."""
+def _warn(result: WrittenBack) -> None:
+    """Log what costs parameters, and folders that will not load."""
     if result.padded:
         log.warning("%s", result)
     elif result.config_mismatch:
         log.warning("%s", result.config_mismatch)
-    for optimizer in optimizers.stale(replaced):
+
+
+def _warn_of_stale(removed: Sequence[nn.Parameter]) -> None:
+    """Log optimizers that were not passed."""
+    for optimizer in optimizers.stale(removed):
         log.warning(
             "%s holds parameters that the module no longer has, and would train nothing: pass it to write_back "
             "(optimizer=...), or make a new one",
@@ -156,25 +160,42 @@ def _warn(result: WrittenBack, replaced: optimizers.Replaced) -> None:
 
 
 def write_back_dropped(
-    program: Program, module: nn.Module, entries: Sequence[str]
+    program: Program,
+    module: nn.Module,
+    entries: Sequence[str],
+    optimizer: Optimizer | Sequence[Optimizer] = (),
+    average: nn.Module | None = None,
 ) -> tuple[WrittenBack, Callable[[], None]]:
     """Remove the dropped entries from the module lists of `module`, in place; return the result and an undo function.
+
+    Each `optimizer` forgets the parameters of the entries, and an `average` of the module loses the entries, too.
 
     Raises:
         WriteBackError: if the module then disagrees with the graph; it is restored.
     """
-    undo = Undo()
+    undo, before = Undo(), list(module.parameters())
     try:
         with evaluation_mode(module):
             mismatch = shorten_module(undo, module, entries)
             verifications = [compare_case(module, make_case(program, seed), seed) for seed in range(CASES)]
+        held = {id(parameter) for parameter in module.parameters()}
+        removed = [parameter for parameter in before if id(parameter) not in held]
+        for each in _each(optimizer):
+            optimizers.forget(undo, each, removed)
+        if average is not None:
+            shorten_module(undo, optimizers.averaged(average), entries)
     except Exception as fault:  # a forward may depend on its layers in any way
         undo.rollback()
         raise WriteBackError(
             f"{type(module).__name__} does not work without {', '.join(entries)}{because(fault)}; use the "
             "rewritten graph, program.module(), instead"
         ) from fault
+    _warn_of_stale(removed)
     return WrittenBack(max(verifications, key=lambda verification: verification.max_error), mismatch), undo.rollback
+
+
+def _each(optimizer: Optimizer | Sequence[Optimizer]) -> Sequence[Optimizer]:
+    return optimizer if isinstance(optimizer, Sequence) else [optimizer]
 
 
 def _check_names(program: Program, kind: str, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -5,6 +5,7 @@ import gc
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from itertools import compress
 from typing import Any
 
 import torch
@@ -65,6 +66,19 @@ def follow(undo: Undo, optimizer: Optimizer, replaced: Replaced, cuts: TensorCut
     return reset
 
 
+def forget(undo: Undo, optimizer: Optimizer, removed: Iterable[nn.Parameter]) -> None:
+    """Remove parameters from an optimizer, with their state and names."""
+    own = {id(parameter) for parameter in removed}
+    for group in optimizer.param_groups:
+        retained = [id(parameter) not in own for parameter in group["params"]]
+        for key in ("params", "param_names"):
+            if key in group:
+                undo.set_item(group, key, list(compress(group[key], retained)))
+    for parameter in removed:
+        if parameter in optimizer.state:
+            undo.steps.append(partial(optimizer.state.__setitem__, parameter, optimizer.state.pop(parameter)))
+
+
 def _move(undo: Undo, states: Any, old: Tensor, new: Tensor, state: dict[str, Any] | None) -> None:
     before = states.pop(old)
     if state is not None:
@@ -109,12 +123,18 @@ def _cut(name: str, key: str, value: Tensor, shape: tuple[int, ...], cuts: Tenso
     return cuts.of(name, kept, [i for i in range(len(shape)) if i != missing[0]]).squeeze(missing[0])
 
 
-def stale(replaced: Replaced) -> list[Optimizer]:
+def stale(removed: Iterable[nn.Parameter]) -> list[Optimizer]:
     """Optimizers in memory that hold parameters which the module no longer has."""
-    old = {id(before) for before, _ in replaced.values()}
+    old = {id(parameter) for parameter in removed}
     held = [item for item in gc.get_objects() if issubclass(type(item), Optimizer)]
     groups = [(item, group) for item in held for group in getattr(item, "param_groups", ())]
     return list({id(item): item for item, group in groups if any(id(p) in old for p in group["params"])}.values())
+
+
+def averaged(average: nn.Module) -> nn.Module:
+    """The copy that an averaged model holds, or is."""
+    inner = getattr(average, "module", None)
+    return inner if isinstance(inner, nn.Module) else average
 
 
 @torch.no_grad()
@@ -126,8 +146,7 @@ def follow_average(undo: Undo, average: nn.Module, module: nn.Module, former: li
     Raises:
         WriteBackError: if its parameters are not those of the module before the cut.
     """
-    holder = average if isinstance(getattr(average, "module", None), nn.Module) else None
-    own: Any = average.module if holder is not None else average
+    own: Any = averaged(average)
     values = dict([*own.named_parameters(remove_duplicate=False), *own.named_buffers(remove_duplicate=False)])
     if sorted(values) != former or any(tuple(values[n].shape) != s for n, s in cuts.shapes.items() if n in values):
         raise WriteBackError(f"{type(average).__name__} is no averaged copy of the module that was traced")

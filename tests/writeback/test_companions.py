@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import graphprune as gp
 from graphprune.errors import WriteBackError
+from graphprune.passes.depth.drop_blocks import drop
 from tests.written import X, written
 
 
@@ -82,6 +83,52 @@ def test_an_average_keeps_its_own_values() -> None:
     with pytest.raises(WriteBackError, match="no averaged copy"):
         gp.apply(again, gp.plan(again, ratio=0.5)).write_back(module, average=nn.Linear(2, 2))
     assert module[0].weight is before
+
+
+class Residual(nn.Module):
+    """Residual blocks, each of which can be dropped."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 32)) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Any:
+        for block in self.blocks:
+            x = x + block(x)
+        return x
+
+
+def test_optimizer_and_average_follow_dropped_blocks_and_the_cut_after_them(caplog: pytest.LogCaptureFixture) -> None:
+    module: Any = Residual()
+    average: Any = AveragedModel(module)
+    optimizer = torch.optim.AdamW(module.named_parameters(), 0.01)
+    step(module, optimizer, X, torch.zeros_like(X))
+    program = gp.trace(module, (X,))
+    short = drop(program, ["blocks.1"])
+    small = gp.apply(short, gp.plan(short, ratio=0.5))
+    small.write_back(module, optimizer=optimizer, average=average)
+    own = [*module.parameters()]
+    assert len(own) == 8 and module.blocks[0][0].out_features == average.module.blocks[1][0].out_features == 12
+    (group,) = optimizer.param_groups
+    assert {*group["params"]} == {*optimizer.state} == {*own} and len(group["param_names"]) == len(own)
+    assert all(optimizer.state[p]["exp_avg"].shape == p.shape for p in own)
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
+    step(module, optimizer, X, torch.zeros_like(X))
+    average.update_parameters(module)
+
+
+def test_an_optimizer_is_restored_where_an_average_cannot_follow() -> None:
+    module: Any = Residual()
+    optimizer = torch.optim.AdamW(module.parameters(), 0.01)
+    step(module, optimizer, X, torch.zeros_like(X))
+    before = list(optimizer.param_groups[0]["params"])
+    program = gp.trace(module, (X,))
+    small = drop(program, ["blocks.0"])
+    with pytest.raises(WriteBackError, match="does not work without blocks.0"):
+        small.write_back(module, optimizer=optimizer, average=nn.Linear(2, 2))
+    assert len(module.blocks) == 3
+    assert [id(p) for p in optimizer.param_groups[0]["params"]] == [id(p) for p in before]
+    assert {*optimizer.state} == {*before}
 
 
 class Auxiliary(nn.Module):
