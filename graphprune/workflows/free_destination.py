@@ -36,6 +36,7 @@ from graphprune.solvers.factorable import factorable
 from graphprune.support.atomic_output import new_folder
 from graphprune.support.undo import Undo
 
+NO_ONNX = "no_onnx.txt"  # in the folder: why there are no ONNX files
 STATE = ("past_key_values*", "[[]1]*")  # the cache: inputs by name, outputs by position after the logits
 
 
@@ -54,6 +55,7 @@ def write(program: Program, folder: Path) -> list[tuple[str, float]]:
         if source is not None and not isinstance(fault, PackageError):
             raise
         logging.getLogger(__name__).warning("no ONNX files were written: %s", fault)
+        (folder / NO_ONNX).write_text(f"{fault}\n", encoding="utf-8")
         return comparisons
 
 
@@ -163,8 +165,9 @@ def export(folder: Path, target: str, output: Path, options: ExportOptions, *, f
     if needs.graphs:
         return export(folder, output, options, force=force)
     if not (folder / ONNX_FOLDER).is_dir():
+        reason = (folder / NO_ONNX).read_text(encoding="utf-8") if (folder / NO_ONNX).is_file() else ""
         raise ExportError(
-            f"{folder} has no ONNX files, which target {target} takes; use a target that takes the graph itself: "
+            f"{folder} has no ONNX files, which target {target} takes{reason and f' (reason: {reason.strip()})'}; use a target that takes the graph itself: "
             f"{', '.join(name for name in sorted(EXPORTERS) if EXPORTERS[name].needs.graphs)}"
         )
     if target == "onnx" and options == NO_OPTIONS:
