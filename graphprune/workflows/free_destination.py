@@ -165,10 +165,11 @@ def export(folder: Path, target: str, output: Path, options: ExportOptions, *, f
     if needs.graphs:
         return export(folder, output, options, force=force)
     if not (folder / ONNX_FOLDER).is_dir():
-        reason = (folder / NO_ONNX).read_text(encoding="utf-8") if (folder / NO_ONNX).is_file() else ""
+        file = folder / NO_ONNX
+        reason = f" (reason: {file.read_text(encoding='utf-8').strip()})" if file.is_file() else ""
         raise ExportError(
-            f"{folder} has no ONNX files, which target {target} takes{reason and f' (reason: {reason.strip()})'}; use a target that takes the graph itself: "
-            f"{', '.join(name for name in sorted(EXPORTERS) if EXPORTERS[name].needs.graphs)}"
+            f"{folder} has no ONNX files, which target {target} takes{reason}; use a target that takes the graph "
+            f"itself: {', '.join(name for name in sorted(EXPORTERS) if EXPORTERS[name].needs.graphs)}"
         )
     if target == "onnx" and options == NO_OPTIONS:
         return _copied(folder, output, force)

@@ -177,7 +177,7 @@ def write_back_dropped(
     try:
         with evaluation_mode(module):
             mismatch = shorten_module(undo, module, entries)
-            verifications = [compare_case(module, make_case(program, seed), seed) for seed in range(CASES)]
+            verifications = [compare_case(module, program, make_case(program, seed), seed) for seed in range(CASES)]
         held = {id(parameter) for parameter in module.parameters()}
         removed = [parameter for parameter in before if id(parameter) not in held]
         for each in _each(optimizer):

@@ -1,5 +1,6 @@
 """The pass that scores every index of the groups that a method cuts."""
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
@@ -15,6 +16,8 @@ from graphprune.pipeline import PASSES, Pass
 from graphprune.planning.facts import Eligible, Scores
 from graphprune.planning.interfaces import Evidence
 from graphprune.statistics.moments import GradientSums, Statistics
+
+log = logging.getLogger(__name__)
 
 
 @PASSES.register("score")
@@ -47,6 +50,13 @@ class Score(Pass):
         Raises:
             PlanError: if there is none.
         """
+        if names := stacks_without_score(program, self.by):
+            able = ", ".join(sorted(name for name, method in SCORES.items() if method.stacks))
+            log.warning(
+                "score %s does not rate stacks of linear layers, such as experts: %d groups, such as %s, keep all "
+                "indices; scores that do are %s",
+                self.by, len(names), names[0], able,
+            )  # fmt: skip
         return program.with_facts(replace(program.fact(Eligible), groups=in_play(program, self.by)))
 
     def run(self, program: Program) -> Program:
@@ -75,6 +85,14 @@ def _without(group: Group, removed: Sequence[int]) -> Tensor:
     scores = torch.ones(1, group.size, dtype=torch.float64)
     scores[0, list(removed)] = 0
     return scores
+
+
+def stacks_without_score(program: Program, score: str) -> list[str]:
+    """The eligible groups inside of stacks of linear layers, which a score that rates none does not cut."""
+    method, dependencies = SCORES[score], program.fact(Dependencies)
+    stacked = [] if method.stacks else [g for g in program.fact(Eligible).groups if dependencies.members_of(g)]
+    rated = method.scored(program, stacked)
+    return [group.name for group in stacked if group not in rated]
 
 
 def in_play(program: Program, score: str) -> tuple[Group, ...]:

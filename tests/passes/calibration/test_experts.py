@@ -8,7 +8,10 @@ import transformers.integrations.moe  # noqa: F401  # registers its operator
 from torch import Tensor, nn
 
 import graphprune as gp
-from graphprune.ir.program import Program
+from graphprune.errors import PlanError
+from graphprune.ir.program import Program, Rewritten
+from graphprune.passes.analysis.analyze import Analyze
+from graphprune.passes.scores.score import Score
 from graphprune.pipeline import parse
 from graphprune.planning.facts import Refits, Scores
 from graphprune.planning.plan import Plan
@@ -83,3 +86,13 @@ def test_an_expert_is_refitted_to_its_own_outputs(pruned: tuple[Mixture, Tensor,
             damped = gram[chosen][:, chosen] + refit.damping * gram.diagonal().mean() * torch.eye(len(chosen))
             right = right + old[:, removed] @ gram[removed][:, chosen] @ torch.linalg.inv(damped)
         torch.testing.assert_close(program.weights["down"][e], right, rtol=1e-7, atol=1e-7)
+
+
+def test_a_score_that_rates_no_stacks_names_those_that_do(
+    pruned: tuple[Mixture, Tensor, Program], caplog: pytest.LogCaptureFixture
+) -> None:
+    program = Analyze()(pruned[2].fact(Rewritten).original)
+    with pytest.raises(PlanError, match="no group is left that goa may cut"):
+        Score("goa").preflight(program)
+    assert "goa does not rate stacks of linear layers, such as experts: 1 groups" in caplog.text
+    assert "scores that do are fasp, flap" in caplog.text
