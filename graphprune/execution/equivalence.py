@@ -15,9 +15,10 @@ from torch import Tensor, fx, nn
 
 from graphprune.errors import GraphpruneError, VerificationError, because
 from graphprune.execution import interpreter, precision
-from graphprune.execution.fresh_inputs import Variant, attempts, variants
+from graphprune.execution.fresh_inputs import STRONG, Variant, attempts, variants
 from graphprune.execution.input_sizes import describe
 from graphprune.execution.interface_cut import InterfaceCut
+from graphprune.execution.liveness import Liveness, Watch
 from graphprune.execution.module_state import plain_attention, seeded
 from graphprune.execution.output_comparison import (
     DOUBLE,
@@ -36,6 +37,7 @@ SPREAD = 1e-3  # of the typical distance of values from their center
 STORED = 1e-5  # in float64 with weights that are stored in float32
 WHAT = "masked and cut program"
 SAME = InterfaceCut()
+FURTHER = (4, 5)  # seeds of cases that follow where units are inactive in all others
 #: Rounding in double precision, as a share of the difference between single and double.
 NOISE = 1e3 * torch.finfo(torch.float64).eps / torch.finfo(torch.float32).eps
 
@@ -72,12 +74,14 @@ def verify_cut(
     *,
     rounded: bool = False,
     interface: InterfaceCut = SAME,
+    liveness: Liveness | None = None,
 ) -> Verification:
     """Check that `small` has the outputs of the masked `program` on other masks, indices and sizes than the traced.
 
     Half precision is computed in single. Where rounding in single precision exceeds the tolerance, both must agree in
     double. `rounded` allows for new weights of `small` that were rounded to their stored type; `interface` has the
-    retained indices of inputs and outputs that may be narrower.
+    retained indices of inputs and outputs that may be narrower. Where `liveness` still has indices that were always
+    zero, further cases follow.
 
     Raises:
         VerificationError: if it does not.
@@ -87,21 +91,30 @@ def verify_cut(
         tolerance = _rounding_of_weights(program) if rounded else None
         _require_running(small)
         reference, small = (precision.program(side, precision.SINGLE) for side in (reference, small))
-    cases = accepted(reference, seeds).compared(interface)
-    with _running():
-        outputs = interpreter.run(small, cases.given, cases.seeds)
-    errors = _errors(cases.outputs, outputs, tolerance, spread=float("inf") if rounded else SPREAD)
-    if not errors.agree:
-        errors = _decided_in_double(reference, small, cases, errors)
-    verification = Verification(
-        errors.error, errors.tolerance, len(cases.inputs), cases.sizes, cases.refused, _blind(cases.outputs)
-    )
+    alive = liveness or Liveness()
+    cases = accepted(reference, seeds, watch=alive.watch).compared(interface)
+    spread = float("inf") if rounded else SPREAD
+    errors = _compared(reference, small, cases, tolerance, spread)
+    error, allowed, count = errors.error, errors.tolerance, len(cases.inputs)
+    if alive.unseen:
+        more = accepted(reference, FURTHER, kinds=STRONG, watch=alive.watch).compared(interface)
+        errors = _compared(reference, small, more, tolerance, spread)
+        error, allowed, count = max(error, errors.error), max(allowed, errors.tolerance), count + len(more.inputs)
+    verification = Verification(error, allowed, count, cases.sizes, cases.refused, _blind(cases.outputs), alive.unseen)
     if verification.blind:
         _log.warning(
             "the proof shows nothing about %s: all numbers are the same, or none is finite",
             ", ".join(verification.blind),
         )
     return verification
+
+
+def _compared(reference: Program, small: Program, cases: "Cases", tolerance: float | None, spread: float) -> "_Errors":
+    """Errors of a cut program, in double precision where they are too great in single."""
+    with _running():
+        outputs = interpreter.run(small, cases.given, cases.seeds)
+    errors = _errors(cases.outputs, outputs, tolerance, spread=spread)
+    return errors if errors.agree else _decided_in_double(reference, small, cases, errors)
 
 
 @dataclass(frozen=True)
@@ -126,7 +139,11 @@ class Cases:
 
 
 def accepted(
-    program: Program, seeds: Sequence[int] = (), what: str = "the original", kinds: Sequence[Variant] = ()
+    program: Program,
+    seeds: Sequence[int] = (),
+    what: str = "the original",
+    kinds: Sequence[Variant] = (),
+    watch: Watch = interpreter.NOTHING,
 ) -> Cases:
     """Run a program on every kind of inputs; where it raises an error, on inputs closer to those of the example.
 
@@ -137,13 +154,13 @@ def accepted(
     chosen = tuple(seeds or range(len(kinds)))
     remaining = [attempts(program, seed, kinds[seed % len(kinds)]) for seed in chosen]
     inputs, notes = map(list, zip(*map(next, remaining), strict=True))
-    outputs = interpreter.attempt(program, inputs, chosen)
+    outputs = interpreter.attempt(program, inputs, chosen, watch)
     refused: dict[str, None] = {}
     while failed := [i for i, output in enumerate(outputs) if isinstance(output, Exception)]:
         for i in failed:
             refused[describe(inputs[i], program)] = None
             inputs[i], notes[i] = _next(remaining[i], outputs[i], what)
-        again = interpreter.attempt(program, [inputs[i] for i in failed], [chosen[i] for i in failed])
+        again = interpreter.attempt(program, [inputs[i] for i in failed], [chosen[i] for i in failed], watch)
         for i, output in zip(failed, again, strict=True):
             outputs[i] = output
     sizes = [describe(case, program) for case in inputs]

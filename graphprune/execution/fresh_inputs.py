@@ -34,6 +34,7 @@ VARIANTS = (
     Variant("small", RIGHT, 0.5),
     Variant("traced", RANDOM),
 )
+STRONG = (Variant("traced", PLAIN, 10.0), Variant("traced", RANDOM, 30.0))
 WRITTEN_BACK = (Variant("traced", PLAIN), Variant("traced", LEFT), Variant("traced", RANDOM, 3.0))
 
 

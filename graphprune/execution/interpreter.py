@@ -1,7 +1,8 @@
 """Run whole programs a node at a time with few weights in memory, for models that exceed it."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -9,9 +10,13 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
 from graphprune.errors import InputError
+from graphprune.execution.liveness import Watch
 from graphprune.execution.segments import activation_nodes, evaluate_node, split
 from graphprune.ir.guards import InputCheck
 from graphprune.ir.program import Inputs, Program
+
+NOTHING: Watch = MappingProxyType({})
+Observer = Callable[[Any], None] | None
 
 
 def run(program: Program, cases: Sequence[Inputs], seeds: Sequence[int]) -> list[Any]:
@@ -28,13 +33,14 @@ def run(program: Program, cases: Sequence[Inputs], seeds: Sequence[int]) -> list
 
 
 @torch.no_grad()
-def attempt(program: Program, cases: Sequence[Inputs], seeds: Sequence[int]) -> list[Any]:
+def attempt(program: Program, cases: Sequence[Inputs], seeds: Sequence[int], watch: Watch = NOTHING) -> list[Any]:
     """Outputs of ``program.module()`` on copies of each case's inputs, bit for bit, without loading all weights.
 
     A case that the program does not accept has its error instead.
     A weight is read for all cases at the first node of a segment that uses it, and dropped after the last: at most the
     weights of one segment are held, most often those of one operator. Values are dropped after their last use. Every
-    case draws the random numbers of its seed, and has its own copy of each buffer that a run writes to.
+    case draws the random numbers of its seed, and has its own copy of each buffer that a run writes to. Functions in
+    `watch` see the values of the nodes of these names.
 
     Raises:
         LoadError: if a weight cannot be read.
@@ -52,7 +58,7 @@ def attempt(program: Program, cases: Sequence[Inputs], seeds: Sequence[int]) -> 
                 continue
             held |= {name: program.tensor(name) for name in reads[node] if name not in held}
             for case in runs:
-                case.step(node, held, values.get(node, ()))
+                case.step(node, held, values.get(node, ()), watch.get(node.name))
             if all(case.error for case in runs):
                 break
             for name in last_reads.get(node, ()):
@@ -83,13 +89,15 @@ class _Case:
         written = {name: program.weights[name].clone() for name in program.written()}
         return cls(program, dict(zip(names, leaves, strict=True)), written, torch.get_rng_state())
 
-    def step(self, node: fx.Node, held: Mapping[str, Tensor], last_used: Sequence[str]) -> None:
+    def step(self, node: fx.Node, held: Mapping[str, Tensor], last_used: Sequence[str], observe: Observer) -> None:
         """Evaluate a node, and drop values; an error ends the case, which retains no values then."""
         if self.error is not None:
             return
         torch.set_rng_state(self.draws)
         try:
             self.values[node.name] = evaluate_node(node, self.values, lambda n: self._attribute(n, held))
+            if observe is not None:
+                observe(self.values[node.name])
         except Exception as error:  # operators raise any exception
             self.error = error
             self.values.clear()

@@ -31,7 +31,8 @@ class Verification:
     """Result of a comparison: the greatest difference, relative to the typical magnitude of such entries.
 
     `sizes` are the sizes of the inputs of each case, and `refused_sizes` those that the program does not accept.
-    `blind` names outputs that show nothing in any case, because they are constant or hold no finite number.
+    `blind` names outputs that show nothing in any case, because they are constant or hold no finite number, and
+    `unseen` counts retained indices that are zero in all cases, as behind an inactive ReLU.
     """
 
     max_error: float
@@ -40,6 +41,7 @@ class Verification:
     sizes: tuple[str, ...] = ()
     refused_sizes: tuple[str, ...] = ()
     blind: tuple[str, ...] = ()
+    unseen: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

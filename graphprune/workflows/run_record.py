@@ -34,6 +34,8 @@ from graphprune.workflows.options import PruneOptions, SensitivityOptions
 from graphprune.workflows.reduction import amounts, destination_limits, rounding
 from graphprune.workflows.target_needs import TargetNeeds
 
+SHOWN = 3  # groups in a note
+
 
 @dataclass(frozen=True)
 class Job:
@@ -107,10 +109,16 @@ def build_report(job: Job, program: Program, plan: Plan, errors: Mapping[str, fl
 
 
 def _proof_notes(proof: Verification | None) -> tuple[str, ...]:
-    """Outputs about which the proof shows nothing."""
-    if proof is None or not proof.blind:
-        return ()
-    return (f"the proof shows nothing about {', '.join(proof.blind)}: all numbers are the same, or none is finite",)
+    """Outputs and indices about which the proof shows nothing."""
+    blind, unseen = (proof.blind, proof.unseen) if proof else ((), ())
+    notes = [f"the proof shows nothing about {', '.join(blind)}: all numbers are the same, or none is finite"] * bool(
+        blind
+    )
+    if unseen:
+        rest = f" and {len(unseen) - SHOWN} more groups" * (len(unseen) > SHOWN)
+        names = f"{', '.join(unseen[:SHOWN])}{rest}"
+        notes.append(f"the proof shows nothing about {names}: they are zero in all cases, as behind an inactive ReLU")
+    return tuple(notes)
 
 
 def _proved(program: Program) -> str:

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from graphprune.axes.groups import Dependencies
 from graphprune.execution.equivalence import verify_cut, verify_finite
+from graphprune.execution.liveness import Liveness
 from graphprune.execution.output_comparison import Verification
 from graphprune.ir.program import Program, Rewritten
 from graphprune.passes.rewriting.rewrite import interface_cut, rewrite
@@ -52,4 +53,11 @@ def prove(original: Program, small: Program, plan: Plan) -> Verification:
         plan = make(original, original.fact(Dependencies), exact)
         small = rewrite(original, plan)
     rounded = bool(small.fact(Rewritten).scales)
-    return verify_cut(original, small, plan.keep, rounded=rounded, interface=interface_cut(original, plan))
+    return verify_cut(
+        original,
+        small,
+        plan.keep,
+        rounded=rounded,
+        interface=interface_cut(original, plan),
+        liveness=Liveness.of(original.fact(Dependencies), plan.groups),
+    )
