@@ -9,7 +9,7 @@ from torch import nn
 
 import graphprune as gp
 from graphprune.errors import ExportError
-from graphprune.workflows.free_destination import onnx
+from graphprune.exporters.targets import onnx
 
 
 def test_an_export_repeats_why_a_folder_has_no_onnx_files(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
