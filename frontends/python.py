@@ -35,7 +35,9 @@ def load(text: str) -> Program:
 
 
 def _call(text: str) -> Any:
-    build = _find(text)
+    build = find(text)
+    if not callable(build):
+        raise LoadError(f"{text} is a {type(build).__name__}, expected a callable that returns (module, args, kwargs)")
     try:
         return build()
     except Exception as fault:
@@ -44,7 +46,12 @@ def _call(text: str) -> Any:
         ) from fault
 
 
-def _find(text: str) -> Any:
+def find(text: str) -> Any:
+    """Object of the name ``package.module:name``, importable from the current folder.
+
+    Raises:
+        LoadError: if there is none, or its module cannot be imported.
+    """
     module, _, name = text.partition(":")
     if str(Path.cwd()) not in sys.path:  # as `python -m` has it, so that the user's own files can be imported
         sys.path.insert(0, str(Path.cwd()))
@@ -54,12 +61,10 @@ def _find(text: str) -> Any:
             value = getattr(value, part)
     except (ModuleNotFoundError, AttributeError) as fault:
         raise LoadError(
-            f"cannot find {text}{because(fault)}; expected package.module:callable, importable from this folder"
+            f"cannot find {text}{because(fault)}; expected package.module:name, importable from this folder"
         ) from fault
     except Exception as fault:  # of the user's code, or of a package that it imports
         raise failed_import(fault) or LoadError(f"cannot import {module}{because(fault)}") from fault
-    if not callable(value):
-        raise LoadError(f"{text} is a {type(value).__name__}, expected a callable that returns (module, args, kwargs)")
     return value
 
 

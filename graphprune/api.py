@@ -3,8 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeVar, overload
 
 from torch import nn
 
@@ -18,13 +17,12 @@ from graphprune.exporters.contract import ExportOptions, ExportReport, FolderVer
 from graphprune.exporters.export_folders.folder_check import verify_folder as verify_saved
 from graphprune.exporters.model_folders.folder_files import require_apart
 from graphprune.exporters.onnx_tools.onnx_files import MODEL
-from graphprune.frontends.loading import load as load
+from graphprune.frontends import loading
 from graphprune.frontends.modules import trace as trace
 from graphprune.healing.heal import heal as heal
 from graphprune.huggingface import model_folder
 from graphprune.ir.program import Dropped, Program
 from graphprune.passes.depth.drop_blocks import drop
-from graphprune.passes.rewriting.rewrite import rewrite
 from graphprune.passes.verification.verify import prove
 from graphprune.planning.plan import Plan
 from graphprune.reports import viewer
@@ -33,15 +31,33 @@ from graphprune.reports.graph_export import Numbers
 from graphprune.reports.viewer.content import runs_of
 from graphprune.support.atomic_output import check_file, new_folder
 from graphprune.workflows import free_destination
-from graphprune.workflows.module_parts import PrunedModule, prune_parts
 from graphprune.workflows.option_fields import takes
 from graphprune.workflows.options import PlanOptions
 from graphprune.workflows.prune import apply_plan as apply_plan
 from graphprune.workflows.prune import prune as prune
-from graphprune.workflows.prune import write
 from graphprune.workflows.recipe import plan_pipeline
+from graphprune.workflows.saved_folder import apply as apply
+from graphprune.workflows.saved_folder import load_into, write
 from graphprune.workflows.sensitivity_scan import sensitivity as sensitivity
 from graphprune.workflows.target_needs import GRAPH, TargetNeeds
+
+M = TypeVar("M", bound=nn.Module)
+
+
+@overload
+def load(model: str | Path) -> Program: ...
+@overload
+def load(model: str | Path, *, into: M) -> M: ...
+def load(model: str | Path, *, into: nn.Module | None = None) -> Any:
+    """Load a model folder, a file or ``package.module:callable``, as a program; or a pruned module.
+
+    A module that `prune` saved is loaded into a new one of its class (`into`), which is narrowed first, and returned.
+
+    Raises:
+        LoadError: if no frontend accepts it, its files cannot be read, or they do not fit `into`, which is unchanged.
+        TraceError: if torch.export refuses the model.
+    """
+    return loading.load(model) if into is None else load_into(Path(model), into)
 
 
 def analyze(program: Program) -> Dependencies:
@@ -66,41 +82,6 @@ def plan(options: PlanOptions) -> Plan:
     program = needs.accepted(options.program)
     resolved = replace(options, destination=needs.destination, align=needs.align_of(program))
     return plan_pipeline(resolved)(program).fact(Plan)
-
-
-def prune_module(
-    module: nn.Module, args: tuple[Any, ...] = (), kwargs: Mapping[str, Any] = MappingProxyType({}), **options: Any
-) -> PrunedModule:
-    """Prune a module in place: the whole of it, or, where it cannot be captured, its largest parts that can be.
-
-    The module is called with `args` and `kwargs` to see the inputs of its parts; the `options` are those of `plan`, for
-    each part by itself, with `follow` as the default: only what the module can have narrower is cut. Inputs and outputs
-    of a part remain as they are, so that the rest of the module runs around it. The result names the parts that were
-    narrowed, and those that were not, with the reason.
-
-    Raises:
-        WriteBackError: if nothing can be pruned, or the whole does not run afterwards; the module is unchanged then.
-    """
-
-    def cut(program: Program) -> Program:
-        chosen = plan(program, **{"follow": True, **options})
-        small = apply(program, chosen)
-        verify(program, small, chosen)
-        return small
-
-    return prune_parts(module, args, kwargs, cut)
-
-
-def apply(program: Program, plan: Plan) -> Program:
-    """Return a new, narrower program; the original is unchanged.
-
-    Raises:
-        PlanError: if the plan is for another model, or needs factors or rotations, which plans do not hold.
-    """
-    plan.require_cuts()
-    if plan.blocks and Dropped not in program.facts:
-        program = drop(program, plan.blocks)
-    return rewrite(program, plan).with_facts(plan) if plan.groups or not plan.blocks else program
 
 
 def verify(program: Program, small: Program, plan: Plan) -> Verification:

@@ -11,7 +11,6 @@ from graphprune.api import heal as heal
 from graphprune.api import load as load
 from graphprune.api import plan as plan
 from graphprune.api import prune as prune
-from graphprune.api import prune_module as prune_module
 from graphprune.api import save as save
 from graphprune.api import sensitivity as sensitivity
 from graphprune.api import trace as trace
@@ -42,3 +41,4 @@ from graphprune.reports.comparison import Comparison as Comparison
 from graphprune.reports.report import Report as Report
 from graphprune.training.pruner import Pruner as Pruner
 from graphprune.training.rounds import Round as Round
+from graphprune.workflows.result import Result as Result

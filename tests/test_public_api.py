@@ -16,7 +16,6 @@ FUNCTIONS = (
     "apply",
     "verify",
     "prune",
-    "prune_module",
     "heal",
     "save",
     "export",

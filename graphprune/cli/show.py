@@ -27,6 +27,7 @@ def report(title: str, made: Report) -> None:
             for (label, kind, before, after), n in alike.items()
         ],
         "perplexity": [f"{_loss(q.before)} -> {_loss(q.after)} on {q.text}" for q in made.quality],
+        "metric": made.metric_texts,
         "time": f"{seconds:.1f} s, most of it {slowest}" if slowest else "",
         "peak memory": f"{made.peak_memory / 2**20:,.0f} MiB" if made.peak_memory else "",
         "largest differences": [f"{name}: {error:.1e}" for name, error in made.errors.items()],

@@ -83,6 +83,21 @@ def preserved_state(module: nn.Module) -> Iterator[ObjectState]:
 
 
 @contextmanager
+def restored_on_failure(*roots: object) -> Iterator[None]:
+    """Give everything that `roots` reach the state that it had, classes of layers included, if the block fails."""
+    state = ObjectState(roots)
+    kinds = [(part, type(part)) for root in roots if isinstance(root, nn.Module) for part in root.modules()]
+    try:
+        yield
+    except BaseException:
+        for part, kind in kinds:
+            if type(part) is not kind:
+                part.__class__ = kind
+        state.restore()
+        raise
+
+
+@contextmanager
 def uncompiled(module: nn.Module) -> Iterator[None]:
     """Run the plain code of submodules that `Module.compile` has compiled."""
     compiled = [(vars(part), call) for part in module.modules() if (call := vars(part).get("_compiled_call_impl"))]

@@ -63,7 +63,7 @@ class Report:
     checksum of every file of weights (see `digests`). `sparsity_asked` is the requested share of the `budget`; if that
     is not parameters, `amounts` are its values before and after (a latency in milliseconds). `rounding` describes the
     steps in which a reduction can be made. `constants` counts further parameters of the model, which the captured call
-    does not use: shares are of all.
+    does not use: shares are of all. `metrics` are means of a user's metric before and after, by name.
     """
 
     model: str
@@ -102,6 +102,7 @@ class Report:
     rounding: str = ""
     constants: int = 0
     healing: Mapping[str, Any] = field(default_factory=dict)  # the record of `graphprune.heal`; none before
+    metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict)
 
     @property
     def request(self) -> str:
@@ -159,8 +160,14 @@ class Report:
         lines.append(f"  removed {self.removed}: {self.parameters_before:,} -> {self.parameters_after:,} parameters")
         lines += [f"  {BUDGETS[self.budget]}: {self.amount}"] if self.amount else []
         lines += [f"  {perplexity_text(quality)}" for quality in self.quality[:3]]
+        lines += [f"  {metric}" for metric in self.metric_texts]
         lines += [f"  largest relative difference: {max(self.errors.values()):.1e}"] if self.errors else []
         return "\n".join(lines)
+
+    @property
+    def metric_texts(self) -> list[str]:
+        """Metrics before and after, in words."""
+        return [f"{name}: {before:.4g} before, {after:.4g} after" for name, (before, after) in self.metrics.items()]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""
@@ -323,6 +330,7 @@ def _facts(report: Report) -> dict[str, str]:
         what.capitalize(): report.amount,
         "Calibration": _calibration(report.calibration),
         "Perplexity": "; ".join(map(perplexity_text, report.quality)),
+        "Metric": "; ".join(report.metric_texts),
         "Seed": str(report.seed),
         "Plan": f"`{report.plan}`",
         "Time": _time(report.seconds),
@@ -335,7 +343,8 @@ def _calibration(data: CalibrationReport | None) -> str:
     if data is None:
         return "none"
     precision = ", matrices multiplied in bfloat16" if data.autocast else ""
-    return f"`{data.source}`, {data.samples} samples of {data.length} tokens{precision}"
+    size = f"{data.samples} samples of {data.length} tokens" if data.length else f"{data.samples} batches"
+    return f"`{data.source}`, {size}{precision}"
 
 
 def perplexity_text(quality: Quality) -> str:

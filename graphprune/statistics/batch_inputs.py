@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ class Forward:
         if isinstance(module, nn.Module):
             return cls(inspect.signature(module.forward))
         named = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY) for name in module.inputs[1]]
-        places = [inspect.Parameter(f"input_{i}", _POSITIONAL[0]) for i in range(len(module.inputs[0]))]
+        places = [inspect.Parameter(name, _POSITIONAL[1]) for name in _positional_names(module)]
         return cls(inspect.Signature([*places, *named]))
 
     def inputs(self, batch: Any) -> Inputs:
@@ -140,6 +141,16 @@ class Forward:
         parameters = [p.replace(annotation=p.empty) for p in self.signature.parameters.values()]
         shown = [str(p) for p in parameters[:8]] + ["..."] * (len(parameters) > 8)
         return f"({', '.join(shown)})"
+
+
+def _positional_names(program: Program) -> list[str]:
+    """Names of the positional inputs of a program, those of its placeholders where an input is one tensor."""
+    nodes = iter([node.name for node in program.graph.nodes if node.op == "placeholder"])
+    names = list[str]()
+    for i, value in enumerate(program.inputs[0]):
+        own = list(islice(nodes, len(pytree.tree_leaves(value))))
+        names.append(own[0] if len(own) == 1 and own[0] not in program.inputs[1] else f"input_{i}")
+    return names
 
 
 def described(batch: Any) -> str:

@@ -69,13 +69,16 @@ class UserData:
     ) -> "UserData":
         """Adapt any iterable of batches (a DataLoader, a list, a function that returns an iterator) to a module.
 
-        The device is that of the module by default.
+        The device is that of the module by default. Batches of a program are passed as its own example inputs.
 
         Raises:
             CalibrationError: if `data` is no iterable of batches.
         """
         _require_batches(data)
-        module = unwrapped(module) if isinstance(module, nn.Module) else module
+        if isinstance(module, nn.Module):
+            module = unwrapped(module)
+        elif example is None:
+            example = module.inputs
         return cls(module, data, forward, device if device is not None else _device(module), example)
 
     def __iter__(self) -> Iterator[Call]:

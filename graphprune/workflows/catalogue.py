@@ -92,6 +92,13 @@ TUNED = "finetune{steps=100,rate=0.001,rank=16,aim=dense}"
 
 add(
     Recipe(
+        "auto",
+        "the best known method for the data of the run: by gradients of a loss, by activations, or by weights alone",
+        "this project",
+        "analyze | calibrate | score{by=flap} | allocate{by=global} | select | rewrite | refit | "
+        "batch-norm-statistics | verify",
+    ),
+    Recipe(
         "fasp",
         "column sums of |W| ||x||, least-squares refit of the remaining weights",
         "arXiv:2501.09412",

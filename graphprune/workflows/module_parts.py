@@ -1,105 +1,117 @@
-"""Pruning of a module in memory by one call: the whole of it, or the parts that can be captured."""
+"""Pruning of a module in place: the whole of it, or its largest parts that can be captured."""
 
-import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from graphprune.errors import PlanError, TraceError, VerificationError, WriteBackError, reason_of
+from graphprune.errors import (
+    CalibrationError,
+    GraphpruneError,
+    PlanError,
+    TraceError,
+    VerificationError,
+    WriteBackError,
+    reason_of,
+)
 from graphprune.execution.equivalence import run
 from graphprune.execution.module_state import evaluation_mode, preserved_state
 from graphprune.frontends.modules import trace
 from graphprune.ir.program import Inputs, Program
 from graphprune.writeback.module import WrittenBack
 
-Cut = Callable[[Program], Program]  # a program, planned, cut and verified
+#: Plans, cuts and verifies the program of a part at a path.
+Cut = Callable[[str, Program], Program]
 _UNCALLED = "it is not called with these inputs"
 
 
 @dataclass(frozen=True)
-class PrunedModule:
-    """Result of pruning a module: what was written back to each part, and why other parts are as they were.
+class PrunedParts:
+    """Pruned parts of a module by path, "" the whole: their programs, and what was written back to each.
 
-    A part is a submodule by its path, "" for the whole module. `before` and `after` count parameters of the whole.
+    `untouched` has the reasons why other parts are as they were.
     """
 
-    parts: Mapping[str, WrittenBack]
-    untouched: Mapping[str, str]
-    before: int
-    after: int
-
-    def __str__(self) -> str:
-        removed = 1 - self.after / max(1, self.before)
-        lines = [f"{removed:.1%} of {self.before:,} parameters removed"]
-        lines += [f"{path or 'the whole module'}: {result}" for path, result in self.parts.items()]
-        lines += [f"{path or 'the whole module'} is as it was: {why}" for path, why in self.untouched.items()]
-        return "\n".join(lines)
+    programs: dict[str, Program] = field(default_factory=dict)
+    written_back: dict[str, WrittenBack] = field(default_factory=dict)
+    untouched: dict[str, str] = field(default_factory=dict)
 
 
-def prune_parts(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], cut: Cut) -> PrunedModule:
-    """Prune `module`, called with `args` and `kwargs`, in place; see `graphprune.prune_module`.
-
-    A copy is pruned first, and called as a whole, so that `module` is unchanged on any failure.
+def prune_parts(module: nn.Module, inputs: Inputs, cut: Cut, companions: Mapping[str, Any]) -> PrunedParts:
+    """Prune `module`, called with `inputs`, in place; `companions` follow the write-back.
 
     Raises:
         WriteBackError: if nothing can be pruned, or the whole does not run around its narrower parts.
     """
-    before = _count(module)
-    rehearsal = copy.deepcopy(module)
-    search = _Search(rehearsal, _calls(rehearsal, args, kwargs), cut, {}, {})
-    search.descend("", rehearsal)
-    if not search.cuts:
-        raise WriteBackError(f"nothing of {type(module).__name__} can be pruned: {_listed(search.untouched)}")
+    search = _Search(module, inputs, cut, companions)
+    search.descend("", module)
+    pruned = search.pruned
+    if not pruned.programs:
+        raise WriteBackError(f"nothing of {type(module).__name__} can be pruned: {_listed(pruned.untouched)}")
+    if "" in pruned.programs:
+        return pruned
     try:
-        _called(rehearsal, args, kwargs)
+        called(module, inputs)
     except Exception as fault:  # code of the whole may read any size of its parts
         raise WriteBackError(
-            f"{type(module).__name__} does not run around its narrower parts {', '.join(search.cuts)} (reason: "
+            f"{type(module).__name__} does not run around its narrower parts {', '.join(pruned.programs)} (reason: "
             f"{reason_of(fault)}); trace and prune a part of it that others do not look into"
         ) from fault
-    parts = {path: small.write_back(module.get_submodule(path)) for path, small in search.cuts.items()}
-    return PrunedModule(parts, search.untouched, before, _count(module))
+    return pruned
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Search:
     """Search for the largest parts that can be captured and narrowed; `calls` are the inputs of each by path."""
 
     whole: nn.Module
-    calls: Mapping[str, Inputs]
+    inputs: Inputs
     cut: Cut
-    cuts: dict[str, Program]
-    untouched: dict[str, str]
+    companions: Mapping[str, Any]
+    pruned: PrunedParts = field(default_factory=PrunedParts)
+    calls: Mapping[str, Inputs] | None = None
 
     def descend(self, path: str, part: nn.Module) -> None:
         """Prune a part, or else those in it."""
         reason = self._refusal(path, part)
         if reason is None:
             return
-        children = [(name, child) for name, child in part.named_children() if _count(child) and not reason.final]
-        if path in self.calls or not children:
-            self.untouched[path] = reason.text
+        children = [(name, child) for name, child in part.named_children() if count(child) and not reason.final]
+        if self._inputs(path) is not None or not children:
+            self.pruned.untouched[path] = reason.text
         for name, child in children:
             self.descend(f"{path}.{name}".lstrip("."), child)
 
+    def _inputs(self, path: str) -> Inputs | None:
+        """Inputs of a part; the whole is run for those of the others."""
+        if not path:
+            return self.inputs
+        if self.calls is None:
+            self.calls = _calls(self.whole, self.inputs)
+        return self.calls.get(path)
+
     def _refusal(self, path: str, part: nn.Module) -> "_Reason | None":
         """Why a part remains as it is; None if it was pruned."""
-        if path not in self.calls:
+        inputs = self._inputs(path)
+        if inputs is None:
             return _Reason(_UNCALLED, final=False)
         if shared := _shared(self.whole, part):
             return _Reason(f"{shared} is also a parameter of another part", final=False)
+        if path and self.companions.get("average") is not None:
+            raise WriteBackError("an averaged copy cannot follow a module that is pruned in parts; omit average")
         try:
-            small = self.cut(trace(part, *self.calls[path]))
-            small.write_back(part)
+            small = self.cut(path, trace(part, *inputs))
+            written = small.write_back(part, **self.companions)
         except (TraceError, WriteBackError) as fault:
             return _Reason(reason_of(fault), final=False)
-        except (PlanError, VerificationError) as fault:
+        except (CalibrationError, PlanError, VerificationError) as fault:
+            if not path:
+                raise
             return _Reason(reason_of(fault), final=True)
-        self.cuts[path] = small
+        self.pruned.programs[path], self.pruned.written_back[path] = small, written
         return None
 
 
@@ -111,7 +123,23 @@ class _Reason:
     final: bool
 
 
-def _calls(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[str, Inputs]:
+def recorded(part: nn.Module, whole: Callable[[], Any]) -> tuple[Inputs | None, Any]:
+    """Inputs and output of the first call of a part while the whole runs; None if it is not called."""
+    seen: list[Any] = []
+
+    def hook(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        if not seen:  # later code may write to these tensors
+            seen.append((pytree.tree_map_only(Tensor, lambda x: x.detach().clone(), (args, kwargs)), output))
+
+    handle = part.register_forward_hook(hook, with_kwargs=True)
+    try:
+        whole()
+    finally:
+        handle.remove()
+    return seen[0] if seen else (None, None)
+
+
+def _calls(module: nn.Module, inputs: Inputs) -> dict[str, Inputs]:
     """Inputs of the first call of every submodule, by path, while the whole runs."""
     calls: dict[str, Inputs] = {}
 
@@ -124,16 +152,21 @@ def _calls(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) 
 
     hooks = [part.register_forward_pre_hook(hook(path), with_kwargs=True) for path, part in module.named_modules()]
     try:
-        _called(module, args, kwargs)
+        called(module, inputs)
+    except GraphpruneError:
+        raise
+    except Exception as fault:  # code of a user may raise anything
+        raise TraceError(f"{type(module).__name__} does not run on its inputs (reason: {reason_of(fault)})") from fault
     finally:
         for handle in hooks:
             handle.remove()
     return calls
 
 
-def _called(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+def called(module: nn.Module, inputs: Inputs) -> None:
+    """Run a module in evaluation mode, and restore its state."""
     with torch.no_grad(), evaluation_mode(module), preserved_state(module):
-        run(module, args, kwargs)
+        run(module, *inputs)
 
 
 def _shared(whole: nn.Module, part: nn.Module) -> str:
@@ -150,7 +183,8 @@ def _held(whole: nn.Module, inside: set[int]) -> Iterator[int]:
             yield from (id(parameter) for parameter in layer.parameters(recurse=False))
 
 
-def _count(module: nn.Module) -> int:
+def count(module: nn.Module) -> int:
+    """Number of parameters."""
     return sum(parameter.numel() for parameter in module.parameters())
 
 

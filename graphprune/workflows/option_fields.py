@@ -6,6 +6,7 @@ This file imports no torch, so that help texts are shown at once.
 import inspect
 import json
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, field, fields
 from functools import wraps
@@ -22,6 +23,8 @@ R = TypeVar("R")
 
 SEQUENCES = (tuple, list, Sequence)
 BY_NAME = 'be numbers by name, as in {{"layer3.*": {}}}'
+PLAIN = (str, Path, int, float, tuple, list, Mapping)  # types of values that a file can hold
+NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")  # package.module:name
 KINDS = {bool: "be true or false", int: "be a whole number", float: "be a number", str: "be a text"}
 
 
@@ -32,21 +35,25 @@ class OptionInfo:
     Args:
         help: The help text of the command line, of Python's help and of the documentation.
         metavar: The name of the value in help texts, such as ``FILE``.
+        thing: The kind of a `named` object, for messages.
         least: The smallest number allowed.
         share: Whether the number must lie between 0 and 1.
         choices: The values allowed, where these are few.
         flags: The flags of the command line, where they do not follow from the name.
         python: Whether it can be set from Python only: it has no flag, and cannot be in a file.
+        named: Whether it is an object of Python, which the command line and files name by ``package.module:name``.
         outcome: Whether the pruned model depends on it; an unfinished run continues only where such options agree.
     """
 
     help: str
     metavar: str = ""
+    thing: str = "a function"
     least: int | None = None
     share: bool = False
     choices: tuple[str, ...] = ()
     flags: str = ""
     python: bool = False
+    named: bool = False
     outcome: bool = True
 
 
@@ -79,8 +86,8 @@ class OptionGroup:
 
 
 def hints(options: type) -> dict[str, Any]:
-    """Types of the fields by name; a `Program` may be anything, because its class needs torch."""
-    known = get_type_hints(options, localns={"Program": Any})
+    """Types of the fields by name; objects of classes that need torch may be anything."""
+    known = get_type_hints(options, localns=dict.fromkeys(("Module", "Optimizer", "Program"), Any))
     return {name: known[name] for name in described(options)}
 
 
@@ -119,6 +126,8 @@ def problem(one: "Field[Any]", value: Any, kind: Any, brackets: str = "()") -> s
         brackets: The brackets of sequences in the source of the value.
     """
     known = about(one)
+    if known.named and isinstance(value, str):
+        return None if NAME.fullmatch(value) else f"be {known.thing}, or the name package.module:name, got {value!r}"
     if repeats(kind) and isinstance(value, str | Path):
         form = f"{json.dumps(os.fspath(value))}{',' if brackets == '()' else ''}"
         right = f"{one.name}=({form})" if brackets == "()" else f"{one.name}: [{form}]"
@@ -211,12 +220,13 @@ def named_numbers(kind: Any) -> tuple[type, bool] | None:
 def plain(options: OptionGroup, path: Callable[[str], str] = str) -> dict[str, Any]:
     """Options that the outcome depends on, as numbers, strings and lists; `path` converts paths.
 
-    Options that can be set from Python only are omitted.
+    Values that can be set from Python only are omitted.
     """
     table: dict[str, Any] = {}
     for name, kind in hints(type(options)).items():
-        known, value = about(described(type(options))[name]), getattr(options, name)
-        if known.outcome and not known.python:
+        one = described(type(options))[name]
+        known, value = about(one), getattr(options, name)
+        if known.outcome and not needs_python(one, value):
             of = path if value and holds_paths(kind) else lambda one: one
             table[name] = _listed(value, of)
     return table
@@ -227,6 +237,12 @@ def _listed(value: Any, of: Callable[[Any], Any]) -> Any:
     if isinstance(value, Mapping):
         return {name: _listed(one, of) for name, one in value.items()}
     return [_listed(one, of) for one in value] if isinstance(value, tuple) else of(value)
+
+
+def needs_python(one: "Field[Any]", value: Any) -> bool:
+    """Whether a value can be set from Python only: neither the command line nor a file can name it."""
+    named = str if about(one).named else PLAIN
+    return about(one).python or (value is not None and not isinstance(value, named))
 
 
 def flags(one: "Field[Any]") -> tuple[str, ...]:

@@ -15,6 +15,9 @@ from graphprune.statistics.data_files import TEXTS
 from graphprune.workflows.option_fields import OptionGroup, option, required
 
 if TYPE_CHECKING:
+    from torch.nn import Module
+    from torch.optim import Optimizer
+
     from graphprune.ir.program import Program
 
 PathLike = str | Path
@@ -26,6 +29,7 @@ Globs = tuple[str, ...] | list[str]
 Texts = tuple[PathLike, ...] | list[str] | list[Path]
 Batches = Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]
 Loss = Callable[..., Any]
+OfBatch = Callable[[Any, Any], Any]
 
 MODEL = (
     "A Hugging Face folder, a .gguf file, a .pt2 file, or package.module:callable that returns (module, args, kwargs)."
@@ -40,8 +44,8 @@ class Scope(OptionGroup):
     recipe: str = option("fasp", "The method; see `graphprune recipes`.")
     destination: str | None = option(
         None,
-        "Where the model must run: stock (transformers, the default without a target), per-layer (its own code file) "
-        "or free (any graph).",
+        "Where the model must run: stock (transformers, the default of its models without a target), per-layer (its "
+        "own code file) or free (any graph).",
         choices=("stock", "per-layer", "free"),
     )
     protect: Globs = option(
@@ -184,6 +188,57 @@ class Data(Samples):
 
 
 @dataclass(frozen=True, kw_only=True)
+class UserObjects(OptionGroup):
+    """Options for a user's own data, loss and metric: objects in Python, names on the command line."""
+
+    title: ClassVar[str] = "Your own data"
+    data: Any = option(
+        None,
+        "Batches for scores and refits: any iterable of tensors, tuples (inputs, labels) or dicts, such as a "
+        "DataLoader, or a function that returns one.",
+        metavar="NAME",
+        named=True,
+        thing="an iterable of batches",
+    )
+    loss: Loss | str | None = option(
+        None,
+        "A function of the output and the batch (of batches=, its number) that returns a scalar, for gradients.",
+        metavar="NAME",
+        named=True,
+    )
+    metric: OfBatch | str | None = option(
+        None, "A function of the output and the batch, whose mean is measured before and after.", metavar="NAME",
+        named=True,
+    )  # fmt: skip
+    test: Any = option(
+        None,
+        "Batches for the metric; the data by default.",
+        metavar="NAME",
+        named=True,
+        thing="an iterable of batches",
+    )
+    forward: OfBatch | str | None = option(
+        None,
+        "A function of the model and a batch that calls the model, where its signature does not show how.",
+        metavar="NAME",
+        named=True,
+    )
+    data_samples: int = option(512, "Samples of the data that scores and refits use.", least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InMemory(OptionGroup):
+    """Options for a module in memory."""
+
+    title: ClassVar[str] = "A module in memory"
+    inplace: bool = option(True, "Prune the module itself, not a copy.", python=True)
+    optimizer: "Optimizer | Sequence[Optimizer]" = option(
+        (), "The optimizer of the module, or several, which follow with their state.", python=True
+    )
+    average: "Module | None" = option(None, "An averaged copy of the module, which follows.", python=True)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run(OptionGroup):
     """Options of the run itself: evaluation, device, memory and files."""
 
@@ -208,13 +263,38 @@ class Run(OptionGroup):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneOptions(Target, Data, Run):
+class PruneOptions(Target, UserObjects, Data, InMemory, Run):
     """Options of `graphprune.prune`."""
 
-    model: PathLike = field(kw_only=False, metadata=required(MODEL, metavar="MODEL"))
-    output: PathLike = field(
-        metadata=required("The new folder; it appears when all is done.", metavar="DIR", flags="--output -o")
+    model: "Module | Program | PathLike" = field(
+        kw_only=False, metadata=required(f"{MODEL} From Python also a module, or a program.", metavar="MODEL")
     )
+    args: Any = field(
+        kw_only=False,
+        default=(),
+        metadata=required("Example arguments of a module; by default those of the first batch.", python=True),
+    )
+    kwargs: Mapping[str, Any] | None = field(
+        kw_only=False,
+        default=None,
+        metadata=required("Example keywords of a module; by default those of the first batch.", python=True),
+    )
+    recipe: str = option("", "The method; see `graphprune recipes`. By default fasp, for data and modules auto.")
+    output: PathLike | None = option(
+        None, "The new folder; it appears when all is done. Required for a model that is no module in memory.",
+        metavar="DIR", flags="--output -o",
+    )  # fmt: skip
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.recipe:
+            own = self.data is not None or not isinstance(self.model, str)
+            object.__setattr__(self, "recipe", "auto" if own else "fasp")
+        if self.data is not None and (self.batches or self.calibration):
+            raise OptionError(f"give either data or {'batches' if self.batches else 'a calibration text'}")
+        for name in ("metric", "forward", "test"):
+            if self.data is None and getattr(self, name) is not None:
+                raise OptionError(f"{name} is for data: give data, an iterable of batches")
 
 
 @dataclass(frozen=True, kw_only=True)

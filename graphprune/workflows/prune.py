@@ -6,19 +6,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from graphprune.axes.groups import Dependencies
-from graphprune.errors import ExportError, PlanError, WorkspaceError, choices
+from graphprune.errors import PlanError, WorkspaceError
 from graphprune.evaluation.perplexity import PerplexityTest
-from graphprune.exporters.checks.reloading import Destination
-from graphprune.exporters.model_folders import folder_writer
 from graphprune.exporters.model_folders.folder_files import require_apart
-from graphprune.frontends.huggingface import load as capture
 from graphprune.frontends.loading import load
 from graphprune.ir.program import Program
-from graphprune.ir.weight_files import MAX_SHARD_BYTES
 from graphprune.passes.allocation.allocate import Allocate
 from graphprune.passes.analysis.analyze import Analyze
 from graphprune.passes.calibration.calibrate import Calibrate
@@ -26,7 +23,7 @@ from graphprune.passes.depth.drop_blocks import drop
 from graphprune.passes.reconstructions.refit import Refit
 from graphprune.passes.rewriting.rewrite import Rewrite
 from graphprune.passes.verification.verify import Verify
-from graphprune.pipeline import Pass, Pipeline
+from graphprune.pipeline import NONE, Pass, Pipeline
 from graphprune.planning.destination import NAMES
 from graphprune.planning.plan import FILE as PLAN
 from graphprune.planning.plan import Plan
@@ -36,36 +33,33 @@ from graphprune.support.atomic_output import check_output, new_folder, remove_un
 from graphprune.support.memory import Peak, return_freed_memory, watch_peak
 from graphprune.support.resume import note_outcome, remove_leftovers, resumable
 from graphprune.support.workspace import MEMORY_BYTES
-from graphprune.workflows import free_destination, memory_estimate, run_file
+from graphprune.workflows import memory_estimate, run_file
+from graphprune.workflows.in_memory import prune_in_memory, require_no_module_options
 from graphprune.workflows.option_fields import takes
 from graphprune.workflows.options import AMOUNTS, PruneOptions
 from graphprune.workflows.recipe import pipeline, plan_pipeline, require_data
+from graphprune.workflows.result import Result
 from graphprune.workflows.run_record import Job, build_report, command, identity, reproduction
+from graphprune.workflows.saved_folder import write
 from graphprune.workflows.target_needs import TargetNeeds
+from graphprune.workflows.user_run import UserRun, with_objects
 
 log = logging.getLogger("graphprune.run")
 SHARE = 4  # a saved model is reloaded whole, in float32 next to the graph, if it fits in this fraction of the memory
 
 
-@dataclass(frozen=True)
-class Result:
-    """Outcome of a run: the report, the plan, and the pruned program (None if only a plan is made)."""
-
-    report: Report
-    plan: Plan
-    program: Program | None
-
-    def __repr__(self) -> str:
-        parts = [self.report, self.plan, *([self.program] if self.program else [])]
-        return "\n".join(["Result:", *(f"  {line}" for part in parts for line in repr(part).splitlines())])
-
-
 @takes(PruneOptions)
 def prune(options: PruneOptions) -> Result:
-    """Prune a model and save it, verified, with a report and the file ``run.yaml`` that repeats the run.
+    """Prune a module in memory, or a model in files, which is saved, verified, with a report and a ``run.yaml``.
 
-    Give a `sparsity` or another amount to remove (see below). A `target`, the runtime of a later export, sets
-    `destination` and `align` where they are omitted. The output appears once everything in it is verified.
+    A module is pruned in place: the whole of it, or, where it cannot be captured, its largest parts that can be. Give
+    its data, from which the way to call it is inferred, or example inputs. The result holds the module, the report, and
+    the plan and graph; `output` or `Result.save` save them. On an error the module is as it was.
+
+    For a model in files, give an `output`; the file ``run.yaml`` in it repeats the run. The output appears once
+    everything in it is verified. A `target`, the runtime of a later export, sets `destination` and `align` where they
+    are omitted. In both cases give a `sparsity` or another amount to remove (see
+    below).
 
     Activations of the calibration samples and finished steps are stored in a folder next to the output, or in
     `scratch`; a killed run continues when it is repeated, unless `restart` is set. Under ``torchrun``, every process
@@ -75,21 +69,30 @@ def prune(options: PruneOptions) -> Result:
         GraphpruneError: a subclass of it, for any input that cannot be pruned as requested.
     """
     _require_share(options)
+    if not isinstance(options.model, str):
+        return prune_in_memory(options)
+    require_no_module_options(options)
+    _output(options)
+    objects = with_objects(options)
     needs = TargetNeeds.of(options.target, options.destination, options.align)
     Calibrate(device=options.device).check()
     limit = memory_limit(options)
-    remove_leftovers(_workspace(options), Path(options.output))
-    check_output(options.output, options.force)
-    require_data(_passes(options), options.recipe)
-    job = Job(options, reproduction("prune", options), needs)
+    remove_leftovers(_workspace(options), _output(options))
+    check_output(_output(options), options.force)
+    require_data(_passes(options), options)
     program = needs.accepted(load(options.model))
+    if options.destination is None and options.target is None and not _is_of_transformers(program):
+        needs = replace(needs, destination="free")
+    job = Job(options, reproduction("prune", options), needs)
     exam = PerplexityTest.of(program, options.evaluate, options.length, options.windows)
     if options.plan_only and exam.windows:
         raise PlanError("a plan without a model cannot be evaluated; omit --plan-only or --evaluate")
     resolved = replace(options, destination=needs.destination, align=needs.align_of(program))
     if options.memory:
         job = replace(job, footprint=_footprint(program, resolved, limit))
-    return _run(job, program, _passes(resolved, job.footprint), exam, limit)
+    run = UserRun.of(objects, program)
+    passes = _passes(resolved, job.footprint, run.for_passes)
+    return _run(job, program, passes, _Measured(exam, run), limit)
 
 
 def _require_share(options: PruneOptions) -> None:
@@ -103,6 +106,37 @@ def _require_share(options: PruneOptions) -> None:
         raise TypeError(f"prune(): missing a required argument: {', '.join(names)} or {last}")
 
 
+@dataclass(frozen=True)
+class _Measured:
+    """Perplexities and the user's metric of a program."""
+
+    exam: PerplexityTest
+    run: UserRun
+
+    def of(self, program: Program) -> tuple[Mapping[str, float], float | None]:
+        """Measure a program."""
+        metric = self.run.measured(program.module()) if self.run.options.metric else None
+        return self.exam.perplexities(program), metric
+
+    def noted(self, job: Job, before: Any, after: Any) -> Job:
+        """Job with what was measured before and after."""
+        quality = tuple(_quality(self.exam, text, before[0], after[0]) for text in after[0])
+        return replace(job, quality=quality, metrics=self.run.metrics(before[1], after[1]))
+
+
+def _is_of_transformers(program: Program) -> bool:
+    """Whether a model is one of transformers, or holds one, so that a folder can hold it."""
+    kinds = ("python", "pt2")
+    return program.traced is not None or program.source is None or program.source.kind not in kinds
+
+
+def _output(options: PruneOptions) -> Path:
+    """Output of a run on a model in files, in the way of a missing argument if there is none."""
+    if options.output is None:
+        raise TypeError("prune(): missing a required argument: 'output'")
+    return Path(options.output)
+
+
 def memory_limit(options: PruneOptions) -> int:
     """Memory that a run may take, in bytes."""
     return memory_estimate.parse(options.memory) if options.memory else psutil.virtual_memory().available
@@ -110,30 +144,32 @@ def memory_limit(options: PruneOptions) -> int:
 
 def _workspace(options: PruneOptions) -> Path:
     """Folder for the files of an unfinished run."""
-    output = Path(options.output)
+    output = _output(options)
     return Path(options.scratch) / f"{output.name}.run" if options.scratch else output.parent / f".{output.name}.run"
 
 
-def _passes(options: PruneOptions, footprint: memory_estimate.Footprint | None = None) -> Pipeline:
-    """Pipeline of a run, up to the plan if only that is requested."""
+def _passes(
+    options: PruneOptions, footprint: memory_estimate.Footprint | None = None, more: Mapping[str, Any] = NONE
+) -> Pipeline:
+    """Pipeline of a run, up to the plan if only that is requested; `more` are options of the user's data."""
     build = plan_pipeline if options.plan_only else pipeline
-    return build(options, tokens=footprint.tokens if footprint else None)
+    return build(options, tokens=footprint.tokens if footprint else None, **more)
 
 
-def _run(job: Job, program: Program, passes: Pipeline, exam: PerplexityTest, limit: int) -> Result:
+def _run(job: Job, program: Program, passes: Pipeline, measured: _Measured, limit: int) -> Result:
     """Evaluate, prune, evaluate again, save."""
     options, estimate = job.options, job.footprint
     spill, hold = (estimate.spill, 0) if estimate else (None, MEMORY_BYTES)
     with distributed.joined(options.device), watch_peak() as peak:
-        inputs = {**identity(options), "processes": distributed.world_size()}
+        inputs = {**identity(options), "processes": distributed.world_size(), "batches": measured.run.identity}
         with resumable(_workspace(options), inputs, options.restart, spill, hold):
             distributed.barrier()  # all processes have checked that the output is free
             if distributed.rank() == 0:
-                remove_unfinished(Path(options.output))
-            before = exam.perplexities(program)
+                remove_unfinished(_output(options))
+            before = measured.of(program)
             program = passes(program)
-            after = {} if options.plan_only else exam.perplexities(program)
-            job = replace(job, quality=tuple(_quality(exam, text, before, after) for text in after))
+            if not options.plan_only:
+                job = measured.noted(job, before, measured.of(program))
             fill = partial(write, program, destination=job.destination, limit=limit // SHARE)
             return _save(job, program, fill, peak)
 
@@ -189,41 +225,18 @@ def apply_plan(model: str | Path, plan: str | Path, *, output: str | Path, force
     return _save(job, program, lambda folder: write(program, folder, destination))
 
 
-def write(
-    program: Program, folder: Path, destination: str, *, limit: int | None = None, shard_bytes: int = MAX_SHARD_BYTES
-) -> list[tuple[str, float]]:
-    """Fill a folder for a destination; return each comparison that was made, with its relative error.
-
-    Weights go to files of at most `shard_bytes`, one in memory at a time, and a model of more than `limit` bytes in
-    float32 is checked in parts. Destination free does not observe the limit: its graph is saved with all weights in
-    memory, at least twice.
-
-    Raises:
-        ExportError: if the destination cannot hold the program, or the files do not agree with it.
-    """
-    if destination not in NAMES:
-        raise ExportError(f"no destination {destination!r}; {choices(destination, NAMES)}")
-    if destination == "free":
-        return free_destination.write(program, folder)
-    kind: Destination = "per-layer" if destination == "per-layer" else "stock"
-    report = folder_writer.write(
-        program, folder, destination=kind, limit=limit, shard_bytes=shard_bytes, capture=capture
-    )
-    return [(str(report.facts["compared"]), float(report.facts["error"]["relative"]))]
-
-
 def _save(
     job: Job, program: Program, fill: Callable[[Path], list[tuple[str, float]]], peak: Peak | None = None
 ) -> Result:
     """Fill a folder, add plan and report, and give it its name."""
     options, plan, held = job.options, program.fact(Plan), peak.bytes if peak else 0
     if program.source is not None:
-        require_apart(program.source.path, Path(options.output))
+        require_apart(program.source.path, _output(options))
     small = None if options.plan_only else program
     if distributed.rank():
         distributed.barrier()
-        return Result(build_report(job, program, plan, {}, held), plan, small)
-    with new_folder(options.output, options.force) as folder:
+        return _result(build_report(job, program, plan, {}, held), plan, small)
+    with new_folder(_output(options), options.force) as folder:
         errors = [] if options.plan_only else fill(folder)
         plan.save(folder / PLAN)
         if job.needs is not None:
@@ -232,4 +245,8 @@ def _save(
         report.save(folder)
         note_outcome(folder)
     distributed.barrier()
-    return Result(report, plan, small)
+    return _result(report, plan, small)
+
+
+def _result(report: Report, plan: Plan, small: Program | None) -> Result:
+    return Result(report, {"": plan}, {} if small is None else {"": small})

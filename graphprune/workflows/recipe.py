@@ -16,6 +16,7 @@ from graphprune.passes.scores.score import Score
 from graphprune.passes.sensitivity.measure_sensitivity import MeasureSensitivity
 from graphprune.pipeline import Pass, Pipeline, live, parse
 from graphprune.planning.plan import Plan
+from graphprune.workflows import auto_recipe
 from graphprune.workflows import recipe_rules as rules
 from graphprune.workflows.catalogue import RECIPES, Recipe
 
@@ -27,7 +28,9 @@ def chosen(options: Any) -> Recipe:
         RegistryError: if there is no such recipe.
     """
     text = getattr(options, "pipeline", "")  # sensitivities are measured for recipes only
-    return Recipe("pipeline", "a pipeline of the user", "--pipeline", text) if text else RECIPES[options.recipe]
+    if text:
+        return Recipe("pipeline", "a pipeline of the user", "--pipeline", text)
+    return auto_recipe.for_run(options) if options.recipe == auto_recipe.AUTO else RECIPES[options.recipe]
 
 
 def pipeline(options: Any, **more: Any) -> Pipeline:
@@ -73,14 +76,19 @@ def weights_only(recipe: Recipe) -> str:
     return "least-squares" if recipe.refit == "none" or RECONSTRUCTIONS[recipe.refit].adds_bias else recipe.refit
 
 
-def require_data(passes: Pipeline, recipe: str) -> None:
-    """Check that a pipeline has the calibration data that it needs.
+def require_data(passes: Pipeline, options: Any) -> None:
+    """Check that a pipeline has the calibration data that it needs; the user's own data is known later.
 
     Raises:
         CalibrationError: if it has none.
     """
+    if options.data is not None:
+        return
     if any(isinstance(step, Calibrate) and not step.text and not step.batches for step in rules.flat(passes.passes)):
-        raise CalibrationError(f"recipe {recipe} needs calibration data; name a text (--calibration FILE)")
+        raise CalibrationError(
+            f"recipe {options.recipe} needs calibration data; name a text (--calibration FILE), or give data, "
+            "batches of inputs"
+        )
 
 
 def _assembled(recipe: Recipe, text: str, options: Any, more: Mapping[str, Any]) -> tuple[Pass, ...]:

@@ -28,7 +28,8 @@ from graphprune.support import named_values
 Passes = tuple[Pass, ...]
 P = TypeVar("P", bound=Pass)
 
-NOT_FIELDS = ("recipe", "pipeline", "score", "refit")  # options that are no fields, though passes have such fields
+#: Options that are no fields, though passes have such fields, and objects of a user.
+NOT_FIELDS = ("recipe", "pipeline", "score", "refit", "model", "args", "kwargs", "data", "test", "metric", "forward")
 PRODUCERS: dict[type, type[Pass]] = {Calibration: Calibrate, Statistics: Calibrate, GradientSums: Gradients}
 MOST = 8  # batches of thousands of tokens: enough for Gram matrices of gradients at outputs
 
@@ -40,6 +41,8 @@ def values(options: Any, more: Mapping[str, Any]) -> dict[str, Any]:
     if options_name_groups(options) and named["sparsity"] is None and named["ratio"] is None:
         named["ratio"] = {"*": 0.0}  # no other group is cut
     named |= {name: named_values.write(value) for name, value in named.items() if isinstance(value, Mapping)}
+    if getattr(options, "data", None) is not None:
+        named.pop("loss")  # of a batch, not of its number
     named = {name: str(value) if isinstance(value, PurePath) else value for name, value in {**named, **more}.items()}
     named = {name: tuple(value) if isinstance(value, list) else value for name, value in named.items()}
     return {name: value for name, value in named.items() if (value is not None and not isinstance(value, str)) or value}

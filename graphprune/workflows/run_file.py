@@ -9,7 +9,7 @@ import yaml
 
 from graphprune.errors import LoadError, OptionError, because, choices
 from graphprune.statistics.data_files import PYDOC
-from graphprune.workflows.option_fields import OptionGroup, about, described, hints, plain, problem
+from graphprune.workflows.option_fields import OptionGroup, about, described, hints, needs_python, plain, problem
 
 FILE = "run.yaml"
 HEAD = """\
@@ -57,7 +57,9 @@ def text(options: OptionGroup, command: str = "prune", file: str = FILE) -> str:
     """Text of the file that repeats a run: every option that its outcome depends on, except the output."""
     table = {name: value for name, value in plain(options, anywhere).items() if name != "output"}
     known = described(type(options)).items()
-    missing = [name for name, one in known if about(one).python and getattr(options, name)]
+    missing = [
+        name for name, one in known if name != "model" and needs_python(one, value := getattr(options, name)) and value
+    ]
     notes = [f"# It also had {name} from Python, which cannot be in a file.\n" for name in missing]
     head = HEAD.format(command=command, file=file)
     return "".join((head, *notes, yaml.safe_dump(table, sort_keys=False, allow_unicode=True, width=1000)))

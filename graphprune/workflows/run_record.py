@@ -3,7 +3,7 @@
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from graphprune.support.resume import file_states
 from graphprune.version import __version__
 from graphprune.workflows.catalogue import RECIPES
 from graphprune.workflows.memory_estimate import Footprint
-from graphprune.workflows.option_fields import OptionGroup, about, described, plain, words_of
+from graphprune.workflows.option_fields import OptionGroup, about, described, needs_python, plain, words_of
 from graphprune.workflows.options import PruneOptions, SensitivityOptions
 from graphprune.workflows.reduction import amounts, destination_limits, rounding
 from graphprune.workflows.target_needs import TargetNeeds
@@ -48,6 +48,7 @@ class Job:
     command: str
     needs: TargetNeeds | None = None
     quality: tuple[Quality, ...] = ()
+    metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     footprint: Footprint | None = None
 
     @property
@@ -65,7 +66,7 @@ def build_report(job: Job, program: Program, plan: Plan, errors: Mapping[str, fl
     timings = program.facts.get(Timings, Timings())
     before, after = _sizes(_first(program)), _planned(program, plan) if options.plan_only else _sizes(program)
     return Report(
-        model=str(options.model),
+        model=name_of(options.model),
         recipe=options.recipe,
         destination=job.destination,
         parameters_before=sum(before.values()),
@@ -104,8 +105,14 @@ def build_report(job: Job, program: Program, plan: Plan, errors: Mapping[str, fl
         cut=not options.plan_only,
         options=plain(options) if job.needs else {},
         quality=job.quality,
+        metrics=job.metrics,
         counts={name: (before.get(name, 0), after.get(name, 0)) for name in {**before, **after}},
     )
+
+
+def name_of(model: object) -> str:
+    """Name of a model: its path, or the class of a module in memory."""
+    return str(model) if isinstance(model, str | Path) else type(model).__name__
 
 
 def _proof_notes(proof: Verification | None) -> tuple[str, ...]:
@@ -273,13 +280,15 @@ def from_command_line() -> bool:
 def reproduction(name: str, options: OptionGroup) -> str:
     """Command or call from Python that repeats a run, without options that have their default value."""
     known = described(type(options))
-    changed = {key: getattr(options, key) for key, one in known.items() if getattr(options, key) != one.default}
-    model = changed.pop(next(key for key, one in known.items() if not one.kw_only))
-    if from_command_line():
+    changed = {key: value for key, one in known.items() if (value := getattr(options, key)) is not one.default
+               and (needs_python(one, value) or value != one.default)}  # fmt: skip
+    model: Any = changed.pop(next(key for key, one in known.items() if not one.kw_only))
+    shown = repr(model) if isinstance(model, str) else f"{name_of(model)}(...)"
+    if from_command_line() and isinstance(model, str):
         words = (word for key, value in changed.items() for word in words_of(known[key], value))
         return shlex.join(["graphprune", name, model, *words])
-    values = (f"{key}={'...' if about(known[key]).python else repr(value)}" for key, value in changed.items())
-    return f"graphprune.{name}({', '.join([repr(model), *values])})"
+    values = (f"{key}={'...' if needs_python(known[key], value) else repr(value)}" for key, value in changed.items())
+    return f"graphprune.{name}({', '.join([shown, *values])})"
 
 
 def command() -> str:

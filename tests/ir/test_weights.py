@@ -14,7 +14,7 @@ import graphprune as gp
 from graphprune.errors import GraphpruneError, LoadError
 from graphprune.ir.weights import Masked, Narrowed, Scaled, Stored, file_stamp
 from graphprune.support.memory import STATUS, anonymous_bytes, watch_peak
-from graphprune.workflows import prune
+from graphprune.workflows import saved_folder
 
 MIB = 2**20
 linux = pytest.mark.skipif(not STATUS.exists(), reason="only Linux tells mapped files apart")
@@ -115,6 +115,6 @@ def test_a_limit_is_heeded_by_all_destinations_with_a_class(folder: Path, tmp_pa
     for limit, said in ((None, "reloaded folder and"), (0, "folder read again in parts and")):
         path = tmp_path / str(limit)
         path.mkdir()
-        ((what, error),) = prune.write(small, path, "stock", limit=limit, shard_bytes=10_000)
+        ((what, error),) = saved_folder.write(small, path, "stock", limit=limit, shard_bytes=10_000)
         assert what == f"{said} rewritten graph" and error < 1e-6
         assert len(list(path.glob("*.safetensors"))) > 1

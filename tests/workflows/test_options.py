@@ -94,8 +94,12 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"coarse": "half"}, "coarse must be a number, got 'half'$"),
     ({"autocast": 1}, "autocast must be true or false, got 1$"),
     ({"recipe": None}, "recipe must be a text, got None$"),
+    ({"metric": "accuracy"}, "metric must be a function, or the name package.module:name, got 'accuracy'$"),
+    ({"data": "loader"}, "data must be an iterable of batches, or the name package.module:name, got 'loader'$"),
+    ({"metric": print}, "metric is for data: give data, an iterable of batches"),
+    ({"data": [], "calibration": "pydoc"}, "give either data or a calibration text"),
     ({"calibration": 3}, "calibration must be a path, got 3$"),
-    ({"loss": "mse"}, "loss must be a function, got 'mse'$"),
+    ({"loss": "mse"}, "loss must be a function, or the name package.module:name, got 'mse'$"),
     ({"ratio": 0.2}, "give either sparsity .* or ratio"),
 ]
 

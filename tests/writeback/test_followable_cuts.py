@@ -70,9 +70,9 @@ def test_groups_whose_size_the_module_reads_from_one_place_get_one_width() -> No
 def test_a_module_pruned_in_memory_is_not_padded(reshaping: gp.Program) -> None:
     torch.manual_seed(0)
     module = Reshaping()
-    result = gp.prune_module(module, (torch.randn(3, 5, 16),), sparsity=0.3)
-    assert not result.parts[""].padded and module.up.out_features == 16
-    assert result.after / result.before == pytest.approx(0.7, abs=0.03)
+    result = gp.prune(module, (torch.randn(3, 5, 16),), sparsity=0.3)
+    assert not result.written_back[""].padded and module.up.out_features == 16
+    assert 1 - result.report.sparsity_reached == pytest.approx(0.7, abs=0.03)
 
 
 def test_without_a_module_that_has_the_parameters_there_is_no_trial(reshaping: gp.Program) -> None:

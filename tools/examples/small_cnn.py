@@ -54,23 +54,38 @@ def stripes(count: int, seed: int) -> list[Batch]:
     return list(zip(torch.split(images, 64), torch.split(classes, 64), strict=True))
 
 
+def loss(output: Tensor, batch: Batch) -> Tensor:
+    """The cross entropy of the logits of a batch."""
+    return cross_entropy(output, batch[1])
+
+
+def right(output: Tensor, batch: Batch) -> Tensor:
+    """The share of images of a batch whose class has the largest logit."""
+    return (output.argmax(1) == batch[1]).float().mean()
+
+
 def trained(epochs: int = 4) -> tuple[nn.Module, list[Batch], list[Batch]]:
     """A trained network in eval mode, its training batches, and batches to test on."""
     torch.manual_seed(0)
-    model, train = SmallCNN(), stripes(2048, seed=0)
+    train = stripes(2048, seed=0)
+    return train_on(SmallCNN(), train, epochs), train, stripes(2048, seed=1)
+
+
+def train_on(model: nn.Module, train: list[Batch], epochs: int) -> nn.Module:
+    """Train a network in place, and put it into eval mode."""
     optimizer = torch.optim.AdamW(model.parameters(), 3e-3)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 6e-3, total_steps=epochs * len(train))
     for _ in range(epochs):
-        for images, classes in train:
+        for batch in train:
             optimizer.zero_grad()
-            cross_entropy(model(images), classes).backward()  # type: ignore[no-untyped-call]
+            loss(model(batch[0]), batch).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
-    return model.eval(), train, stripes(2048, seed=1)
+    return model.eval()
 
 
 @torch.no_grad()
 def accuracy(model: nn.Module, batches: Iterable[Batch]) -> float:
     """The share of images whose class has the largest logit."""
-    right = torch.cat([model(images).argmax(1) == classes for images, classes in batches])
-    return float(right.float().mean())
+    known = torch.cat([model(images).argmax(1) == classes for images, classes in batches])
+    return float(known.float().mean())
