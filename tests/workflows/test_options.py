@@ -143,7 +143,7 @@ def test_types_are_seen_by_editors(program: gp.Program) -> None:
         ('prune("model", output="out", sparsity="many")', 'incompatible type "str"; expected "float | None"'),
         ('prune("model", output="out", protect="a*")', 'Argument "protect" to "prune" has incompatible type "str"'),
         ('prune("model", output="out", sparsty=0.2)', 'Unexpected keyword argument "sparsty"'),
-        ('prune("model")', 'Missing named argument "output"'),
+        ('prune(output="out")', 'Missing positional argument "model"'),
     ],
 )
 def test_a_type_checker_knows_the_options(
