@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 
 from graphprune.axes.groups import Dependencies
-from graphprune.errors import TrainingError, WriteBackError, choices, reason_of
+from graphprune.errors import TraceError, TrainingError, WriteBackError, choices, reason_of
 from graphprune.frontends.modules import trace
 from graphprune.ir.program import Inputs, Program
 from graphprune.passes.rewriting.rewrite import Rewrite
@@ -30,8 +30,8 @@ OPTIONS = (
     "align", "allocation", "autocast", "budget", "destination", "exact_only", "protect", "refit", "samples", "score",
     "seed", "trials",
 )  # fmt: skip
-PADDED = "its last cut was padded with zeros"
 SCALED = "its last cut multiplied weights by constants of the graph"
+ADAPTED = "its last cut adapted code, from which the graph was captured"
 
 
 def options_of(recipe: str, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -58,8 +58,8 @@ def options_of(recipe: str, options: Mapping[str, Any]) -> dict[str, Any]:
 class Chain:
     """The current `program` of a module that was captured with the inputs `example`, and `options` of its plans.
 
-    `whole` is the initial budget. `stale` is the reason why the module must be captured again before the next round: it
-    differs from its graph.
+    `whole` is the initial budget. `stale` is the reason why the module must be captured again before the next round,
+    `captured` that of the latest such capture.
     """
 
     module: nn.Module
@@ -68,6 +68,7 @@ class Chain:
     program: Program = field(init=False)
     whole: int = field(init=False)
     stale: str = ""
+    captured: str = ""
 
     def __post_init__(self) -> None:
         self.program = trace(self.module, *self.example)
@@ -98,10 +99,20 @@ class Chain:
             TrainingError: if someone else changed a shape or type of the module.
             TraceError: if the module cannot be captured again.
         """
-        if self.stale:
-            log.info("%s is captured again, because %s", type(self.module).__name__, self.stale)
-            self.program, self.stale = trace(self.module, *self.example), ""
+        reason, self.stale = self.stale, ""
+        try:
+            if reason:
+                self._capture(reason)
+        except TraceError:
+            if reason != ADAPTED:  # the graph still has the numbers of adapted code
+                self.stale = reason
+                raise
         return refreshed(self.program, self.module)
+
+    def _capture(self, reason: str) -> None:
+        """Capture the module again."""
+        log.info("%s is captured again, because %s", type(self.module).__name__, reason)
+        self.program, self.captured = trace(self.module, *self.example), reason
 
     def passes(self, program: Program, share: float, data: Mapping[str, Any]) -> tuple[Pass, ...]:
         """Passes of the recipe that remove a share of a program."""
@@ -112,31 +123,29 @@ class Chain:
         """Program after these passes."""
         return Pipeline(tuple(passes))(program)
 
-    def write_back(self, small: Program, passes: Sequence[Pass], **companions: Any) -> tuple[Program, WrittenBack, str]:
-        """Narrow the module; return the program, the result, and why the module was captured again, if it was.
+    def write_back(self, small: Program, passes: Sequence[Pass], **companions: Any) -> tuple[Program, WrittenBack]:
+        """Narrow the module; return the program and the result.
 
         Where the module cannot follow the graph of earlier rounds, it is captured again and follows the same plan.
 
         Raises:
             WriteBackError: if it cannot follow that either; it is unchanged then.
         """
-        reason = ""
         try:
             written = small.write_back(self.module, **companions)
         except WriteBackError as fault:
-            reason = reason_of(fault)
-            log.info("%s is captured again, because %s", type(self.module).__name__, reason)
-            self.program = trace(self.module, *self.example)
+            self._capture(reason_of(fault))
             groups = dict(small.fact(Plan).groups)
             if not groups.keys() <= self.program.fact(Dependencies).by_name.keys():
                 raise
             small = self.cut(refreshed(self.program, self.module), with_plan(passes, groups))
             written = small.write_back(self.module, **companions)
-        self.program = reconfigured(small, self.module).without(*small.facts)
-        self.stale = PADDED if written.padded else SCALED if written.multiplied else ""
-        return small, written, reason
+        wide = written.program or small
+        self.program = reconfigured(wide, self.module).without(*wide.facts)
+        self.stale = SCALED if written.multiplied else ADAPTED if written.adapted else ""
+        return small, written
 
-    def repeat(self, groups: Mapping[str, Rows], **companions: Any) -> tuple[Program, WrittenBack, str]:
+    def repeat(self, groups: Mapping[str, Rows], **companions: Any) -> tuple[Program, WrittenBack]:
         """Narrow the module as an earlier run did."""
         passes = with_plan(self.passes(self.program, 0.5, {}), groups)
         end = 1 + next(i for i, step in enumerate(passes) if isinstance(step, Rewrite))

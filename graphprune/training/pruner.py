@@ -182,9 +182,9 @@ class Pruner:
             if not groups:
                 return self._finished(self._idle(number), {})
             with self.masks.baked() if self.masks else nullcontext():
-                small, written, reason = self._chain.repeat(groups, **self._companions(number))
+                small, written = self._chain.repeat(groups, **self._companions(number))
             removed = self._chain.removed(small)
-            made = Round(number + 1, self._targets[number], removed, before, small.count(), None, written, {}, reason)
+            made = Round(number + 1, self._targets[number], removed, before, small.count(), None, written)
             return self._finished(made, groups)
 
     def transformers_callback(self, every: int | None = None) -> Any:
@@ -231,11 +231,11 @@ class Pruner:
             if not small.fact(Plan).groups:
                 return self._finished(self._idle(number), {})
             middle = time.perf_counter()
-            small, written, reason = self._chain.write_back(small, passes, **self._companions(number))
+            small, written = self._chain.write_back(small, passes, **self._companions(number))
         seconds = {"plan and proof": middle - start, "write back": time.perf_counter() - middle}
         proof, removed = small.facts.get(Verification), self._chain.removed(small)
         made = Round(
-            number + 1, target, removed, before, small.count(), proof, written, seconds, reason, masses
+            number + 1, target, removed, before, small.count(), proof, written, seconds, self._chain.captured, masses
         )  # fmt: skip
         return self._finished(made, dict(small.fact(Plan).groups))
 
@@ -248,6 +248,7 @@ class Pruner:
         self.history.append(made)
         self.plans.append(groups)
         self._selection = None
+        self._chain.captured = ""
         self._gradients.forget()
         if self.regularizer is not None:
             self.regularizer.next_round()

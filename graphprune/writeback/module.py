@@ -34,7 +34,8 @@ class WrittenBack:
     tensor: their layers have a subclass of their former class. `unused` names the parameters outside the graph that
     were cut with it, `assumed` the attributes that were set although the call does not use them, and `undetermined`
     those that equal a former width and have no single new one. `reset` names the parameters whose state in the
-    optimizer starts anew. `checked` lists what was compared or run.
+    optimizer starts anew. `checked` lists what was compared or run. `program`
+    has the widths of the module: it differs from the graph where that is padded.
     """
 
     verification: Verification
@@ -48,6 +49,7 @@ class WrittenBack:
     undetermined: tuple[str, ...] = ()
     reset: tuple[str, ...] = ()
     checked: tuple[str, ...] = ()
+    program: Program | None = field(default=None, repr=False, compare=False)
 
     def __str__(self) -> str:
         lines = [f"padded with zeros in the module: {kind} - {why}" for kind, why in self.padded.items()]
@@ -132,6 +134,7 @@ def _result(
         *leftovers,
         reset,
         search.checks(),
+        trial.small,
     )
 
 
