@@ -63,8 +63,8 @@ def rows(options: argparse.Namespace) -> list[str]:
         optimizer=optimizer, data=[(images, classes)], loss=lambda output, batch: cross_entropy(output, batch[1]),
     )  # fmt: skip
     lines = [
-        f"| ResNet-50, {options.size} x {options.size}, {options.recipe} | parameters | seconds | of them plan and proof | "
-        "write-back |",
+        f"| ResNet-50, {options.size} x {options.size}, {options.recipe} | parameters | seconds | of them plan and "
+        "proof | write-back |",
         "|---|---|---|---|---|",
         f"| capture and analysis, once | {pruner.program.count():,} | {time.process_time() - start:.2f} | | |",
     ]
@@ -74,7 +74,7 @@ def rows(options: argparse.Namespace) -> list[str]:
         optimizer.step()
         optimizer.zero_grad()
         step, start = time.process_time() - start, time.process_time()
-        done, wall = pruner.step(), 0.0
+        done = pruner.step()
         took, wall = time.process_time() - start, sum(done.seconds.values())
         first, last = (took * done.seconds[part] / wall for part in ("plan and proof", "write back"))
         lines.append(f"| round {done.number} | {done.after:,} | {took:.2f} | {first:.2f} | {last:.2f} |")

@@ -141,7 +141,8 @@ class Chain:
             small = self.cut(refreshed(self.program, self.module), with_plan(passes, groups))
             written = small.write_back(self.module, **companions)
         wide = written.program or small
-        self.program = reconfigured(wide, self.module).without(*wide.facts)
+        wide = wide.without(*wide.facts)
+        self.program = reconfigured(wide, self.module) if companions.get("configuration", True) else wide
         self.stale = SCALED if written.multiplied else ADAPTED if written.adapted else ""
         return small, written
 

@@ -13,6 +13,7 @@ from graphprune.execution import interpreter, precision
 from graphprune.execution.equivalence import accepted, run
 from graphprune.execution.fresh_inputs import WRITTEN_BACK
 from graphprune.execution.module_state import evaluation_mode, preserved_state
+from graphprune.execution.object_state import ObjectState
 from graphprune.execution.output_comparison import Verification, compare
 from graphprune.ir.program import Inputs, Program, Rewritten, Rotatable
 from graphprune.ir.weights import Narrowed, Scaled
@@ -45,9 +46,17 @@ def compare_case(module: nn.Module, program: Program, case: tuple[Inputs, Any], 
 
     In half precision, rounding may decide a choice, such as that of an expert.
     """
+    with preserved_state(module) as state:
+        return compare_once(state, module, program, case, seed)
+
+
+def compare_once(
+    state: ObjectState, module: nn.Module, program: Program, case: tuple[Inputs, Any], seed: int
+) -> Verification:
+    """Compare a module of this state, which is restored after the run, with the graph on one case."""
     (args, kwargs), expected = case
-    with preserved_state(module):
-        got = run(module, args, kwargs, seed)
+    got = run(module, args, kwargs, seed)
+    state.restore()
     try:
         return compare(expected, got, WHAT)
     except VerificationError as fault:
@@ -229,15 +238,11 @@ class Narrowing:
 
     def agreement(self) -> Verification:
         """Compare the module with the graph on random inputs; its buffers are restored afterwards."""
-        with evaluation_mode(self.module):
+        with evaluation_mode(self.module), preserved_state(self.module) as state:
             pairs = enumerate(self.cases)
-            verifications = [compare_case(self.module, self.program, case, seed) for seed, case in pairs]
-        if self.trains:
-            try:
-                self._run_in_training()
-            except Exception:
-                self.untrainable = True
-                raise
+            verifications = [compare_once(state, self.module, self.program, case, seed) for seed, case in pairs]
+            if self.trains:
+                self._require_training()
         return max(verifications, key=lambda verification: verification.max_error)
 
     def _runs_in_training(self) -> bool:
@@ -248,11 +253,21 @@ class Narrowing:
             return False
         return True
 
+    def _require_training(self) -> None:
+        try:
+            self._train()
+        except Exception:
+            self.untrainable = True
+            raise
+
     def _run_in_training(self) -> None:
-        (args, kwargs), _ = self.cases[0]
         with evaluation_mode(self.module), preserved_state(self.module):
-            self.module.train()
-            run(self.module, args, kwargs)
+            self._train()
+
+    def _train(self) -> None:
+        (args, kwargs), _ = self.cases[0]
+        self.module.train()
+        run(self.module, args, kwargs)
 
     def checks(self) -> tuple[str, ...]:
         """Checks that the agreement has passed."""

@@ -31,6 +31,15 @@ def test_a_cnn_with_half_of_its_channels_retains_its_accuracy(capsys: Output) ->
     assert small < 0.3 * dense
 
 
+@pytest.mark.slow
+def test_a_cnn_is_pruned_while_it_trains(capsys: Output) -> None:
+    runpy.run_module("tools.examples.prune_in_training")
+    output = capsys.readouterr().out
+    assert len(re.findall(r"^round \d: ", output, re.M)) == 5
+    accuracy, parameters = re.findall(r"accuracy ([\d.]+)%, ([\d,]+) parameters", output)[0]
+    assert float(accuracy) > 85 and int(parameters.replace(",", "")) < 0.32 * 85_810
+
+
 def test_a_language_model_is_pruned_by_a_fifth(folder: Path, tmp_path: Path, capsys: Output) -> None:
     prune_language_model.main([str(folder), str(tmp_path / "pruned")], samples=8, length=32)
     assert re.search(r"^perplexity [\d.]+ -> [\d.]+\n[\d,]+ parameters, \d+ tokens$", capsys.readouterr().out, re.M)

@@ -47,6 +47,7 @@ def test_a_trainer_of_transformers_prunes_while_it_trains(tmp_path: Path) -> Non
         trainer(plain, pruner.transformers_callback(), tmp_path, max_steps=1).train()
 
 
+@pytest.mark.slow
 def test_a_round_after_some_steps(tmp_path: Path) -> None:
     net: Any = Labelled()
     pruner = gp.Pruner(net, (X,), sparsity=0.2, rounds=1)

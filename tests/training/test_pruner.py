@@ -102,6 +102,7 @@ def test_a_run_continues_from_its_state() -> None:
         resumed.load_state_dict({})
 
 
+@pytest.mark.slow
 def test_an_average_and_a_compiled_module_follow() -> None:
     net, optimizer, _ = made()
     average: Any = AveragedModel(net)

@@ -85,7 +85,7 @@ def test_dress_moves_the_energy_of_outputs_out_of_what_is_removed() -> None:
     assert masses[1] < 0.7 * before
 
 
-@pytest.mark.parametrize("kind", ["sigmoid", "hard-concrete"])
+@pytest.mark.parametrize("kind", ["sigmoid", pytest.param("hard-concrete", marks=pytest.mark.slow)])
 def test_masks_are_learned_and_choose_what_is_removed(kind: str) -> None:
     net, optimizer, pruner = made(recipe="magnitude", masks=kind, rounds=2, sparsity=0.4, schedule="linear")
     assert "second.parametrizations.weight.original" in dict(net.named_parameters())
