@@ -30,7 +30,8 @@ class Images(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.body: Any = ResNetForImageClassification(ResNetConfig(num_labels=1000))
+        configured: Any = ResNetConfig
+        self.body: Any = ResNetForImageClassification(configured(num_labels=1000))
 
     def forward(self, x: torch.Tensor) -> Any:
         return self.body(x).logits
@@ -70,7 +71,8 @@ def rows(options: argparse.Namespace) -> list[str]:
     ]
     for _ in range(options.rounds):
         start = time.process_time()
-        cross_entropy(network(images), classes).backward()
+        loss: Any = cross_entropy(network(images), classes)
+        loss.backward()
         optimizer.step()
         optimizer.zero_grad()
         step, start = time.process_time() - start, time.process_time()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
+import torch.multiprocessing.spawn
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -17,6 +17,8 @@ from torch.nn.parallel import DistributedDataParallel
 import graphprune as gp
 from graphprune.errors import GraphpruneError
 from tests.training.loops import Net, X, batches, loss
+
+start: Any = torch.multiprocessing.spawn.spawn
 
 
 def free_port() -> str:
@@ -71,7 +73,7 @@ def refuse_shards(rank: int, folder: Path) -> None:
 
 @pytest.mark.slow
 def test_all_replicas_cut_the_same_and_average_their_gradients(tmp_path: Path) -> None:
-    mp.spawn(process, (free_port(), str(tmp_path), train_replicas), nprocs=2)
+    start(process, (free_port(), str(tmp_path), train_replicas), nprocs=2)
     first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     buffers = ("norm.running_mean", "norm.running_var")  # of the batches of each process
     assert first.keys() == second.keys() and first["parameters"] < 0.7 * sum(p.numel() for p in Net().parameters())
@@ -83,7 +85,7 @@ def test_all_replicas_cut_the_same_and_average_their_gradients(tmp_path: Path) -
 
 @pytest.mark.slow
 def test_shards_are_refused_in_words(tmp_path: Path) -> None:
-    mp.spawn(process, (free_port(), str(tmp_path), refuse_shards), nprocs=2)
+    start(process, (free_port(), str(tmp_path), refuse_shards), nprocs=2)
     for rank in range(2):
         message = (tmp_path / f"{rank}.txt").read_text()
         assert "is a piece of a parameter, as FSDP and tensor parallelism make them" in message
