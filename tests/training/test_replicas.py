@@ -2,13 +2,13 @@
 
 import os
 import socket
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing.spawn
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -18,7 +18,7 @@ import graphprune as gp
 from graphprune.errors import GraphpruneError
 from tests.training.loops import Net, X, batches, loss
 
-start: Any = torch.multiprocessing.spawn.spawn
+start: Any = import_module("torch.multiprocessing").spawn
 
 
 def free_port() -> str:
