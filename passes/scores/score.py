@@ -102,8 +102,8 @@ def in_play(program: Program, score: str) -> tuple[Group, ...]:
         PlanError: if there is none, or the width of another group is requested.
     """
     eligible, dependencies = program.fact(Eligible), program.fact(Dependencies)
-    rated = SCORES[score].scored(program, eligible.groups)
-    groups = eligible.among(group for group in eligible.groups if group.name in eligible.removed or group in rated)
+    rated = eligible.removed.keys() | {group.name for group in SCORES[score].scored(program, eligible.groups)}
+    groups = eligible.among(group for group in eligible.groups if group.name in rated)
     _require_requests(eligible, groups, dependencies, score)
     if not groups:
         why = "; ".join(f"{kind}: {reason}" for kind, reason in list(eligible.refused.items())[:3])
