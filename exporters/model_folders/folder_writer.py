@@ -16,7 +16,7 @@ from graphprune.exporters.checks.agreement import rounded
 from graphprune.exporters.checks.reloading import Capture, Destination, check
 from graphprune.exporters.contract import ExportReport
 from graphprune.exporters.model_folders.folder_files import require_apart, write_config
-from graphprune.exporters.model_folders.module_folders import follow_width
+from graphprune.exporters.model_folders.module_folders import embedding_indices, follow_width
 from graphprune.exporters.model_folders.origins import Origin, loads_with
 from graphprune.huggingface import per_layer
 from graphprune.huggingface.config_biases import with_parameters
@@ -63,7 +63,8 @@ def write(
     config = _fitted(program, origin, destination)
     destination = "per-layer" if per_layer.is_per_layer(config) else "stock"
     origin.copy_files(folder)
-    follow_width(folder, getattr(origin.settings, "hidden_size", None), getattr(config, "hidden_size", None))
+    width = getattr(origin.settings, "hidden_size", None)
+    follow_width(folder, width, getattr(config, "hidden_size", None), embedding_indices(program, width))
     model = _skeleton(config, destination)
     write_settings(folder, config, origin.dtype, destination)
     stored = _write_weights(program, folder, model, origin, shard_bytes)
