@@ -53,7 +53,7 @@ class Liveness:
             for reading in readings:
                 dead = self.dead[reading.group]
                 if dead.any() and isinstance(value, Tensor) and value.numel():
-                    seen = (value.movedim(reading.dim, 0).flatten(1) != 0).any(1)
+                    seen = (value.movedim(reading.dim, 0).reshape(value.shape[reading.dim], -1) != 0).any(1)
                     dead[reading.indices[seen & (reading.indices >= 0)]] = False
 
         return observe
