@@ -79,9 +79,7 @@ def build_report(job: Job, program: Program, plan: Plan, errors: Mapping[str, fl
         widths=_widths(original, plan),
         labels={name: label for name, (label, _) in plan.labels.items()},
         budget=unit,
-        amounts=None
-        if options.budget == "parameters"
-        else amounts(_first(program), original, program, plan, options.budget),
+        amounts=_amounts(program, original, plan, unit),
         rounding=rounding(program, plan),
         constants=program.constants,
         scores=_scores(program),
@@ -108,6 +106,11 @@ def build_report(job: Job, program: Program, plan: Plan, errors: Mapping[str, fl
         metrics=job.metrics,
         counts={name: (before.get(name, 0), after.get(name, 0)) for name in {**before, **after}},
     )
+
+
+def _amounts(program: Program, original: Program, plan: Plan, unit: str) -> tuple[float, float] | None:
+    """Amounts of a budget other than parameters, before and after."""
+    return None if unit == "parameters" else amounts(_first(program), original, program, plan, unit)
 
 
 def name_of(model: object) -> str:
