@@ -95,7 +95,6 @@ def build_report(job: Job, program: Program, plan: Plan, errors: Mapping[str, fl
         notes=(
             *_target_notes(job, original, plan),
             *_limits(job, original, plan),
-            *(f"not cut, since the module cannot follow: {kind} - {why}" for kind, why in plan.wide.items()),
             *_proof_notes(proof),
             *_refit_notes(program),
             *_factor_notes(program),
@@ -209,12 +208,13 @@ def _target_notes(job: Job, original: Program, plan: Plan) -> tuple[str, ...]:
 
 
 def _limits(job: Job, original: Program, plan: Plan) -> tuple[str, ...]:
-    """Parts of the recipe that the destination cannot hold."""
+    """Parts of the recipe that the destination cannot hold, and kinds of groups that the module cannot follow."""
     recipe = RECIPES.get(job.options.recipe)
     variants = recipe.variants if recipe and not job.options.pipeline and job.destination not in recipe.variants else {}
     able = next((name for name, text in variants.items() if "allocate-ranks" in text), "")
     limits = destination_limits(original, plan, {"no factors of a low rank": able} if able else {})
-    return (limits,) if limits else ()
+    wide = (f"not cut, since the module cannot follow: {kind} - {why}" for kind, why in plan.wide.items())
+    return (*([limits] if limits else ()), *wide)
 
 
 def _refit_notes(program: Program) -> tuple[str, ...]:
