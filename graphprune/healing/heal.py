@@ -13,7 +13,7 @@ from graphprune.exporters.model_folders.folder_files import require_output
 from graphprune.healing.heal_options import HealOptions
 from graphprune.healing.healed_folder import with_weights, write_healed
 from graphprune.healing.healing_record import Healing, record, report_of
-from graphprune.healing.models import LoadedModel, require_checkpointing, require_vocabulary
+from graphprune.healing.models import LoadedModel, require_checkpointing, require_classes, require_vocabulary
 from graphprune.healing.module_healing import heal_module
 from graphprune.healing.text_source import text_source
 from graphprune.healing.text_tasks import TextTask
@@ -123,7 +123,10 @@ class FolderHealing:
         tokenizer = self.pruned.tokenizer()
         if self.teacher is not None:
             require_vocabulary(tokenizer, self.teacher)
-        return self.pruned.task(tokenizer)
+        task = self.pruned.task(tokenizer)
+        if self.teacher is not None and aim_of(self.options) != "outputs":
+            require_classes(task, self.pruned, self.teacher)
+        return task
 
     def _source(self, task: TextTask | None) -> TrainingSource:
         """Examples of the data."""

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from graphprune.errors import CalibrationError, LoadError, because
-from graphprune.evaluation.perplexity import logits
 from graphprune.frontends.loading import load
+from graphprune.healing.teacher import flat_logits
 from graphprune.healing.text_tasks import TextTask, task_of
 from graphprune.huggingface import model_folder
 from graphprune.ir.program import Program
@@ -82,9 +82,8 @@ class LoadedModel:
 
     @torch.no_grad()
     def classes(self, task: TextTask) -> int:
-        """Number of classes of a classifier."""
-        output = self.module(**task.inputs(torch.zeros(1, 2, dtype=torch.long)))
-        return int(logits(output, 2).shape[-1])
+        """Number of classes of a classifier, or of tokens that a language model predicts."""
+        return flat_logits(self.module(**task.inputs(torch.zeros(1, 2, dtype=torch.long)))).shape[1]
 
     def tokenizer(self) -> Any:
         """Tokenizer of the folder.
@@ -110,6 +109,27 @@ def require_vocabulary(tokenizer: Any, teacher: LoadedModel) -> None:
         raise CalibrationError(
             f"the teacher {teacher.folder} has another vocabulary, of {len(other):,} tokens, than the pruned model, of "
             f"{len(own):,}{example}; name the model that was pruned, or train with labels (aim labels)"
+        )
+
+
+def require_classes(task: TextTask, pruned: LoadedModel, teacher: LoadedModel) -> None:
+    """Check that both models predict the same number of classes.
+
+    Raises:
+        CalibrationError: if they do not, or the teacher does not take the inputs of the pruned model.
+    """
+    own = pruned.classes(task)
+    try:
+        other = teacher.classes(task)
+    except Exception as fault:  # code of a model may raise anything
+        raise CalibrationError(
+            f"the teacher {teacher.folder} does not run on the inputs of the pruned model{because(fault)}; name the "
+            "model that was pruned"
+        ) from fault
+    if own != other:
+        raise CalibrationError(
+            f"the teacher {teacher.folder} predicts {other:,} classes, the pruned model {own:,}; name the model that "
+            "was pruned, or train with labels (aim labels)"
         )
 
 

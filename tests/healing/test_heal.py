@@ -214,6 +214,16 @@ def test_a_teacher_of_another_vocabulary(heal: Heal, folder: Path, tmp_path: Pat
     assert not (tmp_path / "healed").exists()
 
 
+def test_a_teacher_of_other_classes(heal: Heal, tiny: Any, tmp_path: Path) -> None:
+    tiny("llama", vocab_size=70).save_pretrained(tmp_path / "other")
+    with pytest.raises(CalibrationError, match="predicts 70 classes, the pruned model 60"):
+        heal(teacher=tmp_path / "other")
+    tiny("vit").save_pretrained(tmp_path / "image")
+    with pytest.raises(CalibrationError, match="image does not run on the inputs of the pruned model"):
+        heal(teacher=tmp_path / "image")
+    assert {path.name for path in tmp_path.iterdir()} == {"other", "image"}
+
+
 def test_weights_that_are_not_finite(heal: Heal, pruned: Path, tmp_path: Path) -> None:
     model: Any = transformers.AutoModelForCausalLM.from_pretrained(pruned)
     with torch.no_grad():
