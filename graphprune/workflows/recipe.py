@@ -9,9 +9,10 @@ in rounds, and `drop_blocks` are dropped first.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from graphprune.errors import CalibrationError, PlanError
+from graphprune.errors import CalibrationError, PlanError, RegistryError
 from graphprune.passes.calibration.calibrate import Calibrate
 from graphprune.passes.reconstructions import RECONSTRUCTIONS
+from graphprune.passes.scores import SCORES
 from graphprune.passes.scores.score import Score
 from graphprune.passes.sensitivity.measure_sensitivity import MeasureSensitivity
 from graphprune.pipeline import Pass, Pipeline, live, parse
@@ -30,7 +31,10 @@ def chosen(options: Any) -> Recipe:
     text = getattr(options, "pipeline", "")  # sensitivities are measured for recipes only
     if text:
         return Recipe("pipeline", "a pipeline of the user", "--pipeline", text)
-    return auto_recipe.for_run(options) if options.recipe == auto_recipe.AUTO else RECIPES[options.recipe]
+    name = options.recipe
+    if name not in RECIPES and name in SCORES:
+        raise RegistryError(f"{name} is a score, not a recipe: pass score={name!r}, which replaces that of a recipe")
+    return auto_recipe.for_run(options) if name == auto_recipe.AUTO else RECIPES[name]
 
 
 def pipeline(options: Any, **more: Any) -> Pipeline:

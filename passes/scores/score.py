@@ -1,7 +1,7 @@
 """The pass that scores every index of the groups that a method cuts."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -106,10 +106,22 @@ def in_play(program: Program, score: str) -> tuple[Group, ...]:
     groups = eligible.among(group for group in eligible.groups if group.name in rated)
     _require_requests(eligible, groups, dependencies, score)
     if not groups:
-        why = "; ".join(f"{kind}: {reason}" for kind, reason in list(eligible.refused.items())[:3])
-        where = eligible.destination.name
-        raise PlanError(f"no group is left that {score} may cut for destination {where}. {why}".strip())
+        raise PlanError(
+            f"no group is left that {score} may cut for destination {eligible.destination.name}: "
+            f"{'; '.join(_exclusions(eligible, dependencies))}"
+        )
     return groups
+
+
+def _exclusions(eligible: Eligible, dependencies: Dependencies) -> Iterator[str]:
+    """Reasons why groups are not cut."""
+    yield from (f"{kind}: {reason}" for kind, reason in list(eligible.refused.items())[:3])
+    if eligible.groups:
+        yield f"the score does not rate {', '.join(dict.fromkeys(group.label for group in eligible.groups))}"
+    names = {group.name for group in eligible.groups}
+    others = [g for g in dependencies.groups if g.name not in names and g.kind not in eligible.refused]
+    if others or not dependencies.groups:
+        yield f"{len(others)} groups are protected, or their cuts are not exact (exact_only)"
 
 
 def _require_requests(eligible: Eligible, groups: Sequence[Group], dependencies: Dependencies, score: str) -> None:
