@@ -18,6 +18,7 @@ from graphprune.ir.program import Program
 from graphprune.passes.calibration.calibrate import Calibrate
 from graphprune.planning.plan import Plan
 from graphprune.reports.report import CalibrationReport, Report
+from graphprune.support.atomic_output import check_output
 from graphprune.support.memory import Peak, watch_peak
 from graphprune.workflows.auto_recipe import AUTO, NO_DATA
 from graphprune.workflows.module_parts import PrunedParts, count, prune_parts
@@ -48,8 +49,17 @@ def prune_in_memory(options: PruneOptions) -> Result:
     """
     _refuse(options, OF_FILES, "a model in files")
     Calibrate(device=options.device).check()
+    if options.output is not None:
+        check_output(options.output, options.force)
     options = with_objects(options)
-    result = _pruned_program(options) if isinstance(options.model, Program) else _pruned_module(options)
+    if isinstance(options.model, Program):
+        return _saved(_pruned_program(options), options)
+    with restored_on_failure(options.model, options.optimizer, options.average):
+        return _saved(_pruned_module(options), options)
+
+
+def _saved(result: Result, options: PruneOptions) -> Result:
+    """Result, saved if there is an output."""
     if options.output is not None:
         result.save(options.output, force=options.force)
     return result
@@ -94,7 +104,7 @@ def _pruned_module(options: PruneOptions) -> Result:
     companions = {"optimizer": options.optimizer, "average": options.average}
     size = count(given)
     _require_inputs(module, run)
-    with watch_peak() as peak, restored_on_failure(module, options.optimizer, options.average):
+    with watch_peak() as peak:
         with _timed(seconds, "metric"):
             before = run.measured(module)
         cutter = _Cutter(module, options, run)

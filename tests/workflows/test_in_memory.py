@@ -14,7 +14,7 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 import graphprune as gp
-from graphprune.errors import CalibrationError, LoadError, OptionError, PlanError, TraceError
+from graphprune.errors import CalibrationError, ExportError, LoadError, OptionError, PlanError, TraceError
 from graphprune.workflows.auto_recipe import NO_DATA
 
 
@@ -167,6 +167,7 @@ def failing_after(calls: int) -> Callable[[Any, Any], Any]:
         ({"data": batches(), "recipe": "lamp-x"}, gp.GraphpruneError, "did you mean lamp"),
         ({"data": batches(), "recipe": "bn-scale"}, gp.GraphpruneError, "bn-scale is a score, not a recipe"),
         ({"args": (torch.randn(2, 3, 6, 6),), "protect": ("*",)}, PlanError, "no group is left.* groups are protected"),
+        ({"args": (torch.randn(2, 3, 6, 6),), "output": Path(__file__).parent}, ExportError, "exists"),
         ({"args": (torch.randn(2, 3, 6, 6),), "windows": 3}, OptionError, "windows is an option for a model in files"),
         ({"args": (torch.randn(2, 3, 6, 6),), "metric": accuracy}, OptionError, "metric is for data"),
     ],
@@ -203,3 +204,16 @@ def test_a_part_is_pruned_with_the_gradients_of_the_whole(tmp_path: Path) -> Non
     result.save(tmp_path / "out")
     new, x = gp.load(tmp_path / "out", into=Whole()).eval(), torch.randn(2, 3, 6, 6)
     torch.testing.assert_close(new(x), result.module.eval()(x), rtol=0, atol=0)
+
+
+def test_a_save_that_fails_restores_the_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: Any) -> Any:
+        raise ExportError("the disk is full")
+
+    monkeypatch.setattr("graphprune.workflows.result.write", full)
+    module = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 4))
+    parameters = [id(parameter) for parameter in module.parameters()]
+    with pytest.raises(ExportError, match="the disk is full"):
+        gp.prune(module, (torch.randn(2, 8),), ratio=0.5, output=tmp_path / "out")
+    assert [id(parameter) for parameter in module.parameters()] == parameters
+    assert "out_features=16" in repr(module[0]) and not (tmp_path / "out").exists()
