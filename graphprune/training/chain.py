@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 
 BASE = "magnitude"  # the recipe whose score is replaced where `recipe` names a score
 OPTIONS = (
-    "align", "allocation", "autocast", "budget", "destination", "exact_only", "protect", "refit", "samples", "score",
+    "align", "allocation", "autocast", "budget", "destination", "exact_only", "follow", "protect", "refit", "samples", "score",
     "seed", "trials",
 )  # fmt: skip
 SCALED = "its last cut multiplied weights by constants of the graph"
