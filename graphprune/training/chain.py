@@ -27,8 +27,8 @@ log = logging.getLogger(__name__)
 
 BASE = "magnitude"  # the recipe whose score is replaced where `recipe` names a score
 OPTIONS = (
-    "align", "allocation", "autocast", "budget", "destination", "exact_only", "follow", "protect", "refit", "samples", "score",
-    "seed", "trials",
+    "align", "allocation", "autocast", "budget", "destination", "exact_only", "follow", "protect", "refit", "samples",
+    "score", "seed", "trials",
 )  # fmt: skip
 SCALED = "its last cut multiplied weights by constants of the graph"
 ADAPTED = "its last cut adapted code, from which the graph was captured"

@@ -45,7 +45,7 @@ def load(pruner: "Pruner", tensors: Mapping[str, Tensor]) -> None:
     name = bytes(tensors[NAME].tolist()).decode()
     if pruner.history or name != pruner.fingerprint:
         raise TrainingError(
-            f"the state is one of a module with fingerprint {name}, that of the initial module here is "
+            f"the state is one of a module with fingerprint {name}, the initial module of this pruner has "
             f"{pruner.fingerprint}, after {len(pruner.history)} rounds; load it into a new pruner of the initial "
             "module, before the weights"
         )
