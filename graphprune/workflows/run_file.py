@@ -56,10 +56,8 @@ def _table(path: Path) -> Mapping[Any, Any]:
 def text(options: OptionGroup, command: str = "prune", file: str = FILE) -> str:
     """Text of the file that repeats a run: every option that its outcome depends on, except the output."""
     table = {name: value for name, value in plain(options, anywhere).items() if name != "output"}
-    known = described(type(options)).items()
-    missing = [
-        name for name, one in known if name != "model" and needs_python(one, value := getattr(options, name)) and value
-    ]
+    given = ((name, one) for name, one in described(type(options)).items() if getattr(options, name) != one.default)
+    missing = [name for name, one in given if name != "model" and needs_python(one, getattr(options, name))]
     notes = [f"# It also had {name} from Python, which cannot be in a file.\n" for name in missing]
     head = HEAD.format(command=command, file=file)
     return "".join((head, *notes, yaml.safe_dump(table, sort_keys=False, allow_unicode=True, width=1000)))
