@@ -107,7 +107,7 @@ def test_a_saved_module_is_loaded_into_a_new_one(
 @pytest.mark.parametrize(
     ("options", "score", "passes"),
     [
-        ({"data": batches()}, "flap", {"refit", "batch-norm-statistics"}),
+        ({"data": batches()}, "fasp", {"refit", "batch-norm-statistics"}),
         ({"args": (torch.randn(2, 3, 6, 6),)}, "magnitude", set[str]()),
     ],
 )
