@@ -12,7 +12,7 @@ structures cannot be aligned, both are pinned: a possible cut may be missed, an 
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, count, pairwise
@@ -62,6 +62,16 @@ class Sum:
     @cached_property
     def size(self) -> int:
         return sum(part.size for part in self.parts)
+
+    @cached_property
+    def places(self) -> Mapping[Prime, tuple[int, tuple["Axis", ...]]]:
+        """The start of the first segment in which a prime stands, and all of these, of an axis in its final form."""
+        known: dict[Prime, tuple[int, tuple[Axis, ...]]] = {}
+        for start, part in zip(accumulate((part.size for part in self.parts), initial=0), self.parts, strict=False):
+            for p in set(primes(part)):
+                first, parts = known.get(p, (start, ()))
+                known[p] = first, (*parts, part)
+        return known
 
     def __repr__(self) -> str:
         return "(" + " | ".join(map(repr, self.parts)) + ")"

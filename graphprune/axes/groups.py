@@ -9,9 +9,9 @@ from typing import NamedTuple
 
 import networkx as nx
 
-from graphprune.axes.algebra import Axis, Prime, flatten_outputs, primes
+from graphprune.axes.algebra import Axis, Prime, flatten_outputs, primes, resolve
 from graphprune.axes.explanations import Dimension, DimensionPart, Explanation, Freedom, FreedomCounts, Reason
-from graphprune.axes.index_sets import width
+from graphprune.axes.index_sets import resolved_width, width
 from graphprune.axes.name_globs import hint, kind, matching
 from graphprune.axes.rule import Consumer, Dims
 from graphprune.display import html
@@ -135,7 +135,12 @@ class Term:
 
     def at(self, widths: Mapping[Prime, float]) -> float:
         """Value at these widths of primes, fractions allowed."""
-        return self.factor * prod(width(axis, widths) for axis in self.dims)
+        return self.factor * prod(resolved_width(axis, widths) for axis in self.resolved)
+
+    @cached_property
+    def resolved(self) -> Dims:
+        """The axes in their final form, which the analysis leaves."""
+        return tuple(resolve(axis) for axis in self.dims)
 
 
 @dataclass(frozen=True)
@@ -146,8 +151,8 @@ class Curve(Term):
 
     def at(self, widths: Mapping[Prime, float]) -> float:
         """Value at these widths of primes, fractions allowed."""
-        pairs = zip(self.dims, self.points, strict=True)
-        return self.factor * prod(between(points, width(axis, widths)) for axis, points in pairs)
+        pairs = zip(self.resolved, self.points, strict=True)
+        return self.factor * prod(between(points, resolved_width(axis, widths)) for axis, points in pairs)
 
 
 def between(points: Sequence[tuple[float, float]], at: float) -> float:
@@ -258,7 +263,10 @@ class Dependencies:
     def producers_of(self, group: Group) -> list[Consumer]:
         """Linear operators whose output is the group: it is not the contracted dimension of their weight."""
         rows = {(place.parameter, place.dim) for place in group.places if "produced" in place.role}
-        return [c for c in self.consumers if any(name == c.weight and dim != c.dim for name, dim in rows)]
+        places = sorted(
+            {i for name, dim in rows for i in self._of_weight.get(name, ()) if dim != self.consumers[i].dim}
+        )
+        return [self.consumers[i] for i in places]
 
     def maps_of(self, groups: Sequence[Group], producers: bool = False) -> list[Consumer]:
         """Linear operators that contract one of the groups, and with `producers` also those that produce one."""
@@ -269,6 +277,14 @@ class Dependencies:
     @cached_property
     def _consumers(self) -> Mapping[Prime, list[Consumer]]:
         return _by_prime(self.consumers)
+
+    @cached_property
+    def _of_weight(self) -> Mapping[str, list[int]]:
+        """Positions of the consumers of every weight."""
+        places: dict[str, list[int]] = {}
+        for i, consumer in enumerate(self.consumers):
+            places.setdefault(consumer.weight, []).append(i)
+        return places
 
     @cached_property
     def _members(self) -> Mapping[Prime, list[Consumer]]:

@@ -57,14 +57,26 @@ def _retained_of_product(axis: Product, keep: RetainedByPrime, around: Mapping[P
 
 def width(axis: Axis, widths: Mapping[Prime, N]) -> N | int:
     """Size of `axis` when its primes have `widths` (by default their own sizes); fractions are allowed."""
-    return _width(resolve(axis), widths)
+    return resolved_width(resolve(axis), widths)
 
 
-def _width(axis: Axis, widths: Mapping[Prime, N]) -> N | int:
+def resolved_width(axis: Axis, widths: Mapping[Prime, N]) -> N | int:
+    """Size of an axis in its final form when its primes have `widths`."""
     if isinstance(axis, Prime):
         return widths.get(axis, axis.size)
-    sizes = [_width(part, widths) for part in axis.parts]
+    sizes = [resolved_width(part, widths) for part in axis.parts]
     return prod(sizes) if isinstance(axis, Product) else sum(sizes)
+
+
+def segment(axis: Axis, inside: Prime, owner: Prime | None = None) -> tuple[int, Axis]:
+    """The start and the axis of the smallest segment of a dimension outside of which neither prime stands."""
+    axis, start = resolve(axis), 0
+    while isinstance(axis, Sum) and owner not in axis.places:
+        first, parts = axis.places.get(inside, (0, ()))
+        if len(parts) != 1:
+            break
+        axis, start = parts[0], start + first
+    return start, axis
 
 
 def locate(axis: Axis, p: Prime, owner: Prime | None = None) -> list[tuple[int, int]]:

@@ -110,10 +110,19 @@ class Budget:
 
     def removed(self, widths: Mapping[str, float]) -> float:
         """The amount removed when the named groups have these widths, which may be fractional."""
+        return self._whole - self._amount(self._touched, {**self.requested, **widths})
+
+    @cached_property
+    def _touched(self) -> Sequence[int]:
+        """The positions of the terms that change with the widths."""
         groups = [group for knob in self.knobs for group in knob.groups]
         groups += [self.dependencies.by_name[name] for name in self.requested]
-        touched = sorted({i for group in groups for i in self._term_indices.get(group.prime, ())})
-        return self._amount(touched, {}) - self._amount(touched, {**self.requested, **widths})
+        return sorted({i for group in groups for i in self._term_indices.get(group.prime, ())})
+
+    @cached_property
+    def _whole(self) -> float:
+        """The sum of these terms before any cut."""
+        return self._amount(self._touched, {})
 
     def difference(self, knob: Knob, old: Mapping[str, float], new: Mapping[str, float]) -> float:
         """The amount removed at the widths `new` in addition to that at `old`, where both differ in `knob` alone."""

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from graphprune.axes.algebra import Axis, Prime, Product, primes, resolve
 from graphprune.axes.groups import Dependencies, Group, Place
-from graphprune.axes.index_sets import locate
+from graphprune.axes.index_sets import locate, segment
 from graphprune.axes.rule import Consumer
 from graphprune.planning.interfaces import Evidence, ScoreMethod
 
@@ -31,11 +31,13 @@ def by_index(values: Tensor, axis: Axis, group: Group, dependencies: Dependencie
     Where another dimension selects the indices, values have the shape (rows, axis.size). Returns a tensor of shape
     (rows, group.size), one row for each index of the group that it is linked to.
     """
+    owner = dependencies.by_name[group.linked].prime if group.linked else None
+    start, axis = segment(axis, group.prime, owner)
+    values = values.narrow(-1, start, axis.size)
     if values.dim() == 2:
         columns = torch.tensor(locate(axis, group.prime))[:, 1]
         sums = torch.zeros(len(values), group.size, dtype=values.dtype)
         return sums.index_add(1, columns[columns >= 0], values[:, columns >= 0])
-    owner = dependencies.by_name[group.linked].prime if group.linked else None
     rows, columns = torch.tensor(locate(axis, group.prime, owner)).unbind(1)
     inside = columns >= 0
     sums = torch.zeros(rows_of(group, dependencies), group.size, dtype=values.dtype)
@@ -51,10 +53,11 @@ def greatest(values: Tensor, axis: Axis, group: Group, dependencies: Dependencie
 def positions(axis: Axis, group: Group, dependencies: Dependencies) -> Tensor:
     """The positions of each index of the group in a dimension, equally many, shape (rows, group.size, count)."""
     owner = dependencies.by_name[group.linked].prime if group.linked else None
+    start, axis = segment(axis, group.prime, owner)
     rows, columns = torch.tensor(locate(axis, group.prime, owner)).unbind(1)
     inside = (columns >= 0).nonzero()[:, 0]
     order = (rows[inside] * group.size + columns[inside]).argsort(stable=True)
-    return inside[order].view(rows_of(group, dependencies), group.size, -1)
+    return (start + inside[order]).view(rows_of(group, dependencies), group.size, -1)
 
 
 def columns_of(consumer: Consumer, group: Group, dependencies: Dependencies) -> Tensor:
