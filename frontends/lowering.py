@@ -52,7 +52,8 @@ def _has_side_effects(node: fx.Node) -> bool:
     """Whether a node does more than compute its value, as one that draws random numbers for itself and later ones."""
     if not isinstance(node.target, OpOverload) or torch.Tag.nondeterministic_seeded not in node.target.tags:
         return bool(node.is_impure())
-    values = _by_name(node)
+    defaults = {argument.name: argument.default_value for argument in node.target._schema.arguments}
+    values = {name: 1 if value is None else value for name, value in {**defaults, **_by_name(node)}.items()}
     return all(values.get(name, 1) for name in ("dropout_p", "p", "train", "training"))
 
 
@@ -104,11 +105,10 @@ def _conversion(node: fx.Node) -> tuple[torch.dtype, bool, torch.memory_format |
 
 
 def _by_name(node: fx.Node) -> dict[str, Any]:
-    """Arguments of a node by the names of its operator's schema, with defaults."""
+    """Arguments of a node by the names of its operator's schema."""
     assert isinstance(node.target, OpOverload)
-    arguments = node.target._schema.arguments
-    named = {argument.name: argument.default_value for argument in arguments if argument.has_default_value()}
-    return named | dict(zip((argument.name for argument in arguments), node.args, strict=False)) | node.kwargs
+    names = (argument.name for argument in node.target._schema.arguments)
+    return dict(zip(names, node.args, strict=False)) | node.kwargs
 
 
 def _is_plain(node: fx.Node) -> bool:

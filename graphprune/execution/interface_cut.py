@@ -35,6 +35,6 @@ def _narrowed(value: Any, cuts: Cuts) -> Any:
         return value
     leaves, spec = pytree.tree_flatten(value)
     for at, dims in cuts.items():
-        for dim, indices in dims.items():
+        for dim, indices in sorted(dims.items(), reverse=True):  # an earlier one may depend on its original indices
             leaves[at] = narrow(leaves[at], dim, indices)
     return pytree.tree_unflatten(leaves, spec)

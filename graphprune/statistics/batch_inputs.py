@@ -10,7 +10,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
-from graphprune.errors import CalibrationError
+from graphprune.errors import CalibrationError, because
 from graphprune.ir.printer import type_text
 from graphprune.ir.program import Inputs, Program
 
@@ -63,7 +63,7 @@ class Forward:
         try:
             self.signature.bind(*inputs[0], **inputs[1])
         except TypeError as fault:
-            raise self._unclear(batch, f"does not fit the forward, because of a {fault}") from fault
+            raise self._unclear(batch, f"does not fit the forward{because(fault)}") from fault
         return inputs
 
     def arranged(self, inputs: Inputs, example: Inputs) -> Inputs:

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from graphprune.errors import OptionError, TraceError
+from graphprune.errors import OptionError, TraceError, because
 from graphprune.execution.module_state import restored_on_failure
 from graphprune.execution.wrappers import require_module, unwrapped
 from graphprune.ir.program import Program
@@ -174,7 +174,7 @@ def _require_inputs(module: nn.Module, run: UserRun) -> None:
             inspect.signature(module.forward).bind()
         except TypeError as fault:
             raise TraceError(
-                f"prune() has no inputs of {type(module).__name__} (reason: {fault}); pass data, batches such as a "
+                f"prune() has no inputs of {type(module).__name__}{because(fault)}; pass data, batches such as a "
                 "DataLoader, or example inputs: args=(x,)"
             ) from fault
 

@@ -48,7 +48,7 @@ def test_a_function_makes_the_model() -> None:
             "no_such_module:model",
             r"cannot find no_such_module:model \(reason: No module named 'no_such_module'\); expected",
         ),
-        ("users_models:nothing", r"cannot find users_models:nothing \(reason: .*\); expected package\.module:callable"),
+        ("users_models:nothing", r"cannot find users_models:nothing \(reason: .*\); expected package\.module:name"),
         ("users_models:number", r"users_models:number is a int, expected a callable"),
         ("users_models:only_module", r"returned a Linear, expected \(nn\.Module, tuple of arguments, dict"),
         ("users_models:two", r"returned \(Linear, tuple\), expected"),
