@@ -21,8 +21,8 @@ from tools.zoo_benchmark.subject import subject
 
 EVERY = 32
 LONG = {  # take long
-    "hf/clm/jamba", "hf/clm/zaya", "hf/depth/dpt", "hf/dual/align", "hf/dual/blip", "hf/img/pvt", "hf/seg/mobilevit",
-    "hf/seg/mobilevitv2",
+    "hf/clm/jamba", "hf/clm/zaya", "hf/depth/dpt", "hf/depth/glpn", "hf/dual/align", "hf/dual/blip", "hf/img/pvt",
+    "hf/seg/mobilevit", "hf/seg/mobilevitv2",
 }  # fmt: skip
 INEXACT = "hf/img/bit"  # all its channels are normalised, and its kernels over theirs
 REFUSED = "hf/s2s/switch_transformers"  # what cannot be done is said in one clear error

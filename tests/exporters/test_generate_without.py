@@ -51,6 +51,7 @@ def test_a_plain_decoder(program: Path, saved: Save, exported: Exported, tmp_pat
     assert run(program, folder, PROMPT) == f"{shorter}\n" and len(shorter) < len(text)
 
 
+@pytest.mark.slow
 def test_half_precision_and_layers_of_different_heads(program: Path, uneven: Save, exported: Exported) -> None:
     folder = exported(uneven(), dtype="fp16").output
     text = generate(folder, PROMPT, 12)

@@ -89,6 +89,7 @@ def test_exceptions_among_layers_follow(fields: dict[str, Any], removed: list[in
     assert {name: getattr(short, name) for name in expected} == expected
 
 
+@pytest.mark.slow
 def test_dense_layers_before_those_with_experts_can_go(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model: Any = transformers.DeepseekV3ForCausalLM(transformers.DeepseekV3Config(**MOE, **LATENT))

@@ -109,6 +109,7 @@ def test_a_bit_that_makes_a_number_infinite(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.slow
 def test_a_limit_is_heeded_by_all_destinations_with_a_class(folder: Path, tmp_path: Path) -> None:
     program = gp.load(folder)
     small = gp.apply(program, gp.plan(program, ratio=0.5, destination="stock"))

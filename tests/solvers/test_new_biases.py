@@ -48,7 +48,8 @@ def test_a_decoder_without_biases_is_saved_with_them_as_a_graph(
     assert gp.verify_folder(tmp_path / "out")
 
 
-@pytest.mark.parametrize("destination", [pytest.param("stock", marks=pytest.mark.slow), "per-layer"])
+@pytest.mark.slow
+@pytest.mark.parametrize("destination", ["stock", "per-layer"])
 def test_a_decoder_without_biases_is_saved_with_them(
     destination: str, folder: Path, text: Path, tmp_path: Path
 ) -> None:

@@ -90,6 +90,7 @@ def test_a_run_from_the_command_line(
     assert [one["right"] for one in json.loads((tmp_path / "2").read_text())] == [0.75, 0.5]
 
 
+@pytest.mark.slow
 def test_decoders_read_in_parts_what_the_model_reads_at_once(tiny: Any, tmp_path: Path) -> None:
     """By a cache that is handed on, one that stays on the device, and one of fixed size."""
     tiny("llama", num_hidden_layers=1).save_pretrained(tmp_path / "dense")

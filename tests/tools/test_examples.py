@@ -54,6 +54,7 @@ def test_a_model_is_inspected(folder: Path, capsys: Output) -> None:
     assert "model.layers.0.mlp.gate_proj.weight" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_score_of_ones_own_is_better_than_chance(capsys: Output) -> None:
     custom_score.main(epochs=2)
     accuracy = dict(re.findall(r"^(\w+) +([\d.]+)%$", capsys.readouterr().out, re.M))

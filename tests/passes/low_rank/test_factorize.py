@@ -276,6 +276,7 @@ def test_refused_before_anything_is_calibrated(folder: Path, text: Path, tmp_pat
         Factorize(mix=2).check()
 
 
+@pytest.mark.slow
 def test_saved_and_loaded_again(folder: Path, text: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     options: Any = {"recipe": "mpifa", "sparsity": 0.2, "samples": 8, "length": 32, "align": 1, "destination": "free"}

@@ -137,6 +137,7 @@ def test_as_many_experts_stay_as_a_token_takes(routed: Captured) -> None:
     gp.verify(program, gp.apply(program, plan), plan)
 
 
+@pytest.mark.slow
 def test_half_precision_wants_whole_kernels() -> None:
     ids = torch.randint(3, 60, (2, 7), generator=torch.Generator().manual_seed(0))  # rounding may choose another expert
     kwargs = {"input_ids": ids, "use_cache": False}
