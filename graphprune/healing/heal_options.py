@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 from graphprune.errors import OptionError
 from graphprune.statistics.data_files import TEXTS
 from graphprune.workflows.option_fields import OptionGroup, option, required
-from graphprune.workflows.options import PathLike, Texts
+from graphprune.workflows.options import PathLike, RunFiles, Texts
 
 AIMS = ("logits", "hidden", "outputs", "labels")
 TRAINED = ("all", "lora", "norms")
@@ -94,28 +94,16 @@ class Training(OptionGroup):
 
 @dataclass(frozen=True, kw_only=True)
 class HealingRun(OptionGroup):
-    """Options of the run itself: evaluation, device and files."""
+    """Options of the run itself: evaluation and device."""
 
     title: ClassVar[str] = "The run"
     evaluate: Texts = option((), "Measure the perplexity on this text before and after.", metavar="TEXT")
     windows: int = option(64, "Windows of each such text.", least=1)
     device: str = option("cpu", "Where the models run: cpu or cuda.")
-    scratch: PathLike | None = option(
-        None,
-        "A folder for the files of an unfinished run; next to the output by default.",
-        metavar="DIR",
-        outcome=False,
-    )
-    restart: bool = option(
-        False, "Start over where an unfinished run could continue.", flags="--restart", outcome=False
-    )
-    force: bool = option(
-        False, "Replace an existing output once the new one is complete.", flags="--force", outcome=False
-    )
 
 
 @dataclass(frozen=True, kw_only=True)
-class HealOptions(HealingData, Training, HealingRun):
+class HealOptions(HealingData, Training, HealingRun, RunFiles):
     """Options of `graphprune.heal`."""
 
     pruned: PathLike | Any = field(kw_only=False, metadata=required(PRUNED, metavar="PRUNED"))

@@ -240,7 +240,7 @@ class InMemory(OptionGroup):
 
 @dataclass(frozen=True, kw_only=True)
 class Run(OptionGroup):
-    """Options of the run itself: evaluation, device, memory and files."""
+    """Options of the run itself: evaluation, device and memory."""
 
     title: ClassVar[str] = "The run"
     evaluate: Texts = option((), "Measure the perplexity on this text before and after.", metavar="TEXT")
@@ -248,6 +248,13 @@ class Run(OptionGroup):
     plan_only: bool = option(False, "Save the plan without cutting the model.")
     device: str = option("cpu", "Where the calibration runs: cpu or cuda.")
     memory: str | None = option(None, "Take no more memory than this, such as 4GiB.", metavar="SIZE")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFiles(OptionGroup):
+    """Options for the files of a run."""
+
+    title: ClassVar[str] = "The run"
     scratch: PathLike | None = option(
         None,
         "A folder for the files of an unfinished run; next to the output by default.",
@@ -263,7 +270,7 @@ class Run(OptionGroup):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneOptions(Target, UserObjects, Data, InMemory, Run):
+class PruneOptions(Target, UserObjects, Data, InMemory, Run, RunFiles):
     """Options of `graphprune.prune`."""
 
     model: "Module | Program | PathLike" = field(
