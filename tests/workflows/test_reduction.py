@@ -54,6 +54,7 @@ def test_the_words_of_a_report(changes: dict[str, Any], words: str) -> None:
     assert example(**{"rounding": "widths are multiples of 8", **changes}).removed == words
 
 
+@pytest.mark.slow
 def test_a_budget_in_latency_says_the_speed_up(prune: Prune, tmp_path: Path) -> None:
     result = prune(destination="free", budget="latency", runtime="torch")
     before, after = result.report.amounts
