@@ -36,6 +36,27 @@ def test_the_rounding_of_differences_of_large_numbers_is_no_error() -> None:
     assert difference(reference, exact * 1.001, rounding=noise).relative > 1e-4
 
 
+class Scores(nn.Module):
+    """Probabilities that are far below 1."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.score = nn.Linear(8, 40)
+
+    def forward(self, x: Tensor) -> Tensor:
+        probabilities: Tensor = (self.score(x) - 12).sigmoid()
+        return probabilities
+
+
+def test_small_results_of_functions_of_range_1_are_exact_to_a_unit_of_1() -> None:
+    module = Scores()
+    reference = _output(module)
+    (noise,) = estimated(lambda: [_output(module)], [reference])
+    assert difference(reference, reference + 1e-7).relative > 1e-3
+    assert difference(reference, reference + 1e-7, rounding=noise).relative == 0
+    assert difference(reference, reference * 1.1, rounding=noise).relative > 1e-3
+
+
 class Choice(nn.Module):
     """Decided by the last bit of a weight."""
 
