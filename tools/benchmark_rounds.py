@@ -1,4 +1,4 @@
-"""Measure what a round of `gp.Pruner` costs, beside a step of the training that it interrupts.
+"""Measure what a round of `gp.Pruner` costs, compared with a step of the training that it interrupts.
 
 Usage: .venv/bin/python tools/benchmark_rounds.py [--size 64] [--rounds 5] [--recipe magnitude] [--write]
 

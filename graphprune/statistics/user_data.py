@@ -235,7 +235,7 @@ def checked_loss(loss: OfBatch, output: Any, batch: Any) -> Tensor:
         )
     if not torch.isfinite(value).all():
         raise CalibrationError(
-            f"the loss is {float(value)} on the batch {described(batch)}, expected a finite number; check the labels, "
+            f"the loss is {value.item()} on the batch {described(batch)}, expected a finite number; check the labels, "
             "and the outputs of the dense model"
         )
     if torch.is_grad_enabled() and not value.requires_grad:

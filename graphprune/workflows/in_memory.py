@@ -147,8 +147,8 @@ def without_data(options: PruneOptions) -> PruneOptions:
 def _job(options: PruneOptions, program: Program) -> Job:
     """Record of a run on a program; its destination is stock for a model of transformers, and else free."""
     whole = program.traced is not None and not program.traced.prefix
-    wanted = options.destination or (None if options.target else "stock" if whole else "free")
-    needs = TargetNeeds.of(options.target, wanted, options.align, GRAPH)
+    requested = options.destination or (None if options.target else "stock" if whole else "free")
+    needs = TargetNeeds.of(options.target, requested, options.align, GRAPH)
     program = needs.accepted(program)
     resolved = replace(options, destination=needs.destination, align=needs.align_of(program))
     if isinstance(options.model, nn.Module):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TypeVar
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
 
@@ -152,8 +152,6 @@ def _narrow(part: nn.Module, program: Path, plan: Path) -> None:
 
 
 def _load_state(module: nn.Module, file: Path) -> None:
-    from safetensors import safe_open
-
     with safe_open(file, framework="pt") as stored:
         names = set(stored.keys())
     for name in sorted(names - module.state_dict().keys()):  # biases that a refit added

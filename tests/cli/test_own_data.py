@@ -45,14 +45,14 @@ def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 def test_a_run_with_own_data_is_repeated_by_its_file(mine: Path) -> None:
     own = [word for name, value in (("data", "loader"), ("loss", "loss"), ("metric", "accuracy"))
            for word in (f"--{name}", f"mine_with_data:{value}")]  # fmt: skip
-    status, out, told = run("prune", "mine_with_data:make", *own, "--ratio", "0.5", "--align", "1", "--output", "out")
-    assert status == 0, told
+    status, out, errors = run("prune", "mine_with_data:make", *own, "--ratio", "0.5", "--align", "1", "--output", "out")
+    assert status == 0, errors
     line = next(line for line in out.splitlines() if "accuracy on the data of the run" in line)
     assert "before" in line and "after" in line
     table = yaml.safe_load((mine / "out" / "run.yaml").read_text())
     assert (table["data"], table["recipe"], table["destination"]) == ("mine_with_data:loader", "auto", None)
-    status, out, told = run("prune", "--config", "out/run.yaml", "--output", "again", "--json")
-    assert status == 0, told
+    status, out, errors = run("prune", "--config", "out/run.yaml", "--output", "again", "--json")
+    assert status == 0, errors
     reports = [json.loads((mine / name / "report.json").read_text()) for name in ("out", "again")]
     assert json.loads(out)["metrics"] == reports[0]["metrics"] == reports[1]["metrics"]
     assert reports[0]["plan"] == reports[1]["plan"]
@@ -68,5 +68,5 @@ def test_a_run_with_own_data_is_repeated_by_its_file(mine: Path) -> None:
 )
 def test_an_object_that_is_none(name: str, message: str, mine: Path) -> None:
     more = ("--data", "mine_with_data:loader", "--metric", name, "--ratio", "0.5", "--output", "out")
-    status, out, told = run("prune", "mine_with_data:make", *more)
-    assert (status, out) == (2, "") and message in told
+    status, out, errors = run("prune", "mine_with_data:make", *more)
+    assert (status, out) == (2, "") and message in errors

@@ -8,7 +8,7 @@ from graphprune.execution.rounding import estimated
 
 
 class Boxes(nn.Module):
-    """Coordinates that are differences of large numbers beside small scores, as of a detector."""
+    """Coordinates that are differences of large numbers, next to small scores, as of a detector."""
 
     def __init__(self) -> None:
         super().__init__()
