@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 from torch import nn
@@ -26,6 +27,7 @@ from graphprune.writeback.module import WrittenBack
 log = logging.getLogger(__name__)
 
 BASE = "magnitude"  # the recipe whose score is replaced where `recipe` names a score
+HALF: Mapping[str, Any] = MappingProxyType({"sparsity": 0.5})  # any amount, where only the passes count
 OPTIONS = (
     "align", "allocation", "autocast", "budget", "destination", "exact_only", "follow", "protect", "refit", "samples",
     "score", "seed", "trials",
@@ -73,7 +75,7 @@ class Chain:
     def __post_init__(self) -> None:
         self.program = trace(self.module, *self.example)
         self.whole = self.amount(self.program)
-        require_followed(self.passes(self.program, 0.5, {}), self.recipe)
+        require_followed(self.passes(self.program, HALF, {}), self.recipe)
 
     @property
     def recipe(self) -> str:
@@ -114,9 +116,9 @@ class Chain:
         log.info("%s is captured again, because %s", type(self.module).__name__, reason)
         self.program, self.captured = trace(self.module, *self.example), reason
 
-    def passes(self, program: Program, share: float, data: Mapping[str, Any]) -> tuple[Pass, ...]:
-        """Passes of the recipe that remove a share of a program."""
-        options = PlanOptions(program=program, sparsity=min(share, 1 - 1e-9), **{**self.options, **data})
+    def passes(self, program: Program, amount: Mapping[str, Any], data: Mapping[str, Any]) -> tuple[Pass, ...]:
+        """Passes of the recipe that remove an amount of a program, an option of `graphprune.plan`."""
+        options = PlanOptions(program=program, **{**self.options, **amount, **data})
         return recipes.pipeline(options).passes
 
     def cut(self, program: Program, passes: Sequence[Pass]) -> Program:
@@ -148,7 +150,7 @@ class Chain:
 
     def repeat(self, groups: Mapping[str, Rows], **companions: Any) -> tuple[Program, WrittenBack]:
         """Narrow the module as an earlier run did."""
-        passes = with_plan(self.passes(self.program, 0.5, {}), groups)
+        passes = with_plan(self.passes(self.program, HALF, {}), groups)
         end = 1 + next(i for i, step in enumerate(passes) if isinstance(step, Rewrite))
         small = self.cut(self.current(), passes[:end])
         return self.write_back(small, passes[:end], **companions)

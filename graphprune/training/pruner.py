@@ -19,13 +19,14 @@ from graphprune.pipeline import Pass
 from graphprune.planning.budget import Budget
 from graphprune.planning.plan import Plan, Rows
 from graphprune.training import checkpoint, lightning_callback, replicas, rounds, transformers_callback
-from graphprune.training.chain import BASE, Chain, options_of
+from graphprune.training.chain import BASE, HALF, Chain, options_of
 from graphprune.training.learned_masks import LearnedMasks
 from graphprune.training.loop_state import quiet_loop
 from graphprune.training.mask_allocation import with_masks
 from graphprune.training.optimizer_state import PendingGradients, require_own, unwrapped_optimizers
 from graphprune.training.regularizers import Regularizer, made
 from graphprune.training.round_data import RoundData
+from graphprune.training.round_targets import RoundTargets, of_groups, require_amount
 from graphprune.training.rounds import Round
 from graphprune.training.schedules import Schedule, reductions
 from graphprune.training.selection import Selection, select, surveyed
@@ -41,15 +42,19 @@ class Pruner:
     """Prunes a module in rounds while it trains: ``penalty()`` joins the loss, ``step()`` is one round.
 
     Every round scores the groups with the current weights, removes some, proves the cut, and narrows the module in
-    place; optimizers and averaged copies follow. After all `rounds`, the share `sparsity` of the initial parameters (or
-    of another `budget`) is removed; `schedule` divides it among them. The module is captured once, with `args` and
-    `kwargs`; the graph of a round is the start of the next one.
+    place; optimizers and averaged copies follow. After all `rounds`, the amount is removed; `schedule` divides it among
+    them. The module is captured once, with `args` and
+    `kwargs`; the graph of a round is the start of the next one. One of `sparsity`, `macs`, `ratio` and `widths` is
+    required.
 
     Args:
         module: The module, or a wrapper of it: DistributedDataParallel, or that of `torch.compile`.
         args: Positional arguments of an example call.
         kwargs: Keyword arguments of an example call.
-        sparsity: The share of the initial budget that is removed after the last round.
+        sparsity: The share of the initial parameters, or of another `budget`, that is removed after the last round.
+        macs: The share of the initial multiply-accumulates; short for a sparsity of budget ``macs``.
+        ratio: The share of every group that is removed after the last round, or shares by name.
+        widths: Exact numbers of indices that are retained after the last round, by name.
         recipe: A recipe (see `graphprune recipes`), or a score with which `magnitude` is run, such as ``taylor``.
         rounds: The number of calls of `step` that remove something.
         schedule: ``cubic``, ``linear`` or ``one-shot``; or a function from the part of the rounds to that of the cut.
@@ -75,7 +80,10 @@ class Pruner:
         args: tuple[Any, ...] = (),
         kwargs: Mapping[str, Any] = MappingProxyType({}),
         *,
-        sparsity: float,
+        sparsity: float | None = None,
+        macs: float | None = None,
+        ratio: float | Mapping[str, float] | None = None,
+        widths: Mapping[str, int] | None = None,
         recipe: str = BASE,
         rounds: int = 10,
         schedule: str | Schedule = "cubic",
@@ -90,17 +98,20 @@ class Pruner:
         average: nn.Module | None = None,
         **options: Any,
     ) -> None:
-        _require_numbers(sparsity, rounds, soft)
+        _require_numbers(rounds, soft)
+        amounts = {"sparsity": sparsity, "macs": macs, "ratio": ratio, "widths": widths}
+        amount = require_amount(amounts, options)
         self.wrapper, self.module = module, require_module(module)
         replicas.require_whole(self.module)
         self.optimizers, self.average, self.soft = unwrapped_optimizers(optimizer), average, soft
         require_own(self.optimizers, self.module)
-        self._targets = reductions(schedule, sparsity, rounds)
+        parts = reductions(schedule, rounds)
         self.regularizer = made(regularizer, strength)
         self.masks = LearnedMasks(masks) if masks else None
-        known = options_of(recipe, options)
+        known = options_of(recipe, options | ({"budget": "macs"} if amount == "macs" else {}))
         self._data = RoundData(self.module, data, loss, forward, known.get("samples", 128), known.get("seed", 0))
         self._chain = Chain(self.module, (args, dict(kwargs)), known)
+        self.targets = self._target_of(parts, amounts[amount], amount)
         self._require_data()
         self.fingerprint = self._chain.program.fingerprint()
         self.history: list[Round] = []
@@ -117,7 +128,7 @@ class Pruner:
     @property
     def rounds(self) -> int:
         """Number of rounds."""
-        return len(self._targets)
+        return len(self.targets.reductions)
 
     @property
     def done(self) -> bool:
@@ -184,7 +195,7 @@ class Pruner:
             with self.masks.baked() if self.masks else nullcontext():
                 small, written = self._chain.repeat(groups, **self._companions(number))
             removed = self._chain.removed(small)
-            made = Round(number + 1, self._targets[number], removed, before, small.count(), None, written)
+            made = Round(number + 1, self.targets.reductions[number], removed, before, small.count(), None, written)
             return self._finished(made, groups)
 
     def transformers_callback(self, every: int | None = None) -> Any:
@@ -218,7 +229,7 @@ class Pruner:
 
     def _round(self) -> Round:
         number, start = len(self.history), time.perf_counter()
-        current, target = self._chain.current(), self._targets[number]
+        current, target = self._chain.current(), self.targets.reductions[number]
         share, before = self._chain.share(current, target), current.count()
         chosen = self._selection.rows if self._selection is not None else None
         if share < LEAST or chosen == {}:
@@ -226,7 +237,7 @@ class Pruner:
         masses = self._masses()
         with self.masks.baked() if self.masks else nullcontext():
             program = self._chain.current()
-            passes = self._steps(program, share, number)
+            passes = self._steps(program, self.targets.options(number, share), number)
             small = self._chain.cut(program, passes)
             if not small.fact(Plan).groups:
                 return self._finished(self._idle(number), {})
@@ -241,7 +252,9 @@ class Pruner:
 
     def _idle(self, number: int) -> Round:
         program = self._chain.program
-        return Round(number + 1, self._targets[number], self._chain.removed(program), program.count(), program.count())
+        return Round(
+            number + 1, self.targets.reductions[number], self._chain.removed(program), program.count(), program.count()
+        )
 
     def _finished(self, made: Round, groups: Mapping[str, Rows]) -> Round:
         """Prepare the next round."""
@@ -267,9 +280,9 @@ class Pruner:
         last = number + 1 == self.rounds
         return {"optimizer": self.optimizers, "average": self.average, "configuration": last or reads}
 
-    def _steps(self, program: Program, share: float, number: int) -> tuple[Pass, ...]:
+    def _steps(self, program: Program, amount: Mapping[str, Any], number: int) -> tuple[Pass, ...]:
         """Passes of a round."""
-        passes = self._chain.passes(program, share, self._data.options(program, number))
+        passes = self._chain.passes(program, amount, self._data.options(program, number))
         if self._selection is not None and self._selection.rows is not None:
             return rounds.with_plan(passes, self._selection.rows)
         if self.masks is not None:
@@ -281,10 +294,10 @@ class Pruner:
         if self._selection is None:
             number = len(self.history)
             program = self._chain.current()
-            share = self._chain.share(program, self._targets[number])
+            share = self._chain.share(program, self.targets.reductions[number])
             with quiet_loop(self.wrapper):
                 data = self._data.options(program, number)
-                passes = self._chain.passes(program, max(share, LEAST), data)
+                passes = self._chain.passes(program, self.targets.options(number, max(share, LEAST)), data)
                 batches = data.get("batches", ())
                 self._selection = select(self.module, program, passes, self.regularizer, batches, soft=rows)
         return self._selection
@@ -314,11 +327,25 @@ class Pruner:
 
     def _attach_masks(self, masks: LearnedMasks) -> None:
         program = self._chain.current()
-        target = 1 - self._targets[len(self.history)]
-        passes = self._chain.passes(program, 0.5, {})
+        target = 1 - self.targets.reductions[len(self.history)]
+        passes = self._chain.passes(program, HALF, {})
         weights = surveyed(self.module, program, passes)
         budget = Budget.of(program, (), 0, str(self._chain.options.get("budget", "parameters")))
         masks.attach(weights, budget, target, self._chain.whole)
+
+    def _target_of(self, parts: tuple[float, ...], value: Any, name: str) -> RoundTargets:
+        """Targets of the rounds.
+
+        Raises:
+            TrainingError: if masks are learned, which choose widths themselves.
+        """
+        if name in ("sparsity", "macs"):
+            return RoundTargets(tuple(value * part for part in parts))
+        if self.masks is not None:
+            raise TrainingError(f"masks choose the widths of groups, which {name} sets; give sparsity or macs")
+        program, widths = self._chain.program, name == "widths"
+        passes = self._chain.passes(program, {"widths": value} if widths else HALF, {})
+        return of_groups(program, passes, parts, None if widths else value, self._chain.options)
 
     def _require_data(self) -> None:
         """Check that data is given where the recipe or the regularizer needs some.
@@ -327,7 +354,7 @@ class Pruner:
             TrainingError: if it is not.
         """
         observes = self.regularizer is not None and self.regularizer.observes
-        passes = rounds.whole(self._chain.passes(self._chain.program, 0.5, {}))
+        passes = rounds.whole(self._chain.passes(self._chain.program, HALF, {}))
         reads = any(isinstance(step, Calibrate) for step in flat(passes))
         if self._data.data is None and (observes or reads):
             what = f"recipe {self._chain.recipe}" if reads else f"regularizer {type(self.regularizer).__name__}"
@@ -337,14 +364,12 @@ class Pruner:
             )
 
 
-def _require_numbers(sparsity: float, count: int, soft: int) -> None:
+def _require_numbers(count: int, soft: int) -> None:
     """Refuse impossible numbers.
 
     Raises:
         TrainingError: if one is.
     """
-    if isinstance(sparsity, bool) or not isinstance(sparsity, int | float) or not 0 < sparsity < 1:
-        raise TrainingError(f"sparsity must lie between 0 and 1 (0.7 removes 70 %), got {sparsity!r}")
     if isinstance(count, bool) or not isinstance(count, int) or count < 1:
         raise TrainingError(f"rounds must be a positive whole number, got {count!r}")
     if isinstance(soft, bool) or not isinstance(soft, int) or soft < 0:

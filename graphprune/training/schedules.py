@@ -27,8 +27,8 @@ def one_shot(part: float) -> float:
     return 1.0 if part > 0 else 0.0
 
 
-def reductions(schedule: str | Schedule, total: float, rounds: int) -> tuple[float, ...]:
-    """Share of the initial model that is removed after each round; the last one is `total`.
+def reductions(schedule: str | Schedule, rounds: int) -> tuple[float, ...]:
+    """Part of the reduction that is made after each round; the last one is 1.
 
     Raises:
         RegistryError: if there is no such schedule.
@@ -42,4 +42,4 @@ def reductions(schedule: str | Schedule, total: float, rounds: int) -> tuple[flo
             f"the schedule gives {', '.join(f'{part:.3g}' for part in parts)} after its rounds, expected numbers that "
             "rise from 0 to 1"
         )
-    return tuple(total * part for part in parts)
+    return tuple(parts)

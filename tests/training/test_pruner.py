@@ -67,13 +67,29 @@ def test_the_module_computes_what_the_masked_one_computed() -> None:
     [("cubic", (0.578, 0.875, 0.984, 1.0)), ("linear", (0.25, 0.5, 0.75, 1.0)), ("one-shot", (1.0, 1.0, 1.0, 1.0))],
 )
 def test_schedules(name: str, shares: tuple[float, ...]) -> None:
-    assert reductions(name, 0.8, 4) == pytest.approx([0.8 * share for share in shares], abs=1e-3)
+    assert reductions(name, 4) == pytest.approx(shares, abs=1e-3)
     with pytest.raises(TrainingError, match="rise from 0 to 1"):
-        reductions(lambda part: 1 - part, 0.8, 4)
+        reductions(lambda part: 1 - part, 4)
+
+
+def test_groups_narrow_to_widths_and_by_ratios() -> None:
+    net, _, pruner = made(
+        recipe="magnitude", schedule="linear", sparsity=None, widths={"first": 10, "second.weight": 6}
+    )
+    widths = []
+    for _ in range(3):
+        done = pruner.step()
+        widths.append((net.first.out_channels, net.second.out_channels))
+        assert done.sparsity == pytest.approx(done.target)
+    assert widths == [(14, 10), (12, 8), (10, 6)]
+    net, _, pruner = made(recipe="magnitude", rounds=2, sparsity=None, ratio={"first": 0.25, "*": 0.5})
+    while not pruner.done:
+        pruner.step()
+    assert (net.first.out_channels, net.second.out_channels) == (12, 6)
 
 
 def test_one_shot_leaves_nothing_for_later_rounds() -> None:
-    _, _, pruner = made(recipe="magnitude", schedule="one-shot", rounds=2, budget="macs")
+    _, _, pruner = made(recipe="magnitude", schedule="one-shot", rounds=2, sparsity=None, macs=0.5)
     assert pruner.step().sparsity == pytest.approx(0.5, abs=0.05)
     second = pruner.step()
     assert second.written is None and second.before == second.after and "nothing to remove" in str(second)
@@ -177,6 +193,12 @@ def test_options_that_do_not_fit_are_refused() -> None:
         ({"optimizer": foreign}, "SGD trains 8 of 8 parameters that Net does not have"),
         ({"optimizer": "adam"}, "optimizer is a str, expected one of torch.optim"),
         ({"sparsity": 70}, r"sparsity must lie between 0 and 1 \(0.7 removes 70 %\), got 70"),
+        ({"macs": 0.5}, "give one of sparsity, macs, ratio, widths, got sparsity and macs"),
+        ({"sparsity": None}, "got none of them"),
+        ({"sparsity": None, "macs": 0.5, "budget": "kv_cache"}, "the budget is kv_cache; omit one"),
+        ({"sparsity": None, "ratio": 50}, r"ratio must lie between 0 and 1 \(0.7 removes 70 %\), got 50"),
+        ({"sparsity": None, "widths": {"first": 17}}, "group .* can retain .*, not 17"),
+        ({"sparsity": None, "ratio": 0.5, "masks": "sigmoid"}, "masks choose the widths of groups, which ratio sets"),
         ({"rounds": 0}, "rounds must be a positive whole number, got 0"),
         ({"recipe": "fasp"}, "recipe fasp needs data"),
         ({"regularizer": "dress"}, "regularizer OutputEnergy needs data"),

@@ -1,0 +1,1 @@
+"""Parts of the comparison with Torch-Pruning."""

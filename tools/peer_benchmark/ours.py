@@ -1,0 +1,44 @@
+"""Methods of graphprune: the recipe that it chooses itself, then the common training or its own recovery."""
+
+import copy
+from collections.abc import Sequence
+
+from torch import nn
+
+import graphprune as gp
+from tools.peer_benchmark.training import Batch, Loader, Training, loss, sgd
+
+NAMES = ("graphprune", "graphprune, healed")
+
+
+def cut(model: nn.Module, share: float, calls: Sequence[Batch]) -> nn.Module:
+    """Module with a share of its multiply-accumulates removed at once."""
+    return gp.prune(model, data=calls, loss=loss, macs=share, inplace=False).module
+
+
+def train(name: str, small: nn.Module, dense: nn.Module, training: Training) -> nn.Module:
+    """Train what was cut: as all methods do, or towards the dense model by `graphprune.heal`."""
+    if name == NAMES[0]:
+        return training.run(small)
+    loader = Loader(training.data)
+    gp.heal(small, teacher=copy.deepcopy(dense), data=loader, epochs=training.epochs, seed=training.seed, rate=2e-3)
+    return small
+
+
+def in_training(model: nn.Module, share: float, calls: Sequence[Batch], rounds: int, training: Training) -> nn.Module:
+    """Train a module, with a round after each of the first epochs."""
+    optimizer = sgd(model)
+    pruner = gp.Pruner(
+        model, (calls[0][0][:1],), recipe="auto", macs=share, rounds=rounds, schedule="linear", optimizer=optimizer,
+        data=calls, loss=loss, seed=training.seed,
+    )  # fmt: skip
+
+    def round_after(epoch: int, current: object) -> object:
+        if not pruner.done:
+            pruner.step()
+        return current
+
+    own = Training(
+        training.data, training.epochs, training.seed, training.rate, penalty=pruner.penalty, on_epoch=round_after
+    )
+    return own.run(model, optimizer)
