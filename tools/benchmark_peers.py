@@ -162,7 +162,7 @@ class Harness:
     def _calls(self, seed: int) -> list[Batch]:
         """Batches of 64 images for scores and refits."""
         order = torch.randperm(len(self.data.train[1]), generator=torch.Generator().manual_seed(seed))
-        return [(self.data.train[0][at], self.data.train[1][at]) for at in order[: CALLS * 64].split(64)]
+        return [(self.data.train[0][at], self.data.train[1][at]) for at in torch.split(order[: CALLS * 64], 64)]
 
 
 if __name__ == "__main__":

@@ -122,7 +122,8 @@ def macs(model: nn.Module) -> int:
 def accuracy(model: nn.Module, data: tuple[Tensor, Tensor]) -> float:
     """Share of images whose class has the largest logit."""
     model.eval()
-    right = [(model(x).argmax(1) == y).sum() for x, y in zip(data[0].split(500), data[1].split(500), strict=True)]
+    batches = zip(*(torch.split(part, 500) for part in data), strict=True)
+    right = [(model(x).argmax(1) == y).sum() for x, y in batches]
     return int(sum(right)) / len(data[1])
 
 

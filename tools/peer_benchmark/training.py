@@ -31,7 +31,7 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         order = torch.randperm(len(self.data[1]))
-        for at in order[: len(self) * self.size].split(self.size):
+        for at in torch.split(order[: len(self) * self.size], self.size):
             yield augmented(self.data[0][at]), self.data[1][at]
 
 
