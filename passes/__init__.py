@@ -7,6 +7,7 @@ The folders are the stages of a pipeline. With default options, passes read and 
     calibration      calibrate              Dependencies, Eligible                  Calibration, Statistics
     calibration      gradients              Dependencies, Eligible, Calibration     GradientSums, ParameterGradients
     calibration      measure-latency        Dependencies, Eligible                  Dependencies
+    calibration      measure-routing        Dependencies, Eligible, Calibration     Routing
     scores           score                  Dependencies, Eligible                  Eligible, Scores
     sensitivity      measure-sensitivity    Dependencies, Eligible, Scores,         Sensitivities
                                             Calibration

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import networkx as nx
 
 from graphprune.axes.algebra import Axis, Prime, flatten_outputs, primes, resolve
+from graphprune.axes.contributions import Contribution
 from graphprune.axes.explanations import Dimension, DimensionPart, Explanation, Freedom, FreedomCounts, Reason
 from graphprune.axes.index_sets import resolved_width, width
 from graphprune.axes.name_globs import hint, kind, matching
@@ -20,6 +21,10 @@ from graphprune.errors import RegistryError
 
 #: Titles of a table of `Dependencies.alike`.
 COLUMNS = ("indices", "group", "times", "size", "can be cut", "linked", "parameters an index")
+
+
+#: Labels of groups whose indices a router chooses for every token.
+EXPERTS = ("experts", "expert groups", "experts per group")
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,11 @@ class Group:
     def lawful(self) -> bool:
         """Whether the cut must give the numbers of the masked original."""
         return self.exact or self.rescaled
+
+    @property
+    def routed(self) -> bool:
+        """Whether a router chooses its indices: the cut must give the numbers of one that never chooses those."""
+        return self.label in EXPERTS and not self.lawful
 
     @property
     def freedom(self) -> Freedom:
@@ -174,6 +184,7 @@ class Dependencies:
     the example inputs, and products of two activations; ``kv_cache`` counts keys and values, in bytes per token.
     `parameters` are the tensors that are no buffers; `because` has the full reason for each text of a reason.
     `members` are the linear operators of stacks, such as experts, which are no `consumers`.
+    `contributions` are the rows that indices chosen by a router add to the result.
     `kv_cache_bytes` are the bytes of keys and values that a token adds to a cache.
     """
 
@@ -189,6 +200,7 @@ class Dependencies:
     kv_cache_bytes: int = 0
     terms: Mapping[str, Sequence[Term]] = field(default_factory=dict, repr=False)
     members: Sequence[Consumer] = field(default=(), repr=False)
+    contributions: Sequence[Contribution] = field(default=(), repr=False)
 
     @cached_property
     def by_name(self) -> Mapping[str, Group]:

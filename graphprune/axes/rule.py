@@ -211,6 +211,8 @@ class Rule(ABC):
     summands: tuple[int, ...] = ()
     #: Does an axis that no input has hold the same numbers at every index?
     repeats: bool = False
+    #: Does the result have the shape of its first argument, but none of its values?
+    shape_alone: bool = False
     #: Positions of arguments that select elements of the others without contributing values: indices, conditions.
     selects: tuple[int, ...] = ()
     #: Does each row, an index of the first dimension, depend on the same row of each input alone?

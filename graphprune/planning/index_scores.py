@@ -6,10 +6,13 @@ import torch
 from torch import Tensor
 
 from graphprune.axes.algebra import Axis, Prime, Product, primes, resolve
+from graphprune.axes.contributions import Contribution
 from graphprune.axes.groups import Dependencies, Group, Place
 from graphprune.axes.index_sets import locate, segment
 from graphprune.axes.rule import Consumer
+from graphprune.ir.program import Program
 from graphprune.planning.interfaces import Evidence, ScoreMethod
+from graphprune.statistics.routing import RoutedSums, Routing
 
 
 def rows_of(group: Group, dependencies: Dependencies) -> int:
@@ -51,19 +54,48 @@ def greatest(values: Tensor, axis: Axis, group: Group, dependencies: Dependencie
 
 
 def positions(axis: Axis, group: Group, dependencies: Dependencies) -> Tensor:
-    """The positions of each index of the group in a dimension, equally many, shape (rows, group.size, count)."""
-    owner = dependencies.by_name[group.linked].prime if group.linked else None
+    """The positions of each index of the group in a dimension, equally many, shape (rows, group.size, count).
+
+    There is one row in a dimension where another one selects the indices.
+    """
+    linked = dependencies.by_name[group.linked].prime if group.linked else None
+    owner = next((p for p in primes(axis) if p is linked), None)
     start, axis = segment(axis, group.prime, owner)
     rows, columns = torch.tensor(locate(axis, group.prime, owner)).unbind(1)
     inside = (columns >= 0).nonzero()[:, 0]
     order = (rows[inside] * group.size + columns[inside]).argsort(stable=True)
-    return (start + inside[order]).view(rows_of(group, dependencies), group.size, -1)
+    rows_in_axis = owner.size if owner else 1
+    return (start + inside[order]).view(rows_in_axis, group.size, -1)
 
 
 def columns_of(consumer: Consumer, group: Group, dependencies: Dependencies) -> Tensor:
     """The columns of a consumer's matrix that belong to each index of a group, shape (rows, group.size, count)."""
     places = positions(dependencies.tensors[consumer.weight][consumer.dim], group, dependencies)
     return (places[..., None] * consumer.taps + torch.arange(consumer.taps)).flatten(2)
+
+
+def contributions_of(group: Group, dependencies: Dependencies) -> list[Contribution]:
+    """The values whose rows belong to indices of a group that a router chooses."""
+    return [c for c in dependencies.contributions if group.prime in primes(c.axis)] if group.routed else []
+
+
+def routed_sums(group: Group, evidence: Evidence, value: Callable[[RoutedSums], Tensor]) -> Tensor:
+    """A `value` of the rows of every contribution, shape (indices,), summed by the index of the group."""
+    routing, dependencies = evidence.program.fact(Routing), evidence.dependencies
+    parts = contributions_of(group, dependencies)
+    sums = [by_index(value(routing.sums[c.node]), c.axis, group, dependencies) for c in parts]
+    return torch.stack(sums).sum(0)
+
+
+class OfExperts(ScoreMethod):
+    """A score of whole experts, by the rows that each contributes."""
+
+    routing = True
+
+    def scored(self, program: Program, groups: Sequence[Group]) -> tuple[Group, ...]:
+        """The groups that a router chooses from, with known rows."""
+        dependencies = program.fact(Dependencies)
+        return tuple(group for group in groups if contributions_of(group, dependencies))
 
 
 class Outermost(ScoreMethod):

@@ -22,6 +22,7 @@ from graphprune.statistics.moments import (
     ProducerMoments,
     Statistics,
 )
+from graphprune.statistics.routing import Routing
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,8 @@ class ScoreMethod(ABC):
     the ``full`` Gram matrices; at the consumers of a group and, with `producers`, also at its producers. With
     `gradients` it reads gradients of a loss; `gradients_of` tells whether at the ``parameters``, or at the ``outputs``
     of consumers. With `runs_inputs` it runs calibration inputs itself. With `stacks`, it scores members of stacks
-    of linear operators, such as experts, as it does consumers.
+    of linear operators, such as experts, as it does consumers. With `routing`, it reads what a router sends to each
+    expert.
     """
 
     moments: ClassVar[str] = "none"
@@ -112,6 +114,7 @@ class ScoreMethod(ABC):
     gradients_of: ClassVar[str] = "parameters"
     runs_inputs: ClassVar[bool] = False
     stacks: ClassVar[bool] = False
+    routing: ClassVar[bool] = False
 
     @property
     def needs(self) -> tuple[type, ...]:
@@ -124,6 +127,7 @@ class ScoreMethod(ABC):
             ParameterGradients: self.gradients and self.gradients_of == "parameters",
             OutputGradients: self.gradients and self.gradients_of == "outputs",
             Calibration: self.runs_inputs,
+            Routing: self.routing,
         }
         return tuple(fact for fact, needed in read.items() if needed)
 

@@ -288,6 +288,13 @@ add(
         "rewrite | verify",
     ),
     Recipe(
+        "reap",
+        "whole experts of mixtures, by the router's weight times the norm of their outputs",
+        "arXiv:2510.13999",
+        "analyze{exact_only=false} | calibrate | measure-routing | score{by=reap} | allocate | select | rewrite | "
+        "verify",
+    ),
+    Recipe(
         "magnitude",
         "the norm of all coupled weights",
         "baseline",

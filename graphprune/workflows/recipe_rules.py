@@ -13,6 +13,7 @@ from graphprune.passes.analysis.analyze import Analyze
 from graphprune.passes.calibration.calibrate import Calibrate
 from graphprune.passes.calibration.gradients import Gradients
 from graphprune.passes.calibration.measure_latency import MeasureLatency
+from graphprune.passes.calibration.measure_routing import MeasureRouting
 from graphprune.passes.depth.drop_blocks import Drop
 from graphprune.passes.low_rank.allocate_ranks import AllocateRanks
 from graphprune.passes.reconstructions.refit import Refit
@@ -23,6 +24,7 @@ from graphprune.passes.selection.select import Select
 from graphprune.pipeline import Pass, filled, live
 from graphprune.statistics.collector import Calibration
 from graphprune.statistics.moments import GradientSums, OutputGradients, Statistics
+from graphprune.statistics.routing import Routing
 from graphprune.support import named_values
 
 Passes = tuple[Pass, ...]
@@ -30,7 +32,12 @@ P = TypeVar("P", bound=Pass)
 
 #: Options that are no fields, though passes have such fields, and objects of a user.
 NOT_FIELDS = ("recipe", "pipeline", "score", "refit", "model", "args", "kwargs", "data", "test", "metric", "forward")
-PRODUCERS: dict[type, type[Pass]] = {Calibration: Calibrate, Statistics: Calibrate, GradientSums: Gradients}
+PRODUCERS: dict[type, type[Pass]] = {
+    Calibration: Calibrate,
+    Statistics: Calibrate,
+    GradientSums: Gradients,
+    Routing: MeasureRouting,
+}
 MOST = 8  # batches of thousands of tokens: enough for Gram matrices of gradients at outputs
 
 

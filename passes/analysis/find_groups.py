@@ -49,6 +49,7 @@ def analyze_uncached(program: Program) -> Dependencies:
         opaque=dict(flow.opaque),
         consumers=tuple(flow.consumers),
         members=tuple(flow.members),
+        contributions=flow.row_partitions.contributions(RULES),
         values={node.name: value for node, value in flow.values.items() if value is not None},
         tensors=flow.tensors,
         products=tuple(_products(flow)),

@@ -2,12 +2,15 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import fx
 
-from graphprune.axes.algebra import Axis, primes
+from graphprune.axes.algebra import Axis, primes, resolve
+from graphprune.axes.contributions import Contribution
 from graphprune.axes.rule import Dims, Rule
 from graphprune.passes.analysis.index_values import contributing_inputs
+from graphprune.registry import Registry
 
 
 @dataclass
@@ -27,6 +30,15 @@ class RowPartitions:
         """Whether the rows of a value are partitioned by these offsets."""
         partition = self.table.get(value) if isinstance(value, fx.Node) else None
         return partition is not None and partition[1] is offsets
+
+    def contributions(self, rules: Registry[Any, Rule]) -> tuple[Contribution, ...]:
+        """The last value of each partition that is computed from the rows, such as the weighted outputs of experts."""
+        last: dict[fx.Node, Contribution] = {}
+        for node, (axis, offsets) in self.table.items():
+            rule = rules.get(node.target)
+            if isinstance(offsets, fx.Node) and rule is not None and not rule.shape_alone:
+                last[offsets] = Contribution(node.name, offsets.name, resolve(axis))
+        return tuple(last.values())
 
     def follow(self, node: fx.Node, rule: Rule | None, outputs: Callable[[fx.Node], Sequence[Dims]]) -> None:
         """Carry a partition over to the result of an operator that works row by row."""

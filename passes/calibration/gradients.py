@@ -10,8 +10,10 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 from torch.nn.functional import cross_entropy
 
+from graphprune.axes.contributions import Contribution
 from graphprune.axes.groups import Dependencies, Group
 from graphprune.axes.rule import Consumer
+from graphprune.axes.rule_helpers import as_rows
 from graphprune.display.progress import progress
 from graphprune.errors import CalibrationError, choices
 from graphprune.evaluation.masked_loss import Objective
@@ -19,11 +21,12 @@ from graphprune.evaluation.perplexity import logits
 from graphprune.ir.program import Program
 from graphprune.pipeline import PASSES, Pass
 from graphprune.planning.facts import Eligible
-from graphprune.planning.index_scores import at_consumers, rows_of
+from graphprune.planning.index_scores import at_consumers, by_index, contributions_of, rows_of
 from graphprune.planning.interfaces import Evidence
 from graphprune.solvers.factorable import factorable
 from graphprune.statistics.collector import Calibration, at_least_single, input_leaf, matmul_autocast, predicted_inputs
 from graphprune.statistics.moments import FactorGradients, GradientSums, OutputGradients, ParameterGradients
+from graphprune.statistics.routing import by_owner
 
 #: The loss of an output, and the number of the calibration batch that it belongs to.
 Loss = Callable[[Any, int], Tensor]
@@ -95,7 +98,8 @@ class Gradients(Pass):
         groups, module = program.fact(Eligible).groups, program.module()
         watched(module, program, set())
         more = factorable(program, program.fact(Dependencies))[0] if self.of == "layers" else []
-        layers = {c.node: c for c in (*program.fact(Dependencies).maps_of(groups), *more)}
+        dependencies = program.fact(Dependencies)
+        layers = {c.node: c for c in (*dependencies.maps_of(groups), *dependencies.stacked(groups), *more)}
         taps = _tapped(module, list(layers.values()))
         batches = sum(1 for _ in self._backward(program, module))
         known = program.facts.get(GradientSums) or GradientSums({}, {}, {}, batches)
@@ -104,7 +108,8 @@ class Gradients(Pass):
     def _at_parameters(self, program: Program) -> GradientSums:
         groups, module = program.fact(Eligible).groups, program.module()
         names = {place.parameter for group in groups for place in group.places} & program.parameters
-        weights, sums = watched(module, program, names), _Sums(program, groups)
+        weights = watched(module, program, names)
+        sums = _Sums(program, groups, _row_taps(module, groups, program.fact(Dependencies)))
         for _ in self._backward(program, module):
             sums.add({name: _gradient(name, weight) for name, weight in weights.items()})
         known = program.facts.get(GradientSums)
@@ -151,14 +156,59 @@ class _Tap(nn.Module):
         return self.total / max(self.count, 1)
 
 
+class _RowTap(nn.Module):
+    """The identity, which sums up the derivatives of the loss by a factor on the rows of each index."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.slopes: Tensor | None = None
+
+    def forward(self, rows: Tensor, ends: Tensor) -> Tensor:
+        values = rows.detach()
+
+        def add(gradient: Tensor) -> None:
+            new = by_owner((gradient * values).sum(1, dtype=torch.float64), ends)
+            self.slopes = new if self.slopes is None else self.slopes + new
+
+        if rows.requires_grad:
+            rows.register_hook(add)  # type: ignore[no-untyped-call]
+        return rows
+
+    def taken(self, size: int) -> Tensor:
+        """The sums since the last call, shape (indices,)."""
+        slopes, self.slopes = self.slopes, None
+        return torch.zeros(size, dtype=torch.float64) if slopes is None else slopes
+
+
+Routed = tuple[_RowTap, Contribution]
+
+
+def _row_taps(module: fx.GraphModule, groups: Sequence[Group], dependencies: Dependencies) -> dict[str, list[Routed]]:
+    """Taps at the contributions of groups that a router chooses from, inserted into the graph, by group."""
+    nodes, taps = {node.name: node for node in module.graph.nodes}, dict[str, _RowTap]()
+    by_group = {group.name: contributions_of(group, dependencies) for group in groups}
+    for part in (part for parts in by_group.values() for part in parts if part.node not in taps):
+        taps[part.node], node, name = _RowTap(), nodes[part.node], f"row_tap_{len(taps)}"
+        module.add_submodule(name, taps[part.node])
+        with module.graph.inserting_after(node):
+            tap = module.graph.call_module(name, (node, nodes[part.offsets]))
+        node.replace_all_uses_with(tap, delete_user_cb=lambda user, tap=tap: user is not tap)
+    module.recompile()
+    return {name: [(taps[part.node], part) for part in parts] for name, parts in by_group.items() if parts}
+
+
 def _tapped(module: fx.GraphModule, consumers: Sequence[Consumer]) -> dict[str, _Tap]:
-    """Taps at the outputs of linear layers, inserted into the graph; a layer without a layout of tokens gets none."""
+    """Taps at the outputs of linear layers, inserted into the graph; a layer without a layout of tokens gets none.
+
+    The members of a stack share one.
+    """
     nodes, taps = {node.name: node for node in module.graph.nodes}, dict[str, _Tap]()
     for consumer in consumers:
-        if consumer.outputs is None:
+        layout = as_rows if consumer.member is not None else consumer.outputs
+        if layout is None:
             continue
         node, name = nodes[consumer.node], f"tap_{len(taps)}"
-        taps[consumer.node] = _Tap(consumer.outputs)
+        taps[consumer.node] = _Tap(layout)
         module.add_submodule(name, taps[consumer.node])
         with module.graph.inserting_after(node):
             tap = module.graph.call_module(name, (node,))
@@ -188,6 +238,7 @@ class _Sums:
 
     program: Program
     groups: Sequence[Group]
+    routed: Mapping[str, Sequence[Routed]]
     sums: dict[str, Tensor] = field(default_factory=dict)
     squares: dict[str, Tensor] = field(default_factory=dict)
     masks: dict[str, Tensor] = field(default_factory=dict)
@@ -200,8 +251,12 @@ class _Sums:
             self.sums[name] = self.sums.get(name, torch.zeros(())) + grad
             self.squares[name] = self.squares.get(name, torch.zeros(())) + grad.square()
         evidence = Evidence(self.program, self.program.fact(Dependencies), None)
+        parts = {tap: part for pairs in self.routed.values() for tap, part in pairs}
+        whole = {tap: tap.taken(part.axis.size) for tap, part in parts.items()}
         for group in self.groups:
-            slope = _slope(group, evidence, gradients)
+            own = self.routed.get(group.name, ())
+            slopes = [by_index(whole[tap], part.axis, group, evidence.dependencies) for tap, part in own]
+            slope = torch.stack(slopes).sum(0) if slopes else _slope(group, evidence, gradients)
             self.masks[group.name] = self.masks.get(group.name, torch.zeros(())) + slope.square()
 
     def fact(self) -> GradientSums:

@@ -70,6 +70,7 @@ class EmptyLike(Rule):
     """An uninitialized tensor in the shape of a value."""
 
     zeros = Zeros.LOST
+    shape_alone = True
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
         return flow.dims(node.args[0])

@@ -146,6 +146,8 @@ class Where(Elementwise):
 class FillLike(Elementwise):
     """One number in the shape of the input, whatever its values."""
 
+    shape_alone = True
+
     def masked_value(self, node: fx.Node, inputs: MaskedArguments) -> float | None:
         number = compute(node, [(0.0,)]).item()
         return float(number) if math.isfinite(number) and not has_dynamic_literal(node) else None

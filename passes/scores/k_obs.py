@@ -19,8 +19,8 @@ from torch import Tensor
 from graphprune.axes.groups import Group
 from graphprune.axes.rule import Consumer
 from graphprune.passes.scores import SCORES
-from graphprune.passes.scores.obs import Problem, greedy
-from graphprune.planning.index_scores import Outermost, rows_of
+from graphprune.passes.scores.obs import Problem, removal_order
+from graphprune.planning.index_scores import Outermost
 from graphprune.planning.interfaces import Evidence
 from graphprune.planning.ranking import Point, hull
 from graphprune.solvers.normal_equations import CAUTIOUS_DAMPINGS, add_damping
@@ -34,15 +34,20 @@ class KObs(Outermost):
     moments = "full"
     gradients = True
     gradients_of = "outputs"
+    stacks = True
 
     def applies(self, group: Group, consumers: Sequence[Consumer]) -> bool:
-        """Whether the group holds neurons, channels or whole heads whose consumers lay out their outputs by token."""
-        return super().applies(group, consumers) and all(c.outputs is not None for c in consumers)
+        """Whether the group holds neurons, channels or whole heads whose consumers lay out their outputs by token.
+
+        A group is contracted by members of stacks or by other consumers, not by both.
+        """
+        stacked = [c.member is not None for c in consumers]
+        laid_out = all(stacked) or all(c.outputs is not None for c in consumers)
+        return super().applies(group, consumers) and laid_out and any(stacked) == all(stacked)
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:
         """Score of every index, shape (rows, group.size)."""
-        problems = [_problem(consumer, group, evidence) for consumer in evidence.dependencies.consumers_of(group)]
-        place, points = greedy(problems, rows_of(group, evidence.dependencies), group.size)
+        place, points = removal_order(group, evidence, lambda consumer: _problem(consumer, group, evidence))
         return _slopes(points)[place] / (2 * len(place))  # indices at one position are removed from all rows
 
 

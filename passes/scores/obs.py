@@ -5,16 +5,16 @@ with the Gram matrix ``S = X X^T`` of the inputs. ``obs`` scores every index alo
 another, refits the remaining columns and scores them again. The pass ``local-search`` improves its selection.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from graphprune.axes.groups import Group
+from graphprune.axes.groups import Dependencies, Group
 from graphprune.axes.rule import Consumer
 from graphprune.passes.scores import SCORES
-from graphprune.planning.index_scores import Innermost, Outermost, columns_of, rows_of
+from graphprune.planning.index_scores import Innermost, Outermost, columns_of, own_row, rows_of
 from graphprune.planning.interfaces import Evidence
 from graphprune.planning.ranking import Point
 from graphprune.solvers.normal_equations import DEFAULT_DAMPING, add_damping
@@ -68,24 +68,60 @@ class Obs(Innermost):
     """Output error after the best refit, for each index alone."""
 
     moments = "full"
+    stacks = True
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:
         """Score of every index, shape (rows, group.size)."""
-        consumers = evidence.dependencies.consumers_of(group)
-        return torch.stack([Problem.of(consumer, group, evidence).errors() for consumer in consumers]).sum(0)
+        errors = torch.zeros(rows_of(group, evidence.dependencies), group.size, dtype=torch.float64)
+        for row, consumers in consumers_by_row(group, evidence.dependencies).items():
+            for consumer in consumers:
+                errors[rows_at(row)] += Problem.of(consumer, group, evidence).errors()
+        return errors
 
 
 class Osscar(Outermost):
     """Position of every index in the removal order of the greedy search."""
 
     moments = "full"
+    stacks = True
+
+    def applies(self, group: Group, consumers: Sequence[Consumer]) -> bool:
+        """Whether the group is contracted by members of stacks, or by other layers, and not by both."""
+        return super().applies(group, consumers) and len({c.member is None for c in consumers}) == 1
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:
         """Score of every index, shape (rows, group.size)."""
-        consumers = evidence.dependencies.consumers_of(group)
-        problems = [Problem.of(consumer, group, evidence) for consumer in consumers]
-        place, _ = greedy(problems, rows_of(group, evidence.dependencies), group.size)
-        return place.double()
+        return removal_order(group, evidence, lambda consumer: Problem.of(consumer, group, evidence))[0].double()
+
+
+def consumers_by_row(group: Group, dependencies: Dependencies) -> dict[int | None, list[Consumer]]:
+    """The layers that contract a group, by their row; None for those that read all rows."""
+    by_row: dict[int | None, list[Consumer]] = {}
+    for consumer in (*dependencies.consumers_of(group), *dependencies.members_of(group)):
+        by_row.setdefault(own_row(consumer, group, dependencies), []).append(consumer)
+    return by_row
+
+
+def rows_at(row: int | None) -> slice:
+    """One row, or all of them for None."""
+    return slice(None) if row is None else slice(row, row + 1)
+
+
+def removal_order(
+    group: Group, evidence: Evidence, problem: Callable[[Consumer], Problem]
+) -> tuple[Tensor, list[Point]]:
+    """Position of every index in the removal order, and the removed count with its error, summed over all rows.
+
+    The rows of members of a stack, such as experts, are independent; `problem` builds one for a layer.
+    """
+    place = torch.zeros(rows_of(group, evidence.dependencies), group.size, dtype=torch.long)
+    counts, errors = list[float](), list[list[float]]()
+    for row, consumers in consumers_by_row(group, evidence.dependencies).items():
+        part = place[rows_at(row)]
+        part[:], points = greedy([problem(consumer) for consumer in consumers], len(part), group.size)
+        errors.append([error for _, error in points])
+        counts = [count for count, _ in points]
+    return place, list(zip(counts, map(sum, zip(*errors, strict=True)), strict=True))
 
 
 def greedy(problems: Sequence[Problem], rows: int, size: int) -> tuple[Tensor, list[Point]]:

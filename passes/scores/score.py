@@ -14,6 +14,7 @@ from graphprune.ir.program import Program
 from graphprune.passes.scores import SCORES
 from graphprune.pipeline import PASSES, Pass
 from graphprune.planning.facts import Eligible, Scores
+from graphprune.planning.index_scores import OfExperts
 from graphprune.planning.interfaces import Evidence
 from graphprune.statistics.moments import GradientSums, Statistics
 
@@ -90,7 +91,8 @@ def _without(group: Group, removed: Sequence[int]) -> Tensor:
 def stacks_without_score(program: Program, score: str) -> list[str]:
     """The eligible groups inside of stacks of linear layers, which a score that rates none does not cut."""
     method, dependencies = SCORES[score], program.fact(Dependencies)
-    stacked = [] if method.stacks else [g for g in program.fact(Eligible).groups if dependencies.members_of(g)]
+    rated_otherwise = method.stacks or isinstance(method, OfExperts)
+    stacked = [] if rated_otherwise else [g for g in program.fact(Eligible).groups if dependencies.members_of(g)]
     rated = method.scored(program, stacked)
     return [group.name for group in stacked if group not in rated]
 

@@ -12,6 +12,7 @@ from graphprune.passes.rewriting.rewrite import interface_cut, rewrite
 from graphprune.pipeline import PASSES, Pass
 from graphprune.planning.facts import Refits
 from graphprune.planning.plan import Plan, make
+from graphprune.planning.refused_choices import refusing
 
 
 @PASSES.register("verify")
@@ -37,7 +38,8 @@ class Verify(Pass):
 def prove(original: Program, small: Program, plan: Plan) -> Verification:
     """Compare the cut with the masked original.
 
-    Groups that are neither exact nor rescaled are checked for shape and finite numbers.
+    Experts are masked by a router that never chooses them. Other groups that are neither exact nor rescaled are checked
+    for shape and finite numbers.
 
     Raises:
         VerificationError: if they disagree.
@@ -46,18 +48,19 @@ def prove(original: Program, small: Program, plan: Plan) -> Verification:
     if refits is not None:
         verify_finite(small, original)
         small = replace(small, weights=refits.before)
-    groups = original.fact(Dependencies).by_name
-    exact = {name: rows for name, rows in plan.groups.items() if groups[name].lawful}
-    if len(exact) < len(plan.groups):
+    dependencies = original.fact(Dependencies)
+    groups = dependencies.by_name
+    routed = {name: rows for name, rows in plan.groups.items() if groups[name].routed}
+    zeros = {name: rows for name, rows in plan.groups.items() if groups[name].lawful}
+    if len(routed) + len(zeros) < len(plan.groups):
         verify_finite(small, original)
-        plan = make(original, original.fact(Dependencies), exact)
+        plan = make(original, dependencies, zeros | routed)
         small = rewrite(original, plan)
-    rounded = bool(small.fact(Rewritten).scales)
     return verify_cut(
-        original,
+        refusing(original, routed) if routed else original,
         small,
-        plan.keep,
-        rounded=rounded,
+        make(original, dependencies, zeros).keep,
+        rounded=bool(small.fact(Rewritten).scales),
         interface=interface_cut(original, plan),
-        liveness=Liveness.of(original.fact(Dependencies), plan.groups),
+        liveness=Liveness.of(dependencies, zeros),
     )
