@@ -1,10 +1,8 @@
 """A run that is killed, starved of room or damaged, and repeated until it is done: what tests of faults share."""
 
-import multiprocessing
 import os
 import random
 import re
-import resource
 import shutil
 import signal
 import subprocess
@@ -17,6 +15,8 @@ from pathlib import Path
 from typing import Protocol
 
 import psutil
+
+from tests.processes import Forked
 
 ONE = (sys.executable,)
 TWO = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -33,47 +33,6 @@ class Process(Protocol):
     def pid(self) -> int: ...
     def poll(self) -> int | None: ...
     def wait(self) -> int: ...
-
-
-class Forked:
-    """A process that is forked from one that has imported everything already, which saves seconds."""
-
-    def __init__(self, words: list[str], errors: Path, limit: int | None) -> None:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["graphprune.cli", "torch._dynamo", "transformers.models.llama.modeling_llama"])
-        self._process = context.Process(target=_main, args=(words, str(errors), limit))
-        self._process.start()
-
-    @property
-    def pid(self) -> int:
-        assert self._process.pid is not None
-        return self._process.pid
-
-    def poll(self) -> int | None:
-        return self._process.exitcode
-
-    def wait(self) -> int:
-        self._process.join()
-        assert self._process.exitcode is not None
-        return self._process.exitcode
-
-
-def _main(words: list[str], errors: str, limit: int | None) -> None:
-    """The command line in a forked process; no file may be larger than `limit` bytes."""
-    os.environ["OMP_NUM_THREADS"] = "1"
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where the tests run in the background
-    with open(errors, "ab", buffering=0) as file:
-        for number in (1, 2):
-            os.dup2(file.fileno(), number)
-    if limit is not None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
-    import torch  # not in the process of the tests
-
-    from graphprune.cli import main
-
-    torch.set_num_threads(1)
-    sys.argv = ["graphprune", *words]
-    main()
 
 
 @dataclass

@@ -12,6 +12,7 @@ import pytest
 
 import graphprune as gp
 from graphprune.planning.plan import Plan
+from tests.processes import run
 
 PLUGIN = Path(__file__).parent / "plugin"
 
@@ -28,7 +29,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return target
 
 
-def run(installed: Path, *words: object) -> "subprocess.CompletedProcess[str]":
+def start(installed: Path, *words: object) -> "subprocess.CompletedProcess[str]":
     """Run Python with the package on its path."""
     path = os.pathsep.join([str(installed), os.environ.get("PYTHONPATH", "")])
     command = [sys.executable, *map(str, words)]
@@ -39,7 +40,7 @@ def run(installed: Path, *words: object) -> "subprocess.CompletedProcess[str]":
 def test_a_score_and_a_refit_are_used_by_name(installed: Path, folder: Path, text: Path, tmp_path: Path) -> None:
     options: list[Any] = ["--calibration", text, "--samples", 4, "--length", 8, "--sparsity", 0.1, "--align", 1]
     words = ["--score", "alternating", "--refit", "halved", "--destination", "per-layer", "--output", tmp_path / "out"]
-    done = run(installed, "-m", "graphprune", "prune", folder, *options, *words)
+    done = run("prune", *map(str, (folder, *options, *words)), folder=installed)
     assert done.returncode == 0, done.stderr
     plan, dense, small = Plan.load(tmp_path / "out" / "plan.json"), gp.load(folder), gp.load(tmp_path / "out")
     assert plan.made_by["score"] == "alternating"
@@ -53,7 +54,7 @@ def test_a_score_and_a_refit_are_used_by_name(installed: Path, folder: Path, tex
 
 
 def test_a_recipe_is_listed(installed: Path) -> None:
-    done = run(installed, "-m", "graphprune", "recipes", "--json")
+    done = run("recipes", "--json", folder=installed)
     assert done.returncode == 0, done.stderr
     recipe = json.loads(done.stdout)["example"]
     assert recipe["score"] == "alternating" and recipe["needs"] == ["calibration"]
@@ -67,16 +68,16 @@ assert "graphprune_example" not in sys.modules
 gp.Pipeline.parse("analyze | score{by=alternating}")
 assert "graphprune_example" in sys.modules
 """
-    done = run(installed, "-c", code)
+    done = start(installed, "-c", code)
     assert done.returncode == 0, done.stderr
 
 
 def test_a_broken_plug_in_is_named_in_one_line(installed: Path, tmp_path: Path) -> None:
     (tmp_path / "graphprune_example.py").write_text("import no_such_module\n")
-    done = run(tmp_path, "-c", "")
+    done = start(tmp_path, "-c", "")
     assert done.returncode == 0
     broken = f"{tmp_path}{os.pathsep}{installed}"
-    done = run(Path(broken), "-m", "graphprune", "recipes")
+    done = start(Path(broken), "-m", "graphprune", "recipes")
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: plug-in graphprune_example of graphprune-example 1.5 cannot be imported")

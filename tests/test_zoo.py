@@ -19,7 +19,7 @@ from tools.zoo_benchmark.noise import REFUSED as REFUSED_NOISE
 from tools.zoo_benchmark.record import Record, Report
 from tools.zoo_benchmark.subject import subject
 
-EVERY = 32
+EVERY, EVERY_SLOW = 64, 16
 LONG = {  # take long
     "hf/clm/jamba", "hf/clm/zaya", "hf/depth/dpt", "hf/depth/glpn", "hf/dual/align", "hf/dual/blip", "hf/img/pvt",
     "hf/seg/mobilevit", "hf/seg/mobilevitv2",
@@ -28,13 +28,13 @@ INEXACT = "hf/img/bit"  # all its channels are normalised, and its kernels over 
 REFUSED = "hf/s2s/switch_transformers"  # what cannot be done is said in one clear error
 
 
-def sample() -> list[str]:
-    """The first model of each family, and from there every so many; long ones are passed over."""
+def sample(step: int) -> list[str]:
+    """The first model of each family, and from there every `step`; long ones are passed over."""
     families: dict[str, list[str]] = {}
     for name in zoo.NAMES:
         if name not in LONG:
             families.setdefault(zoo.family(name), []).append(name)
-    return [name for names in families.values() for name in names[::EVERY]]
+    return [name for names in families.values() for name in names[::step]]
 
 
 def examine(name: str) -> Record:
@@ -46,7 +46,14 @@ def examine(name: str) -> Record:
     return record
 
 
-@pytest.mark.parametrize("name", [name for name in sample() if name not in {INEXACT, REFUSED}])
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=[] if name in sample(EVERY) else [pytest.mark.slow])
+        for name in sample(EVERY_SLOW)
+        if name not in {INEXACT, REFUSED}
+    ],
+)
 def test_a_cut_architecture_gives_the_numbers_of_the_masked_one(name: str) -> None:
     record = examine(name)
     assert record.exact, record.fault

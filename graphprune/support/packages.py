@@ -70,8 +70,9 @@ def load(module: str, extra: str = "") -> Any:
     except Exception as fault:  # a compiled module fails with anything
         raise failed_import(fault, module, extra) or _broken(module, module, fault) from fault
     finally:
-        root.handlers[:] = handlers
-        root.setLevel(level)
+        if root.level != level or root.handlers != handlers:
+            root.handlers[:] = handlers
+            root.setLevel(level)
 
 
 def failed_import(fault: BaseException, needed: str = "", extra: str = "") -> PackageError | None:

@@ -1,7 +1,6 @@
 """The command line: clean answers on standard output, one readable message on standard error."""
 
 import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from graphprune.cli.commands import app
 from graphprune.errors import GraphpruneError
 from graphprune.reports.report import Report
 from graphprune.version import __version__
+from tests.processes import run as forked
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = {
@@ -284,13 +284,8 @@ def test_a_request_to_stop_is_heard(name: str, tmp_path: Path) -> None:
     stop = f"os.kill(os.getpid(), signal.{name})"
     code = f"import os, signal\ndef make():\n    {heard}\n    {stop}\n    signal.pause()\n"
     (tmp_path / "stopped.py").write_text(code)
-    command = [sys.executable, "-m", "graphprune", "prune", "stopped:make", "--recipe", "magnitude"]
-    command += ["--sparsity", "0.2", "--destination", "free", "--output", "out"]
-    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
-    environment = {**os.environ, "PYTHONPATH": path}
-    done = subprocess.run(
-        command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False, timeout=300
-    )
+    options = ("--recipe", "magnitude", "--sparsity", "0.2", "--destination", "free", "--output", "out")
+    done = forked("prune", "stopped:make", *options, folder=tmp_path)
     assert (done.returncode, done.stdout) == (130, "")
     assert done.stderr.endswith("interrupted: no output was written\n")
     assert not (tmp_path / "out").exists()

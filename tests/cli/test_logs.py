@@ -10,14 +10,16 @@ from pathlib import Path
 import pytest
 
 from graphprune.cli.logs import flags_first
+from tests.processes import run
 
 ROOT = Path(__file__).parents[2]
 PRUNE = ("prune", "made:make", "--recipe", "magnitude", "--sparsity", "0.2", "--destination", "free", "--output", "out")
 TIME = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3}"
 
 
-def graphprune(*words: str, folder: Path, **environment: str) -> "subprocess.CompletedProcess[str]":
-    known = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}", **environment}
+def started(*words: str, folder: Path) -> "subprocess.CompletedProcess[str]":
+    """The command, in a process that imports everything anew."""
+    known = {**os.environ, "PYTHONPATH": f"{folder}{os.pathsep}{ROOT}"}
     command = [sys.executable, "-m", "graphprune", *words]
     return subprocess.run(command, cwd=folder, env=known, capture_output=True, text=True, check=False, timeout=600)
 
@@ -38,7 +40,7 @@ def place(tmp_path: Path) -> Path:
 
 def test_quiet_and_a_file_with_everything(place: Path) -> None:
     """Flags stand before or behind the command."""
-    done = graphprune("-q", *PRUNE, "--log-file", "run.log", folder=place)
+    done = run("-q", *PRUNE, "--log-file", "run.log", folder=place)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     assert "made:make pruned into out" in done.stdout
     logged = (place / "run.log").read_text()
@@ -48,7 +50,7 @@ def test_quiet_and_a_file_with_everything(place: Path) -> None:
 
 
 def test_verbose_logs_passes_with_seconds(place: Path) -> None:
-    done = graphprune(*PRUNE, "-v", folder=place)
+    done = run(*PRUNE, "-v", folder=place)
     assert done.returncode == 0
     passes = re.findall(r"^([a-z-]+): \d+\.\d s$", done.stderr, re.M)
     assert [name for name in passes if name != "reach"] == [
@@ -58,17 +60,17 @@ def test_verbose_logs_passes_with_seconds(place: Path) -> None:
 
 
 def test_without_flags_there_are_warnings_only_and_errors_reach_the_file(place: Path) -> None:
-    done = graphprune("--log-file", "run.log", "inspect", "made:broken", folder=place)
+    done = run("--log-file", "run.log", "inspect", "made:broken", folder=place)
     assert done.returncode == 2
     assert done.stderr == "error: made:broken failed with ValueError when called without arguments (reason: no data)\n"
     logged = (place / "run.log").read_text()
     assert "DEBUG graphprune.cli: stopped by an error" in logged and "Traceback" in logged and "no data" in logged
-    done = graphprune("inspect", "made:make", folder=place)
+    done = run("inspect", "made:make", folder=place)
     assert (done.returncode, done.stderr) == (0, "a warning\n")
 
 
 def test_a_log_that_cannot_be_written(place: Path) -> None:
-    done = graphprune("inspect", "made:make", "--log-file", "no/such/run.log", folder=place)
+    done = run("inspect", "made:make", "--log-file", "no/such/run.log", folder=place)
     assert done.returncode == 2 and "Traceback" not in done.stderr
     assert "cannot write no/such/run.log (reason: no such file or directory)" in " ".join(
         re.sub("[│╭╮╰╯─]", "", done.stderr).split()
@@ -90,5 +92,5 @@ def test_an_interrupt_during_start_up_is_one_line(package: str, place: Path) -> 
         f"os.kill(os.getpid(), {int(signal.SIGINT)})\n"
         "signal.pause()\n"
     )
-    done = graphprune("inspect", "made:make", folder=place)
+    done = started("inspect", "made:make", folder=place)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "interrupted: no output was written\n")

@@ -104,10 +104,10 @@ def test_a_folder_without_a_model(tmp_path: Path, saved: Save) -> None:
 
 
 ONE_LAYER = {"opt": {"num_hidden_layers": 1}, "gpt2": {"n_layer": 1}, "bert": {"num_hidden_layers": 1}}
-SLOWER = ("gpt2", "bert", "resnet", "mobilenet")
+SLOWER = ("gpt2", "bert", "vit", "resnet", "mobilenet")
 
 
-@pytest.mark.parametrize("kind", ["opt", "vit", *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOWER)])
+@pytest.mark.parametrize("kind", ["opt", *(pytest.param(kind, marks=pytest.mark.slow) for kind in SLOWER)])
 def test_other_kinds_agree(saved: Save, tmp_path: Path, kind: str) -> None:
     report = EXPORTERS["onnx"].export(saved(kind, **ONE_LAYER.get(kind, {})), tmp_path / "out")
     assert report.facts["parity"]["CPUExecutionProvider"]["worst"] < 1e-5

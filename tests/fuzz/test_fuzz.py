@@ -109,13 +109,13 @@ def as_it_was(self: Any, cut: Any, node: Any) -> OpCall:
 
 PLAIN = [
     Mutation("normalised axes are exact", AxisFlow, "mark_inexact", silent, ("softmax", "norm", "linear")),
-    Mutation("averages are sums", AxisFlow, "average", silent, ("reduce", "norm", "linear"), seed=6),
     Mutation("nothing is pinned", AxisFlow, "pin", silent, ("along", "segment")),
     Mutation("weights are not tied to inputs", Linear, "axes", untied, ("linear", "unary")),
-    Mutation("narrower norms are as they were", RMSNorm, "gain", one, ("norm", "linear"), seed=1),
     Mutation("views keep their sizes", Reshape, "rebuild", as_it_was, ("unflatten", "flatten", "linear")),
 ]
 HIDDEN = [
+    Mutation("averages are sums", AxisFlow, "average", silent, ("reduce", "norm", "linear"), seed=6),
+    Mutation("narrower norms are as they were", RMSNorm, "gain", one, ("norm", "linear"), seed=1),
     Mutation("all numbers are zero", find_groups, "inexact", all_quiet, ("reduce", "unary")),
     Mutation("sums are not noted", AxisFlow, "contract", silent, ("reduce", "unary")),
     Mutation("heads need not agree", AxisFlow, "share_selection", silent, ("unflatten", "flatten", "pairs")),

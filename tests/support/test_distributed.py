@@ -1,20 +1,25 @@
 """Several processes on one job: the same plan, and the same weights within rounding, as one process comes to."""
 
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
+from graphprune.cli.commands import app
 from graphprune.statistics.moments import Drift, Moments
 from graphprune.support import distributed
+from tests.processes import Forked
 
-ONE = (sys.executable,)
-TWO = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+OPTIONS = ("--sparsity", "0.2", "--samples", "24", "--length", "8", "--align", "1")
+Start = Callable[[list[str]], str]
 
 
 def test_one_process_has_it_all() -> None:
@@ -24,22 +29,50 @@ def test_one_process_has_it_all() -> None:
     assert Moments.all_reduced(None) is None and Drift.all_reduced(None) is None
 
 
-def prune(start: Sequence[str], folder: Path, text: Path, output: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    options = ("--sparsity", "0.2", "--samples", "24", "--length", "8", "--align", "1", "--output", str(output))
-    words = (*start, "-m", "graphprune", "prune", str(folder), *options, "--calibration", str(text), *more)
+def one(words: list[str]) -> str:
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.stderr
+    return done.stdout
+
+
+def two(words: list[str]) -> str:
+    """Standard output of two processes that `torchrun` would start with these variables."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    common = {
+        "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "test",
+    }  # fmt: skip
+    with TemporaryDirectory() as place:
+        output, errors = Path(place, "stdout"), Path(place, "stderr")
+        both = [
+            Forked(words, errors, output=output, environment={**common, "RANK": rank, "LOCAL_RANK": rank})
+            for rank in "01"
+        ]
+        assert [process.wait() for process in both] == [0, 0], errors.read_text()
+        return output.read_text()
+
+
+def torchrun(words: list[str]) -> str:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    return subprocess.run(words, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [*command, "-m", "graphprune", *words], env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
 
 
-@pytest.mark.parametrize("recipe", ["fasp", pytest.param("goa", marks=pytest.mark.slow)])
-def test_two_processes_come_to_what_one_does(recipe: str, folder: Path, text: Path, tmp_path: Path) -> None:
-    for start, name in ((ONE, "one"), (TWO, "two")):
-        done = prune(start, folder, text, tmp_path / name, "--recipe", recipe)
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.count("pruned into") == 1, "only the first process answers"
+@pytest.mark.parametrize(("recipe", "several"), [("fasp", two), pytest.param("goa", torchrun, marks=pytest.mark.slow)])
+def test_two_processes_come_to_what_one_does(
+    recipe: str, several: Start, folder: Path, text: Path, tmp_path: Path
+) -> None:
+    for start, name in ((one, "one"), (several, "two")):
+        where = ["--output", str(tmp_path / name), "--recipe", recipe]
+        output = start(["prune", str(folder), *OPTIONS, "--calibration", str(text), *where])
+        assert output.count("pruned into") == 1, "only the first process answers"
     plans = [(tmp_path / name / "plan.json").read_bytes() for name in ("one", "two")]
     assert plans[0] == plans[1]
-    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
-    for name, tensor in one.items():
-        torch.testing.assert_close(two[name], tensor, rtol=1e-4, atol=1e-5)
+    single, both = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
+    for name, tensor in single.items():
+        torch.testing.assert_close(both[name], tensor, rtol=1e-4, atol=1e-5)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["one", "two"]

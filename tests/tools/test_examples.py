@@ -21,6 +21,7 @@ def scores_as_before() -> Iterator[None]:
     SCORES._table.update(before)
 
 
+@pytest.mark.slow
 def test_a_cnn_with_half_of_its_channels_retains_its_accuracy(capsys: Output) -> None:
     runpy.run_module("tools.examples.prune_cnn")
     output = capsys.readouterr().out

@@ -66,19 +66,25 @@ def refused(job: Job, *words: str, limit: int | None = None) -> None:
 
 def test_a_killed_run_goes_on(job: Job, expected: dict[str, bytes]) -> None:
     kill_after(job, "calibrate", 1)
-    kill_after(job, "refit", 1)
+    stop_after(job, "refit", signal.SIGTERM)
     assert "steps were finished before" in job.messages(), "what the first run calibrated"
     complete(job, expected)
     assert job.messages().count("steps were finished before") == 2
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
-def test_a_run_that_is_asked_to_stop_says_so_and_goes_on(number: int, job: Job, expected: dict[str, bytes]) -> None:
+def stop_after(job: Job, steps: str, number: int) -> None:
+    """Ask a run to stop once it has finished a step of a kind: it says so."""
     process = job.begin()
-    assert not until(process, lambda: any(job.run.glob("0/*-calibrate/*.json")))
+    assert not until(process, lambda: any(job.run.glob(f"0/*-{steps}/*.json"))), job.messages()
     os.kill(process.pid, number)
     assert process.wait() == 130
     assert "interrupted: no output was written" in job.messages() and "repeat the command to continue" in job.messages()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_that_is_asked_to_stop_says_so_and_goes_on(number: int, job: Job, expected: dict[str, bytes]) -> None:
+    stop_after(job, "calibrate", number)
     complete(job, expected)
 
 

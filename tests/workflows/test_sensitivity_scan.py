@@ -17,7 +17,8 @@ from graphprune.cli.commands import app
 from graphprune.errors import CalibrationError, ExportError, PlanError, WorkspaceError
 from graphprune.evaluation.masked_loss import Objective
 from graphprune.reports import heatmap
-from tests.faults import Forked, until
+from tests.faults import until
+from tests.processes import Forked
 
 SMALL: dict[str, Any] = {"samples": 16, "length": 32, "ratios": (0.25, 0.5)}
 
@@ -57,6 +58,7 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow  # interrupted runs of the other commands are continued in test_faults.py
 @pytest.mark.skipif(not Path("/proc").is_dir(), reason="signals are those of Linux")
 @pytest.mark.usefixtures("one_thread")
 def test_an_interrupted_command_goes_on(
@@ -71,7 +73,7 @@ def test_an_interrupted_command_goes_on(
     def finished() -> int:
         return len(list(unfinished.glob("0/*-measure-sensitivity/*.json")))
 
-    process = Forked([*arguments], errors, None)
+    process = Forked([*arguments], errors)
     assert not until(process, lambda: finished() > 0), errors.read_text()
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL and [path.name for path in table.parent.iterdir()] == [unfinished.name]

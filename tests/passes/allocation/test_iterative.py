@@ -73,7 +73,7 @@ def test_shares_fall_linearly_and_what_is_gone_stays_gone(program: Program, monk
     assert made.fact(Scores).by_group["0.weight:0"].shape == (1, 12)
 
 
-@pytest.mark.parametrize("name", ["transact", "flap"])
+@pytest.mark.parametrize("name", [pytest.param("transact", marks=pytest.mark.slow), "flap"])
 def test_recipes_take_several_shots(
     name: str, tiny: Callable[..., nn.Module], inputs: Callable[[str], dict[str, Any]]
 ) -> None:

@@ -124,7 +124,7 @@ def test_panels_list_the_shapes_of_values(network: gp.Program, opened: Any) -> N
     assert f"float32[{shape}]" in text and "head.weight float32[5, 8]" in text
 
 
-@pytest.mark.parametrize("theme", ["light", "dark"])
+@pytest.mark.parametrize("theme", ["light", pytest.param("dark", marks=pytest.mark.slow)])
 def test_the_graph_is_saved_as_a_picture(
     decoder: gp.Program, plan: gp.Plan, opened: Any, browser: Any, tmp_path: Path, theme: str
 ) -> None:
