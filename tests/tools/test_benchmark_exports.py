@@ -75,6 +75,7 @@ def test_the_inputs_are_those_that_the_export_takes(exports: dict[str, Path]) ->
     assert list(image.feeds(fixed)) == list(fixed.names)
 
 
+@pytest.mark.slow  # the same measurements as above
 def test_a_run_from_the_command_line(
     exports: dict[str, Path], labelled: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:

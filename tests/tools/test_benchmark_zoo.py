@@ -30,6 +30,7 @@ def record(name: str = NAME, tool: str = ours.NAME, **fields: object) -> Record:
     return Record(tool, name, **fields)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_a_model_runs_in_a_process_of_its_own() -> None:
     found = list(pool.run_all([(ours.NAME, NAME)], jobs=1, limit=600, goals=GOALS))
     assert [(r.name, r.stage, r.exact, r.fault) for r in found] == [(NAME, "done", True, "")]
