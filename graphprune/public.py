@@ -14,6 +14,7 @@ from graphprune.api import prune as prune
 from graphprune.api import save as save
 from graphprune.api import sensitivity as sensitivity
 from graphprune.api import trace as trace
+from graphprune.api import trim as trim
 from graphprune.api import verify as verify
 from graphprune.api import verify_folder as verify_folder
 from graphprune.api import view as view
@@ -42,3 +43,4 @@ from graphprune.reports.report import Report as Report
 from graphprune.training.pruner import Pruner as Pruner
 from graphprune.training.rounds import Round as Round
 from graphprune.workflows.result import Result as Result
+from graphprune.workflows.trim import Trimming as Trimming

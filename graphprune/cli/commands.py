@@ -31,6 +31,7 @@ from graphprune.cli.option_flags import Show, Values, options_of
 from graphprune.healing.heal_options import HealOptions
 from graphprune.version import __version__
 from graphprune.workflows.options import AMOUNTS, PruneOptions, SensitivityOptions
+from graphprune.workflows.trim_options import TrimOptions
 
 app = typer.Typer(
     name="graphprune",
@@ -165,6 +166,18 @@ def heal(options: Values, json: bool) -> Show:
     if json:
         return partial(print_json, healing)
     return partial(show.healing, f"{options['pruned']} healed into {options['output']}", healing)
+
+
+@app.command()
+@command
+@options_of(TrimOptions, require=("model", "text", "output"))
+def trim(options: Values, json: bool) -> Show:
+    """Remove the tokens that a corpus does not need from a model and its tokenizer, and save both, verified."""
+    from graphprune import api
+    from graphprune.cli import show
+
+    made = api.trim(**options)
+    return partial(print_json, made) if json else partial(show.trimming, f"{made.model} trimmed", made)
 
 
 @app.command()

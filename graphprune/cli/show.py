@@ -11,6 +11,7 @@ from graphprune.healing.healing_record import Healing
 from graphprune.planning.sensitivity_table import Sensitivities
 from graphprune.reports.comparison import Comparison
 from graphprune.reports.report import BUDGETS, Report
+from graphprune.workflows.trim import Trimming
 
 
 def report(title: str, made: Report) -> None:
@@ -47,6 +48,20 @@ def healing(title: str, made: Healing) -> None:
         "perplexity": [f"{_loss(old)} -> {_loss(new)} on {text}" for text, (old, new) in made.perplexity.items()],
         "time": f"{made.seconds:.1f} s, {made.tokens_per_second:,.0f} {made.unit} a second",
         "largest differences": [f"{name}: {error:.1e}" for name, error in made.errors.items()],
+        "notes": made.notes,
+    }
+    facts(title, table)
+
+
+def trimming(title: str, made: Trimming) -> None:
+    """Print the summary of a trim."""
+    sizes = {name: getattr(made, name) for name in ("tokens", "parameters", "bytes")}
+    table = {
+        **{name: f"{before:,} -> {after:,} ({after / before - 1:+.1%})" for name, (before, after) in sizes.items()},
+        "coverage": f"{made.coverage:.4%} of the tokens of the corpus remain whole",
+        "texts": made.costs(),
+        "largest difference": f"{made.error:.1e}, of the outputs for retained tokens",
+        "time": f"{made.seconds:.1f} s",
         "notes": made.notes,
     }
     facts(title, table)

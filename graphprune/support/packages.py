@@ -46,11 +46,13 @@ if TYPE_CHECKING:
     import onnx_ir as onnx_ir
     import onnxruntime as onnxruntime
     import onnxscript as onnxscript
+    import tokenizers as tokenizers
     import transformers as transformers
 else:
     accelerate = Lazy("accelerate")
     gguf, onnx, onnx_ir = Lazy("gguf"), Lazy("onnx"), Lazy("onnx_ir")
     onnxruntime, onnxscript, transformers = Lazy("onnxruntime"), Lazy("onnxscript"), Lazy("transformers")
+    tokenizers = Lazy("tokenizers")
 
 
 def load(module: str, extra: str = "") -> Any:

@@ -1,0 +1,1 @@
+"""Vocabularies: tokens that are retained, tokenizers and identifiers that follow, and the rows of a model."""
