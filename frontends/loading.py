@@ -3,18 +3,22 @@
 from pathlib import Path
 
 from graphprune.errors import LoadError
-from graphprune.frontends import FRONTENDS
+from graphprune.frontends import FRONTENDS, onnx_models
 from graphprune.ir.program import Program
 
 
-def load(model: str | Path) -> Program:
+def load(model: str | Path, *, dequantize: bool = False) -> Program:
     """Load a model folder, a file or ``package.module:callable`` by the first frontend that accepts it.
+
+    `dequantize` turns quantized weights of an ONNX file into floating-point numbers.
 
     Raises:
         LoadError: if no frontend accepts it, or its files cannot be read.
         TraceError: if torch.export refuses the model.
     """
     text = str(model)
+    if dequantize and FRONTENDS["onnx"].accepts(text):
+        return onnx_models.load(text, dequantize=True)
     for frontend in FRONTENDS.values():
         if frontend.accepts(text):
             return frontend.load(text)

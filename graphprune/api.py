@@ -46,11 +46,13 @@ M = TypeVar("M", bound=nn.Module)
 
 
 @overload
-def load(model: str | Path) -> Program: ...
+def load(model: str | Path, *, dequantize: bool = False) -> Program: ...
 @overload
 def load(model: str | Path, *, into: M) -> M: ...
-def load(model: str | Path, *, into: nn.Module | None = None) -> Any:
+def load(model: str | Path, *, into: nn.Module | None = None, dequantize: bool = False) -> Any:
     """Load a model folder, a file or ``package.module:callable``, as a program; or a pruned module.
+
+    Quantized weights of an ONNX file become floating-point numbers if `dequantize` is set, and are refused otherwise.
 
     A module that `prune` saved is loaded into a new one of its class (`into`), which is narrowed first, and returned.
 
@@ -58,7 +60,7 @@ def load(model: str | Path, *, into: nn.Module | None = None) -> Any:
         LoadError: if no frontend accepts it, its files cannot be read, or they do not fit `into`, which is unchanged.
         TraceError: if torch.export refuses the model.
     """
-    return loading.load(model) if into is None else load_into(Path(model), into)
+    return loading.load(model, dequantize=dequantize) if into is None else load_into(Path(model), into)
 
 
 def analyze(program: Program) -> Dependencies:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
+from torch.export import Dim
 from torch.fx.experimental.symbolic_shapes import is_concrete_int
 from torch.utils import _pytree as pytree
 
@@ -27,6 +28,28 @@ def program_subject(program: Program) -> Subject:
     """
     call = _Call.of(program.module(), program.graph, *program.inputs)
     return replace(call, args=_with_current_sizes(program, call.args)).subject(bool(program.state))
+
+
+def named_subject(program: Program, inputs: Sequence[str], outputs: Sequence[str]) -> Subject:
+    """A program as a subject whose inputs and outputs have these names, in their order.
+
+    Raises:
+        ExportError: if it has other numbers of inputs or outputs.
+    """
+    call = _Call.of(program.module(), program.graph, *program.inputs)
+    args = _with_current_sizes(program, call.args)
+    leaves, spec = pytree.tree_flatten(args)
+    sizes = list(call.sizes.values())
+    with torch.no_grad():
+        results = len(pytree.tree_leaves(call.module(*args)))
+    if (len(leaves), results) != (len(inputs), len(outputs)):
+        raise ExportError(
+            f"the program has {len(leaves)} inputs and {results} outputs, expected those of its file: "
+            f"{', '.join(inputs)}; {', '.join(outputs)}"
+        )
+    dynamic = [{d: Dim.AUTO for d, n in enumerate(shape) if not is_concrete_int(n)} for shape in sizes]
+    free = pytree.tree_unflatten(dynamic, spec) if any(dynamic) else None
+    return Subject(call.module, args, tuple(inputs), tuple(outputs), free)
 
 
 def saved_subject(folder: Path) -> Subject:

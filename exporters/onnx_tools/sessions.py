@@ -1,5 +1,7 @@
 """ONNX Runtime sessions on the requested provider, without fallback, with tensors by name."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,6 +14,7 @@ from torch import Tensor
 
 from graphprune.errors import ExportError, because
 from graphprune.support.packages import onnx, onnxruntime
+from graphprune.support.packages import onnx_ir as ir
 
 CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
 _ERRORS_ONLY = 3
@@ -21,6 +24,9 @@ _TYPES = {
     "tensor(int64)": torch.int64,
     "tensor(int32)": torch.int32,
     "tensor(bool)": torch.bool,
+    "tensor(double)": torch.float64,
+    "tensor(uint8)": torch.uint8,
+    "tensor(int8)": torch.int8,
 }
 
 
@@ -79,6 +85,16 @@ def open_in_floats(path: Path) -> OnnxRunner:
         "session.model_external_initializers_file_folder_path": str(path.parent), "session.disable_quant_qdq": "1"
     }  # fmt: skip
     return _opened(model.SerializeToString(), path.name, CPU, settings)
+
+
+def open_graph(model: ir.Model, file: Path) -> OnnxRunner:
+    """Open a changed graph of a file on the CPU; external data are next to the file.
+
+    Raises:
+        ExportError: if it cannot be opened.
+    """
+    settings = {"session.model_external_initializers_file_folder_path": str(file.parent)}
+    return _opened(ir.serde.serialize_model(model).SerializeToString(), file.name, CPU, settings)
 
 
 def _opened(model: str | bytes, name: str, provider: str, settings: Mapping[str, str]) -> OnnxRunner:

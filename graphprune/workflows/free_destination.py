@@ -15,6 +15,7 @@ from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportRepor
 from graphprune.exporters.export_folders.export_report import require_intact_weights
 from graphprune.exporters.export_folders.folder_check import verify_folder
 from graphprune.exporters.model_folders.folder_files import copy_companion_files, require_apart
+from graphprune.exporters.onnx_tools.onnx_files import MODEL
 from graphprune.exporters.onnx_tools.onnx_subjects import ONNX_FOLDER
 from graphprune.exporters.subjects.decoders import cached_decoder, is_decoder
 from graphprune.exporters.targets import onnx, pt2
@@ -35,6 +36,9 @@ from graphprune.solvers import new_biases
 from graphprune.solvers.factorable import factorable
 from graphprune.support.atomic_output import new_folder
 from graphprune.support.undo import Undo
+from graphprune.workflows.masked_file import NotMaskableError, compare_with_masked
+
+log = logging.getLogger(__name__)
 
 NO_ONNX = "no_onnx.txt"  # in the folder: why there are no ONNX files
 STATE = ("past_key_values*", "[[]1]*")  # the cache: inputs by name, outputs by position after the logits
@@ -50,13 +54,21 @@ def write(program: Program, folder: Path) -> list[tuple[str, float]]:
     comparisons = [("reloaded .pt2 and rewritten graph", float(report.facts["error"]["relative"]))]
     source = program.source if program.source is not None and program.source.kind == "huggingface" else None
     try:
-        return [*comparisons, *(_write_model(program, source, folder) if source else [_export(program, folder)])]
+        if source is not None:
+            return [*comparisons, *_write_model(program, source, folder)]
+        comparisons.append(_export(program, folder))
+        return [*comparisons, *_compare_with_file(program, folder)]
     except (ExportError, PackageError) as fault:  # a user's module may have operators that ONNX lacks
-        if source is not None and not isinstance(fault, PackageError):
+        if _must_be_onnx(program) and not isinstance(fault, PackageError):
             raise
-        logging.getLogger(__name__).warning("no ONNX files were written: %s", fault)
+        log.warning("no ONNX files were written: %s", fault)
         (folder / NO_ONNX).write_text(f"{fault}\n", encoding="utf-8")
         return comparisons
+
+
+def _must_be_onnx(program: Program) -> bool:
+    """Whether a program without ONNX files would lack what its users take for granted."""
+    return program.source is not None and program.source.kind in ("huggingface", "onnx")
 
 
 def _write_model(program: Program, source: Source, folder: Path) -> list[tuple[str, float]]:
@@ -76,6 +88,20 @@ def _export(program: Program, folder: Path) -> tuple[str, float]:
     """Write the ONNX files; return their greatest error relative to the graph."""
     report = onnx.export_program(program, folder / ONNX_FOLDER)
     return "ONNX and graph", max(float(case["worst"]) for case in report.facts["parity"].values())
+
+
+def _compare_with_file(program: Program, folder: Path) -> list[tuple[str, float]]:
+    """Compare the ONNX file with the one that was pruned, for a program that was loaded from one."""
+    if program.source is None or program.source.kind != "onnx":
+        return []
+    try:
+        error = compare_with_masked(program, folder / ONNX_FOLDER / MODEL)
+    except NotMaskableError as why:
+        log.warning(
+            "the ONNX file is compared with the graph, and not with the masked %s: %s", program.source.path, why
+        )
+        return []
+    return [("ONNX and masked original file", error)]
 
 
 def with_cache(program: Program, model: torch.nn.Module) -> Program:

@@ -126,7 +126,7 @@ class _Measured:
 
 def _is_of_transformers(program: Program) -> bool:
     """Whether a model is one of transformers, or holds one, so that a folder can hold it."""
-    kinds = ("python", "pt2")
+    kinds = ("python", "pt2", "onnx")
     return program.traced is not None or program.source is None or program.source.kind not in kinds
 
 

@@ -1,0 +1,79 @@
+"""Example inputs of an ONNX graph: sizes of its dynamic dimensions with which ONNX Runtime runs it."""
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import product
+
+import torch
+from torch import Tensor
+
+from graphprune.errors import LoadError, because
+from graphprune.frontends.onnx_import.reference_session import ReferenceSession
+
+BATCH = 2
+SIDES = (8, 32, 64, 224)
+MOST = 200  # trials
+SEED = 0
+
+Shapes = Mapping[str, Sequence[int | str]]
+
+
+def example(file: str, shapes: Shapes, session: ReferenceSession) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Inputs that ONNX Runtime accepts, and its outputs.
+
+    Raises:
+        LoadError: if it accepts none of the trials, with its reason for the first.
+    """
+    first: Exception | None = None
+    for number, sizes in enumerate(_trials(shapes)):
+        feeds = drawn(shapes, sizes, session.types)
+        try:
+            return feeds, session.run(feeds)
+        except Exception as fault:  # its errors share no base class
+            first = first or fault
+        if number == MOST:
+            break
+    assert first is not None
+    raise LoadError(f"{file}: ONNX Runtime runs it with none of the sizes that were tried{because(first)}") from first
+
+
+def drawn(shapes: Shapes, sizes: Mapping[str, int], types: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
+    """Inputs of these sizes: random numbers, and ones for integers, which are valid as masks and most indices."""
+    generator = torch.Generator().manual_seed(SEED)
+    inputs = {}
+    for name, shape in shapes.items():
+        known = [sizes[size] if isinstance(size, str) else size for size in shape]
+        kind = types[name]
+        numbers = torch.randn(known, generator=generator) if kind.is_floating_point else torch.ones(known)
+        inputs[name] = numbers.to(kind)
+    return inputs
+
+
+def _trials(shapes: Shapes) -> Iterator[dict[str, int]]:
+    """Sizes to try: simple ones, then those in which some are sums of others, as the length of a mask with a cache."""
+    names = list(dict.fromkeys(size for shape in shapes.values() for size in shape if isinstance(size, str)))
+    batches = {shape[0] for shape in shapes.values() if shape and isinstance(shape[0], str)}
+    bases = []
+    for side, apart in product(SIDES, (True, False)):
+        others = iter(range(len(names)))
+        sizes = {name: BATCH if name in batches else side + (next(others) if apart else 0) for name in names}
+        bases.append(_with_sums(names, sizes))
+    yield from bases
+    for name in names:
+        for sizes, side in product(bases[:2], (*SIDES, 1)):
+            yield {**sizes, name: side}
+    for sizes in bases[:4]:
+        for name, a, b in product(names, names, names):
+            if name not in (a, b) and a <= b:
+                yield {**sizes, name: sizes[a] + sizes[b]}
+            elif name == a != b:
+                yield {**sizes, name: sizes[b]}
+
+
+def _with_sums(names: Sequence[str], sizes: dict[str, int]) -> dict[str, int]:
+    """Sizes in which names that are sums, such as ``past + sequence``, have their value."""
+    for name in names:
+        parts = [part.strip() for part in re.split(r"\+", name)]
+        if len(parts) > 1 and all(part in sizes or part.isdigit() for part in parts):
+            sizes[name] = sum(sizes[part] if part in sizes else int(part) for part in parts)
+    return sizes

@@ -1,0 +1,92 @@
+"""Read an ONNX file into a graph without functions, and refuse what no run could follow."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from graphprune.errors import LoadError, because
+from graphprune.support.packages import load, onnx
+from graphprune.support.packages import onnx_ir as ir
+
+OLDEST = 11  # opset; files of older ones are converted
+OWN_INPUTS = 4  # IR version since which a constant that is also an input may be replaced by the caller
+
+
+def read(file: Path) -> ir.Model:
+    """Graph of a file, with its functions inlined; external data stay in their files.
+
+    Raises:
+        LoadError: if it is missing, truncated, incomplete, or has constants that are inputs.
+    """
+    if not file.is_file():
+        raise LoadError(f"{file} does not exist, expected an ONNX file")
+    model = _parsed(file)
+    if not model.graph.outputs:
+        raise LoadError(f"{file} ({file.stat().st_size} bytes) holds no graph with outputs; copy or export it again")
+    _require_external_data(file, model)
+    _require_fixed_constants(file, model)
+    if model.functions:
+        load("onnx_ir.passes.common").InlinePass()(model)
+    return model
+
+
+def _parsed(file: Path) -> ir.Model:
+    try:
+        model = ir.load(file)
+        opset = model.opset_imports.get("", model.opset_imports.get("ai.onnx", OLDEST))
+        if opset < OLDEST:
+            model = ir.from_proto(onnx.version_converter.convert_version(onnx.load(str(file)), 13))
+        return model
+    except Exception as fault:  # protobuf, onnx_ir and the converter raise errors of many types
+        cause: BaseException = fault
+        while cause.__cause__ is not None:
+            cause = cause.__cause__
+        raise LoadError(
+            f"{file} ({file.stat().st_size} bytes) is truncated, damaged or no ONNX model{because(cause)}; copy or "
+            "export it again"
+        ) from fault
+
+
+def _require_external_data(file: Path, model: ir.Model) -> None:
+    for name, value in model.graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None:
+            raise LoadError(f"{file}: the constant {name} has no numbers; export the model again")
+        if not isinstance(tensor, ir.ExternalTensor):
+            continue
+        path = Path(tensor.path)
+        end = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
+        if not path.is_file() or path.stat().st_size < end:
+            state = f"has {path.stat().st_size} bytes" if path.is_file() else "does not exist"
+            raise LoadError(
+                f"{file}: the numbers of {name} end at byte {end} of {path}, which {state}; copy the model with "
+                "all its files of external data"
+            )
+        if not path.resolve().is_relative_to(file.parent.resolve()):
+            raise LoadError(f"{file}: the numbers of {name} are in {path}, outside of the folder of the model")
+
+
+def _require_fixed_constants(file: Path, model: ir.Model) -> None:
+    overridable = [value.name for value in model.graph.inputs if value.name in model.graph.initializers]
+    if overridable and model.ir_version >= OWN_INPUTS:
+        raise LoadError(
+            f"{file}: {len(overridable)} constants are inputs, too, the first {overridable[0]}: a caller may replace "
+            "their numbers, so that none of them can be cut; remove them from the inputs of the graph "
+            "(onnxruntime.tools.remove_initializer_from_input)"
+        )
+
+
+def shape_of(file: Path, value: Any) -> list[int | str]:
+    """Sizes of an input: numbers, and names for dynamic ones.
+
+    Raises:
+        LoadError: if its shape is unknown.
+    """
+    if value.shape is None:
+        raise LoadError(f"{file}: input {value.name} has no shape, expected sizes, or names for dynamic ones")
+    sizes = []
+    for dim, size in enumerate(value.shape):
+        known = size if isinstance(size, int) else size.value
+        sizes.append(known if known is not None else f"{value.name}_{dim}")
+    return sizes

@@ -1,0 +1,101 @@
+"""Comparison of a pruned ONNX file with the file that was pruned, in which the removed numbers are zero."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from graphprune.axes.groups import Dependencies
+from graphprune.errors import ExportError, VerificationError
+from graphprune.execution.fresh_inputs import variants
+from graphprune.execution.output_comparison import compare
+from graphprune.exporters.export_folders.rewritten_file import accepted_inputs
+from graphprune.exporters.onnx_tools.original_interface import OriginalInterface
+from graphprune.exporters.onnx_tools.sessions import OnnxRunner, open_graph, open_model
+from graphprune.ir.program import Dropped, Factored, Program, Rewritten, Rotatable
+from graphprune.ir.weights import Masked, widen
+from graphprune.passes.rewriting.rewrite import interface_cut
+from graphprune.planning.facts import Refits
+from graphprune.planning.plan import Plan
+from graphprune.support.packages import load
+from graphprune.support.packages import onnx_ir as ir
+
+
+class NotMaskableError(Exception):
+    """No numbers of the original file compute what the pruned model does; the message is the reason."""
+
+
+def compare_with_masked(program: Program, pruned: Path) -> float:
+    """Error of a pruned file against its masked original, relative to the typical value.
+
+    Raises:
+        NotMaskableError: if the original cannot be masked so.
+        ExportError: if they disagree.
+    """
+    assert program.source is not None
+    if not {Rewritten, Plan} <= program.facts.keys():
+        raise NotMaskableError("nothing was cut")
+    original = program.fact(Rewritten).original
+    masked = _masked(program, original, program.source.path)
+    cut = interface_cut(original, program.fact(Plan))
+    names = OriginalInterface.of(program.source.path)
+    runner, errors = open_model(pruned), []
+    for seed, variant in enumerate(variants(original)):
+        for inputs in accepted_inputs(original, seed, variant):
+            leaves = [original.flat(*side) for side in (inputs, cut.given(inputs))]
+            full, narrow = (dict(zip(names.inputs, side, strict=True)) for side in leaves)
+            expected = cut.expected(list(masked.run(full).values()))
+            try:
+                result = compare(expected, list(runner.run(narrow).values()), "masked file and pruned file")
+            except VerificationError as fault:
+                raise ExportError(str(fault)) from fault
+            errors.append(result.max_error)
+            break
+    return max(errors)
+
+
+def _masked(program: Program, original: Program, file: Path) -> OnnxRunner:
+    """The original file in ONNX Runtime, with zeros where indices were removed, and with the refitted weights."""
+    model = ir.load(file)
+    holders = dict(_holders(model))
+    tensor = load("onnx_ir.tensor_adapters").TorchTensor
+    for name, numbers in _numbers(program, original):
+        if name not in holders:
+            raise NotMaskableError(f"{name} is no constant of the file itself")
+        old = holders[name].const_value
+        holders[name].const_value = tensor(numbers.to(original.weights[name].dtype).contiguous(), name=name)
+        assert old is None or tuple(old.shape) == tuple(numbers.shape)
+    return open_graph(model, file)
+
+
+def _numbers(program: Program, original: Program) -> Iterator[tuple[str, Tensor]]:
+    """Weights of the masked original that differ from those of the file."""
+    if foreign := [kind for kind in (Factored, Rotatable, Dropped) if kind in program.facts]:
+        raise NotMaskableError(f"the graph has other operators than the file ({foreign[0].__name__.lower()})")
+    plan, rewritten = program.fact(Plan), program.fact(Rewritten)
+    groups = original.fact(Dependencies).by_name
+    if inexact := [name for name in plan.groups if not groups[name].lawful]:
+        raise NotMaskableError(f"the cut of {inexact[0]} changes the remaining values, as a norm does")
+    refits = program.facts.get(Refits)
+    changed = refits.changed if refits else set[str]()
+    if new := changed - original.weights.keys():
+        raise NotMaskableError(f"the refit added {sorted(new)[0]}")
+    zeros = Masked(original.weights, rewritten.keep)
+    for name in sorted({*rewritten.keep, *changed}):
+        yield name, _widened(program, original, name) if name in changed else zeros[name]
+
+
+def _widened(program: Program, original: Program, name: str) -> Tensor:
+    rewritten, tensor = program.fact(Rewritten), program.weights[name]
+    tensor = tensor / rewritten.scales.get(name, 1.0)
+    sizes = original.shapes()[name]
+    for dim, indices in sorted(rewritten.keep.get(name, {}).items()):
+        tensor = widen(tensor, dim, indices, sizes[dim])
+    return tensor
+
+
+def _holders(model: ir.Model) -> Iterator[tuple[str, Any]]:
+    yield from model.graph.initializers.items()

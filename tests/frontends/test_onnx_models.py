@@ -1,0 +1,248 @@
+"""ONNX files are loaded, analyzed, cut and written again, and refused in words where they cannot be."""
+
+import logging
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import graphprune as gp
+from graphprune.errors import ExportError, LoadError
+from graphprune.ir.program import Program
+from tests.frontends.onnx_graphs import attentive, convolutional, model, numbers, write
+
+
+@pytest.fixture(scope="module")
+def image_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("image"), convolutional())
+
+
+@pytest.fixture(scope="module")
+def image(image_file: Path) -> Program:
+    return gp.load(image_file)
+
+
+@pytest.fixture(scope="module")
+def text_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write(tmp_path_factory.mktemp("text"), attentive())
+
+
+@pytest.fixture(scope="module")
+def text(text_file: Path) -> Program:
+    return gp.load(text_file)
+
+
+def test_names_are_those_of_the_file(image: Program) -> None:
+    """Parameters have the names of the constants, and statistics of a norm are no parameters."""
+    assert image.parameters == {
+        "stem/kernel", "stem/bias", "norm/gamma", "norm/beta", "deep.kernel", "head.weight", "head.bias",
+    }  # fmt: skip
+    assert image.source is not None and image.source.kind == "onnx"
+    assert not image.unchecked
+
+
+def test_groups_of_a_convolutional_file(image: Program) -> None:
+    groups = gp.analyze(image).groups
+    assert [(group.name.split(":")[0], group.size) for group in groups] == [("stem/kernel", 8), ("deep.kernel", 6)]
+
+
+def test_computed_shapes_do_not_pin_heads(text: Program) -> None:
+    """Heads, their parts, the width of a layer and of the embedding are free; sizes of inputs are symbols."""
+    sizes = sorted(group.size for group in gp.analyze(text).groups)
+    assert sizes == [3, 4, 4, 10, 12, 12]
+    assert not any(isinstance(size, int) for node in text.graph.nodes if node.op == "placeholder"
+                   for size in node.meta["val"].shape)  # fmt: skip
+
+
+def test_half_of_every_group_is_exact(text: Program) -> None:
+    plan = gp.plan(text, ratio=0.5, recipe="magnitude")
+    small = gp.apply(text, plan)
+    assert gp.verify(text, small, plan).max_error < 1e-4
+    assert small.count() < text.count() / 2
+
+
+def test_written_file_has_the_interface_of_the_first(image: Program, tmp_path: Path) -> None:
+    """Names, dynamic sizes and metadata are those of the file, and it computes what the masked file does."""
+    small = gp.apply(image, gp.plan(image, ratio=0.5, recipe="magnitude"))
+    compared = dict(gp.save(small, output=tmp_path / "out"))
+    assert compared["ONNX and masked original file"] < 1e-4
+    written = onnx.load(str(tmp_path / "out" / "onnx" / "model.onnx"))
+    session = onnxruntime.InferenceSession(written.SerializeToString(), providers=["CPUExecutionProvider"])
+    (given,), (scores,) = session.get_inputs(), session.get_outputs()
+    assert (given.name, given.shape, scores.name, scores.shape) == (
+        "image",
+        ["images", 3, 9, 9],
+        "scores",
+        ["images", 4],
+    )
+    assert (written.producer_name, written.doc_string) == ("hand", "two layers")
+    assert [(entry.key, entry.value) for entry in written.metadata_props] == [("labels", "a,b,c,d")]
+    kept = {tensor.name: tuple(tensor.dims) for tensor in written.graph.initializer}
+    assert kept["deep.kernel"] == (3, 4, 3, 3)
+    assert session.run(None, {"image": numbers(5, 3, 9, 9)})[0].shape == (5, 4)
+
+
+def test_masked_file_that_differs_is_noticed(image_file: Path, image: Program, tmp_path: Path) -> None:
+    """A file that was replaced after it was loaded does not pass for the masked original."""
+    plan = gp.plan(image, ratio=0.5, recipe="magnitude")
+    changed = convolutional()
+    head = next(tensor for tensor in changed.graph.initializer if tensor.name == "head.bias")
+    before = image_file.read_bytes()
+    head.CopyFrom(numpy_helper.from_array(numbers(4, seed=99), "head.bias"))
+    try:
+        onnx.save(changed, image_file)
+        with pytest.raises(ExportError, match="masked file and pruned file"):
+            gp.save(gp.apply(image, plan), output=tmp_path / "out")
+    finally:
+        image_file.write_bytes(before)
+    assert not (tmp_path / "out").exists()
+
+
+def pooled(channels_last: bool = True) -> onnx.ModelProto:
+    """A classifier of channels-last images, as converters from TensorFlow write it."""
+    node = helper.make_node
+    constants = {
+        "conv1/kernel": numbers(8, 3, 3, 3, seed=1), "conv1/bias": numbers(8), "dense/kernel": numbers(8, 4, seed=2),
+        "dense/bias": numbers(4), "axes": np.array([1, 2]),
+    }  # fmt: skip
+    nodes = [
+        node("Transpose", ["x"], ["first"], "to_first", perm=[0, 3, 1, 2]),
+        node("Conv", ["first", "conv1/kernel", "conv1/bias"], ["conv"], "conv1", auto_pad="SAME_UPPER"),
+        node("Transpose", ["conv"], ["last"], "to_last", perm=[0, 2, 3, 1]),
+        node("Relu", ["last"], ["active"], "relu"),
+        node("ReduceMean", ["active"], ["mean"], "pool", axes=[1, 2], keepdims=0),
+        node("MatMul", ["mean", "dense/kernel"], ["product"], "dense"),
+        node("Add", ["product", "dense/bias"], ["logits"], "dense_add"),
+    ]
+    return model(nodes, {"x": ["unk__1", 8, 8, 3]}, ["logits"], constants, opset=13)
+
+
+def test_channels_last_file(tmp_path: Path) -> None:
+    program = gp.load(write(tmp_path, pooled()))
+    (group,) = gp.analyze(program).groups
+    assert group.size == 8
+    small = gp.apply(program, plan := gp.plan(program, ratio=0.5, recipe="magnitude"))
+    assert gp.verify(program, small, plan).max_error < 1e-4
+    assert small.shapes()["dense/kernel"] == (4, 4)
+
+
+def line(*nodes: onnx.NodeProto, constants: dict[str, np.ndarray] | None = None, opset: int = 17) -> onnx.ModelProto:
+    """A model from x of shape (n, 4) to y."""
+    return model(nodes, {"x": ["n", 4]}, ["y"], constants or {}, opset)
+
+
+def quantized() -> onnx.ModelProto:
+    """Two linear layers, the first of which has weights of 8 bits."""
+    codes = np.arange(32, dtype=np.int8).reshape(8, 4) - 16
+    nodes = [
+        helper.make_node("DequantizeLinear", ["codes", "scale"], ["weight"], "dequantize", axis=0),
+        helper.make_node("Gemm", ["x", "weight"], ["wide"], "wide", transB=1),
+        helper.make_node("Relu", ["wide"], ["active"]),
+        helper.make_node("Gemm", ["active", "down"], ["y"], transB=1),
+    ]
+    return line(*nodes, constants={"codes": codes, "scale": np.abs(numbers(8)), "down": numbers(3, 8)})
+
+
+def test_quantized_weights_are_dequantized_on_request(tmp_path: Path) -> None:
+    file = write(tmp_path, quantized())
+    with pytest.raises(LoadError, match=r"node 'dequantize' \(DequantizeLinear\).*dequantize=True"):
+        gp.load(file)
+    program = gp.load(file, dequantize=True)
+    assert program.shapes()["weight"] == (8, 4)
+    assert [group.size for group in gp.analyze(program).groups] == [8]
+
+
+def branched(condition: str) -> onnx.ModelProto:
+    """A branch that a constant, or a value of the input, decides."""
+    branches = {
+        f"{name}_branch": helper.make_graph(
+            [helper.make_node(kind, ["x"], [name])], name, [],
+            [helper.make_tensor_value_info(name, TensorProto.FLOAT, None)],
+        )
+        for name, kind in (("then", "Relu"), ("else", "Neg"))
+    }  # fmt: skip
+    nodes = [
+        helper.make_node("ReduceMax", ["x"], ["most"], keepdims=0),
+        helper.make_node("Greater", ["most", "zero"], ["positive"]),
+        helper.make_node("If", [condition], ["y"], "decide", **branches),
+    ]
+    return line(*nodes, constants={"zero": np.array(0, np.float32), "always": np.array(True)})
+
+
+def test_branch_of_a_constant_is_followed(tmp_path: Path) -> None:
+    program = gp.load(write(tmp_path, branched("always")))
+    assert [node.target.__name__ for node in program.graph.nodes if node.op == "call_function"] == ["relu.default"]
+
+
+def unknown_operator() -> onnx.ModelProto:
+    built = line(helper.make_node("Sparkle", ["x"], ["y"], "glitter", domain="com.acme"))
+    built.opset_import.append(helper.make_opsetid("com.acme", 1))
+    return built
+
+
+def replaceable() -> onnx.ModelProto:
+    built = line(helper.make_node("MatMul", ["x", "w"], ["y"]), constants={"w": numbers(4, 4)})
+    built.graph.input.append(helper.make_tensor_value_info("w", TensorProto.FLOAT, [4, 4]))
+    return built
+
+
+def shapeless() -> onnx.ModelProto:
+    built = line(helper.make_node("Relu", ["x"], ["y"]))
+    built.graph.input[0].type.tensor_type.ClearField("shape")
+    return built
+
+
+def twice() -> onnx.ModelProto:
+    return line(helper.make_node("Relu", ["x"], ["y"]), helper.make_node("Neg", ["x"], ["y"]))
+
+
+def contradictory() -> onnx.ModelProto:
+    return line(helper.make_node("MatMul", ["x", "w"], ["y"], "product"), constants={"w": numbers(5, 4)})
+
+
+def outside() -> onnx.ModelProto:
+    built = line(helper.make_node("MatMul", ["x", "w"], ["y"]), constants={"w": numbers(4, 4)})
+    (tensor,) = built.graph.initializer
+    tensor.ClearField("raw_data")
+    tensor.data_location = TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="weights.bin")
+    return built
+
+
+BAD = {
+    unknown_operator: r"node 'glitter' has the operator com.acme::Sparkle, which is not translated",
+    replaceable: r"1 constants are inputs, too, the first w",
+    shapeless: r"input x has no shape",
+    twice: r"damaged or no ONNX model.*\by\b",
+    contradictory: r"ONNX Runtime refuses .*product",
+    outside: r"the numbers of w end at byte .*weights.bin, which does not exist",
+    lambda: branched("positive"): r"node 'decide' \(If\) cannot be translated.*values of the inputs decide",
+}
+
+
+@pytest.mark.parametrize("build", BAD, ids=lambda build: build.__name__)
+def test_bad_file(build: object, tmp_path: Path) -> None:
+    """One clear error, which names the node and its operator where one is to blame."""
+    with pytest.raises(LoadError, match=BAD[build]) as caught:  # type: ignore[index]
+        gp.load(write(tmp_path, build()))  # type: ignore[operator]
+    assert "\n" not in str(caught.value)
+
+
+def test_truncated_file(tmp_path: Path) -> None:
+    file = write(tmp_path, convolutional())
+    file.write_bytes(file.read_bytes()[:500])
+    with pytest.raises(LoadError, match=r"model.onnx \(500 bytes\) .*(truncated|no graph)"):
+        gp.load(file)
+    with pytest.raises(LoadError, match="does not exist"):
+        gp.load(tmp_path / "none.onnx")
+
+
+def test_fixed_size_is_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A dynamic size with which the graph agrees at one number alone is named."""
+    built = line(helper.make_node("Add", ["x", "table"], ["y"]), constants={"table": numbers(8, 4)})
+    with caplog.at_level(logging.WARNING):
+        gp.load(write(tmp_path, built))
+    assert "dimension n of input x has the fixed size 8" in caplog.text
