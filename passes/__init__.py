@@ -28,6 +28,7 @@ The folders are the stages of a pipeline. With default options, passes read and 
     low_rank         factorize              Dependencies, Plan, Calibration         Factored, Verification
     reconstructions  batch-norm-statistics  Rewritten, Calibration                  Refits
     reconstructions  finetune               Rewritten, Calibration                  Refits
+    reconstructions  merge-experts          Rewritten, Calibration, Plan            Refits
     reconstructions  refit                  Rewritten, Calibration                  Refits
     verification     verify                 Rewritten, Plan                         Verification
 """

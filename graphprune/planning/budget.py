@@ -41,8 +41,11 @@ class Knob:
 
     @classmethod
     def of(cls, groups: Sequence[Group], align: int = 1, allowed: Collection[int] | None = None) -> "Knob":
-        """The knob of these groups, whose dimensions are multiples of `align`; `allowed` restricts the widths."""
-        size = groups[0].size
+        """The knob of these groups, whose dimensions are multiples of `align`; `allowed` restricts the widths.
+
+        Numbers of experts need not be multiples: no kernel has them as a width.
+        """
+        size, align = groups[0].size, 1 if all(group.routed for group in groups) else align
         step = lcm(align // gcd(align, *(group.inner for group in groups)), *(group.unit for group in groups))
         least = max(group.least for group in groups)
         narrower = (w for w in range(step, size, step) if w >= least and (allowed is None or w in allowed))

@@ -295,6 +295,13 @@ add(
         "verify",
     ),
     Recipe(
+        "reap-merged",
+        "reap, then the retained experts refitted to the outputs of the dense mixture by least squares",
+        "arXiv:2510.13999 and this project",
+        "analyze{exact_only=false} | calibrate | measure-routing | score{by=reap} | allocate | select | rewrite | "
+        "merge-experts | verify",
+    ),
+    Recipe(
         "magnitude",
         "the norm of all coupled weights",
         "baseline",

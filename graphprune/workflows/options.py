@@ -24,7 +24,7 @@ PathLike = str | Path
 #: Shares of a whole, of which a run has one, and the whole.
 SHARES = {"sparsity": "parameters", "macs": "multiply-accumulates", "latency": "latency"}
 #: Options of which a run requires one.
-AMOUNTS = (*SHARES, "ratio", "widths", "drop", "drop_blocks", "pipeline")
+AMOUNTS = (*SHARES, "ratio", "widths", "drop", "drop_experts", "drop_blocks", "pipeline")
 Globs = tuple[str, ...] | list[str]
 Texts = tuple[PathLike, ...] | list[str] | list[Path]
 Batches = Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]
@@ -125,6 +125,9 @@ class Target(Scope, Planning):
     drop: Mapping[str, Sequence[int]] | None = option(
         None, "The very indices to remove, by name.", metavar="NAME=I,I,...", least=0
     )
+    drop_experts: PathLike = option(
+        "", 'The very experts to remove: a JSON file of their numbers by layer, as in {"3": [1, 5]}.', metavar="FILE"
+    )
     drop_blocks: Sequence[int | str] = option(
         (), "The very blocks to drop, by number in their list or by name.", metavar="N,N,...", least=0
     )
@@ -158,7 +161,7 @@ class Target(Scope, Planning):
     @property
     def names_groups(self) -> bool:
         """Whether it names groups to cut, which only recipes that cut groups can follow."""
-        return bool(self.widths or self.drop or isinstance(self.ratio, Mapping))
+        return bool(self.widths or self.drop or self.drop_experts or isinstance(self.ratio, Mapping))
 
     def has_amount(self, apart_from: str = "") -> bool:
         """Whether it has an amount to remove, apart from one option; a pipeline may set one itself."""

@@ -26,6 +26,7 @@ from graphprune.statistics.collector import Calibration
 from graphprune.statistics.moments import GradientSums, OutputGradients, Statistics
 from graphprune.statistics.routing import Routing
 from graphprune.support import named_values
+from graphprune.workflows import expert_lists
 
 Passes = tuple[Pass, ...]
 P = TypeVar("P", bound=Pass)
@@ -45,6 +46,8 @@ def values(options: Any, more: Mapping[str, Any]) -> dict[str, Any]:
     """Options of a run by names of fields, without those that are not set."""
     named = {name: value for name, value in vars(options).items() if name not in NOT_FIELDS}
     named |= {"text": named["calibration"]} if named.get("calibration") else {}
+    if named.pop("drop_experts", ""):
+        named["drop"] = {**expert_lists.read(options.drop_experts), **(named["drop"] or {})}
     if options_name_groups(options) and named["sparsity"] is None and named["ratio"] is None:
         named["ratio"] = {"*": 0.0}  # no other group is cut
     named |= {name: named_values.write(value) for name, value in named.items() if isinstance(value, Mapping)}

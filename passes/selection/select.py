@@ -111,7 +111,7 @@ def _warn_of_alignment(eligible: Eligible, align: int) -> None:
     """Log requested widths that are no multiples of the alignment, which they precede."""
     for group in eligible.groups:
         width = eligible.requested.get(group.name, group.size)
-        if width < group.size and width * group.inner % align:
+        if width < group.size and width * group.inner % align and not group.routed:
             log.warning("%s has the requested width %d, which is no multiple of %d", group.name, width, align)
 
 

@@ -1,0 +1,295 @@
+"""The pass that distributes what removed experts computed to the retained ones.
+
+Like the merging of REAM in its aim, but by least squares, without averages of weights: a token of a removed expert is
+routed to retained ones, whose last linear layers are refitted so that the weighted sum is that of the dense mixture.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from graphprune.axes.algebra import primes
+from graphprune.axes.groups import Dependencies
+from graphprune.axes.rule import Consumer
+from graphprune.display.progress import progress
+from graphprune.errors import CalibrationError
+from graphprune.execution.segments import Segment, split
+from graphprune.ir.program import Program, Rewritten
+from graphprune.ir.weights import Layered, Narrowed
+from graphprune.passes.reconstructions.expert_tail import Tail
+from graphprune.pipeline import PASSES, Pass
+from graphprune.planning.facts import Refits
+from graphprune.planning.interfaces import Refitted
+from graphprune.planning.plan import Plan
+from graphprune.planning.refused_choices import refusing
+from graphprune.solvers import new_biases
+from graphprune.solvers.normal_equations import DEFAULT_DAMPING
+from graphprune.statistics.collector import Calibration, at_least_single
+from graphprune.statistics.stream import Stream
+
+log = logging.getLogger(__name__)
+
+
+@PASSES.register("merge-experts")
+@dataclass(frozen=True)
+class MergeExperts(Pass):
+    """Refit the last linear layers of retained experts to the sum of the dense mixture, on dense inputs.
+
+    All experts are refitted together, in `rounds` of conjugate gradients that are preconditioned by the Gram matrix of
+    each expert. `damping` is relative to the mean diagonal of that matrix; an expert with fewer tokens than columns is
+    damped more. A layer whose error on held-out batches does not fall is unchanged.
+    """
+
+    name: ClassVar[str] = "merge-experts"
+    needs: ClassVar[tuple[type, ...]] = (Rewritten, Calibration, Plan)
+    reads: ClassVar[tuple[type, ...]] = (Refits,)
+    makes: ClassVar[tuple[type, ...]] = (Refits,)
+    memory_bounded: ClassVar[bool] = True
+    rounds: int = 4
+    damping: float = DEFAULT_DAMPING
+
+    def check(self) -> None:
+        """Refuse impossible numbers.
+
+        Raises:
+            CalibrationError: if there is no round, or the damping is not positive.
+        """
+        if self.rounds < 1 or not self.damping > 0:
+            raise CalibrationError(
+                f"merge-experts needs at least one round and a positive damping, got {self.rounds} and {self.damping}"
+            )
+
+    def run(self, program: Program) -> Program:
+        """The program with refitted experts."""
+        walk = _Walk(self, program)
+        walk.run()
+        known = program.facts.get(Refits) or Refits({}, {}, program.weights)
+        for name, why in walk.skipped.items():
+            log.warning("experts are not merged into %s: %s", name, why)
+        refits = Refits(
+            {**known.by_weight, **walk.done}, {**known.skipped, **walk.skipped}, known.before, known.biases,
+            known.tuned, known.reduced,
+        )  # fmt: skip
+        changed = {name: refit.weight for name, refit in walk.done.items()}
+        return program.with_facts(refits, weights=Layered((changed, program.weights)))
+
+
+@dataclass
+class _Walk:
+    """One walk of the dense inputs through the original graph; every mixture that lost experts is refitted there."""
+
+    options: MergeExperts
+    program: Program
+    done: dict[str, Refitted] = field(default_factory=dict)
+    skipped: dict[str, str] = field(default_factory=dict)
+
+    def run(self) -> None:
+        """Refit all mixtures."""
+        rewritten, plan = self.program.fact(Rewritten), self.program.fact(Plan)
+        original = rewritten.original
+        groups = original.fact(Dependencies).by_name
+        routed = {name: rows for name, rows in plan.groups.items() if groups[name].routed}
+        masked = refusing(original, routed)
+        tails = self._tails({groups[name].prime for name in routed}, masked)
+        dense, other = (Stream.start(each, self.program.fact(Calibration)) for each in (original, masked))
+        busy = {tail.total for tail in tails}
+        pairs = list(zip(split(original, busy), split(masked, busy), strict=True))
+        last = max((i for i, (segment, _) in enumerate(pairs) if busy & segment.names), default=-1)
+        with progress("merging experts", (last + 1) * len(dense.batch_indices)) as tick:
+            for segment, refused in pairs[: last + 1]:
+                other.entries = dense.entries
+                for tail in (tail for tail in tails if tail.total in segment.names):
+                    self._merge(_Mixture(tail, dense, other, segment, refused, self.options.damping))
+                dense.entries = dense.advance(segment, dense.program.weights, tick)
+
+    def _tails(self, cut: set[Any], masked: Program) -> list[Tail]:
+        """The tails of mixtures that lost experts, without those that cannot be refitted."""
+        rewritten, dependencies = self.program.fact(Rewritten), masked.fact(Dependencies)
+        readers = new_biases.count_readers(rewritten.original)
+        tails = list[Tail]()
+        for part in (c for c in dependencies.contributions if cut & {*primes(c.axis)}):
+            tail = Tail.of(part, masked, dependencies)
+            weight = tail.members[0].weight if tail else part.node
+            if tail is None:
+                self.skipped[weight] = "its rows are not the outputs of linear layers that are added up"
+            elif readers[weight] > 1:
+                self.skipped[weight] = "several layers share it"
+            elif {*rewritten.keep.get(weight, {})} - {_dim(tail.members[0])}:
+                self.skipped[weight] = "its other dimensions are cut, too"
+            else:
+                tails.append(tail)
+        return tails
+
+    def _merge(self, mixture: "_Mixture") -> None:
+        """Refit the experts of one mixture in rounds, unless the error on held-out batches does not fall."""
+        rewritten = self.program.fact(Rewritten)
+        name = mixture.weight
+        retained = rewritten.keep[name][_dim(mixture.tail.members[0])].flatten().tolist()
+        try:
+            whole = rewritten.original.weights[name]
+            change = conjugate_gradients(mixture.equations(whole, retained), mixture.product, self.options.rounds)
+            weight = mixture.stacked(whole, change)
+            before, after = mixture.error(whole), mixture.error(weight)
+        except CalibrationError as fault:
+            self.skipped[name] = str(fault)
+            return
+        if not after < before:
+            self.skipped[name] = f"the error on held-out tokens does not fall ({before:.3g} to {after:.3g})"
+            return
+        narrow = Narrowed({name: weight}, {name: rewritten.keep[name]})[name].contiguous()
+        self.done[name] = Refitted(narrow, self.options.damping, before, after)
+
+
+@dataclass(frozen=True)
+class _Mixture:
+    """One mixture: the segments of the dense graph and of that without the removed experts, and their inputs."""
+
+    tail: Tail
+    dense: Stream
+    other: Stream
+    segment: Segment
+    refused: Segment
+    damping: float
+
+    @property
+    def weight(self) -> str:
+        """The stack of the last linear layers."""
+        return self.tail.members[0].weight
+
+    def error(self, weight: Tensor) -> float:
+        """The squared error of the sum relative to that of the dense mixture, on held-out batches if there are any."""
+        errors = [0.0, 0.0]
+
+        def add(held: bool, right: Tensor, seen: Mapping[str, Any], _: Mapping[str, Tensor]) -> None:
+            if held or not self._has_held_out:
+                errors[0] += float((right - seen[self.tail.total]).double().square().sum())
+                errors[1] += float(right.double().square().sum())
+
+        self._visit(weight, add)
+        return errors[0] / max(errors[1], torch.finfo(torch.float64).tiny)
+
+    def equations(self, weight: Tensor, retained: Sequence[int]) -> "Equations":
+        """The normal equations of the changes of all retained experts that have tokens."""
+        grams, crosses, counts = dict[int, Tensor](), dict[int, Tensor](), Counter[int]()
+
+        def add(held: bool, right: Tensor, seen: Mapping[str, Any], loaded: Mapping[str, Tensor]) -> None:
+            if held:
+                return
+            self.tail.require_linear(seen, loaded, self.other.program)
+            for e, own, gates, rows in self._rows(right - seen[self.tail.total], seen, loaded):
+                if e in retained and len(own):
+                    weighted = own * gates[:, None]
+                    _accumulate(grams, e, weighted.T @ weighted)
+                    _accumulate(crosses, e, rows.T @ own)
+                    counts[e] += len(own)
+
+        self._visit(weight, add)
+        shares = {e: self.damping * max(1.0, len(gram) / counts[e]) for e, gram in grams.items()}
+        tiny = torch.finfo(torch.float64).tiny
+        ridges = {e: max(share * float(grams[e].diagonal().mean()), tiny) for e, share in shares.items()}
+        return Equations(grams, crosses, ridges)
+
+    def product(self, changes: Mapping[int, Tensor]) -> dict[int, Tensor]:
+        """The cross products of the rows of each expert with what these changes add to the sum."""
+        products = dict[int, Tensor]()
+
+        def add(held: bool, _: Tensor, seen: Mapping[str, Any], loaded: Mapping[str, Tensor]) -> None:
+            if held:
+                return
+            none = self.tail.run(torch.zeros_like(seen[self.tail.start]), seen, loaded, self.other.program)
+            for e, own, _, rows in self._rows(seen[self.tail.total] - none, seen, loaded):
+                if e in changes:
+                    _accumulate(products, e, rows.T @ own)
+
+        whole = self.other.program.weights[self.weight]
+        self._visit(self.stacked(torch.zeros_like(whole), changes), add)
+        return products
+
+    def stacked(self, weight: Tensor, changes: Mapping[int, Tensor]) -> Tensor:
+        """The stack with changes added to its members."""
+        new = weight.clone()
+        for consumer, member in ((c, c.member) for c in self.tail.members if c.member is not None):
+            if member.index in changes:
+                new.select(member.dim, member.index).add_(consumer.restore(changes[member.index]).to(new))
+        return new
+
+    def _rows(
+        self, error: Tensor, seen: Mapping[str, Any], loaded: Mapping[str, Tensor]
+    ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+        """Index, inputs, router weights and errors of the rows of every expert."""
+        rows, gates = self.tail.pulled(error, seen, loaded, self.other.program)
+        for consumer, member in ((c, c.member) for c in self.tail.members if c.member is not None):
+            own, gate, error = (at_least_single(member.rows(v, seen)) for v in (seen[consumer.x], gates, rows))
+            yield member.index, own, gate, error
+
+    def _visit(self, weight: Tensor, add: Callable[..., None]) -> None:
+        """Run both segments on every batch; `add` gets the dense sum, and the values without the removed experts."""
+        loaded = self.dense.load(self.segment, self.dense.program.weights)
+        changed = {**self.other.load(self.refused, self.other.program.weights), self.weight: weight}
+        calibration = self.dense.calibration
+        for i, number in enumerate(self.dense.batch_indices):
+            right = self.dense.run_batch(i, self.segment, loaded, {self.tail.total})[1][self.tail.total]
+            seen = self.other.run_batch(i, self.refused, changed, self.tail.watch)[1]
+            add(calibration.held_out(number), right, seen, changed)
+
+    @property
+    def _has_held_out(self) -> bool:
+        calibration = self.dense.calibration
+        return any(calibration.held_out(number) for number in self.dense.batch_indices)
+
+
+@dataclass(frozen=True)
+class Equations:
+    """Normal equations of changes: Gram matrices and right sides, shape (outputs, columns), by expert, and the ridge
+    that is added to each diagonal."""
+
+    grams: Mapping[int, Tensor]
+    crosses: Mapping[int, Tensor]
+    ridges: Mapping[int, float]
+
+
+def conjugate_gradients(
+    equations: Equations, product: Callable[[Mapping[int, Tensor]], Mapping[int, Tensor]], rounds: int
+) -> dict[int, Tensor]:
+    """Changes after some rounds of conjugate gradients, preconditioned by the blocks of single experts.
+
+    `product` multiplies by the matrix of all experts together.
+    """
+    factors = {
+        e: torch.linalg.cholesky(gram + equations.ridges[e] * torch.eye(len(gram)).to(gram))
+        for e, gram in equations.grams.items()
+    }
+    residual = dict(equations.crosses)
+    changes = {e: torch.zeros_like(cross) for e, cross in residual.items()}
+    direction, energy = dict[int, Tensor](), 0.0
+    for _ in range(rounds if residual else 0):
+        steps = {e: torch.cholesky_solve(rest.T, factors[e]).T for e, rest in residual.items()}
+        previous, energy = energy, _inner(residual, steps)
+        if energy <= 0:
+            break
+        turn = energy / previous if previous else 0.0
+        direction = {e: step + turn * direction[e] if e in direction else step for e, step in steps.items()}
+        image = {e: part + equations.ridges[e] * direction[e] for e, part in product(direction).items()}
+        length = energy / _inner(direction, image)
+        changes = {e: change + length * direction[e] for e, change in changes.items()}
+        residual = {e: rest - length * image[e] for e, rest in residual.items()}
+    return changes
+
+
+def _inner(a: Mapping[int, Tensor], b: Mapping[int, Tensor]) -> float:
+    return sum(float((a[e] * b[e]).sum()) for e in a)
+
+
+def _accumulate(sums: dict[int, Tensor], e: int, new: Tensor) -> None:
+    sums[e] = sums[e] + new.double() if e in sums else new.double()
+
+
+def _dim(consumer: Consumer) -> int:
+    """The dimension of a stack that selects its members."""
+    assert consumer.member is not None
+    return consumer.member.dim
