@@ -10,6 +10,7 @@ from typing import Any
 
 from graphprune.display import html
 from graphprune.reports.grouping import by_kind, by_layer, strips, together
+from graphprune.reports.model_card import card, facts, perplexity_text
 from graphprune.support import json_fields
 from graphprune.support.json_fields import FieldError
 
@@ -89,6 +90,7 @@ class Report:
     version: str = ""
     base_model: str | None = None  # its name on the Hugging Face hub, where it is known
     licence: str | None = None
+    task: str = ""  # as the hub names it
     notes: tuple[str, ...] = ()
     cut: bool = True  # False: the report of a plan alone
     quality: tuple[Quality, ...] = ()
@@ -215,7 +217,7 @@ class Report:
 def _shown(report: Report) -> dict[str, Any]:
     """Values for the template of the page."""
     charted = ("Time", "Peak memory", "Perplexity")
-    facts = {key: value.replace("`", "") for key, value in _facts(report).items() if key not in charted}
+    rows = {key: value.replace("`", "") for key, value in facts(report).items() if key not in charted}
     return {
         "report": report,
         "name": report.name,
@@ -225,7 +227,7 @@ def _shown(report: Report) -> dict[str, Any]:
         "slowest": max(report.seconds, key=lambda name: report.seconds[name], default=""),
         "longest": max(report.seconds.values(), default=0) or 1,
         "highest": max(report.memory.values(), default=0) or 1,
-        "facts": {**facts, "Loads with": "; ".join(way.replace("`", "") for way in report.loads_with)},
+        "facts": {**rows, "Loads with": "; ".join(way.replace("`", "") for way in report.loads_with)},
     }
 
 
@@ -251,144 +253,5 @@ def plain(thing: object) -> Any:
     return thing if thing is None or isinstance(thing, bool | int | float | str) else str(thing)
 
 
-def card(report: Report) -> str:
-    """Model card of a pruned model: description, loading, how it was made and verified."""
-    made = (_making(report), _healing(report), _proof(report), _widths(report))
-    parts = (_front(report), _about(report), _loading(report), *made)
-    return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def _front(report: Report) -> str:
-    """Front matter that the Hugging Face hub reads."""
-    from huggingface_hub import ModelCardData  # here, so that reports load without it
-
-    data = ModelCardData(
-        library_name="graphprune" if report.destination == "free" else "transformers",
-        base_model=report.base_model or None,
-        license=report.licence or None,
-        tags=["pruned", "structured-pruning", "graphprune"],
-        base_model_relation="finetune" if report.base_model else None,
-    )
-    return f"---\n{data.to_yaml()}\n---"
-
-
-def _about(report: Report) -> str:
-    name = _line(report.name)
-    if not report.cut:
-        return (
-            f"# A plan to prune {name}\n\n"
-            f"Applied by `graphprune apply`, it takes {report.sparsity_reached:.2%} of the parameters: "
-            f"{report.parameters_before:,} become {report.parameters_after:,}. There are no weights here."
-        )
-    return (
-        f"# {name}, pruned\n\n"
-        f"Structured pruning by graphprune {report.version} took {report.sparsity_reached:.2%} of the parameters: "
-        f"{report.parameters_before:,} became {report.parameters_after:,}. "
-        "The tensors themselves are smaller; no mask and no special kernel is needed."
-    )
-
-
-def _loading(report: Report) -> str:
-    lines = [f"- {_line(way)}" for way in report.loads_with] or ["- `graphprune.load`"]
-    return "\n".join(["## What loads it", "", *lines, *(f"\n{_line(note)}" for note in report.notes)])
-
-
-def _making(report: Report) -> str:
-    rows = _facts(report)
-    table = ["| | |", "|---|---|", *(f"| {key} | {_line(value)} |" for key, value in rows.items() if value)]
-    again = ["", "Made by:", "", "```", report.command.replace("```", ""), "```"] if report.command else []
-    return "\n".join(["## How it was made", "", *table, *again])
-
-
-def _healing(report: Report) -> str:
-    """Section on the training after the cut, if there was any."""
-    if not report.healing:
-        return ""
-    losses = {point["step"]: point["held_out_loss"] for point in report.healing["curve"]}
-    before, after = (losses.get(step) for step in (0, report.healing["best"]))
-    fell = f" The loss on held-out data fell from {before:.4f} to {after:.4f}." if before and after is not None else ""
-    healing = report.healing
-    teacher = f" towards `{_line(healing['teacher'])}`" if healing["teacher"] else ""
-    rows = [f"| {_line(t)} | {a:.2f} | {b:.2f} |" for t, (a, b) in healing["perplexity"].items()]
-    table = ["", "| perplexity on | before | after |", "|---|---|---|", *rows] if rows else []
-    text = (
-        f"Trained{teacher} on {healing['tokens']:,} {healing['unit']} in {healing['steps']:,} steps (weights: "
-        f"{healing['train']}, aim: {healing['aim']}).{fell} The figures of other sections are those before."
-    )
-    again = ["", "```", report.healing["command"].replace("```", ""), "```"] if report.healing["command"] else []
-    return "\n".join(["## Healing", "", text, *table, *again])
-
-
-def _facts(report: Report) -> dict[str, str]:
-    what = BUDGETS[report.budget]
-    return {
-        "Model": f"`{report.model}`",
-        "Recipe": report.recipe,
-        "Destination": report.destination,
-        "Target": report.request,
-        "Removed": report.removed,
-        what.capitalize(): report.amount,
-        "Calibration": _calibration(report.calibration),
-        "Perplexity": "; ".join(map(perplexity_text, report.quality)),
-        "Metric": "; ".join(report.metric_texts),
-        "Seed": str(report.seed),
-        "Plan": f"`{report.plan}`",
-        "Time": _time(report.seconds),
-        "Peak memory": f"{report.peak_memory / 2**20:,.0f} MiB" if report.peak_memory else "",
-        "without mapped files": _anonymous(report),
-    }
-
-
-def _calibration(data: CalibrationReport | None) -> str:
-    if data is None:
-        return "none"
-    precision = ", matrices multiplied in bfloat16" if data.autocast else ""
-    size = f"{data.samples} samples of {data.length} tokens" if data.length else f"{data.samples} batches"
-    return f"`{data.source}`, {size}{precision}"
-
-
-def perplexity_text(quality: Quality) -> str:
-    """Perplexity before and after, in words."""
-    before, after = ("not finite" if value is None else f"{value:.2f}" for value in (quality.before, quality.after))
-    return (
-        f"{before} before, {after} after, on {quality.windows} windows of {quality.length} tokens of `{quality.text}`"
-    )
-
-
-def _time(seconds: Mapping[str, float]) -> str:
-    if not seconds:
-        return ""
-    steps = ", ".join(f"{name} {value:.1f}" for name, value in seconds.items())
-    return f"{sum(seconds.values()):.1f} s ({steps})"
-
-
-def _anonymous(report: Report) -> str:
-    estimate = f" ({report.estimated_memory / 2**20:,.0f} MiB estimated)" if report.estimated_memory else ""
-    return f"{report.anonymous_memory / 2**20:,.0f} MiB{estimate}" if report.anonymous_memory else ""
-
-
-def _proof(report: Report) -> str:
-    if not report.errors:
-        return ""
-    rows = [f"| {_line(name)} | {error:.1e} |" for name, error in report.errors.items()]
-    head = f"Compared on fresh random inputs; nothing is saved where the difference exceeds {report.tolerance:.0e}."
-    table = ["| compared | largest relative difference |", "|---|---|"]
-    return "\n".join(["## How it was checked", "", head, "", *table, *rows])
-
-
-def _widths(report: Report) -> str:
-    if not report.widths:
-        return ""
-    what = {name: f" {label} |" for name, label in report.labels.items()}
-    rows = [f"| `{_line(n)}` |{what.get(n, '')} {before} | {after} |" for n, (before, after) in report.widths.items()]
-    head = "| group | indices | before | after |" if what else "| group | before | after |"
-    return "\n".join(["## What is narrower", "", head, "|---" * (3 + bool(what)) + "|", *rows])
-
-
 def _percent(share: float) -> str:
     return f"{share:.1%}".replace("%", " %")
-
-
-def _line(text: str) -> str:
-    """Text on one line, with escaped bars for a table cell."""
-    return " ".join(text.split()).replace("|", r"\|")

@@ -3,7 +3,7 @@
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from graphprune.axes.groups import Dependencies
 from graphprune.execution.output_comparison import Verification
+from graphprune.huggingface.card_facts import card_facts
 from graphprune.ir.checksums import checksum
 from graphprune.ir.program import Dropped, Factored, Program, Rewritten, Rotatable
 from graphprune.ir.weights import broadcast_indices
@@ -100,6 +101,7 @@ def build_report(job: Job, program: Program, plan: Plan, errors: Mapping[str, fl
             *_factor_notes(program),
         ),
         cut=not options.plan_only,
+        **asdict(card_facts(options.model)),
         options=plain(options) if job.needs else {},
         quality=job.quality,
         metrics=job.metrics,

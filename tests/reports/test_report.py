@@ -7,7 +7,8 @@ import pytest
 import yaml
 
 from graphprune.errors import LoadError
-from graphprune.reports.report import CalibrationReport, Report, card, plain
+from graphprune.reports.model_card import card
+from graphprune.reports.report import CalibrationReport, Report, plain
 
 
 def example(**changes: object) -> Report:
