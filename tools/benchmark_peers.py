@@ -17,7 +17,7 @@ import copy
 import logging
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -110,9 +110,9 @@ def differs(run: Run, first: bool) -> bool:
 
 @dataclass(frozen=True)
 class Harness:
-    """Networks by name, and images."""
+    """Functions that return the dense networks, by name, and images."""
 
-    networks: dict[str, Callable[[], nn.Module]]
+    dense: Mapping[str, Callable[[], nn.Module]]
     data: networks.Images
     rounds: int
 
@@ -128,7 +128,7 @@ class Harness:
 
     def record(self, run: Run) -> Record:
         """Run, and measure."""
-        dense, start = self.networks[run.network](), time.process_time()
+        dense, start = self.dense[run.network](), time.process_time()
         try:
             small, untrained = self._pruned(run, dense)
         except Exception as fault:  # also of the other package, whose faults are results

@@ -1,6 +1,5 @@
 """Run of `graphprune.heal`: load, train, verify, save, report."""
 
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from graphprune.healing.heal_options import HealOptions
 from graphprune.healing.healed_folder import with_weights, write_healed
 from graphprune.healing.healing_record import Healing, record, report_of
 from graphprune.healing.models import LoadedModel, require_checkpointing, require_classes, require_vocabulary
-from graphprune.healing.module_healing import heal_module
+from graphprune.healing.module_healing import heal_module, identity_in_memory
 from graphprune.healing.text_source import text_source
 from graphprune.healing.text_tasks import TextTask
 from graphprune.healing.trained_weights import without_dropout
@@ -37,10 +36,11 @@ def heal(options: HealOptions) -> Healing:
     """Train a pruned model towards the dense one, its teacher, or on labels, and save it, verified.
 
     The output is a folder like that of the pruned model, with new weights: the same class, which loads and exports in
-    the same way. Its report has a section on the healing. On texts, a killed run continues when it is repeated, to the
-    weights of an uninterrupted one. Under ``torchrun``, every process trains on a share of each step.
+    the same way. Its report has a section on the healing. A killed run continues when it is repeated, to the weights of
+    an uninterrupted one. Under ``torchrun``, every process trains on a share of each step.
 
-    A module is trained in place, on batches: `loss` takes the output and the batch, as in ``loss(output, batch)``.
+    A module is trained in place, on batches: `loss` takes the output and the batch, as in ``loss(output, batch)``. With
+    `scratch`, a folder, a killed training of it continues, too.
 
     Raises:
         GraphpruneError: a subclass of it, for any input that cannot be healed as requested; nothing is written then,
@@ -60,12 +60,12 @@ def heal(options: HealOptions) -> Healing:
     pruned = LoadedModel.read(options.pruned, "the pruned model")
     teacher = LoadedModel.teacher(options.teacher) if options.teacher is not None else None
     with distributed.joined(options.device):
-        store = resumable(_workspace(options), _identity(options), options.restart) if texts else nullcontext()
-        with store as workspace:
+        identity = _identity(options) if texts else identity_in_memory(options, pruned.module)
+        with resumable(_workspace(options), identity, options.restart) as workspace:
             distributed.barrier()
             if distributed.rank() == 0:
                 remove_unfinished(output)
-            return FolderHealing(options, pruned, teacher, workspace).run()
+            return FolderHealing(options, pruned, teacher, workspace, texts).run()
 
 
 def _are_texts(data: Any) -> bool:
@@ -88,12 +88,13 @@ def _identity(options: HealOptions) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class FolderHealing:
-    """Healing of the model of a folder; `workspace` holds the files of a run on texts."""
+    """Healing of the model of a folder, on `texts` or batches; `workspace` holds the files of the run."""
 
     options: HealOptions
     pruned: LoadedModel
     teacher: LoadedModel | None
-    workspace: Workspace | None
+    workspace: Workspace
+    texts: bool
 
     def run(self) -> Healing:
         """Train, and write the output.
@@ -102,7 +103,7 @@ class FolderHealing:
             GraphpruneError: see `heal`.
         """
         options, module = self.options, self.pruned.module
-        task = self._task() if self.workspace is not None else None
+        task = self._task() if self.texts else None
         exam = self._exam(task)
         source = self._source(task)
         before = self._perplexities(exam)
@@ -114,7 +115,7 @@ class FolderHealing:
         healing = record(
             options, aim_of(options), outcome, source.steps, source.examples.unit, source.counts,
             perplexity={text: (before[text], after[text]) for text in exam},
-            command=reproduction("heal", options) if self.workspace is not None else "",
+            command=reproduction("heal", options) if self.texts else "",
         )  # fmt: skip
         return self._save(healing, source.example)
 
@@ -130,7 +131,7 @@ class FolderHealing:
 
     def _source(self, task: TextTask | None) -> TrainingSource:
         """Examples of the data."""
-        if task is None or self.workspace is None:
+        if task is None:
             return user_source(self.options, self.pruned.module, self.teacher.module if self.teacher else None)
         return text_source(self.options, task, self.pruned, self.workspace.folder)
 
@@ -159,7 +160,7 @@ class FolderHealing:
         with new_folder(options.output or "", options.force) as folder:
             self.pruned.module.cpu()
             healing = replace(healing, errors=write_healed(self.pruned, folder, example))
-            if self.workspace is not None:  # batches cannot be in a file
+            if self.texts:  # batches cannot be in a file
                 (folder / FILE).write_text(run_file.text(options, "heal", FILE), encoding="utf-8")
             report_of(self.pruned, healing, folder).save(folder)
             note_outcome(folder)

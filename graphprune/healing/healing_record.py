@@ -29,7 +29,7 @@ class Healing:
     tokens: int
     unit: str
     examples: tuple[int, int]
-    trained: int  # numbers in the parameters that were trained
+    trained: int  # parameters that were trained
     best: int
     stopped_early: bool
     seconds: float

@@ -1,20 +1,17 @@
 """Losses of healing: the divergence from a teacher, the distance of hidden states or outputs, and labels."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-import torch.utils._pytree as pytree
 from torch import Tensor
-from torch.nn.functional import cross_entropy, kl_div
+from torch.nn.functional import cross_entropy
 
 from graphprune.errors import CalibrationError
+from graphprune.evaluation.teacher_distance import divergence, output_distance, relative_distance
 from graphprune.healing.examples import IGNORED, Batch
 from graphprune.healing.teacher import TeacherPredictions, flat_logits
 from graphprune.statistics.user_data import checked_loss
-
-TINY = 1e-12  # keeps a division by the size of zeros finite
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ class HealingLoss:
             return self._labels(output, batch)
         if self.aim == "outputs":
             return output_distance(output, reference.output)
-        loss = divergence(flat_logits(output), reference)
+        loss = estimated_divergence(flat_logits(output), reference)
         return loss + hidden_distance(output, reference.output) if self.aim == "hidden" else loss
 
     def _labels(self, output: Any, batch: Batch) -> Tensor:
@@ -47,7 +44,7 @@ class HealingLoss:
         return checked_loss(self.own, output, batch.inputs)
 
 
-def divergence(scores: Tensor, reference: TeacherPredictions) -> Tensor:
+def estimated_divergence(scores: Tensor, reference: TeacherPredictions) -> Tensor:
     """Kullback-Leibler divergence from the teacher's predictions, the mean over rows.
 
     Where classes were drawn, it is an unbiased estimate.
@@ -60,12 +57,7 @@ def divergence(scores: Tensor, reference: TeacherPredictions) -> Tensor:
         assert reference.entropy is not None
         return (reference.entropy - predictions.gather(1, reference.drawn).mean(1)).mean()
     assert reference.whole is not None
-    if predictions.shape != reference.whole.shape:
-        raise CalibrationError(
-            f"the model predicts logits of shape {tuple(predictions.shape)}, the teacher "
-            f"{tuple(reference.whole.shape)}: both need the same classes; train with labels (aim='labels')"
-        )
-    return kl_div(predictions, reference.whole, reduction="batchmean", log_target=True)
+    return divergence(predictions, reference.whole)
 
 
 def hidden_distance(output: Any, reference: Any) -> Tensor:
@@ -81,29 +73,4 @@ def hidden_distance(output: Any, reference: Any) -> Tensor:
         raise CalibrationError(
             f"hidden states cannot be compared: the model has {widths[0]}, the teacher {widths[1]}; use aim='logits'"
         )
-    return _relative(states, expected)
-
-
-def output_distance(output: Any, reference: Any) -> Tensor:
-    """Squared distance of all outputs of floating point, relative to the size of the teacher's: their mean.
-
-    Raises:
-        CalibrationError: if the outputs have other shapes.
-    """
-    pair = [[leaf for leaf in pytree.tree_leaves(of) if _is_number(leaf)] for of in (output, reference)]
-    shapes = [[tuple(leaf.shape) for leaf in of] for of in pair]
-    if not pair[0] or shapes[0] != shapes[1]:
-        raise CalibrationError(f"the model returns outputs of shapes {shapes[0]}, the teacher {shapes[1]}")
-    return _relative(*pair)
-
-
-def _relative(got: Sequence[Tensor], expected: Sequence[Tensor]) -> Tensor:
-    parts = [
-        (one.float() - other.float()).square().sum() / other.float().square().sum().clamp(min=TINY)
-        for one, other in zip(got, expected, strict=True)
-    ]
-    return torch.stack(parts).mean()
-
-
-def _is_number(leaf: object) -> bool:
-    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+    return relative_distance(states, expected)

@@ -3,7 +3,9 @@
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,7 +15,13 @@ from graphprune.healing.heal_options import HealOptions
 from graphprune.healing.healing_record import Healing, record
 from graphprune.healing.models import LoadedModel
 from graphprune.healing.training_run import aim_of, train
-from graphprune.healing.user_examples import user_source
+from graphprune.healing.user_examples import identity_of_batches, user_source
+from graphprune.support import distributed
+from graphprune.support.resume import resumable
+from graphprune.support.workspace import Workspace
+from graphprune.workflows.run_record import identity_of
+
+FOLDER = "module.run"  # in the scratch folder
 
 log = logging.getLogger("graphprune.run")
 
@@ -34,11 +42,33 @@ def heal_module(options: HealOptions, module: nn.Module) -> Healing:
     if isinstance(teacher, str | Path):
         teacher = LoadedModel.teacher(teacher).module
     source = user_source(options, module, teacher)
-    with _restored_after_errors(module), _settings_of(module), _settings_of(teacher):
-        outcome = train(options, module, teacher, source, None)
+    with (
+        _resumed(options, module) as workspace,
+        _restored_after_errors(module), _settings_of(module), _settings_of(teacher),
+    ):  # fmt: skip
+        outcome = train(options, module, teacher, source, workspace)
     if not source.counts[1]:
         log.warning("no validation batches: the weights of the last step are the result, and nothing was measured")
     return record(options, aim_of(options), outcome, source.steps, source.examples.unit, source.counts)
+
+
+def identity_in_memory(options: HealOptions, module: nn.Module) -> dict[str, Any]:
+    """Identity of a run on batches."""
+    teacher = None if isinstance(options.teacher, nn.Module) else options.teacher
+    plain = replace(options, pruned="", data=(), teacher=teacher, loss=None, forward=None, validation=None)
+    read = [name for name in (options.pruned, teacher) if isinstance(name, str | Path)]
+    known = {**identity_of(plain, read), "processes": distributed.world_size()}
+    return {**known, **identity_of_batches(options, module)}
+
+
+@contextmanager
+def _resumed(options: HealOptions, module: nn.Module) -> Iterator[Workspace | None]:
+    """Workspace of a training of a module, in which a killed one continues; None without a folder for it."""
+    if options.scratch is None:
+        yield None
+        return
+    with resumable(Path(options.scratch) / FOLDER, identity_in_memory(options, module), options.restart) as workspace:
+        yield workspace
 
 
 @contextmanager

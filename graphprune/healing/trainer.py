@@ -63,7 +63,7 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Result of a training: the best weights, its course, and how many numbers were trained."""
+    """Result of a training: the best weights, its course, and the number of parameters that were trained."""
 
     best: Tensors
     progress: Progress

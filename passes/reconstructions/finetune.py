@@ -10,13 +10,13 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
 from torch.func import functional_call
-from torch.nn.functional import kl_div
 
 from graphprune.axes.groups import Dependencies
 from graphprune.display.progress import progress
 from graphprune.errors import CalibrationError
 from graphprune.evaluation.masked_loss import Objective
 from graphprune.evaluation.perplexity import logits
+from graphprune.evaluation.teacher_distance import divergence, output_distance
 from graphprune.ir.program import Factored, Program, Rewritten
 from graphprune.ir.weights import Layered
 from graphprune.passes.calibration.gradients import Loss, likelihood, watched
@@ -24,6 +24,7 @@ from graphprune.passes.low_rank.factorize import lowered
 from graphprune.pipeline import PASSES, Pass
 from graphprune.planning.facts import Refits
 from graphprune.solvers import new_biases
+from graphprune.solvers.low_rank_update import LowRankUpdate
 from graphprune.statistics.collector import Calibration, matmul_autocast
 
 CHECKS = 10  # evaluations on held-out batches
@@ -93,24 +94,16 @@ def known_loss(program: Program, distilled: bool = False) -> Loss:
         return likelihood(original)
     dense, call = original.module(), _caller(original)
 
-    def divergence(output: Any, i: int) -> Tensor:
-        with torch.no_grad():
-            reference = logits(call(dense, i)).flatten(0, 1).float().log_softmax(1)
-        predictions = logits(output).flatten(0, 1).float().log_softmax(1)
-        return kl_div(predictions, reference, reduction="batchmean", log_target=True)
+    @torch.no_grad()
+    def reference(i: int) -> Any:
+        return call(dense, i)
 
-    def distance(output: Any, i: int) -> Tensor:
-        with torch.no_grad():
-            reference = [leaf for leaf in pytree.tree_leaves(call(dense, i)) if _is_number(leaf)]
-        pairs = zip((leaf for leaf in pytree.tree_leaves(output) if _is_number(leaf)), reference, strict=True)
-        parts = [(got - want).square().sum() / want.square().sum().clamp(min=1e-12) for got, want in pairs]
-        return torch.stack(parts).mean()
+    def predictions(output: Any) -> Tensor:
+        return logits(output).flatten(0, 1).float().log_softmax(1)
 
-    return divergence if predicts else distance
-
-
-def _is_number(leaf: object) -> bool:
-    return isinstance(leaf, Tensor) and leaf.is_floating_point()
+    if predicts:
+        return lambda output, i: divergence(predictions(output), predictions(reference(i)))
+    return lambda output, i: output_distance(output, reference(i))
 
 
 class BatchCall(Protocol):
@@ -139,7 +132,7 @@ class _Training:
     call: BatchCall
     loss: Loss
     weights: Mapping[str, Tensor]
-    updates: Mapping[str, tuple[Tensor, Tensor]]
+    updates: Mapping[str, LowRankUpdate]
     aliases: Mapping[str, str]
     fitted: list[int]
     held: list[int]
@@ -154,7 +147,7 @@ class _Training:
         for weight in weights.values():
             weight.data = weight.data.clone()  # those of the program must not change
         layers = [name for name in sorted(_unshared(program) - lowered(program)) if rank and name in aliases]
-        updates = {name: _update(module.get_parameter(aliases[name]), rank) for name in layers}
+        updates = {name: LowRankUpdate(module.get_parameter(aliases[name]).detach(), rank, 0) for name in layers}
         held = [i for i in range(len(calibration.batches)) if calibration.held_out(i)]
         fitted = [i for i in range(len(calibration.batches)) if i not in held]
         return cls(
@@ -163,7 +156,8 @@ class _Training:
 
     def run(self, steps: int, rate: float) -> dict[str, Tensor]:
         """The best weights by the loss on held-out batches."""
-        optimizer = torch.optim.AdamW([*self.weights.values(), *chain(*self.updates.values())], rate, weight_decay=0.0)
+        factors = chain.from_iterable(update.parameters() for update in self.updates.values())
+        optimizer = torch.optim.AdamW([*self.weights.values(), *factors], rate, weight_decay=0.0)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimizer, rate, max(steps, 1), pct_start=WARM, div_factor=1 / WARM, cycle_momentum=False
         )
@@ -200,8 +194,7 @@ class _Training:
 
     def merged(self) -> dict[str, Tensor]:
         """The weights that have an update, with the update added."""
-        weights = {name: self.module.get_parameter(self.aliases[name]) for name in self.updates}
-        return {name: w + (self.updates[name][0] @ self.updates[name][1]).view_as(w) for name, w in weights.items()}
+        return {name: update(self.module.get_parameter(self.aliases[name])) for name, update in self.updates.items()}
 
 
 def _unshared(program: Program) -> set[str]:
@@ -211,11 +204,3 @@ def _unshared(program: Program) -> set[str]:
     factored = program.facts.get(Factored)
     factors = program.parameters - factored.original.parameters if factored else set[str]()
     return {c.weight for c in consumers if readers[c.weight] == 1} | factors
-
-
-def _update(weight: Tensor, rank: int) -> tuple[Tensor, Tensor]:
-    """Factors of an update that is zero at first, shapes (m, rank) and (rank, n)."""
-    generator, n = torch.Generator().manual_seed(0), weight[0].numel()
-    right = torch.randn(rank, n, generator=generator) / n**0.5
-    left = torch.zeros(len(weight), rank)
-    return left.to(weight).requires_grad_(True), right.to(weight).requires_grad_(True)

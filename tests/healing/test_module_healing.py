@@ -11,7 +11,8 @@ from torch.nn.functional import cross_entropy
 from torch.utils.data import DataLoader, TensorDataset
 
 import graphprune as gp
-from graphprune.errors import CalibrationError, OptionError
+from graphprune.errors import CalibrationError, OptionError, WorkspaceError
+from graphprune.healing import training_state
 
 
 class Net(nn.Module):
@@ -108,6 +109,41 @@ def test_bad_input(net: Net, loader: DataLoader[Any], options: dict[str, Any], e
         gp.heal(net, data=loader, epochs=2, **options)
     assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
     assert all(weight.grad is None for weight in net.parameters()) and net.training
+
+
+class Killed(BaseException):
+    """End of a process."""
+
+
+def test_a_killed_training_of_a_module_ends_with_the_same_bits(
+    net: Net, loader: DataLoader[Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def noisy(images: list[Any]) -> Any:
+        x, y = zip(*images, strict=True)
+        return torch.stack(x) + 0.1 * torch.randn(len(x), 1, 6, 6), torch.stack(y)
+
+    shuffled = DataLoader(loader.dataset, batch_size=16, shuffle=True, collate_fn=noisy)
+    options: dict[str, Any] = {"data": shuffled, "loss": loss, "epochs": 3, "evaluations": 6, "rate": 0.01}
+    whole, first, second = copy.deepcopy(net), copy.deepcopy(net), copy.deepcopy(net)
+    gp.heal(whole, **options)
+    torch.randn(5)  # another process is elsewhere in its random numbers
+    store, stored = training_state.store, []
+
+    def once(workspace: Any, snapshot: Any) -> None:
+        store(workspace, snapshot)
+        stored.append(snapshot.progress.step)
+        if len(stored) == 3:
+            raise Killed
+
+    monkeypatch.setattr("graphprune.healing.trainer.store", once)
+    with pytest.raises(Killed):
+        gp.heal(first, scratch=tmp_path, **options)
+    assert all(torch.equal(a, b) for a, b in zip(state_of(first).values(), state_of(net).values(), strict=True))
+    with pytest.raises(WorkspaceError, match="epochs was '3' and is '2'"):
+        gp.heal(second, scratch=tmp_path, **options | {"epochs": 2})
+    gp.heal(second, scratch=tmp_path, **options)
+    assert stored == [2, 4, 6, 8, 10, 12] and not [*tmp_path.iterdir()]
+    assert all(torch.equal(a, b) for a, b in zip(state_of(second).values(), state_of(whole).values(), strict=True))
 
 
 def test_the_teacher_is_another_module(net: Net, loader: DataLoader[Any]) -> None:
