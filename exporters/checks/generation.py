@@ -74,6 +74,11 @@ class Decoder:
         outputs = self.runner.run({**self._feeds(ids, cached), **past})
         return outputs["logits"], next_cache(outputs)
 
+    @torch.no_grad()
+    def logits(self, input_ids: Tensor) -> Tensor:
+        """Logits of whole windows of tokens, shape (batch, length, vocabulary)."""
+        return self.step(input_ids, 0, self.empty(len(input_ids)))[0].float()
+
     def empty(self, batch: int = 1) -> dict[str, Tensor]:
         """A cache of length 0, with the heads and head dim of each layer."""
         values = {n: value.shape for n, value in self.runner.inputs.items() if n.startswith(f"{PAST}.")}

@@ -2,9 +2,6 @@
 
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from graphprune.errors import ExportError
 from graphprune.evaluation.perplexity import Evaluation, perplexity, windows_of
 from graphprune.exporters.checks.generation import Decoder, open_decoder
@@ -24,10 +21,4 @@ def evaluate(
     runner = open_decoder(folder, provider)
     if all(isinstance(size, int) for size in runner.inputs["input_ids"].shape):
         raise ExportError(f"{folder} has a decoder with static sizes; export it without --static to measure perplexity")
-    decoder = Decoder(runner)
-
-    def logits(input_ids: Tensor) -> Tensor:
-        with torch.no_grad():
-            return decoder.step(input_ids, 0, decoder.empty(len(input_ids)))[0].float()
-
-    return perplexity(logits, windows_of(folder, text, length, windows))
+    return perplexity(Decoder(runner).logits, windows_of(folder, text, length, windows))

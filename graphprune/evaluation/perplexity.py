@@ -3,7 +3,7 @@
 import math
 import statistics
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -116,20 +116,34 @@ def perplexity(model: Model, windows: Tensor, *, batch: int = 4) -> Evaluation:
         CalibrationError: if the likelihoods are not finite.
     """
     count, length = windows.shape
-    call = logits_function(model)
-    start, total, tokens = time.perf_counter(), 0.0, 0
+    start = time.perf_counter()
+    sums, tokens = zip(*_likelihoods(model, windows, batch), strict=True)
+    nll = sum(sums) / sum(tokens)
+    return Evaluation(_exponential(nll), nll, count, length, sum(tokens), time.perf_counter() - start)
+
+
+def window_losses(model: Model, windows: Tensor, *, batch: int = 4) -> list[float]:
+    """Mean negative log likelihood of the tokens of each window, in nats; see `perplexity`.
+
+    Raises:
+        CalibrationError: if the likelihoods are not finite.
+    """
+    return [total / tokens for total, tokens in _likelihoods(model, windows, batch)]
+
+
+def _likelihoods(model: Model, windows: Tensor, batch: int) -> Iterator[tuple[float, int]]:
+    """Summed negative log likelihood of each window, and the number of its predicted tokens."""
+    call, count = logits_function(model), len(windows)
     with torch.inference_mode(), progress("measuring perplexity", count) as step:
         for first in range(0, count, batch):
             part = windows[first : first + batch]
             scores, targets = next_tokens(call(part), part)
-            total += negative_log_likelihood(scores.flatten(0, 1), targets.flatten())
-            tokens += targets.numel()
-            if not math.isfinite(total):
+            sums = [negative_log_likelihood(*pair) for pair in zip(scores, targets, strict=True)]
+            if not math.isfinite(sum(sums)):
                 last = first + len(part) - 1
                 raise CalibrationError(f"the model predicts numbers that are not finite in windows {first} to {last}")
+            yield from ((total, targets.shape[1]) for total in sums)
             step(len(part))
-    nll = total / tokens
-    return Evaluation(_exponential(nll), nll, count, length, tokens, time.perf_counter() - start)
 
 
 @dataclass(frozen=True)

@@ -105,12 +105,14 @@ class Report:
     constants: int = 0
     healing: Mapping[str, Any] = field(default_factory=dict)  # the record of `graphprune.heal`; none before
     metrics: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    goals: tuple[Mapping[str, Any], ...] = ()  # requested bounds of quantities, with measured values and intervals
 
     @property
     def request(self) -> str:
         """Requested reduction, in words."""
         if self.sparsity_asked is not None:
-            return f"{self.sparsity_asked:.2%} of all {BUDGETS[self.budget]}"
+            goals = "".join(f"{goal['goal']}, by " for goal in self.goals)
+            return f"{goals}{self.sparsity_asked:.2%} of all {BUDGETS[self.budget]}"
         ratio = self.options.get("ratio")
         return "a saved plan" if ratio is None else f"{ratio:.2%} of every group"
 
@@ -168,8 +170,9 @@ class Report:
 
     @property
     def metric_texts(self) -> list[str]:
-        """Metrics before and after, in words."""
-        return [f"{name}: {before:.4g} before, {after:.4g} after" for name, (before, after) in self.metrics.items()]
+        """Metrics before and after, and the goals with what was measured, in words."""
+        texts = [f"{name}: {before:.4g} before, {after:.4g} after" for name, (before, after) in self.metrics.items()]
+        return [*texts, *(str(goal["text"]) for goal in self.goals)]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, ready for JSON."""

@@ -164,13 +164,21 @@ class UserData:
         Raises:
             CalibrationError: if the metric fails, or is no number.
         """
-        total, count = 0.0, 0
+        values = self.values(metric, model, calls)
+        return sum(value * size for value, size in values) / max(sum(size for _, size in values), 1)
+
+    def values(self, metric: OfBatch, model: nn.Module, calls: Iterable[Call] | None = None) -> list[tuple[float, int]]:
+        """Metric of every batch, and the number of its samples; see `mean`.
+
+        Raises:
+            CalibrationError: if the metric fails, or is no number.
+        """
+        measured = list[tuple[float, int]]()
         with torch.no_grad(), evaluation_mode(model), preserved_state(model):
             for call in self if calls is None else calls:
                 output = self.output(model, call.batch) if self.forward else model(*call.args, **call.kwargs)
-                total += _number(metric, output, call.batch) * call.size
-                count += call.size
-        return total / max(count, 1)
+                measured.append((_number(metric, output, call.batch), call.size))
+        return measured
 
     def require_running(self, call: Call) -> None:
         """Run the module on one call.

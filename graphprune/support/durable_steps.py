@@ -189,8 +189,7 @@ class _DurableStage(Stage):
             sync(file)
         tensors, *sums = (_sum(self.workspace.folder, file) for file in (step.tensors, *files))
         parts = {"tensors": [tensors], "values": None if step.values is None else sums}
-        text = json.dumps({**step.table, **parts})
-        write_durably(step.path, f"{zlib.crc32(text.encode())}\n{text}")
+        write_manifest(step.path, {**step.table, **parts})
 
     def _release(self) -> None:
         """Remove the activations that the last step started with, which are no longer needed."""
@@ -224,6 +223,12 @@ class _DurableStage(Stage):
 
     def _path(self, kind: str, number: int | None = None) -> Path:
         return self.folder / f"{self.count if number is None else number:05d}.{kind}"
+
+
+def write_manifest(path: Path, table: Mapping[str, Any]) -> None:
+    """Write a table durably, with its checksum."""
+    text = json.dumps(table)
+    write_durably(path, f"{zlib.crc32(text.encode())}\n{text}")
 
 
 def read_manifest(path: Path) -> dict[str, Any] | None:

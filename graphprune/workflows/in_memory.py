@@ -21,6 +21,8 @@ from graphprune.reports.report import CalibrationReport, Report
 from graphprune.support.atomic_output import check_output
 from graphprune.support.memory import Peak, watch_peak
 from graphprune.workflows.auto_recipe import AUTO, NO_DATA
+from graphprune.workflows.goal_data import with_goal_data
+from graphprune.workflows.goal_run import GoalPipeline
 from graphprune.workflows.module_parts import PrunedParts, count, prune_parts
 from graphprune.workflows.option_fields import described
 from graphprune.workflows.options import PruneOptions
@@ -35,7 +37,8 @@ log = logging.getLogger("graphprune.run")
 
 #: Options for models in files.
 OF_FILES = (
-    "calibration", "samples", "length", "evaluate", "windows", "plan_only", "memory", "scratch", "restart",
+    "calibration", "samples", "length", "evaluate", "windows", "plan_only", "memory", "scratch", "restart", "text",
+    "labelled", "quant",
 )  # fmt: skip
 OF_MODULES = ("args", "kwargs", "inplace", "optimizer", "average")
 Seconds = dict[str, float]
@@ -84,11 +87,12 @@ def _refuse(options: PruneOptions, names: Sequence[str], what: str) -> None:
 def _pruned_program(options: PruneOptions) -> Result:
     _refuse(options, OF_MODULES, "a module")
     program: Any = options.model
+    options = with_goal_data(options, program) if options.searches else options
     run, seconds = UserRun.of(options, program), Seconds()
     job = _job(options, program)
     with watch_peak() as peak:
         before = run.measured(program.module()) if options.metric else None
-        small = _cut(job, run.for_passes, program)
+        small = _cut(job, run.for_passes, program, run)
         after = run.measured(small.module()) if options.metric else None
     report = _with_data(build_report(job, small, small.fact(Plan), {}, peak.bytes), run, before, after)
     return Result(_noted(report, options, seconds), {"": small.fact(Plan)}, {"": small})
@@ -100,6 +104,7 @@ def _pruned_module(options: PruneOptions) -> Result:
         raise OptionError("an optimizer and an averaged copy follow the module itself; omit inplace=False")
     outer: Any = options.model if options.inplace else copy.deepcopy(options.model)
     module = unwrapped(outer)
+    options = with_goal_data(options, module) if options.searches else options
     run, seconds = UserRun.of(options, module), Seconds()
     companions = {"optimizer": options.optimizer, "average": options.average}
     size = count(given)
@@ -130,13 +135,18 @@ class _Cutter:
     def __call__(self, path: str, program: Program) -> Program:
         """Plan, cut and verify the program of the part at a path."""
         options, values = self.options, self.run.for_passes
+        if path and options.searches:
+            raise OptionError(
+                f"goals are about a whole module, and of {type(self.module).__name__} only parts such as {path} can be "
+                "captured; give an amount to remove, such as sparsity=0.2"
+            )
         if path and values:
             values = data_of_part(self.module, self.module.get_submodule(path), program, self.run)
             if not values:
                 self.notes.append(f"{path} is pruned without data: no batch has the sizes that it was captured with")
                 options = without_data(options)
         self.jobs[path] = _job(options, program)
-        return _cut(self.jobs[path], values, program)
+        return _cut(self.jobs[path], values, program, self.run)
 
 
 def without_data(options: PruneOptions) -> PruneOptions:
@@ -156,9 +166,11 @@ def _job(options: PruneOptions, program: Program) -> Job:
     return Job(resolved, reproduction("prune", options), needs)
 
 
-def _cut(job: Job, values: Mapping[str, Any], program: Program) -> Program:
-    passes = pipeline(job.options, **{name: value for name, value in values.items() if value is not None})
-    require_data(passes, job.options)
+def _cut(job: Job, values: Mapping[str, Any], program: Program, run: UserRun) -> Program:
+    known = {name: value for name, value in values.items() if value is not None}
+    searches = job.options.searches
+    passes = GoalPipeline(job.options, pipeline, run, None, known) if searches else pipeline(job.options, **known)
+    require_data(passes.passes, job.options)
     return passes(program)
 
 

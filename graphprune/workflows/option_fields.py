@@ -74,6 +74,10 @@ def required(help: str, **more: Any) -> dict[str, OptionInfo]:
     return {"about": OptionInfo(help, **more)}
 
 
+_FIELDS: dict[type, Mapping[str, "Field[Any]"]] = {}  # of options classes, which are read for every object
+_HINTS: dict[type, Mapping[str, Any]] = {}
+
+
 class OptionGroup:
     """Base of the options classes: every value is checked when an object is made."""
 
@@ -85,16 +89,20 @@ class OptionGroup:
             object.__setattr__(self, name, normal(value))
 
 
-def hints(options: type) -> dict[str, Any]:
+def hints(options: type) -> Mapping[str, Any]:
     """Types of the fields by name; objects of classes that need torch may be anything."""
-    known = get_type_hints(options, localns=dict.fromkeys(("Module", "Optimizer", "Program"), Any))
-    return {name: known[name] for name in described(options)}
+    if options not in _HINTS:
+        known = get_type_hints(options, localns=dict.fromkeys(("Module", "Optimizer", "Program"), Any))
+        _HINTS[options] = {name: known[name] for name in described(options)}
+    return _HINTS[options]
 
 
-def described(options: type) -> dict[str, "Field[Any]"]:
+def described(options: type) -> Mapping[str, "Field[Any]"]:
     """Fields of an options class by name: its own ones, and those of its bases in their order."""
-    owners = owners_of(options)
-    return {one.name: one for one in sorted(fields(options), key=lambda one: list(owners).index(one.name))}
+    if options not in _FIELDS:
+        owners = list(owners_of(options))
+        _FIELDS[options] = {one.name: one for one in sorted(fields(options), key=lambda one: owners.index(one.name))}
+    return _FIELDS[options]
 
 
 def owners_of(options: type) -> dict[str, type]:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphprune.errors import OptionError
 from graphprune.statistics.data_files import TEXTS
+from graphprune.workflows.goal_options import GoalOptions
 from graphprune.workflows.option_fields import OptionGroup, option, required
 
 if TYPE_CHECKING:
@@ -24,7 +25,7 @@ PathLike = str | Path
 #: Shares of a whole, of which a run has one, and the whole.
 SHARES = {"sparsity": "parameters", "macs": "multiply-accumulates", "latency": "latency"}
 #: Options of which a run requires one.
-AMOUNTS = (*SHARES, "ratio", "widths", "drop", "drop_experts", "drop_blocks", "pipeline")
+AMOUNTS = (*SHARES, "ratio", "widths", "drop", "drop_experts", "drop_blocks", "goal", "pipeline")
 Globs = tuple[str, ...] | list[str]
 Texts = tuple[PathLike, ...] | list[str] | list[Path]
 Batches = Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]
@@ -165,7 +166,7 @@ class Target(Scope, Planning):
 
     def has_amount(self, apart_from: str = "") -> bool:
         """Whether it has an amount to remove, apart from one option; a pipeline may set one itself."""
-        return any(getattr(self, name) not in (None, "", (), {}) for name in AMOUNTS if name != apart_from)
+        return any(getattr(self, name, None) not in (None, "", (), {}) for name in AMOUNTS if name != apart_from)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,7 +274,7 @@ class RunFiles(OptionGroup):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneOptions(Target, UserObjects, Data, InMemory, Run, RunFiles):
+class PruneOptions(Target, GoalOptions, UserObjects, Data, InMemory, Run, RunFiles):
     """Options of `graphprune.prune`."""
 
     model: "Module | Program | PathLike" = field(
@@ -298,13 +299,24 @@ class PruneOptions(Target, UserObjects, Data, InMemory, Run, RunFiles):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not self.recipe:
-            own = self.data is not None or not isinstance(self.model, str)
+            own = self.data is not None or self.labelled is not None or not isinstance(self.model, str)
             object.__setattr__(self, "recipe", "auto" if own else "fasp")
         if self.data is not None and (self.batches or self.calibration):
             raise OptionError(f"give either data or {'batches' if self.batches else 'a calibration text'}")
         for name in ("metric", "forward", "test"):
-            if self.data is None and getattr(self, name) is not None:
+            if self.data is None and self.labelled is None and getattr(self, name) is not None:
                 raise OptionError(f"{name} is for data: give data, an iterable of batches")
+        self._require_goals()
+
+    def _require_goals(self) -> None:
+        """Refuse goals beside an amount to remove, and without the data that confirms them."""
+        if self.goal and self.has_amount(apart_from="goal"):
+            raise OptionError("give either a goal or an amount to remove: the goal chooses the amount")
+        if self.frontier and not self.goal and self.sparsity is None:
+            raise OptionError("the frontier comes with the model at a goal or a share; give goal or sparsity, too")
+        if self.searches and self.plan_only:
+            raise OptionError("goals and frontiers are measured on cut models; omit plan_only")
+        self.require_data_for_goals(self.metric is not None, self.data is not None)
 
 
 @dataclass(frozen=True, kw_only=True)

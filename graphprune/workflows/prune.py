@@ -34,12 +34,16 @@ from graphprune.support.memory import Peak, return_freed_memory, watch_peak
 from graphprune.support.resume import note_outcome, remove_leftovers, resumable
 from graphprune.support.workspace import MEMORY_BYTES
 from graphprune.workflows import memory_estimate, run_file
+from graphprune.workflows.goal_data import split_text, with_goal_data
+from graphprune.workflows.goal_files import fill_goals
+from graphprune.workflows.goal_outcome import Reached
+from graphprune.workflows.goal_run import GoalPipeline
 from graphprune.workflows.in_memory import prune_in_memory, require_no_module_options
 from graphprune.workflows.option_fields import takes
 from graphprune.workflows.options import AMOUNTS, PruneOptions
 from graphprune.workflows.recipe import pipeline, plan_pipeline, require_data
 from graphprune.workflows.result import Result
-from graphprune.workflows.run_record import Job, build_report, command, identity, reproduction
+from graphprune.workflows.run_record import Job, build_report, command, identity, name_of, reproduction
 from graphprune.workflows.saved_folder import write
 from graphprune.workflows.target_needs import TargetNeeds
 from graphprune.workflows.user_run import UserRun, with_objects
@@ -79,7 +83,7 @@ def prune(options: PruneOptions) -> Result:
     limit = memory_limit(options)
     remove_leftovers(_workspace(options), _output(options))
     check_output(_output(options), options.force)
-    require_data(_passes(options), options)
+    require_data(_passes(options).passes, options)
     program = needs.accepted(load(options.model))
     if options.destination is None and options.target is None and not _is_of_transformers(program):
         needs = replace(needs, destination="free")
@@ -90,8 +94,8 @@ def prune(options: PruneOptions) -> Result:
     resolved = replace(options, destination=needs.destination, align=needs.align_of(program))
     if options.memory:
         job = replace(job, footprint=_footprint(program, resolved, limit))
-    run = UserRun.of(objects, program)
-    passes = _passes(resolved, job.footprint, run.for_passes)
+    run = UserRun.of(with_goal_data(objects, program) if options.searches else objects, program)
+    passes = _passes(resolved, job.footprint, run, program)
     return _run(job, program, passes, _Measured(exam, run), limit)
 
 
@@ -149,14 +153,22 @@ def _workspace(options: PruneOptions) -> Path:
 
 
 def _passes(
-    options: PruneOptions, footprint: memory_estimate.Footprint | None = None, more: Mapping[str, Any] = NONE
-) -> Pipeline:
-    """Pipeline of a run, up to the plan if only that is requested; `more` are options of the user's data."""
+    options: PruneOptions,
+    footprint: memory_estimate.Footprint | None = None,
+    run: UserRun | None = None,
+    program: Program | None = None,
+) -> Pipeline | GoalPipeline:
+    """Pipeline of a run, up to the plan if only that is requested; with the user's data of a `run`, if there is any."""
+    tokens, more = footprint.tokens if footprint else None, run.for_passes if run else NONE
+    if options.searches:
+        windows, batches = split_text(program, options, tokens) if program else (None, ())
+        values = {**more, **({"batches": batches} if batches else {}), "tokens": tokens}
+        return GoalPipeline(options, pipeline, run, windows, values)
     build = plan_pipeline if options.plan_only else pipeline
-    return build(options, tokens=footprint.tokens if footprint else None, **more)
+    return build(options, tokens=tokens, **more)
 
 
-def _run(job: Job, program: Program, passes: Pipeline, measured: _Measured, limit: int) -> Result:
+def _run(job: Job, program: Program, passes: Pipeline | GoalPipeline, measured: _Measured, limit: int) -> Result:
     """Evaluate, prune, evaluate again, save."""
     options, estimate = job.options, job.footprint
     spill, hold = (estimate.spill, 0) if estimate else (None, MEMORY_BYTES)
@@ -238,6 +250,8 @@ def _save(
         return _result(build_report(job, program, plan, {}, held), plan, small)
     with new_folder(_output(options), options.force) as folder:
         errors = [] if options.plan_only else fill(folder)
+        if (reached := program.facts.get(Reached)) is not None:
+            fill_goals(reached, folder, job.destination, Path(name_of(options.model)).name)
         plan.save(folder / PLAN)
         if job.needs is not None:
             (folder / run_file.FILE).write_text(run_file.text(options), encoding="utf-8")

@@ -80,15 +80,15 @@ def weights_only(recipe: Recipe) -> str:
     return "least-squares" if recipe.refit == "none" or RECONSTRUCTIONS[recipe.refit].adds_bias else recipe.refit
 
 
-def require_data(passes: Pipeline, options: Any) -> None:
-    """Check that a pipeline has the calibration data that it needs; the user's own data is known later.
+def require_data(passes: Sequence[Pass], options: Any) -> None:
+    """Check that passes have the calibration data that they need; the user's own data is known later.
 
     Raises:
-        CalibrationError: if it has none.
+        CalibrationError: if they have none.
     """
-    if options.data is not None:
+    if options.data is not None or getattr(options, "labelled", None) is not None:
         return
-    if any(isinstance(step, Calibrate) and not step.text and not step.batches for step in rules.flat(passes.passes)):
+    if any(isinstance(step, Calibrate) and not step.text and not step.batches for step in rules.flat(passes)):
         raise CalibrationError(
             f"recipe {options.recipe} needs calibration data; name a text (--calibration FILE), or give data, "
             "batches of inputs"

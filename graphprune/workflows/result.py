@@ -13,6 +13,7 @@ from graphprune.planning.plan import FILE as PLAN
 from graphprune.planning.plan import Plan
 from graphprune.reports.report import Report, digests
 from graphprune.support.atomic_output import new_folder
+from graphprune.workflows.goal_outcome import Reached
 from graphprune.workflows.saved_folder import write, write_module
 from graphprune.writeback.module import WrittenBack
 
@@ -73,6 +74,9 @@ class Result:
             errors |= write_module(self.module, self.programs, self.plans, folder)
         elif self.program is not None:
             self.plan.save(folder / PLAN)
+        reached = self.program.facts.get(Reached) if self.program is not None else None
+        if reached is not None and reached.frontier:
+            reached.curve().save(folder, self.report.name)
         replace(self.report, errors={**self.report.errors, **errors}, sha256=digests(folder)).save(folder)
 
     def __repr__(self) -> str:

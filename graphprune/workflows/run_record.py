@@ -29,6 +29,7 @@ from graphprune.support.memory import peak_memory
 from graphprune.support.resume import file_states
 from graphprune.version import __version__
 from graphprune.workflows.catalogue import RECIPES
+from graphprune.workflows.goal_outcome import Reached
 from graphprune.workflows.memory_estimate import Footprint
 from graphprune.workflows.option_fields import OptionGroup, about, described, needs_python, plain, words_of
 from graphprune.workflows.options import PruneOptions, SensitivityOptions
@@ -60,19 +61,18 @@ class Job:
 
 def build_report(job: Job, program: Program, plan: Plan, errors: Mapping[str, float], peak: int = 0) -> Report:
     """Report of a run that held at most `peak` bytes; `errors` are those of the saved files."""
-    options, unit = job.options, job.options.budget
-    rewritten = program.facts.get(Rewritten)
-    original = rewritten.original if rewritten else program
-    proof = program.facts.get(Verification)
+    options, reached = job.options, program.facts.get(Reached)
+    unit = reached.budget if reached else options.budget
+    original, proof = _original(program), program.facts.get(Verification)
     timings = program.facts.get(Timings, Timings())
-    before, after = _sizes(_first(program)), _planned(program, plan) if options.plan_only else _sizes(program)
+    before, after = _sizes(_first(program)), planned_sizes(program, plan) if options.plan_only else _sizes(program)
     return Report(
         model=name_of(options.model),
         recipe=options.recipe,
         destination=job.destination,
         parameters_before=sum(before.values()),
         parameters_after=sum(after.values()),
-        sparsity_asked=options.sparsity,
+        sparsity_asked=reached.share if reached else options.sparsity,
         plan=plan.digest,
         program=plan.fingerprint,
         seed=options.seed,
@@ -94,6 +94,7 @@ def build_report(job: Job, program: Program, plan: Plan, errors: Mapping[str, fl
         command=job.command,
         version=__version__,
         notes=(
+            *(reached.notes() if reached else ()),
             *_target_notes(job, original, plan),
             *_limits(job, original, plan),
             *_proof_notes(proof),
@@ -105,6 +106,7 @@ def build_report(job: Job, program: Program, plan: Plan, errors: Mapping[str, fl
         options=plain(options) if job.needs else {},
         quality=job.quality,
         metrics=job.metrics,
+        goals=reached.outcomes() if reached else (),
         counts={name: (before.get(name, 0), after.get(name, 0)) for name in {**before, **after}},
     )
 
@@ -112,6 +114,12 @@ def build_report(job: Job, program: Program, plan: Plan, errors: Mapping[str, fl
 def _amounts(program: Program, original: Program, plan: Plan, unit: str) -> tuple[float, float] | None:
     """Amounts of a budget other than parameters, before and after."""
     return None if unit == "parameters" else amounts(_first(program), original, program, plan, unit)
+
+
+def _original(program: Program) -> Program:
+    """Program from which groups were cut; the program itself if none were."""
+    rewritten = program.facts.get(Rewritten)
+    return rewritten.original if rewritten else program
 
 
 def name_of(model: object) -> str:
@@ -152,7 +160,7 @@ def _sizes(program: Program) -> dict[str, int]:
     return sizes
 
 
-def _planned(program: Program, plan: Plan) -> dict[str, int]:
+def planned_sizes(program: Program, plan: Plan) -> dict[str, int]:
     """Elements of every parameter after a plan that is not applied yet."""
     shapes, sizes = program.shapes(), _sizes(program)
     for name in plan.keep.keys() & sizes.keys():
@@ -258,7 +266,8 @@ def _factor_notes(program: Program) -> tuple[str, ...]:
 def identity(options: PruneOptions | SensitivityOptions) -> dict[str, Any]:
     """Identity of a run of pruning, or of a measurement; see `identity_of`."""
     text = options.text if isinstance(options, SensitivityOptions) else options.calibration
-    read = (options.model, str(text).split("[")[0] if text else None)
+    texts = (text, getattr(options, "text", None), getattr(options, "labelled", None))
+    read = (options.model, *(str(one).split("[")[0] for one in texts if one))
     return identity_of(options, [path for path in read if isinstance(path, str | Path)])
 
 

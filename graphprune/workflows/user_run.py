@@ -87,6 +87,15 @@ class UserRun:
         data, metric = self.test or self.data, self.options.metric
         return data.mean(metric, model) if data is not None and callable(metric) else None
 
+    def metric_values(self, model: nn.Module) -> list[tuple[float, int]]:
+        """Metric of every test batch, and the number of its samples; empty without a metric.
+
+        Raises:
+            CalibrationError: if the metric fails.
+        """
+        data, metric = self.test or self.data, self.options.metric
+        return data.values(metric, model) if data is not None and callable(metric) else []
+
     def metrics(self, before: float | None, after: float | None) -> Mapping[str, tuple[float, float]]:
         """Metric before and after, by its name."""
         if before is None or after is None:
