@@ -6,8 +6,9 @@ Usage: .venv/bin/python tools/benchmark_classifiers.py encoder --model FOLDER [-
            --train TRAIN.bin --test TEST.bin --sparsity 0.3 0.5 --lines FILE.jsonl --methods METHOD...
 
 A method is the name of a recipe, or a score, an allocation, and the passes after the cut, if there are any:
-flap/uniform, or flap/global/refit{by=affine},batch-norm-statistics. Every run is a process of its own. What is in the
-file of JSON lines already is not run again. Of an encoder, sparsity is that of its blocks, without the embeddings.
+flap/uniform, or flap/global/refit{by=affine},batch-norm-statistics. With +heal at its end, one epoch of `gp.heal`
+towards the dense model follows, on `--healed` items. Every run is a process of its own. What is in the file of JSON
+lines already is not run again. Of an encoder, sparsity is that of its blocks, without the embeddings.
 """
 
 import argparse
@@ -46,6 +47,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--sparsity", nargs="+", type=float, default=[0.5])
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--samples", type=int, default=2048, help="sentences or images that calibrate")
+    parser.add_argument("--healed", type=int, default=20000, help="sentences or images of the epoch of a method +heal")
     parser.add_argument("--lines", type=Path, required=True, help="the file that keeps the records")
     parser.add_argument("--write", action="store_true", help="write the table into the document that has it")
     return parser.parse_args()

@@ -21,7 +21,7 @@ from graphprune.passes.reconstructions.batch_norm_statistics import Norms
 from graphprune.passes.reconstructions.refit import Refit
 from tests.conftest import WORDS
 from tools import benchmark_classifiers
-from tools.recipe_benchmark.classifiers import count, passes, table, work
+from tools.recipe_benchmark.classifiers import count, healed, passes, table, work
 from tools.recipe_benchmark.record import DENSE, Record, Run
 from tools.recipe_benchmark.resnet import ResNet, images
 from tools.recipe_benchmark.subjects import encoder
@@ -44,7 +44,7 @@ def options(tiny: Any, folder: Path, tmp_path_factory: pytest.TempPathFactory) -
     for name in ("train", "test"):
         (path / f"{name}.tsv.gz").write_bytes(gzip.compress("\n".join(["text\tlabel", *lines]).encode()))
     return argparse.Namespace(
-        subject="encoder", model=model, base=base, train=path / "train.tsv.gz", test=path / "test.tsv.gz"
+        subject="encoder", healed=32, model=model, base=base, train=path / "train.tsv.gz", test=path / "test.tsv.gz"
     )
 
 
@@ -77,6 +77,18 @@ def test_half_of_the_blocks_goes_and_nothing_else(options: argparse.Namespace, m
     whole = gp.trace(encoder(options).module, *encoder(options).example)
     blocks = count(whole, "bert.encoder.*")
     assert whole.count() - record.parameters == pytest.approx(record.removed * blocks)
+
+
+def test_an_epoch_towards_the_dense_model_brings_the_outputs_nearer(options: argparse.Namespace) -> None:
+    subject = encoder(options)
+    program = gp.trace(subject.module, *subject.example)
+    small = passes("magnitude/uniform", subject.draw(8, 0), sparsity=0.2)(program)
+    module = healed(small, subject, 96, seed=0)
+    (args, kwargs), _ = subject.test[0]
+    with torch.no_grad():
+        dense, *others = (model(*args, **kwargs).logits for model in (subject.module, small.module(), module))
+    before, after = ((one - dense).square().mean() for one in others)
+    assert after < before
 
 
 def test_what_comes_after_the_cut_are_passes(options: argparse.Namespace) -> None:

@@ -9,7 +9,7 @@ from time import perf_counter
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 import graphprune as gp
@@ -20,9 +20,10 @@ from graphprune.workflows.catalogue import RECIPES
 from graphprune.workflows.options import PruneOptions
 from graphprune.workflows.recipe import pipeline
 from tools.recipe_benchmark.record import DENSE, Record, Run
-from tools.recipe_benchmark.subjects import SUBJECTS, Batch
+from tools.recipe_benchmark.subjects import SUBJECTS, Batch, Subject
 
 TEST = "test"  # the name of the one set of questions
+HEAL = "+heal"  # ends the name of a method with recovery
 
 
 def work(run: Run, options: argparse.Namespace, pipe: Connection) -> None:
@@ -32,17 +33,34 @@ def work(run: Run, options: argparse.Namespace, pipe: Connection) -> None:
         subject = SUBJECTS[options.subject](options)
         program = gp.trace(subject.module, *subject.example)
         start, small = perf_counter(), program
+        method = run.recipe.removesuffix(HEAL)
         if run.recipe != DENSE:
             whole, counted = program.count(), count(program, subject.counted)
             others = tuple(name for name in program.parameters if not fnmatch(name, subject.counted))
             share, drawn = run.sparsity * counted / whole, subject.draw(run.samples, run.seed)
-            small = passes(run.recipe, drawn, sparsity=share, seed=run.seed, protect=others)(program)
+            small = passes(method, drawn, sparsity=share, seed=run.seed, protect=others)(program)
             record.removed = 1 - count(small, subject.counted) / counted
         record.seconds, record.memory, record.parameters = perf_counter() - start, peak_memory(), small.count()
-        record.right[TEST] = list(classify(small, subject.test).right)
+        model = small.module() if method == run.recipe else healed(small, subject, options.healed, run.seed)
+        record.seconds = perf_counter() - start
+        record.right[TEST] = list(classify(model, subject.test).right)
     except GraphpruneError as fault:
         record.fault = f"{type(fault).__name__}: {reason_of(fault)}"
     pipe.send(record)
+
+
+def healed(small: gp.Program, subject: Subject, items: int, seed: int) -> nn.Module:
+    """Module after one epoch on labelled items towards the dense one."""
+    module: nn.Module = small.module()
+    for weight in module.parameters():
+        weight.data = weight.data.clone()  # those of the program must not change
+        weight.requires_grad_(True)
+
+    def forward(model: Any, batch: Batch) -> Tensor:
+        return logits(model(*batch[0][0], **batch[0][1]), 2)
+
+    gp.heal(module, teacher=subject.module, data=subject.draw(items, seed), forward=forward, epochs=1, seed=seed)
+    return module
 
 
 def count(program: gp.Program, glob: str) -> int:

@@ -47,7 +47,7 @@ def encoder(options: argparse.Namespace) -> Subject:
     train = labelled_lines(options.train)
 
     def draw(samples: int, seed: int) -> list[Batch]:
-        return _sentences(tokenizer, random.Random(seed).sample(train, samples), seed)
+        return _sentences(tokenizer, random.Random(seed).sample(train, min(samples, len(train))), seed)
 
     ids = torch.tensor([[3, 4, 5, 6], [4, 5, 6, 3]])
     prefix = f"{module.base_model_prefix}.encoder.*"
