@@ -1,4 +1,4 @@
-"""Write a large random decoder as a Hugging Face folder in bfloat16, one tensor in memory at a time.
+"""Write a large random decoder, dense or a mixture, as a Hugging Face folder in bfloat16, a tensor in memory at a time.
 
 Usage: .venv/bin/python tools/make_random_model.py --tokenizer FOLDER --output FOLDER [--hidden 2048 --layers 16 ...]
 
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig
+from transformers import LlamaConfig, MixtralConfig, PreTrainedConfig
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # tools is a folder of the checkout
 
@@ -48,6 +48,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--output", type=Path, required=True)
     for name, size in SIZES.items():
         parser.add_argument(f"--{name}", type=int, default=size)
+    parser.add_argument("--experts", type=int, default=0, help="in every layer, two of which process a token")
     parser.add_argument("--tied", action="store_true", help="the head is the embedding")
     parser.add_argument("--shard", type=float, default=5.0, help="GB in a file at most")
     parser.add_argument("--seed", type=int, default=0)
@@ -55,14 +56,15 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     return parser.parse_args(arguments)
 
 
-def config(options: argparse.Namespace, tokenizer: Any) -> LlamaConfig:
-    made = LlamaConfig(
+def config(options: argparse.Namespace, tokenizer: Any) -> PreTrainedConfig:
+    kind, own = (MixtralConfig, {"num_local_experts": options.experts}) if options.experts else (LlamaConfig, {})
+    made: PreTrainedConfig = kind(
         hidden_size=options.hidden, num_hidden_layers=options.layers, num_attention_heads=options.heads,
         num_key_value_heads=options.kv_heads, intermediate_size=options.intermediate, vocab_size=options.vocab,
         max_position_embeddings=4096, tie_word_embeddings=options.tied, bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id, **own,
     )  # fmt: skip
-    made.architectures = ["LlamaForCausalLM"]
+    made.architectures = [f"{kind.__name__.removesuffix('Config')}ForCausalLM"]
     return made
 
 
@@ -93,7 +95,7 @@ def drawn(shape: torch.Size, seed: int) -> Tensor:
     if len(shape) == 1:
         return torch.ones(shape, dtype=DTYPE)
     generator = torch.Generator().manual_seed(seed)
-    return nn.init.normal_(torch.empty(shape, dtype=DTYPE), std=1 / math.sqrt(shape[1]), generator=generator)
+    return nn.init.normal_(torch.empty(shape, dtype=DTYPE), std=1 / math.sqrt(shape[-1]), generator=generator)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """The pass that runs calibration inputs through the dense model and gathers moments of the activations."""
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -9,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 
 from graphprune.axes.groups import Dependencies
+from graphprune.axes.rule import Consumer
 from graphprune.display.progress import progress
 from graphprune.errors import CalibrationError, because
 from graphprune.execution.segments import split
@@ -19,9 +21,12 @@ from graphprune.pipeline import PASSES, Pass
 from graphprune.planning.facts import Eligible
 from graphprune.statistics import texts
 from graphprune.statistics.collector import BATCH_TOKENS, Calibration, Collector, token_batches
-from graphprune.statistics.moments import FullMoments, ProducerMoments, Statistics, from_tensors, to_tensors
+from graphprune.statistics.moments import FullMoments, Moments, ProducerMoments, Statistics, from_tensors, to_tensors
 from graphprune.statistics.stream import Stream
 from graphprune.support.durable_steps import Step, stage
+
+SHOWN = 8  # experts in a warning
+log = logging.getLogger(__name__)
 
 MOMENTS = ("auto", "none", "diagonal", "full")
 
@@ -106,6 +111,7 @@ class Calibrate(Pass):
         consumers = [*dependencies.maps_of(groups, bool(self.producers)), *dependencies.stacked(groups)]
         collector = Collector(consumers, self.moments != "full")
         sweep(program, calibration, collector)
+        _warn_of_rare_members(consumers, collector.moments)
         gathered = (FullMoments(), ProducerMoments())
         return fresh.with_facts(Statistics(collector.moments), *(fact for fact in gathered if type(fact) in self.makes))
 
@@ -150,6 +156,23 @@ def _fitting(program: Program, batches: list[list[Any]]) -> list[list[Any]]:
                 "text are --length and --samples)"
             )
     return batches
+
+
+def _warn_of_rare_members(consumers: Sequence[Consumer], moments: Mapping[str, Moments]) -> None:
+    """Log the members of stacks, such as experts, that fewer rows reach than they have columns."""
+    by_stack: dict[str, list[Consumer]] = {}
+    for consumer in (c for c in consumers if c.member is not None and c.member.offsets is not None):
+        by_stack.setdefault(consumer.weight, []).append(consumer)
+    for weight, members in by_stack.items():
+        counts = {c.member.index: moments[c.key].tokens for c in members if c.member is not None}
+        width = len(moments[members[0].key].sums)
+        if rare := {index: count for index, count in counts.items() if count < width}:
+            shown = [f"{index} ({count})" for index, count in list(rare.items())[:SHOWN]]
+            log.warning(
+                "few calibration tokens reach %d of the %d experts of %s, fewer than the %d columns of each: %s%s; "
+                "their refits are damped, and their scores uncertain: calibrate on more text",
+                len(rare), len(counts), weight, width, ", ".join(shown), ", ..." * (len(rare) > SHOWN),
+            )  # fmt: skip
 
 
 def _options(known: Calibration) -> tuple[Any, ...]:

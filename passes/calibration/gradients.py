@@ -218,11 +218,20 @@ def _tapped(module: fx.GraphModule, consumers: Sequence[Consumer]) -> dict[str, 
 
 
 def watched(module: fx.GraphModule, program: Program, names: set[str]) -> dict[str, Tensor]:
-    """The parameters of these names, which alone require gradients."""
+    """The parameters of these names, which alone require gradients; the graph gets operators that have derivatives."""
+    for node in module.graph.nodes:
+        if node.target is torch.ops.aten.copy.default:
+            node.target, node.args, node.kwargs = _copied, node.args[:2], {}
+    module.recompile()
     weights = {program.name(alias): weight for alias, weight in module.named_parameters(remove_duplicate=False)}
     for name, weight in weights.items():
         weight.requires_grad_(name in names and weight.is_floating_point())
     return {name: weights[name] for name in sorted(names) if weights[name].requires_grad}
+
+
+def _copied(target: Tensor, source: Tensor) -> Tensor:
+    """The source in the shape and type of the target; the operator for it has no derivative."""
+    return source.to(target.dtype).expand_as(target).clone()
 
 
 def _gradient(name: str, weight: Tensor) -> Tensor:

@@ -28,9 +28,10 @@ from graphprune.planning.interfaces import Refitted
 from graphprune.planning.plan import Plan
 from graphprune.planning.refused_choices import refusing
 from graphprune.solvers import new_biases
-from graphprune.solvers.normal_equations import DEFAULT_DAMPING
 from graphprune.statistics.collector import Calibration, at_least_single
 from graphprune.statistics.stream import Stream
+
+DAMPINGS = (0.01, 0.1, 1.0, 10.0)
 
 log = logging.getLogger(__name__)
 
@@ -41,8 +42,9 @@ class MergeExperts(Pass):
     """Refit the last linear layers of retained experts to the sum of the dense mixture, on dense inputs.
 
     All experts are refitted together, in `rounds` of conjugate gradients that are preconditioned by the Gram matrix of
-    each expert. `damping` is relative to the mean diagonal of that matrix; an expert with fewer tokens than columns is
-    damped more. A layer whose error on held-out batches does not fall is unchanged.
+    each expert. `damping` is relative to the mean diagonal of that matrix; by default, it is chosen on held-out
+    batches. An expert with fewer tokens than columns is damped more. A layer whose error on held-out batches does not
+    fall is unchanged.
     """
 
     name: ClassVar[str] = "merge-experts"
@@ -50,8 +52,8 @@ class MergeExperts(Pass):
     reads: ClassVar[tuple[type, ...]] = (Refits,)
     makes: ClassVar[tuple[type, ...]] = (Refits,)
     memory_bounded: ClassVar[bool] = True
-    rounds: int = 4
-    damping: float = DEFAULT_DAMPING
+    rounds: int = 3
+    damping: float | None = None
 
     def check(self) -> None:
         """Refuse impossible numbers.
@@ -59,7 +61,7 @@ class MergeExperts(Pass):
         Raises:
             CalibrationError: if there is no round, or the damping is not positive.
         """
-        if self.rounds < 1 or not self.damping > 0:
+        if self.rounds < 1 or (self.damping is not None and not self.damping > 0):
             raise CalibrationError(
                 f"merge-experts needs at least one round and a positive damping, got {self.rounds} and {self.damping}"
             )
@@ -104,7 +106,7 @@ class _Walk:
             for segment, refused in pairs[: last + 1]:
                 other.entries = dense.entries
                 for tail in (tail for tail in tails if tail.total in segment.names):
-                    self._merge(_Mixture(tail, dense, other, segment, refused, self.options.damping))
+                    self._merge(_Mixture(tail, dense, other, segment, refused))
                 dense.entries = dense.advance(segment, dense.program.weights, tick)
 
     def _tails(self, cut: set[Any], masked: Program) -> list[Tail]:
@@ -132,17 +134,21 @@ class _Walk:
         retained = rewritten.keep[name][_dim(mixture.tail.members[0])].flatten().tolist()
         try:
             whole = rewritten.original.weights[name]
-            change = conjugate_gradients(mixture.equations(whole, retained), mixture.product, self.options.rounds)
-            weight = mixture.stacked(whole, change)
-            before, after = mixture.error(whole), mixture.error(weight)
+            before, equations = mixture.error(whole), mixture.equations(whole, retained)
+            dampings = DAMPINGS if self.options.damping is None else (self.options.damping,)
+            trials = {each: mixture.stacked(whole, self._changes(mixture, equations, each)) for each in dampings}
+            after, damping = min((mixture.error(trial), each) for each, trial in trials.items())
         except CalibrationError as fault:
             self.skipped[name] = str(fault)
             return
         if not after < before:
             self.skipped[name] = f"the error on held-out tokens does not fall ({before:.3g} to {after:.3g})"
             return
-        narrow = Narrowed({name: weight}, {name: rewritten.keep[name]})[name].contiguous()
-        self.done[name] = Refitted(narrow, self.options.damping, before, after)
+        narrow = Narrowed({name: trials[damping]}, {name: rewritten.keep[name]})[name].contiguous()
+        self.done[name] = Refitted(narrow, damping, before, after)
+
+    def _changes(self, mixture: "_Mixture", equations: "Equations", damping: float) -> dict[int, Tensor]:
+        return conjugate_gradients(equations, mixture.product, self.options.rounds, damping)
 
 
 @dataclass(frozen=True)
@@ -154,7 +160,6 @@ class _Mixture:
     other: Stream
     segment: Segment
     refused: Segment
-    damping: float
 
     @property
     def weight(self) -> str:
@@ -189,10 +194,8 @@ class _Mixture:
                     counts[e] += len(own)
 
         self._visit(weight, add)
-        shares = {e: self.damping * max(1.0, len(gram) / counts[e]) for e, gram in grams.items()}
-        tiny = torch.finfo(torch.float64).tiny
-        ridges = {e: max(share * float(grams[e].diagonal().mean()), tiny) for e, share in shares.items()}
-        return Equations(grams, crosses, ridges)
+        scales = {e: float(gram.diagonal().mean()) * max(1.0, len(gram) / counts[e]) for e, gram in grams.items()}
+        return Equations(grams, crosses, scales)
 
     def product(self, changes: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """The cross products of the rows of each expert with what these changes add to the sum."""
@@ -245,23 +248,25 @@ class _Mixture:
 
 @dataclass(frozen=True)
 class Equations:
-    """Normal equations of changes: Gram matrices and right sides, shape (outputs, columns), by expert, and the ridge
-    that is added to each diagonal."""
+    """Normal equations of changes: Gram matrices and right sides, shape (outputs, columns), by expert, and the unit of
+    the damping of each."""
 
     grams: Mapping[int, Tensor]
     crosses: Mapping[int, Tensor]
-    ridges: Mapping[int, float]
+    scales: Mapping[int, float]
 
 
 def conjugate_gradients(
-    equations: Equations, product: Callable[[Mapping[int, Tensor]], Mapping[int, Tensor]], rounds: int
+    equations: Equations, product: Callable[[Mapping[int, Tensor]], Mapping[int, Tensor]], rounds: int, damping: float
 ) -> dict[int, Tensor]:
     """Changes after some rounds of conjugate gradients, preconditioned by the blocks of single experts.
 
     `product` multiplies by the matrix of all experts together.
     """
+    tiny = torch.finfo(torch.float64).tiny
+    ridges = {e: max(damping * scale, tiny) for e, scale in equations.scales.items()}
     factors = {
-        e: torch.linalg.cholesky(gram + equations.ridges[e] * torch.eye(len(gram)).to(gram))
+        e: torch.linalg.cholesky(gram + ridges[e] * torch.eye(len(gram)).to(gram))
         for e, gram in equations.grams.items()
     }
     residual = dict(equations.crosses)
@@ -274,7 +279,7 @@ def conjugate_gradients(
             break
         turn = energy / previous if previous else 0.0
         direction = {e: step + turn * direction[e] if e in direction else step for e, step in steps.items()}
-        image = {e: part + equations.ridges[e] * direction[e] for e, part in product(direction).items()}
+        image = {e: part + ridges[e] * direction[e] for e, part in product(direction).items()}
         length = energy / _inner(direction, image)
         changes = {e: change + length * direction[e] for e, change in changes.items()}
         residual = {e: rest - length * image[e] for e, rest in residual.items()}

@@ -253,7 +253,10 @@ class Walk:
             retained = kept if kept.dim() == 1 else kept.select(dim, member.index).flatten()
             weight, own, other = self._rows(rewritten, consumer, whole), fitted[consumer.key], held.get(consumer.key)
             if own.squares.any():
-                result = self._fit(name, weight, retained, own, other if other and other.squares.any() else None)
+                damping = rare_damping(own, self.damping)
+                result = self._fit(
+                    name, weight, retained, own, other if other and other.squares.any() else None, damping
+                )
                 results.append((own.tokens, result))
                 parts.append(consumer.restore(result.weight))
             else:
@@ -272,17 +275,23 @@ class Walk:
         self.changed[name] = producer.restore(self.done[name].weight).contiguous()
         self.wide[name] = fill(whole, self.changed[name], rewritten.keep.get(name, {}))
 
-    def _fit(self, name: str, weight: Tensor, retained: Tensor, fitted: Moments, held: Moments | None) -> Refitted:
+    def _fit(
+        self, name: str, weight: Tensor, retained: Tensor, fitted: Moments, held: Moments | None,
+        damping: float | None = None,
+    ) -> Refitted:  # fmt: skip
         """New values of the retained columns of a matrix, solved for on the device of the moments."""
         device = fitted.gram.device
-        refitted = self._solve(name, weight.to(device), retained.to(device), fitted, held)
+        damping = self.damping if damping is None else damping
+        refitted = self._solve(name, weight.to(device), retained.to(device), fitted, held, damping)
         bias = None if refitted.bias is None else refitted.bias.cpu()
         return replace(refitted, weight=refitted.weight.cpu(), bias=bias)
 
-    def _solve(self, name: str, weight: Tensor, retained: Tensor, fitted: Moments, held: Moments | None) -> Refitted:
+    def _solve(
+        self, name: str, weight: Tensor, retained: Tensor, fitted: Moments, held: Moments | None, damping: float | None
+    ) -> Refitted:
         if name not in self.ranks:
-            return self.method.refit(weight, retained, fitted, held, self.damping)
-        damping = DEFAULT_DAMPING if self.damping is None else self.damping  # a grid is slow, and no better
+            return self.method.refit(weight, retained, fitted, held, damping)
+        damping = DEFAULT_DAMPING if damping is None else damping  # a grid is slow, and no better
         return pivoted_factors.reconstruct_low_rank(
             weight, retained, self.ranks[name], fitted, held, damping, pivoted_factors.reduced_rank_regression
         )[1]
@@ -308,6 +317,15 @@ def stacks(consumers: Sequence[Consumer]) -> list[list[Consumer]]:
     for consumer in (c for c in consumers if c.member is not None):
         by_weight.setdefault(consumer.weight, []).append(consumer)
     return list(by_weight.values())
+
+
+def rare_damping(moments: Moments, damping: float | None) -> float | None:
+    """The damping of a member of a stack: the usual one, or more where it has fewer tokens than columns."""
+    columns = len(moments.sums)
+    if moments.tokens >= columns:
+        return damping
+    least = DEFAULT_DAMPING if damping is None else damping
+    return least * columns / max(moments.tokens, 1)
 
 
 def average(weight: Tensor, results: Sequence[tuple[int, Refitted]]) -> Refitted:

@@ -15,6 +15,7 @@ from graphprune.passes.scores.score import Score
 from graphprune.pipeline import parse
 from graphprune.planning.facts import Refits, Scores
 from graphprune.planning.plan import Plan
+from graphprune.solvers.normal_equations import DEFAULT_DAMPING
 
 EXPERTS, WIDTH, IDLE = 4, 8, 3
 
@@ -96,3 +97,22 @@ def test_a_score_that_rates_no_stacks_names_those_that_do(
         Score("goa").preflight(program)
     assert "goa does not rate stacks of linear layers, such as experts: 1 groups" in caplog.text
     assert "scores that do are fasp, flap" in caplog.text
+
+
+def test_experts_with_few_tokens_are_named_and_damped(
+    pruned: tuple[Mixture, Tensor, Program], caplog: pytest.LogCaptureFixture
+) -> None:
+    net, x, program = pruned
+    if net.masked:
+        return  # every expert reads all rows
+    calls: Any = (((x[:4],), {}), ((x[4:8],), {}))
+    steps = parse("analyze | calibrate | score{by=fasp} | allocate | select | rewrite | refit | verify", {
+        "batches": calls, "ratio": 0.5,
+    })  # fmt: skip
+    small = gp.Pipeline(steps)(program.fact(Rewritten).original.without(Rewritten))
+    counts = [len(rows) for rows in inputs(net, x[:8])]
+    rare = ", ".join(f"{e} ({count})" for e, count in enumerate(counts) if count < WIDTH)
+    assert f"experts of down, fewer than the {WIDTH} columns of each: {rare}; their refits are damped" in caplog.text
+    fitted = [len(rows) for rows in inputs(net, x[:4])]
+    dampings = sorted(DEFAULT_DAMPING * WIDTH / count for count in fitted if 0 < count < WIDTH)
+    assert small.fact(Refits).by_weight["down"].damping == pytest.approx(dampings[len(dampings) // 2])
