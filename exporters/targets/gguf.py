@@ -23,6 +23,7 @@ from graphprune.exporters.gguf_tools.gguf_model import GgufModel, describe
 from graphprune.exporters.gguf_tools.gguf_vocabulary import vocabulary
 from graphprune.exporters.model_folders.folder_files import copy_license, require_output
 from graphprune.huggingface import model_folder
+from graphprune.huggingface.card_facts import card_facts
 from graphprune.support.atomic_output import new_folder
 from graphprune.support.packages import gguf
 
@@ -56,7 +57,7 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
     subject = _subject(source)
     with new_folder(output, force) as folder:
         path = folder / MODEL
-        write(path, subject.described, subject.fields, options)
+        write(path, subject.described, {**subject.fields, **_general(source)}, options)
         written = time.perf_counter()
         checks, notes = _checked(path, subject, options)
         seconds = {"export": written - start, "check": time.perf_counter() - written}
@@ -71,6 +72,19 @@ def _subject(source: Path) -> _Subject:
     described = describe(model)
     fields, notes = vocabulary(source, int(model.config.vocab_size))
     return _Subject(source, model, described, fields, [*described.notes, *notes])
+
+
+def _general(source: Path) -> dict[str, Any]:
+    """Fields that catalogs of models show: name, license and base model of the source."""
+    keys, facts = gguf.Keys.General, card_facts(source)
+    fields = {keys.NAME: source.resolve().name} | ({keys.LICENSE: facts.licence} if facts.licence else {})
+    if facts.base_model:
+        url = f"https://huggingface.co/{facts.base_model}"
+        fields |= {
+            keys.BASE_MODEL_COUNT: 1, keys.BASE_MODEL_NAME.format(id=0): facts.base_model.split("/")[-1],
+            keys.BASE_MODEL_REPO_URL.format(id=0): url,
+        }  # fmt: skip
+    return fields
 
 
 def _facts(path: Path, subject: _Subject) -> dict[str, Any]:

@@ -37,6 +37,9 @@ class Lazy(ModuleType):
             raise AttributeError(f"{self.__name__} has no {name}") from None
 
 
+EXTRAS = {"onnxruntime": "cpu"}  # extras of graphprune that install a package which not every run needs
+ALTERNATIVES = {"cpu": "; [gpu] instead of [cpu] has CUDA"}
+
 metadata = Lazy("importlib.metadata")  # slow to import, and only errors need it
 
 if TYPE_CHECKING:
@@ -110,7 +113,8 @@ def _causes(fault: BaseException) -> Iterator[BaseException]:
 
 def _missing(package: str, needed: str, extra: str) -> PackageError:
     why = f", which {_top(needed)} needs," if needed and _top(needed) != package else ""
-    requirement = f"'graphprune[{extra}]'" if extra else package
+    extra = extra or EXTRAS.get(package, "")
+    requirement = f"'graphprune[{extra}]'{ALTERNATIVES.get(extra, '')}" if extra else package
     return PackageError(f"{package}{why} is not installed: pip install {requirement}")
 
 

@@ -136,6 +136,15 @@ def agreed(facts: dict[str, Any], bound: float = 1e-4) -> None:
         assert ran["worst"] < bound and ran["greedy"] == {"tokens": 16, "equal": 16}
 
 
+def test_a_file_names_its_source_and_license(build: Build, tmp_path: Path) -> None:
+    source = Path(shutil.copytree(build("llama"), tmp_path / "my-model"))
+    (source / "README.md").write_text("---\nlicense: mit\nbase_model: some/base\n---\n")
+    export(source, tmp_path / "x")
+    general = {key: value for key, value in fields(tmp_path / "x").items() if key.startswith("general.")}
+    assert (general["general.name"], general["general.license"]) == ("my-model", "mit")
+    assert general["general.base_model.0.repo_url"] == "https://huggingface.co/some/base"
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_of_model(build: Build, tmp_path: Path, kind: str) -> None:
     facts = export(build(kind), tmp_path / "x")

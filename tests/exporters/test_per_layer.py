@@ -65,6 +65,7 @@ def test_transformers_loads_it_with_its_code(folder: Path, uneven: nn.Module) ->
     model: Any = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
     with torch.no_grad():
         assert torch.equal(model(IDS).logits, uneven(IDS).logits)
+        assert type(model).is_backend_compatible(), "servers can give it an attention of their own"
         assert model.generate(IDS, max_new_tokens=3, min_new_tokens=3).shape == (2, 10)
         static = model.generate(IDS, max_new_tokens=3, min_new_tokens=3, cache_implementation="static")
         assert torch.equal(static, model.generate(IDS, max_new_tokens=3, min_new_tokens=3))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from graphprune.errors import PackageError
+from graphprune.support import packages
 from graphprune.support.packages import Lazy, failed_import, load
 from tests.fakes import NMS, broken
 
@@ -38,6 +39,14 @@ def test_a_missing_package(folder: Path) -> None:
         Lazy("no_such_package").size  # noqa: B018
     with pytest.raises(PackageError, match=r"^no_such_package is not installed: pip install 'graphprune\[some\]'$"):
         load("no_such_package.inner", "some")
+
+
+def test_a_missing_runtime_is_an_extra_of_two_kinds(folder: Path) -> None:
+    broken(folder, "needs_runtime", "ModuleNotFoundError('No module', name='onnxruntime')")
+    words = r"onnxruntime, which needs_runtime needs, is not installed: pip install 'graphprune\[cpu\]'; \[gpu\]"
+    with pytest.MonkeyPatch.context() as patched, pytest.raises(PackageError, match=words):
+        patched.setattr(packages, "find_spec", lambda name: None)
+        load("needs_runtime")
 
 
 def test_a_package_that_lacks_another(folder: Path) -> None:
