@@ -79,6 +79,13 @@ class Dropped:
 
 
 @dataclass(frozen=True)
+class Trimmed:
+    """Fact of a program with fewer tokens in its vocabulary: the original."""
+
+    original: "Program"
+
+
+@dataclass(frozen=True)
 class Factored:
     """Fact of a factorized program: the original, and the rank of each factorized weight.
 

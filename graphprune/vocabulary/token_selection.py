@@ -1,8 +1,8 @@
 """Choice of the tokens that are retained: by their frequency in a corpus, with the tokens they are made of."""
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from graphprune.errors import CalibrationError, OptionError
@@ -55,12 +55,14 @@ class TokenSelection:
         counts: How often each token occurs, by its identifier.
         required: Tokens that are retained in any case.
         rows: Rows of the model; a token beyond them, as of an image, is retained and has none.
+        expected: How often each token is expected in such a corpus, which counts as much as its occurrences.
     """
 
     table: TokenizerTable
     counts: Mapping[int, int]
     required: frozenset[str]
     rows: int
+    expected: Mapping[int, float] = field(default_factory=dict)
 
     def chosen(self, amount: Amount) -> dict[int, int]:
         """New identifiers by the old ones, in the same order.
@@ -87,11 +89,11 @@ class TokenSelection:
     def _ranked(self) -> list[str]:
         """Tokens of the corpus, the most frequent first; each counts with all that are made of it."""
         text = {number: token for token, number in self.table.ids.items()}
-        weights: Counter[str] = Counter()
-        for number, count in self.counts.items():
-            weights[text[number]] += count
-            for part in self.table.kind.parts(text[number]):
-                weights[part] += count
+        weights: dict[str, float] = defaultdict(float)
+        for number in self.counts.keys() | (self.expected.keys() & text.keys()):
+            count = self.counts.get(number, 0) + self.expected.get(number, 0.0)
+            for token in (text[number], *self.table.kind.parts(text[number])):
+                weights[token] += count
         return sorted(weights, key=lambda token: (-weights[token], len(token), self.table.ids[token]))
 
     def _size(self, retained: set[str], ranked: list[str], amount: Amount) -> int:

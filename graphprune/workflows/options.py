@@ -274,7 +274,19 @@ class RunFiles(OptionGroup):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneOptions(Target, GoalOptions, UserObjects, Data, InMemory, Run, RunFiles):
+class TrimFirst(OptionGroup):
+    """Options for trimming the vocabulary before a model is pruned."""
+
+    title: ClassVar[str] = "What to remove"
+    trim: Texts = option(
+        (), "First remove the tokens that this corpus does not need; the budget counts them.", metavar="TEXT"
+    )
+    trim_tokens: int | None = option(None, "How many tokens to retain; see `graphprune trim`.", least=1)
+    trim_coverage: float | None = option(None, "The share of the corpus's tokens that remain whole.", share=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneOptions(Target, GoalOptions, TrimFirst, UserObjects, Data, InMemory, Run, RunFiles):
     """Options of `graphprune.prune`."""
 
     model: "Module | Program | PathLike" = field(

@@ -46,6 +46,7 @@ from graphprune.workflows.result import Result
 from graphprune.workflows.run_record import Job, build_report, command, identity, name_of, reproduction
 from graphprune.workflows.saved_folder import write
 from graphprune.workflows.target_needs import TargetNeeds
+from graphprune.workflows.trim_first import trimmed_first, with_remaining
 from graphprune.workflows.user_run import UserRun, with_objects
 
 log = logging.getLogger("graphprune.run")
@@ -84,7 +85,7 @@ def prune(options: PruneOptions) -> Result:
     remove_leftovers(_workspace(options), _output(options))
     check_output(_output(options), options.force)
     require_data(_passes(options).passes, options)
-    program = needs.accepted(load(options.model))
+    program = needs.accepted(trimmed_first(options))
     if options.destination is None and options.target is None and not _is_of_transformers(program):
         needs = replace(needs, destination="free")
     job = Job(options, reproduction("prune", options), needs)
@@ -92,6 +93,7 @@ def prune(options: PruneOptions) -> Result:
     if options.plan_only and exam.windows:
         raise PlanError("a plan without a model cannot be evaluated; omit --plan-only or --evaluate")
     resolved = replace(options, destination=needs.destination, align=needs.align_of(program))
+    resolved = with_remaining(resolved, program)
     if options.memory:
         job = replace(job, footprint=_footprint(program, resolved, limit))
     run = UserRun.of(with_goal_data(objects, program) if options.searches else objects, program)

@@ -16,7 +16,7 @@ from graphprune.axes.groups import Dependencies
 from graphprune.execution.output_comparison import Verification
 from graphprune.huggingface.card_facts import card_facts
 from graphprune.ir.checksums import checksum
-from graphprune.ir.program import Dropped, Factored, Program, Rewritten, Rotatable
+from graphprune.ir.program import Dropped, Factored, Program, Rewritten, Rotatable, Trimmed
 from graphprune.ir.weights import broadcast_indices
 from graphprune.passes.low_rank.factorize import PARTS
 from graphprune.pipeline import Timings
@@ -35,6 +35,7 @@ from graphprune.workflows.option_fields import OptionGroup, about, described, ne
 from graphprune.workflows.options import PruneOptions, SensitivityOptions
 from graphprune.workflows.reduction import amounts, destination_limits, rounding
 from graphprune.workflows.target_needs import TargetNeeds
+from graphprune.workflows.trim_record import trim_note
 
 SHOWN = 3  # groups in a note
 
@@ -95,6 +96,7 @@ def build_report(job: Job, program: Program, plan: Plan, errors: Mapping[str, fl
         version=__version__,
         notes=(
             *(reached.notes() if reached else ()),
+            *(trim_note(program) if job.options.trim else ()),
             *_target_notes(job, original, plan),
             *_limits(job, original, plan),
             *_proof_notes(proof),
@@ -147,7 +149,9 @@ def _proved(program: Program) -> str:
 
 def _first(program: Program) -> Program:
     """Original program that all passes started from."""
-    steps = (program.facts[kind] for kind in (Factored, Rewritten, Rotatable, Dropped) if kind in program.facts)
+    steps = (
+        program.facts[kind] for kind in (Factored, Rewritten, Rotatable, Dropped, Trimmed) if kind in program.facts
+    )
     latest = next(steps, None)
     return program if latest is None else _first(latest.original)
 

@@ -1,82 +1,38 @@
 """Run of `graphprune.trim`: choose tokens, cut their rows, verify, save, report."""
 
-import json
 import logging
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from graphprune.errors import LoadError, OptionError
 from graphprune.evaluation.bits_per_byte import TextCost, cost, windows_of_text
 from graphprune.exporters.model_folders.folder_files import require_output
 from graphprune.frontends import gguf_models
 from graphprune.huggingface import model_folder
-from graphprune.reports.report import digests, plain
+from graphprune.reports.report import digests
 from graphprune.statistics.documents import documents
-from graphprune.statistics.texts import read
+from graphprune.statistics.texts import SEPARATOR, read, samples
 from graphprune.support.atomic_output import new_folder
-from graphprune.version import __version__
+from graphprune.vocabulary.expected_tokens import expected
 from graphprune.vocabulary.mean_rows import MeanRows
 from graphprune.vocabulary.scripts import of_scripts
 from graphprune.vocabulary.token_selection import Amount, TokenSelection, counted
 from graphprune.workflows.option_fields import takes
 from graphprune.workflows.run_record import reproduction
 from graphprune.workflows.trim_options import Tokens, TrimOptions
+from graphprune.workflows.trim_record import Trimming
 from graphprune.workflows.trimmed_folder import TrimSource, write_trimmed
 from graphprune.workflows.trimmed_outputs import Sample, require_agreement, require_round_trips
 
 log = logging.getLogger("graphprune.run")
-FILE = "trim.json"
 COVERAGE = 0.9999
+WINDOW = 256  # tokens of a window on which the model predicts
 SHOWN = 200  # documents that are encoded and decoded as a test
-
-
-@dataclass(frozen=True)
-class Trimming:
-    """Record of a trim, with pairs of values before and after.
-
-    `tokens` counts those of the tokenizer, `bytes` those of the weights' files. `coverage` is the share of the tokens
-    of the corpus that remain whole, `error` the largest relative difference of the outputs for retained tokens.
-    `texts` holds the costs of the evaluation texts.
-    """
-
-    model: str
-    tokens: tuple[int, int]
-    parameters: tuple[int, int]
-    bytes: tuple[int, int]
-    coverage: float
-    error: float
-    texts: Mapping[str, tuple[TextCost, TextCost]]
-    seconds: float
-    command: str
-    notes: tuple[str, ...] = ()
-    sha256: Mapping[str, str] = field(default_factory=dict, repr=False)
-    version: str = __version__
-
-    def __repr__(self) -> str:
-        sizes = {"tokens": self.tokens, "parameters": self.parameters, "bytes": self.bytes}
-        lines = [f"Trimming of {self.model}: {self.coverage:.4%} of the tokens of the corpus remain whole"]
-        lines += [f"  {name}: {a:,} -> {b:,} ({b / a - 1:+.1%})" for name, (a, b) in sizes.items()]
-        lines += [f"  {line}" for line in self.costs()]
-        return "\n".join((*lines, *(f"  {note}" for note in self.notes)))
-
-    def costs(self) -> list[str]:
-        """Costs of the evaluation texts in words."""
-        lines = []
-        for text, (before, after) in self.texts.items():
-            lines.append(f"tokens per word: {before.tokens_per_word:.3f} -> {after.tokens_per_word:.3f} on {text}")
-            if before.bits_per_byte is not None and after.bits_per_byte is not None:
-                change = after.bits_per_byte / before.bits_per_byte - 1
-                lines.append(
-                    f"bits per byte: {before.bits_per_byte:.4f} -> {after.bits_per_byte:.4f} ({change:+.2%}) on {text}"
-                )
-        return lines
-
-    def save(self, folder: Path) -> None:
-        """Write the record into a folder."""
-        (folder / FILE).write_text(json.dumps(plain(self), indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 @takes(TrimOptions)
@@ -157,7 +113,8 @@ class TrimRun:
         source = TrimSource.read(folder)
         counts = counted(source.tokenizer, _texts(corpus))
         required = source.required() | _kept(source, options)
-        selection = TokenSelection(source.table, counts, frozenset(required), source.rows)
+        expected = _expected(source, options, corpus, counts.total()) if options.predicted else {}
+        selection = TokenSelection(source.table, counts, frozenset(required), source.rows, expected)
         amount = Amount(options.tokens, options.coverage or COVERAGE, options.align)
         retained = selection.chosen(amount)
         means = source.means(retained, counts) if options.mean_rows else None
@@ -201,6 +158,18 @@ class TrimRun:
         causal = model_folder.generates_text(type(module), self.source.settings)
         tokenizer = tokenizer or self.source.tokenizer
         return {text: cost(module if causal else None, tokenizer, some) for text, some in windows.items()}
+
+
+def _expected(source: TrimSource, options: Tokens, corpus: Sequence[str | Path], tokens: int) -> dict[int, float]:
+    """How often the model expects each token in the corpus."""
+    module = model_folder.module(source.folder)
+    if not model_folder.generates_text(type(module), source.settings):
+        raise OptionError(f"{type(module).__name__} predicts no next tokens; omit predicted")
+    text = SEPARATOR.join(_texts(corpus))
+    windows = samples(source.tokenizer, text, options.predicted, WINDOW, 0)
+    if (start := source.tokenizer.bos_token_id) is not None:
+        windows = torch.cat((torch.full((len(windows), 1), start), windows), 1)
+    return expected(module, windows, tokens)
 
 
 def _texts(corpus: Sequence[str | Path]) -> Iterator[str]:

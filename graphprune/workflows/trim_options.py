@@ -32,6 +32,12 @@ class Tokens(OptionGroup):
     keep: PathLike | None = option(
         None, "Also retain the tokens of the lines of this file: words, names, special marks.", metavar="FILE"
     )
+    predicted: int = option(
+        0,
+        "Also count the tokens that a causal model expects in so many windows of the corpus: they rank tokens that the "
+        "corpus does not have.",
+        least=0,
+    )
     align: int = option(64, "The number of tokens is a multiple of this number; more tokens fill it up.", least=1)
     mean_rows: bool = option(
         False,

@@ -13,7 +13,7 @@ from tools.docs.hooks import whole
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "tools" / "docs"
 PAGES = sorted((DOCS / "pages").glob("*.md"))
-SLOW = {"deploy", "heal", "large", "onnx-in"}
+SLOW = {"deploy", "heal", "large", "onnx-in", "trim"}
 LARGEST = 150_000  # bytes of a picture
 
 

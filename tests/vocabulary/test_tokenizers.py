@@ -1,6 +1,7 @@
 """Tokenizers with fewer tokens write every text that the original writes."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -100,6 +101,15 @@ def test_a_number_of_tokens_is_met_with_the_most_frequent_ones() -> None:
         for n in (5, 20, 40)
     ]
     assert coverage == sorted(coverage) and coverage[0] < coverage[-1] < 1
+
+
+def test_expected_tokens_are_ranked_among_those_of_the_corpus() -> None:
+    some = selection("byte fallback")
+    ids = CASES["byte fallback"].get_vocab()
+    number = max(i for token, i in ids.items() if i not in some.counts and token not in some.required)
+    few = Amount(tokens=len(some.required) + 16, align=1)
+    assert number not in some.chosen(few)
+    assert number in replace(some, expected={number: 1e6}).chosen(few)
 
 
 def test_scripts_have_tokens_with_letters_of_theirs_alone() -> None:

@@ -114,10 +114,28 @@ def test_the_record_has_bits_per_byte_before_and_after(decoder: tuple[Path, Path
     assert record["tokens"] == list(made.tokens) and record["sha256"]
 
 
+@SLOW
 def test_a_trimmed_decoder_is_pruned(decoder: tuple[Path, Path, gp.Trimming], tmp_path: Path) -> None:
     result = gp.prune(decoder[1], sparsity=0.05, recipe="magnitude", align=1, output=tmp_path / "pruned")
     assert result.report.parameters_before == decoder[2].parameters[1]
     assert len(model_folder.tokenizer(tmp_path / "pruned")) == decoder[2].tokens[1]
+
+
+def test_the_budget_of_a_cut_counts_the_tokens(decoder: tuple[Path, Path, gp.Trimming], tmp_path: Path) -> None:
+    source, _, made = decoder
+    text = corpus(tmp_path)
+    options: dict[str, Any] = {"recipe": "magnitude", "align": 1, "trim": [text], "trim_coverage": 0.95}
+    result = gp.prune(source, sparsity=0.2, output=tmp_path / "pruned", **options)
+    report = result.report
+    assert report.parameters_before == made.parameters[0]
+    assert report.parameters_after == pytest.approx(0.8 * report.parameters_before, rel=0.02)
+    assert any("vocabulary was trimmed first" in note for note in report.notes)
+    assert len(model_folder.tokenizer(tmp_path / "pruned")) < made.tokens[0]
+    with pytest.raises(GraphpruneError, match="trim alone removes"):
+        gp.prune(source, sparsity=0.01, output=tmp_path / "more", **options)
+    with pytest.raises(GraphpruneError, match="protect names model.embed_tokens.weight"):
+        gp.prune(source, sparsity=0.5, output=tmp_path / "more", protect=["model.embed_tokens.weight"], **options)
+    assert not (tmp_path / "more").exists()
 
 
 @pytest.mark.parametrize(
