@@ -96,7 +96,6 @@ def build_report(job: Job, program: Program, plan: Plan, errors: Mapping[str, fl
         version=__version__,
         notes=(
             *(reached.notes() if reached else ()),
-            *(trim_note(program) if job.options.trim else ()),
             *_target_notes(job, original, plan),
             *_limits(job, original, plan),
             *_proof_notes(proof),
@@ -217,8 +216,9 @@ def _loads_with(job: Job) -> tuple[str, ...]:
 
 
 def _target_notes(job: Job, original: Program, plan: Plan) -> tuple[str, ...]:
-    """Notes of the target on the plan."""
-    return job.needs.notes(original, plan) if job.needs else ()
+    """Notes of the target on the plan, and on a trim before it."""
+    trimmed = trim_note(original) if job.options.trim else ()
+    return (*trimmed, *job.needs.notes(original, plan)) if job.needs else trimmed
 
 
 def _limits(job: Job, original: Program, plan: Plan) -> tuple[str, ...]:

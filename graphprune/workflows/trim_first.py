@@ -27,10 +27,11 @@ def trimmed_first(options: PruneOptions) -> Program:
     Raises:
         GraphpruneError: a subclass of it, if the model cannot be loaded or trimmed.
     """
+    model = str(options.model)
     if not options.trim:
-        return load(options.model)
+        return load(model)
     _require_alone(options)
-    folder = source_folder(options.model)
+    folder = source_folder(model)
     tokens = Tokens(tokens=options.trim_tokens, coverage=options.trim_coverage)
     run = TrimRun.of(folder, tokens, options.trim)
     _require_unprotected(run, options)
@@ -44,7 +45,7 @@ def trimmed_first(options: PruneOptions) -> Program:
 
 
 def _require_alone(options: PruneOptions) -> None:
-    """Refuse options that need the trimmed model before it exists, or a bound on memory that a trim does not observe."""
+    """Refuse options that need the trimmed model before it exists, or bound the memory."""
     options_apart = {"plan_only": options.plan_only, "goal": options.searches, "memory": options.memory is not None}
     if named := [name for name, value in options_apart.items() if value]:
         raise OptionError(
