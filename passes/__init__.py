@@ -26,6 +26,8 @@ The folders are the stages of a pipeline. With default options, passes read and 
     rewriting        rewrite                Dependencies, Plan                      Rewritten
     low_rank         allocate-ranks         Dependencies, Eligible                  Plan
     low_rank         factorize              Dependencies, Plan, Calibration         Factored, Verification
+    low_rank         group-embeddings       Dependencies, Eligible, Calibration,    EmbeddingGroups, Plan
+                                            GradientSums, FactorGradients
     reconstructions  batch-norm-statistics  Rewritten, Calibration                  Refits
     reconstructions  finetune               Rewritten, Calibration                  Refits
     reconstructions  merge-experts          Rewritten, Calibration, Plan            Refits

@@ -90,13 +90,15 @@ class Factored:
     """Fact of a factorized program: the original, and the rank of each factorized weight.
 
     `errors` holds the relative squared error of the outputs of each linear layer before and after the fit to
-    calibration inputs; `left` has the reasons for weights that were not factorized.
+    calibration inputs; `left` has the reasons for weights that were not factorized. `tables` has the number of rows and
+    the rank of every group of rows of embedding tables.
     """
 
     original: "Program"
     ranks: Mapping[str, int]
     errors: Mapping[str, tuple[float, float]]
     left: Mapping[str, str]
+    tables: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,8 @@ class Plan:
     group that it is linked to. `keep` holds those of every dimension of every parameter and buffer that changes, as
     LongTensors: 1-D, or with as many dimensions as the parameter where one of these (the experts of a stack, for
     example) selects the indices of another. `blocks` names the blocks that are dropped before any group is cut.
-    `ranks` holds those of the weights that become factors of a low rank after everything else. `fingerprint`
+    `ranks` holds those of the weights that become factors of a low rank after everything else, and `tables` the number
+    of rows and the rank of every group of rows of embedding tables. `fingerprint`
     identifies the program of the plan, without those blocks. `labels` holds the label and the full size of every group
     to cut, and `wide` the kinds of groups that are not cut because the module cannot follow, with the reasons; a plan
     that was loaded has neither.
@@ -49,6 +50,7 @@ class Plan:
     made_by: Mapping[str, Any] = field(default_factory=dict)
     blocks: tuple[str, ...] = ()
     ranks: Mapping[str, int] = field(default_factory=dict)
+    tables: Mapping[str, tuple[tuple[int, int], ...]] = field(default_factory=dict)
     labels: Mapping[str, tuple[str, int]] = field(default_factory=dict, compare=False)
     wide: Mapping[str, str] = field(default_factory=dict, compare=False)
 
@@ -68,17 +70,17 @@ class Plan:
                 "the plan is for rotated residual streams, and a plan has no rotations, which come from calibration; "
                 "prune the model again with the recipe of the plan"
             )
-        if self.ranks:
+        if count := len(self.ranks) + len(self.tables):
             raise PlanError(
-                f"the plan factorizes {len(self.ranks)} weights, and a plan has no factors, which come from "
-                "calibration; prune the model again with the recipe of the plan"
+                f"the plan factorizes {count} weights, and a plan has no factors, which come "
+                "from calibration; prune the model again with the recipe of the plan"
             )
 
     @cached_property
     def digest(self) -> str:
         """A hash of everything that determines the cut."""
         known = {"program": self.fingerprint, "groups": self.groups}
-        more = {"blocks": self.blocks, "ranks": dict(self.ranks)}
+        more = {"blocks": self.blocks, "ranks": dict(self.ranks), "tables": dict(self.tables)}
         text = json.dumps(known | {key: value for key, value in more.items() if value}, sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -105,6 +107,8 @@ class Plan:
         tail += (
             [f"{len(self.ranks)} weights become factors of ranks {_range(self.ranks.values())}"] if self.ranks else []
         )
+        tail += [f"{name} becomes {len(groups)} groups of rows of ranks {_range(rank for _, rank in groups)}"
+                 for name, groups in self.tables.items()]  # fmt: skip
         tail += [f"not cut, since the module cannot follow: {kind} - {why}" for kind, why in self.wide.items()]
         return "\n".join([head, *(f"  {line}" for line in (*text_table(rows), *tail))])
 
@@ -114,7 +118,7 @@ class Plan:
         text = json.dumps(
             {"format": FORMAT, "fingerprint": self.fingerprint, "made_by": dict(self.made_by),
              "groups": dict(self.groups), "keep": keep, "blocks": self.blocks,
-             "ranks": dict(self.ranks)}
+             "ranks": dict(self.ranks), "tables": dict(self.tables)}
         )  # fmt: skip
         write_durably(Path(path), text)
 
@@ -139,8 +143,8 @@ class Plan:
 
 
 def _from_fields(data: Field) -> Plan:
-    members = data.members(("format", "fingerprint", "made_by", "groups", "keep"), ("blocks", "ranks"))
-    members = {"blocks": Field([]), "ranks": Field({}), **members}
+    members = data.members(("format", "fingerprint", "made_by", "groups", "keep"), ("blocks", "ranks", "tables"))
+    members = {"blocks": Field([]), "ranks": Field({}), "tables": Field({}), **members}
     made_by = {key: _plain(key, item) for key, item in members["made_by"].entries().items()}
     groups = {
         name: tuple(tuple(row.whole_numbers()) for row in rows.items())
@@ -152,7 +156,16 @@ def _from_fields(data: Field) -> Plan:
     }
     blocks = tuple(item.text() for item in members["blocks"].items())
     ranks = {name: item.whole(1) for name, item in members["ranks"].entries().items()}
-    return Plan(members["fingerprint"].text(), groups, keep, made_by, blocks, ranks)
+    tables = {name: tuple(_group(item) for item in row.items()) for name, row in members["tables"].entries().items()}
+    return Plan(members["fingerprint"].text(), groups, keep, made_by, blocks, ranks, tables)
+
+
+def _group(field: Field) -> tuple[int, int]:
+    """The number of rows and the rank of a group of rows."""
+    if not isinstance(field.value, list) or len(field.value) != 2:
+        raise field.error("a number of rows and a rank")
+    rows, rank = (item.whole(1) for item in field.items())
+    return rows, rank
 
 
 def _plain(key: str, field: Field) -> Any:

@@ -81,6 +81,16 @@ class Pool:
         return torch.zeros(knobs, dtype=torch.float64).index_add(0, self.knob, fractions * self.share)
 
 
+def growth_pool(budget: Budget, scores: Mapping[str, Tensor]) -> Pool:
+    """The indices of all knobs by the growth of the loss per cost, for scores that estimate this growth."""
+
+    def loss_per_cost(knob: Knob) -> Tensor:
+        growth = torch.stack([ranked(scores[group.name]) * len(scores[group.name]) for group in knob.groups]).sum(0)
+        return growth / max(budget.cost_per_index(knob), 1e-12)
+
+    return Pool.of(budget, range(len(budget.knobs)), loss_per_cost)
+
+
 def shares_of(budget: Budget, removed: Tensor) -> dict[str, float]:
     """The retained share of each group, by name, given the `removed` shares of knobs, shape (knobs,)."""
     retained = (1 - removed).clamp(0, 1).tolist()

@@ -172,7 +172,9 @@ class GradientSums:
     squares. `masks` has, for every group, the sum of the squared derivatives by a factor on each index, shape (rows,
     size), which is the diagonal of the empirical Fisher information. `output_grams` has, by the node of a linear layer
     that contracts such a group, the mean over tokens of G G^T, shape (m, m), where G are the gradients at its outputs,
-    up to a factor that is equal for all layers.
+    up to a factor that is equal for all layers. `input_grams` has, by the node of a head of an embedding table, the
+    mean over tokens of X X^T, shape (n, n), where X are its inputs. The loss of a batch is the mean of so many `terms`;
+    `own` is whether it is that by which plans are judged (see `Objective`), not one that was set from Python.
     """
 
     sums: Mapping[str, Tensor]
@@ -180,3 +182,6 @@ class GradientSums:
     masks: Mapping[str, Tensor]
     batches: int
     output_grams: Mapping[str, Tensor] = field(default_factory=dict)
+    input_grams: Mapping[str, Tensor] = field(default_factory=dict)
+    terms: float = 1.0
+    own: bool = True

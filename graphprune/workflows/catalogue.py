@@ -81,12 +81,14 @@ def add(*recipes: Recipe) -> None:
 
 BEST = (
     "analyze | calibrate | gradients{most=8} | score{by=k-obs} | allocate{by=marginal} | select | "
-    "rewrite | refit{statistics=mixed,residual=true} | verify"
+    "rewrite | refit{statistics=mixed,residual=true} | batch-norm-statistics | verify"
 )
-#: A quarter of the reduction by lower ranks, refitted together with the cut layers.
+#: Embedding tables in groups of rows of low ranks; a quarter of the rest of the reduction by lower ranks of layers,
+#: refitted together with the cut layers.
 BEST_FACTORED = (
-    "analyze | calibrate | gradients{most=8} | score{by=k-obs} | allocate{by=marginal,part=0.75} | select | rewrite | "
-    "analyze | allocate-ranks{by=growth} | refit{statistics=mixed,residual=true} | verify | factorize"
+    "analyze | calibrate | gradients{most=8} | score{by=k-obs} | group-embeddings | allocate{by=marginal,part=0.75} | "
+    "select | rewrite | analyze | allocate-ranks{by=growth} | refit{statistics=mixed,residual=true} | "
+    "batch-norm-statistics | verify | factorize"
 )
 TUNED = "finetune{steps=100,rate=0.001,rank=16,aim=dense}"
 
@@ -103,6 +105,13 @@ add(
         "column sums of |W| ||x||, least-squares refit of the remaining weights",
         "arXiv:2501.09412",
         "analyze | calibrate | score{by=fasp} | allocate | select | rewrite | refit | verify",
+    ),
+    Recipe(
+        "groupreduce-fasp",
+        "embedding tables in groups of rows of low ranks, weighted by frequency, for half of the reduction; then fasp",
+        "arXiv:1806.06950 without its refinement, arXiv:2501.09412",
+        "analyze | calibrate | group-embeddings{part=0.5,metric=none} | score{by=fasp} | allocate | select | rewrite | "
+        "refit | verify | analyze | factorize",
     ),
     Recipe(
         "fasp-no-refit",
@@ -244,7 +253,8 @@ add(
     ),
     Recipe(
         "best",
-        "growth of the loss, equal at the margin; a quarter by lower ranks; refitted to the dense residual stream",
+        "growth of the loss, equal at the margin, also of embedding tables; a quarter of the rest by lower ranks; "
+        "refitted to the dense residual stream",
         "this project",
         BEST,
         {"free": BEST_FACTORED},

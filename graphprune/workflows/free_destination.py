@@ -25,7 +25,7 @@ from graphprune.huggingface import model_folder
 from graphprune.huggingface.followed_config import shorten_module
 from graphprune.ir.program import Dropped, Factored, Program, Rewritten, Rotatable, Source
 from graphprune.ir.weights import Layered
-from graphprune.passes.low_rank.factorize import factored
+from graphprune.passes.low_rank.factor_graph import factored
 from graphprune.passes.rewriting.rewrite import rewrite
 from graphprune.passes.rotation.fuse_norms import prepare
 from graphprune.planning.facts import Refits
@@ -33,7 +33,9 @@ from graphprune.planning.plan import Plan
 from graphprune.reports.report import FILE as REPORT
 from graphprune.reports.report import Report
 from graphprune.solvers import new_biases
+from graphprune.solvers.embedding_tables import embedding_tables
 from graphprune.solvers.factorable import factorable
+from graphprune.solvers.row_groups import GroupedFactors
 from graphprune.support.atomic_output import new_folder
 from graphprune.support.undo import Undo
 from graphprune.workflows.masked_file import NotMaskableError, compare_with_masked
@@ -121,11 +123,12 @@ def with_cache(program: Program, model: torch.nn.Module) -> Program:
     new = {name: program.weights[name] for name in changed}
     cached = cached.with_facts(weights=Layered((new, cached.weights)), source=program.source)
     ranks = program.facts[Factored].ranks if Factored in program.facts else {}
-    return factored(
-        cached,
-        [c for c in factorable(cached, cached.fact(Dependencies))[0] if c.weight in ranks],
-        program.weights,
-    )
+    dependencies = cached.fact(Dependencies)
+    layers = [c for c in factorable(cached, dependencies)[0] if c.weight in ranks]
+    sizes = program.facts[Factored].tables if Factored in program.facts else {}
+    tables = [table for table in embedding_tables(cached, dependencies)[0] if table.weight in sizes]
+    layouts = {table.weight: GroupedFactors.from_parts(program.weights, table.weight, sizes) for table in tables}
+    return factored(cached, layers, program.weights, tables, layouts)
 
 
 def _cut_alike(whole: Program, program: Program) -> Program:

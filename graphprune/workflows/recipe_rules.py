@@ -16,6 +16,7 @@ from graphprune.passes.calibration.measure_latency import MeasureLatency
 from graphprune.passes.calibration.measure_routing import MeasureRouting
 from graphprune.passes.depth.drop_blocks import Drop
 from graphprune.passes.low_rank.allocate_ranks import AllocateRanks
+from graphprune.passes.low_rank.group_embeddings import GroupEmbeddings
 from graphprune.passes.reconstructions.refit import Refit
 from graphprune.passes.rewriting.follow import Follow
 from graphprune.passes.rewriting.rewrite import Rewrite
@@ -237,7 +238,7 @@ def with_follow(passes: Passes, recipe: str, options: Any) -> Passes:
     """
     if not getattr(options, "follow", False) or any(isinstance(step, Follow) for step in passes):
         return passes
-    if any(isinstance(step, AllocateRanks) for step in passes):
+    if any(isinstance(step, AllocateRanks | GroupEmbeddings) for step in passes):
         raise PlanError(f"a module cannot follow the factors of recipe {recipe}; choose another, or omit follow")
     return tuple(each for step in passes for each in ((step, Follow()) if isinstance(step, Analyze) else (step,)))
 

@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from math import prod
 from pathlib import Path
@@ -18,7 +18,7 @@ from graphprune.huggingface.card_facts import card_facts
 from graphprune.ir.checksums import checksum
 from graphprune.ir.program import Dropped, Factored, Program, Rewritten, Rotatable, Trimmed
 from graphprune.ir.weights import broadcast_indices
-from graphprune.passes.low_rank.factorize import PARTS
+from graphprune.passes.low_rank.factor_graph import COEFFICIENTS, PARTS, ROWS
 from graphprune.pipeline import Timings
 from graphprune.planning.facts import Refits, Scores
 from graphprune.planning.plan import Plan
@@ -160,6 +160,9 @@ def _sizes(program: Program) -> dict[str, int]:
     sizes = {name: prod(shape) for name, shape in program.shapes().items() if name in program.parameters}
     for name in program.facts[Factored].ranks if Factored in program.facts else ():
         sizes[name] = sum(sizes.pop(f"{name}_{part}", 0) for part in PARTS)
+    for name, groups in program.facts[Factored].tables.items() if Factored in program.facts else ():
+        parts = [f"{name}_{ROWS}", *(f"{name}_{COEFFICIENTS}_{i}" for i in range(len(groups)))]
+        sizes[name] = sum(sizes.pop(part, 0) for part in parts)
     return sizes
 
 
@@ -174,6 +177,9 @@ def planned_sizes(program: Program, plan: Plan) -> dict[str, int]:
     for name, rank in plan.ranks.items():
         m, n = shapes[name]
         sizes[name] = factor_parameters(m, n, rank)
+    for name, groups in plan.tables.items():
+        sizes[name] = sum(factor_parameters(rows, shapes[name][1], rank) if rank < min(rows, shapes[name][1])
+                          else rows * shapes[name][1] for rows, rank in groups)  # fmt: skip
     return sizes
 
 
@@ -258,13 +264,25 @@ def _factor_notes(program: Program) -> tuple[str, ...]:
     )
     if factors is None:
         return rotations
-    before, after = (sum(errors) / len(factors.errors) for errors in zip(*factors.errors.values(), strict=True))
     return (
         *rotations,
-        f"{len(factors.ranks)} weights became factors of ranks {min(factors.ranks.values())} to "
-        f"{max(factors.ranks.values())}: mean relative output error {after:.4f}, of which {before:.4f} before the fit",
+        *_rank_notes(factors),
         *(f"{name} was not factorized: {why}" for name, why in factors.left.items()),
     )
+
+
+def _rank_notes(factors: Factored) -> Iterator[str]:
+    """Ranks of linear layers and of groups of rows of embedding tables."""
+    if factors.ranks:
+        before, after = (sum(errors) / len(factors.errors) for errors in zip(*factors.errors.values(), strict=True))
+        low, high = min(factors.ranks.values()), max(factors.ranks.values())
+        yield (
+            f"{len(factors.ranks)} weights became factors of ranks {low} to {high}: mean relative output error "
+            f"{after:.4f}, of which {before:.4f} before the fit"
+        )
+    for name, groups in factors.tables.items():
+        ranks = ", ".join(str(rank) for _, rank in groups)
+        yield f"{name} became {len(groups)} groups of rows, the most frequent first, of ranks {ranks}"
 
 
 def identity(options: PruneOptions | SensitivityOptions) -> dict[str, Any]:

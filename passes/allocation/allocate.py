@@ -1,6 +1,7 @@
 """The pass that divides a reduction among groups."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from graphprune.axes.groups import Dependencies
@@ -14,6 +15,8 @@ from graphprune.planning.budget import UNITS, Budget, require_unit
 from graphprune.planning.facts import Eligible, Scores, Shares
 from graphprune.planning.interfaces import Allocation, Evidence
 from graphprune.planning.sensitivity_table import Sensitivities
+from graphprune.solvers.factorable import factorable
+from graphprune.solvers.row_groups import EmbeddingGroups
 from graphprune.statistics.collector import Calibration
 
 
@@ -23,10 +26,10 @@ class Allocate(Pass):
     """Divide a reduction among groups `by` a registered method: `sparsity` of all parameters of the model, including
     those that earlier passes removed; or simply `ratio` of every group. Both lie strictly between 0 and 1. A ratio may
     also be shares by name, as in ``layer3.*=0.3,*=0.5`` (see `named_ratios`). Widths and indices that `analyze` was
-    given count towards the sparsity. With `part`, the pass removes this share of the reduction, and later passes the
-    rest. The `budget` may be ``macs``, the
-    multiply-accumulates for the example inputs, ``kv_cache``, the bytes that a decoder caches per token, or ``latency``
-    (see `MeasureLatency`), instead of ``parameters``.
+    given count towards the sparsity, and so do embedding tables whose rows were grouped. With `part`, the pass removes
+    this share of the reduction, and later passes the rest. The `budget` may be ``macs``, the multiply-accumulates for
+    the example inputs, ``kv_cache``, the bytes that a decoder caches per token, or ``latency`` (see `MeasureLatency`),
+    instead of ``parameters``.
 
     Allocation ``sensitivity`` reads the result of `measure-sensitivity`, or a saved `table`, instead of running trials;
     with `refitted`, it takes the losses after a refit, where there are such."""
@@ -42,6 +45,7 @@ class Allocate(Pass):
     part: float = 1.0
     table: str = ""
     refitted: bool = True
+    factors: tuple[str, ...] | None = field(default=None, repr=False)  # what a later allocate-ranks protects
 
     @property
     def needs(self) -> tuple[type, ...]:
@@ -53,7 +57,7 @@ class Allocate(Pass):
     def reads(self) -> tuple[type, ...]:
         """Earlier changes of the model, and measured sensitivities or the inputs to measure them on."""
         measured = (Sensitivities, Calibration) if self._method.reads_sensitivities and not self.table else ()
-        return (Dropped, Rotatable, *measured)
+        return (Dropped, Rotatable, EmbeddingGroups, *measured)
 
     @property
     def memory_bounded(self) -> bool:
@@ -68,6 +72,11 @@ class Allocate(Pass):
     @property
     def _method(self) -> Allocation:
         return ALLOCATIONS[self.by]
+
+    def before(self, later: Sequence[Pass]) -> Pass:
+        """The pass that knows whether low ranks remove the rest."""
+        ranks = next((step for step in later if step.name == "allocate-ranks"), None)
+        return self if ranks is None else replace(self, factors=tuple(getattr(ranks, "protect", ())))
 
     def check(self) -> None:
         """Refuse impossible shares, and methods that do not exist.
@@ -133,8 +142,12 @@ class Allocate(Pass):
                 f"({requested / max(budget.total, 1):.1%}), more than the {whole:,} of the sparsity {self.sparsity:g}; "
                 "raise the sparsity, or omit it"
             )
-        part = with_target(budget, self._share(), program)
-        return replace(part, target=max(part.target, requested))
+        no_ranks = self.factors is not None and not factorable(program, program.fact(Dependencies), self.factors)[0]
+        share = 1.0 if no_ranks else self.part
+        part = with_target(budget, self.sparsity * share, program)
+        tables = program.facts.get(EmbeddingGroups)
+        by_tables = round(tables.saved * share) if tables and self.budget == "parameters" else 0
+        return replace(part, target=max(part.target - by_tables, requested))
 
     def _informed(self, program: Program) -> Program:
         """The program with the sensitivities that the method reads, if there are any."""

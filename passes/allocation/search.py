@@ -14,7 +14,8 @@ from graphprune.errors import PlanError
 from graphprune.evaluation.masked_loss import Objective
 from graphprune.ir.program import Program
 from graphprune.passes.allocation.allocate import Allocate
-from graphprune.passes.calibration.gradients import Gradients, Loss, likelihood
+from graphprune.passes.calibration.gradients import Gradients
+from graphprune.passes.calibration.loss_of_outputs import Loss, likelihood
 from graphprune.passes.scores import SCORES
 from graphprune.passes.scores.score import Score
 from graphprune.passes.selection.select import Select

@@ -3,33 +3,36 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
-from torch.nn.functional import cross_entropy
 
 from graphprune.axes.contributions import Contribution
 from graphprune.axes.groups import Dependencies, Group
-from graphprune.axes.rule import Consumer
 from graphprune.axes.rule_helpers import as_rows
 from graphprune.display.progress import progress
 from graphprune.errors import CalibrationError, choices
 from graphprune.evaluation.masked_loss import Objective
-from graphprune.evaluation.perplexity import logits
 from graphprune.ir.program import Program
+from graphprune.passes.calibration.loss_of_outputs import Loss, likelihood, next_token_loss, projection
 from graphprune.pipeline import PASSES, Pass
 from graphprune.planning.facts import Eligible
 from graphprune.planning.index_scores import at_consumers, by_index, contributions_of, rows_of
 from graphprune.planning.interfaces import Evidence
+from graphprune.solvers.embedding_tables import embedding_tables
 from graphprune.solvers.factorable import factorable
-from graphprune.statistics.collector import Calibration, at_least_single, input_leaf, matmul_autocast, predicted_inputs
+from graphprune.statistics.collector import (
+    Calibration,
+    at_least_single,
+    input_leaf,
+    matmul_autocast,
+    predicted_inputs,
+)
 from graphprune.statistics.moments import FactorGradients, GradientSums, OutputGradients, ParameterGradients
 from graphprune.statistics.routing import by_owner
 
-#: The loss of an output, and the number of the calibration batch that it belongs to.
-Loss = Callable[[Any, int], Tensor]
 #: The facts about the places of gradients, by the name of the place.
 PLACES = {
     "parameters": (ParameterGradients,),
@@ -45,9 +48,12 @@ class Gradients(Pass):
 
     `of` is their place: all ``parameters`` of eligible groups; or the ``outputs`` of the linear layers that contract
     such groups, of which the Gram matrices are gathered; or, with ``layers``, also those of all linear layers that can
-    have a lower rank. By default, later passes of the pipeline decide. `most` is the greatest number of
-    calibration batches. The loss of a causal language model is that of the next token; for any other model, `loss` is
-    set from Python.
+    have a lower rank, and of lookups in embedding tables, with the Gram matrices of the inputs of their heads. By
+    default, later passes of the pipeline decide. `most` is the greatest number of calibration batches.
+
+    The loss of a causal language model is that of the next token; for any other model, `loss` is set from Python.
+    Without it, Gram matrices are gathered of random projections of the outputs: their expected cost of an error is the
+    squared error of the outputs, relative to those of the dense model.
     """
 
     name: ClassVar[str] = "gradients"
@@ -97,27 +103,47 @@ class Gradients(Pass):
     def _at_outputs(self, program: Program) -> GradientSums:
         groups, module = program.fact(Eligible).groups, program.module()
         watched(module, program, set())
-        more = factorable(program, program.fact(Dependencies))[0] if self.of == "layers" else []
-        dependencies = program.fact(Dependencies)
-        layers = {c.node: c for c in (*dependencies.maps_of(groups), *dependencies.stacked(groups), *more)}
-        taps = _tapped(module, list(layers.values()))
-        batches = sum(1 for _ in self._backward(program, module))
+        dependencies, everywhere = program.fact(Dependencies), self.of == "layers"
+        more = factorable(program, dependencies)[0] if everywhere else []
+        tables = embedding_tables(program, dependencies)[0] if everywhere else []
+        layers = (*dependencies.maps_of(groups), *dependencies.stacked(groups), *more)
+        layouts = {c.node: as_rows if c.member else c.outputs for c in layers}  # the members of a stack share one
+        layouts |= {node: _by_token for table in tables for node in table.lookups}
+        heads = {head.node: head for table in tables for head in table.heads}
+        taps = _tapped(module, {node: _Tap(layout) for node, layout in layouts.items() if layout is not None})
+        seen = _tapped(module, {head.x: _InputTap(head.features) for head in heads.values()})
+        loss, terms = self._loss(program)
+        batches = sum(1 for _ in self._backward(program, module, loss))
         known = program.facts.get(GradientSums) or GradientSums({}, {}, {}, batches)
-        return replace(known, output_grams={node: tap.mean(node) for node, tap in taps.items()})
+        inputs = {node: seen[head.x].mean(node) for node, head in heads.items()}
+        grams = {node: tap.mean(node) for node, tap in taps.items()}
+        return replace(known, output_grams=grams, input_grams=inputs, terms=terms, own=self.loss is None)
 
     def _at_parameters(self, program: Program) -> GradientSums:
         groups, module = program.fact(Eligible).groups, program.module()
         names = {place.parameter for group in groups for place in group.places} & program.parameters
         weights = watched(module, program, names)
         sums = _Sums(program, groups, _row_taps(module, groups, program.fact(Dependencies)))
-        for _ in self._backward(program, module):
+        for _ in self._backward(program, module, self.loss or likelihood(program)):
             sums.add({name: _gradient(name, weight) for name, weight in weights.items()})
-        known = program.facts.get(GradientSums)
-        return replace(sums.fact(), output_grams=known.output_grams if known else {})
+        known: GradientSums | None = program.facts.get(GradientSums)
+        new = sums.fact()
+        if known is None:
+            return new
+        return replace(known, sums=new.sums, squares=new.squares, masks=new.masks, batches=new.batches)
 
-    def _backward(self, program: Program, module: fx.GraphModule) -> Iterator[int]:
+    def _loss(self, program: Program) -> tuple[Loss, int]:
+        """The loss of which Gram matrices are gathered, and the number of terms of whose mean that of a batch is."""
+        leaves = program.fact(Calibration).batches[0]
+        if self.loss is not None:
+            return self.loss, next((len(leaf) for leaf in leaves if isinstance(leaf, Tensor) and leaf.dim()), 1)
+        if not Objective.of(program).is_language_model:
+            return projection(program), 1
+        return next_token_loss(program), input_leaf(program, leaves, predicted_inputs(program)[0])[:, 1:].numel()
+
+    def _backward(self, program: Program, module: fx.GraphModule, loss: Loss) -> Iterator[int]:
         """Run the backward pass of every calibration batch; yield the number of the batch after each."""
-        loss, calibration = self.loss or likelihood(program), program.fact(Calibration)
+        calibration = program.fact(Calibration)
         spec = pytree.tree_flatten((program.inputs[0], dict(program.inputs[1])))[1]
         batches = calibration.batches[: self.most]
         with progress("differentiating", len(batches)) as step, torch.enable_grad():
@@ -134,6 +160,8 @@ class Gradients(Pass):
 class _Tap(nn.Module):
     """The identity, which sums up the Gram matrix of the gradients of its values."""
 
+    what = "gradient"
+
     def __init__(self, layout: Callable[[Tensor], Tensor]) -> None:
         super().__init__()
         self.layout, self.total, self.count = layout, torch.zeros((), dtype=torch.float64), 0
@@ -144,15 +172,15 @@ class _Tap(nn.Module):
         return value
 
     @torch.no_grad()
-    def _add(self, gradient: Tensor) -> None:
-        rows = at_least_single(self.layout(gradient))
+    def _add(self, values: Tensor) -> None:
+        rows = at_least_single(self.layout(values))
         self.total = self.total + (rows.T @ rows).double()
         self.count += len(rows)
 
     def mean(self, node: str) -> Tensor:
         """The Gram matrix divided by the number of rows, shape (m, m)."""
         if not torch.isfinite(self.total).all():
-            raise CalibrationError(f"the gradient at {node} holds NaN or infinity; check the loss and the data")
+            raise CalibrationError(f"the {self.what} at {node} holds NaN or infinity; check the loss and the data")
         return self.total / max(self.count, 1)
 
 
@@ -197,22 +225,30 @@ def _row_taps(module: fx.GraphModule, groups: Sequence[Group], dependencies: Dep
     return {name: [(taps[part.node], part) for part in parts] for name, parts in by_group.items() if parts}
 
 
-def _tapped(module: fx.GraphModule, consumers: Sequence[Consumer]) -> dict[str, _Tap]:
-    """Taps at the outputs of linear layers, inserted into the graph; a layer without a layout of tokens gets none.
+class _InputTap(_Tap):
+    """The identity, which sums up the Gram matrix of its values."""
 
-    The members of a stack share one.
-    """
-    nodes, taps = {node.name: node for node in module.graph.nodes}, dict[str, _Tap]()
-    for consumer in consumers:
-        layout = as_rows if consumer.member is not None else consumer.outputs
-        if layout is None:
-            continue
-        node, name = nodes[consumer.node], f"tap_{len(taps)}"
-        taps[consumer.node] = _Tap(layout)
-        module.add_submodule(name, taps[consumer.node])
+    what = "activation"
+
+    def forward(self, value: Tensor) -> Tensor:
+        self._add(value.detach())
+        return value
+
+
+def _by_token(gradient: Tensor) -> Tensor:
+    """The gradient of embeddings, with a row for each token."""
+    return gradient.flatten(0, -2)
+
+
+def _tapped(module: fx.GraphModule, taps: Mapping[str, _Tap]) -> Mapping[str, _Tap]:
+    """Taps by the node whose values they see, inserted into the graph."""
+    nodes = {node.name: node for node in module.graph.nodes}
+    for at, tap in taps.items():
+        node, name = nodes[at], f"{type(tap).__name__}_{at}"
+        module.add_submodule(name, tap)
         with module.graph.inserting_after(node):
-            tap = module.graph.call_module(name, (node,))
-        node.replace_all_uses_with(tap, delete_user_cb=lambda user, tap=tap: user is not tap)
+            call = module.graph.call_module(name, (node,))
+        node.replace_all_uses_with(call, delete_user_cb=lambda user, call=call: user is not call)
     module.recompile()
     return taps
 
@@ -280,23 +316,3 @@ def _slope(group: Group, evidence: Evidence, gradients: Mapping[str, Tensor]) ->
     return at_consumers(
         group, evidence, lambda c: (evidence.matrix(c) * c.matrix(gradients[c.weight])).sum(0, dtype=torch.float64)
     )
-
-
-def likelihood(program: Program) -> Loss:
-    """The mean negative log likelihood of the next token, in an encoder-decoder that of its decoder.
-
-    Raises:
-        CalibrationError: if the program is no causal language model.
-    """
-    if not Objective.of(program).is_language_model:
-        raise CalibrationError(
-            "the model is no causal language model, so that its loss is unknown; pass loss, a function of the output "
-            "and the number of the calibration batch, from Python"
-        )
-    batches = program.fact(Calibration).batches
-
-    def loss(output: Any, i: int) -> Tensor:
-        ids = input_leaf(program, batches[i], predicted_inputs(program)[0])
-        return cross_entropy(logits(output)[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
-
-    return loss

@@ -1,5 +1,6 @@
 """The pass that allocates the ranks of low-rank factors to linear layers under a budget."""
 
+import logging
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from math import exp, prod
@@ -23,9 +24,11 @@ from graphprune.planning.plan import Plan
 from graphprune.solvers.factorable import factorable
 from graphprune.solvers.normal_equations import CAUTIOUS_DAMPINGS, damped_cholesky
 from graphprune.solvers.pivoted_factors import factor_parameters, rank_for_density
+from graphprune.solvers.row_groups import EmbeddingGroups
 from graphprune.statistics.collector import Calibration, Collector
 from graphprune.statistics.moments import FactorGradients, GradientSums
 
+log = logging.getLogger(__name__)
 BUDGETS = ("parameters", "macs")
 GREATEST = 0.9  # share of the full rank, at which a square matrix still has 99 % of its elements
 #: The methods of choosing ranks, and the facts that they read.
@@ -51,7 +54,7 @@ class AllocateRanks(Pass):
     """
 
     name: ClassVar[str] = "allocate-ranks"
-    reads: ClassVar[tuple[type, ...]] = (Plan, Rewritten)
+    reads: ClassVar[tuple[type, ...]] = (Plan, Rewritten, EmbeddingGroups)
     makes: ClassVar[tuple[type, ...]] = (Plan,)
     one_of: ClassVar[tuple[str, ...]] = ("sparsity", "ratio")
     sparsity: float | None = None
@@ -106,18 +109,23 @@ class AllocateRanks(Pass):
         """
         self.preflight(program)
         consumers, _ = factorable(program, program.fact(Dependencies), self.protect)
+        earlier = program.facts.get(Plan)
         if not consumers:
-            raise PlanError("no linear layer of the model can have factors of a low rank; protect less")
+            if earlier is None:
+                raise PlanError("no linear layer of the model can have factors of a low rank; protect less")
+            log.info("no linear layer of the model can have factors of a low rank")
+            return program.with_facts(earlier)
         layers = _Layers.of(program, consumers, self.budget, self.align)
         if self.by == "density" and self.ratio is not None:
             ranks = layers.at(1 - self.ratio)
         else:
             target = self._target(program, layers)
-            if self.by == "density":
+            if target <= 0:
+                ranks = {}
+            elif self.by == "density":
                 ranks = layers.meeting(target)
             else:
                 ranks = layers.minimizing(target, ranked_errors(program, consumers, self.by == "growth"))
-        earlier = program.facts.get(Plan)
         plan = earlier or Plan(program.fingerprint(), {}, {}, {"destination": program.fact(Eligible).destination.name})
         return program.with_facts(replace(plan, ranks=layers.lower(ranks)))
 
@@ -130,8 +138,11 @@ class AllocateRanks(Pass):
         if Rewritten in program.facts:
             total, current = _total(program.fact(Rewritten).original, self.budget), total
             removed = total - current
+        tables = program.facts.get(EmbeddingGroups)
+        removed_by_tables = tables.saved if tables and self.budget == "parameters" else 0
+        removed += removed_by_tables
         target, most = round(self.sparsity * total - removed), round(layers.saved(layers.at(0.0)))
-        if target <= 0:
+        if target <= 0 and not removed_by_tables:
             raise PlanError(
                 f"the cut removed {removed / total:.1%}, no less than the target; ask for more, or leave out "
                 "allocate-ranks"

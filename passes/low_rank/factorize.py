@@ -1,13 +1,12 @@
 """The pass that replaces weights by low-rank factors, fitted one segment at a time."""
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
-import torch.utils._pytree as pytree
-from torch import Tensor, fx
-from torch._dispatch.python import enable_python_dispatcher
+from torch import Tensor
 
 from graphprune.axes.groups import Dependencies
 from graphprune.axes.rule import Consumer
@@ -16,11 +15,13 @@ from graphprune.errors import CalibrationError, PlanError
 from graphprune.execution.equivalence import verify_cut
 from graphprune.execution.output_comparison import Verification
 from graphprune.execution.segments import Segment, split_at_linear_layers
-from graphprune.ir.program import Dropped, Factored, Program, Rewritten, copy_graph
+from graphprune.ir.program import Dropped, Factored, Program, Rewritten
 from graphprune.ir.weights import Layered, Weights
+from graphprune.passes.low_rank.factor_graph import PARTS, factored
 from graphprune.pipeline import PASSES, Pass, Timings
 from graphprune.planning.facts import OF_ONE_GRAPH, Refits
 from graphprune.planning.plan import Plan
+from graphprune.solvers.embedding_tables import EmbeddingTable, embedding_tables
 from graphprune.solvers.factorable import factorable
 from graphprune.solvers.pivoted_factors import (
     Pivoted,
@@ -29,12 +30,12 @@ from graphprune.solvers.pivoted_factors import (
     reconstruct_low_rank,
     reduced_rank_regression,
 )
+from graphprune.solvers.row_groups import EmbeddingGroups, GroupedFactors
 from graphprune.statistics.collector import Calibration, Collector
 from graphprune.statistics.stream import Stream, advance_both
 
-aten = torch.ops.aten
-PARTS = ("rows", "coefficients", "order")
-RETAINED = (Calibration, Timings, Plan, Rewritten, Dropped, Refits)
+log = logging.getLogger(__name__)
+RETAINED = (Calibration, Timings, Plan, Rewritten, Dropped, Refits, EmbeddingGroups)
 
 
 @PASSES.register("factorize")
@@ -52,7 +53,7 @@ class Factorize(Pass):
 
     name: ClassVar[str] = "factorize"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Plan, Calibration)
-    reads: ClassVar[tuple[type, ...]] = (Rewritten, Dropped, Refits)
+    reads: ClassVar[tuple[type, ...]] = (Rewritten, Dropped, Refits, EmbeddingGroups)
     makes: ClassVar[tuple[type, ...]] = (Factored, Verification)
     invalidates: ClassVar[tuple[type, ...]] = OF_ONE_GRAPH
     mix: float = 0.25
@@ -77,9 +78,13 @@ class Factorize(Pass):
             VerificationError: if the numbers disagree.
         """
         ranks = program.fact(Plan).ranks
+        program, tables, layouts = _with_groups(program)
         layers, left = factorable(program, program.fact(Dependencies))
         layers = [layer for layer in layers if layer.weight in ranks]
-        if not ranks or len(layers) < len(ranks):
+        if not (ranks or tables) and Rewritten in program.facts and program.fact(Plan).groups:
+            log.info("nothing is factorized")
+            return program
+        if not (ranks or tables) or len(layers) < len(ranks):
             raise PlanError(
                 "the plan has no ranks for linear layers of this program; put allocate-ranks before factorize"
             )
@@ -89,11 +94,29 @@ class Factorize(Pass):
         else:
             walk.run()
         parts = {f"{name}_{part}": getattr(p, part) for name, p in walk.parts.items() for part in PARTS}
-        small = factored(program, layers, parts)
+        small = factored(program, layers, parts, tables, layouts)
         products = replace(program, weights=Layered((walk.changed, program.weights)))
-        fact = Factored(program, ranks, walk.errors, left)
+        groups = program.facts.get(EmbeddingGroups)
+        unchanged = {**left, **(groups.left if groups else {})}
+        unchanged = {name: why for name, why in unchanged.items() if name not in layouts}
+        sizes = {name: groups.sizes[name] for name in layouts} if groups else {}
         facts = [program.facts[kind] for kind in RETAINED if kind in program.facts]
+        fact = Factored(program, ranks, walk.errors, unchanged, sizes)
         return replace(small, facts={}).with_facts(*facts, fact, verify_cut(products, small, {}, rounded=True))
+
+
+def _with_groups(program: Program) -> tuple[Program, list[EmbeddingTable], dict[str, GroupedFactors]]:
+    """The program with embedding tables at the ranks of their groups, these tables, and the factors of each."""
+    groups = program.facts.get(EmbeddingGroups)
+    if groups is None or not groups.by_weight:
+        return program, [], {}
+    if not groups.by_weight.keys() <= lowered(program):
+        program = replace(program, weights=Layered((groups.lowered_for(program), program.weights)))
+    tables = [t for t in embedding_tables(program, program.fact(Dependencies))[0] if t.weight in groups.by_weight]
+    if len(tables) < len(groups.by_weight):
+        raise PlanError("the embedding tables whose rows were grouped are not in this program; group them again")
+    factors = {t.weight: GroupedFactors.of(program.weights[t.weight], groups.by_weight[t.weight]) for t in tables}
+    return program, tables, factors
 
 
 @dataclass
@@ -110,9 +133,8 @@ class _Walk:
 
     def factorize_exactly(self) -> None:
         """Compute the factors of weights that have their ranks already."""
-        fits = self.program.fact(Refits).by_weight
         for consumer in self.layers:
-            name = consumer.weight
+            name, fits = consumer.weight, self.program.fact(Refits).by_weight
             self.parts[name] = exact_factors(consumer.matrix(self.program.weights[name]), self.ranks[name])
             self.changed[name] = consumer.restore(self.parts[name].product).to(self.program.weights[name].dtype)
             self.errors[name] = fits[name].error_before, fits[name].error_after
@@ -180,67 +202,3 @@ def stages(segment: Segment, layers: Sequence[Consumer]) -> Iterator[list[Consum
         level[node.name] = max(above, default=0) + (node.name in nodes)
     for depth in sorted({level.get(c.x, 0) for c in layers}):
         yield [c for c in layers if level.get(c.x, 0) == depth]
-
-
-def factored(program: Program, layers: Sequence[Consumer], parts: Weights) -> Program:
-    """The program whose linear layers multiply by rows and coefficients, named by the weight and one of `PARTS`."""
-    graph = copy_graph(program.graph)
-    nodes = {node.name: node for node in graph.nodes}
-    for consumer in layers:
-        old = nodes[consumer.node]
-        with graph.inserting_before(old):
-            new = _product(graph, old, nodes[consumer.x], consumer, parts)
-        old.replace_all_uses_with(new)
-        _erase(graph, old)
-    graph.lint()
-    removed = {consumer.weight for consumer in layers}
-    names = [f"{name}_{part}" for name in sorted(removed) for part in PARTS]
-    added = {name for name in names if not name.endswith(PARTS[-1])}
-    ties = {alias: name for alias, name in program.ties.items() if name not in removed}
-    weights = Layered(({name: parts[name] for name in names}, program.weights))
-    return replace(program, graph=graph, weights=weights, parameters=program.parameters - removed | added, ties=ties)
-
-
-def _product(graph: fx.Graph, old: fx.Node, x: fx.Node, consumer: Consumer, parts: Weights) -> fx.Node:
-    """The output of a factorized linear layer."""
-
-    def call(target: Any, *args: Any) -> fx.Node:
-        node = graph.call_function(target, args)
-        node.meta = {**old.meta, "val": _fake_value(node, mode)}
-        return node
-
-    def read(part: str) -> fx.Node:
-        name = f"{consumer.weight}_{part}"
-        node = graph.get_attr(name)
-        with mode:
-            node.meta["val"] = torch.empty_like(parts[name], device=old.meta["val"].device)
-        return node
-
-    mode = old.meta["val"].fake_mode
-    first = call(aten.linear.default, x, read("rows"))
-    rest = call(aten.linear.default, first, read("coefficients"))
-    product = call(aten.index_select.default, call(aten.cat.default, [first, rest], -1), -1, read("order"))
-    bias = _bias(old)
-    return product if bias is None else call(aten.add.Tensor, product, bias)
-
-
-def _bias(node: fx.Node) -> Any:
-    """The bias of a linear layer, if it has one."""
-    if node.target is aten.addmm.default:
-        return node.args[0]
-    return node.args[2] if node.target is aten.linear.default and len(node.args) > 2 else None
-
-
-def _fake_value(node: fx.Node, mode: Any) -> Any:
-    args = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], node.args)
-    with mode, enable_python_dispatcher():
-        return node.target(*args)  # type: ignore[operator]
-
-
-def _erase(graph: fx.Graph, node: fx.Node) -> None:
-    """Remove an unused node, and inputs that become unused: its weight, and views of it."""
-    inputs = node.all_input_nodes
-    graph.erase_node(node)
-    for source in inputs:
-        if not source.users and source.op != "placeholder":
-            _erase(graph, source)

@@ -19,7 +19,8 @@ from graphprune.evaluation.perplexity import logits
 from graphprune.evaluation.teacher_distance import divergence, output_distance
 from graphprune.ir.program import Factored, Program, Rewritten
 from graphprune.ir.weights import Layered
-from graphprune.passes.calibration.gradients import Loss, likelihood, watched
+from graphprune.passes.calibration.gradients import watched
+from graphprune.passes.calibration.loss_of_outputs import Loss, likelihood
 from graphprune.passes.low_rank.factorize import lowered
 from graphprune.pipeline import PASSES, Pass
 from graphprune.planning.facts import Refits

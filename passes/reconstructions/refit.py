@@ -20,6 +20,7 @@ from graphprune.planning.facts import Eligible, Refits
 from graphprune.planning.interfaces import Reconstruction
 from graphprune.planning.plan import Plan
 from graphprune.solvers import new_biases
+from graphprune.solvers.row_groups import EmbeddingGroups
 from graphprune.statistics.collector import Calibration
 
 VIEWS = (torch.ops.aten.view.default, torch.ops.aten.reshape.default, torch.ops.aten._unsafe_view.default)
@@ -42,12 +43,13 @@ class Refit(Pass):
     the sum in the dense model, so that every block corrects the residual stream before it.
 
     Weights that have a rank in the plan (see `allocate-ranks`) are refitted at that rank; the pass `factorize` then
-    factorizes them without data.
+    factorizes them without data. Embedding tables whose rows were grouped (see `group-embeddings`) have the ranks of
+    their groups in the inputs of all layers, which so correct a part of the error.
     """
 
     name: ClassVar[str] = "refit"
     needs: ClassVar[tuple[type, ...]] = (Rewritten, Calibration)
-    reads: ClassVar[tuple[type, ...]] = (Plan, Eligible)
+    reads: ClassVar[tuple[type, ...]] = (Plan, Eligible, EmbeddingGroups)
     makes: ClassVar[tuple[type, ...]] = (Refits,)
     memory_bounded: ClassVar[bool] = True
     by: str = "least-squares"
@@ -110,11 +112,12 @@ class Refit(Pass):
         ranks = plan.ranks if plan else {}
         producers = _producers(program, ranks, self.producers, self.others)
         addends = _addends(program.fact(Rewritten).original, consumers) if self.residual else {}
+        groups = program.facts.get(EmbeddingGroups)
+        tables = groups.lowered if groups else {}
         walk = Walk(program, method, consumers, producers, ranks, addends, self.damping, self.statistics, self.mix)
-        walk.run()
-        refits = Refits(
-            walk.done, skipped, program.weights, bias_names, reduced=frozenset(ranks.keys() & walk.done.keys())
-        )
+        walk.run(tables)
+        reduced = frozenset(ranks.keys() & walk.done.keys()) | tables.keys()
+        refits = Refits(walk.done, skipped, program.weights, bias_names, reduced=reduced)
         return program.with_facts(refits, weights=Layered((walk.changed, program.weights)))
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -28,6 +29,7 @@ from graphprune.statistics.stream import Stream, advance_both, no_progress
 from graphprune.support.durable_steps import Step, stage
 from graphprune.support.workspace import new_activations
 
+NONE: Mapping[str, Tensor] = MappingProxyType({})
 STREAMS = ("dense", "shadow", "pruned")
 
 
@@ -54,8 +56,10 @@ class Walk:
     wide: dict[str, Tensor] = field(default_factory=dict)  # refitted weights of producers before they are narrowed
     done: dict[str, Refitted] = field(default_factory=dict)
 
-    def run(self) -> None:
-        """Refit every consumer."""
+    def run(self, tables: Mapping[str, Tensor] = NONE) -> None:
+        """Refit every consumer; `tables` are weights of the original that have new values from the start."""
+        self.wide.update(tables)
+        self.changed.update({name: Narrowed(tables, self.program.fact(Rewritten).keep)[name] for name in tables})
         lower = [producer for producer in self.producers if producer.weight in self.ranks]
         refitted = {consumer.node for consumer in (*self.consumers, *lower)}
         if not refitted:
@@ -112,7 +116,7 @@ class Walk:
         """Whether the segment computes the same values before and after the cut."""
         if segment.entry is not None and not self.dense.entries is self.shadow.entries is self.pruned.entries:
             return False
-        if segment.weights(self.program) & self.program.fact(Rewritten).keep.keys():
+        if segment.weights(self.program) & {*self.program.fact(Rewritten).keep, *self.wide}:
             return False
         pairs = zip(segment.nodes, counterpart(segment, self.program).nodes, strict=True)
         return all(shape(old) == shape(new) for old, new in pairs)
@@ -152,6 +156,8 @@ class Walk:
     def _reuse(self, segment: Segment, consumers: list[Consumer]) -> Reuse | None:
         """The parts of a segment with the same entries in the original and the pruned model; None without reuse."""
         if not consumers or self.statistics != "sequential" or self.shadow.entries is not self.pruned.entries:
+            return None
+        if segment.weights(self.program) & self.wide.keys():
             return None
         return reusable(self.program, segment, consumers, self.keep)
 

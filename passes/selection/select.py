@@ -15,6 +15,7 @@ from graphprune.planning.budget import Budget, Knob
 from graphprune.planning.facts import Eligible, Followable, Scores, Shares
 from graphprune.planning.plan import Plan, make
 from graphprune.planning.ranking import top
+from graphprune.solvers.row_groups import EmbeddingGroups
 
 log = logging.getLogger(__name__)
 
@@ -26,7 +27,7 @@ class Select(Pass):
 
     name: ClassVar[str] = "select"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible, Scores, Shares)
-    reads: ClassVar[tuple[type, ...]] = (Dropped, Followable)
+    reads: ClassVar[tuple[type, ...]] = (Dropped, Followable, EmbeddingGroups)
     makes: ClassVar[tuple[type, ...]] = (Plan,)
     memory_bounded: ClassVar[bool] = True
     align: int = 1
@@ -74,6 +75,8 @@ class Select(Pass):
         made_by = {"score": scores.method, "align": self.align, "destination": eligible.destination.name}
         made_by |= {"requested": len(eligible.requested)} if eligible.requested else {}
         plan = make(program, dependencies, rows, **made_by)
+        tables = program.facts.get(EmbeddingGroups)
+        plan = replace(plan, tables=tables.sizes) if tables else plan
         known = program.facts.get(Followable)
         return program.with_facts(replace(plan, wide=known.refused) if known else plan)
 
