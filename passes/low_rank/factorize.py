@@ -35,7 +35,7 @@ from graphprune.statistics.collector import Calibration, Collector
 from graphprune.statistics.stream import Stream, advance_both
 
 log = logging.getLogger(__name__)
-RETAINED = (Calibration, Timings, Plan, Rewritten, Dropped, Refits, EmbeddingGroups)
+RETAINED = (Calibration, Timings, Plan, Rewritten, Dropped, Refits)
 
 
 @PASSES.register("factorize")
@@ -101,6 +101,7 @@ class Factorize(Pass):
         unchanged = {name: why for name, why in unchanged.items() if name not in layouts}
         sizes = {name: groups.sizes[name] for name in layouts} if groups else {}
         facts = [program.facts[kind] for kind in RETAINED if kind in program.facts]
+        facts += [replace(groups, lowered={})] if groups else []
         fact = Factored(program, ranks, walk.errors, unchanged, sizes)
         return replace(small, facts={}).with_facts(*facts, fact, verify_cut(products, small, {}, rounded=True))
 
