@@ -32,7 +32,7 @@ def write_again(program: Program, output: Path, *, force: bool = False) -> Expor
     """
     assert program.source is not None
     interface = OriginalInterface.of(program.source.path)
-    subject = named_subject(program, tuple(interface.inputs), tuple(interface.outputs))
+    subject = named_subject(program, *interface.neutral)
     start = time.perf_counter()
     exported = to_onnx(subject, interface.opset if interface.opset in OPSETS else min(OPSET, OPSETS[0])).model
     interface.restore(exported)

@@ -11,6 +11,7 @@ from graphprune.errors import ExportError, because
 from graphprune.support.packages import onnx_ir as ir
 
 WRAPPER = "module."  # start of the names of weights in a module that takes its inputs by position
+INPUT, OUTPUT = "input__", "output__"
 Shape = tuple[int | str | None, ...] | None
 
 
@@ -47,6 +48,11 @@ class OriginalInterface:
             dict(model.metadata_props),
         )
 
+    @property
+    def neutral(self) -> tuple[list[str], list[str]]:
+        """Names of inputs and outputs for the export, which are none of its own: those of the file may be."""
+        return [f"{INPUT}{i}" for i in range(len(self.inputs))], [f"{OUTPUT}{i}" for i in range(len(self.outputs))]
+
     def restore(self, model: ir.Model) -> None:
         """Give an exported model the names, the description and the metadata of the file."""
         names = dict[str, str]()
@@ -58,15 +64,30 @@ class OriginalInterface:
             value.shape = _renamed(value.shape, names)
         for value, shape in zip(model.graph.outputs, self.outputs.values(), strict=True):
             value.shape = _restored(value.shape, shape)
-        for name in [name for name in model.graph.initializers if name.startswith(WRAPPER)]:
-            value = model.graph.initializers.pop(name)
-            value.name = name.removeprefix(WRAPPER)
-            model.graph.initializers[value.name] = value
+        self._name(model)
         for name, text in self.description.items():
             setattr(model, name, text)
         model.graph.doc_string = None
         model.metadata_props.clear()
         model.metadata_props.update(self.properties)
+
+    def _name(self, model: ir.Model) -> None:
+        """Give inputs, outputs and weights their names in the file; a computed value of such a name gets another."""
+        graph = model.graph
+        weights = {name: name.removeprefix(WRAPPER) for name in graph.initializers if name.startswith(WRAPPER)}
+        taken = {*weights.values(), *self.inputs, *self.outputs}
+        for value in (out for node in graph.all_nodes() for out in node.outputs):
+            if value.name in taken and not value.is_graph_output():
+                value.name = f"{value.name}__computed"
+        for old in [old for old in graph.initializers if old in taken]:
+            weights.setdefault(old, f"{old}__constant")
+        renamed = {new: graph.initializers.pop(old) for old, new in weights.items()}
+        for new, value in renamed.items():
+            value.name = new
+            graph.initializers[new] = value
+        for values, names in ((graph.inputs, self.inputs), (graph.outputs, self.outputs)):
+            for value, name in zip(values, names, strict=True):
+                value.name = name
 
 
 def _shape(value: ir.Value) -> Shape:

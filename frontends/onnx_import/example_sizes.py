@@ -1,7 +1,7 @@
 """Example inputs of an ONNX graph: sizes of its dynamic dimensions with which ONNX Runtime runs it."""
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import product
 
 import torch
@@ -12,7 +12,7 @@ from graphprune.frontends.onnx_import.reference_session import ReferenceSession
 
 BATCH = 2
 SIDES = (8, 32, 64, 224)
-MOST = 200  # trials
+MOST = 400  # trials
 SEED = 0
 
 Shapes = Mapping[str, Sequence[int | str]]
@@ -52,22 +52,24 @@ def drawn(shapes: Shapes, sizes: Mapping[str, int], types: Mapping[str, torch.dt
 def _trials(shapes: Shapes) -> Iterator[dict[str, int]]:
     """Sizes to try: simple ones, then those in which some are sums of others, as the length of a mask with a cache."""
     names = list(dict.fromkeys(size for shape in shapes.values() for size in shape if isinstance(size, str)))
-    batches = {shape[0] for shape in shapes.values() if shape and isinstance(shape[0], str)}
-    bases = []
-    for side, apart in product(SIDES, (True, False)):
-        others = iter(range(len(names)))
-        sizes = {name: BATCH if name in batches else side + (next(others) if apart else 0) for name in names}
-        bases.append(_with_sums(names, sizes))
-    yield from bases
-    for name in names:
-        for sizes, side in product(bases[:2], (*SIDES, 1)):
-            yield {**sizes, name: side}
-    for sizes in bases[:4]:
-        for name, a, b in product(names, names, names):
+    batches = {str(shape[0]) for shape in shapes.values() if shape}
+    for batch in (BATCH, 1):
+        bases = [_base(names, batches, side, batch, apart) for side, apart in product(SIDES, (True, False))]
+        yield from bases
+        for sizes, side in product(bases[:2], (*SIDES, 1)[: None if batch == 1 else -1]):
+            yield from ({**sizes, name: side} for name in names)
+        for sizes, (name, a, b) in product(bases[:2], product(names, names, names)):
             if name not in (a, b) and a <= b:
                 yield {**sizes, name: sizes[a] + sizes[b]}
             elif name == a != b:
                 yield {**sizes, name: sizes[b]}
+
+
+def _base(names: Sequence[str], batches: Collection[str], side: int, batch: int, apart: bool) -> dict[str, int]:
+    """A batch, and one size for all other dimensions, or one for each of them."""
+    others = iter(range(len(names)))
+    sizes = {name: batch if name in batches else side + (next(others) if apart else 0) for name in names}
+    return _with_sums(names, sizes)
 
 
 def _with_sums(names: Sequence[str], sizes: dict[str, int]) -> dict[str, int]:

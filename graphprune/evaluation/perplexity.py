@@ -101,7 +101,7 @@ def tokenizer_folder(model: Program | Path | str) -> Path:
         raise CalibrationError(
             "the program was not loaded from a folder and has no tokenizer; use perplexity with token ids"
         )
-    return model.source.path
+    return model.source.texts
 
 
 def perplexity(model: Model, windows: Tensor, *, batch: int = 4) -> Evaluation:

@@ -31,9 +31,15 @@ class Source:
     """Source of a program: a folder, a file, or the name of a callable."""
 
     path: Path
-    kind: str  # "huggingface", "pt2" or "python"
+    kind: str  # "huggingface", "pt2", "onnx" or "python"
     dtype: torch.dtype = torch.float32  # of the stored weights
     dropped: tuple[str, ...] = ()  # entries of its lists of modules that the program does not have
+    tokenizer: Path | None = None  # folder of the tokenizer, where it is another
+
+    @property
+    def texts(self) -> Path:
+        """Folder or file next to which the tokenizer is."""
+        return self.tokenizer or self.path
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -60,7 +59,8 @@ def compare_with_masked(program: Program, pruned: Path) -> float:
 def _masked(program: Program, original: Program, file: Path) -> OnnxRunner:
     """The original file in ONNX Runtime, with zeros where indices were removed, and with the refitted weights."""
     model = ir.load(file)
-    holders = dict(_holders(model))
+    load("onnx_ir.passes.common").LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=2)(model)
+    holders = model.graph.initializers
     tensor = load("onnx_ir.tensor_adapters").TorchTensor
     for name, numbers in _numbers(program, original):
         if name not in holders:
@@ -95,7 +95,3 @@ def _widened(program: Program, original: Program, name: str) -> Tensor:
     for dim, indices in sorted(rewritten.keep.get(name, {}).items()):
         tensor = widen(tensor, dim, indices, sizes[dim])
     return tensor
-
-
-def _holders(model: ir.Model) -> Iterator[tuple[str, Any]]:
-    yield from model.graph.initializers.items()

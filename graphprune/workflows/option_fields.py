@@ -42,6 +42,7 @@ class OptionInfo:
         flags: The flags of the command line, where they do not follow from the name.
         python: Whether it can be set from Python only: it has no flag, and cannot be in a file.
         named: Whether it is an object of Python, which the command line and files name by ``package.module:name``.
+        suffix: The suffix of files that may stand for a `named` object.
         outcome: Whether the pruned model depends on it; an unfinished run continues only where such options agree.
     """
 
@@ -54,6 +55,7 @@ class OptionInfo:
     flags: str = ""
     python: bool = False
     named: bool = False
+    suffix: str = ""
     outcome: bool = True
 
 
@@ -135,7 +137,12 @@ def problem(one: "Field[Any]", value: Any, kind: Any, brackets: str = "()") -> s
     """
     known = about(one)
     if known.named and isinstance(value, str):
-        return None if NAME.fullmatch(value) else f"be {known.thing}, or the name package.module:name, got {value!r}"
+        is_file = bool(known.suffix) and value.endswith(known.suffix)
+        return (
+            None
+            if is_file or NAME.fullmatch(value)
+            else f"be {known.thing}, or the name package.module:name, got {value!r}"
+        )
     if repeats(kind) and isinstance(value, str | Path):
         form = f"{json.dumps(os.fspath(value))}{',' if brackets == '()' else ''}"
         right = f"{one.name}=({form})" if brackets == "()" else f"{one.name}: [{form}]"

@@ -188,6 +188,9 @@ class Data(Samples):
     """Options of the calibration."""
 
     calibration: PathLike | None = option(None, f"Calibration text: {TEXTS}.", metavar="TEXT")
+    tokenizer: PathLike | None = option(
+        None, "Folder of the tokenizer for texts, where it is not next to the model, as for ONNX files.", metavar="DIR"
+    )
     autocast: bool = option(False, "Calibrate with matrices multiplied in bfloat16, faster where processors can.")
 
 
@@ -199,9 +202,10 @@ class UserObjects(OptionGroup):
     data: Any = option(
         None,
         "Batches for scores and refits: any iterable of tensors, tuples (inputs, labels) or dicts, such as a "
-        "DataLoader, or a function that returns one.",
+        "DataLoader, or a function that returns one; or an .npz file of arrays by the names of the inputs.",
         metavar="NAME",
         named=True,
+        suffix=".npz",
         thing="an iterable of batches",
     )
     loss: Loss | str | None = option(
@@ -219,6 +223,7 @@ class UserObjects(OptionGroup):
         "Batches for the metric; the data by default.",
         metavar="NAME",
         named=True,
+        suffix=".npz",
         thing="an iterable of batches",
     )
     forward: OfBatch | str | None = option(

@@ -85,7 +85,7 @@ def prune(options: PruneOptions) -> Result:
     remove_leftovers(_workspace(options), _output(options))
     check_output(_output(options), options.force)
     require_data(_passes(options).passes, options)
-    program = needs.accepted(trimmed_first(options))
+    program = needs.accepted(with_tokenizer(trimmed_first(options), options.tokenizer))
     if options.destination is None and options.target is None and not _is_of_transformers(program):
         needs = replace(needs, destination="free")
     job = Job(options, reproduction("prune", options), needs)
@@ -99,6 +99,13 @@ def prune(options: PruneOptions) -> Result:
     run = UserRun.of(with_goal_data(objects, program) if options.searches else objects, program)
     passes = _passes(resolved, job.footprint, run, program)
     return _run(job, program, passes, _Measured(exam, run), limit)
+
+
+def with_tokenizer(program: Program, folder: Any) -> Program:
+    """Program whose texts are read by the tokenizer of a folder, if one is given."""
+    if folder is None or program.source is None:
+        return program
+    return replace(program, source=replace(program.source, tokenizer=Path(folder)))
 
 
 def _require_share(options: PruneOptions) -> None:

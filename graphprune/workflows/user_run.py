@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,6 +12,7 @@ from graphprune.errors import CalibrationError, OptionError, because
 from graphprune.frontends.python import find
 from graphprune.ir.checksums import checksum
 from graphprune.ir.program import Inputs, Program
+from graphprune.statistics.array_batches import array_batches
 from graphprune.statistics.batch_inputs import described, leaves
 from graphprune.statistics.user_data import Call, UserData
 from graphprune.workflows.options import PruneOptions
@@ -106,7 +108,7 @@ class UserRun:
 
 
 def with_objects(options: PruneOptions) -> PruneOptions:
-    """Options with the objects that ``package.module:name`` stands for.
+    """Options with the objects that ``package.module:name``, or a file of arrays, stands for.
 
     Raises:
         LoadError: if one cannot be imported.
@@ -118,6 +120,8 @@ def with_objects(options: PruneOptions) -> PruneOptions:
 
 
 def _object(name: str, text: str) -> Any:
+    if name in ("data", "test") and text.endswith(".npz"):
+        return array_batches(Path(text))
     value = find(text)
     if name in ("data", "test"):
         return _loader(value, text) if callable(value) else value

@@ -135,7 +135,7 @@ class Calibrate(Pass):
             raise CalibrationError(
                 "there is nothing to calibrate on: name a text file, or pass batches of inputs from Python"
             )
-        tokenizer = model_folder.tokenizer(program.source.path)
+        tokenizer = model_folder.tokenizer(program.source.texts)
         ids = texts.samples(tokenizer, texts.read(self.text), self.samples, self.length, self.seed)
         sha256 = hashlib.sha256(ids.numpy().tobytes()).hexdigest()
         batches = _fitting(program, token_batches(program, ids, self.tokens))

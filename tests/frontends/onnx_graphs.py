@@ -47,11 +47,14 @@ def write(folder: Path, written: onnx.ModelProto, name: str = "model.onnx") -> P
 
 
 def convolutional() -> onnx.ModelProto:
-    """Two convolutions with a batch norm, and a linear layer, with names of sizes and metadata."""
+    """Two convolutions with a batch norm, and a linear layer, with names of sizes and metadata.
+
+    A constant and the output have names that torch gives to values of its own.
+    """
     constants = {
         "stem/kernel": numbers(8, 3, 3, 3, seed=1), "stem/bias": numbers(8, seed=2), "norm/gamma": np.abs(numbers(8, seed=3)),
         "norm/beta": numbers(8, seed=4), "norm/mean": numbers(8, seed=5), "norm/variance": np.abs(numbers(8, seed=6)),
-        "deep.kernel": numbers(6, 8, 3, 3, seed=7), "head.weight": numbers(4, 6, seed=8), "head.bias": numbers(4, seed=9),
+        "deep.kernel": numbers(6, 8, 3, 3, seed=7), "head.weight": numbers(4, 6, seed=8), "relu": numbers(4, seed=9),
     }  # fmt: skip
     node = helper.make_node
     nodes = [
@@ -62,12 +65,12 @@ def convolutional() -> onnx.ModelProto:
         node("Relu", ["d"], ["e"], "relu2"),
         node("GlobalAveragePool", ["e"], ["f"], "pool"),
         node("Flatten", ["f"], ["g"], "flat"),
-        node("Gemm", ["g", "head.weight", "head.bias"], ["scores"], "head", transB=1),
+        node("Gemm", ["g", "head.weight", "relu"], ["linear"], "head", transB=1),
     ]
     built = model(
-        nodes, {"image": ["images", 3, 9, 9]}, ["scores"], constants, producer_name="hand", doc_string="two layers"
+        nodes, {"image": ["images", 3, 9, 9]}, ["linear"], constants, producer_name="hand", doc_string="two layers"
     )
-    built.graph.output[0].CopyFrom(helper.make_tensor_value_info("scores", TensorProto.FLOAT, ["images", 4]))
+    built.graph.output[0].CopyFrom(helper.make_tensor_value_info("linear", TensorProto.FLOAT, ["images", 4]))
     built.metadata_props.add(key="labels", value="a,b,c,d")
     return built
 
