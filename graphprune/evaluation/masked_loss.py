@@ -16,6 +16,7 @@ from graphprune.execution.segments import Constants, Segment, load_weights, run,
 from graphprune.ir.program import Program
 from graphprune.ir.weights import Masked, Weights
 from graphprune.planning.plan import Rows, by_parameter, primes_to_keep
+from graphprune.planning.refused_choices import refusing
 from graphprune.statistics.collector import Calibration, input_leaf, predicted_inputs
 
 MAX_BATCHES = 4  # for one measurement of the loss
@@ -30,7 +31,8 @@ class Objective:
 
     For a causal language model it is the mean negative log likelihood of the next token, in nats; for any other model
     the squared error of its outputs, relative to those of the dense model. A plan is evaluated with zeros at the
-    removed indices, which equals a cut for exact and rescaled groups, and approximates it for others.
+    removed indices, which equals a cut for exact and rescaled groups, and with a router that never chooses removed
+    experts, which equals a cut, too; it approximates the cut of other groups.
     """
 
     program: Program
@@ -57,12 +59,18 @@ class Objective:
     def loss(self, groups: Mapping[str, Rows]) -> float:
         """Loss when groups retain only these rows of indices."""
         dependencies = self.program.fact(Dependencies)
-        keep = by_parameter(dependencies, primes_to_keep(dependencies, groups))
-        first = self.first_segment(keep)
+        routed = {name: rows for name, rows in groups.items() if dependencies.by_name[name].routed}
+        zeros = {name: rows for name, rows in groups.items() if name not in routed}
+        keep = by_parameter(dependencies, primes_to_keep(dependencies, zeros))
+        places = {place.parameter for name in routed for place in dependencies.by_name[name].places}
+        first = self.first_segment(keep.keys() | places)
         if first == len(self.segments):
             return self.dense
-        masked = replace(self.program, weights=Masked(self.program.weights, keep))
-        runs = (_run(masked, self.segments, self._known[i], *self._start(i, first)) for i in range(len(self.batches)))
+        whole = refusing(self.program, routed) if routed else self.program
+        segments = split_at_linear_layers(whole) if routed else self.segments
+        first = first if len(segments) == len(self.segments) else 0
+        masked = replace(whole, weights=Masked(self.program.weights, keep))
+        runs = (_run(masked, segments, self._known[i], *self._start(i, first)) for i in range(len(self.batches)))
         return self._mean(self._judge(i, outputs) for i, (outputs, _) in enumerate(runs))
 
     def first_segment(self, names: Collection[str]) -> int:

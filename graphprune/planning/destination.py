@@ -78,7 +78,8 @@ class Destination:
         """The reason why groups cannot have these widths together; None if they can."""
         if self.name == "free":
             return None
-        if fault := next(filter(None, map(self._head_fault, widths)), None):
+        faults = (fault for name in widths for fault in (self._head_fault(name), self._router_fault(name)))
+        if fault := next(filter(None, faults), None):
             return fault
         after = self._own(self._narrowed(widths))
         if self.name == "stock":
@@ -100,6 +101,19 @@ class Destination:
         fixed = [module for module, size in self._head_sizes.items() if size == group.size] if inside else []
         holders = [parameter for parameter in inside for module in fixed if parameter.startswith(f"{module}.")]
         return f"the heads of {holders[0]} must have {group.size} dimensions; use destination free" if holders else None
+
+    def _router_fault(self, name: str) -> str | None:
+        """The reason why there cannot be fewer groups of experts; None if there can.
+
+        A class divides the experts by a number of its configuration, which shapes do not show: 6 experts are 3 groups
+        of 2, or 2 groups of 3.
+        """
+        group = self.dependencies.by_name[name]
+        if group.label != "expert groups":
+            return None
+        return (
+            f"the router must have {group.size} groups of experts, each of which can be smaller; use destination free"
+        )
 
     @cached_property
     def _head_sizes(self) -> Mapping[str, int]:

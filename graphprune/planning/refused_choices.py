@@ -5,7 +5,6 @@ the axis leaves the candidates of the cut model, whatever normalizes the scores,
 """
 
 from collections.abc import Collection, Mapping
-from dataclasses import replace
 from math import inf
 from typing import Any
 
@@ -49,7 +48,7 @@ def refusing(program: Program, groups: Mapping[str, Rows]) -> Program:
                 refused = graph.call_function(refuse, (scores, dim, indices))
             refused.meta = dict(scores.meta)
             node.args = (refused, *node.args[1:])
-    return replace(program, graph=graph)
+    return program.with_facts(dependencies, graph=graph)  # the axes of its values are known
 
 
 def _refusal(node: fx.Node, dependencies: Dependencies, keep: RetainedByPrime) -> tuple[fx.Node, int, list[int]] | None:

@@ -110,7 +110,7 @@ def test_a_file_that_is_missing(tmp_path: Path) -> None:
         (("prune", "model", "--sparsity", "0.2"), "--output is missing"),
         (
             ("prune", "model", "--output", "out"),
-            "--sparsity, --macs, --latency, --ratio, --widths, --drop, --drop-b",
+            "--sparsity, --macs, --latency, --ratio, --widths, --drop, --drop-experts, --drop-b",
         ),
         (("sensitivity", "model", "--output", "out"), "--text is missing"),
     ],

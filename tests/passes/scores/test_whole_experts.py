@@ -9,6 +9,7 @@ from torch import Tensor
 
 import graphprune as gp
 from graphprune.axes.groups import Dependencies
+from graphprune.evaluation.masked_loss import Objective
 from graphprune.execution.output_comparison import Verification
 from graphprune.ir.program import Program
 from graphprune.pipeline import parse
@@ -117,3 +118,15 @@ def test_neurons_of_experts_are_ordered_by_the_growth_of_the_loss(captured: Any)
         costs = ((slopes @ weight) * weight).sum(0) / inverse.diagonal()
         assert scores[e].argmin() == costs.argmin()
     assert len(set(result.fact(Plan).groups["up:2"])) > 1 and result.fact(Verification).max_error < 1e-9
+
+
+def test_the_loss_of_a_plan_is_that_of_its_cut(captured: Any) -> None:
+    """Plans that remove experts are tried with a router that refuses them."""
+    _, x, program = captured
+    calibrated = run(program, x, "analyze | calibrate{moments=none}")
+    (group,) = (g for g in program.fact(Dependencies).groups if g.routed)
+    rows = {group.name: ((1, 2, 3),)}
+    objective = Objective.of(calibrated)
+    small = gp.apply(program, make(program, program.fact(Dependencies), rows))
+    assert objective.loss(rows) == pytest.approx(objective.loss_of(small), rel=1e-9)
+    assert objective.loss(rows) > 1e-3 and objective.loss({}) == objective.dense
