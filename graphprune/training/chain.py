@@ -15,7 +15,7 @@ from graphprune.ir.program import Inputs, Program
 from graphprune.passes.rewriting.rewrite import Rewrite
 from graphprune.passes.scores import SCORES
 from graphprune.pipeline import Pass, Pipeline
-from graphprune.planning.budget import Budget, require_unit
+from graphprune.planning.budget import NONE, Budget, require_unit
 from graphprune.planning.plan import Plan, Rows
 from graphprune.training.current_program import reconfigured, refreshed
 from graphprune.training.rounds import require_followed, with_plan
@@ -82,13 +82,14 @@ class Chain:
         """Name of the recipe."""
         return str(self.options.get("recipe", "pipeline"))
 
-    def amount(self, program: Program) -> int:
-        """Amount of the budget that a program has."""
-        return Budget.of(program, (), 0, str(self.options.get("budget", "parameters"))).total
+    def amount(self, program: Program, widths: Mapping[str, int] = NONE) -> int:
+        """Amount of the budget that a program has, with groups of these widths."""
+        budget = Budget.of(program, (), 0, str(self.options.get("budget", "parameters")), widths)
+        return budget.total - round(budget.removed({}))
 
-    def removed(self, program: Program) -> float:
-        """Share of the initial budget that a program lacks."""
-        return 1 - self.amount(program) / max(self.whole, 1)
+    def removed(self, program: Program, widths: Mapping[str, int] = NONE) -> float:
+        """Share of the initial budget that a program lacks, with groups of these widths."""
+        return 1 - self.amount(program, widths) / max(self.whole, 1)
 
     def share(self, program: Program, target: float) -> float:
         """Share of a program to remove, so that the `target` share of the initial one is removed."""

@@ -19,7 +19,7 @@ from graphprune.pipeline import Pass
 from graphprune.planning.budget import Budget
 from graphprune.planning.plan import Plan, Rows
 from graphprune.training import checkpoint, lightning_callback, replicas, rounds, transformers_callback
-from graphprune.training.chain import BASE, HALF, Chain, options_of
+from graphprune.training.chain import HALF, Chain, options_of
 from graphprune.training.learned_masks import LearnedMasks
 from graphprune.training.loop_state import quiet_loop
 from graphprune.training.mask_allocation import with_masks
@@ -31,6 +31,7 @@ from graphprune.training.rounds import Round
 from graphprune.training.schedules import Schedule, reductions
 from graphprune.training.selection import Selection, select, surveyed
 from graphprune.training.soft_pruning import soften
+from graphprune.workflows.auto_recipe import AUTO, NO_DATA
 from graphprune.workflows.recipe_rules import flat
 
 log = logging.getLogger(__name__)
@@ -55,7 +56,8 @@ class Pruner:
         macs: The share of the initial multiply-accumulates; short for a sparsity of budget ``macs``.
         ratio: The share of every group that is removed after the last round, or shares by name.
         widths: Exact numbers of indices that are retained after the last round, by name.
-        recipe: A recipe (see `graphprune recipes`), or a score with which `magnitude` is run, such as ``taylor``.
+        recipe: A recipe (see `graphprune recipes`), or a score with which `magnitude` is run, such as ``taylor``. By
+            default the best known one for the data: with a loss, growth of the loss and a least-squares refit.
         rounds: The number of calls of `step` that remove something.
         schedule: ``cubic``, ``linear`` or ``one-shot``; or a function from the part of the rounds to that of the cut.
         optimizer: One optimizer of the module's parameters, or several: they follow every cut.
@@ -84,7 +86,7 @@ class Pruner:
         macs: float | None = None,
         ratio: float | Mapping[str, float] | None = None,
         widths: Mapping[str, int] | None = None,
-        recipe: str = BASE,
+        recipe: str = AUTO,
         rounds: int = 10,
         schedule: str | Schedule = "cubic",
         optimizer: Any = (),
@@ -236,7 +238,7 @@ class Pruner:
             return self._finished(self._idle(number), {})
         masses = self._masses()
         with self.masks.baked() if self.masks else nullcontext():
-            program = self._chain.current()
+            program = self._chain.current() if self.masks else current
             passes = self._steps(program, self.targets.options(number, share), number)
             small = self._chain.cut(program, passes)
             if not small.fact(Plan).groups:
@@ -244,7 +246,7 @@ class Pruner:
             middle = time.perf_counter()
             small, written = self._chain.write_back(small, passes, **self._companions(number))
         seconds = {"plan and proof": middle - start, "write back": time.perf_counter() - middle}
-        proof, removed = small.facts.get(Verification), self._chain.removed(small)
+        proof, removed = small.facts.get(Verification), self._chain.removed(program, small.fact(Plan).widths)
         made = Round(
             number + 1, target, removed, before, small.count(), proof, written, seconds, self._chain.captured, masses
         )  # fmt: skip
@@ -356,6 +358,8 @@ class Pruner:
         observes = self.regularizer is not None and self.regularizer.observes
         passes = rounds.whole(self._chain.passes(self._chain.program, HALF, {}))
         reads = any(isinstance(step, Calibrate) for step in flat(passes))
+        if self._data.data is None and self._chain.recipe == AUTO:
+            log.warning("%s", NO_DATA)
         if self._data.data is None and (observes or reads):
             what = f"recipe {self._chain.recipe}" if reads else f"regularizer {type(self.regularizer).__name__}"
             raise TrainingError(

@@ -15,6 +15,7 @@ def run(model: Any, loader: Any, loss: Any) -> Any:
         model, example, importance=importance, pruning_ratio=0.5, iterative_steps=2, ignored_layers=[model.head]
     )
     for epoch in range(3):
+        model.train()
         for batch in loader:
             loss(model(batch[0]), batch).backward()
             optimizer.step()

@@ -17,7 +17,7 @@ class GroupLasso(Regularizer):
     After Yuan and Lin (2006), over the groups of the analysis instead of single layers.
     """
 
-    strength: float = 1e-4
+    strength: float = 1e-5
 
     def penalty(self, weights: CoupledWeights) -> Tensor:
         """Penalty of all indices of all groups."""
