@@ -26,7 +26,7 @@ from graphprune.workflows.option_fields import takes
 from graphprune.workflows.run_record import reproduction
 from graphprune.workflows.trim_options import Tokens, TrimOptions
 from graphprune.workflows.trim_record import Trimming
-from graphprune.workflows.trimmed_folder import TrimSource, write_trimmed
+from graphprune.workflows.trimmed_folder import TrimSource, encode_whole, write_trimmed
 from graphprune.workflows.trimmed_outputs import Sample, require_agreement, require_round_trips
 
 log = logging.getLogger("graphprune.run")
@@ -136,7 +136,7 @@ class TrimRun:
             VerificationError: if it differs from the original where it must not.
         """
         written = write_trimmed(self.source, self.retained, self.means, folder)
-        tokenizer, module = model_folder.tokenizer(folder), model_folder.module(folder)
+        tokenizer, module = encode_whole(model_folder.tokenizer(folder)), model_folder.module(folder)
         require_round_trips(self.source.tokenizer, tokenizer, self.retained, self.texts)
         error = require_agreement(before.outputs, self.sample.renumbered(self.retained).outputs(module, written.rows))
         after = self._costs(module, windows, tokenizer)

@@ -31,6 +31,13 @@ from graphprune.vocabulary.vocabulary_axes import TensorDim, VocabularyAxes, res
 _NAMING = (model_folder.CONFIG, model_folder.GENERATION, "preprocessor_config.json", "processor_config.json")
 
 
+def encode_whole(tokenizer: Any) -> Any:
+    """The tokenizer, of which a file may set that texts are truncated and padded, without that."""
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
+    return tokenizer
+
+
 @dataclass(frozen=True)
 class TrimSource:
     """Model, its tokenizer, and the dimensions that tokens index."""
@@ -55,6 +62,7 @@ class TrimSource:
         tokenizer = model_folder.tokenizer(folder)
         table = TokenizerTable.of(folder, tokenizer)
         tokenizer_files.require_agreement(folder, table)
+        encode_whole(tokenizer)
         source = cls(folder, settings, tokenizer, table)
         source.require_rows()
         for path in source.naming:

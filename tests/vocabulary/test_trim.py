@@ -11,7 +11,7 @@ import transformers
 import graphprune as gp
 from graphprune.errors import ExportError, GraphpruneError, LoadError
 from graphprune.huggingface import model_folder
-from tests.vocabulary.small_tokenizers import ENGLISH, folder_of, tokenizer_of
+from tests.vocabulary.small_tokenizers import ENGLISH, OTHER, folder_of, tokenizer_of
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
 MODELS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
@@ -142,8 +142,13 @@ def test_the_budget_of_a_cut_counts_the_tokens(decoder: tuple[Path, Path, gp.Tri
     "name", ["classifier", *(pytest.param(n, marks=SLOW) for n in ("untied decoder", "masked", "encoder-decoder"))]
 )
 def test_models_of_every_kind_follow(name: str, tmp_path: Path) -> None:
-    source, small = model(name, tmp_path / "source"), tmp_path / "small"
-    made = gp.trim(source, text=[corpus(tmp_path)], coverage=0.95, align=1, output=small)
+    source, small, words = model(name, tmp_path / "source"), tmp_path / "small", tmp_path / "words.txt"
+    words.write_text("perezoso\n", encoding="utf-8")
+    more: dict[str, Any] = {"keep": words, "keep_script": ["Greek"]}
+    made = gp.trim(source, text=[corpus(tmp_path)], coverage=0.95, align=1, output=small, **more)
+    old, new = (transformers.AutoTokenizer.from_pretrained(folder) for folder in (source, small))
+    for text in ("perezoso", OTHER[0]):
+        assert {*old.tokenize(text)} <= new.get_vocab().keys()
     inputs = {"decoder_input_ids": torch.tensor([[0, 1]])} if name == "encoder-decoder" else {}
     assert made.coverage < 1
     require_equal_logits(source, small, "the", **inputs)
@@ -157,6 +162,18 @@ def test_rows_of_first_pieces_move_to_the_mean(tmp_path: Path) -> None:
     a, b = (model_folder.module(folder).get_input_embeddings().weight.detach() for folder in (source, small))
     moved = (a[ids] - b).abs().amax(1) > 1e-6
     assert 0 < int(moved.sum()) < len(ids) / 2
+
+
+@SLOW
+def test_a_tokenizer_that_truncates_is_trimmed_by_whole_texts(tmp_path: Path) -> None:
+    source, small = model("classifier", tmp_path / "source"), tmp_path / "small"
+    table = json.loads((source / "tokenizer.json").read_text())
+    table["truncation"] = {"direction": "Right", "max_length": 4, "strategy": "LongestFirst", "stride": 0}
+    (source / "tokenizer.json").write_text(json.dumps(table), encoding="utf-8")
+    gp.trim(source, text=[corpus(tmp_path)], coverage=0.9999, align=1, output=small)
+    assert json.loads((small / "tokenizer.json").read_text())["truncation"] == table["truncation"]
+    old, new = (transformers.AutoTokenizer.from_pretrained(folder) for folder in (source, small))
+    assert all(old.tokenize(text) == new.tokenize(text) for text in ENGLISH)
 
 
 def _edit(path: Path, **fields: Any) -> None:
