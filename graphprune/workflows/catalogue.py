@@ -87,7 +87,7 @@ BEST = (
 #: refitted together with the cut layers.
 BEST_FACTORED = (
     "analyze | calibrate | gradients{most=8} | score{by=k-obs} | group-embeddings | allocate{by=marginal,part=0.75} | "
-    "select | rewrite | analyze | allocate-ranks{by=growth} | refit{statistics=mixed,residual=true} | "
+    "select | rewrite | analyze | allocate-ranks{by=growth,most=8} | refit{statistics=mixed,residual=true} | "
     "batch-norm-statistics | verify | factorize"
 )
 TUNED = "finetune{steps=100,rate=0.001,rank=16,aim=dense}"

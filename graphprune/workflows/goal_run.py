@@ -7,9 +7,11 @@ from typing import Any
 
 from torch import Tensor
 
+from graphprune.errors import PlanError
 from graphprune.ir.program import Program
 from graphprune.pipeline import Pass, Pipeline
 from graphprune.planning.goals import Goal, budget_of, parse
+from graphprune.support import distributed
 from graphprune.workflows.goal_choice import Choice, require_dense, smallest
 from graphprune.workflows.goal_data import label_loss
 from graphprune.workflows.goal_measures import GoalCosts, Qualities
@@ -68,6 +70,8 @@ class GoalPipeline:
         Raises:
             PlanError: if they are out of reach, with what is nearest.
         """
+        if distributed.world_size() > 1:
+            raise PlanError("goals are searched by one process; run without torchrun, or give a share such as sparsity")
         qualities = Qualities(program, self.windows, self.run, self._metrics)
         names = frozenset({goal.quantity for goal in self.goals} | ({"macs"} if self.options.frontier else set()))
         destination, quant = self.options.destination or "free", self.options.quant

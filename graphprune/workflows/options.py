@@ -326,7 +326,7 @@ class PruneOptions(Target, GoalOptions, TrimFirst, UserObjects, Data, InMemory, 
         self._require_goals()
 
     def _require_goals(self) -> None:
-        """Refuse goals beside an amount to remove, and without the data that confirms them."""
+        """Refuse goals together with an amount to remove, and without the data that confirms them."""
         if self.goal and self.has_amount(apart_from="goal"):
             raise OptionError("give either a goal or an amount to remove: the goal chooses the amount")
         if self.frontier and not self.goal and self.sparsity is None:

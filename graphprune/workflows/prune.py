@@ -64,7 +64,7 @@ def prune(options: PruneOptions) -> Result:
     For a model in files, give an `output`; the file ``run.yaml`` in it repeats the run. The output appears once
     everything in it is verified. A `target`, the runtime of a later export, sets `destination` and `align` where they
     are omitted. In both cases give a `sparsity` or another amount to remove (see
-    below).
+    below), or a `goal`, which the run finds the amount for.
 
     Activations of the calibration samples and finished steps are stored in a folder next to the output, or in
     `scratch`; a killed run continues when it is repeated, unless `restart` is set. Under ``torchrun``, every process

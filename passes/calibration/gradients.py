@@ -1,5 +1,6 @@
 """The pass that gathers gradients of a loss on calibration inputs."""
 
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -113,7 +114,11 @@ class Gradients(Pass):
         taps = _tapped(module, {node: _Tap(layout) for node, layout in layouts.items() if layout is not None})
         seen = _tapped(module, {head.x: _InputTap(head.features) for head in heads.values()})
         loss, terms = self._loss(program)
-        batches = sum(1 for _ in self._backward(program, module, loss))
+        batches, sizes = len(program.fact(Calibration).batches[: self.most]), list[int]()
+        if self.loss is None and terms > 1:
+            program, sizes = self._by_window(program)
+            loss = next_token_loss(program)
+        deque(self._backward(program, module, loss, sizes), maxlen=0)
         known = program.facts.get(GradientSums) or GradientSums({}, {}, {}, batches)
         inputs = {node: seen[head.x].mean(node) for node, head in heads.items()}
         grams = {node: tap.mean(node) for node, tap in taps.items()}
@@ -141,17 +146,36 @@ class Gradients(Pass):
             return projection(program), 1
         return next_token_loss(program), input_leaf(program, leaves, predicted_inputs(program)[0])[:, 1:].numel()
 
-    def _backward(self, program: Program, module: fx.GraphModule, loss: Loss) -> Iterator[int]:
-        """Run the backward pass of every calibration batch; yield the number of the batch after each."""
+    def _by_window(self, program: Program) -> tuple[Program, list[int]]:
+        """Program whose calibration batches are single windows of a text, and the size of the batch of each.
+
+        A backward pass then holds the activations of one window, and gives its outputs the gradients that they have in
+        the batch, since no window depends on another.
+        """
+        calibration = program.fact(Calibration)
+        batches = calibration.batches[: self.most]
+        if not calibration.length:
+            return program.with_facts(replace(calibration, batches=batches)), [1] * len(batches)
+        parts = [[leaf[i : i + 1] for leaf in leaves] for leaves in batches for i in range(len(leaves[0]))]
+        sizes = [len(leaves[0]) for leaves in batches for _ in range(len(leaves[0]))]
+        return program.with_facts(replace(calibration, batches=parts)), sizes
+
+    def _backward(
+        self, program: Program, module: fx.GraphModule, loss: Loss, sizes: Sequence[int] = ()
+    ) -> Iterator[int]:
+        """Run the backward pass of every calibration batch; yield the number of the batch after each.
+
+        The loss of a batch is divided by its entry in `sizes`, if there are any.
+        """
         calibration = program.fact(Calibration)
         spec = pytree.tree_flatten((program.inputs[0], dict(program.inputs[1])))[1]
-        batches = calibration.batches[: self.most]
+        batches = calibration.batches if sizes else calibration.batches[: self.most]
         with progress("differentiating", len(batches)) as step, torch.enable_grad():
             for i, leaves in enumerate(batches):
                 args, kwargs = pytree.tree_unflatten(list(leaves), spec)
                 module.zero_grad()
                 with matmul_autocast(calibration.autocast):
-                    value = loss(module(*args, **kwargs), i)
+                    value = loss(module(*args, **kwargs), i) / (sizes[i] if sizes else 1)
                 value.backward()  # type: ignore[no-untyped-call]
                 yield i
                 step()

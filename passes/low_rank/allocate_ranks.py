@@ -49,7 +49,8 @@ class AllocateRanks(Pass):
     the sum of the output errors is least: that of a layer is the energy of its removed whitened singular values (see
     `pivoted_factors`), relative to the energy of its outputs. By ``growth``, which also needs gradients at the outputs
     of all ``layers``, the growth of the loss ``1/2 tr(G dW H dW^T)`` is least, with shrunk Gram matrices G of the
-    gradients and H of the inputs (see the score ``k-obs``). Ranks are multiples of `align`. `protect` holds globs of
+    gradients and H of the inputs (see the score ``k-obs``). H is gathered from at most `most` calibration batches;
+    shrunk as it is, it hardly changes with more. Ranks are multiples of `align`. `protect` holds globs of
     parameters that are not factorized; shared weights, and weights of outputs of the model, are not factorized either.
     """
 
@@ -63,6 +64,7 @@ class AllocateRanks(Pass):
     budget: str = "parameters"
     protect: tuple[str, ...] = ()
     by: str = "density"
+    most: int | None = None
 
     @property
     def needs(self) -> tuple[type, ...]:
@@ -125,7 +127,7 @@ class AllocateRanks(Pass):
             elif self.by == "density":
                 ranks = layers.meeting(target)
             else:
-                ranks = layers.minimizing(target, ranked_errors(program, consumers, self.by == "growth"))
+                ranks = layers.minimizing(target, ranked_errors(program, consumers, self.by == "growth", self.most))
         plan = earlier or Plan(program.fingerprint(), {}, {}, {"destination": program.fact(Eligible).destination.name})
         return program.with_facts(replace(plan, ranks=layers.lower(ranks)))
 
@@ -249,11 +251,13 @@ class _Layers:
         return self.costs[name] * (m * n - factor_parameters(m, n, rank))
 
 
-def ranked_errors(program: Program, consumers: Collection[Consumer], growth: bool = False) -> dict[str, Tensor]:
+def ranked_errors(
+    program: Program, consumers: Collection[Consumer], growth: bool = False, most: int | None = None
+) -> dict[str, Tensor]:
     """The squared error of every layer at all ranks, relative to the energy of its outputs on calibration inputs; or
-    the `growth` of the loss, relative to that without any of the layers."""
-    collector = Collector(list(consumers))
-    sweep(program, program.fact(Calibration), collector)
+    the `growth` of the loss, relative to that without any of the layers. At most `most` batches are run."""
+    collector, calibration = Collector(list(consumers)), program.fact(Calibration)
+    sweep(program, replace(calibration, batches=calibration.batches[:most]), collector)
     tails = {c.weight: _tail(program, c, collector.moments[c.node].gram, growth) for c in consumers}
     whole = torch.stack([tail[0] for tail in tails.values()]).sum()
     return {name: tail / (whole if growth else tail[0]).clamp(min=1e-300) for name, tail in tails.items()}

@@ -158,8 +158,8 @@ def test_sensitivities_are_those_of_the_groups_that_the_score_cuts() -> None:
 
 def test_data_are_asked_for_before_the_model_is_loaded() -> None:
     with pytest.raises(CalibrationError, match="recipe transact needs calibration data; name a text"):
-        require_data(pipeline_of("transact", sparsity=0.2), options_of("transact"))
-    require_data(pipeline_of("magnitude", sparsity=0.2), options_of("magnitude"))
+        require_data(pipeline_of("transact", sparsity=0.2).passes, options_of("transact"))
+    require_data(pipeline_of("magnitude", sparsity=0.2).passes, options_of("magnitude"))
     passes = pipeline(options_of("fasp", **DATA), tokens=64)
     assert any(isinstance(step, Calibrate) and step.tokens == 64 for step in passes.passes)
 
