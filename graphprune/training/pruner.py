@@ -50,7 +50,7 @@ class Pruner:
 
     Args:
         module: The module, or a wrapper of it: DistributedDataParallel, or that of `torch.compile`.
-        args: Positional arguments of an example call.
+        args: Positional arguments of an example call; without any, the inputs are those of the first batch.
         kwargs: Keyword arguments of an example call.
         sparsity: The share of the initial parameters, or of another `budget`, that is removed after the last round.
         macs: The share of the initial multiply-accumulates; short for a sparsity of budget ``macs``.
@@ -112,7 +112,7 @@ class Pruner:
         self.masks = LearnedMasks(masks) if masks else None
         known = options_of(recipe, options | ({"budget": "macs"} if amount == "macs" else {}))
         self._data = RoundData(self.module, data, loss, forward, known.get("samples", 128), known.get("seed", 0))
-        self._chain = Chain(self.module, (args, dict(kwargs)), known)
+        self._chain = Chain(self.module, (args, dict(kwargs)) if args or kwargs else self._data.example(), known)
         self.targets = self._target_of(parts, amounts[amount], amount)
         self._require_data()
         self.fingerprint = self._chain.program.fingerprint()

@@ -8,7 +8,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, nn
 
 from graphprune.execution.module_state import seeded
-from graphprune.ir.program import Program
+from graphprune.ir.program import Inputs, Program
 from graphprune.statistics.user_data import UserData
 from graphprune.training import replicas
 
@@ -23,6 +23,18 @@ class RoundData:
     forward: Any
     samples: int = 128
     seed: int = 0
+
+    def example(self) -> Inputs:
+        """Inputs of the first batch; none without data.
+
+        Raises:
+            CalibrationError: if the data is empty, or does not fit the module.
+        """
+        if self.data is None:
+            return (), {}
+        with seeded(self.seed):
+            (call,) = UserData.of(self.module, self.data, self.forward).calls(1)
+        return call.args, dict(call.kwargs)
 
     def options(self, program: Program, number: int) -> Mapping[str, Any]:
         """Options of `graphprune.plan` with the batches of a round, and the loss of their outputs.

@@ -10,6 +10,7 @@ import torch
 from tools import benchmark_peers
 from tools.benchmark_peers import Harness, differs, runs
 from tools.peer_benchmark import networks, ours
+from tools.peer_benchmark import torch_pruning_methods as theirs
 from tools.peer_benchmark.record import CUT, DENSE, ITERATIVE, TRAINED, WAYS, Record, Run, append, read
 from tools.peer_benchmark.table import lines_of
 from tools.peer_benchmark.training import Loader, Training, augmented
@@ -94,6 +95,34 @@ def test_records_are_kept_and_what_failed_is_one(tmp_path: Path, monkeypatch: py
     broken = Harness({"net": lambda: torch.nn.Identity()}, data, 1)
     monkeypatch.setitem(sys.modules, "torch_pruning", None)
     assert "torch_pruning" in broken.record(Run("net", CUT, "BNScale, all layers", 0.5, 0, 0, SMALL)).fault
+
+
+def small() -> tuple[torch.nn.Module, tuple[torch.Tensor, torch.Tensor]]:
+    """A network of three convolutions, and images whose class is their brightest channel."""
+    torch.manual_seed(0)
+    layers = [torch.nn.Conv2d(3, 16, 3, 4), torch.nn.BatchNorm2d(16), torch.nn.ReLU(), torch.nn.Conv2d(16, 16, 3, 2)]
+    pooled = [torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(16, 3)]
+    x = torch.randn(256, 3, 32, 32)
+    return torch.nn.Sequential(*layers, *pooled).eval(), (x, x.mean((2, 3)).argmax(1))
+
+
+def test_ours_reaches_its_share_at_once_and_in_rounds_of_a_training() -> None:
+    model, data = small()
+    calls, whole = [(data[0][:64], data[1][:64])], networks.macs(model)
+    at_once = ours.cut(model, 0.5, calls)
+    in_rounds = ours.in_training(model, 0.5, calls, 2, Training(data, 2))
+    for one in (at_once, in_rounds):
+        assert 1 - networks.macs(one) / whole == pytest.approx(0.5, abs=0.06)
+    assert not in_rounds.training
+
+
+@pytest.mark.parametrize("method", ["GroupNorm, all layers", "GrowingReg, each layer", "Taylor, each layer"])
+def test_theirs_reach_their_share_in_rounds_of_a_training(method: str) -> None:
+    pytest.importorskip("torch_pruning")
+    model, data = small()
+    whole = networks.macs(model)
+    peer = theirs.Cutter(method, [(data[0][:64], data[1][:64])], whole)
+    assert 1 - networks.macs(peer.in_training(model, 0.5, 2, Training(data, 2))) / whole > 0.49
 
 
 def test_the_table_shows_the_best_of_each_column_and_faults() -> None:

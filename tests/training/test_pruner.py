@@ -88,6 +88,15 @@ def test_groups_narrow_to_widths_and_by_ratios() -> None:
     assert (net.first.out_channels, net.second.out_channels) == (12, 6)
 
 
+def test_the_first_batch_is_the_example_where_there_is_no_other() -> None:
+    torch.manual_seed(0)
+    net = Net()
+    pruner = gp.Pruner(net, ratio=0.5, rounds=1, data=batches(), loss=loss)
+    assert pruner.step().written is not None and net.first.out_channels == 8
+    with pytest.raises(GraphpruneError, match="no inputs|missing"):
+        gp.Pruner(Net(), ratio=0.5)
+
+
 def test_one_shot_leaves_nothing_for_later_rounds() -> None:
     _, _, pruner = made(recipe="magnitude", schedule="one-shot", rounds=2, sparsity=None, macs=0.5)
     assert pruner.step().sparsity == pytest.approx(0.5, abs=0.05)

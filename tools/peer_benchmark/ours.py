@@ -29,8 +29,8 @@ def in_training(model: nn.Module, share: float, calls: Sequence[Batch], rounds: 
     """Train a module, with a round after each of the first epochs."""
     optimizer = sgd(model)
     pruner = gp.Pruner(
-        model, (calls[0][0][:1],), recipe="auto", macs=share, rounds=rounds, schedule="linear", optimizer=optimizer,
-        data=calls, loss=loss, seed=training.seed,
+        model, macs=share, rounds=rounds, schedule="linear", optimizer=optimizer, data=calls, loss=loss,
+        seed=training.seed,
     )  # fmt: skip
 
     def round_after(epoch: int, current: object) -> object:

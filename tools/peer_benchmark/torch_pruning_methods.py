@@ -21,6 +21,7 @@ HALVINGS = 10
 REG, DELTA = 5e-4, 1e-4  # the defaults of its benchmark
 SCOPES = {"each layer": False, "all layers": True}
 METHODS = ("Magnitude", "GroupNorm", "GrowingReg", "BNScale", "Taylor")
+REGULARIZED = ("GroupNorm", "GrowingReg", "BNScale")
 NAMES = tuple(f"{method}, {scope}" for method in METHODS for scope in SCOPES)
 
 
@@ -84,7 +85,8 @@ class Cutter:
 
     def in_training(self, model: nn.Module, share: float, rounds: int, training: Training) -> nn.Module:
         """Train a model with the regularizer of the method, and cut after each of the first epochs."""
-        self.regularizer = made(self.name, model, 0.5)
+        regularizes = self.name.startswith(REGULARIZED)
+        self.regularizer = made(self.name, model, 0.5) if regularizes else None
 
         def cut_after(epoch: int, optimizer: Any) -> Any:
             if hasattr(self.regularizer, "update_reg"):
@@ -92,7 +94,7 @@ class Cutter:
             if epoch >= rounds:
                 return optimizer
             self.cut(model, share * (epoch + 1) / rounds)
-            self.regularizer = made(self.name, model, 0.5) if epoch + 1 < rounds else None
+            self.regularizer = made(self.name, model, 0.5) if regularizes and epoch + 1 < rounds else None
             return sgd(model)
 
         def regularize() -> None:

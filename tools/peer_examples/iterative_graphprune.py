@@ -9,11 +9,8 @@ import graphprune as gp
 
 def run(model: Any, loader: Any, loss: Any) -> Any:
     """The narrower model."""
-    example = next(iter(loader))[0]
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
-    pruner = gp.Pruner(
-        model, (example,), ratio=0.5, rounds=2, schedule="linear", optimizer=optimizer, data=loader, loss=loss
-    )
+    pruner = gp.Pruner(model, ratio=0.5, rounds=2, schedule="linear", optimizer=optimizer, data=loader, loss=loss)
     for _ in range(3):
         model.train()
         for batch in loader:

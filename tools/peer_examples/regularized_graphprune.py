@@ -9,10 +9,9 @@ import graphprune as gp
 
 def run(model: Any, loader: Any, loss: Any) -> Any:
     """The narrower model."""
-    example = next(iter(loader))[0]
     optimizer = torch.optim.AdamW(model.parameters(), 1e-3)
     pruner = gp.Pruner(
-        model, (example,), ratio=0.5, rounds=1, optimizer=optimizer, data=loader, loss=loss, regularizer="group-lasso"
+        model, ratio=0.5, rounds=1, optimizer=optimizer, data=loader, loss=loss, regularizer="group-lasso"
     )
     for epoch in range(3):
         model.train()
