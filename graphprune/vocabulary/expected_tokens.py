@@ -10,7 +10,7 @@ from graphprune.display.progress import progress
 from graphprune.errors import CalibrationError
 
 _ROWS = 64  # rows of probabilities at a time, since those of a large vocabulary are large
-LEAST = 0.05  # occurrences in the corpus; tokens that are expected less often are as good as absent
+LEAST = 0.005  # occurrences in the corpus; tokens that are expected less often are as good as absent
 
 
 def expected(model: Callable[..., Any], windows: Tensor, tokens: int) -> dict[int, float]:
