@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 
 from graphprune.errors import PlanError
 from graphprune.planning.goals import Goal
@@ -103,13 +104,20 @@ class Choice:
 
     def search(self, goals: Sequence[Goal], below: bool) -> float | None:
         """Share at which goals are just met, from below or above; None if no tried share meets them."""
-        known = {share: self._progress(goals, share) for share in sorted(self.trials.done) if share}
-        search = ShareSearch(self.trials.curve, partial(self._progress, goals), below, known)
+        known = {share: self._progress(goals, below, share) for share in sorted(self.trials.done) if share}
+        search = ShareSearch(self.trials.curve, partial(self._progress, goals, below), below, known)
         share = search.run()
         return None if share is None else self.trials.trial(share).share
 
-    def _progress(self, goals: Sequence[Goal], share: float) -> float:
-        return progress_of(goals, self.trials.trial(share).readings, self.quant)
+    def _progress(self, goals: Sequence[Goal], below: bool, share: float) -> float:
+        """Progress at a share; a share that cannot be removed is beyond all goals for quality."""
+        try:
+            trial = self.trials.trial(share)
+        except PlanError:
+            if not below or not self.trials.done:
+                raise
+            return inf
+        return progress_of(goals, trial.readings, self.quant)
 
 
 def smallest(trials: ShareTrials, goals: Sequence[Goal], quant: str) -> tuple[float, str, Mapping[str, float | None]]:

@@ -1,5 +1,6 @@
 """Pruning to goals: one calibration serves all shares, and trials on held-out data confirm the share."""
 
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,6 +21,8 @@ from graphprune.workflows.goal_timing import Timing
 from graphprune.workflows.goal_trials import DIGITS, ShareTrials
 from graphprune.workflows.options import PruneOptions
 from graphprune.workflows.user_run import UserRun
+
+log = logging.getLogger("graphprune.run")
 
 #: Pipeline of a run with options, and with those that do not come from the user.
 Builder = Callable[..., Pipeline]
@@ -82,13 +85,19 @@ class GoalPipeline:
         )
         share, quant, sizes = self._chosen(trials)
         if self.options.frontier:
-            for other in self.options.frontier_at:
-                if other <= trials.curve.most:
-                    trials.trial(other)
+            self._draw(trials)
         trials.trial(share)
         ordered = tuple(sorted(trials.done.values(), key=lambda trial: trial.share))
         reached = Reached(self.goals, share, ordered, self._plain.budget, quant, sizes, self.options.frontier)
         return trials.pruned(share).with_facts(reached)
+
+    def _draw(self, trials: ShareTrials) -> None:
+        """Try the shares of the frontier; those that cannot be removed are named in the log."""
+        for share in self.options.frontier_at:
+            try:
+                trials.trial(share)
+            except PlanError as fault:
+                log.warning("the frontier has no point at share %g: %s", share, fault)
 
     def _chosen(self, trials: ShareTrials) -> tuple[float, str, Mapping[str, float | None]]:
         """Share, the weights of the smallest model, and the sizes of the alternatives where there are any.
