@@ -1,5 +1,6 @@
 """Load a model of any supported kind."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from graphprune.errors import LoadError
@@ -7,18 +8,21 @@ from graphprune.frontends import FRONTENDS, onnx_models
 from graphprune.ir.program import Program
 
 
-def load(model: str | Path, *, dequantize: bool = False) -> Program:
+def load(model: str | Path, *, dequantize: bool = False, sizes: Mapping[str, int] | None = None) -> Program:
     """Load a model folder, a file or ``package.module:callable`` by the first frontend that accepts it.
 
-    `dequantize` turns quantized weights of an ONNX file into floating-point numbers.
+    `dequantize` turns quantized weights of an ONNX file into floating-point numbers, and `sizes` has sizes of its
+    dynamic dimensions at which it runs.
 
     Raises:
         LoadError: if no frontend accepts it, or its files cannot be read.
         TraceError: if torch.export refuses the model.
     """
     text = str(model)
-    if dequantize and FRONTENDS["onnx"].accepts(text):
-        return onnx_models.load(text, dequantize=True)
+    if FRONTENDS["onnx"].accepts(text):
+        return onnx_models.load(text, dequantize=dequantize, sizes=sizes)
+    if dequantize or sizes:
+        raise LoadError(f"{text} is no ONNX file, and only those are loaded with dequantize or sizes; omit them")
     for frontend in FRONTENDS.values():
         if frontend.accepts(text):
             return frontend.load(text)

@@ -37,10 +37,11 @@ STATE = ("past*", "present*")  # inputs and outputs of a cache, which may be cut
 SEED = 1
 
 
-def load(file: Path | str, *, dequantize: bool = False) -> Program:
+def load(file: Path | str, *, dequantize: bool = False, sizes: Mapping[str, int] | None = None) -> Program:
     """Load an ONNX file; its quantized weights become floating-point numbers if `dequantize` is set.
 
-    The program is compared with ONNX Runtime, at several sizes of each dynamic dimension.
+    The program is compared with ONNX Runtime, at several sizes of each dynamic dimension. `sizes` has those at which
+    the file runs, by the names of dimensions; others are tried.
 
     Raises:
         LoadError: if the file is damaged, has operators that are not translated, or computes otherwise when translated.
@@ -50,7 +51,7 @@ def load(file: Path | str, *, dequantize: bool = False) -> Program:
     shapes = {str(v.name): shape_of(file, v) for v in model.graph.inputs if v.name not in model.graph.initializers}
     module = TranslatedGraph(model, str(file), dequantize).eval()
     session = ReferenceSession(file)
-    feeds, expected = example(str(file), shapes, session)
+    feeds, expected = example(str(file), shapes, session, sizes or {})
     if not module.rounds:
         _require_same(file, module, feeds, expected)
     program = _captured(module, feeds, shapes)

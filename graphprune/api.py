@@ -46,13 +46,20 @@ M = TypeVar("M", bound=nn.Module)
 
 
 @overload
-def load(model: str | Path, *, dequantize: bool = False) -> Program: ...
+def load(model: str | Path, *, dequantize: bool = False, sizes: Mapping[str, int] | None = None) -> Program: ...
 @overload
 def load(model: str | Path, *, into: M) -> M: ...
-def load(model: str | Path, *, into: nn.Module | None = None, dequantize: bool = False) -> Any:
+def load(
+    model: str | Path,
+    *,
+    into: nn.Module | None = None,
+    dequantize: bool = False,
+    sizes: Mapping[str, int] | None = None,
+) -> Any:
     """Load a model folder, a file or ``package.module:callable``, as a program; or a pruned module.
 
     Quantized weights of an ONNX file become floating-point numbers if `dequantize` is set, and are refused otherwise.
+    `sizes` has sizes of its dynamic dimensions, by their names, at which it runs, where it does not run at all.
 
     A module that `prune` saved is loaded into a new one of its class (`into`), which is narrowed first, and returned.
 
@@ -60,7 +67,9 @@ def load(model: str | Path, *, into: nn.Module | None = None, dequantize: bool =
         LoadError: if no frontend accepts it, its files cannot be read, or they do not fit `into`, which is unchanged.
         TraceError: if torch.export refuses the model.
     """
-    return loading.load(model, dequantize=dequantize) if into is None else load_into(Path(model), into)
+    if into is not None:
+        return load_into(Path(model), into)
+    return loading.load(model, dequantize=dequantize, sizes=sizes)
 
 
 def analyze(program: Program) -> Dependencies:

@@ -18,15 +18,21 @@ SEED = 0
 Shapes = Mapping[str, Sequence[int | str]]
 
 
-def example(file: str, shapes: Shapes, session: ReferenceSession) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Inputs that ONNX Runtime accepts, and its outputs.
+def example(
+    file: str, shapes: Shapes, session: ReferenceSession, given: Mapping[str, int]
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Inputs that ONNX Runtime accepts, of the sizes that are given, and its outputs.
 
     Raises:
         LoadError: if it accepts none of the trials, with its reason for the first.
     """
+    names = _names(shapes)
+    if unknown := [name for name in given if name not in names]:
+        known = ", ".join(names) or "none"
+        raise LoadError(f"{file} has no dynamic dimension {unknown[0]!r}; the dynamic dimensions are: {known}")
     first: Exception | None = None
     for number, sizes in enumerate(_trials(shapes)):
-        feeds = drawn(shapes, sizes, session.types)
+        feeds = drawn(shapes, {**sizes, **given}, session.types)
         try:
             return feeds, session.run(feeds)
         except Exception as fault:  # its errors share no base class
@@ -34,7 +40,16 @@ def example(file: str, shapes: Shapes, session: ReferenceSession) -> tuple[dict[
         if number == MOST:
             break
     assert first is not None
-    raise LoadError(f"{file}: ONNX Runtime runs it with none of the sizes that were tried{because(first)}") from first
+    form = ", ".join(f"{name!r}: N" for name in names)
+    raise LoadError(
+        f"{file}: ONNX Runtime runs it with none of the sizes that were tried{because(first)}; give the sizes at which "
+        f"it runs: graphprune.load(file, sizes={{{form}}})"
+    ) from first
+
+
+def _names(shapes: Shapes) -> list[str]:
+    """Names of the dynamic dimensions."""
+    return list(dict.fromkeys(size for shape in shapes.values() for size in shape if isinstance(size, str)))
 
 
 def drawn(shapes: Shapes, sizes: Mapping[str, int], types: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
@@ -51,7 +66,7 @@ def drawn(shapes: Shapes, sizes: Mapping[str, int], types: Mapping[str, torch.dt
 
 def _trials(shapes: Shapes) -> Iterator[dict[str, int]]:
     """Sizes to try: simple ones, then those in which some are sums of others, as the length of a mask with a cache."""
-    names = list(dict.fromkeys(size for shape in shapes.values() for size in shape if isinstance(size, str)))
+    names = _names(shapes)
     batches = {str(shape[0]) for shape in shapes.values() if shape}
     for batch in (BATCH, 1):
         bases = [_base(names, batches, side, batch, apart) for side, apart in product(SIDES, (True, False))]

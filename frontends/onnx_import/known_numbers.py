@@ -104,7 +104,7 @@ def _cast(call: NodeCall, inputs: Sequence[np.ndarray]) -> np.ndarray:
     array, dtype = inputs[0], dtype_of(call.attribute("to"))
     if array.dtype != object:
         raise NotKnownError
-    convert = torch.sym_float if dtype.is_floating_point else torch.sym_int
+    convert = _torch.sym_float if dtype.is_floating_point else _torch.sym_int
     result = np.empty(array.shape, dtype=object)
     for place in np.ndindex(array.shape):
         result[place] = convert(_item(array[place]))

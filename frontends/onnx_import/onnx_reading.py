@@ -54,6 +54,7 @@ def _require_external_data(file: Path, model: ir.Model) -> None:
         if tensor is None:
             raise LoadError(f"{file}: the constant {name} has no numbers; export the model again")
         if not isinstance(tensor, ir.ExternalTensor):
+            _require_numbers(file, str(name), tensor)
             continue
         path = Path(tensor.path)
         end = (tensor.offset or 0) + (tensor.length or tensor.nbytes)
@@ -65,6 +66,16 @@ def _require_external_data(file: Path, model: ir.Model) -> None:
             )
         if not path.resolve().is_relative_to(file.parent.resolve()):
             raise LoadError(f"{file}: the numbers of {name} are in {path}, outside of the folder of the model")
+
+
+def _require_numbers(file: Path, name: str, tensor: ir.TensorProtocol) -> None:
+    try:
+        tensor.numpy()
+    except (ValueError, TypeError) as fault:
+        raise LoadError(
+            f"{file}: the constant {name} of shape {list(tensor.shape)} holds another number of values"
+            f"{because(fault)}; export the model again"
+        ) from fault
 
 
 def _require_fixed_constants(file: Path, model: ir.Model) -> None:

@@ -188,9 +188,6 @@ class Data(Samples):
     """Options of the calibration."""
 
     calibration: PathLike | None = option(None, f"Calibration text: {TEXTS}.", metavar="TEXT")
-    tokenizer: PathLike | None = option(
-        None, "Folder of the tokenizer for texts, where it is not next to the model, as for ONNX files.", metavar="DIR"
-    )
     autocast: bool = option(False, "Calibrate with matrices multiplied in bfloat16, faster where processors can.")
 
 
@@ -233,6 +230,23 @@ class UserObjects(OptionGroup):
         named=True,
     )
     data_samples: int = option(512, "Samples of the data that scores and refits use.", least=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnnxFile(OptionGroup):
+    """Options for a model in an ONNX file."""
+
+    title: ClassVar[str] = "An ONNX file"
+    tokenizer: PathLike | None = option(
+        None, "Folder of the tokenizer for texts, where it is not next to the file.", metavar="DIR"
+    )
+    sizes: Mapping[str, int] | None = option(
+        None,
+        "Sizes of dynamic dimensions of the inputs, by their names, at which the file runs.",
+        metavar="NAME=N,...",
+        least=1,
+    )
+    dequantize: bool = option(False, "Take quantized weights as floating-point numbers.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -291,7 +305,7 @@ class TrimFirst(OptionGroup):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneOptions(Target, GoalOptions, TrimFirst, UserObjects, Data, InMemory, Run, RunFiles):
+class PruneOptions(Target, GoalOptions, TrimFirst, UserObjects, Data, OnnxFile, InMemory, Run, RunFiles):
     """Options of `graphprune.prune`."""
 
     model: "Module | Program | PathLike" = field(

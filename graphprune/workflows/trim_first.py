@@ -29,7 +29,7 @@ def trimmed_first(options: PruneOptions) -> Program:
     """
     model = str(options.model)
     if not options.trim:
-        return load(model)
+        return load(model, dequantize=options.dequantize, sizes=options.sizes)
     _require_alone(options)
     folder = source_folder(model)
     tokens = Tokens(tokens=options.trim_tokens, coverage=options.trim_coverage)

@@ -212,7 +212,20 @@ def outside() -> onnx.ModelProto:
     return built
 
 
+def short() -> onnx.ModelProto:
+    built = line(helper.make_node("MatMul", ["x", "w"], ["y"]), constants={"w": numbers(4, 4)})
+    built.graph.initializer[0].dims[0] = 8
+    return built
+
+
+def rigid() -> onnx.ModelProto:
+    """A graph with the sizes of its example inside."""
+    return line(helper.make_node("Reshape", ["x", "shape"], ["y"]), constants={"shape": np.array([3, 2, 22])})
+
+
 BAD = {
+    short: r"the constant w of shape \[8, 4\] holds another number of values",
+    rigid: r"none of the sizes that were tried.*sizes=\{'n': N\}",
     unknown_operator: r"node 'glitter' has the operator com.acme::Sparkle, which is not translated",
     replaceable: r"1 constants are inputs, too, the first w",
     shapeless: r"input x has no shape",
@@ -238,6 +251,14 @@ def test_truncated_file(tmp_path: Path) -> None:
         gp.load(file)
     with pytest.raises(LoadError, match="does not exist"):
         gp.load(tmp_path / "none.onnx")
+
+
+def test_given_sizes_are_taken(tmp_path: Path) -> None:
+    """A file that runs at a single size alone is loaded at this size."""
+    program = gp.load(write(tmp_path, rigid()), sizes={"n": 33})
+    assert [tuple(leaf.shape) for leaf in program.flat(*program.inputs)] == [(33, 4)]
+    with pytest.raises(LoadError, match="no dynamic dimension 'm'; the dynamic dimensions are: n"):
+        gp.load(tmp_path / "model.onnx", sizes={"m": 33})
 
 
 def test_fixed_size_is_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

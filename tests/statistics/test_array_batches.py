@@ -1,6 +1,7 @@
 """Batches of a file of arrays."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +12,8 @@ from graphprune.statistics.array_batches import array_batches
 
 def test_batches_have_the_names_of_inputs(tmp_path: Path) -> None:
     file = tmp_path / "data.npz"
-    np.savez(file, **{"image": np.zeros((40, 3)), "past.0": np.ones((40, 2))})
+    arrays: dict[str, Any] = {"image": np.zeros((40, 3)), "past.0": np.ones((40, 2))}
+    np.savez(file, **arrays)
     first, second = array_batches(file)
     assert {name: tuple(tensor.shape) for name, tensor in first.items()} == {"image": (32, 3), "past_0": (32, 2)}
     assert len(second["image"]) == 8

@@ -41,7 +41,8 @@ class Export:
         names, dims = list(inputs), [_dims(name, x) for name, x in inputs.items()]
         settings: dict[str, Any] = {"input_names": names, "opset_version": self.opset, "dynamo": self.new}
         if self.new and self.dynamic:
-            settings["dynamic_shapes"] = module.arranged(dims) if hasattr(module, "arranged") else tuple(dims)
+            arranged: Any = getattr(module, "arranged", tuple)
+            settings["dynamic_shapes"] = arranged(dims)
         elif self.dynamic:
             settings["dynamic_axes"] = dict(zip(names, dims, strict=True))
         if self.new:
@@ -57,7 +58,8 @@ def perturb(module: nn.Module) -> None:
     """Make all weights random, so that norms and biases are not trivial."""
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if tensor.is_floating_point() and tensor.dim():
-            noise = torch.randn_like(tensor) * (0.1 if tensor.dim() == 1 else torch.nan_to_num(tensor.std(), 0.1) * 0.5)
+            scale = 0.1 if tensor.dim() == 1 or tensor.numel() < 2 else 0.5 * float(tensor.std())
+            noise = scale * torch.randn_like(tensor)
             tensor.data += noise.abs() if "var" in name or tensor.dim() == 1 else noise
 
 
