@@ -119,7 +119,8 @@ def test_every_requirement_is_pinned_in_constraints() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["tools/setup", "tools/test", "tools/demo", "tools/verify_web", "tools/vendor_page", ".ci/run"]
+    "name",
+    ["tools/setup", "tools/test", "tools/demo", "tools/verify_web", "tools/vendor_page", "tools/clients", ".ci/run"],
 )
 def test_the_commands_can_be_run(name: str) -> None:
     assert os.access(ROOT / name, os.X_OK)

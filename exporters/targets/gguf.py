@@ -77,7 +77,9 @@ def _subject(source: Path) -> _Subject:
 def _general(source: Path) -> dict[str, Any]:
     """Fields that catalogs of models show: name, license and base model of the source."""
     keys, facts = gguf.Keys.General, card_facts(source)
-    fields = {keys.NAME: source.resolve().name} | ({keys.LICENSE: facts.licence} if facts.licence else {})
+    fields: dict[str, Any] = {keys.NAME: source.resolve().name}
+    if facts.licence:
+        fields[keys.LICENSE] = facts.licence
     if facts.base_model:
         url = f"https://huggingface.co/{facts.base_model}"
         fields |= {

@@ -1,0 +1,1 @@
+"""Checks of programs that load what graphprune writes; `tools/clients` runs them."""
