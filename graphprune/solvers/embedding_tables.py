@@ -3,6 +3,7 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
@@ -46,7 +47,7 @@ def embedding_tables(
     rows: dict[int, tuple[str, ...]] = {}
     for name in finder.looked_up:
         table, fault = finder.table(name)
-        if any(fnmatch(name, glob) for glob in protect):
+        if _is_protected(program, name, protect):
             fault = "it is protected"
         if fault:
             left[name] = fault
@@ -55,7 +56,7 @@ def embedding_tables(
             rows.setdefault(program.shapes()[name][0], table.indices)
     for name, head in finder.heads_alone().items():
         length = program.shapes()[name][0]
-        if length in rows and not any(fnmatch(name, glob) for glob in protect):
+        if length in rows and not _is_protected(program, name, protect):
             tables.append(EmbeddingTable(name, (), (head,), rows[length]))
     return tables, left
 
@@ -71,7 +72,11 @@ class _Finder:
             name = program.name(str(node.target))
             if len(shapes[name]) == 2 and shapes[name][0] >= LEAST * shapes[name][1] > LEAST:
                 self.readers.setdefault(name, []).extend(_readers(node))
-        self.constants = set(Constants(program).of(program.flat(*program.inputs)))
+
+    @cached_property
+    def constants(self) -> set[str]:
+        """The names of values that depend on no parameter."""
+        return set(Constants(self.program).of(self.program.flat(*self.program.inputs)))
 
     @property
     def looked_up(self) -> list[str]:
@@ -105,6 +110,14 @@ class _Finder:
         first: Any = node.args[0] if node.args else None
         own = isinstance(first, fx.Node) and first.op == "get_attr" and self.program.name(str(first.target)) == name
         return node.target is aten.embedding.default and own and _index(node) is not first
+
+
+def _is_protected(program: Program, name: str, keys: Collection[str]) -> bool:
+    """Whether a key, a glob, names a parameter, one of its dimensions, or a module around it, by any of its names."""
+    names = [name, *(alias for alias, stored in program.ties.items() if stored == name)]
+    paths = [".".join(parts[: i + 1]) for parts in (n.split(".") for n in names) for i in range(len(parts))]
+    globs = [key.partition(":")[0].removesuffix(".*") for key in keys]
+    return any(fnmatch(path, glob) for path in paths for glob in globs)
 
 
 def _index(lookup: fx.Node) -> fx.Node:

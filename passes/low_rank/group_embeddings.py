@@ -63,7 +63,7 @@ class GroupEmbeddings(Pass):
     """
 
     name: ClassVar[str] = "group-embeddings"
-    reads: ClassVar[tuple[type, ...]] = (Scores, Plan, Dropped, Rotatable)
+    reads: ClassVar[tuple[type, ...]] = (Scores, Plan, Dropped, Rotatable, GradientSums)
     makes: ClassVar[tuple[type, ...]] = (EmbeddingGroups, Plan)
     one_of: ClassVar[tuple[str, ...]] = ("sparsity", "ratio")
     sparsity: float | None = None

@@ -152,8 +152,10 @@ def test_tables_are_left_to_other_destinations() -> None:
 
 
 def test_protected_and_oddly_used_tables_are_named(seen: Program) -> None:
-    fact = grouped(seen, "group-embeddings{ratio=0.3,protect=table.*}").fact(EmbeddingGroups)
-    assert (fact.by_weight, fact.left) == ({}, {"table.weight": "it is protected"})
+    for key in ("table.*", "head", "head.weight:1"):
+        tables, left = embedding_tables(seen, seen.fact(Dependencies), (key,))
+        assert (tables, left) == ([], {"table.weight": "it is protected"})
+    assert embedding_tables(seen, seen.fact(Dependencies), ("up", "neurons"))[0]
 
     class Norm(Decoder):
         """The table is read as a whole, too."""
