@@ -214,3 +214,22 @@ def test_every_translation_is_tested() -> None:
     }  # fmt: skip
     quantized = {name for name in TRANSLATIONS if "Quant" in name or "quantize" in name or "NBits" in name}
     assert set(TRANSLATIONS) - tested - aliases - quantized == set()
+
+
+@pytest.mark.parametrize("with_zeros", [False, True])
+def test_packed_matrix_is_unpacked(with_zeros: bool, tmp_path: Path) -> None:
+    """A product with a matrix of 4 bits in blocks computes the same numbers as a plain one."""
+    random = np.random.default_rng(0)
+    constants = {
+        "packed": random.integers(0, 256, (6, 2, 16), dtype=np.uint8),
+        "scales": np.abs(numbers(6, 2)),
+        **({"zeros": random.integers(0, 256, (6, 1), dtype=np.uint8)} if with_zeros else {}),
+    }
+    names, sizes = ["x", *constants], {"K": 64, "N": 6, "bits": 4, "block_size": 32}
+    node = helper.make_node("MatMulNBits", names, ["y"], domain=MICROSOFT, **sizes)
+    made = model([node], {"x": [3, 64]}, ["y"], constants)
+    feeds = {"x": torch.from_numpy(numbers(3, 64, seed=1))}
+    expected = ReferenceSession(tmp_path / "m.onnx", made.SerializeToString()).run(feeds)
+    module = TranslatedGraph(ir.from_proto(made), "m.onnx", dequantize=True)
+    compare(expected, module(**feeds), "MatMulNBits", 1e-3)
+    assert next(module.parameters()).shape == (64, 6)
