@@ -23,7 +23,9 @@ class Convolution(Rule):
     linear_in = (0, 1)
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
-        return convolution_dims(flow, node, self.channels)
+        out = convolution_dims(flow, node, self.channels)
+        flow.count_macs(*out, *flow.dims(node.args[1])[1:])
+        return out
 
     def channels(self, flow: Flow, node: fx.Node, channels: Axis, weight: Dims) -> Axis:
         """The output channels; input channels are unified with those of the weight group by group."""

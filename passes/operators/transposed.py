@@ -23,6 +23,7 @@ class TransposedConvolution(Rule):
     groups = 6  # position of the argument `groups`
 
     def axes(self, flow: Flow, node: fx.Node) -> Dims:
+        flow.count_macs(*flow.dims(node.args[0]), *flow.dims(node.args[1])[1:])
         return convolution_dims(flow, node, self.channels)
 
     def channels(self, flow: Flow, node: fx.Node, channels: Axis, weight: Dims) -> Axis:

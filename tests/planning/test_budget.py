@@ -57,6 +57,17 @@ def test_multiply_accumulates_are_those_that_torch_counts(
     assert budget.total - gone == pytest.approx(macs(gp.apply(program, plan)), rel=1e-6)
 
 
+def test_convolutions_of_any_groups_are_counted() -> None:
+    layers = (
+        nn.Conv2d(3, 8, 3, padding="same"), nn.Conv2d(8, 8, 3, stride=2, groups=8), nn.Conv2d(8, 12, 1),
+        nn.Conv2d(12, 8, 3, groups=4), nn.ConvTranspose2d(8, 8, 2, stride=2, groups=8), nn.Conv2d(8, 4, 3),
+    )  # fmt: skip
+    program = trace(nn.Sequential(*layers).eval(), (torch.randn(2, 3, 11, 11),))
+    assert of(program, "macs").total == macs(program)
+    small = gp.apply(program, gp.plan(program, ratio=0.5))
+    assert of(small, "macs").total == macs(small) < 0.5 * macs(program)
+
+
 @pytest.mark.parametrize("unit", ["macs", "kv_cache"])
 def test_a_budget_in_another_unit_is_met(tiny: Tiny, inputs: Inputs, unit: str) -> None:
     program = trace(tiny("gpt2", use_cache=False, n_embd=64, n_head=8), (), inputs("gpt2"))

@@ -13,7 +13,8 @@ NAMES = ("graphprune", "graphprune, healed")
 
 def cut(model: nn.Module, share: float, calls: Sequence[Batch]) -> nn.Module:
     """Module with a share of its multiply-accumulates removed at once."""
-    return gp.prune(model, data=calls, loss=loss, macs=share, inplace=False).module
+    small: nn.Module = gp.prune(model, data=calls, loss=loss, macs=share, inplace=False).module
+    return small
 
 
 def train(name: str, small: nn.Module, dense: nn.Module, training: Training) -> nn.Module:
