@@ -3,6 +3,7 @@
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -109,13 +110,15 @@ class Gradients(Pass):
         tables = embedding_tables(program, dependencies)[0] if everywhere else []
         layers = (*dependencies.maps_of(groups), *dependencies.stacked(groups), *more)
         layouts = {c.node: as_rows if c.member else c.outputs for c in layers}  # the members of a stack share one
-        layouts |= {node: _by_token for table in tables for node in table.lookups}
         heads = {head.node: head for table in tables for head in table.heads}
-        taps = _tapped(module, {node: _Tap(layout) for node, layout in layouts.items() if layout is not None})
-        seen = _tapped(module, {head.x: _InputTap(head.features) for head in heads.values()})
         loss, terms = self._loss(program)
+        predicts = self.loss is None and terms > 1
+        convolutions = {c.node for c in layers if len(program.shapes()[c.weight]) > 2 and c.member is None}
+        made = {node: _Tap(layout, node in convolutions) for node, layout in layouts.items() if layout is not None}
+        taps = _tapped(module, {**made, **{node: _Tap(_by_token) for table in tables for node in table.lookups}})
+        seen = _tapped(module, {head.x: _InputTap(head.features) for head in heads.values()})
         batches, sizes = len(program.fact(Calibration).batches[: self.most]), list[int]()
-        if self.loss is None and terms > 1:
+        if predicts:
             program, sizes = self._by_window(program)
             loss = next_token_loss(program)
         deque(self._backward(program, module, loss, sizes), maxlen=0)
@@ -182,18 +185,32 @@ class Gradients(Pass):
 
 
 class _Tap(nn.Module):
-    """The identity, which sums up the Gram matrix of the gradients of its values."""
+    """The identity, which sums up the Gram matrix of the gradients of its values.
+
+    If it is `coherent`, the matrix is multiplied by the growth of the loss with a common factor on all outputs of a
+    sample, relative to the growth if they erred independently: errors of a convolution add up where a mean over
+    positions follows.
+    """
 
     what = "gradient"
 
-    def __init__(self, layout: Callable[[Tensor], Tensor]) -> None:
+    def __init__(self, layout: Callable[[Tensor], Tensor], coherent: bool = False) -> None:
         super().__init__()
         self.layout, self.total, self.count = layout, torch.zeros((), dtype=torch.float64), 0
+        self.coherent, self.together, self.apart = coherent, 0.0, 0.0
 
     def forward(self, value: Tensor) -> Tensor:
         value = value if value.requires_grad else value.detach().requires_grad_()
-        value.register_hook(self._add)  # type: ignore[no-untyped-call]
+        hook = partial(self._add_with, value.detach()) if self.coherent else self._add
+        value.register_hook(hook)  # type: ignore[no-untyped-call]
         return value
+
+    @torch.no_grad()
+    def _add_with(self, values: Tensor, gradient: Tensor) -> None:
+        self._add(gradient)
+        slopes = (gradient * values).double()
+        self.together += float(slopes.flatten(1).sum(1).square().sum())
+        self.apart += float(self.layout(slopes).sum(1).square().sum())
 
     @torch.no_grad()
     def _add(self, values: Tensor) -> None:
@@ -205,7 +222,8 @@ class _Tap(nn.Module):
         """The Gram matrix divided by the number of rows, shape (m, m)."""
         if not torch.isfinite(self.total).all():
             raise CalibrationError(f"the {self.what} at {node} holds NaN or infinity; check the loss and the data")
-        return self.total / max(self.count, 1)
+        factor = self.together / self.apart if self.apart else 1.0
+        return self.total * factor / max(self.count, 1)
 
 
 class _RowTap(nn.Module):
