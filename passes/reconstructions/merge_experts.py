@@ -170,21 +170,18 @@ class _Mixture:
         """The squared error of the sum relative to that of the dense mixture, on held-out batches if there are any."""
         errors = [0.0, 0.0]
 
-        def add(held: bool, right: Tensor, seen: Mapping[str, Any], _: Mapping[str, Tensor]) -> None:
-            if held or not self._has_held_out:
-                errors[0] += float((right - seen[self.tail.total]).double().square().sum())
-                errors[1] += float(right.double().square().sum())
+        def add(right: Tensor, seen: Mapping[str, Any], _: Mapping[str, Tensor]) -> None:
+            errors[0] += float((right - seen[self.tail.total]).double().square().sum())
+            errors[1] += float(right.double().square().sum())
 
-        self._visit(weight, add)
+        self._visit(weight, add, held_out=True)
         return errors[0] / max(errors[1], torch.finfo(torch.float64).tiny)
 
     def equations(self, weight: Tensor, retained: Sequence[int]) -> "Equations":
         """The normal equations of the changes of all retained experts that have tokens."""
         grams, crosses, counts = dict[int, Tensor](), dict[int, Tensor](), Counter[int]()
 
-        def add(held: bool, right: Tensor, seen: Mapping[str, Any], loaded: Mapping[str, Tensor]) -> None:
-            if held:
-                return
+        def add(right: Tensor, seen: Mapping[str, Any], loaded: Mapping[str, Tensor]) -> None:
             self.tail.require_linear(seen, loaded, self.other.program)
             for e, own, gates, rows in self._rows(right - seen[self.tail.total], seen, loaded):
                 if e in retained and len(own):
@@ -201,16 +198,14 @@ class _Mixture:
         """The cross products of the rows of each expert with what these changes add to the sum."""
         products = dict[int, Tensor]()
 
-        def add(held: bool, _: Tensor, seen: Mapping[str, Any], loaded: Mapping[str, Tensor]) -> None:
-            if held:
-                return
+        def add(_: Tensor, seen: Mapping[str, Any], loaded: Mapping[str, Tensor]) -> None:
             none = self.tail.run(torch.zeros_like(seen[self.tail.start]), seen, loaded, self.other.program)
             for e, own, _, rows in self._rows(seen[self.tail.total] - none, seen, loaded):
                 if e in changes:
                     _accumulate(products, e, rows.T @ own)
 
         whole = self.other.program.weights[self.weight]
-        self._visit(self.stacked(torch.zeros_like(whole), changes), add)
+        self._visit(self.stacked(torch.zeros_like(whole), changes), add, dense=False)
         return products
 
     def stacked(self, weight: Tensor, changes: Mapping[int, Tensor]) -> Tensor:
@@ -230,15 +225,20 @@ class _Mixture:
             own, gate, error = (at_least_single(member.rows(v, seen)) for v in (seen[consumer.x], gates, rows))
             yield member.index, own, gate, error
 
-    def _visit(self, weight: Tensor, add: Callable[..., None]) -> None:
-        """Run both segments on every batch; `add` gets the dense sum, and the values without the removed experts."""
-        loaded = self.dense.load(self.segment, self.dense.program.weights)
+    def _visit(self, weight: Tensor, add: Callable[..., None], held_out: bool = False, dense: bool = True) -> None:
+        """Run both segments on the batches to fit, or on those held out.
+
+        `add` gets the dense sum, and the values without the removed experts; without `dense`, the sum of these.
+        """
+        total = self.tail.total
+        loaded = self.dense.load(self.segment, self.dense.program.weights) if dense else {}
         changed = {**self.other.load(self.refused, self.other.program.weights), self.weight: weight}
-        calibration = self.dense.calibration
         for i, number in enumerate(self.dense.batch_indices):
-            right = self.dense.run_batch(i, self.segment, loaded, {self.tail.total})[1][self.tail.total]
+            if self._has_held_out and self.dense.calibration.held_out(number) is not held_out:
+                continue
             seen = self.other.run_batch(i, self.refused, changed, self.tail.watch)[1]
-            add(calibration.held_out(number), right, seen, changed)
+            right = self.dense.run_batch(i, self.segment, loaded, {total})[1][total] if dense else seen[total]
+            add(right, seen, changed)
 
     @property
     def _has_held_out(self) -> bool:
