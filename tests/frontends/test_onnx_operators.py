@@ -225,8 +225,8 @@ def test_packed_matrix_is_unpacked(with_zeros: bool, tmp_path: Path) -> None:
         "scales": np.abs(numbers(6, 2)),
         **({"zeros": random.integers(0, 256, (6, 1), dtype=np.uint8)} if with_zeros else {}),
     }
-    names, sizes = ["x", *constants], {"K": 64, "N": 6, "bits": 4, "block_size": 32}
-    node = helper.make_node("MatMulNBits", names, ["y"], domain=MICROSOFT, **sizes)
+    names = ["x", *constants]
+    node = helper.make_node("MatMulNBits", names, ["y"], domain=MICROSOFT, K=64, N=6, bits=4, block_size=32)
     made = model([node], {"x": [3, 64]}, ["y"], constants)
     feeds = {"x": torch.from_numpy(numbers(3, 64, seed=1))}
     expected = ReferenceSession(tmp_path / "m.onnx", made.SerializeToString()).run(feeds)
