@@ -202,11 +202,14 @@ def view(
     sensitivity: Numbers | None = None,
     title: str = "",
     force: bool = False,
+    dequantize: bool = False,
+    sizes: Mapping[str, int] | None = None,
 ) -> viewer.Content:
     """Write a self-contained HTML page that shows the dependency graph of a model; return its content.
 
     `plan`, a plan, its file or the folder of a run, adds removed and retained indices. `reports`, folders of runs, are
     compared. `sensitivity`, numbers by the name of a group, colors the groups; measured `Sensitivities` add a heat map.
+    An ONNX file is loaded with `dequantize` and `sizes`, as by `load`.
 
     Raises:
         LoadError: if the model, the plan or a report cannot be read, or a report is one of another model.
@@ -215,7 +218,7 @@ def view(
         ExportError: if `output` exists and `force` is not set, or may not be written.
     """
     check_file(output, force)
-    program = model if isinstance(model, Program) else load(model)
+    program = model if isinstance(model, Program) else load(model, dequantize=dequantize, sizes=sizes)
     runs = runs_of(program, reports)
     cuts = plan if isinstance(plan, Plan) or plan is None else Plan.load(plan)
     if cuts and cuts.blocks and Dropped not in program.facts:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from graphprune.errors import ExportError
+from graphprune.errors import OptionError
 from graphprune.statistics.data_files import QUESTIONS, TEXTS
 from graphprune.workflows.options import MODEL
 
@@ -39,6 +39,15 @@ Numbers = Annotated[
         help='Color the groups by a table that `graphprune sensitivity` wrote, or by JSON as in {"NAME": 0.5}.',
     ),
 ]
+Sizes = Annotated[
+    str | None,
+    typer.Option(
+        "--sizes", metavar="NAME=N,...", help="Sizes of dynamic dimensions, by name, at which an ONNX file runs."
+    ),
+]
+Dequantize = Annotated[
+    bool, typer.Option("--dequantize", help="Take quantized weights of an ONNX file as floating-point numbers.")
+]
 
 
 def target_names() -> tuple[str, ...]:
@@ -46,13 +55,13 @@ def target_names() -> tuple[str, ...]:
     return tuple(sorted(info.name.replace("_", "-") for info in iter_modules([str(TARGETS)])))
 
 
-def sizes(words: str | None) -> dict[str, int]:
-    """Parse ``batch=1,sequence=128`` as sizes by name.
+def sizes(words: str | None, flag: str) -> dict[str, int]:
+    """Parse ``batch=1,sequence=128``, the value of a flag, as sizes by name.
 
     Raises:
-        ExportError: if the text has another form.
+        OptionError: if the text has another form.
     """
     pairs = [word.partition("=") for word in (words or "").split(",") if word]
     if not all(name and size.isdigit() for name, _, size in pairs):
-        raise ExportError(f"--static {words!r} is not of the form batch=1,sequence=128")
+        raise OptionError(f"{flag} {words!r} is not of the form batch=1,sequence=128")
     return {name.strip(): int(size) for name, _, size in pairs}

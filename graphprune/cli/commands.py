@@ -11,6 +11,7 @@ import typer
 
 from graphprune.cli import logs, tables
 from graphprune.cli.arguments import (
+    Dequantize,
     Folder,
     Folders,
     Force,
@@ -22,6 +23,7 @@ from graphprune.cli.arguments import (
     Output,
     PageFile,
     Questions,
+    Sizes,
     Text,
     sizes,
     target_names,
@@ -82,6 +84,8 @@ def inspect(
     parameter: Annotated[
         str | None, typer.Option(metavar="GLOB", help="Explain only these parameters, in full.")
     ] = None,
+    at: Sizes = None,
+    dequantize: Dequantize = False,
     json: Json = False,
 ) -> Show:
     """Show which parts of a model can be cut, which cannot, and why."""
@@ -89,7 +93,7 @@ def inspect(
     from graphprune.cli import dependencies
     from graphprune.reports import graph_export
 
-    program = api.load(model)
+    program = api.load(model, dequantize=dequantize, sizes=sizes(at, "--sizes"))
     analysis = api.analyze(program)
     graph = graph_export.colored(analysis.to_networkx(), graph_export.read_numbers(sensitivity) if sensitivity else {})
     writers = (graph_export.write_dot, graph_export.write_graphml, graph_export.write_json)
@@ -113,6 +117,8 @@ def view(
         list[Path] | None, typer.Option(metavar="DIR", help="Compare runs, folders that prune wrote; repeatable.")
     ] = None,
     sensitivity: Numbers = None,
+    at: Sizes = None,
+    dequantize: Dequantize = False,
     force: Force = False,
     json: Json = False,
 ) -> Show:
@@ -121,7 +127,16 @@ def view(
     from graphprune.reports import graph_export
 
     numbers = graph_export.read_numbers(sensitivity) if sensitivity else None
-    made = api.view(model, output=output, plan=plan, reports=report or (), sensitivity=numbers, force=force)
+    made = api.view(
+        model,
+        output=output,
+        plan=plan,
+        reports=report or (),
+        sensitivity=numbers,
+        force=force,
+        dequantize=dequantize,
+        sizes=sizes(at, "--sizes"),
+    )
     facts = {name: len(made[name]) for name in ("groups", "tensors", "modules", "calls", "runs")}
     return _answer(f"{model} shown in {output}", {"page": output, **facts, "bytes": output.stat().st_size}, json)
 
@@ -269,7 +284,7 @@ def export(
         dtype=dtype,
         quant=quant,
         opset=opset,
-        static=sizes(static),
+        static=sizes(static, "--static"),
         portable=portable,
         force=force,
     )

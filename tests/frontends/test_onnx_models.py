@@ -8,8 +8,10 @@ import onnx
 import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
+from typer.testing import CliRunner
 
 import graphprune as gp
+from graphprune.cli.commands import app
 from graphprune.errors import ExportError, LoadError
 from graphprune.ir.program import Program
 from tests.frontends.onnx_graphs import attentive, convolutional, model, numbers, write
@@ -259,6 +261,16 @@ def test_given_sizes_are_taken(tmp_path: Path) -> None:
     assert [tuple(leaf.shape) for leaf in program.flat(*program.inputs)] == [(33, 4)]
     with pytest.raises(LoadError, match="no dynamic dimension 'm'; the dynamic dimensions are: n"):
         gp.load(tmp_path / "model.onnx", sizes={"m": 33})
+
+
+@pytest.mark.parametrize("command", [("inspect",), ("view", "--output", "page.html")], ids=lambda words: words[0])
+def test_commands_take_sizes(command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Commands that show a model load it at given sizes, and name their own option where it has another form."""
+    monkeypatch.chdir(tmp_path)
+    file = str(write(tmp_path, rigid()))
+    assert CliRunner().invoke(app, (*command, file)).exit_code == 2
+    assert CliRunner().invoke(app, (*command, file, "--sizes", "n=33")).exit_code == 0
+    assert "--sizes 'n' is not of the form" in CliRunner().invoke(app, (*command, file, "--sizes", "n")).output
 
 
 def test_fixed_size_is_warned_about(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
