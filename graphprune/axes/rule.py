@@ -143,9 +143,9 @@ class Flow(Protocol):
         """Report that the operands are multiplied and summed over this axis."""
 
     def count_macs(self, *axes: Axis) -> None:
-        """Report a product of two activations: one multiply-accumulate per element of these axes.
+        """Report a product: one multiply-accumulate per element of these axes.
 
-        Products with a parameter are counted by `consume`.
+        Linear operators that report none are counted by the elements of their weight and output.
         """
 
     def consume(self, consumer: Consumer) -> None:

@@ -157,7 +157,7 @@ class AxisFlow:
         self.contractions.append((axis, operands, self.node))
 
     def count_macs(self, *axes: Axis) -> None:
-        """Note a product of two activations."""
+        """Note a product of the node, with an axis for every factor of its multiply-accumulates."""
         assert self.node is not None
         self.multiplied.append((self.node, axes))
 

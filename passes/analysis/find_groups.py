@@ -172,15 +172,15 @@ def _products(flow: AxisFlow) -> Iterator[Axis]:
 
 
 def _mac_terms(flow: AxisFlow) -> Iterator[Term]:
-    """Terms of the multiply-accumulates for the example inputs: weights of linear operators, with the number of uses
-    of an element, and products of activations, such as those of attention."""
+    """Terms of the multiply-accumulates for the example inputs: products that operators count, and elsewhere the weights
+    of linear operators, with the number of uses of an element."""
+    yield from (Term(axes) for _, axes in flow.multiplied)
+    counted = {node.name for node, _ in flow.multiplied}
     nodes = {node.name: node for node in flow.program.graph.nodes}
-    for consumer in (c for c in flow.consumers if flow.numel(c.weight)):
+    for consumer in (c for c in flow.consumers if flow.numel(c.weight) and c.node not in counted):
         output = pytree.tree_leaves(nodes[consumer.node].meta["val"])[0]
         rows = flow.numel(consumer.weight) / (flow.tensors[consumer.weight][consumer.dim].size * consumer.taps)
         yield Term(flow.tensors[consumer.weight], prod(size_hint(size) for size in output.shape) / rows)
-    linear = {consumer.node for consumer in flow.consumers}
-    yield from (Term(axes) for node, axes in flow.multiplied if node.name not in linear)
 
 
 def _kv_cache_terms(flow: AxisFlow) -> Iterator[Term]:

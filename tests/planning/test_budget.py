@@ -60,7 +60,8 @@ def test_multiply_accumulates_are_those_that_torch_counts(
 def test_convolutions_of_any_groups_are_counted() -> None:
     layers = (
         nn.Conv2d(3, 8, 3, padding="same"), nn.Conv2d(8, 8, 3, stride=2, groups=8), nn.Conv2d(8, 12, 1),
-        nn.Conv2d(12, 8, 3, groups=4), nn.ConvTranspose2d(8, 8, 2, stride=2, groups=8), nn.Conv2d(8, 4, 3),
+        nn.Conv2d(12, 8, 3, groups=4), nn.ConvTranspose2d(8, 8, 2, stride=2, groups=8),
+        nn.ConvTranspose2d(8, 6, 3, stride=2), nn.Conv2d(6, 4, 3),
     )  # fmt: skip
     program = trace(nn.Sequential(*layers).eval(), (torch.randn(2, 3, 11, 11),))
     assert of(program, "macs").total == macs(program)
