@@ -172,8 +172,8 @@ def _products(flow: AxisFlow) -> Iterator[Axis]:
 
 
 def _mac_terms(flow: AxisFlow) -> Iterator[Term]:
-    """Terms of the multiply-accumulates for the example inputs: products that operators count, and elsewhere the weights
-    of linear operators, with the number of uses of an element."""
+    """Terms of the multiply-accumulates for the example inputs: products that operators count; else weights of linear
+    operators, with the number of uses of an element."""
     yield from (Term(axes) for _, axes in flow.multiplied)
     counted = {node.name for node, _ in flow.multiplied}
     nodes = {node.name: node for node in flow.program.graph.nodes}
