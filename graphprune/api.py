@@ -40,7 +40,7 @@ from graphprune.workflows.saved_folder import apply as apply
 from graphprune.workflows.saved_folder import load_into, write
 from graphprune.workflows.sensitivity_scan import sensitivity as sensitivity
 from graphprune.workflows.target_needs import GRAPH, TargetNeeds
-from graphprune.workflows.trim import trim as trim
+from graphprune.workflows.trimming.trim import trim as trim
 
 M = TypeVar("M", bound=nn.Module)
 

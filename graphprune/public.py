@@ -43,4 +43,4 @@ from graphprune.reports.report import Report as Report
 from graphprune.training.pruner import Pruner as Pruner
 from graphprune.training.rounds import Round as Round
 from graphprune.workflows.result import Result as Result
-from graphprune.workflows.trim_record import Trimming as Trimming
+from graphprune.workflows.trimming.trim_record import Trimming as Trimming

@@ -27,9 +27,9 @@ from torch.nn.functional import cross_entropy
 import graphprune as gp
 from graphprune.errors import GraphpruneError
 from graphprune.evaluation.perplexity import classify, logits
-from graphprune.workflows.goal_data import accuracy
-from graphprune.workflows.goal_outcome import weight_bytes
-from graphprune.workflows.goal_timing import in_turns
+from graphprune.workflows.goals.goal_data import accuracy
+from graphprune.workflows.goals.goal_outcome import weight_bytes
+from graphprune.workflows.goals.goal_timing import in_turns
 from tools.recipe_benchmark.subjects import SUBJECTS
 
 CALIBRATED, CONFIRMED = 256, 1024  # labelled inputs of a classifier

@@ -18,9 +18,9 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # tools is a folder of th
 
 from graphprune.evaluation.bits_per_byte import windows_of_text
 from graphprune.support.option_text import split
-from graphprune.workflows.trim import TrimRun, source_folder
-from graphprune.workflows.trim_options import Tokens
-from graphprune.workflows.trim_record import Trimming
+from graphprune.workflows.trimming.trim import TrimRun, source_folder
+from graphprune.workflows.trimming.trim_options import Tokens
+from graphprune.workflows.trimming.trim_record import Trimming
 from tools.documents import fill
 
 HEAD = ("tokens", "parameters", "MB", "remain whole", "bits per byte", "tokens per word")

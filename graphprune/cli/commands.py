@@ -33,7 +33,7 @@ from graphprune.cli.option_flags import Show, Values, options_of
 from graphprune.healing.heal_options import HealOptions
 from graphprune.version import __version__
 from graphprune.workflows.options import AMOUNTS, PruneOptions, SensitivityOptions
-from graphprune.workflows.trim_options import TrimOptions
+from graphprune.workflows.trimming.trim_options import TrimOptions
 
 app = typer.Typer(
     name="graphprune",

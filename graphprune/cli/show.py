@@ -11,7 +11,7 @@ from graphprune.healing.healing_record import Healing
 from graphprune.planning.sensitivity_table import Sensitivities
 from graphprune.reports.comparison import Comparison
 from graphprune.reports.report import BUDGETS, Report
-from graphprune.workflows.trim_record import Trimming
+from graphprune.workflows.trimming.trim_record import Trimming
 
 
 def report(title: str, made: Report) -> None:

@@ -21,8 +21,8 @@ from graphprune.reports.report import CalibrationReport, Report
 from graphprune.support.atomic_output import check_output
 from graphprune.support.memory import Peak, watch_peak
 from graphprune.workflows.auto_recipe import AUTO, NO_DATA
-from graphprune.workflows.goal_data import with_goal_data
-from graphprune.workflows.goal_run import GoalPipeline
+from graphprune.workflows.goals.goal_data import with_goal_data
+from graphprune.workflows.goals.goal_run import GoalPipeline
 from graphprune.workflows.module_parts import PrunedParts, count, prune_parts
 from graphprune.workflows.option_fields import described
 from graphprune.workflows.options import PruneOptions

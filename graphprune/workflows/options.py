@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphprune.errors import OptionError
 from graphprune.statistics.data_files import TEXTS
-from graphprune.workflows.goal_options import GoalOptions
+from graphprune.workflows.goals.goal_options import GoalOptions
 from graphprune.workflows.option_fields import OptionGroup, option, required
 
 if TYPE_CHECKING:

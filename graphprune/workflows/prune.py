@@ -34,10 +34,10 @@ from graphprune.support.memory import Peak, return_freed_memory, watch_peak
 from graphprune.support.resume import note_outcome, remove_leftovers, resumable
 from graphprune.support.workspace import MEMORY_BYTES
 from graphprune.workflows import memory_estimate, run_file
-from graphprune.workflows.goal_data import split_text, with_goal_data
-from graphprune.workflows.goal_files import fill_goals
-from graphprune.workflows.goal_outcome import Reached
-from graphprune.workflows.goal_run import GoalPipeline
+from graphprune.workflows.goals.goal_data import split_text, with_goal_data
+from graphprune.workflows.goals.goal_files import fill_goals
+from graphprune.workflows.goals.goal_outcome import Reached
+from graphprune.workflows.goals.goal_run import GoalPipeline
 from graphprune.workflows.in_memory import prune_in_memory, require_no_module_options
 from graphprune.workflows.option_fields import takes
 from graphprune.workflows.options import AMOUNTS, PruneOptions
@@ -46,7 +46,7 @@ from graphprune.workflows.result import Result
 from graphprune.workflows.run_record import Job, build_report, command, identity, name_of, reproduction
 from graphprune.workflows.saved_folder import write
 from graphprune.workflows.target_needs import TargetNeeds
-from graphprune.workflows.trim_first import trimmed_first, with_remaining
+from graphprune.workflows.trimming.trim_first import trimmed_first, with_remaining
 from graphprune.workflows.user_run import UserRun, with_objects
 
 log = logging.getLogger("graphprune.run")

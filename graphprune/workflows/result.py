@@ -13,7 +13,7 @@ from graphprune.planning.plan import FILE as PLAN
 from graphprune.planning.plan import Plan
 from graphprune.reports.report import Report, digests
 from graphprune.support.atomic_output import new_folder
-from graphprune.workflows.goal_outcome import Reached
+from graphprune.workflows.goals.goal_outcome import Reached
 from graphprune.workflows.saved_folder import write, write_module
 from graphprune.writeback.module import WrittenBack
 

@@ -13,8 +13,8 @@ from graphprune.ir.program import Program, Trimmed
 from graphprune.planning.budget import UNITS
 from graphprune.support import cache
 from graphprune.workflows.options import PruneOptions
-from graphprune.workflows.trim import TrimRun, source_folder
-from graphprune.workflows.trim_options import Tokens
+from graphprune.workflows.trimming.trim import TrimRun, source_folder
+from graphprune.workflows.trimming.trim_options import Tokens
 
 log = logging.getLogger("graphprune.run")
 

@@ -25,8 +25,8 @@ from graphprune.planning.goals import Goal
 from graphprune.statistics.paired import PairedSamples
 from graphprune.support.packages import load, onnxruntime
 from graphprune.support.workspace import current_workspace
-from graphprune.workflows.goal_measures import Qualities, Reading
-from graphprune.workflows.goal_outcome import quantized, weight_bytes
+from graphprune.workflows.goals.goal_measures import Qualities, Reading
+from graphprune.workflows.goals.goal_outcome import quantized, weight_bytes
 from graphprune.workflows.saved_folder import write
 
 ROUNDS = 12  # runs of each model, in turns

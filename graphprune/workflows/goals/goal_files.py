@@ -7,7 +7,7 @@ from graphprune.errors import ExportError
 from graphprune.exporters import EXPORTERS
 from graphprune.exporters.contract import ExportOptions
 from graphprune.exporters.onnx_tools.onnx_subjects import ONNX_FOLDER
-from graphprune.workflows.goal_outcome import Reached, weight_bytes
+from graphprune.workflows.goals.goal_outcome import Reached, weight_bytes
 
 SLACK = 1.02  # of bytes in files, which hold names and the graph in addition to the weights
 MORE = 1 << 20

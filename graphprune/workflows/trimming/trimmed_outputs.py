@@ -12,7 +12,7 @@ from graphprune.execution.output_comparison import compare, numbers
 from graphprune.vocabulary.vocabulary_axes import INDICES
 
 if TYPE_CHECKING:
-    from graphprune.workflows.trimmed_folder import TrimSource
+    from graphprune.workflows.trimming.trimmed_folder import TrimSource
 
 TOLERANCE = 1e-5  # of the typical value
 _CASES = 3

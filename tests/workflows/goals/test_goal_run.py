@@ -15,7 +15,7 @@ from torch.nn.functional import cross_entropy
 import graphprune as gp
 from graphprune.errors import CalibrationError, OptionError, PlanError
 from graphprune.statistics import texts
-from graphprune.workflows.goal_trials import ShareTrials
+from graphprune.workflows.goals.goal_trials import ShareTrials
 
 Options = dict[str, Any]
 

@@ -8,10 +8,10 @@ import pytest
 from graphprune.errors import PlanError
 from graphprune.planning.goals import parse_all
 from graphprune.statistics.paired import PairedSamples
-from graphprune.workflows.goal_choice import Choice, smallest
-from graphprune.workflows.goal_measures import Reading
-from graphprune.workflows.goal_outcome import ShareTrial
-from graphprune.workflows.share_search import PlanCurve
+from graphprune.workflows.goals.goal_choice import Choice, smallest
+from graphprune.workflows.goals.goal_measures import Reading
+from graphprune.workflows.goals.goal_outcome import ShareTrial
+from graphprune.workflows.goals.share_search import PlanCurve
 
 MOST = 0.42
 

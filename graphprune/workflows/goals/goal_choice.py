@@ -7,10 +7,10 @@ from math import inf
 
 from graphprune.errors import PlanError
 from graphprune.planning.goals import Goal
-from graphprune.workflows.goal_measures import Qualities, Reading, progress_of
-from graphprune.workflows.goal_outcome import ShareTrial, measured_text, measured_texts, quantized
-from graphprune.workflows.goal_trials import ShareTrials
-from graphprune.workflows.share_search import NARROW, ShareSearch
+from graphprune.workflows.goals.goal_measures import Qualities, Reading, progress_of
+from graphprune.workflows.goals.goal_outcome import ShareTrial, measured_text, measured_texts, quantized
+from graphprune.workflows.goals.goal_trials import ShareTrials
+from graphprune.workflows.goals.share_search import NARROW, ShareSearch
 
 RETRIES = 4  # greater shares after one whose widths, rounded, miss a count
 FINE = 1e-5  # difference of two shares at which a bisection of counts ends

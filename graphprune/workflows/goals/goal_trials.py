@@ -18,10 +18,10 @@ from graphprune.planning.plan import Plan
 from graphprune.statistics.paired import PairedSamples
 from graphprune.support.durable_steps import read_manifest, write_manifest
 from graphprune.support.workspace import Workspace, current_workspace, use_workspace, writable
-from graphprune.workflows.goal_measures import GoalCosts, Qualities, Reading
-from graphprune.workflows.goal_outcome import ShareTrial
+from graphprune.workflows.goals.goal_measures import GoalCosts, Qualities, Reading
+from graphprune.workflows.goals.goal_outcome import ShareTrial
+from graphprune.workflows.goals.share_search import PlanCurve
 from graphprune.workflows.run_record import planned_sizes
-from graphprune.workflows.share_search import PlanCurve
 
 log = logging.getLogger("graphprune.run")
 GRID = 12  # shares of the plan's curve

@@ -13,12 +13,12 @@ from graphprune.ir.program import Program
 from graphprune.pipeline import Pass, Pipeline
 from graphprune.planning.goals import Goal, budget_of, parse
 from graphprune.support import distributed
-from graphprune.workflows.goal_choice import Choice, require_dense, smallest
-from graphprune.workflows.goal_data import label_loss
-from graphprune.workflows.goal_measures import GoalCosts, Qualities
-from graphprune.workflows.goal_outcome import Reached
-from graphprune.workflows.goal_timing import Timing
-from graphprune.workflows.goal_trials import DIGITS, ShareTrials
+from graphprune.workflows.goals.goal_choice import Choice, require_dense, smallest
+from graphprune.workflows.goals.goal_data import label_loss
+from graphprune.workflows.goals.goal_measures import GoalCosts, Qualities
+from graphprune.workflows.goals.goal_outcome import Reached
+from graphprune.workflows.goals.goal_timing import Timing
+from graphprune.workflows.goals.goal_trials import DIGITS, ShareTrials
 from graphprune.workflows.options import PruneOptions
 from graphprune.workflows.user_run import UserRun
 

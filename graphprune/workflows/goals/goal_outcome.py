@@ -7,7 +7,7 @@ from typing import Any
 
 from graphprune.planning.goals import Goal
 from graphprune.reports.frontier import Frontier, FrontierPoint
-from graphprune.workflows.goal_measures import Reading
+from graphprune.workflows.goals.goal_measures import Reading
 
 WEIGHTS = ("*.safetensors", "*.pt2", "*.onnx", "*.data")  # files of weights, by destination
 

@@ -5,7 +5,7 @@ from math import inf
 
 import pytest
 
-from graphprune.workflows.share_search import NARROW, PlanCurve, ShareSearch
+from graphprune.workflows.goals.share_search import NARROW, PlanCurve, ShareSearch
 
 GRID = [i / 40 for i in range(37)]  # shares up to 0.9
 

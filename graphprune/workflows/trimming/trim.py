@@ -24,10 +24,10 @@ from graphprune.vocabulary.scripts import of_scripts
 from graphprune.vocabulary.token_selection import Amount, TokenSelection, counted
 from graphprune.workflows.option_fields import takes
 from graphprune.workflows.run_record import reproduction
-from graphprune.workflows.trim_options import Tokens, TrimOptions
-from graphprune.workflows.trim_record import Trimming
-from graphprune.workflows.trimmed_folder import TrimSource, encode_whole, write_trimmed
-from graphprune.workflows.trimmed_outputs import Sample, require_agreement, require_round_trips
+from graphprune.workflows.trimming.trim_options import Tokens, TrimOptions
+from graphprune.workflows.trimming.trim_record import Trimming
+from graphprune.workflows.trimming.trimmed_folder import TrimSource, encode_whole, write_trimmed
+from graphprune.workflows.trimming.trimmed_outputs import Sample, require_agreement, require_round_trips
 
 log = logging.getLogger("graphprune.run")
 COVERAGE = 0.9999
