@@ -261,7 +261,7 @@ UNKNOWN = [
     (
         "rewrite",
         PipelineError,
-        "pass 1, rewrite, needs Plan, .* put one of these before it: allocate-ranks, drop-blocks, local-",
+        "pass 1, rewrite, needs Plan, .* put one of these before it: allocate-ranks, drop-blocks, group-",
     ),
 ]
 
