@@ -1,4 +1,4 @@
-"""What is published installs where nothing else is, by the tools that publish it."""
+"""Wheel and source distribution install in an empty environment, by the tools that publish them."""
 
 import os
 import subprocess

@@ -61,20 +61,20 @@ def mixture(family: str, **more: Any) -> nn.Module:
     return model
 
 
-def rows(group: Group, found: Dependencies) -> tuple[tuple[int, ...], ...]:
+def rows(group: Group, dependencies: Dependencies) -> tuple[tuple[int, ...], ...]:
     """Retained rows; another expert loses other neurons."""
     removed = REMOVED[group.label]
-    shifts = [0] if group.label != "neurons" else range(rows_of(group, found))
+    shifts = [0] if group.label != "neurons" else range(rows_of(group, dependencies))
     return tuple(tuple(i for i in range(group.size) if (i + shift) % 16 not in removed) for shift in shifts)
 
 
 def narrower(program: gp.Program) -> tuple[gp.Plan, dict[str, int]]:
     """A plan that cuts every kind of group, and how many groups of each it cuts."""
-    found = program.fact(Dependencies)
+    dependencies = program.fact(Dependencies)
     allowed = {group.name for group in program.fact(Eligible).groups}  # some classes have no other number of heads
-    chosen = [g for g in found.groups if g.label in REMOVED and g.least < g.size and g.name in allowed]
+    chosen = [g for g in dependencies.groups if g.label in REMOVED and g.least < g.size and g.name in allowed]
     labels = [group.label for group in chosen]
-    plan = make(program, found, {group.name: rows(group, found) for group in chosen})
+    plan = make(program, dependencies, {group.name: rows(group, dependencies) for group in chosen})
     return plan, {label: labels.count(label) for label in labels}
 
 

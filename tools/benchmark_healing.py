@@ -106,8 +106,8 @@ def accuracies(model: str | Path, options: argparse.Namespace) -> list[float]:
         return []
     program = gp.load(model)
     tokenizer = model_folder.tokenizer(perplexity.tokenizer_folder(program))
-    asked = (multiple_choice.read(file)[: options.first] for file in options.questions)
-    right = [list(multiple_choice.accuracy(program, tokenizer, part).right_norm) for part in asked]
+    parts = (multiple_choice.read(file)[: options.first] for file in options.questions)
+    right = [list(multiple_choice.accuracy(program, tokenizer, part).right_norm) for part in parts]
     return [sum(answers) / len(answers) for answers in right]
 
 

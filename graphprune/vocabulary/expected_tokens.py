@@ -14,7 +14,7 @@ LEAST = 0.005  # occurrences in the corpus; tokens that are expected less often 
 
 
 def expected(model: Callable[..., Any], windows: Tensor, tokens: int) -> dict[int, float]:
-    """How often each token is expected in a text of so many tokens, by the mean prediction of a causal language model.
+    """Expected counts in a text of so many tokens, by the mean prediction of a causal language model.
 
     `windows` are token ids of the corpus, shape (n, length).
 

@@ -21,7 +21,7 @@ class Amount:
 
 
 def counted(tokenizer: Any, texts: Iterable[str]) -> Counter[int]:
-    """How often each token occurs in texts, by its identifier.
+    """Counts of the tokens of texts, by their identifiers.
 
     Raises:
         CalibrationError: if there is no token.

@@ -15,7 +15,7 @@ RECIPES = ("best", "magnitude")
 
 
 class Encoder(nn.Module):
-    """Token embeddings, self-attention and a feed-forward part beside shortcuts, and a mean over the tokens.
+    """Token embeddings, self-attention and a feed-forward part, with shortcuts, and a mean over the tokens.
 
     The embeddings of rare tokens are almost of rank 4.
     """
@@ -37,7 +37,7 @@ class Encoder(nn.Module):
 
 
 class Images(nn.Module):
-    """Convolutions with batch norms beside a shortcut."""
+    """Convolutions with batch norms, and a shortcut."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""What each neighbor does with a pruned model, and how far its numbers are from those of the original.
+"""Checks of neighbors: each loads a pruned model, and its numbers are compared with those of the original.
 
 A check takes the folder of the models (see `run.prepare`) and returns the largest difference, relative to the largest
 number. Packages are imported inside, since each is installed for its own check alone.
@@ -153,5 +153,5 @@ NEIGHBORS = {
 if __name__ == "__main__":  # in the process that has the package
     name, folder = sys.argv[1:]
     torch.manual_seed(0)
-    found = NEIGHBORS[name].check(Path(folder))
-    sys.stdout.write(json.dumps({"version": version(name), "difference": found}) + "\n")
+    difference = NEIGHBORS[name].check(Path(folder))
+    sys.stdout.write(json.dumps({"version": version(name), "difference": difference}) + "\n")

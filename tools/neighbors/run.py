@@ -24,7 +24,7 @@ from tools.neighbors.checks import NEIGHBORS, ONNX, PER_LAYER, QUESTIONS, Neighb
 
 @dataclass(frozen=True)
 class Row:
-    """What came of a check: the version that ran and the difference, or the reason why none did."""
+    """Outcome of a check: the version that ran and the difference, or the reason why none did."""
 
     name: str
     version: str = ""
@@ -84,8 +84,8 @@ def examine(name: str, place: Path, packages: Path) -> Row:
     done = _run("-m", "tools.neighbors.checks", name, place, path=packages)
     if done.returncode:
         return Row(name, fault=_last(done.stderr))
-    found = json.loads(done.stdout.splitlines()[-1])
-    return Row(name, found["version"], found["difference"])
+    outcome = json.loads(done.stdout.splitlines()[-1])
+    return Row(name, outcome["version"], outcome["difference"])
 
 
 def _run(*words: object, path: Path | None = None) -> "subprocess.CompletedProcess[str]":

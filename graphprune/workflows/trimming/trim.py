@@ -161,7 +161,7 @@ class TrimRun:
 
 
 def _expected(source: TrimSource, options: Tokens, corpus: Sequence[str | Path], tokens: int) -> dict[int, float]:
-    """How often the model expects each token in the corpus."""
+    """Counts of tokens that the model expects in the corpus."""
     module = model_folder.module(source.folder)
     if not model_folder.generates_text(type(module), source.settings):
         raise OptionError(f"{type(module).__name__} predicts no next tokens; omit predicted")
