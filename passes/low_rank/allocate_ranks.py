@@ -16,6 +16,7 @@ from graphprune.errors import PlanError
 from graphprune.ir.program import Program, Rewritten
 from graphprune.ir.weights import narrow
 from graphprune.passes.calibration.calibrate import sweep
+from graphprune.passes.low_rank.requirements import require_free, require_one_share
 from graphprune.pipeline import PASSES, Pass
 from graphprune.planning.budget import UNITS, Budget
 from graphprune.planning.facts import Eligible
@@ -79,11 +80,7 @@ class AllocateRanks(Pass):
         """
         if self.by not in WAYS:
             raise PlanError(f"ranks are chosen by {' or '.join(WAYS)}, not {self.by!r}")
-        shares = [share for share in (self.sparsity, self.ratio) if share is not None]
-        if len(shares) != 1 or not isinstance(shares[0], (int, float)) or not 0 < shares[0] < 1:
-            raise PlanError(
-                "give either sparsity (a share of the whole) or ratio (a share of every layer), between 0 and 1"
-            )
+        require_one_share(self.sparsity, self.ratio, "every layer")
         if self.budget not in BUDGETS:
             raise PlanError(f"low rank saves {' or '.join(BUDGETS)}, not {self.budget!r}")
         if not isinstance(self.align, int) or self.align < 1:
@@ -95,13 +92,7 @@ class AllocateRanks(Pass):
         Raises:
             PlanError: if it cannot.
         """
-        destination = program.fact(Eligible).destination.name
-        if destination != "free":
-            raise PlanError(
-                f"destination {destination} cannot hold factors of a low rank: no class of transformers has such "
-                "layers; use destination free"
-            )
-        return program
+        return require_free(program, "factors of a low rank")
 
     def run(self, program: Program) -> Program:
         """The program with a plan of ranks, which includes the widths of an earlier plan.

@@ -14,6 +14,7 @@ from graphprune.errors import PlanError
 from graphprune.evaluation.masked_loss import Objective
 from graphprune.ir.program import Dropped, Program, Rotatable
 from graphprune.ir.weights import Layered
+from graphprune.passes.low_rank.requirements import require_free, require_one_share
 from graphprune.passes.scores import SCORES
 from graphprune.passes.selection.select import knobs
 from graphprune.pipeline import PASSES, Pass
@@ -97,11 +98,7 @@ class GroupEmbeddings(Pass):
         Raises:
             PlanError: if not exactly one share is given, or an option is impossible.
         """
-        shares = [share for share in (self.sparsity, self.ratio) if share is not None]
-        if len(shares) != 1 or not isinstance(shares[0], (int, float)) or not 0 < shares[0] < 1:
-            raise PlanError(
-                "give either sparsity (a share of the whole) or ratio (a share of the tables), between 0 and 1"
-            )
+        require_one_share(self.sparsity, self.ratio, "the tables")
         if self.part is not None and not 0 < self.part <= 1:
             raise PlanError(f"part is a share of the reduction above 0 and at most 1, got {self.part}")
         if self.order not in ORDERS:
@@ -117,13 +114,7 @@ class GroupEmbeddings(Pass):
         Raises:
             PlanError: if it cannot.
         """
-        destination = program.fact(Eligible).destination.name
-        if destination != "free":
-            raise PlanError(
-                f"destination {destination} cannot hold an embedding table in groups of rows of low ranks: no class of "
-                "transformers has such layers; use destination free"
-            )
-        return program
+        return require_free(program, "an embedding table in groups of rows of low ranks")
 
     def run(self, program: Program) -> Program:
         """The program with the groups of its tables.
