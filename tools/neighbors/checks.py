@@ -153,5 +153,5 @@ NEIGHBORS = {
 if __name__ == "__main__":  # in the process that has the package
     name, folder = sys.argv[1:]
     torch.manual_seed(0)
-    difference = NEIGHBORS[name].check(Path(folder))
-    sys.stdout.write(json.dumps({"version": version(name), "difference": difference}) + "\n")
+    apart = NEIGHBORS[name].check(Path(folder))
+    sys.stdout.write(json.dumps({"version": version(name), "difference": apart}) + "\n")
