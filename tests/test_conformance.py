@@ -54,7 +54,7 @@ def rows(found: Dependencies, group: Group, random: Random) -> Rows:
 
 def plans(program: Program, found: Dependencies, exact: bool = True) -> Iterator[Plan]:
     """A plan that cuts every group, and some that cut a few."""
-    groups = [group for group in found.groups if group.lawful or not exact]
+    groups = [group for group in found.groups if group.maskable or not exact]
     for seed in range(4 if groups else 0):
         random = Random(seed)
         chosen = groups if seed == 0 else random.sample(groups, random.randint(1, len(groups)))
@@ -88,7 +88,7 @@ def test_what_a_rule_claims_holds_on_numbers(kind: str, i: int) -> None:
 @pytest.mark.parametrize("kind", sorted({kind for kind, _ in EXAMPLES}))
 def test_a_rule_with_examples_has_one_with_something_exact_to_cut(kind: str) -> None:
     dependencies = [captured(kind, i)[1] for name, i in EXAMPLES if name == kind]
-    assert any(group.lawful for found in dependencies for group in found.groups)
+    assert any(group.maskable for found in dependencies for group in found.groups)
 
 
 def test_every_rule_occurs_in_an_example() -> None:

@@ -141,7 +141,7 @@ def cut(program: Program, random: Random) -> Case:
     """A random cut of everything that is exact, to half its width or more."""
     found = analyze(program)
     program = program.with_facts(found)
-    groups = [group for group in found.groups if group.lawful and group.size > max(1, group.least)]
+    groups = [group for group in found.groups if group.maskable and group.size > max(1, group.least)]
     rows = {}
     for group in groups:
         width = max(group.least, group.size - random.randint(1, max(1, group.size // 2)))

@@ -129,13 +129,13 @@ def _slice(call: NodeCall, inputs: Sequence[np.ndarray | None]) -> np.ndarray:
         starts, ends, axes, steps = [
             None if array is None else array.tolist() for array in [*inputs[1:], None, None][:4]
         ]
+    array = inputs[0]
+    assert array is not None
     places: dict[int, slice] = {}
     for i, axis in enumerate(axes or range(len(starts))):
         step = steps[i] if steps else 1
         end = None if ends[i] >= _FAR or ends[i] < -_FAR else ends[i]
-        places[axis % inputs[0].ndim] = slice(starts[i], end, step)  # type: ignore[union-attr]
-    array = inputs[0]
-    assert array is not None
+        places[axis % array.ndim] = slice(starts[i], end, step)
     return array[tuple(places.get(dim, slice(None)) for dim in range(array.ndim))]
 
 

@@ -79,14 +79,14 @@ class Group:
     label: str = "width"
 
     @property
-    def lawful(self) -> bool:
+    def maskable(self) -> bool:
         """Whether the cut must give the numbers of the masked original."""
         return self.exact or self.rescaled
 
     @property
     def routed(self) -> bool:
         """Whether a router chooses its indices: the cut must give the numbers of one that never chooses those."""
-        return self.label in EXPERTS and not self.lawful
+        return self.label in EXPERTS and not self.maskable
 
     @property
     def freedom(self) -> Freedom:

@@ -18,6 +18,7 @@ from graphprune.huggingface import model_folder
 from graphprune.ir.program import Inputs, Program
 from graphprune.statistics import texts
 from graphprune.statistics.collector import encoder_decoder_inputs, next_tokens, token_inputs
+from graphprune.statistics.paired import exponential
 
 Model = Program | Callable[..., Any]
 _ROWS = 512  # rows of logits in one softmax
@@ -119,7 +120,7 @@ def perplexity(model: Model, windows: Tensor, *, batch: int = 4) -> Evaluation:
     start = time.perf_counter()
     sums, tokens = zip(*_likelihoods(model, windows, batch), strict=True)
     nll = sum(sums) / sum(tokens)
-    return Evaluation(_exponential(nll), nll, count, length, sum(tokens), time.perf_counter() - start)
+    return Evaluation(exponential(nll), nll, count, length, sum(tokens), time.perf_counter() - start)
 
 
 def window_losses(model: Model, windows: Tensor, *, batch: int = 4) -> list[float]:
@@ -242,7 +243,3 @@ def negative_log_likelihood(rows: Tensor, targets: Tensor) -> float:
     """
     parts = zip(torch.split(rows, _ROWS), torch.split(targets, _ROWS), strict=True)
     return sum(cross_entropy(row.float(), target, reduction="none").double().sum().item() for row, target in parts)
-
-
-def _exponential(nll: float) -> float:
-    return math.exp(nll) if nll < 700 else math.inf

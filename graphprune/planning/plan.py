@@ -266,10 +266,10 @@ def _check(group: Group, rows: Rows, dependencies: Dependencies) -> None:
     for row in rows:
         if not all(type(index) is int for index in row):
             raise PlanError(f"group {group.name}: retained indices must be whole numbers, got {list(row)[:8]}")
-        lawful = len(rows[0]) == len(row) >= group.least and list(row) == sorted(set(row))
-        if lawful and len(row) % group.unit and len(row) < group.size:
+        valid = len(rows[0]) == len(row) >= group.least and list(row) == sorted(set(row))
+        if valid and len(row) % group.unit and len(row) < group.size:
             raise PlanError(f"group {group.name} can have multiples of {group.unit} as its width, got {len(row)}")
-        if not lawful or row[0] < 0 or row[-1] >= group.size:
+        if not valid or row[0] < 0 or row[-1] >= group.size:
             raise PlanError(
                 f"group {group.name} of size {group.size}: retained indices must be equally many, at least "
                 f"{group.least}, sorted, unique and below {group.size}, got {list(row)[:8]}"

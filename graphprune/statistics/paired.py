@@ -80,10 +80,11 @@ class PairedSamples:
 
     def _interval(self, mean: float, error: float) -> Estimate:
         ends = (mean, mean - error, mean + error)
-        return Estimate(*(map(_exponential, ends) if self.logarithms else ends))
+        return Estimate(*(map(exponential, ends) if self.logarithms else ends))
 
 
-def _exponential(value: float) -> float:
+def exponential(value: float) -> float:
+    """Exponential of a value; infinity where it is no finite number."""
     return exp(value) if value < 700 else float("inf")
 
 

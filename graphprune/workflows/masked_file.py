@@ -77,7 +77,7 @@ def _numbers(program: Program, original: Program) -> Iterator[tuple[str, Tensor]
         raise NotMaskableError(f"the graph has other operators than the file ({foreign[0].__name__.lower()})")
     plan, rewritten = program.fact(Plan), program.fact(Rewritten)
     groups = original.fact(Dependencies).by_name
-    if inexact := [name for name in plan.groups if not groups[name].lawful]:
+    if inexact := [name for name in plan.groups if not groups[name].maskable]:
         raise NotMaskableError(f"the cut of {inexact[0]} changes the remaining values, as a norm does")
     refits = program.facts.get(Refits)
     changed = refits.changed if refits else set[str]()

@@ -83,7 +83,7 @@ class Analyze(Pass):
         requests = Requests.of(names, self.widths, self.drop, protected)
         for name in requests.widths:
             group = names.dependencies.by_name[name]
-            if not group.lawful and self.exact_only:
+            if not group.maskable and self.exact_only:
                 why = names.dependencies.because.get(group.inexact_because)
                 reason = ", ".join(filter(None, (why.why, why.place))) if why else group.inexact_because
                 log.warning("%s is cut as requested, which changes the values that remain: %s", name, reason)

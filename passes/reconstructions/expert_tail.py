@@ -1,6 +1,6 @@
 """The part of a mixture of experts after their last linear layer: router weights, the order of tokens, and the sum."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +39,7 @@ class Tail:
         start, total = nodes[last.node], _total(nodes[part.node], program)
         if total is None:
             return None
-        inside = _reached(start) & _sources(total)
+        inside = _closure(start, lambda node: node.users) & _closure(total, lambda node: node.all_input_nodes)
         path = tuple(node for node in program.graph.nodes if node in inside and node is not start)
         return cls(tuple(c for c in before if c.node == last.node), path, total.name)
 
@@ -109,23 +109,12 @@ def _is_float(node: fx.Node) -> bool:
     return any(isinstance(leaf, Tensor) and leaf.is_floating_point() for leaf in leaves)
 
 
-def _reached(start: fx.Node) -> set[fx.Node]:
-    """A node and all that depend on it."""
-    reached, stack = set[fx.Node](), [start]
+def _closure(node: fx.Node, neighbors: Callable[[fx.Node], Iterable[fx.Node]]) -> set[fx.Node]:
+    """A node and all that its neighbors lead to."""
+    known, stack = set[fx.Node](), [node]
     while stack:
-        node = stack.pop()
-        if node not in reached:
-            reached.add(node)
-            stack += node.users
-    return reached
-
-
-def _sources(end: fx.Node) -> set[fx.Node]:
-    """A node and all that it depends on."""
-    sources, stack = set[fx.Node](), [end]
-    while stack:
-        node = stack.pop()
-        if node not in sources:
-            sources.add(node)
-            stack += node.all_input_nodes
-    return sources
+        current = stack.pop()
+        if current not in known:
+            known.add(current)
+            stack += neighbors(current)
+    return known

@@ -164,7 +164,7 @@ def _related(program: Program, groups: Collection[Group], added: Collection[str]
     known |= {(name, dim) for name in added for dim in range(2)}
     dependencies = program.fact(Dependencies)
     related = [g for g in dependencies.groups if known & {(place.parameter, place.dim) for place in g.places}]
-    return [group for group in related if group.lawful and _is_whole(group)]
+    return [group for group in related if group.maskable and _is_whole(group)]
 
 
 def _fuse_weights(edits: Edits, group: Group) -> set[str]:

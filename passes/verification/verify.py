@@ -51,7 +51,7 @@ def prove(original: Program, small: Program, plan: Plan) -> Verification:
     dependencies = original.fact(Dependencies)
     groups = dependencies.by_name
     routed = {name: rows for name, rows in plan.groups.items() if groups[name].routed}
-    zeros = {name: rows for name, rows in plan.groups.items() if groups[name].lawful}
+    zeros = {name: rows for name, rows in plan.groups.items() if groups[name].maskable}
     if len(routed) + len(zeros) < len(plan.groups):
         verify_finite(small, original)
         plan = make(original, dependencies, zeros | routed)

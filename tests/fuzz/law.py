@@ -67,7 +67,7 @@ def check(graph: Graph, thorough: bool = True) -> Outcome:
         return Outcome(refused=str(fault))
     found = analyze_uncached(program)
     program = program.with_facts(found)
-    outcome = Outcome(groups=len(found.groups), exact=sum(group.lawful for group in found.groups))
+    outcome = Outcome(groups=len(found.groups), exact=sum(group.maskable for group in found.groups))
     assert_streamed(program)
     random = Random(graph.seed)
     for plan in plans(program, found, random, 4 if thorough else 2):
@@ -94,7 +94,7 @@ def rows(found: Dependencies, group: Group, random: Random) -> Rows:
 
 def plans(program: Program, found: Dependencies, random: Random, most: int) -> Iterator[Plan]:
     """Everything that is exact or rescaled, some of it, one group of any kind, everything; `most` of these."""
-    exact = [group for group in found.groups if group.lawful]
+    exact = [group for group in found.groups if group.maskable]
     every = list(found.groups)
     choices = [exact, random.sample(exact, random.randint(1, len(exact)))] if exact else []
     choices += [[random.choice(every)], every] if len(exact) < len(every) else []
@@ -132,7 +132,7 @@ def cut_again(small: Program) -> None:
     again = replace(small, facts={})
     found = analyze_uncached(again)
     again = again.with_facts(found)
-    exact = [group for group in found.groups if group.lawful and group.size > 1]
+    exact = [group for group in found.groups if group.maskable and group.size > 1]
     if exact:
         plan = make(again, found, {group.name: ((0,),) for group in exact})
         assert gp.verify(again, gp.apply(again, plan), plan).max_error <= TOLERANCE

@@ -1,9 +1,11 @@
 """Lines of the file that keeps what was measured."""
 
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
+
+from tools.json_lines import append as append
+from tools.json_lines import tables
 
 DENSE = "dense"
 CUT, TRAINED, ITERATIVE = WAYS = ("one shot", "one shot, then training", "iterative, in training")
@@ -39,17 +41,7 @@ class Record:
 
 
 def read(path: Path) -> Iterator[Record]:
-    """Records of a file; a line that an interruption cut short is passed over."""
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            table = json.loads(line)
-        except ValueError:
-            continue
+    """Records of a file."""
+    for table in tables(path):
         run = table.pop("run")
         yield Record(Run(**{**run, "images": tuple(run["images"])}), **table)
-
-
-def append(path: Path, record: Record) -> None:
-    """Keep a record."""
-    with path.open("a") as file:
-        file.write(json.dumps(asdict(record)) + "\n")

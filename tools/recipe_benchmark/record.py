@@ -1,9 +1,11 @@
 """One line of the file that keeps what was measured."""
 
-import json
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
+
+from tools.json_lines import append as append
+from tools.json_lines import tables
 
 DENSE = "dense"
 
@@ -41,16 +43,6 @@ class Record:
 
 
 def read(path: Path) -> Iterator[Record]:
-    """The records of a file; a line that an interruption cut short is passed over."""
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            table = json.loads(line)
-        except ValueError:
-            continue
+    """The records of a file."""
+    for table in tables(path):
         yield Record(**{**table, "run": Run(**table["run"])})
-
-
-def append(path: Path, record: Record) -> None:
-    """Keep a record."""
-    with path.open("a") as file:
-        file.write(json.dumps(asdict(record)) + "\n")

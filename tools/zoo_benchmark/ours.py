@@ -57,8 +57,8 @@ def cuttable(dependencies: gp.Dependencies) -> tuple[Sequence[gp.Group], str]:
     compare with zeroing."""
     if exact := [group for group in dependencies.groups if group.exact]:
         return exact, ""
-    if lawful := [group for group in dependencies.groups if group.lawful]:
-        return lawful, RESCALED
+    if maskable := [group for group in dependencies.groups if group.maskable]:
+        return maskable, RESCALED
     return dependencies.groups, APPROXIMATE
 
 

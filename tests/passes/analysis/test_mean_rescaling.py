@@ -77,7 +77,7 @@ FOLDED = [
 def test_a_narrow_rms_norm_gives_the_numbers_of_the_masked_one(norm: Norm) -> None:
     _, program, small, plan = narrowed(norm)
     (group,) = (g for g in gp.analyze(program).groups if g.size == 16)
-    assert not group.exact and group.rescaled and group.lawful
+    assert not group.exact and group.rescaled and group.maskable
     assert gp.verify(program, small, plan).max_error <= 1e-5
     assert small.count() < 0.5 * program.count()
 
@@ -107,7 +107,7 @@ def test_a_module_can_follow() -> None:
 def test_a_layer_norm_is_declared_approximate() -> None:
     _, program, small, plan = narrowed(lambda: nn.LayerNorm(16))
     (group,) = (g for g in gp.analyze(program).groups if g.size == 16)
-    assert not group.lawful and "it is normalized here" in group.inexact_because
+    assert not group.maskable and "it is normalized here" in group.inexact_because
     assert gp.verify(program, small, plan).max_error <= 1e-5  # finite, and exact where nothing is cut
 
 

@@ -54,7 +54,7 @@ def check_cuts(call: Call, random: Random, thorough: bool = False) -> int:
         whole, _ = program(call, operands, reader)
         found = analyze_uncached(whole)
         whole = whole.with_facts(found)
-        exact = [group for group in found.groups if group.lawful]
+        exact = [group for group in found.groups if group.maskable]
         for groups in filter(None, [exact, [random.choice(exact)] if thorough and exact else [], found.groups]):
             law = "exact" if groups is not found.groups else "free"
             claim = f"{operands} {reader.__name__ if reader else ''} {[g.name for g in groups]} {law}"
