@@ -59,7 +59,8 @@ def _settings(trainer: _Value, keep: list[bool]) -> bytes:
     """Settings of the trainer with the new number of pieces."""
     content = b""
     for value in _values(_inner(trainer)):
-        before = keep[: value.value] if value.field in _SPECIAL and isinstance(value.value, int) else []
+        number = value.value if value.field in _SPECIAL and isinstance(value.value, int) else 0
+        before = keep[:number] if number < len(keep) else []  # -1, a large number without its sign, names no piece
         if not all(before):
             raise ValueError(f"the identifier {value.value!r} in its settings would change")
         size = value.field == _VOCABULARY and value.kind == _VARINT
