@@ -16,7 +16,7 @@ from typing import Protocol
 
 import psutil
 
-from tests.processes import Forked
+from tests.processes import Forked, Stop
 
 ONE = (sys.executable,)
 TWO = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
@@ -59,14 +59,14 @@ class Job:
         """The workspace."""
         return self.place / ".out.run"
 
-    def begin(self, limit: int | None = None) -> Process:
-        """Start the command."""
+    def begin(self, limit: int | None = None, stop: Stop | None = None) -> Process:
+        """Start the command; only forked, it can send itself a signal."""
         self.errors.write_bytes(b"")
         self.before = frozenset(self._files())
         options = ("--sparsity", "0.2", "--align", "1", "--calibration", str(self.text), "--output", str(self.out))
         words = ["prune", str(self.model), *options, *self.more]
         if not self.start:
-            return Forked(words, self.errors, limit)
+            return Forked(words, self.errors, limit, stop=stop)
         with self.errors.open("ab") as file:
             command, settings = [*self.start, "-m", "graphprune", *words], {**os.environ, "OMP_NUM_THREADS": "1"}
             return subprocess.Popen(command, env=settings, stdout=file, stderr=file)
@@ -226,13 +226,14 @@ def until(process: Process, reached: Callable[[], bool]) -> bool:
     return False
 
 
-def kill_after(job: Job, steps: str, number: int) -> None:
-    """Run a job until it has finished so many steps of a kind, and kill it."""
-    process = job.begin()
-    ended = until(process, lambda: len(list(job.run.glob(f"0/*-{steps}/*.json"))) >= number)
-    assert not ended, job.messages()
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+def stop_after(job: Job, steps: str, number: int) -> int:
+    """Run a job until it has finished one step of a kind, and send it a signal; return its exit status."""
+    return job.begin(stop=Stop(number, f"-{steps}/", files=1)).wait()
+
+
+def kill_after(job: Job, steps: str) -> None:
+    """Run a job until it has finished one step of a kind, and kill it."""
+    assert stop_after(job, steps, signal.SIGKILL) == -signal.SIGKILL, job.messages()
 
 
 def damage(path: Path, moments: random.Random) -> str:

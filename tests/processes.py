@@ -6,6 +6,8 @@ import resource
 import signal
 import sys
 from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from subprocess import CompletedProcess
 from tempfile import TemporaryDirectory
@@ -13,18 +15,36 @@ from tempfile import TemporaryDirectory
 PRELOADED = ["graphprune.api", "graphprune.cli.commands", "torch._dynamo", "transformers.models.llama.modeling_llama"]
 
 
+@dataclass(frozen=True)
+class Stop:
+    """A signal that a process sends itself, so that it comes at a known moment on any machine."""
+
+    number: int
+    part: str  # of the path of the files that count
+    files: int  # that have their names when it comes: the next one is about to get its own
+
+    def install(self) -> None:
+        renamed = count()
+
+        def hook(event: str, arguments: tuple[object, ...]) -> None:
+            if event == "os.rename" and self.part in str(arguments[1]) and next(renamed) == self.files:
+                os.kill(os.getpid(), self.number)
+
+        sys.addaudithook(hook)
+
+
 class Forked:
     """A running command, whose output is appended to files."""
 
     def __init__(
         self, words: list[str], errors: Path, limit: int | None = None, *, output: Path | None = None,
-        folder: Path | None = None, environment: Mapping[str, str] | None = None,
+        folder: Path | None = None, environment: Mapping[str, str] | None = None, stop: "Stop | None" = None,
     ) -> None:  # fmt: skip
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(PRELOADED)
         settings = {**os.environ, **(environment or {}), "OMP_NUM_THREADS": "1"}
         streams = str(output or errors), str(errors)
-        self._process = context.Process(target=_main, args=(words, streams, limit, folder, settings))
+        self._process = context.Process(target=_main, args=(words, streams, limit, folder, settings, stop))
         self._process.start()
 
     @property
@@ -50,8 +70,9 @@ def run(*words: str, folder: Path, **environment: str) -> "CompletedProcess[str]
 
 
 def _main(
-    words: list[str], streams: tuple[str, str], limit: int | None, folder: Path | None, settings: dict[str, str]
-) -> None:
+    words: list[str], streams: tuple[str, str], limit: int | None, folder: Path | None, settings: dict[str, str],
+    stop: Stop | None,
+) -> None:  # fmt: skip
     """Run the command line in the forked process; no file may be larger than `limit` bytes."""
     os.environ.clear()
     os.environ.update(settings)
@@ -70,4 +91,6 @@ def _main(
 
     torch.set_num_threads(1)
     sys.argv = ["graphprune", *words]
+    if stop is not None:
+        stop.install()
     main()

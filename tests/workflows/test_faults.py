@@ -2,7 +2,6 @@
 
 import gzip
 import logging
-import os
 import random
 import shutil
 import signal
@@ -16,7 +15,7 @@ import pytest
 import graphprune as gp
 from graphprune.errors import GraphpruneError, VerificationError
 from tests.conftest import DATA
-from tests.faults import ONE, TWO, Job, Storm, damage, kill_after, until, watched
+from tests.faults import ONE, TWO, Job, Storm, damage, kill_after, stop_after, watched
 
 SMALL = ("--samples", "24", "--length", "8")
 LARGE = ("--samples", "192", "--length", "64")
@@ -65,26 +64,23 @@ def refused(job: Job, *words: str, limit: int | None = None) -> None:
 
 
 def test_a_killed_run_goes_on(job: Job, expected: dict[str, bytes]) -> None:
-    kill_after(job, "calibrate", 1)
-    stop_after(job, "refit", signal.SIGTERM)
+    kill_after(job, "calibrate")
+    interrupt_after(job, "refit", signal.SIGTERM)
     assert "steps were finished before" in job.messages(), "what the first run calibrated"
     complete(job, expected)
     assert job.messages().count("steps were finished before") == 2
 
 
-def stop_after(job: Job, steps: str, number: int) -> None:
+def interrupt_after(job: Job, steps: str, number: int) -> None:
     """Ask a run to stop once it has finished a step of a kind: it says so."""
-    process = job.begin()
-    assert not until(process, lambda: any(job.run.glob(f"0/*-{steps}/*.json"))), job.messages()
-    os.kill(process.pid, number)
-    assert process.wait() == 130
+    assert stop_after(job, steps, number) == 130, job.messages()
     assert "interrupted: no output was written" in job.messages() and "repeat the command to continue" in job.messages()
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_run_that_is_asked_to_stop_says_so_and_goes_on(number: int, job: Job, expected: dict[str, bytes]) -> None:
-    stop_after(job, "calibrate", number)
+    interrupt_after(job, "calibrate", number)
     complete(job, expected)
 
 
@@ -104,7 +100,7 @@ def test_so_it_is_where_a_graph_is_saved(job: Job) -> None:
 
 def test_a_model_that_changed_while_a_run_was_dead_is_refused(job: Job, tmp_path: Path) -> None:
     job.model = Path(shutil.copytree(job.model, tmp_path / "model"))
-    kill_after(job, "calibrate", 1)
+    kill_after(job, "calibrate")
     weights = job.model / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1

@@ -1,7 +1,6 @@
 """Sensitivities as a user asks for them: a table, a picture, and a plan that follows."""
 
 import json
-import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,8 +16,7 @@ from graphprune.cli.commands import app
 from graphprune.errors import CalibrationError, ExportError, PlanError, WorkspaceError
 from graphprune.evaluation.masked_loss import Objective
 from graphprune.reports import heatmap
-from tests.faults import until
-from tests.processes import Forked
+from tests.processes import Forked, Stop
 
 SMALL: dict[str, Any] = {"samples": 16, "length": 32, "ratios": (0.25, 0.5)}
 
@@ -73,9 +71,7 @@ def test_an_interrupted_command_goes_on(
     def finished() -> int:
         return len(list(unfinished.glob("0/*-measure-sensitivity/*.json")))
 
-    process = Forked([*arguments], errors)
-    assert not until(process, lambda: finished() > 0), errors.read_text()
-    os.kill(process.pid, signal.SIGKILL)
+    process = Forked([*arguments], errors, stop=Stop(signal.SIGKILL, "-measure-sensitivity/", files=1))
     assert process.wait() == -signal.SIGKILL and [path.name for path in table.parent.iterdir()] == [unfinished.name]
 
     status, _, message = run(*arguments, "--recipe", "magnitude")
