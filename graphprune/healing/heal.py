@@ -9,16 +9,16 @@ from torch import Tensor, nn
 from graphprune.errors import OptionError
 from graphprune.evaluation.perplexity import perplexity, windows_of
 from graphprune.exporters.model_folders.folder_files import require_output
+from graphprune.healing.data.text_source import text_source
+from graphprune.healing.data.text_tasks import TextTask
+from graphprune.healing.data.user_examples import user_source
 from graphprune.healing.heal_options import HealOptions
 from graphprune.healing.healed_folder import with_weights, write_healed
 from graphprune.healing.healing_record import Healing, record, report_of
 from graphprune.healing.models import LoadedModel, require_checkpointing, require_classes, require_vocabulary
 from graphprune.healing.module_healing import heal_module, identity_in_memory
-from graphprune.healing.text_source import text_source
-from graphprune.healing.text_tasks import TextTask
 from graphprune.healing.trained_weights import without_dropout
 from graphprune.healing.training_run import TrainingSource, aim_of, require_aim, train
-from graphprune.healing.user_examples import user_source
 from graphprune.ir.program import Inputs
 from graphprune.support import distributed
 from graphprune.support.atomic_output import new_folder, remove_unfinished

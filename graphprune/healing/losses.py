@@ -9,7 +9,7 @@ from torch.nn.functional import cross_entropy
 
 from graphprune.errors import CalibrationError
 from graphprune.evaluation.teacher_distance import divergence, output_distance, relative_distance
-from graphprune.healing.examples import IGNORED, Batch
+from graphprune.healing.data.examples import IGNORED, Batch
 from graphprune.healing.teacher import TeacherPredictions, flat_logits
 from graphprune.statistics.user_data import checked_loss
 

@@ -10,8 +10,8 @@ from torch import nn
 
 from graphprune.errors import CalibrationError, LoadError, because
 from graphprune.frontends.loading import load
+from graphprune.healing.data.text_tasks import TextTask, task_of
 from graphprune.healing.teacher import flat_logits
-from graphprune.healing.text_tasks import TextTask, task_of
 from graphprune.huggingface import model_folder
 from graphprune.ir.program import Program
 from graphprune.statistics.collector import DECODER_IDS

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 
 from graphprune.errors import OptionError
+from graphprune.healing.data.user_examples import identity_of_batches, user_source
 from graphprune.healing.heal_options import HealOptions
 from graphprune.healing.healing_record import Healing, record
 from graphprune.healing.models import LoadedModel
 from graphprune.healing.training_run import aim_of, train
-from graphprune.healing.user_examples import identity_of_batches, user_source
 from graphprune.support import distributed
 from graphprune.support.resume import resumable
 from graphprune.support.workspace import Workspace

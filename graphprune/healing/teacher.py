@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from graphprune.evaluation.perplexity import logits
-from graphprune.healing.examples import Batch, Examples
+from graphprune.healing.data.examples import Batch, Examples
 from graphprune.statistics.collector import matmul_autocast
 from graphprune.support.workspace import writable
 

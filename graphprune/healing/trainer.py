@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from graphprune.display.progress import progress as shown
 from graphprune.errors import CalibrationError, OptionError
 from graphprune.execution.module_state import seeded
-from graphprune.healing.examples import Batch, Examples
+from graphprune.healing.data.examples import Batch, Examples
 from graphprune.healing.losses import HealingLoss
 from graphprune.healing.teacher import Teacher
 from graphprune.healing.trained_weights import TrainedWeights

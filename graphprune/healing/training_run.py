@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from graphprune.errors import OptionError
-from graphprune.healing.examples import Examples
+from graphprune.healing.data.examples import Examples
 from graphprune.healing.heal_options import HealOptions
 from graphprune.healing.losses import HealingLoss
 from graphprune.healing.teacher import Teacher

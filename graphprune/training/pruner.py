@@ -18,11 +18,13 @@ from graphprune.passes.calibration.calibrate import Calibrate
 from graphprune.pipeline import Pass
 from graphprune.planning.budget import Budget
 from graphprune.planning.plan import Plan, Rows
-from graphprune.training import checkpoint, lightning_callback, replicas, rounds, transformers_callback
+from graphprune.training import checkpoint, replicas, rounds
+from graphprune.training.callbacks import lightning_callback, transformers_callback
 from graphprune.training.chain import HALF, Chain, options_of
-from graphprune.training.learned_masks import LearnedMasks
 from graphprune.training.loop_state import quiet_loop
-from graphprune.training.mask_allocation import with_masks
+from graphprune.training.masks.learned_masks import LearnedMasks
+from graphprune.training.masks.mask_allocation import with_masks
+from graphprune.training.masks.soft_pruning import soften
 from graphprune.training.optimizer_state import PendingGradients, require_own, unwrapped_optimizers
 from graphprune.training.regularizers import Regularizer, made
 from graphprune.training.round_data import RoundData
@@ -30,7 +32,6 @@ from graphprune.training.round_targets import RoundTargets, of_groups, require_a
 from graphprune.training.rounds import Round
 from graphprune.training.schedules import Schedule, reductions
 from graphprune.training.selection import Selection, select, surveyed
-from graphprune.training.soft_pruning import soften
 from graphprune.workflows.auto_recipe import AUTO, NO_DATA
 from graphprune.workflows.recipe_rules import flat
 

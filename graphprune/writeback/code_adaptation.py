@@ -13,11 +13,11 @@ from graphprune.ir.program import Inputs
 from graphprune.support.undo import Undo
 from graphprune.writeback.attribute_slots import Slot
 from graphprune.writeback.call_sites import ArgumentPath, CallSite
-from graphprune.writeback.literal_matching import Literal
 from graphprune.writeback.narrow_attention import convert
-from graphprune.writeback.size_tracing import Replay, SizeTrace, Use, replay_numbers
+from graphprune.writeback.sizes.literal_matching import Literal
+from graphprune.writeback.sizes.size_tracing import Replay, SizeTrace, Use, replay_numbers
+from graphprune.writeback.sizes.traced_numbers import Provenance
 from graphprune.writeback.specialized_classes import ArgumentEdit, specialized
-from graphprune.writeback.traced_numbers import Provenance
 
 ROUNDS = 8  # of comparisons that hide others
 INFERRED = -1  # a size that torch computes from the others; the graph may have a number in its place

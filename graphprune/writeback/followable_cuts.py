@@ -15,8 +15,8 @@ from graphprune.ir.program import Program
 from graphprune.planning.budget import Knob
 from graphprune.planning.facts import Eligible, Followable
 from graphprune.planning.plan import make
-from graphprune.writeback.literal_matching import Conflict
 from graphprune.writeback.narrowing import Cut, Narrowing
+from graphprune.writeback.sizes.literal_matching import Conflict
 
 VARIED = 5  # different widths of groups of one size in a trial cut
 Ties = tuple[tuple[str, ...], ...]

@@ -25,10 +25,10 @@ from graphprune.writeback import attention_scale, unused_parameters, zero_paddin
 from graphprune.writeback.attribute_slots import Slot, slots
 from graphprune.writeback.code_adaptation import Adaptation
 from graphprune.writeback.layers import assign, set_sizes, sizes_from_weights
-from graphprune.writeback.leftover_sizes import readings
-from graphprune.writeback.literal_matching import Conflict, matches, size_constraints, solve
 from graphprune.writeback.optimizers import TensorCuts
-from graphprune.writeback.size_tracing import trace_numbers
+from graphprune.writeback.sizes.leftover_sizes import readings
+from graphprune.writeback.sizes.literal_matching import Conflict, matches, size_constraints, solve
+from graphprune.writeback.sizes.size_tracing import trace_numbers
 
 Cut = Callable[[Program, Plan], Program]
 SINGLES = 16  # kinds of groups that are tried alone

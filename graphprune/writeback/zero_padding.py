@@ -9,7 +9,7 @@ from graphprune.axes.algebra import Prime, primes
 from graphprune.axes.groups import Dependencies, Group
 from graphprune.ir.weights import DerivedWeights, KeepByName, narrow, widen
 from graphprune.planning.plan import Rows
-from graphprune.writeback.literal_matching import Conflict, Literal
+from graphprune.writeback.sizes.literal_matching import Conflict, Literal
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from graphprune.errors import CalibrationError
-from graphprune.healing.examples import Batch
+from graphprune.healing.data.examples import Batch
 from graphprune.healing.losses import HealingLoss, estimated_divergence, hidden_distance
 from graphprune.healing.teacher import Teacher, TeacherPredictions
 

@@ -12,7 +12,7 @@ from torch.nn.utils.parametrizations import weight_norm
 import graphprune as gp
 from graphprune.execution.module_state import preserved_state
 from graphprune.writeback.attribute_slots import Slot, slots
-from graphprune.writeback.size_tracing import trace_numbers
+from graphprune.writeback.sizes.size_tracing import trace_numbers
 from tests.written import Attention, Normed, X, narrow
 
 

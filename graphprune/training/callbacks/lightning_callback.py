@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from graphprune.errors import PackageError
 from graphprune.support import packages
-from graphprune.training.transformers_callback import add_penalty, one_round
+from graphprune.training.callbacks.transformers_callback import add_penalty, one_round
 
 if TYPE_CHECKING:
     from graphprune.training.pruner import Pruner

@@ -14,8 +14,8 @@ from transformers import PreTrainedTokenizerFast
 
 import graphprune as gp
 from graphprune.errors import CalibrationError, OptionError
-from graphprune.healing.text_examples import Steps, TextWindows, held_windows
-from graphprune.healing.text_tasks import TextTask
+from graphprune.healing.data.text_examples import Steps, TextWindows, held_windows
+from graphprune.healing.data.text_tasks import TextTask
 from tests.conftest import SIZES, TEXT, WORDS
 
 SMALL: dict[str, Any] = {"length": 12, "batch": 8, "held_out": 4, "evaluations": 2, "rate": 0.005}

@@ -4,10 +4,10 @@ import math
 from pathlib import Path
 
 from graphprune.errors import OptionError
-from graphprune.healing import text_examples as texts
+from graphprune.healing.data import text_examples as texts
+from graphprune.healing.data.text_tasks import TextTask
 from graphprune.healing.heal_options import HealOptions
 from graphprune.healing.models import LoadedModel
-from graphprune.healing.text_tasks import TextTask
 from graphprune.healing.training_run import TrainingSource
 from graphprune.support import distributed
 

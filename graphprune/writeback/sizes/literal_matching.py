@@ -15,8 +15,8 @@ from torch import fx, nn
 from graphprune.ir.program import Program
 from graphprune.writeback.attribute_slots import Slot
 from graphprune.writeback.call_sites import ForwardLine
-from graphprune.writeback.size_tracing import Use
-from graphprune.writeback.traced_numbers import Provenance, Values
+from graphprune.writeback.sizes.size_tracing import Use
+from graphprune.writeback.sizes.traced_numbers import Provenance, Values
 
 T = TypeVar("T")
 TRIALS = 32

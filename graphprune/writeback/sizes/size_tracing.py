@@ -16,7 +16,7 @@ from graphprune.execution.module_state import evaluation_mode, preserved_state
 from graphprune.support.undo import Undo
 from graphprune.writeback.attribute_slots import Slot
 from graphprune.writeback.call_sites import ArgumentPath, CallSite, ForwardLine, call_site, innermost_forward
-from graphprune.writeback.traced_numbers import Comparisons, Provenance, TracedFloat, TracedInt, mark_shape
+from graphprune.writeback.sizes.traced_numbers import Comparisons, Provenance, TracedFloat, TracedInt, mark_shape
 
 _SIZES = (torch.Tensor.shape.__get__, torch.Tensor.size)  # type: ignore[attr-defined]
 

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from graphprune.errors import CalibrationError
-from graphprune.healing.examples import Batch, Order
-from graphprune.healing.text_tasks import TextTask
+from graphprune.healing.data.examples import Batch, Order
+from graphprune.healing.data.text_tasks import TextTask
 from graphprune.statistics.documents import Document, documents
 from graphprune.support.workspace import writable
 

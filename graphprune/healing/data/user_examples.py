@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from graphprune.errors import CalibrationError
 from graphprune.execution.module_state import seeded
-from graphprune.healing.examples import Batch
+from graphprune.healing.data.examples import Batch
 from graphprune.healing.heal_options import HealOptions
 from graphprune.healing.training_run import TrainingSource
 from graphprune.ir.checksums import checksum

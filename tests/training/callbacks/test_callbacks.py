@@ -13,7 +13,7 @@ from transformers import Trainer, TrainingArguments
 
 import graphprune as gp
 from graphprune.errors import PackageError, TrainingError
-from graphprune.training import lightning_callback
+from graphprune.training.callbacks import lightning_callback
 from tests.training.loops import Net, X, batches, loss, made
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from graphprune.errors import CalibrationError
 from graphprune.evaluation.perplexity import logits
-from graphprune.healing.examples import IGNORED
+from graphprune.healing.data.examples import IGNORED
 from graphprune.statistics.collector import DECODER_IDS, encoder_decoder_inputs
 
 Kind = Literal["causal", "masked", "encoder-decoder", "classifier"]

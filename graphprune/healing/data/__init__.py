@@ -1,0 +1,1 @@
+"""Examples that a model is trained on: of texts, and of the user's batches."""
