@@ -35,7 +35,7 @@ from graphprune.workflows.option_fields import takes
 from graphprune.workflows.options import PlanOptions
 from graphprune.workflows.prune import apply_plan as apply_plan
 from graphprune.workflows.prune import prune as prune
-from graphprune.workflows.recipe import plan_pipeline
+from graphprune.workflows.recipes.recipe import plan_pipeline
 from graphprune.workflows.saved_folder import apply as apply
 from graphprune.workflows.saved_folder import load_into, write
 from graphprune.workflows.sensitivity_scan import sensitivity as sensitivity

@@ -4,7 +4,7 @@ from typing import Any
 
 from graphprune.pipeline import Pipeline
 from graphprune.workflows.options import PruneOptions
-from graphprune.workflows.recipe import pipeline
+from graphprune.workflows.recipes.recipe import pipeline
 
 
 def options_of(recipe: str = "fasp", **options: Any) -> PruneOptions:

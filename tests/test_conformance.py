@@ -37,7 +37,7 @@ from graphprune.planning.index_scores import OfExperts, rows_of
 from graphprune.planning.interfaces import Evidence
 from graphprune.planning.plan import Plan, Rows, make
 from graphprune.statistics.moments import GradientSums, Moments, Statistics
-from graphprune.workflows.catalogue import RECIPES
+from graphprune.workflows.recipes.catalogue import RECIPES
 from tests.declared_facts import broken_promises
 from tests.passes.operators.calls import calls_of
 from tests.passes.operators.claims import check

@@ -22,7 +22,7 @@ from graphprune.pipeline import Timings
 from graphprune.statistics import texts
 from graphprune.support.memory import peak_memory, watch_peak
 from graphprune.workflows.options import PruneOptions
-from graphprune.workflows.recipe import pipeline
+from graphprune.workflows.recipes.recipe import pipeline
 
 FORWARD = "two forward passes"
 BATCH = 4  # windows

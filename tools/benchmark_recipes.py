@@ -15,7 +15,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))  # tools is a folder of the checkout
 
-from graphprune.workflows.catalogue import RECIPES
+from graphprune.workflows.recipes.catalogue import RECIPES
 from tools.documents import fill
 from tools.packaged import packaged
 from tools.recipe_benchmark.alone import alone, records

@@ -27,7 +27,7 @@ from graphprune.huggingface import model_folder
 from graphprune.passes.reconstructions.refit import Refit
 from graphprune.statistics import texts
 from graphprune.statistics.collector import BATCH_TOKENS
-from graphprune.workflows.catalogue import RECIPES
+from graphprune.workflows.recipes.catalogue import RECIPES
 from tools.documents import fill
 from tools.packaged import packaged
 

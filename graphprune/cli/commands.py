@@ -308,7 +308,7 @@ def compare(folders: Folders, output: PageFile = None, force: Force = False, jso
 @command
 def recipes(json: Json = False) -> Show:
     """List the pruning methods; --json prints the pipeline of each."""
-    from graphprune.workflows.catalogue import RECIPES
+    from graphprune.workflows.recipes.catalogue import RECIPES
 
     if json:
         return partial(print_json, {name: recipe.to_dict() for name, recipe in RECIPES.items()})

@@ -19,7 +19,7 @@ from graphprune.healing.training_run import aim_of, train
 from graphprune.support import distributed
 from graphprune.support.resume import resumable
 from graphprune.support.workspace import Workspace
-from graphprune.workflows.run_record import identity_of
+from graphprune.workflows.runs.run_record import identity_of
 
 FOLDER = "module.run"  # in the scratch folder
 

@@ -19,9 +19,9 @@ from graphprune.planning.budget import NONE, Budget, require_unit
 from graphprune.planning.plan import Plan, Rows
 from graphprune.training.current_program import reconfigured, refreshed
 from graphprune.training.rounds import require_followed, with_plan
-from graphprune.workflows import recipe as recipes
-from graphprune.workflows.catalogue import RECIPES
 from graphprune.workflows.options import PlanOptions
+from graphprune.workflows.recipes import recipe as recipes
+from graphprune.workflows.recipes.catalogue import RECIPES
 from graphprune.writeback.module import WrittenBack
 
 log = logging.getLogger(__name__)

@@ -32,8 +32,8 @@ from graphprune.training.round_targets import RoundTargets, of_groups, require_a
 from graphprune.training.rounds import Round
 from graphprune.training.schedules import Schedule, reductions
 from graphprune.training.selection import Selection, select, surveyed
-from graphprune.workflows.auto_recipe import AUTO, NO_DATA
-from graphprune.workflows.recipe_rules import flat
+from graphprune.workflows.recipes.auto_recipe import AUTO, NO_DATA
+from graphprune.workflows.recipes.recipe_rules import flat
 
 log = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from graphprune.pipeline import Pass, Pipeline
 from graphprune.planning.budget import Budget, Knob
 from graphprune.planning.facts import Eligible
 from graphprune.support import named_values
-from graphprune.workflows.recipe_rules import flat
+from graphprune.workflows.recipes.recipe_rules import flat
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from graphprune.pipeline import Pass, live
 from graphprune.planning.facts import Eligible
 from graphprune.planning.plan import Plan, Rows, make
 from graphprune.training import replicas
-from graphprune.workflows.recipe_rules import flat
+from graphprune.workflows.recipes.recipe_rules import flat
 from graphprune.writeback.module import WrittenBack
 
 ALIEN = (Dropped, Rotatable, Factored)  # changes that a module in training cannot follow

@@ -16,7 +16,7 @@ from graphprune.statistics.moments import Statistics
 from graphprune.training.coupled_weights import CoupledWeights, removed_masks
 from graphprune.training.regularizers import Regularizer
 from graphprune.training.rounds import planning, prunable
-from graphprune.workflows.recipe_rules import flat
+from graphprune.workflows.recipes.recipe_rules import flat
 
 
 @dataclass(frozen=True)

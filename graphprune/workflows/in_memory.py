@@ -20,18 +20,18 @@ from graphprune.planning.plan import Plan
 from graphprune.reports.report import CalibrationReport, Report
 from graphprune.support.atomic_output import check_output
 from graphprune.support.memory import Peak, watch_peak
-from graphprune.workflows.auto_recipe import AUTO, NO_DATA
 from graphprune.workflows.goals.goal_data import with_goal_data
 from graphprune.workflows.goals.goal_run import GoalPipeline
 from graphprune.workflows.module_parts import PrunedParts, count, prune_parts
 from graphprune.workflows.option_fields import described
 from graphprune.workflows.options import PruneOptions
 from graphprune.workflows.part_data import data_of_part
-from graphprune.workflows.recipe import pipeline, require_data
+from graphprune.workflows.recipes.auto_recipe import AUTO, NO_DATA
+from graphprune.workflows.recipes.recipe import pipeline, require_data
 from graphprune.workflows.result import Result
-from graphprune.workflows.run_record import Job, build_report, reproduction
+from graphprune.workflows.runs.run_record import Job, build_report, reproduction
+from graphprune.workflows.runs.user_run import UserRun, with_objects
 from graphprune.workflows.target_needs import GRAPH, TargetNeeds
-from graphprune.workflows.user_run import UserRun, with_objects
 
 log = logging.getLogger("graphprune.run")
 

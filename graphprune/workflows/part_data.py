@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from graphprune.execution.module_state import evaluation_mode, preserved_state
 from graphprune.ir.program import Inputs, Program
 from graphprune.workflows.module_parts import recorded
-from graphprune.workflows.user_run import UserRun
+from graphprune.workflows.runs.user_run import UserRun
 
 
 def data_of_part(whole: nn.Module, part: nn.Module, program: Program, run: UserRun) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from graphprune.support.atomic_output import check_output, new_folder, remove_un
 from graphprune.support.memory import Peak, return_freed_memory, watch_peak
 from graphprune.support.resume import note_outcome, remove_leftovers, resumable
 from graphprune.support.workspace import MEMORY_BYTES
-from graphprune.workflows import memory_estimate, run_file
+from graphprune.workflows import memory_estimate
 from graphprune.workflows.goals.goal_data import split_text, with_goal_data
 from graphprune.workflows.goals.goal_files import fill_goals
 from graphprune.workflows.goals.goal_outcome import Reached
@@ -41,13 +41,14 @@ from graphprune.workflows.goals.goal_run import GoalPipeline
 from graphprune.workflows.in_memory import prune_in_memory, require_no_module_options
 from graphprune.workflows.option_fields import takes
 from graphprune.workflows.options import AMOUNTS, PruneOptions
-from graphprune.workflows.recipe import pipeline, plan_pipeline, require_data
+from graphprune.workflows.recipes.recipe import pipeline, plan_pipeline, require_data
 from graphprune.workflows.result import Result
-from graphprune.workflows.run_record import Job, build_report, command, identity, name_of, reproduction
+from graphprune.workflows.runs import run_file
+from graphprune.workflows.runs.run_record import Job, build_report, command, identity, name_of, reproduction
+from graphprune.workflows.runs.user_run import UserRun, with_objects
 from graphprune.workflows.saved_folder import write
 from graphprune.workflows.target_needs import TargetNeeds
 from graphprune.workflows.trimming.trim_first import trimmed_first, with_remaining
-from graphprune.workflows.user_run import UserRun, with_objects
 
 log = logging.getLogger("graphprune.run")
 SHARE = 4  # a saved model is reloaded whole, in float32 next to the graph, if it fits in this fraction of the memory

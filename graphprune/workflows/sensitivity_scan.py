@@ -14,8 +14,8 @@ from graphprune.support.atomic_output import check_file, new_file
 from graphprune.support.resume import resumable
 from graphprune.workflows.option_fields import takes
 from graphprune.workflows.options import SensitivityOptions
-from graphprune.workflows.recipe import sensitivity_pipeline
-from graphprune.workflows.run_record import identity
+from graphprune.workflows.recipes.recipe import sensitivity_pipeline
+from graphprune.workflows.runs.run_record import identity
 
 
 @takes(SensitivityOptions)

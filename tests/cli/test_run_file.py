@@ -11,8 +11,8 @@ import yaml
 from typer.testing import CliRunner
 
 from graphprune.cli.commands import app
-from graphprune.workflows import run_file
 from graphprune.workflows.options import PruneOptions, SensitivityOptions
+from graphprune.workflows.runs import run_file
 
 
 class Captured:

@@ -19,7 +19,7 @@ from graphprune.passes.depth import IMPORTANCES
 from graphprune.passes.operators import RULES
 from graphprune.passes.reconstructions import RECONSTRUCTIONS
 from graphprune.passes.scores import SCORES
-from graphprune.workflows.catalogue import RECIPES
+from graphprune.workflows.recipes.catalogue import RECIPES
 from tests.docs.blocks import Reader
 
 ROOT = Path(__file__).parents[2]

@@ -68,7 +68,7 @@ def test_a_healed_folder_is_nearer_to_the_dense_model(heal: Heal, pruned: Path, 
 
 def test_a_file_repeats_the_run(heal: Heal, tmp_path: Path) -> None:
     from graphprune.healing.heal_options import HealOptions
-    from graphprune.workflows import run_file
+    from graphprune.workflows.runs import run_file
 
     heal(tokens="256")
     again = run_file.read(tmp_path / "healed" / "heal.yaml", HealOptions)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from graphprune.frontends.modules import trace
 from graphprune.ir.program import Program
-from graphprune.workflows.catalogue import RECIPES
+from graphprune.workflows.recipes.catalogue import RECIPES
 from tests.declared_facts import broken_promises
 from tests.recipes import pipeline_of
 

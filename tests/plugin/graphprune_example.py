@@ -9,7 +9,7 @@ from graphprune.passes.scores import SCORES
 from graphprune.planning.index_scores import rows_of
 from graphprune.planning.interfaces import Evidence, Reconstruction, Refitted, ScoreMethod
 from graphprune.statistics.moments import Moments
-from graphprune.workflows.catalogue import Recipe, add
+from graphprune.workflows.recipes.catalogue import Recipe, add
 
 
 class Alternating(ScoreMethod):

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import graphprune as gp
 from graphprune.errors import CalibrationError, ExportError, LoadError, OptionError, PlanError, TraceError
-from graphprune.workflows.auto_recipe import NO_DATA
+from graphprune.workflows.recipes.auto_recipe import NO_DATA
 
 
 class Net(nn.Module):

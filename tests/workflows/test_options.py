@@ -19,7 +19,7 @@ from graphprune.passes.calibration.measure_latency import MeasureLatency
 from graphprune.passes.sensitivity.measure_sensitivity import MeasureSensitivity
 from graphprune.workflows.option_fields import about, described, words_of
 from graphprune.workflows.options import PlanOptions, PruneOptions, SensitivityOptions
-from graphprune.workflows.run_record import identity
+from graphprune.workflows.runs.run_record import identity
 
 ROOT = Path(__file__).parents[2]
 FUNCTIONS = {

@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 import graphprune as gp
 from graphprune.cli.commands import app
 from graphprune.errors import OptionError, PlanError
-from graphprune.workflows import run_file
 from graphprune.workflows.option_fields import described, words_of
 from graphprune.workflows.options import PruneOptions
 from graphprune.workflows.reduction import rounding
+from graphprune.workflows.runs import run_file
 from tests.recipes import pipeline_of
 
 

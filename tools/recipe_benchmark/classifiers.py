@@ -16,9 +16,9 @@ import graphprune as gp
 from graphprune.errors import GraphpruneError, reason_of
 from graphprune.evaluation.perplexity import classify, logits
 from graphprune.support.memory import peak_memory
-from graphprune.workflows.catalogue import RECIPES
 from graphprune.workflows.options import PruneOptions
-from graphprune.workflows.recipe import pipeline
+from graphprune.workflows.recipes.catalogue import RECIPES
+from graphprune.workflows.recipes.recipe import pipeline
 from tools.recipe_benchmark.record import DENSE, Record, Run
 from tools.recipe_benchmark.subjects import SUBJECTS, Batch, Subject
 

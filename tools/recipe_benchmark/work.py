@@ -18,7 +18,7 @@ from graphprune.statistics import texts
 from graphprune.statistics.collector import matmul_autocast, token_inputs
 from graphprune.support.memory import peak_memory
 from graphprune.workflows.options import PruneOptions
-from graphprune.workflows.recipe import pipeline
+from graphprune.workflows.recipes.recipe import pipeline
 from tools.recipe_benchmark.record import DENSE, Record, Run
 
 LENGTH = 512  # tokens of a window of the texts

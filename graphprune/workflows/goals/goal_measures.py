@@ -16,7 +16,7 @@ from graphprune.planning.goals import BUDGETS, QUANTITIES, Goal
 from graphprune.planning.plan import Plan
 from graphprune.statistics.paired import Estimate, PairedSamples
 from graphprune.workflows.reduction import amounts
-from graphprune.workflows.user_run import UserRun
+from graphprune.workflows.runs.user_run import UserRun
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from graphprune.workflows.goals.goal_outcome import Reached
 from graphprune.workflows.goals.goal_timing import Timing
 from graphprune.workflows.goals.goal_trials import DIGITS, ShareTrials
 from graphprune.workflows.options import PruneOptions
-from graphprune.workflows.user_run import UserRun
+from graphprune.workflows.runs.user_run import UserRun
 
 log = logging.getLogger("graphprune.run")
 

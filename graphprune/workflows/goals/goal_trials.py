@@ -21,7 +21,7 @@ from graphprune.support.workspace import Workspace, current_workspace, use_works
 from graphprune.workflows.goals.goal_measures import GoalCosts, Qualities, Reading
 from graphprune.workflows.goals.goal_outcome import ShareTrial
 from graphprune.workflows.goals.share_search import PlanCurve
-from graphprune.workflows.run_record import planned_sizes
+from graphprune.workflows.runs.run_record import planned_sizes
 
 log = logging.getLogger("graphprune.run")
 GRID = 12  # shares of the plan's curve

@@ -23,7 +23,7 @@ from graphprune.vocabulary.mean_rows import MeanRows
 from graphprune.vocabulary.scripts import of_scripts
 from graphprune.vocabulary.token_selection import Amount, TokenSelection, counted
 from graphprune.workflows.option_fields import takes
-from graphprune.workflows.run_record import reproduction
+from graphprune.workflows.runs.run_record import reproduction
 from graphprune.workflows.trimming.trim_options import Tokens, TrimOptions
 from graphprune.workflows.trimming.trim_record import Trimming
 from graphprune.workflows.trimming.trimmed_folder import TrimSource, encode_whole, write_trimmed

@@ -28,7 +28,7 @@ from graphprune.solvers.factorable import factorable
 from graphprune.solvers.pivoted_factors import factor_parameters
 from graphprune.statistics.collector import Calibration, Collector
 from graphprune.statistics.moments import GradientSums
-from graphprune.workflows.catalogue import BEST_FACTORED
+from graphprune.workflows.recipes.catalogue import BEST_FACTORED
 from tests.recipes import pipeline_of
 
 Tiny = Callable[..., nn.Module]

@@ -17,7 +17,7 @@ from graphprune.planning.facts import Scores
 from graphprune.planning.plan import Plan, make
 from graphprune.solvers.normal_equations import CAUTIOUS_DAMPINGS, add_damping
 from graphprune.statistics.moments import GradientSums
-from graphprune.workflows.catalogue import RECIPES
+from graphprune.workflows.recipes.catalogue import RECIPES
 from tests.declared_facts import broken_promises
 from tests.passes.calibration.test_experts import EXPERTS, IDLE, Mixture, inputs
 

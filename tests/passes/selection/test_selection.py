@@ -14,7 +14,7 @@ import graphprune as gp
 from graphprune.errors import PlanError
 from graphprune.ir.program import Source
 from graphprune.planning.ranking import top
-from graphprune.workflows.catalogue import RECIPES
+from graphprune.workflows.recipes.catalogue import RECIPES
 
 
 @pytest.fixture(scope="module")

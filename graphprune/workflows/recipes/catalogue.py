@@ -13,7 +13,7 @@ from graphprune.passes.reconstructions.refit import Refit
 from graphprune.passes.scores.score import Score
 from graphprune.pipeline import Pass, parse
 from graphprune.registry import Registry
-from graphprune.workflows.recipe_rules import flat
+from graphprune.workflows.recipes.recipe_rules import flat
 
 RECIPES: "Registry[str, Recipe]" = Registry("recipe")
 

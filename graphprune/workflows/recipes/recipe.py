@@ -17,9 +17,9 @@ from graphprune.passes.scores.score import Score
 from graphprune.passes.sensitivity.measure_sensitivity import MeasureSensitivity
 from graphprune.pipeline import Pass, Pipeline, live, parse
 from graphprune.planning.plan import Plan
-from graphprune.workflows import auto_recipe
-from graphprune.workflows import recipe_rules as rules
-from graphprune.workflows.catalogue import RECIPES, Recipe
+from graphprune.workflows.recipes import auto_recipe
+from graphprune.workflows.recipes import recipe_rules as rules
+from graphprune.workflows.recipes.catalogue import RECIPES, Recipe
 
 
 def chosen(options: Any) -> Recipe:

@@ -10,8 +10,8 @@ from graphprune.cli.commands import app
 from graphprune.errors import CalibrationError, PipelineError, PlanError, RegistryError
 from graphprune.passes.calibration.calibrate import Calibrate
 from graphprune.pipeline import Pipeline, live
-from graphprune.workflows.catalogue import RECIPES
-from graphprune.workflows.recipe import pipeline, plan_pipeline, require_data, sensitivity_pipeline
+from graphprune.workflows.recipes.catalogue import RECIPES
+from graphprune.workflows.recipes.recipe import pipeline, plan_pipeline, require_data, sensitivity_pipeline
 from tests.recipes import options_of, pipeline_of
 
 DATA: dict[str, Any] = {"sparsity": 0.2, "calibration": "t.txt"}

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from graphprune.workflows.catalogue import BEST, Recipe
+from graphprune.workflows.recipes.catalogue import BEST, Recipe
 
 AUTO = "auto"
 RESTORE = "rewrite | refit | batch-norm-statistics | verify"

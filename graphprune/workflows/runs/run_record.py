@@ -28,11 +28,11 @@ from graphprune.statistics.collector import Calibration
 from graphprune.support.memory import peak_memory
 from graphprune.support.resume import file_states
 from graphprune.version import __version__
-from graphprune.workflows.catalogue import RECIPES
 from graphprune.workflows.goals.goal_outcome import Reached
 from graphprune.workflows.memory_estimate import Footprint
 from graphprune.workflows.option_fields import OptionGroup, about, described, needs_python, plain, words_of
 from graphprune.workflows.options import PruneOptions, SensitivityOptions
+from graphprune.workflows.recipes.catalogue import RECIPES
 from graphprune.workflows.reduction import amounts, destination_limits, rounding
 from graphprune.workflows.target_needs import TargetNeeds
 from graphprune.workflows.trimming.trim_record import trim_note

@@ -1,0 +1,1 @@
+"""Recipes: named pipelines, what they need, and which one suits a module."""
