@@ -198,10 +198,10 @@ def _expected(known: OptionInfo, kind: Any) -> str:
     if known.choices:
         return f"be one of {', '.join(known.choices)}"
     if named := named_numbers(kind):
-        number = f"lie between 0 and 1 (0.2 removes 20 %), or {BY_NAME}" if known.share else BY_NAME
+        number = f"lie between 0 and 1 (0.2 is 20 %), or {BY_NAME}" if known.share else BY_NAME
         return number.format("0.3" if named[0] is float else "[0, 7]" if named[1] else "64")
     if known.share:
-        return "lie between 0 and 1 (0.2 removes 20 %)"
+        return "lie between 0 and 1 (0.2 is 20 %)"
     if known.least is not None and not repeats(kind):
         return "be a positive whole number" if known.least == 1 else f"be a whole number of at least {known.least}"
     if repeats(kind):

@@ -163,7 +163,7 @@ class Allocate(Pass):
             raise PlanError("give either sparsity (a share of all parameters) or ratio (a share of every free group)")
         if not isinstance(shares[0], (int, float)) or not 0 < shares[0] < 1:
             name = "sparsity" if self.sparsity is not None else "ratio"
-            raise PlanError(f"{name} must lie between 0 and 1 (0.2 removes 20 %), got {shares[0]}")
+            raise PlanError(f"{name} must lie between 0 and 1 (0.2 is 20 %), got {shares[0]}")
         if not 0 < self.part <= 1:
             raise PlanError(f"part is a share of the reduction above 0 and at most 1, got {self.part}")
         return shares[0] * self.part

@@ -18,7 +18,7 @@ def parsed(text: str) -> dict[str, float]:
     shares = named_values.numbers(text, float)
     for name, share in shares.items():
         if not 0 <= share < 1:
-            raise OptionError(f"ratio {name!r} must be at least 0 and below 1 (0.2 removes 20 %), got {share:g}")
+            raise OptionError(f"ratio {name!r} must be at least 0 and below 1 (0.2 is 20 %), got {share:g}")
     return shares
 
 

@@ -81,7 +81,7 @@ class Drop(Pass):
         if shares != 1 and not self.blocks:
             raise PlanError("give either count (of blocks to drop) or sparsity (a share of all parameters)")
         if self._share is not None and not 0 < self._share < 1:
-            raise PlanError(f"sparsity must lie between 0 and 1 (0.2 removes 20 %), got {self._share}")
+            raise PlanError(f"sparsity must lie between 0 and 1 (0.2 is 20 %), got {self._share}")
         if self.budget != "parameters":
             raise PlanError(f"blocks are dropped until enough parameters are removed, not {self.budget}")
         if self.count is not None and (not isinstance(self.count, int) or self.count < 1):

@@ -75,7 +75,7 @@ def test_a_run_is_repeated_from_its_file(
 WRONG = [
     ("sparsty: 0.2", "run.yaml: no option 'sparsty'; did you mean sparsity?"),
     ("zzz: 1", "run.yaml: no option 'zzz'; see --help of the command"),
-    ("sparsity: many", "run.yaml: sparsity must lie between 0 and 1 (0.2 removes 20 %), got 'many'"),
+    ("sparsity: many", "run.yaml: sparsity must lie between 0 and 1 (0.2 is 20 %), got 'many'"),
     ("samples: 0.5", "run.yaml: samples must be a positive whole number, got 0.5"),
     ("protect: lm_head*", 'run.yaml: protect must be a sequence: write protect: ["lm_head*"]'),
     ("plan-only: maybe", "run.yaml: plan_only must be true or false, got 'maybe'"),
