@@ -125,7 +125,7 @@ def _is_given(context: typer.Context, name: str) -> bool:
 def _from_file(config: str | None, options: type) -> Values:
     if config is None:
         return {}
-    from graphprune.workflows import run_file  # imports YAML only where it is needed
+    from graphprune.workflows.runs import run_file  # imports YAML only where it is needed
 
     return run_file.read(config, options)
 
