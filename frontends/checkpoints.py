@@ -152,6 +152,6 @@ def _rules(model: nn.Module) -> list[Any]:
 
 
 def _share(state: Mapping[str, Any], matched: dict[str, Entry]) -> dict[str, Entry]:
-    """Extend the entry of one name of a shared weight to all its names."""
+    """Extend the entry of one name of a shared weight to its names without an entry."""
     by_tensor = {id(state[name]): entry for name, entry in matched.items()}
-    return {name: by_tensor[id(tensor)] for name, tensor in state.items() if id(tensor) in by_tensor}
+    return {name: matched.get(name, by_tensor[id(t)]) for name, t in state.items() if id(t) in by_tensor}

@@ -38,21 +38,24 @@ def reduced(content: bytes, retained: Container[str]) -> bytes:
 
 
 def texts(content: bytes) -> list[str]:
-    """Texts of all pieces.
+    """Texts of the pieces that spell text: not of control, unknown and byte pieces, nor of those of the user.
 
     Raises:
         ValueError: if it is no such file.
     """
-    return [_text(value) for value in _values(content) if value.field == _PIECE]
+    return [_text(value) for value in _values(content) if value.field == _PIECE and _kind(value) == _NORMAL]
 
 
 def _text(piece: _Value) -> str:
     return next(bytes(_inner(value)).decode() for value in _values(_inner(piece)) if value.field == _TEXT)
 
 
+def _kind(piece: _Value) -> bytes | int:
+    return next((value.value for value in _values(_inner(piece)) if value.field == _KIND), _NORMAL)
+
+
 def _stays(piece: _Value, retained: Container[str]) -> bool:
-    kind = next((value.value for value in _values(_inner(piece)) if value.field == _KIND), _NORMAL)
-    return kind not in (_NORMAL, _USER) or _text(piece) in retained
+    return _kind(piece) not in (_NORMAL, _USER) or _text(piece) in retained
 
 
 def _settings(trainer: _Value, keep: list[bool]) -> bytes:

@@ -17,6 +17,7 @@ log = logging.getLogger(__name__)
 CONFIG, ADDED, MERGES, WORDS, PIECES = (
     "tokenizer_config.json", "added_tokens.json", "merges.txt", "vocab.json", "vocab.txt"
 )  # fmt: skip
+_SENTENCEPIECE = "*.model"
 _OTHER = ("*.tiktoken", "tekken.json", "vocab.bpe", "*.spm", "*.bpe.codes", "bpe.codes")
 
 
@@ -31,6 +32,20 @@ def require_agreement(folder: Path, table: TokenizerTable) -> None:
         if path.is_file() and table.name != str(path):
             listed = read(path)
             table.require_equal({**table.ids, **listed}, str(path))
+    for path in sorted(folder.glob(_SENTENCEPIECE)):
+        if strange := [text for text in _pieces(path) if text not in table.ids]:
+            raise LoadError(
+                f"{table.name} and {path} disagree: the second has {len(strange)} pieces that the first lacks, the "
+                f"first of them {strange[0]!r}; remove the one that the model was not trained with"
+            )
+
+
+def _pieces(path: Path) -> list[str]:
+    """Pieces of a SentencePiece file; none of a file of another kind, which is left out later."""
+    try:
+        return sentencepiece_model.texts(path.read_bytes())
+    except (ValueError, StopIteration):
+        return []
 
 
 def _lines(path: Path) -> dict[str, int]:
@@ -80,7 +95,7 @@ def _rewrite_config(path: Path, retained: Mapping[int, int]) -> None:
 
 def _rewrite_pieces(folder: Path, numbers: Mapping[str, int]) -> list[str]:
     """Rewrite SentencePiece files, whose pieces have the names of tokens."""
-    return _each(folder, "*.model", lambda content: sentencepiece_model.reduced(content, numbers))
+    return _each(folder, _SENTENCEPIECE, lambda content: sentencepiece_model.reduced(content, numbers))
 
 
 def _remove_others(folder: Path) -> list[str]:

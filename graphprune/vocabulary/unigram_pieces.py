@@ -10,7 +10,7 @@ class UnigramPieces(TokenizerKind):
     """Model of type Unigram, a list of pieces with the logarithms of their probabilities."""
 
     def numbers(self) -> dict[str, int]:
-        """Identifiers of all pieces: their places in the list."""
+        """Identifiers of all pieces: their places in the list, of a repeated piece the last one."""
         return {piece: i for i, (piece, _) in enumerate(self.model["vocab"])}
 
     @property
@@ -24,7 +24,8 @@ class UnigramPieces(TokenizerKind):
         return list(token)
 
     def reduced(self, numbers: Mapping[str, int]) -> dict[str, Any]:
-        """The model with these pieces in their order."""
-        model = {**self.model, "vocab": [entry for entry in self.model["vocab"] if entry[0] in numbers]}
+        """The model with these pieces in their order, each once."""
+        every = enumerate(self.model["vocab"])
+        model = {**self.model, "vocab": [e for i, e in every if e[0] in numbers and self.ids[e[0]] == i]}
         unknown = self.unknown
         return {**model, "unk_id": numbers[min(unknown)]} if unknown else model

@@ -170,6 +170,8 @@ def write_trimmed(source: TrimSource, retained: Mapping[int, int], means: MeanRo
     stored = checkpoints.entries(source.folder)
     config.architectures = copy.copy(source.settings.architectures)
     write_config(folder, config, checkpoints.stored_dtype(stored))
+    if unused := before - sum(i < before for i in source.texts):
+        notes.append(f"{unused:,} rows that belong to no token of the tokenizer were removed")
     return Written(len(numbers), [*notes, *_write_weights(source, stored, dims, numbers, means, folder)])
 
 
