@@ -14,11 +14,12 @@ import graphprune as gp
 from graphprune.huggingface import model_folder
 from tests.vocabulary.small_tokenizers import ENGLISH, SPECIAL, TEXTS, byte_fallback, byte_level, unigram
 
-SIZES = {
+FAMILIES: Any = transformers  # without types, whose signatures differ between classes
+SIZES: dict[str, Any] = {
     "d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_attention_heads": 2, "decoder_attention_heads": 2,
     "encoder_ffn_dim": 24, "decoder_ffn_dim": 24,
 }  # fmt: skip
-IDS = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
+IDS: dict[str, Any] = {"bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 2}
 LANGUAGES, TASKS = ("<|en|>", "<|el|>"), ("transcribe", "translate")
 TIMES = [f"<|{0.02 * i:.2f}|>" for i in range(21)]
 
@@ -26,7 +27,7 @@ TIMES = [f"<|{0.02 * i:.2f}|>" for i in range(21)]
 def _merges(kind: str) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Vocabulary and merges of a tokenizer by pairs."""
     table = json.loads(kind)["model"]
-    return table["vocab"], [tuple(m.split(" ")) if isinstance(m, str) else tuple(m) for m in table["merges"]]
+    return table["vocab"], [tuple(m.split(" ") if isinstance(m, str) else m) for m in table["merges"]]
 
 
 def _pieces() -> list[tuple[str, float]]:
@@ -37,18 +38,18 @@ def _pieces() -> list[tuple[str, float]]:
 def speech() -> tuple[Any, Any, dict[str, Any]]:
     """Tokenizer, model and generation settings for speech, with languages, tasks and times."""
     vocab, merges = _merges(byte_level())
-    tokenizer: Any = transformers.WhisperTokenizer(vocab={**vocab}, merges=merges)
+    tokenizer = FAMILIES.WhisperTokenizer(vocab={**vocab}, merges=merges)
     marks = ["<|startoftranscript|>", *LANGUAGES, *(f"<|{t}|>" for t in TASKS), "<|startofprev|>", "<|notimestamps|>"]
     tokenizer.add_special_tokens({"additional_special_tokens": marks})
     tokenizer.add_tokens([AddedToken(time, special=False, normalized=False) for time in TIMES])
     number = tokenizer.convert_tokens_to_ids
     end, start = number("<|endoftext|>"), number(marks[0])
-    config: Any = transformers.WhisperConfig(
+    config = FAMILIES.WhisperConfig(
         **SIZES, vocab_size=len(tokenizer), max_source_positions=8, max_target_positions=16, num_mel_bins=4,
         bos_token_id=end, eos_token_id=end, pad_token_id=end, decoder_start_token_id=start,
         begin_suppress_tokens=[220, end],
     )  # fmt: skip
-    return tokenizer, transformers.WhisperForConditionalGeneration(config), {
+    return tokenizer, FAMILIES.WhisperForConditionalGeneration(config), {
         "eos_token_id": end, "decoder_start_token_id": start, "no_timestamps_token_id": number(marks[-1]),
         "prev_sot_token_id": number(marks[-2]), "lang_to_id": {name: number(name) for name in LANGUAGES},
         "task_to_id": {name: number(f"<|{name}|>") for name in TASKS}, "suppress_tokens": [3, 300, 350],
@@ -64,31 +65,31 @@ def pairs_with_languages() -> tuple[Any, Any, dict[str, Any]]:
     for token in sorted(vocab, key=vocab.__getitem__):
         if not token.startswith("<0x"):
             numbers.setdefault(token, len(numbers))
-    tokenizer: Any = transformers.NllbTokenizer(vocab=numbers, merges=merges, src_lang="eng_Latn", tgt_lang="fra_Latn")
-    config: Any = transformers.M2M100Config(**SIZES, **IDS, vocab_size=len(tokenizer) + 3, max_position_embeddings=64)
+    tokenizer = FAMILIES.NllbTokenizer(vocab=numbers, merges=merges, src_lang="eng_Latn", tgt_lang="fra_Latn")
+    config = FAMILIES.M2M100Config(**SIZES, **IDS, vocab_size=len(tokenizer) + 3, max_position_embeddings=64)
     settings = {**IDS, "forced_bos_token_id": tokenizer.convert_tokens_to_ids("fra_Latn")}
-    return tokenizer, transformers.M2M100ForConditionalGeneration(config), settings
+    return tokenizer, FAMILIES.M2M100ForConditionalGeneration(config), settings
 
 
 def pieces_with_languages() -> tuple[Any, Any, dict[str, Any]]:
     """A translator with codes of languages, by pieces."""
     first = [(token, 0.0) for token in ("<s>", "<pad>", "</s>", "<unk>")]
-    tokenizer: Any = transformers.MBartTokenizer(vocab=[*first, *_pieces()], src_lang="en_XX", tgt_lang="ro_RO")
+    tokenizer = FAMILIES.MBartTokenizer(vocab=[*first, *_pieces()], src_lang="en_XX", tgt_lang="ro_RO")
     language = tokenizer.convert_tokens_to_ids("ro_RO")
     ids = {**IDS, "decoder_start_token_id": language}
-    config: Any = transformers.MBartConfig(**SIZES, **ids, vocab_size=len(tokenizer), max_position_embeddings=64)
-    return tokenizer, transformers.MBartForConditionalGeneration(config), {**ids, "bad_words_ids": [[9, 11], [120]]}
+    config = FAMILIES.MBartConfig(**SIZES, **ids, vocab_size=len(tokenizer), max_position_embeddings=64)
+    return tokenizer, FAMILIES.MBartForConditionalGeneration(config), {**ids, "bad_words_ids": [[9, 11], [120]]}
 
 
 def sentinels() -> tuple[Any, Any, dict[str, Any]]:
     """A model with marks of gaps at the end of its pieces, and rows beyond them."""
     first, last = ("<pad>", "</s>", "<unk>"), [(f"<extra_id_{i}>", 0.0) for i in range(9, -1, -1)]
     vocab = [*((token, 0.0) for token in first), *_pieces(), *last]
-    tokenizer: Any = transformers.T5Tokenizer(vocab=vocab, extra_ids=10)
-    config: Any = transformers.T5Config(
+    tokenizer = FAMILIES.T5Tokenizer(vocab=vocab, extra_ids=10)
+    config = FAMILIES.T5Config(
         vocab_size=len(vocab) + 6, d_model=16, d_kv=8, d_ff=24, num_layers=1, num_heads=2, decoder_start_token_id=0
     )
-    return tokenizer, transformers.T5ForConditionalGeneration(config), {"decoder_start_token_id": 0}
+    return tokenizer, FAMILIES.T5ForConditionalGeneration(config), {"decoder_start_token_id": 0}
 
 
 MODELS: Mapping[str, Callable[[], tuple[Any, Any, dict[str, Any]]]] = {
@@ -126,7 +127,7 @@ def test_named_tokens_are_retained_and_renumbered(name: str, tmp_path: Path) -> 
     text.write_text("".join(json.dumps({"text": line}) + "\n" for line in ENGLISH), encoding="utf-8")
     made = gp.trim(source, text=[text], coverage=0.97, align=1, output=small)
     assert made.error <= 1e-5 and made.tokens[1] < made.tokens[0]
-    old, new = (transformers.AutoTokenizer.from_pretrained(folder) for folder in (source, small))
+    old, new = (FAMILIES.AutoTokenizer.from_pretrained(folder) for folder in (source, small))
     assert type(old) is type(new) and old.special_tokens_map == new.special_tokens_map
     moved = {number: new.get_vocab()[token] for token, number in old.get_vocab().items() if token in new.get_vocab()}
     before, after = (dict(_numbers(model_folder.read_json(f / "generation_config.json"))) for f in (source, small))

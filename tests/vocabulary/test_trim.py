@@ -7,11 +7,13 @@ from typing import Any
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 import graphprune as gp
 from graphprune.errors import ExportError, GraphpruneError, LoadError
 from graphprune.huggingface import model_folder
 from tests.vocabulary.small_tokenizers import ENGLISH, OTHER, folder_of, tokenizer_of
+from tests.vocabulary.test_sentencepiece import piece
 
 SMALL = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 24}
 MODELS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
@@ -183,11 +185,36 @@ def _edit(path: Path, **fields: Any) -> None:
 BROKEN: dict[str, tuple[type[GraphpruneError], str]] = {
     "unknown id": (LoadError, r"config.json: eos_token_id is 440, which the tokenizer does not know"),
     "disagreeing files": (LoadError, r"tokenizer.json and .*vocab.json disagree on 2 tokens"),
+    "disagreeing pieces": (LoadError, r"disagree: the second has 1 pieces that the first lacks, .* 'strange'"),
+    "larger head": (LoadError, r"lm_head.weight has shape \[454, 16\], expected \[448, 16\]"),
     "other encoding": (LoadError, r"cannot read the text .*in UTF-8"),
     "empty corpus": (GraphpruneError, r"corpus is empty"),
     "no tokenizer": (LoadError, r"has no tokenizer"),
     "existing output": (ExportError, r"exists already"),
 }
+
+
+def _damage(fault: str, source: Path, text: Path, output: Path) -> None:
+    match fault:
+        case "unknown id":
+            _edit(source / "config.json", eos_token_id=440)
+        case "disagreeing files":
+            (source / "vocab.json").write_text(json.dumps({"!": 1, '"': 0}), encoding="utf-8")
+        case "disagreeing pieces":
+            (source / "spiece.model").write_bytes(piece("strange"))
+        case "larger head":
+            stored = load_file(source / "model.safetensors")
+            stored["lm_head.weight"] = torch.zeros(454, 16)
+            save_file(stored, source / "model.safetensors", {"format": "pt"})
+        case "other encoding":
+            text.write_bytes("Ο".encode("iso8859-7"))
+        case "empty corpus":
+            text.write_text("", encoding="utf-8")
+        case "no tokenizer":
+            for path in source.glob("tokenizer*"):
+                path.unlink()
+        case "existing output":
+            output.mkdir(parents=True)
 
 
 @pytest.mark.parametrize("fault", BROKEN)
@@ -198,20 +225,7 @@ def test_bad_input_is_one_error_and_nothing_is_written(
     source.mkdir()
     for path in decoder[0].iterdir():
         (source / path.name).write_bytes(path.read_bytes())
-    match fault:
-        case "unknown id":
-            _edit(source / "config.json", eos_token_id=440)
-        case "disagreeing files":
-            (source / "vocab.json").write_text(json.dumps({"!": 1, '"': 0}), encoding="utf-8")
-        case "other encoding":
-            text.write_bytes("Ο".encode("iso8859-7"))
-        case "empty corpus":
-            text.write_text("", encoding="utf-8")
-        case "no tokenizer":
-            for path in source.glob("tokenizer*"):
-                path.unlink()
-        case "existing output":
-            output.mkdir(parents=True)
+    _damage(fault, source, text, output)
     before = sorted(tmp_path.rglob("*"))
     error, message = BROKEN[fault]
     with pytest.raises(error, match=message):
