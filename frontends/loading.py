@@ -5,20 +5,29 @@ from pathlib import Path
 
 from graphprune.errors import LoadError
 from graphprune.frontends import FRONTENDS, onnx_models
+from graphprune.huggingface.hub_models import local_path
 from graphprune.ir.program import Program
 
 
-def load(model: str | Path, *, dequantize: bool = False, sizes: Mapping[str, int] | None = None) -> Program:
-    """Load a model folder, a file or ``package.module:callable`` by the first frontend that accepts it.
+def load(
+    model: str | Path,
+    *,
+    dequantize: bool = False,
+    sizes: Mapping[str, int] | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+) -> Program:
+    """Load a folder, a file, a model of the hub or ``package.module:callable`` by the first frontend that accepts it.
 
     `dequantize` turns quantized weights of an ONNX file into floating-point numbers, and `sizes` has sizes of its
-    dynamic dimensions at which it runs.
+    dynamic dimensions at which it runs. A model of the hub is read from its cache, and downloaded if it is not there
+    and `offline` is not set; `revision` is a branch, tag or commit of it.
 
     Raises:
         LoadError: if no frontend accepts it, or its files cannot be read.
         TraceError: if torch.export refuses the model.
     """
-    text = str(model)
+    text = str(local_path(model, revision, offline))
     if FRONTENDS["onnx"].accepts(text):
         return onnx_models.load(text, dequantize=dequantize, sizes=sizes)
     if dequantize or sizes:

@@ -21,6 +21,7 @@ from graphprune.frontends import loading
 from graphprune.frontends.modules import trace as trace
 from graphprune.healing.heal import heal as heal
 from graphprune.huggingface import model_folder
+from graphprune.huggingface.hub_models import local_path
 from graphprune.ir.program import Dropped, Program
 from graphprune.passes.depth.drop_blocks import drop
 from graphprune.passes.verification.verify import prove
@@ -46,7 +47,14 @@ M = TypeVar("M", bound=nn.Module)
 
 
 @overload
-def load(model: str | Path, *, dequantize: bool = False, sizes: Mapping[str, int] | None = None) -> Program: ...
+def load(
+    model: str | Path,
+    *,
+    dequantize: bool = False,
+    sizes: Mapping[str, int] | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+) -> Program: ...
 @overload
 def load(model: str | Path, *, into: M) -> M: ...
 def load(
@@ -55,8 +63,13 @@ def load(
     into: nn.Module | None = None,
     dequantize: bool = False,
     sizes: Mapping[str, int] | None = None,
+    revision: str | None = None,
+    offline: bool = False,
 ) -> Any:
-    """Load a model folder, a file or ``package.module:callable``, as a program; or a pruned module.
+    """Load a model folder or file, one of the hub, or ``package.module:callable``, as a program; or a pruned module.
+
+    A model of the hub, ``org/name`` or ``org/name/file.onnx``, is read from the local cache, and downloaded if it is
+    not there and `offline` is not set; `revision` is a branch, a tag or a commit of it. Local folders take precedence.
 
     Quantized weights of an ONNX file become floating-point numbers if `dequantize` is set, and are refused otherwise.
     `sizes` has sizes of its dynamic dimensions, by their names, at which it runs, where it does not run at all.
@@ -69,7 +82,7 @@ def load(
     """
     if into is not None:
         return load_into(Path(model), into)
-    return loading.load(model, dequantize=dequantize, sizes=sizes)
+    return loading.load(model, dequantize=dequantize, sizes=sizes, revision=revision, offline=offline)
 
 
 def analyze(program: Program) -> Dependencies:
@@ -127,16 +140,25 @@ def save(
 
 
 def evaluate(
-    model: Program | str | Path, text: str | Path, *, length: int = 512, windows: int | None = None
+    model: Program | str | Path,
+    text: str | Path,
+    *,
+    length: int = 512,
+    windows: int | None = None,
+    revision: str | None = None,
+    offline: bool = False,
 ) -> perplexity.Evaluation:
     """Measure the perplexity of a language model on consecutive windows of a text.
 
-    The model is anything that `load` accepts, or an exported folder, which ONNX Runtime runs.
+    The model is anything that `load` accepts, with `revision` and `offline` as there, or an exported folder, which ONNX
+    Runtime runs.
 
     Raises:
         LoadError: if the model, its tokenizer or the text cannot be read.
         CalibrationError: if the text is too short, or the model predicts no finite numbers.
     """
+    if not isinstance(model, Program):
+        model = local_path(model, revision, offline)
     if not isinstance(model, Program) and (Path(model) / MODEL).is_file():
         return scoring.evaluate(Path(model), text, length=length, windows=windows)
     if not isinstance(model, Program) and not model_folder.is_folder(Path(model)):
@@ -144,15 +166,24 @@ def evaluate(
     return perplexity.evaluate(model, text, length=length, windows=windows)
 
 
-def ask(model: Program | str | Path, questions: str | Path, *, first: int | None = None) -> multiple_choice.Accuracy:
+def ask(
+    model: Program | str | Path,
+    questions: str | Path,
+    *,
+    first: int | None = None,
+    revision: str | None = None,
+    offline: bool = False,
+) -> multiple_choice.Accuracy:
     """Measure the zero-shot accuracy of a language model on a file of questions (see `multiple_choice`).
 
-    The model is anything that `load` accepts.
+    The model is anything that `load` accepts, with `revision` and `offline` as there.
 
     Raises:
         LoadError: if the model, its tokenizer or the questions cannot be read.
         CalibrationError: if there is no question, or the model predicts no finite numbers.
     """
+    if not isinstance(model, Program):
+        model = local_path(model, revision, offline)
     if not isinstance(model, Program) and not model_folder.is_folder(Path(model)):
         model = load(model)
     return multiple_choice.ask(model, questions, first)
@@ -178,8 +209,10 @@ def export(
     static: Mapping[str, int] | None = None,
     portable: bool = False,
     force: bool = False,
+    revision: str | None = None,
+    offline: bool = False,
 ) -> ExportReport:
-    """Write a saved model for another runtime; the output appears once it is checked against the original.
+    """Write a saved model, or one of the hub, for another runtime; the output appears once it is checked.
 
     For the options see `ExportOptions`; each target supports some of them.
 
@@ -188,9 +221,10 @@ def export(
         RegistryError: if the target does not exist.
     """
     options = ExportOptions(dtype, quant, opset, dict(static or {}), portable)
-    if model_folder.holds_graph(Path(folder)):
-        return free_destination.export(Path(folder), target, Path(output), options, force=force)
-    return EXPORTERS[target].export(Path(folder), Path(output), options, force=force)
+    source = Path(local_path(folder, revision, offline))
+    if model_folder.holds_graph(source):
+        return free_destination.export(source, target, Path(output), options, force=force)
+    return EXPORTERS[target].export(source, Path(output), options, force=force)
 
 
 def view(
@@ -204,12 +238,14 @@ def view(
     force: bool = False,
     dequantize: bool = False,
     sizes: Mapping[str, int] | None = None,
+    revision: str | None = None,
+    offline: bool = False,
 ) -> viewer.Content:
     """Write a self-contained HTML page that shows the dependency graph of a model; return its content.
 
     `plan`, a plan, its file or the folder of a run, adds removed and retained indices. `reports`, folders of runs, are
     compared. `sensitivity`, numbers by the name of a group, colors the groups; measured `Sensitivities` add a heat map.
-    An ONNX file is loaded with `dequantize` and `sizes`, as by `load`.
+    A model is loaded with `dequantize`, `sizes`, `revision` and `offline`, as by `load`.
 
     Raises:
         LoadError: if the model, the plan or a report cannot be read, or a report is one of another model.
@@ -218,7 +254,11 @@ def view(
         ExportError: if `output` exists and `force` is not set, or may not be written.
     """
     check_file(output, force)
-    program = model if isinstance(model, Program) else load(model, dequantize=dequantize, sizes=sizes)
+    program = (
+        model
+        if isinstance(model, Program)
+        else load(model, dequantize=dequantize, sizes=sizes, revision=revision, offline=offline)
+    )
     runs = runs_of(program, reports)
     cuts = plan if isinstance(plan, Plan) or plan is None else Plan.load(plan)
     if cuts and cuts.blocks and Dropped not in program.facts:

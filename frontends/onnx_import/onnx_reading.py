@@ -24,7 +24,7 @@ def read(file: Path) -> ir.Model:
     model = _parsed(file)
     if not model.graph.outputs:
         raise LoadError(f"{file} ({file.stat().st_size} bytes) holds no graph with outputs; copy or export it again")
-    _require_external_data(file, model)
+    _require_external_data(file, model, follow_links(file, model))
     _require_fixed_constants(file, model)
     if model.functions:
         load("onnx_ir.passes.common").InlinePass()(model)
@@ -48,7 +48,7 @@ def _parsed(file: Path) -> ir.Model:
         ) from fault
 
 
-def _require_external_data(file: Path, model: ir.Model) -> None:
+def _require_external_data(file: Path, model: ir.Model, folder: Path) -> None:
     for name, value in model.graph.initializers.items():
         tensor = value.const_value
         if tensor is None:
@@ -64,8 +64,27 @@ def _require_external_data(file: Path, model: ir.Model) -> None:
                 f"{file}: the numbers of {name} end at byte {end} of {path}, which {state}; copy the model with "
                 "all its files of external data"
             )
-        if not path.resolve().is_relative_to(file.parent.resolve()):
+        if not path.resolve().is_relative_to(folder.resolve()):
             raise LoadError(f"{file}: the numbers of {name} are in {path}, outside of the folder of the model")
+
+
+def follow_links(file: Path, model: ir.Model) -> Path:
+    """Let external data be read from the files that links stand for; return the folder of the data.
+
+    In the cache of the hub, the file and its data are links to files in one folder; other links are not followed.
+    """
+    folder = file.parent
+    for value in model.graph.initializers.values():
+        tensor = value.const_value
+        if isinstance(tensor, ir.ExternalTensor) and Path(tensor.path).is_symlink():
+            real = Path(tensor.path).resolve()
+            if real.parent == file.resolve().parent:
+                folder = real.parent
+                value.const_value = ir.ExternalTensor(
+                    real.name, tensor.offset, tensor.length, tensor.dtype, shape=tensor.shape, name=str(tensor.name),
+                    base_dir=folder,
+                )  # fmt: skip
+    return folder
 
 
 def _require_numbers(file: Path, name: str, tensor: ir.TensorProtocol) -> None:

@@ -8,7 +8,7 @@ import typer
 
 from graphprune.errors import OptionError
 from graphprune.statistics.data_files import QUESTIONS, TEXTS
-from graphprune.workflows.options import MODEL
+from graphprune.workflows.source_options import MODEL, OFFLINE, REVISION
 
 TARGETS = Path(__file__).parents[1] / "exporters" / "targets"
 
@@ -45,6 +45,8 @@ Sizes = Annotated[
         "--sizes", metavar="NAME=N,...", help="Sizes of dynamic dimensions, by name, at which an ONNX file runs."
     ),
 ]
+Revision = Annotated[str | None, typer.Option("--revision", metavar="REV", help=REVISION)]
+Offline = Annotated[bool, typer.Option("--offline", help=OFFLINE)]
 Dequantize = Annotated[
     bool, typer.Option("--dequantize", help="Take quantized weights of an ONNX file as floating-point numbers.")
 ]

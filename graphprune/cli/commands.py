@@ -20,9 +20,11 @@ from graphprune.cli.arguments import (
     Model,
     NewPage,
     Numbers,
+    Offline,
     Output,
     PageFile,
     Questions,
+    Revision,
     Sizes,
     Text,
     sizes,
@@ -86,6 +88,8 @@ def inspect(
     ] = None,
     at: Sizes = None,
     dequantize: Dequantize = False,
+    revision: Revision = None,
+    offline: Offline = False,
     json: Json = False,
 ) -> Show:
     """Show which parts of a model can be cut, which cannot, and why."""
@@ -93,7 +97,9 @@ def inspect(
     from graphprune.cli import dependencies
     from graphprune.reports import graph_export
 
-    program = api.load(model, dequantize=dequantize, sizes=sizes(at, "--sizes"))
+    program = api.load(
+        model, dequantize=dequantize, sizes=sizes(at, "--sizes"), revision=revision, offline=offline
+    )  # fmt: skip
     analysis = api.analyze(program)
     graph = graph_export.colored(analysis.to_networkx(), graph_export.read_numbers(sensitivity) if sensitivity else {})
     writers = (graph_export.write_dot, graph_export.write_graphml, graph_export.write_json)
@@ -119,6 +125,8 @@ def view(
     sensitivity: Numbers = None,
     at: Sizes = None,
     dequantize: Dequantize = False,
+    revision: Revision = None,
+    offline: Offline = False,
     force: Force = False,
     json: Json = False,
 ) -> Show:
@@ -136,6 +144,8 @@ def view(
         force=force,
         dequantize=dequantize,
         sizes=sizes(at, "--sizes"),
+        revision=revision,
+        offline=offline,
     )
     facts = {name: len(made[name]) for name in ("groups", "tensors", "modules", "calls", "runs")}
     return _answer(f"{model} shown in {output}", {"page": output, **facts, "bytes": output.stat().st_size}, json)
@@ -159,13 +169,15 @@ def apply(
     model: Model,
     plan: Annotated[Path, typer.Argument(help="A plan, or the folder of the run that saved it.", show_default=False)],
     output: Output,
+    revision: Revision = None,
+    offline: Offline = False,
     force: Force = False,
     json: Json = False,
 ) -> Show:
     """Prune a model by a saved plan."""
     from graphprune import api
 
-    result = api.apply_plan(model, plan, output=output, force=force)
+    result = api.apply_plan(model, plan, output=output, force=force, revision=revision, offline=offline)
     return _answer(f"{plan} applied to {model}", result.report, json)
 
 
@@ -219,12 +231,15 @@ def evaluate(
     text: Text,
     length: Length = 512,
     windows: Annotated[int | None, typer.Option(help="Use only so many windows, from the first.", min=1)] = None,
+    revision: Revision = None,
+    offline: Offline = False,
     json: Json = False,
 ) -> Show:
     """Measure the perplexity of a language model on a text."""
     from graphprune import api
 
-    return _answer(f"{model} on {text}", api.evaluate(model, text, length=length, windows=windows), json)
+    made = api.evaluate(model, text, length=length, windows=windows, revision=revision, offline=offline)
+    return _answer(f"{model} on {text}", made, json)
 
 
 @app.command()
@@ -233,12 +248,14 @@ def ask(
     model: Model,
     questions: Questions,
     first: Annotated[int | None, typer.Option(help="Ask only so many, from the first.", min=1)] = None,
+    revision: Revision = None,
+    offline: Offline = False,
     json: Json = False,
 ) -> Show:
     """Measure the zero-shot accuracy of a language model on multiple-choice questions."""
     from graphprune import api
 
-    accuracy = api.ask(model, questions, first=first)
+    accuracy = api.ask(model, questions, first=first, revision=revision, offline=offline)
     table = {name: getattr(accuracy, name) for name in ("acc", "acc_norm", "deviation")}
     table["questions"] = len(accuracy.right)
     details = {"right": accuracy.right, "right_norm": accuracy.right_norm}
@@ -270,10 +287,12 @@ def export(
     portable: Annotated[
         bool, typer.Option("--portable", help="The variant that most readers accept, at the cost of size or speed.")
     ] = False,
+    revision: Revision = None,
+    offline: Offline = False,
     force: Force = False,
     json: Json = False,
 ) -> Show:
-    """Write a saved model for another runtime, checked against the original."""
+    """Write a saved model, or one of the hub, for another runtime, checked against the original."""
     from graphprune import api
     from graphprune.cli import show
 
@@ -287,6 +306,8 @@ def export(
         static=sizes(static, "--static"),
         portable=portable,
         force=force,
+        revision=revision,
+        offline=offline,
     )
     return partial(print_json, made) if json else partial(show.export, f"{folder} as {target}", made)
 

@@ -24,6 +24,7 @@ from graphprune.support import distributed
 from graphprune.support.atomic_output import new_folder, remove_unfinished
 from graphprune.support.resume import note_outcome, remove_leftovers, resumable
 from graphprune.support.workspace import Workspace
+from graphprune.workflows.hub_commit import path_of, pinned
 from graphprune.workflows.option_fields import takes
 from graphprune.workflows.runs import run_file
 from graphprune.workflows.runs.run_record import identity_of, reproduction
@@ -58,7 +59,8 @@ def heal(options: HealOptions) -> Healing:
     remove_leftovers(_workspace(options), output)
     require_output(Path(options.pruned), output, options.force)
     pruned = LoadedModel.read(options.pruned, "the pruned model")
-    teacher = LoadedModel.teacher(options.teacher) if options.teacher is not None else None
+    options = pinned(options, options.teacher)
+    teacher = LoadedModel.teacher(path_of(options, options.teacher)) if options.teacher is not None else None
     with distributed.joined(options.device):
         identity = _identity(options) if texts else identity_in_memory(options, pruned.module)
         with resumable(_workspace(options), identity, options.restart) as workspace:
@@ -81,8 +83,8 @@ def _workspace(options: HealOptions) -> Path:
 
 def _identity(options: HealOptions) -> dict[str, Any]:
     """Identity of a run on texts."""
-    names = [name for name in (options.pruned, options.teacher, *options.data) if isinstance(name, str)]
-    known = identity_of(options, [name.split("[")[0] for name in names])
+    models = [path_of(options, options.teacher)] if isinstance(options.teacher, str) else []
+    known = identity_of(options, [options.pruned, *models, *(str(name).split("[")[0] for name in options.data)])
     return {**known, "processes": distributed.world_size()}
 
 

@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 from graphprune.errors import OptionError
 from graphprune.statistics.data_files import TEXTS
 from graphprune.workflows.option_fields import OptionGroup, option, required
-from graphprune.workflows.options import PathLike, RunFiles, Texts
+from graphprune.workflows.options import RunFiles, Texts
+from graphprune.workflows.source_options import HubSource, PathLike
 
 AIMS = ("logits", "hidden", "outputs", "labels")
 TRAINED = ("all", "lora", "norms")
@@ -56,7 +57,12 @@ class Training(OptionGroup):
     """Options of the training."""
 
     title: ClassVar[str] = "Training"
-    teacher: PathLike | Any = option(None, "The dense model, as a folder; from Python also a module.", metavar="MODEL")
+    teacher: PathLike | Any = option(
+        None, "The dense model, as a folder or a name of the hub; from Python also a module.", metavar="MODEL"
+    )
+    revision: str | None = option(
+        None, "The branch, tag or commit of a teacher of the hub; main by default.", metavar="REV"
+    )
     aim: str | None = option(
         None,
         "The loss: the divergence from the logits of the teacher (the default with one), that and the distance of "
@@ -103,7 +109,7 @@ class HealingRun(OptionGroup):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HealOptions(HealingData, Training, HealingRun, RunFiles):
+class HealOptions(HealingData, Training, HealingRun, HubSource, RunFiles):
     """Options of `graphprune.heal`."""
 
     pruned: PathLike | Any = field(kw_only=False, metadata=required(PRUNED, metavar="PRUNED"))

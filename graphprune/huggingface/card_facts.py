@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from graphprune.errors import LoadError
+from graphprune.huggingface.hub_models import hub_model
 from graphprune.huggingface.model_folder import CONFIG, read_json
 
-_SNAPSHOT = re.compile(r"models--([\w.-]+?)--([\w.-]+)$")  # the folder of a model in the cache of the hub
+_SNAPSHOT = re.compile(r"models--([\w.-]+?)--([\w.-]+)/snapshots/([\w.-]+)$")  # a model in the cache of the hub
 _TASKS = {
     "ForCausalLM": "text-generation", "LMHeadModel": "text-generation", "ForMaskedLM": "fill-mask",
     "ForSequenceClassification": "text-classification", "ForTokenClassification": "token-classification",
@@ -21,30 +22,33 @@ _TASKS = {
 
 @dataclass(frozen=True)
 class CardFacts:
-    """Name of the source on the hub, its license and its task, each as the hub writes it; None and "" where unknown."""
+    """Name of the source on the hub, its commit, license and task, as the hub has them; None and "" where unknown."""
 
     base_model: str | None = None
+    revision: str | None = None
     licence: str | None = None
     task: str = ""
 
 
-def card_facts(model: object) -> CardFacts:
-    """Facts that a saved model tells by its card, its configuration and its place in the cache of the hub."""
-    folder = Path(model) if isinstance(model, str | Path) else None
+def card_facts(model: object, revision: str | None = None) -> CardFacts:
+    """Facts that a model, in files or on the hub, tells by its card, its configuration and its place in the cache."""
+    known = hub_model(model, revision, offline=True) if isinstance(model, str | Path) else None
+    folder = known.folder if known else Path(model) if isinstance(model, str | Path) else None
     if folder is None or not folder.is_dir():
         return CardFacts()
     from huggingface_hub import ModelCard  # here, so that modules in memory are pruned without it
     from yaml import YAMLError
 
     try:
-        known = ModelCard.load(folder / "README.md", ignore_metadata_errors=True).data.to_dict()
+        card = ModelCard.load(folder / "README.md", ignore_metadata_errors=True).data.to_dict()
     except (OSError, ValueError, YAMLError):  # no card, or one that the hub would refuse
-        known = {}
-    name, licence, task = (known.get(key) for key in ("base_model", "license", "pipeline_tag"))
+        card = {}
+    name, licence, task = (card.get(key) for key in ("base_model", "license", "pipeline_tag"))
     name = next(iter(name), None) if isinstance(name, list) else name
-    cached = _SNAPSHOT.search(str(folder.absolute().parent.parent))
+    cached = _SNAPSHOT.search(folder.absolute().as_posix())
     return CardFacts(
-        base_model="/".join(cached.groups()) if cached else name if isinstance(name, str) else None,
+        base_model=f"{cached[1]}/{cached[2]}" if cached else name if isinstance(name, str) else None,
+        revision=cached[3] if cached else None,
         licence=licence if isinstance(licence, str) else None,
         task=task if isinstance(task, str) else _task(folder),
     )

@@ -154,7 +154,7 @@ def _line(text: str) -> str:
 def facts(report: "Report") -> dict[str, str]:
     """Rows of the table of how a model was made."""
     return {
-        "Model": f"`{report.model}`",
+        "Model": f"`{report.model}`" + (f", commit {report.revision}" if report.revision else ""),
         "Recipe": report.recipe,
         "Destination": report.destination,
         "Target": report.request,

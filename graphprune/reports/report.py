@@ -89,6 +89,7 @@ class Report:
     command: str = ""
     version: str = ""
     base_model: str | None = None  # its name on the Hugging Face hub, where it is known
+    revision: str | None = None  # its commit there
     licence: str | None = None
     task: str = ""  # as the hub names it
     notes: tuple[str, ...] = ()

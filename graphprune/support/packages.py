@@ -45,6 +45,7 @@ metadata = Lazy("importlib.metadata")  # slow to import, and only errors need it
 if TYPE_CHECKING:
     import accelerate as accelerate  # type: ignore[import-untyped]
     import gguf as gguf
+    import huggingface_hub as huggingface_hub
     import onnx as onnx
     import onnx_ir as onnx_ir
     import onnxruntime as onnxruntime
@@ -54,6 +55,7 @@ if TYPE_CHECKING:
 else:
     accelerate = Lazy("accelerate")
     gguf, onnx, onnx_ir = Lazy("gguf"), Lazy("onnx"), Lazy("onnx_ir")
+    huggingface_hub = Lazy("huggingface_hub")
     onnxruntime, onnxscript, transformers = Lazy("onnxruntime"), Lazy("onnxscript"), Lazy("transformers")
     tokenizers = Lazy("tokenizers")
 

@@ -39,7 +39,7 @@ log = logging.getLogger("graphprune.run")
 OF_FILES = (
     "calibration", "samples", "length", "evaluate", "windows", "plan_only", "memory", "scratch", "restart", "text",
     "labelled", "quant",
-    "trim", "trim_tokens", "trim_coverage",
+    "trim", "trim_tokens", "trim_coverage", "revision", "offline",
 )  # fmt: skip
 OF_MODULES = ("args", "kwargs", "inplace", "optimizer", "average")
 Seconds = dict[str, float]

@@ -14,6 +14,7 @@ from graphprune.execution.output_comparison import compare
 from graphprune.exporters.export_folders.rewritten_file import accepted_inputs
 from graphprune.exporters.onnx_tools.original_interface import OriginalInterface
 from graphprune.exporters.onnx_tools.sessions import OnnxRunner, open_graph, open_model
+from graphprune.frontends.onnx_import.onnx_reading import follow_links
 from graphprune.ir.program import Dropped, Factored, Program, Rewritten, Rotatable
 from graphprune.ir.weights import Masked, widen
 from graphprune.passes.rewriting.rewrite import interface_cut
@@ -59,6 +60,7 @@ def compare_with_masked(program: Program, pruned: Path) -> float:
 def _masked(program: Program, original: Program, file: Path) -> OnnxRunner:
     """The original file in ONNX Runtime, with zeros where indices were removed, and with the refitted weights."""
     model = ir.load(file)
+    folder = follow_links(file, model)
     load("onnx_ir.passes.common").LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=2)(model)
     holders = model.graph.initializers
     tensor = load("onnx_ir.tensor_adapters").TorchTensor
@@ -68,7 +70,7 @@ def _masked(program: Program, original: Program, file: Path) -> OnnxRunner:
         old = holders[name].const_value
         holders[name].const_value = tensor(numbers.to(original.weights[name].dtype).contiguous(), name=name)
         assert old is None or tuple(old.shape) == tuple(numbers.shape)
-    return open_graph(model, file)
+    return open_graph(model, folder / file.name)
 
 
 def _numbers(program: Program, original: Program) -> Iterator[tuple[str, Tensor]]:

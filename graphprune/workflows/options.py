@@ -14,6 +14,7 @@ from graphprune.errors import OptionError
 from graphprune.statistics.data_files import TEXTS
 from graphprune.workflows.goals.goal_options import GoalOptions
 from graphprune.workflows.option_fields import OptionGroup, option, required
+from graphprune.workflows.source_options import MODEL, HubSource, OnnxFile, PathLike
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
 
     from graphprune.ir.program import Program
 
-PathLike = str | Path
 #: Shares of a whole, of which a run has one, and the whole.
 SHARES = {"sparsity": "parameters", "macs": "multiply-accumulates", "latency": "latency"}
 #: Options of which a run requires one.
@@ -31,10 +31,6 @@ Texts = tuple[PathLike, ...] | list[str] | list[Path]
 Batches = Sequence[tuple[tuple[Any, ...], Mapping[str, Any]]]
 Loss = Callable[..., Any]
 OfBatch = Callable[[Any, Any], Any]
-
-MODEL = (
-    "A Hugging Face folder, a .gguf file, a .pt2 file, or package.module:callable that returns (module, args, kwargs)."
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,23 +229,6 @@ class UserObjects(OptionGroup):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnnxFile(OptionGroup):
-    """Options for a model in an ONNX file."""
-
-    title: ClassVar[str] = "An ONNX file"
-    tokenizer: PathLike | None = option(
-        None, "Folder of the tokenizer for texts, where it is not next to the file.", metavar="DIR"
-    )
-    sizes: Mapping[str, int] | None = option(
-        None,
-        "Sizes of dynamic dimensions of the inputs, by their names, at which the file runs.",
-        metavar="NAME=N,...",
-        least=1,
-    )
-    dequantize: bool = option(False, "Take quantized weights as floating-point numbers.")
-
-
-@dataclass(frozen=True, kw_only=True)
 class InMemory(OptionGroup):
     """Options for a module in memory."""
 
@@ -305,7 +284,7 @@ class TrimFirst(OptionGroup):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneOptions(Target, GoalOptions, TrimFirst, UserObjects, Data, OnnxFile, InMemory, Run, RunFiles):
+class PruneOptions(Target, GoalOptions, TrimFirst, UserObjects, Data, OnnxFile, HubSource, InMemory, Run, RunFiles):
     """Options of `graphprune.prune`."""
 
     model: "Module | Program | PathLike" = field(
@@ -368,7 +347,7 @@ class PlanOptions(Target, Data):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SensitivityOptions(Scope, Samples):
+class SensitivityOptions(Scope, Samples, HubSource):
     """Options of `graphprune.sensitivity`."""
 
     model: "Program | PathLike" = field(kw_only=False, metadata=required(MODEL, metavar="MODEL"))

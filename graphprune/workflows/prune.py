@@ -38,6 +38,7 @@ from graphprune.workflows.goals.goal_data import split_text, with_goal_data
 from graphprune.workflows.goals.goal_files import fill_goals
 from graphprune.workflows.goals.goal_outcome import Reached
 from graphprune.workflows.goals.goal_run import GoalPipeline
+from graphprune.workflows.hub_commit import path_of, pinned, tokenizer_of
 from graphprune.workflows.in_memory import prune_in_memory, require_no_module_options
 from graphprune.workflows.option_fields import takes
 from graphprune.workflows.options import AMOUNTS, PruneOptions
@@ -86,7 +87,8 @@ def prune(options: PruneOptions) -> Result:
     remove_leftovers(_workspace(options), _output(options))
     check_output(_output(options), options.force)
     require_data(_passes(options).passes, options)
-    program = needs.accepted(with_tokenizer(trimmed_first(options), options.tokenizer))
+    options = pinned(options, options.model)
+    program = needs.accepted(with_tokenizer(trimmed_first(options), tokenizer_of(options)))
     if options.destination is None and options.target is None and not _is_of_transformers(program):
         needs = replace(needs, destination="free")
     job = Job(options, reproduction("prune", options), needs)
@@ -227,7 +229,15 @@ def _method(step: Pass) -> str:
     return f"{step.name}{{by={step.by}}}" if isinstance(step, Allocate) else step.name
 
 
-def apply_plan(model: str | Path, plan: str | Path, *, output: str | Path, force: bool = False) -> Result:
+def apply_plan(
+    model: str | Path,
+    plan: str | Path,
+    *,
+    output: str | Path,
+    force: bool = False,
+    revision: str | None = None,
+    offline: bool = False,
+) -> Result:
     """Prune a model by a saved plan (a file or the folder of a run), and save it as `prune` does.
 
     Raises:
@@ -237,9 +247,13 @@ def apply_plan(model: str | Path, plan: str | Path, *, output: str | Path, force
     cuts.require_cuts()
     check_output(output, force)
     destination = str(cuts.made_by.get("destination", "free"))
-    options = PruneOptions(model, output=output, recipe=f"plan {plan}", destination=destination, force=force)
+    options = PruneOptions(
+        model, output=output, recipe=f"plan {plan}", destination=destination, force=force, revision=revision,
+        offline=offline,
+    )  # fmt: skip
+    options = pinned(options, options.model)
     job = Job(options, command())
-    whole = load(model)
+    whole = load(path_of(options, model))
     program = (drop(whole, cuts.blocks) if cuts.blocks else whole).with_facts(cuts)
     if cuts.groups or not cuts.blocks:
         start = Analyze(destination if destination in NAMES else "free")(program)

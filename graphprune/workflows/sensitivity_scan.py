@@ -12,6 +12,7 @@ from graphprune.planning.sensitivity_table import Sensitivities
 from graphprune.reports import heatmap
 from graphprune.support.atomic_output import check_file, new_file
 from graphprune.support.resume import resumable
+from graphprune.workflows.hub_commit import path_of, pinned
 from graphprune.workflows.option_fields import takes
 from graphprune.workflows.options import SensitivityOptions
 from graphprune.workflows.recipes.recipe import sensitivity_pipeline
@@ -35,7 +36,8 @@ def sensitivity(options: SensitivityOptions) -> Sensitivities:
     if not options.text and not options.batches:
         raise CalibrationError("sensitivities are measured on data; name a text (--text FILE), or pass batches")
     _require_outputs(options)
-    program = options.model if isinstance(options.model, Program) else load(options.model)
+    options = pinned(options, options.model)
+    program = options.model if isinstance(options.model, Program) else load(path_of(options, options.model))
     passes = sensitivity_pipeline(options, options.ratios)
     with _workspace(options, program):
         table = passes(program).fact(Sensitivities)
@@ -69,5 +71,5 @@ def _workspace(options: SensitivityOptions, program: Program) -> Iterator[None]:
 
 def _inputs(options: SensitivityOptions, program: Program) -> dict[str, Any]:
     """Everything that the losses depend on; a model that was not read from files is identified by its weights."""
-    in_files = isinstance(options.model, str | Path) and Path(options.model).exists()
+    in_files = isinstance(options.model, str | Path) and Path(path_of(options, options.model)).exists()
     return {**identity(options), **({} if in_files else {"weights": program.checksum()})}

@@ -66,12 +66,12 @@ def test_what_a_source_tells_of_itself(tmp_path: Path) -> None:
     source = tmp_path / "models--some--net-1.5" / "snapshots" / "0123"
     source.mkdir(parents=True)
     (source / "config.json").write_text('{"architectures": ["NewForCausalLM"]}')
-    assert card_facts(source) == CardFacts("some/net-1.5", None, "text-generation")
+    assert card_facts(source) == CardFacts("some/net-1.5", "0123", None, "text-generation")
     (source / "README.md").write_text("---\nlicense: mit\npipeline_tag: fill-mask\nbase_model: [a/b, c/d]\n---\n")
-    assert card_facts(source) == CardFacts("some/net-1.5", "mit", "fill-mask")
+    assert card_facts(source) == CardFacts("some/net-1.5", "0123", "mit", "fill-mask")
     assert card_facts(source.rename(tmp_path / "mine")).base_model == "a/b"
     (tmp_path / "mine" / "README.md").write_text("---\nlicense: [\n---\n")
-    assert card_facts(tmp_path / "mine") == CardFacts(None, None, "text-generation")
+    assert card_facts(tmp_path / "mine") == CardFacts(None, None, None, "text-generation")
     assert card_facts(tmp_path / "none") == card_facts(object()) == CardFacts()
 
 

@@ -151,7 +151,8 @@ def test_a_type_checker_knows_the_options(
 ) -> None:
     monkeypatch.chdir(ROOT)
     (tmp_path / "call.py").write_text(TYPED + call)
-    sources = ("workflows/options", "workflows/option_fields", "workflows/goals/goal_options", "planning/goals",
+    sources = ("workflows/options", "workflows/source_options", "workflows/option_fields",
+                   "workflows/goals/goal_options", "planning/goals",
                "statistics/data_files", "errors")  # fmt: skip
     files = [str(tmp_path / "call.py"), *(f"graphprune/{name}.py" for name in sources)]
     flags = ["--strict", "--follow-imports=skip", "--cache-dir", str(tmp_path / "cache"), "--config-file="]

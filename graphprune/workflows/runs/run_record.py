@@ -29,6 +29,7 @@ from graphprune.support.memory import peak_memory
 from graphprune.support.resume import file_states
 from graphprune.version import __version__
 from graphprune.workflows.goals.goal_outcome import Reached
+from graphprune.workflows.hub_commit import path_of
 from graphprune.workflows.memory_estimate import Footprint
 from graphprune.workflows.option_fields import OptionGroup, about, described, needs_python, plain, words_of
 from graphprune.workflows.options import PruneOptions, SensitivityOptions
@@ -103,7 +104,7 @@ def build_report(job: Job, program: Program, plan: Plan, errors: Mapping[str, fl
             *_factor_notes(program),
         ),
         cut=not options.plan_only,
-        **asdict(card_facts(options.model)),
+        **asdict(card_facts(options.model, options.revision)),
         options=plain(options) if job.needs else {},
         quality=job.quality,
         metrics=job.metrics,
@@ -289,8 +290,9 @@ def identity(options: PruneOptions | SensitivityOptions) -> dict[str, Any]:
     """Identity of a run of pruning, or of a measurement; see `identity_of`."""
     text = options.text if isinstance(options, SensitivityOptions) else options.calibration
     texts = (text, getattr(options, "text", None), getattr(options, "labelled", None))
-    read = (options.model, *(str(one).split("[")[0] for one in texts if one))
-    return identity_of(options, [path for path in read if isinstance(path, str | Path)])
+    model = path_of(options, options.model) if isinstance(options.model, str | Path) else None
+    read = (model, *(str(one).split("[")[0] for one in texts if one))
+    return identity_of(options, [path for path in read if path is not None])
 
 
 def identity_of(options: OptionGroup, read: Sequence[str | Path]) -> dict[str, Any]:

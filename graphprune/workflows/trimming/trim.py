@@ -22,6 +22,7 @@ from graphprune.vocabulary.expected_tokens import expected
 from graphprune.vocabulary.mean_rows import MeanRows
 from graphprune.vocabulary.scripts import of_scripts
 from graphprune.vocabulary.token_selection import Amount, TokenSelection, counted
+from graphprune.workflows.hub_commit import path_of, pinned
 from graphprune.workflows.option_fields import takes
 from graphprune.workflows.runs.run_record import reproduction
 from graphprune.workflows.trimming.trim_options import Tokens, TrimOptions
@@ -52,7 +53,8 @@ def trim(options: TrimOptions) -> Trimming:
     if options.output is None:
         raise TypeError("trim(): missing a required argument: 'output'")
     start, output = time.perf_counter(), Path(options.output)
-    folder = source_folder(options.model)
+    options = pinned(options, options.model)
+    folder = source_folder(path_of(options, options.model))
     require_output(folder, output, options.force)
     windows = {str(text): windows_of_text(text, options.length, options.windows) for text in options.evaluate}
     run = TrimRun.of(folder, options, options.text)

@@ -12,6 +12,7 @@ from graphprune.frontends.loading import load
 from graphprune.ir.program import Program, Trimmed
 from graphprune.planning.budget import UNITS
 from graphprune.support import cache
+from graphprune.workflows.hub_commit import path_of
 from graphprune.workflows.options import PruneOptions
 from graphprune.workflows.trimming.trim import TrimRun, source_folder
 from graphprune.workflows.trimming.trim_options import Tokens
@@ -27,7 +28,7 @@ def trimmed_first(options: PruneOptions) -> Program:
     Raises:
         GraphpruneError: a subclass of it, if the model cannot be loaded or trimmed.
     """
-    model = str(options.model)
+    model = str(path_of(options, str(options.model)))
     if not options.trim:
         return load(model, dequantize=options.dequantize, sizes=options.sizes)
     _require_alone(options)
