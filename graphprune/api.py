@@ -13,8 +13,7 @@ from graphprune.execution.equivalence import verify_cut
 from graphprune.execution.output_comparison import Verification
 from graphprune.exporters import EXPORTERS
 from graphprune.exporters.checks import scoring
-from graphprune.exporters.contract import ExportOptions, ExportReport, FolderVerification
-from graphprune.exporters.export_folders.folder_check import verify_folder as verify_saved
+from graphprune.exporters.contract import ExportOptions, ExportReport
 from graphprune.exporters.model_folders.folder_files import require_apart
 from graphprune.exporters.onnx_tools.onnx_files import MODEL
 from graphprune.frontends import loading
@@ -32,6 +31,7 @@ from graphprune.reports.graph_export import Numbers
 from graphprune.reports.viewer.content import runs_of
 from graphprune.support.atomic_output import check_file, new_folder
 from graphprune.workflows import free_destination
+from graphprune.workflows.hub_upload import push_to_hub as push_to_hub
 from graphprune.workflows.option_fields import takes
 from graphprune.workflows.options import PlanOptions
 from graphprune.workflows.prune import apply_plan as apply_plan
@@ -39,6 +39,7 @@ from graphprune.workflows.prune import prune as prune
 from graphprune.workflows.recipes.recipe import plan_pipeline
 from graphprune.workflows.saved_folder import apply as apply
 from graphprune.workflows.saved_folder import load_into, write
+from graphprune.workflows.saved_folder import verify_folder as verify_folder
 from graphprune.workflows.sensitivity_scan import sensitivity as sensitivity
 from graphprune.workflows.target_needs import GRAPH, TargetNeeds
 from graphprune.workflows.trimming.trim import trim as trim
@@ -267,13 +268,3 @@ def view(
     shown = viewer.content(program, analyze(program), title=name, plan=cuts, reports=runs, numbers=sensitivity)
     viewer.write(shown, output, force=force)
     return shown
-
-
-def verify_folder(folder: str | Path) -> FolderVerification:
-    """Repeat the checks of a folder that `prune`, `save` or `export` wrote.
-
-    Raises:
-        VerificationError: if something in it is missing, damaged, or no longer agrees.
-    """
-    checks = free_destination.check_folder if model_folder.holds_graph(Path(folder)) else verify_saved
-    return checks(Path(folder))

@@ -11,6 +11,7 @@ from graphprune.api import heal as heal
 from graphprune.api import load as load
 from graphprune.api import plan as plan
 from graphprune.api import prune as prune
+from graphprune.api import push_to_hub as push_to_hub
 from graphprune.api import save as save
 from graphprune.api import sensitivity as sensitivity
 from graphprune.api import trace as trace

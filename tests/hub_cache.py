@@ -7,8 +7,6 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from graphprune.huggingface import hub_models
-
 
 class HubCache:
     """Cache in a folder of a test, which takes the place of the user's; the hub itself is out of reach."""
@@ -38,4 +36,3 @@ class HubCache:
 def online(monkeypatch: pytest.MonkeyPatch) -> None:
     """Allow downloads; the test replaces what would make them."""
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    assert not hub_models.constants.HF_HUB_OFFLINE

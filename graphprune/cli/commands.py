@@ -314,6 +314,22 @@ def export(
 
 @app.command()
 @command
+def push(
+    folder: Folder,
+    repository: Annotated[str, typer.Argument(metavar="ORG/NAME", help="The model on the hub.", show_default=False)],
+    private: Annotated[bool, typer.Option("--private", help="Make a private repository.")] = False,
+    branch: Annotated[str | None, typer.Option("--revision", metavar="BRANCH", help="main by default.")] = None,
+    json: Json = False,
+) -> Show:
+    """Upload a saved model to the hub, once it is verified."""
+    from graphprune import api
+
+    made = api.push_to_hub(folder, repository, private=private, revision=branch)
+    return _answer(f"{folder} uploaded to {repository}", made, json)
+
+
+@app.command()
+@command
 def compare(folders: Folders, output: PageFile = None, force: Force = False, json: Json = False) -> Show:
     """Compare pruned models: sizes, measured quality, time, memory."""
     from graphprune import api

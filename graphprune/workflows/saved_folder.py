@@ -15,6 +15,8 @@ from graphprune.execution.equivalence import run
 from graphprune.execution.module_state import evaluation_mode, preserved_state, restored_on_failure
 from graphprune.execution.output_comparison import compare
 from graphprune.exporters.checks.reloading import Destination
+from graphprune.exporters.contract import FolderVerification
+from graphprune.exporters.export_folders.folder_check import verify_folder as verify_saved
 from graphprune.exporters.model_folders import folder_writer
 from graphprune.exporters.targets import pt2
 from graphprune.frontends import pt2_programs
@@ -70,6 +72,16 @@ def apply(program: Program, plan: Plan) -> Program:
     if plan.blocks and Dropped not in program.facts:
         program = drop(program, plan.blocks)
     return rewrite(program, plan).with_facts(plan) if plan.groups or not plan.blocks else program
+
+
+def verify_folder(folder: str | Path) -> FolderVerification:
+    """Repeat the checks of a folder that `prune`, `save` or `export` wrote.
+
+    Raises:
+        VerificationError: if something in it is missing, damaged, or no longer agrees.
+    """
+    checks = free_destination.check_folder if model_folder.holds_graph(Path(folder)) else verify_saved
+    return checks(Path(folder))
 
 
 def write_module(

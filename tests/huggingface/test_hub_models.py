@@ -104,7 +104,7 @@ def hub(cache: HubCache, files: Sequence[str], taken: list[str]) -> Download:
 
     def download(name: str, *, local_files_only: bool = False, **options: Any) -> str:
         if local_files_only:
-            return real(name, local_files_only=True, **options)
+            return str(real(name, local_files_only=True, **options))
         allowed = [file for file in files if any(fnmatch(file, one) for one in options["allow_patterns"])]
         taken.extend(file for file in allowed if not any(fnmatch(file, one) for one in options["ignore_patterns"]))
         return str(cache.add(name, source(cache.root.parent / "served", *taken), NEW, options["revision"]))
@@ -177,7 +177,7 @@ def test_an_error_of_the_hub_says_what_to_do(
 
     def fail(name: str, *, local_files_only: bool = False, **options: Any) -> str:
         if local_files_only:
-            return real(name, local_files_only=True, **options)
+            return str(real(name, local_files_only=True, **options))
         raise answer(kind)
 
     online(monkeypatch)
