@@ -31,7 +31,7 @@ from graphprune.reports.graph_export import Numbers
 from graphprune.reports.viewer.content import runs_of
 from graphprune.support.atomic_output import check_file, new_folder
 from graphprune.workflows import free_destination
-from graphprune.workflows.hub_upload import push_to_hub as push_to_hub
+from graphprune.workflows.hub.hub_upload import push_to_hub as push_to_hub
 from graphprune.workflows.option_fields import takes
 from graphprune.workflows.options import PlanOptions
 from graphprune.workflows.prune import apply_plan as apply_plan

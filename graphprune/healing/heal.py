@@ -24,7 +24,7 @@ from graphprune.support import distributed
 from graphprune.support.atomic_output import new_folder, remove_unfinished
 from graphprune.support.resume import note_outcome, remove_leftovers, resumable
 from graphprune.support.workspace import Workspace
-from graphprune.workflows.hub_commit import path_of, pinned
+from graphprune.workflows.hub.hub_commit import path_of, pinned
 from graphprune.workflows.option_fields import takes
 from graphprune.workflows.runs import run_file
 from graphprune.workflows.runs.run_record import identity_of, reproduction

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from torch import Tensor
 
@@ -23,6 +24,8 @@ from graphprune.planning.plan import Plan
 from graphprune.support.packages import load
 from graphprune.support.packages import onnx_ir as ir
 
+MESSAGE_BYTES = 2**30  # a message of protobuf, as a graph in memory is one, has less than 2 GiB
+
 
 class NotMaskableError(Exception):
     """No numbers of the original file compute what the pruned model does; the message is the reason."""
@@ -39,7 +42,7 @@ def compare_with_masked(program: Program, pruned: Path) -> float:
     if not {Rewritten, Plan} <= program.facts.keys():
         raise NotMaskableError("nothing was cut")
     original = program.fact(Rewritten).original
-    masked = _masked(program, original, program.source.path)
+    masked = _masked(program, original, program.source.path, pruned.parent)
     cut = interface_cut(original, program.fact(Plan))
     names = OriginalInterface.of(program.source.path)
     runner, errors = open_model(pruned), []
@@ -57,8 +60,11 @@ def compare_with_masked(program: Program, pruned: Path) -> float:
     return max(errors)
 
 
-def _masked(program: Program, original: Program, file: Path) -> OnnxRunner:
-    """The original file in ONNX Runtime, with zeros where indices were removed, and with the refitted weights."""
+def _masked(program: Program, original: Program, file: Path, scratch: Path) -> OnnxRunner:
+    """The original file in ONNX Runtime, with zeros where indices were removed, and with the refitted weights.
+
+    One that is too large for memory in one piece lies in the folder `scratch` for a moment.
+    """
     model = ir.load(file)
     folder = follow_links(file, model)
     load("onnx_ir.passes.common").LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=2)(model)
@@ -70,7 +76,12 @@ def _masked(program: Program, original: Program, file: Path) -> OnnxRunner:
         old = holders[name].const_value
         holders[name].const_value = tensor(numbers.to(original.weights[name].dtype).contiguous(), name=name)
         assert old is None or tuple(old.shape) == tuple(numbers.shape)
-    return open_graph(model, folder / file.name)
+    stored = (value.const_value for value in holders.values())
+    if sum(one.nbytes for one in stored if one is not None and not isinstance(one, ir.ExternalTensor)) < MESSAGE_BYTES:
+        return open_graph(model, folder / file.name)
+    with TemporaryDirectory(dir=scratch) as own:
+        ir.save(model, Path(own) / file.name, external_data=f"{file.name}.data")
+        return open_model(Path(own) / file.name)
 
 
 def _numbers(program: Program, original: Program) -> Iterator[tuple[str, Tensor]]:

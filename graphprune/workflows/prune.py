@@ -38,7 +38,7 @@ from graphprune.workflows.goals.goal_data import split_text, with_goal_data
 from graphprune.workflows.goals.goal_files import fill_goals
 from graphprune.workflows.goals.goal_outcome import Reached
 from graphprune.workflows.goals.goal_run import GoalPipeline
-from graphprune.workflows.hub_commit import path_of, pinned, tokenizer_of
+from graphprune.workflows.hub.hub_commit import path_of, pinned, tokenizer_of
 from graphprune.workflows.in_memory import prune_in_memory, require_no_module_options
 from graphprune.workflows.option_fields import takes
 from graphprune.workflows.options import AMOUNTS, PruneOptions

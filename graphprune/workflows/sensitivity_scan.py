@@ -12,7 +12,7 @@ from graphprune.planning.sensitivity_table import Sensitivities
 from graphprune.reports import heatmap
 from graphprune.support.atomic_output import check_file, new_file
 from graphprune.support.resume import resumable
-from graphprune.workflows.hub_commit import path_of, pinned
+from graphprune.workflows.hub.hub_commit import path_of, pinned
 from graphprune.workflows.option_fields import takes
 from graphprune.workflows.options import SensitivityOptions
 from graphprune.workflows.recipes.recipe import sensitivity_pipeline

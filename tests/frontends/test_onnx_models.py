@@ -13,8 +13,11 @@ from typer.testing import CliRunner
 import graphprune as gp
 from graphprune.cli.commands import app
 from graphprune.errors import ExportError, LoadError
+from graphprune.exporters.onnx_tools import onnx_files
 from graphprune.ir.program import Program
+from graphprune.workflows import masked_file
 from tests.frontends.onnx_graphs import attentive, convolutional, model, numbers, write
+from tests.hub_cache import HubCache
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +104,49 @@ def test_masked_file_that_differs_is_noticed(image_file: Path, image: Program, t
     finally:
         image_file.write_bytes(before)
     assert not (tmp_path / "out").exists()
+
+
+def split(folder: Path, built: onnx.ModelProto) -> Path:
+    """A file whose numbers are in another one."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data = {"save_as_external_data": True, "location": "model.onnx_data", "size_threshold": 0}
+    onnx.save(built, folder / "model.onnx", **data)
+    return folder / "model.onnx"
+
+
+@pytest.mark.parametrize("limit", [1, 10**9])
+def test_numbers_in_another_file_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
+    """In its cache both files are links; from `limit` bytes on, the masked and the written file have such data, too."""
+    split(tmp_path / "made" / "onnx", convolutional())
+    HubCache(tmp_path / "hub", monkeypatch).add("some/net", tmp_path / "made", "a" * 40)
+    monkeypatch.setattr(masked_file, "MESSAGE_BYTES", limit)
+    monkeypatch.setattr(onnx_files, "SINGLE_FILE_BYTES", limit)
+    program = gp.load("some/net/onnx/model.onnx")
+    small = gp.apply(program, gp.plan(program, ratio=0.5, recipe="magnitude"))
+    compared = dict(gp.save(small, output=tmp_path / "out"))
+    assert compared["ONNX and masked original file"] < 1e-4
+    names = {"model.onnx", "export_report.json"} | ({"model.onnx.data"} if limit == 1 else set())
+    assert {path.name for path in (tmp_path / "out" / "onnx").iterdir()} == names
+
+
+@pytest.mark.slow
+def test_more_than_two_gigabytes(tmp_path: Path) -> None:
+    """The numbers are more than a message of protobuf holds: of one layer, and mostly zero."""
+    many = 9_000
+    rng = np.random.default_rng(0)
+    up, down = np.zeros((30_000, many), np.float32), np.zeros((many, 30_000), np.float32)
+    up[:40], down[:, :40] = rng.normal(size=(40, many)), rng.normal(size=(many, 40))
+    nodes = (
+        helper.make_node("MatMul", ["x", "up"], ["u"]),
+        helper.make_node("Relu", ["u"], ["h"]),
+        helper.make_node("MatMul", ["h", "down"], ["y"]),
+    )
+    file = split(tmp_path / "large", model(nodes, {"x": ["n", 30_000]}, ["y"], {"up": up, "down": down}))
+    assert (file.parent / "model.onnx_data").stat().st_size > 2**31
+    result = gp.prune(file, recipe="magnitude", sparsity=0.5, output=tmp_path / "out")
+    assert result.report.sparsity_reached > 0.49
+    written = tmp_path / "out" / "onnx" / "model.onnx.data"
+    assert written.stat().st_size > 2**30
 
 
 def pooled(channels_last: bool = True) -> onnx.ModelProto:

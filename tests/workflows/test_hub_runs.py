@@ -14,9 +14,9 @@ import graphprune as gp
 from graphprune.cli.commands import app
 from graphprune.errors import LoadError, OptionError
 from graphprune.reports.report import Report
-from graphprune.workflows.hub_commit import tokenizer_of
+from graphprune.workflows.hub.hub_commit import tokenizer_of
 from graphprune.workflows.options import PruneOptions
-from graphprune.workflows.run_record import identity
+from graphprune.workflows.runs.run_record import identity
 from tests.hub_cache import HubCache
 
 COMMIT, OTHER = "a" * 40, "b" * 40

@@ -44,7 +44,8 @@ class Hub:
             raise self.refusal
         root = Path(options["folder_path"])
         every = [path.relative_to(root).as_posix() for path in root.rglob("*") if path.is_file()]
-        self.files = {*huggingface_hub.utils.filter_repo_objects(every, ignore_patterns=options["ignore_patterns"])}
+        retained: Any = huggingface_hub.utils.filter_repo_objects  # type: ignore[attr-defined]
+        self.files = {*retained(every, ignore_patterns=options["ignore_patterns"])}
         return SimpleNamespace(commit_url="https://huggingface.co/some/net/commit/1")
 
 

@@ -29,7 +29,7 @@ from graphprune.support.memory import peak_memory
 from graphprune.support.resume import file_states
 from graphprune.version import __version__
 from graphprune.workflows.goals.goal_outcome import Reached
-from graphprune.workflows.hub_commit import path_of
+from graphprune.workflows.hub.hub_commit import path_of
 from graphprune.workflows.memory_estimate import Footprint
 from graphprune.workflows.option_fields import OptionGroup, about, described, needs_python, plain, words_of
 from graphprune.workflows.options import PruneOptions, SensitivityOptions

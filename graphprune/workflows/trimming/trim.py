@@ -22,7 +22,7 @@ from graphprune.vocabulary.expected_tokens import expected
 from graphprune.vocabulary.mean_rows import MeanRows
 from graphprune.vocabulary.scripts import of_scripts
 from graphprune.vocabulary.token_selection import Amount, TokenSelection, counted
-from graphprune.workflows.hub_commit import path_of, pinned
+from graphprune.workflows.hub.hub_commit import path_of, pinned
 from graphprune.workflows.option_fields import takes
 from graphprune.workflows.runs.run_record import reproduction
 from graphprune.workflows.trimming.trim_options import Tokens, TrimOptions

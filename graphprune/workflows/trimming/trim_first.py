@@ -12,7 +12,7 @@ from graphprune.frontends.loading import load
 from graphprune.ir.program import Program, Trimmed
 from graphprune.planning.budget import UNITS
 from graphprune.support import cache
-from graphprune.workflows.hub_commit import path_of
+from graphprune.workflows.hub.hub_commit import path_of
 from graphprune.workflows.options import PruneOptions
 from graphprune.workflows.trimming.trim import TrimRun, source_folder
 from graphprune.workflows.trimming.trim_options import Tokens
