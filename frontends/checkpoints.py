@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import nn
+from safetensors.torch import load_file
+from torch import Tensor, nn
 
 from graphprune.errors import LoadError, because
 from graphprune.huggingface import model_folder
@@ -45,6 +46,16 @@ def entries(folder: Path) -> dict[str, Entry]:
     """
     model_folder.require_safetensors(folder)
     return {entry.key: entry for path in model_folder.weight_files(folder) for entry in _read_header(path)}
+
+
+def tensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a small file, by their names.
+
+    Raises:
+        LoadError: if it is truncated or not in the safetensors format.
+    """
+    known = {entry.key for entry in _read_header(path)}
+    return {key: tensor for key, tensor in load_file(path).items() if key in known}
 
 
 def stored_dtype(stored: Mapping[str, Entry]) -> torch.dtype:

@@ -55,6 +55,7 @@ def load(
     sizes: Mapping[str, int] | None = None,
     revision: str | None = None,
     offline: bool = False,
+    merge_adapters: bool = False,
 ) -> Program: ...
 @overload
 def load(model: str | Path, *, into: M) -> M: ...
@@ -66,6 +67,7 @@ def load(
     sizes: Mapping[str, int] | None = None,
     revision: str | None = None,
     offline: bool = False,
+    merge_adapters: bool = False,
 ) -> Any:
     """Load a model folder or file, one of the hub, or ``package.module:callable``, as a program; or a pruned module.
 
@@ -74,6 +76,7 @@ def load(
 
     Quantized weights of an ONNX file become floating-point numbers if `dequantize` is set, and are refused otherwise.
     `sizes` has sizes of its dynamic dimensions, by their names, at which it runs, where it does not run at all.
+    `merge_adapters` adds the adapter (LoRA) of a folder to its model first.
 
     A module that `prune` saved is loaded into a new one of its class (`into`), which is narrowed first, and returned.
 
@@ -83,7 +86,9 @@ def load(
     """
     if into is not None:
         return load_into(Path(model), into)
-    return loading.load(model, dequantize=dequantize, sizes=sizes, revision=revision, offline=offline)
+    return loading.load(
+        model, dequantize=dequantize, sizes=sizes, revision=revision, offline=offline, merge_adapters=merge_adapters
+    )
 
 
 def analyze(program: Program) -> Dependencies:

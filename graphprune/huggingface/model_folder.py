@@ -229,10 +229,15 @@ def _raw_config(folder: Path) -> dict[str, Any]:
     if not (folder / CONFIG).is_file():
         if (folder / ADAPTER).is_file():
             raise LoadError(
-                f"{folder} holds an adapter without its base model; merge both, with peft: "
-                "PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(new_folder)"
+                f"{folder} holds an adapter without its base model; merge both, with merge_adapters (--merge-adapters) "
+                "or peft: PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(new_folder)"
             )
         raise LoadError(f"{folder} has no {CONFIG}: expected a Hugging Face model folder")
+    if (folder / ADAPTER).is_file():
+        raise LoadError(
+            f"{folder} holds an adapter beside its model: merge both, with merge_adapters (--merge-adapters), or "
+            f"remove {ADAPTER} to take the model without it"
+        )
     raw = read_json(folder / CONFIG)
     tables = {"": raw, **{f"{name}.": part for name, part in raw.items() if isinstance(part, dict)}}
     for name in (f"{at}{field}" for at, table in tables.items() for field in QUANTIZED if table.get(field)):

@@ -14,7 +14,7 @@ from graphprune.errors import OptionError
 from graphprune.statistics.data_files import TEXTS
 from graphprune.workflows.goals.goal_options import GoalOptions
 from graphprune.workflows.option_fields import OptionGroup, option, required
-from graphprune.workflows.source_options import MODEL, HubSource, OnnxFile, PathLike
+from graphprune.workflows.source_options import MODEL, AdapterFolder, HubSource, OnnxFile, PathLike
 
 if TYPE_CHECKING:
     from torch.nn import Module
@@ -284,7 +284,9 @@ class TrimFirst(OptionGroup):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PruneOptions(Target, GoalOptions, TrimFirst, UserObjects, Data, OnnxFile, HubSource, InMemory, Run, RunFiles):
+class PruneOptions(
+    Target, GoalOptions, TrimFirst, UserObjects, Data, OnnxFile, HubSource, AdapterFolder, InMemory, Run, RunFiles
+):
     """Options of `graphprune.prune`."""
 
     model: "Module | Program | PathLike" = field(

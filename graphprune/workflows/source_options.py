@@ -40,3 +40,15 @@ class HubSource(OptionGroup):
     title: ClassVar[str] = "A model of the hub"
     revision: str | None = option(None, REVISION, metavar="REV")
     offline: bool = option(False, OFFLINE, flags="--offline", outcome=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterFolder(OptionGroup):
+    """Option for a folder with an adapter (LoRA)."""
+
+    title: ClassVar[str] = "An adapter"
+    merge_adapters: bool = option(
+        False,
+        "The folder holds a low-rank adapter (LoRA): add it to its model first, which is in the same folder, or where "
+        "the configuration of the adapter names it.",
+    )

@@ -12,7 +12,7 @@ import torch
 from graphprune.errors import LoadError, OptionError
 from graphprune.evaluation.bits_per_byte import TextCost, cost, windows_of_text
 from graphprune.exporters.model_folders.folder_files import require_output
-from graphprune.frontends import gguf_models
+from graphprune.frontends import adapter_folders, gguf_models
 from graphprune.huggingface import model_folder
 from graphprune.reports.report import digests
 from graphprune.statistics.documents import documents
@@ -54,7 +54,7 @@ def trim(options: TrimOptions) -> Trimming:
         raise TypeError("trim(): missing a required argument: 'output'")
     start, output = time.perf_counter(), Path(options.output)
     options = pinned(options, options.model)
-    folder = source_folder(path_of(options, options.model))
+    folder = source_folder(path_of(options, options.model), options.merge_adapters)
     require_output(folder, output, options.force)
     windows = {str(text): windows_of_text(text, options.length, options.windows) for text in options.evaluate}
     run = TrimRun.of(folder, options, options.text)
@@ -69,12 +69,14 @@ def trim(options: TrimOptions) -> Trimming:
     return made
 
 
-def source_folder(model: str | Path) -> Path:
-    """Folder of a model with its tokenizer.
+def source_folder(model: str | Path, merge_adapters: bool = False) -> Path:
+    """Folder of a model with its tokenizer, with an adapter merged if requested.
 
     Raises:
         LoadError: if it is no folder of a model of transformers, and no GGUF file.
     """
+    if merge_adapters:
+        return adapter_folders.merged(Path(model))
     if str(model).lower().endswith(".gguf"):
         return gguf_models.folder(model)
     if model_folder.is_folder(Path(model)):

@@ -30,9 +30,9 @@ def trimmed_first(options: PruneOptions) -> Program:
     """
     model = str(path_of(options, str(options.model)))
     if not options.trim:
-        return load(model, dequantize=options.dequantize, sizes=options.sizes)
+        return load(model, dequantize=options.dequantize, sizes=options.sizes, merge_adapters=options.merge_adapters)
     _require_alone(options)
-    folder = source_folder(model)
+    folder = source_folder(model, options.merge_adapters)
     tokens = Tokens(tokens=options.trim_tokens, coverage=options.trim_coverage)
     run = TrimRun.of(folder, tokens, options.trim)
     _require_unprotected(run, options)

@@ -10,7 +10,7 @@ from graphprune.errors import OptionError
 from graphprune.statistics.data_files import TEXTS
 from graphprune.workflows.option_fields import OptionGroup, option, required
 from graphprune.workflows.options import Texts
-from graphprune.workflows.source_options import HubSource, PathLike
+from graphprune.workflows.source_options import AdapterFolder, HubSource, PathLike
 
 MODEL = "A Hugging Face folder with its tokenizer, a model of the hub (org/name), or a .gguf file."
 
@@ -52,7 +52,7 @@ class Tokens(OptionGroup):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrimOptions(Tokens, HubSource):
+class TrimOptions(Tokens, HubSource, AdapterFolder):
     """Options of `graphprune.trim`."""
 
     model: PathLike = field(kw_only=False, metadata=required(MODEL, metavar="MODEL"))
