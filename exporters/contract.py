@@ -24,7 +24,7 @@ class ExportOptions:
 
     `dtype` is ``fp32`` or ``fp16``, `quant` the kind of stored weights: ``none``, ``int8`` or ``int4``. `static` has
     sizes by dimension: ``batch``, ``sequence``, ``past`` of a cache, and ``written`` for tokens of the
-    decoder of an encoder-decoder.
+    decoder of an encoder-decoder; or the names of dimensions in an ONNX file.
     `portable` selects the variant that most readers accept, at a cost that each target describes.
     """
 
@@ -44,8 +44,9 @@ class ExportOptions:
             value, allowed = getattr(self, one.name), takes.get(one.name, ())
             if value == ExportOptions.__dataclass_fields__[one.name].default or not value:
                 continue
-            chosen = set(value) if isinstance(value, Mapping) else {value}
-            if not chosen <= set(allowed):
+            if isinstance(value, Mapping) and allowed:  # names are those of the model, which checks them
+                continue
+            if value not in allowed:
                 supported = (
                     ", ".join(f"{name} ({', '.join(map(str, of))})" for name, of in takes.items()) or "no options"
                 )

@@ -16,7 +16,7 @@ from graphprune.exporters.contract import ExportOptions, ExportReport
 from graphprune.exporters.export_folders.export_report import write_report
 from graphprune.exporters.model_folders.folder_files import copy_companion_files, require_output
 from graphprune.exporters.onnx_tools.onnx_files import OPSET, OPSETS, model_file, save_onnx, to_onnx
-from graphprune.exporters.onnx_tools.onnx_quantize import BITS, quantize
+from graphprune.exporters.onnx_tools.onnx_quantize import BITS, least_opset, quantize
 from graphprune.exporters.onnx_tools.onnx_subjects import OnnxModule, is_stored, stored_graph, stored_subject
 from graphprune.exporters.onnx_tools.sessions import CPU, open_model
 from graphprune.exporters.subjects.decoders import decoder_subject, is_decoder
@@ -85,14 +85,14 @@ def subject_of_model(model: nn.Module, folder: Path) -> Subject:
     return decoder_subject(model) if is_decoder(model) else encoder_subject(model, folder)
 
 
-def graph_of(subject: Subject, opset: int | None) -> ir.Model:
-    """The subject as an ONNX graph.
+def graph_of(subject: Subject, opset: int | None, least: int = 0) -> ir.Model:
+    """The subject as an ONNX graph; one of a file without an explicit `opset` has that of the file, `least` at least.
 
     Raises:
         ExportError: if it cannot be converted.
     """
     if isinstance(subject.module, OnnxModule):
-        return stored_graph(subject, opset)
+        return stored_graph(subject, opset, least)
     model: ir.Model = to_onnx(subject, opset or OPSET).model
     return model
 
@@ -111,13 +111,14 @@ def write(
     for package in ("onnxscript", "onnxruntime"):  # before the work that would be in vain
         load(package)
     start = time.perf_counter()
-    model = graph_of(subject, options.opset)
+    standard = options.portable or target.post_process is None
+    model = graph_of(subject, options.opset, least_opset(options.quant, standard=standard))
     seconds = {"export": time.perf_counter() - start}
     with new_folder(output, force) as folder:
         path, reference = save_onnx(model, folder), Reference.of(subject)
         if options.quant != "none":
             validate(reference, path, "none")
-            model = quantize(model, options.quant, standard=options.portable or target.post_process is None)
+            model = quantize(model, options.quant, standard=standard)
             path = save_onnx(model, folder)
         facts = target.post_process(model, folder) if target.post_process else {}
         path = model_file(folder) or path

@@ -19,6 +19,11 @@ _BLOCK = 32  # weights that share a scale
 _INT8_PRODUCTS = 4  # accuracy level of kernels: activations are rounded to 8 bits by blocks
 
 
+def least_opset(quant: str, *, standard: bool) -> int:
+    """Opset that `quantize` needs."""
+    return _BLOCKED_OPSET if standard and quant != "none" else 0
+
+
 def quantize(model: ir.Model, quant: str, *, standard: bool) -> ir.Model:
     """Quantize the weights of matrix products to 8 or 4 bits, and those of embeddings to 8.
 

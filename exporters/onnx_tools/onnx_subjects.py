@@ -40,8 +40,10 @@ class OnnxModule(nn.Module):
         """Outputs, in the order of the file."""
         return tuple(self.runner.run(dict(zip(self.runner.inputs, inputs, strict=True))).values())
 
-    def graph(self, sizes: Mapping[str, int], opset: int | None) -> ir.Model:
-        """The graph in the file, with these sizes for its dynamic dimensions and with operators of that opset.
+    def graph(self, sizes: Mapping[str, int], opset: int | None, least: int = 0) -> ir.Model:
+        """The graph in the file, with these sizes for its dynamic dimensions, and with operators of that opset.
+
+        Without an `opset`, it is that of the file, or `least` if that is newer.
 
         Raises:
             ExportError: if it cannot be converted to that opset.
@@ -49,7 +51,9 @@ class OnnxModule(nn.Module):
         model = onnx.load(str(self.path))
         for name, size in sizes.items():
             load("onnxruntime.tools.onnx_model_utils").make_dim_param_fixed(model.graph, name, size)
-        if opset is not None and opset != model.opset_import[0].version:
+        own = next(entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx"))
+        opset = opset or max(own, least)
+        if opset != own:
             try:
                 model = onnx.version_converter.convert_version(model, opset)
             except Exception as fault:  # its errors share no base class
@@ -59,8 +63,8 @@ class OnnxModule(nn.Module):
         return ir.from_proto(model)
 
 
-def stored_graph(subject: Subject, opset: int | None) -> ir.Model:
-    """The graph of a stored subject, with the sizes of its example if it is static.
+def stored_graph(subject: Subject, opset: int | None, least: int = 0) -> ir.Model:
+    """The graph of a stored subject, with the sizes of its example if it is static, as `OnnxModule.graph` makes it.
 
     Raises:
         ExportError: if it cannot be converted to that opset.
@@ -69,7 +73,7 @@ def stored_graph(subject: Subject, opset: int | None) -> ir.Model:
     shapes = {name: value.shape for name, value in subject.module.runner.inputs.items()}
     pairs = ((name, leaf.shape[dim]) for n, leaf in subject.example().items() for dim, name in enumerate(shapes[n]))
     fixed = {name: size for name, size in pairs if isinstance(name, str)} if subject.dynamic is None else {}
-    return subject.module.graph(fixed, opset)
+    return subject.module.graph(fixed, opset, least)
 
 
 def is_stored(source: Path) -> bool:

@@ -94,9 +94,16 @@ class Subject:
 
     @property
     def sizes(self) -> list[str]:
-        """Short names of the dynamic dimensions."""
-        free = {dimension for dims in self._named() for dimension in dims.values()}
-        return [short for short, dimension in _DIMENSIONS.items() if dimension in free]
+        """Short names of the dynamic dimensions; those of other tools' files have the names of the file."""
+        free = {dimension: None for dims in self._named() for dimension in dims.values()}
+        own = [short for short, dimension in _DIMENSIONS.items() if dimension in free]
+        return own + [name for name in free if name not in (*_DIMENSIONS.values(), TOTAL)]
+
+    @property
+    def leading(self) -> set[str]:
+        """Short names of the dynamic dimensions that are the first one of an input, as batches are."""
+        shorts = {dimension: short for short, dimension in _DIMENSIONS.items()}
+        return {shorts.get(dims[0], dims[0]) for dims in self._named() if 0 in dims}
 
     def _named(self) -> list[dict[int, str]]:
         """Names of the dynamic dimensions of each input, by position."""
@@ -150,7 +157,7 @@ def sizes_of(static: Mapping[str, int], names: Sequence[str]) -> dict[str, int]:
             f"static sizes {requested!r} do not fit this model: pass {','.join(f'{name}=N' for name in names)}, each "
             "N a positive number"
         )
-    sizes = {_DIMENSIONS[name]: size for name, size in static.items()}
+    sizes = {_DIMENSIONS.get(name, name): size for name, size in static.items()}
     return {**sizes, TOTAL: sizes.get(CACHED, 0) + sizes.get(SEQUENCE, 0)}
 
 

@@ -44,9 +44,18 @@ def export(source: Path, output: Path, options: ExportOptions = NO_OPTIONS, *, f
 
 
 def _default_sizes(source: Path, subject: Subject) -> dict[str, int]:
-    """Default sizes of the dimensions that this model has, limited by its context length."""
+    """Default sizes of the dimensions that this model has, limited by its context length; 1 for first ones.
+
+    Raises:
+        ExportError: if one has no default.
+    """
     most = _context_length(source) or max(DEFAULT_SIZES.values())
-    sizes = {name: min(DEFAULT_SIZES[name], most) for name in subject.sizes}
+    defaults = {**dict.fromkeys(subject.leading, 1), **DEFAULT_SIZES}
+    if unknown := [name for name in subject.sizes if name not in defaults]:
+        raise ExportError(
+            f"the size of {unknown[0]} has no default; pass --static {','.join(f'{name}=N' for name in subject.sizes)}"
+        )
+    sizes = {name: min(defaults[name], most) for name in subject.sizes}
     return sizes | {"sequence": 1, "past": min(DEFAULT_SIZES["past"], most - 1)} if "past" in sizes else sizes
 
 
