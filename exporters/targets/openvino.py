@@ -20,7 +20,7 @@ from graphprune.exporters.contract import NO_OPTIONS, ExportOptions, ExportRepor
 from graphprune.exporters.export_folders.onnx_writer import graph_of, subject_of
 from graphprune.exporters.export_folders.package_formats import Format, export_as, import_package, verify
 from graphprune.exporters.onnx_tools.onnx_files import save_onnx
-from graphprune.exporters.onnx_tools.onnx_quantize import BITS, quantize
+from graphprune.exporters.onnx_tools.onnx_quantize import BITS, least_opset, quantize
 from graphprune.exporters.subjects.subject import Subject
 
 FILE = "model.xml"
@@ -94,7 +94,7 @@ def _rounded(name: str, tensor: Tensor) -> Tensor:
 def _write(subject: Subject, folder: Path, options: ExportOptions) -> dict[str, Any]:
     start = time.perf_counter()
     openvino: Any = import_package("openvino", "openvino")
-    graph = graph_of(subject, None)
+    graph = graph_of(subject, None, least_opset(options.quant, standard=True))
     if options.quant != "none":
         graph = quantize(graph, options.quant, standard=True)
     with TemporaryDirectory(dir=folder, prefix=".onnx-") as temporary:

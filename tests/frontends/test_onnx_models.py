@@ -109,9 +109,9 @@ def test_masked_file_that_differs_is_noticed(image_file: Path, image: Program, t
 def split(folder: Path, built: onnx.ModelProto) -> Path:
     """A file whose numbers are in another one."""
     folder.mkdir(parents=True, exist_ok=True)
-    data = {"save_as_external_data": True, "location": "model.onnx_data", "size_threshold": 0}
-    onnx.save(built, folder / "model.onnx", **data)
-    return folder / "model.onnx"
+    file = folder / "model.onnx"
+    onnx.save(built, file, save_as_external_data=True, location="model.onnx_data", size_threshold=0)
+    return file
 
 
 @pytest.mark.parametrize("limit", [1, 10**9])
