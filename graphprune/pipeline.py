@@ -91,6 +91,10 @@ class Pass(ABC):
         """
         return program
 
+    def shared(self, program: Program) -> Program:
+        """Return the program with facts that trials of several shares have in common, which the pass then reads."""
+        return program
+
     def before(self, later: Sequence["Pass"]) -> "Pass":
         """Return this pass with options that follow from the passes after it."""
         return self

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from graphprune.axes.groups import Dependencies, Group
@@ -55,6 +56,20 @@ class Evidence:
         alike = [c.key for c in self.dependencies.members if c.node == consumer.node]
         return sum((known[key] for key in alike[1:]), known[alike[0]])
 
+    def weighted_gram(self, consumer: Consumer) -> Tensor:
+        """The Gram matrix of the inputs of a consumer over all batches, in which a token counts by the energy of its
+        gradients at the outputs, shape (n, n); of all members of a stack for one that no token reached.
+
+        Raises:
+            CalibrationError: if none was gathered.
+        """
+        self.sensitivity(consumer)
+        known = self.known_gradients.input_moments
+        if consumer.member is None or consumer.key in known:
+            return known[consumer.key].gram
+        alike = [known[c.key].gram for c in self.dependencies.members if c.node == consumer.node and c.key in known]
+        return torch.stack(alike).sum(0)
+
     @property
     def known_gradients(self) -> GradientSums:
         """The gradients of a loss.
@@ -85,7 +100,7 @@ class Evidence:
                 f"there are no gradients at the outputs of {consumer.node}; gather them with of=outputs, or those of "
                 "all linear layers with of=layers before the cut"
             )
-        return self.known_gradients.output_grams[consumer.node]
+        return self.known_gradients.output_grams[consumer.node].double()
 
     def matrix(self, consumer: Consumer) -> Tensor:
         """The weight of a consumer in double precision, shape (outputs, columns * taps)."""

@@ -79,6 +79,17 @@ def reduced_rank_regression(equations: NormalEquations, rank: int, damping: floa
     return left, left.T @ best
 
 
+def weighted_regression(root: Tensor) -> Fit:
+    """Reduced-rank regression with errors ``tr(G E H' E^T)``, for a root of the metric ``G = root root^T``, (m, m)."""
+
+    def fit(equations: NormalEquations, rank: int, damping: float) -> Factors:
+        best, half = _best(equations, damping)
+        left = leading_left_vectors(root.T @ best @ half, rank)
+        return torch.linalg.solve_triangular(root.T, left, upper=True), left.T @ root.T @ best
+
+    return fit
+
+
 def leading_left_vectors(matrix: Tensor, rank: int) -> Tensor:
     """Left singular vectors of the greatest singular values, shape (m, rank).
 

@@ -170,11 +170,21 @@ class GroupedFactors:
 
 
 @dataclass(frozen=True)
+class TableSpectra:
+    """Fact: the spectra of embedding tables, by weight, and the growth of the loss by that which they predict, if it
+    was measured."""
+
+    by_weight: Mapping[str, Spectra]
+    factor: float | None = None
+
+
+@dataclass(frozen=True)
 class EmbeddingGroups:
     """Fact: the groups of rows of embedding tables, by weight, and the weights at their ranks.
 
     `saved` is the number of parameters that the factors save. `growth` is the growth of the loss that was predicted,
-    and `measured` the same as measured, if it was. `left` has the reasons for tables that are unchanged.
+    `measured` the same as measured, if it was, and `score` the same in the unit of the scores of groups. `left` has the
+    reasons for tables that are unchanged.
     """
 
     by_weight: Mapping[str, GroupedRows]
@@ -182,6 +192,7 @@ class EmbeddingGroups:
     saved: int
     growth: float = 0.0
     measured: float | None = None
+    score: float | None = None
     left: Mapping[str, str] = field(default_factory=dict)
 
     def lowered_for(self, program: Program) -> Mapping[str, Tensor]:

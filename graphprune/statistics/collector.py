@@ -140,7 +140,8 @@ class Collector:
     Padding is not counted. With `mix`, a refit aims at outputs at this fraction of the way from those of the given
     inputs to those of reference inputs, except for members of stacks, whose rows depend on the inputs; `weights` are
     those of the consumers. `residual` names, by consumer, a value
-    that is added to its outputs; the target is then the reference sum.
+    that is added to its outputs; the target is then the reference sum. With `relative`, a token counts by the inverse
+    of the energy of this sum.
     """
 
     consumers: Sequence[Consumer]
@@ -149,6 +150,7 @@ class Collector:
     mix: float = 0.0
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     residual: Mapping[str, str] = field(default_factory=dict)
+    relative: bool = False
     drifts: dict[str, Drift] = field(default_factory=dict)
 
     @property
@@ -177,7 +179,8 @@ class Collector:
         """Consumers that share their moments, by key."""
         by_value: dict[tuple[str, str], list[Consumer]] = {}
         for consumer in self.consumers:
-            by_value.setdefault((consumer.x, "" if _plain(consumer) else consumer.key), []).append(consumer)
+            shares = _plain(consumer) and not self._is_relative(consumer)
+            by_value.setdefault((consumer.x, "" if shares else consumer.key), []).append(consumer)
         return by_value
 
     def restricted_to(self, nodes: Collection[str]) -> "Collector":
@@ -194,35 +197,52 @@ class Collector:
         """
         first: dict[str, tuple[str, Tensor]] = {}
         for consumer in (c for c in self.consumers if c.x in seen):
-            known = first.get(consumer.x) if _plain(consumer) else None
+            shares = _plain(consumer) and not self._is_relative(consumer)
+            known = first.get(consumer.x) if shares else None
             owner, features = known or (consumer.key, _features(consumer, seen, real))
+            roots: Tensor | None = None
             if others is not None and consumer.member is None:
-                self._aim(consumer, features, seen, others, real)
+                roots = self._aim(consumer, features, seen, others, real)
             if known:
                 self.moments[consumer.key] = self.moments[owner]
                 continue
-            if _plain(consumer):
+            if shares:
                 first[consumer.x] = owner, features
             if owner not in self.moments:
                 self.moments[owner] = Moments.empty(features.shape[1], self.diagonal, features.device)
-            self.moments[owner].add(features)
+            self.moments[owner].add(features, roots)
             if not torch.isfinite(self.moments[owner].sums).all():  # as soon as one feature is not
                 raise CalibrationError(
                     f"the activations at {consumer.x} hold NaN or infinity; check the model and the calibration data"
                 )
 
+    def _is_relative(self, consumer: Consumer) -> bool:
+        """Whether the tokens of a consumer are weighted by the energy of the sum that its outputs are part of."""
+        return self.relative and consumer.outputs is not None and consumer.key in self.residual
+
     def _aim(
         self, consumer: Consumer, x: Tensor, seen: Mapping[str, Tensor], others: Mapping[str, Tensor],
         real: Tensor | None,
-    ) -> None:  # fmt: skip
-        """Add the drift of a batch: the difference of the target outputs of a refit from those of the given inputs."""
-        residual = self.residual.get(consumer.key)
-        moved = self.mix * (_features(consumer, others, real) - x)
-        shift = moved @ consumer.matrix(self.weights[consumer.weight].to(x.device)).T
+    ) -> Tensor | None:  # fmt: skip
+        """Add the drift of a batch: the difference of the target outputs of a refit from those of the given inputs.
+
+        Returns the square roots of the weights of its tokens, shape (tokens, 1), if they have any.
+        """
+        residual, roots = self.residual.get(consumer.key), None
+        matrix, reference = (
+            consumer.matrix(self.weights[consumer.weight].to(x.device)),
+            _features(consumer, others, real),
+        )
+        shift = self.mix * (reference - x) @ matrix.T
         if residual is not None and consumer.outputs is not None:
-            shift += _real(consumer.outputs(others[residual] - seen[residual]), others[consumer.x], real)
-        drift = Drift.of(x, shift)
+            added = [_real(consumer.outputs(v[residual]), others[consumer.x], real) for v in (others, seen)]
+            shift += added[0] - added[1]
+            if self.relative:
+                energy = (added[0] + reference @ matrix.T).square().mean(1, keepdim=True)
+                roots = energy.clamp(min=torch.finfo(energy.dtype).tiny).rsqrt()
+        drift = Drift.of(x, shift, roots)
         self.drifts[consumer.key] = self.drifts[consumer.key] + drift if consumer.key in self.drifts else drift
+        return roots
 
 
 def _plain(consumer: Consumer) -> bool:

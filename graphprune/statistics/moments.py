@@ -29,8 +29,13 @@ class Drift:
         return Drift(self.cross + other.cross, self.squares + other.squares, self.sums + other.sums)
 
     @classmethod
-    def of(cls, x: Tensor, shift: Tensor) -> "Drift":
-        """Drift of a batch of features, shape (tokens, n), and the shift of their outputs, shape (tokens, m)."""
+    def of(cls, x: Tensor, shift: Tensor, roots: Tensor | None = None) -> "Drift":
+        """Drift of a batch of features, shape (tokens, n), and the shift of their outputs, shape (tokens, m); `roots`
+        are the square roots of the weights of tokens, shape (tokens, 1)."""
+        if roots is not None:
+            weighted = shift * roots.square()
+            squares = (shift * roots).double().square().sum(0)
+            return cls((weighted.T @ x).double(), squares, weighted.sum(0, dtype=torch.float64))
         return cls((shift.T @ x).double(), shift.double().square().sum(0), shift.sum(0, dtype=torch.float64))
 
     @classmethod
@@ -56,7 +61,7 @@ class Moments:
 
     gram: Tensor
     sums: Tensor
-    tokens: int = 0
+    tokens: float = 0
     drift: Drift | None = None
 
     @classmethod
@@ -74,8 +79,13 @@ class Moments:
         totals = distributed.all_reduce_sum(sums, 3)
         return None if totals is None else cls(totals[0], totals[1], int(totals[2]))
 
-    def add(self, x: Tensor) -> None:
-        """Add a batch of features, shape (tokens, n)."""
+    def add(self, x: Tensor, roots: Tensor | None = None) -> None:
+        """Add a batch of features, shape (tokens, n); `roots` are the square roots of the weights of tokens."""
+        if roots is not None:
+            self.sums += (x * roots.square()).sum(0)
+            self.tokens += float(roots.square().sum())
+            _add_square(self.gram, x * roots)
+            return
         if self.gram.dim() == 1:
             self.gram += torch.linalg.vecdot(x, x, dim=0)
         else:
@@ -173,7 +183,9 @@ class GradientSums:
     size), which is the diagonal of the empirical Fisher information. `output_grams` has, by the node of a linear layer
     that contracts such a group, the mean over tokens of G G^T, shape (m, m), where G are the gradients at its outputs,
     up to a factor that is equal for all layers. `input_grams` has, by the node of a head of an embedding table, the
-    mean over tokens of X X^T, shape (n, n), where X are its inputs. The loss of a batch is the mean of so many `terms`;
+    mean over tokens of X X^T, shape (n, n), where X are its inputs. `input_moments` has, by the key of a linear layer
+    at whose outputs gradients are known, the moments of its inputs, in which a token counts by the energy of its
+    gradients, relative to the mean. The loss of a batch is the mean of so many `terms`;
     `own` is whether it is that by which plans are judged (see `Objective`), not one that was set from Python.
     """
 
@@ -183,5 +195,6 @@ class GradientSums:
     batches: int
     output_grams: Mapping[str, Tensor] = field(default_factory=dict)
     input_grams: Mapping[str, Tensor] = field(default_factory=dict)
+    input_moments: Mapping[str, Moments] = field(default_factory=dict)
     terms: float = 1.0
     own: bool = True

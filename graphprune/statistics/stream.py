@@ -96,21 +96,26 @@ class Stream:
 
 def advance_both(
     dense: Stream, other: Stream, segment: Segment, weights: Weights, collectors: Sequence[Collector],
-    step: Callable[..., None] = no_progress,
+    step: Callable[..., None] = no_progress, early: Segment | None = None,
+    look: Callable[[Mapping[str, Tensor]], None] | None = None, watch: Collection[str] = (),
 ) -> tuple[Sequence[Any], Sequence[Any]]:  # fmt: skip
     """Run a segment on another stream, with `weights`, and on the dense one; return the exit values of both.
 
-    The collector of each batch receives the values of the former, and those of the latter as reference.
+    The collector of each batch receives the values of the former, and those of the latter as reference. The other
+    stream runs the `early` part alone, if there is one; `look` receives its values of the nodes in `watch`.
     """
-    loaded, changed = dense.load(segment, dense.program.weights), other.load(segment, weights)
+    part = early or segment
+    loaded, changed = dense.load(segment, dense.program.weights), other.load(part, weights)
     exits, dense_exits = new_activations(), new_activations()
     for i, collector in enumerate(collectors):
         exit_value, reference = dense.run_batch(i, segment, loaded, collector.watched)
         if segment.exit is not None:
             dense_exits.append(exit_value)
-        exit_value, seen = other.run_batch(i, segment, changed, collector.watched)
-        if segment.exit is not None:
+        exit_value, seen = other.run_batch(i, part, changed, {*collector.watched, *watch})
+        if part.exit is not None:
             exits.append(exit_value)
+        if look is not None:
+            look(seen)
         collector.add(seen, reference, dense.token_masks[i])
         step(2)
     return exits, dense_exits

@@ -1,9 +1,8 @@
 """The pass that gathers gradients of a loss on calibration inputs."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
 from types import MappingProxyType
 from typing import ClassVar
 
@@ -13,11 +12,11 @@ from torch import Tensor, fx, nn
 
 from graphprune.axes.contributions import Contribution
 from graphprune.axes.groups import Dependencies, Group
-from graphprune.axes.rule_helpers import as_rows
 from graphprune.display.progress import progress
 from graphprune.errors import CalibrationError, choices
 from graphprune.evaluation.masked_loss import Objective
 from graphprune.ir.program import Program
+from graphprune.passes.calibration.gradient_taps import InputTap, gradient_taps, insert_taps, weighted_moments
 from graphprune.passes.calibration.loss_of_outputs import Loss, likelihood, next_token_loss, projection
 from graphprune.pipeline import PASSES, Pass
 from graphprune.planning.facts import Eligible
@@ -27,7 +26,6 @@ from graphprune.solvers.embedding_tables import embedding_tables
 from graphprune.solvers.factorable import factorable
 from graphprune.statistics.collector import (
     Calibration,
-    at_least_single,
     input_leaf,
     matmul_autocast,
     predicted_inputs,
@@ -49,9 +47,10 @@ class Gradients(Pass):
     """Gather gradients of a loss by full backward passes over the dense model.
 
     `of` is their place: all ``parameters`` of eligible groups; or the ``outputs`` of the linear layers that contract
-    such groups, of which the Gram matrices are gathered; or, with ``layers``, also those of all linear layers that can
-    have a lower rank, and of lookups in embedding tables, with the Gram matrices of the inputs of their heads. By
-    default, later passes of the pipeline decide. `most` is the greatest number of calibration batches.
+    such groups, of which the Gram matrices are gathered, with those of the inputs of these layers; or, with ``layers``,
+    also those of all linear layers that can have a lower rank, and of lookups in embedding tables, with the Gram
+    matrices of the inputs of their heads. By default, later passes of the pipeline decide. `most` is the greatest
+    number of calibration batches.
 
     The loss of a causal language model is that of the next token; for any other model, `loss` is set from Python.
     Without it, Gram matrices are gathered of random projections of the outputs: their expected cost of an error is the
@@ -109,14 +108,11 @@ class Gradients(Pass):
         more = factorable(program, dependencies)[0] if everywhere else []
         tables = embedding_tables(program, dependencies)[0] if everywhere else []
         layers = (*dependencies.maps_of(groups), *dependencies.stacked(groups), *more)
-        layouts = {c.node: as_rows if c.member else c.outputs for c in layers}  # the members of a stack share one
         heads = {head.node: head for table in tables for head in table.heads}
         loss, terms = self._loss(program)
         predicts = self.loss is None and terms > 1
-        convolutions = {c.node for c in layers if len(program.shapes()[c.weight]) > 2 and c.member is None}
-        made = {node: _Tap(layout, node in convolutions) for node, layout in layouts.items() if layout is not None}
-        taps = _tapped(module, {**made, **{node: _Tap(_by_token) for table in tables for node in table.lookups}})
-        seen = _tapped(module, {head.x: _InputTap(head.features) for head in heads.values()})
+        taps = gradient_taps(module, program, layers, [node for table in tables for node in table.lookups])
+        seen = insert_taps(module, {head.x: InputTap(head.features) for head in heads.values()})
         batches, sizes = len(program.fact(Calibration).batches[: self.most]), list[int]()
         if predicts:
             program, sizes = self._by_window(program)
@@ -125,7 +121,8 @@ class Gradients(Pass):
         known = program.facts.get(GradientSums) or GradientSums({}, {}, {}, batches)
         inputs = {node: seen[head.x].mean(node) for node, head in heads.items()}
         grams = {node: tap.mean(node) for node, tap in taps.items()}
-        return replace(known, output_grams=grams, input_grams=inputs, terms=terms, own=self.loss is None)
+        facts = {"input_grams": inputs, "input_moments": weighted_moments(taps)}
+        return replace(known, output_grams=grams, **facts, terms=terms, own=self.loss is None)
 
     def _at_parameters(self, program: Program) -> GradientSums:
         groups, module = program.fact(Eligible).groups, program.module()
@@ -184,48 +181,6 @@ class Gradients(Pass):
                 step()
 
 
-class _Tap(nn.Module):
-    """The identity, which sums up the Gram matrix of the gradients of its values.
-
-    If it is `coherent`, the matrix is multiplied by the growth of the loss with a common factor on all outputs of a
-    sample, relative to the growth if they erred independently: errors of a convolution add up where a mean over
-    positions follows.
-    """
-
-    what = "gradient"
-
-    def __init__(self, layout: Callable[[Tensor], Tensor], coherent: bool = False) -> None:
-        super().__init__()
-        self.layout, self.total, self.count = layout, torch.zeros((), dtype=torch.float64), 0
-        self.coherent, self.together, self.apart = coherent, 0.0, 0.0
-
-    def forward(self, value: Tensor) -> Tensor:
-        value = value if value.requires_grad else value.detach().requires_grad_()
-        hook = partial(self._add_with, value.detach()) if self.coherent else self._add
-        value.register_hook(hook)  # type: ignore[no-untyped-call]
-        return value
-
-    @torch.no_grad()
-    def _add_with(self, values: Tensor, gradient: Tensor) -> None:
-        self._add(gradient)
-        slopes = (gradient * values).double()
-        self.together += float(slopes.flatten(1).sum(1).square().sum())
-        self.apart += float(self.layout(slopes).sum(1).square().sum())
-
-    @torch.no_grad()
-    def _add(self, values: Tensor) -> None:
-        rows = at_least_single(self.layout(values))
-        self.total = self.total + (rows.T @ rows).double()
-        self.count += len(rows)
-
-    def mean(self, node: str) -> Tensor:
-        """The Gram matrix divided by the number of rows, shape (m, m)."""
-        if not torch.isfinite(self.total).all():
-            raise CalibrationError(f"the {self.what} at {node} holds NaN or infinity; check the loss and the data")
-        factor = self.together / self.apart if self.apart else 1.0
-        return self.total * factor / max(self.count, 1)
-
-
 class _RowTap(nn.Module):
     """The identity, which sums up the derivatives of the loss by a factor on the rows of each index."""
 
@@ -265,34 +220,6 @@ def _row_taps(module: fx.GraphModule, groups: Sequence[Group], dependencies: Dep
         node.replace_all_uses_with(tap, delete_user_cb=lambda user, tap=tap: user is not tap)
     module.recompile()
     return {name: [(taps[part.node], part) for part in parts] for name, parts in by_group.items() if parts}
-
-
-class _InputTap(_Tap):
-    """The identity, which sums up the Gram matrix of its values."""
-
-    what = "activation"
-
-    def forward(self, value: Tensor) -> Tensor:
-        self._add(value.detach())
-        return value
-
-
-def _by_token(gradient: Tensor) -> Tensor:
-    """The gradient of embeddings, with a row for each token."""
-    return gradient.flatten(0, -2)
-
-
-def _tapped(module: fx.GraphModule, taps: Mapping[str, _Tap]) -> Mapping[str, _Tap]:
-    """Taps by the node whose values they see, inserted into the graph."""
-    nodes = {node.name: node for node in module.graph.nodes}
-    for at, tap in taps.items():
-        node, name = nodes[at], f"{type(tap).__name__}_{at}"
-        module.add_submodule(name, tap)
-        with module.graph.inserting_after(node):
-            call = module.graph.call_module(name, (node,))
-        node.replace_all_uses_with(call, delete_user_cb=lambda user, call=call: user is not call)
-    module.recompile()
-    return taps
 
 
 def watched(module: fx.GraphModule, program: Program, names: set[str]) -> dict[str, Tensor]:

@@ -36,7 +36,7 @@ GREATEST = 0.9  # share of the full rank, at which a square matrix still has 99 
 WAYS: dict[str, tuple[type, ...]] = {
     "density": (),
     "error": (Calibration,),
-    "growth": (Calibration, GradientSums, FactorGradients),
+    "growth": (GradientSums, FactorGradients),
 }
 
 
@@ -50,8 +50,7 @@ class AllocateRanks(Pass):
     the sum of the output errors is least: that of a layer is the energy of its removed whitened singular values (see
     `pivoted_factors`), relative to the energy of its outputs. By ``growth``, which also needs gradients at the outputs
     of all ``layers``, the growth of the loss ``1/2 tr(G dW H dW^T)`` is least, with shrunk Gram matrices G of the
-    gradients and H of the inputs (see the score ``k-obs``). H is gathered from at most `most` calibration batches;
-    shrunk as it is, it hardly changes with more. Ranks are multiples of `align`. `protect` holds globs of
+    gradients and H of the inputs (see the score ``k-obs``). Ranks are multiples of `align`. `protect` holds globs of
     parameters that are not factorized; shared weights, and weights of outputs of the model, are not factorized either.
     """
 
@@ -65,7 +64,6 @@ class AllocateRanks(Pass):
     budget: str = "parameters"
     protect: tuple[str, ...] = ()
     by: str = "density"
-    most: int | None = None
 
     @property
     def needs(self) -> tuple[type, ...]:
@@ -118,7 +116,8 @@ class AllocateRanks(Pass):
             elif self.by == "density":
                 ranks = layers.meeting(target)
             else:
-                ranks = layers.minimizing(target, ranked_errors(program, consumers, self.by == "growth", self.most))
+                losses = ranked_growth if self.by == "growth" else ranked_errors
+                ranks = layers.minimizing(target, losses(program, consumers))
         plan = earlier or Plan(program.fingerprint(), {}, {}, {"destination": program.fact(Eligible).destination.name})
         return program.with_facts(replace(plan, ranks=layers.lower(ranks)))
 
@@ -242,38 +241,52 @@ class _Layers:
         return self.costs[name] * (m * n - factor_parameters(m, n, rank))
 
 
-def ranked_errors(
-    program: Program, consumers: Collection[Consumer], growth: bool = False, most: int | None = None
-) -> dict[str, Tensor]:
-    """The squared error of every layer at all ranks, relative to the energy of its outputs on calibration inputs; or
-    the `growth` of the loss, relative to that without any of the layers. At most `most` batches are run."""
-    collector, calibration = Collector(list(consumers)), program.fact(Calibration)
-    sweep(program, replace(calibration, batches=calibration.batches[:most]), collector)
-    tails = {c.weight: _tail(program, c, collector.moments[c.node].gram, growth) for c in consumers}
+def ranked_errors(program: Program, consumers: Collection[Consumer]) -> dict[str, Tensor]:
+    """The squared error of every layer at all ranks, relative to the energy of its outputs on calibration inputs."""
+    collector = Collector(list(consumers))
+    sweep(program, program.fact(Calibration), collector)
+    tails = {c.weight: _tail(_root(program, c, collector.moments[c.node].gram, 0.0)) for c in consumers}
+    return {name: tail / tail[0].clamp(min=1e-300) for name, tail in tails.items()}
+
+
+def ranked_growth(program: Program, consumers: Collection[Consumer]) -> dict[str, Tensor]:
+    """The growth of the loss by the error of every layer at all ranks, relative to that without any of the layers."""
+    tails = {}
+    for c in consumers:
+        gram = _retained(program, c, c.dim, _evidence(program).weighted_gram(c))
+        tails[c.weight] = _tail(output_root(program, c).T @ _root(program, c, gram, CAUTIOUS_DAMPINGS[0]))
     whole = torch.stack([tail[0] for tail in tails.values()]).sum()
-    return {name: tail / (whole if growth else tail[0]).clamp(min=1e-300) for name, tail in tails.items()}
+    return {name: tail / whole.clamp(min=1e-300) for name, tail in tails.items()}
 
 
-def _tail(program: Program, consumer: Consumer, gram: Tensor, growth: bool) -> Tensor:
-    """The energy that a layer loses at each rank from none to the full one, with the Gram matrix of its inputs."""
+def _root(program: Program, consumer: Consumer, gram: Tensor, damping: float) -> Tensor:
+    """The weight of a layer times a root of the damped Gram matrix of its inputs."""
     weight = consumer.matrix(program.weights[consumer.weight]).double()
-    inputs, outputs = CAUTIOUS_DAMPINGS if growth else (0.0, 0.0)
-    matrix = weight @ damped_cholesky(gram, inputs * float(gram.diagonal().mean()))
-    if growth:
-        sensitivity = _sensitivity(program, consumer)
-        matrix = damped_cholesky(sensitivity, outputs * float(sensitivity.diagonal().mean())).T @ matrix
+    return weight @ damped_cholesky(gram, damping * float(gram.diagonal().mean()))
+
+
+def _tail(matrix: Tensor) -> Tensor:
+    """The energy that a matrix loses at each rank from none to the full one."""
     m, n = matrix.shape
     energy = torch.linalg.eigvalsh(matrix @ matrix.T if m <= n else matrix.T @ matrix).clamp(min=0)
     return torch.cat([energy.new_zeros(1), energy.cumsum(0)]).flip(0)
 
 
-def _sensitivity(program: Program, consumer: Consumer) -> Tensor:
-    """The Gram matrix of the gradients at the retained outputs of a layer, divided by their number."""
-    gathered = program.fact(GradientSums)
-    sensitivity = Evidence(program, program.fact(Dependencies), None, gradients=gathered).sensitivity(consumer)
+def output_root(program: Program, consumer: Consumer) -> Tensor:
+    """A root of the damped Gram matrix of the gradients at the retained outputs of a layer."""
+    gram = _retained(program, consumer, 1 - consumer.dim, _evidence(program).sensitivity(consumer))
+    return damped_cholesky(gram, CAUTIOUS_DAMPINGS[1] * float(gram.diagonal().mean()))
+
+
+def _evidence(program: Program) -> Evidence:
+    return Evidence(program, program.fact(Dependencies), None, gradients=program.fact(GradientSums))
+
+
+def _retained(program: Program, consumer: Consumer, dim: int, gram: Tensor) -> Tensor:
+    """The rows and columns of a Gram matrix at the indices that a dimension of a weight retains."""
     cut = program.facts.get(Rewritten)
-    retained = cut.keep.get(consumer.weight, {}).get(1 - consumer.dim) if cut else None
-    return sensitivity if retained is None else narrow(narrow(sensitivity, 0, retained), 1, retained)
+    kept = cut.keep.get(consumer.weight, {}).get(dim) if cut else None
+    return gram if kept is None else narrow(narrow(gram, 0, kept), 1, kept)
 
 
 def shape_of(program: Program, consumer: Consumer) -> tuple[int, int]:

@@ -29,7 +29,7 @@ from graphprune.solvers.embedding_tables import (
     embedding_tables,
     is_descending,
 )
-from graphprune.solvers.row_groups import EmbeddingGroups, GroupedRows, Spectra
+from graphprune.solvers.row_groups import EmbeddingGroups, GroupedRows, Spectra, TableSpectra
 from graphprune.statistics.collector import Calibration
 from graphprune.statistics.moments import FactorGradients, GradientSums
 
@@ -64,7 +64,7 @@ class GroupEmbeddings(Pass):
     """
 
     name: ClassVar[str] = "group-embeddings"
-    reads: ClassVar[tuple[type, ...]] = (Scores, Plan, Dropped, Rotatable, GradientSums)
+    reads: ClassVar[tuple[type, ...]] = (Scores, Plan, Dropped, Rotatable, GradientSums, TableSpectra)
     makes: ClassVar[tuple[type, ...]] = (EmbeddingGroups, Plan)
     one_of: ClassVar[tuple[str, ...]] = ("sparsity", "ratio")
     sparsity: float | None = None
@@ -116,6 +116,23 @@ class GroupEmbeddings(Pass):
         """
         return require_free(program, "an embedding table in groups of rows of low ranks")
 
+    def shared(self, program: Program) -> Program:
+        """The program with the spectra of its tables, and the growth of the loss at the share of this pass."""
+        tables, _ = self._tables(program)
+        if not tables:
+            return program
+        problem = _Tables.of(program, tables, self)
+        measures = self.ratio is None and problem.comparable(self)
+        factor = problem.factor(problem.trial(problem.target(self))) if measures else None
+        return program.with_facts(TableSpectra(problem.spectra, factor))
+
+    def _tables(self, program: Program) -> tuple[list[EmbeddingTable], dict[str, str]]:
+        """The tables that can be grouped, and the reasons for others."""
+        tables, left = embedding_tables(program, program.fact(Dependencies), self.protect)
+        if self.budget == "parameters":
+            return tables, left
+        return [], left | {table.weight: f"groups of rows save parameters, not {self.budget}" for table in tables}
+
     def run(self, program: Program) -> Program:
         """The program with the groups of its tables.
 
@@ -123,10 +140,7 @@ class GroupEmbeddings(Pass):
             PlanError: if the destination cannot hold them.
         """
         self.preflight(program)
-        tables, left = embedding_tables(program, program.fact(Dependencies), self.protect)
-        if self.budget != "parameters":
-            left |= {table.weight: f"groups of rows save parameters, not {self.budget}" for table in tables}
-            tables = []
+        tables, left = self._tables(program)
         problem = _Tables.of(program, tables, self) if tables else None
         fact = EmbeddingGroups({}, {}, 0, left=left) if problem is None else problem.chosen(self, left)
         if not fact.by_weight:
@@ -148,14 +162,17 @@ class _Tables:
     @classmethod
     def of(cls, program: Program, tables: Sequence[EmbeddingTable], options: GroupEmbeddings) -> "_Tables":
         gathered = program.facts.get(GradientSums) or GradientSums({}, {}, {}, 0)
+        known = program.facts.get(TableSpectra)
+        if known is not None:
+            return cls(program, known.by_weight, gathered)
         spectra = dict[str, Spectra]()
         for table in tables:
             counts, weight = count_rows(program, table), program.weights[table.weight]
             metric = torch.eye(weight.shape[1], dtype=torch.float64)
             if options.metric == "loss":
                 tokens = float(counts.sum()) / len(program.fact(Calibration).batches)
-                inputs = [gathered.input_grams[head.node] for head in table.heads]
-                gradients = [gathered.terms * tokens * gathered.output_grams[node] for node in table.lookups]
+                inputs = [gathered.input_grams[head.node].double() for head in table.heads]
+                gradients = [gathered.terms * tokens * gathered.output_grams[node].double() for node in table.lookups]
                 metric = torch.stack([*inputs, *gradients]).sum(0)
             spectra[table.weight] = _spectra(weight, counts, metric, options)
         return cls(program, spectra, gathered)
@@ -165,23 +182,37 @@ class _Tables:
         values = sum(spectra.order.numel() * len(spectra.half) for spectra in self.spectra.values())
         if options.ratio is not None:
             return self._fact(self.saving(options.ratio * values), left)
-        assert options.sparsity is not None
-        target = options.sparsity * _total(self.program)
-        known = self.program.facts.get(Scores)
-        comparable = known is not None and SCORES[known.method].gradients_of == "outputs" and options.metric == "loss"
-        if known is None or options.part is not None or not comparable:
+        target = self.target(options)
+        if not self.comparable(options):
             part = WITHOUT_SCORES if options.part is None else options.part
             return self._fact(self.saving(part * target), left)
-        trial = self.saving(min(WITHOUT_SCORES * target, 0.5 * values))
-        factor = self._factor(trial)
+        spectra = self.program.facts.get(TableSpectra)
+        factor = spectra.factor if spectra else None
+        factor = self.factor(self.trial(target)) if factor is None else factor
         log.info("embedding tables cost %.2f times what their spectra predict", factor)
-        removed = self._removed_by_scores(known, options.width_part)
+        removed = self._removed_by_scores(self.program.fact(Scores), options.width_part)
         low, high = -60.0, 20.0
         for _ in range(60):
             middle = (low + high) / 2
             saved = self.saved(self.at(exp(middle) / factor)) + removed(exp(middle))
             low, high = (low, middle) if saved >= target else (middle, high)
         return self._fact(self.saving(max(target - removed(exp(high)), 0)), left, factor)
+
+    def target(self, options: GroupEmbeddings) -> float:
+        """The number of parameters to remove from the model."""
+        assert options.sparsity is not None
+        return options.sparsity * _total(self.program)
+
+    def comparable(self, options: GroupEmbeddings) -> bool:
+        """Whether scores tell what the same growth of the loss saves in other layers."""
+        scores = self.program.facts.get(Scores)
+        rated = scores is not None and SCORES[scores.method].gradients_of == "outputs"
+        return rated and options.part is None and options.metric == "loss"
+
+    def trial(self, target: float) -> Choice:
+        """The ranks at which the growth of the loss is measured."""
+        values = sum(spectra.order.numel() * len(spectra.half) for spectra in self.spectra.values())
+        return self.saving(min(WITHOUT_SCORES * target, 0.5 * values))
 
     def at(self, multiplier: float) -> Choice:
         """The ranks at a cost of `multiplier` per parameter."""
@@ -217,7 +248,7 @@ class _Tables:
     def _lowered(self, choice: Choice) -> dict[str, Tensor]:
         return {name: self.spectra[name].lowered(self.program.weights[name], ranks) for name, ranks in choice.items()}
 
-    def _factor(self, choice: Choice) -> float:
+    def factor(self, choice: Choice) -> float:
         """The growth of the loss at these ranks, divided by what is predicted; the usual ratio where a loss from Python
         cannot be measured."""
         if not self.gathered.own:
@@ -233,10 +264,14 @@ class _Tables:
         eligible = self.program.fact(Eligible)
         budget = Budget.of(self.program, knobs(eligible, 1), 0, "parameters", eligible.requested)
         pool = growth_pool(budget, scores.by_group)
-        batches = len(self.program.fact(Calibration).batches)
-        slopes = AFTER_REFIT * pool.score * self.gathered.terms / batches
+        slopes = self._unit * pool.score
         saved = torch.cat([torch.zeros(1), pool.cost.cumsum(0)])
         return lambda slope: float(saved[int(torch.searchsorted(slopes, slope))]) / part
+
+    @property
+    def _unit(self) -> float:
+        """The growth of the loss by the unit of the scores, after a refit."""
+        return AFTER_REFIT * self.gathered.terms / max(self.gathered.batches, 1)
 
     def _fact(self, choice: Choice, left: Mapping[str, str], factor: float | None = None) -> EmbeddingGroups:
         by_weight = {
@@ -246,7 +281,8 @@ class _Tables:
         changed = {name: choice[name] for name in by_weight}
         growth = self._cost(changed)
         measured = None if factor is None else factor * growth
-        return EmbeddingGroups(by_weight, self._lowered(changed), self.saved(changed), growth, measured, left)
+        score = None if measured is None else measured / self._unit
+        return EmbeddingGroups(by_weight, self._lowered(changed), self.saved(changed), growth, measured, score, left)
 
 
 def _spectra(weight: Tensor, counts: Tensor, metric: Tensor, options: GroupEmbeddings) -> Spectra:

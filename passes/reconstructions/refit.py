@@ -22,6 +22,7 @@ from graphprune.planning.plan import Plan
 from graphprune.solvers import new_biases
 from graphprune.solvers.row_groups import EmbeddingGroups
 from graphprune.statistics.collector import Calibration
+from graphprune.statistics.moments import GradientSums
 
 VIEWS = (torch.ops.aten.view.default, torch.ops.aten.reshape.default, torch.ops.aten._unsafe_view.default)
 STATISTICS = ("sequential", "dense", "mixed")
@@ -37,19 +38,21 @@ class Refit(Pass):
     latter (MPIFA, arXiv:2501.19090), which also corrects errors of earlier segments. `damping` is relative to the mean
     diagonal of the Gram matrix; by default, it is chosen on held-out calibration tokens.
 
-    Three options need mixed statistics. With `producers`, the layers that produce a cut axis are refitted first, by
+    Four options need mixed statistics. With `producers`, the layers that produce a cut axis are refitted first, by
     least squares, to their outputs in the dense model (the two steps of GOA, arXiv:2407.19126); with `others`, so are
-    all uncut layers after the first cut. With `residual`, a layer whose outputs are added to another value is fitted to
-    the sum in the dense model, so that every block corrects the residual stream before it.
+    all uncut layers after the first cut. With `residual`, every layer whose outputs are added to another value is
+    fitted to the sum in the dense model, so that every block corrects the residual stream before it; with `relative`,
+    the errors of a token count relative to the energy of its sum, as the norms behind it scale them.
 
     Weights that have a rank in the plan (see `allocate-ranks`) are refitted at that rank; the pass `factorize` then
-    factorizes them without data. Embedding tables whose rows were grouped (see `group-embeddings`) have the ranks of
-    their groups in the inputs of all layers, which so correct a part of the error.
+    factorizes them without data. Where gradients at their outputs are known, these weigh the errors of a low rank.
+    Embedding tables whose rows were grouped (see `group-embeddings`) have the ranks of their groups in the inputs of
+    all layers, which so correct a part of the error.
     """
 
     name: ClassVar[str] = "refit"
     needs: ClassVar[tuple[type, ...]] = (Rewritten, Calibration)
-    reads: ClassVar[tuple[type, ...]] = (Plan, Eligible, EmbeddingGroups)
+    reads: ClassVar[tuple[type, ...]] = (Plan, Eligible, EmbeddingGroups, GradientSums)
     makes: ClassVar[tuple[type, ...]] = (Refits,)
     memory_bounded: ClassVar[bool] = True
     by: str = "least-squares"
@@ -59,6 +62,7 @@ class Refit(Pass):
     producers: bool = False
     others: bool = False
     residual: bool = False
+    relative: bool = False
 
     def check(self) -> None:
         """Refuse unknown methods and statistics, and options that need other statistics.
@@ -70,9 +74,9 @@ class Refit(Pass):
         RECONSTRUCTIONS[self.by]
         if self.statistics not in STATISTICS:
             raise CalibrationError(f"statistics are {' or '.join(STATISTICS)}, not {self.statistics!r}")
-        if (self.producers or self.others or self.residual) and self.statistics != "mixed":
+        if (self.producers or self.others or self.residual or self.relative) and self.statistics != "mixed":
             raise CalibrationError(
-                "producers, others and residual fit outputs of the dense model; they need statistics=mixed"
+                "producers, others, residual and relative fit outputs of the dense model; they need statistics=mixed"
             )
 
     def preflight(self, program: Program) -> Program:
@@ -104,17 +108,23 @@ class Refit(Pass):
         """
         method = RECONSTRUCTIONS[self.by]
         consumers, skipped = refittable(program, method)
+        branches = _branches(program, consumers) if self.residual and not method.adds_bias else []
         bias_names: dict[str, str] = {}
         if method.adds_bias:
             program, _ = new_biases.add_biases(program, [*consumers, *_companions(program, consumers)])
             bias_names = {c.weight: new_biases.bias_name(c) for c in consumers}
         plan = program.facts.get(Plan)
         ranks = plan.ranks if plan else {}
-        producers = _producers(program, ranks, self.producers, self.others)
-        addends = _addends(program.fact(Rewritten).original, consumers) if self.residual else {}
-        groups = program.facts.get(EmbeddingGroups)
+        own = {branch.node for branch in branches}
+        producers = [c for c in _producers(program, ranks, self.producers, self.others) if c.node not in own]
+        addends = _addends(program.fact(Rewritten).original, [*consumers, *branches]) if self.residual else {}
+        groups, gathered = program.facts.get(EmbeddingGroups), program.facts.get(GradientSums)
+        every = [*consumers, *branches, *producers]
         tables = groups.lowered if groups else {}
-        walk = Walk(program, method, consumers, producers, ranks, addends, self.damping, self.statistics, self.mix)
+        walk = Walk(
+            program, method, consumers, branches, producers, ranks, addends, self.damping, self.statistics, self.mix,
+            self.relative, {c.weight: c for c in every if gathered and c.node in gathered.output_grams},
+        )  # fmt: skip
         walk.run(tables)
         reduced = frozenset(ranks.keys() & walk.done.keys()) | tables.keys()
         refits = Refits(walk.done, skipped, program.weights, bias_names, reduced=reduced)
@@ -148,6 +158,14 @@ def _producers(program: Program, ranks: Collection[str], producers: bool, others
     unshared = [c for c in rewritten.original.fact(Dependencies).consumers if readers[c.weight] == 1]
     whole = [c for c in unshared if c.dim not in cut.get(c.weight, ()) and c.weight not in rewritten.scales]
     return [c for c in whole if c.weight in ranks or (producers if cut.get(c.weight) else others)]
+
+
+def _branches(program: Program, consumers: Sequence[Consumer]) -> list[Consumer]:
+    """The layers with all their columns whose outputs are added to another value, other than the `consumers`."""
+    known = {c.node for c in consumers}
+    whole = [c for c in _producers(program, (), True, True) if c.node not in known]
+    added = _addends(program.fact(Rewritten).original, whole)
+    return [c for c in whole if c.node in added]
 
 
 def _addends(program: Program, consumers: Sequence[Consumer]) -> dict[str, str]:

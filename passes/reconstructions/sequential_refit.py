@@ -17,6 +17,7 @@ from graphprune.display.progress import progress
 from graphprune.execution.segments import Segment, split_at_linear_layers
 from graphprune.ir.program import Program, Rewritten
 from graphprune.ir.weights import Layered, Narrowed, Weights, narrow
+from graphprune.passes.low_rank.allocate_ranks import output_root
 from graphprune.passes.reconstructions import RECONSTRUCTIONS
 from graphprune.passes.reconstructions.prefix_reuse import Reuse, reusable
 from graphprune.planning.interfaces import Reconstruction, Refitted
@@ -38,19 +39,23 @@ class Walk:
     """One walk over all segments: the original ones give the outputs of consumers, the pruned ones the next inputs.
 
     There are streams of the `dense` model, of the original segments on pruned inputs (`shadow`), and of the `pruned`
-    model; the first two are the same, except for mixed statistics. `addends` are the values that are added to the
-    outputs of consumers, by node.
+    model; the first two are the same, except for mixed statistics. `branches` are layers with all their columns that
+    are refitted like consumers after the first change. `addends` are the values that are added to the outputs of both,
+    by node. `weighed` are the layers with known gradients at their outputs, by weight.
     """
 
     program: Program
     method: Reconstruction
     consumers: Sequence[Consumer]
+    branches: Sequence[Consumer]
     producers: Sequence[Consumer]
     ranks: Mapping[str, int]
     addends: Mapping[str, str]
     damping: float | None
     statistics: str
     mix: float
+    relative: bool
+    weighed: Mapping[str, Consumer]
     keep: Mapping[Prime, Retained] = field(init=False)
     changed: dict[str, Tensor] = field(default_factory=dict)
     wide: dict[str, Tensor] = field(default_factory=dict)  # refitted weights of producers before they are narrowed
@@ -61,7 +66,9 @@ class Walk:
         self.wide.update(tables)
         self.changed.update({name: Narrowed(tables, self.program.fact(Rewritten).keep)[name] for name in tables})
         lower = [producer for producer in self.producers if producer.weight in self.ranks]
-        refitted = {consumer.node for consumer in (*self.consumers, *lower)}
+        lower += [branch for branch in self.branches if branch.weight in self.ranks]
+        changed = {layer.node for layer in (*self.consumers, *lower)}
+        refitted = changed | {branch.node for branch in self.branches}
         if not refitted:
             return
         original, calibration = self.program.fact(Rewritten).original, self.program.fact(Calibration)
@@ -83,8 +90,8 @@ class Walk:
                 known = {*self.changed, *self.wide}
                 for following in big[i + 1 : i + 2]:
                     self.shadow.prefetch(following)
-                in_segment = [consumer for consumer in self.consumers if consumer.node in segment.names]
-                if not refitted & segment.names and self._is_alike(segment):
+                in_segment = [c for c in (*self.consumers, *self.branches) if c.node in segment.names]
+                if not changed & segment.names and self._is_alike(segment):
                     exits = self.shadow.advance(segment, self.shadow.program.weights, lambda: step(runs))
                     self.dense.entries = self.shadow.entries = self.pruned.entries = exits
                 else:
@@ -131,9 +138,9 @@ class Walk:
             held.all_reduce()
             self._refit_producers(producers, fitted.moments_with_drift, held.moments_with_drift)
         fitted, held, collectors = self._collectors(consumers, self.mix, self.addends)
-        reuse = None if producers or final else self._reuse(segment, consumers)
+        reuse = None if final else self._reuse(segment, consumers)
         if reuse is not None:
-            self._run_reusing(reuse, consumers, fitted, held, collectors, step)
+            self._run_reusing(segment, reuse, consumers, fitted, held, collectors, step)
             return
         exits, dense_exits = self._collect(segment, collectors, step)
         fitted.all_reduce()
@@ -155,14 +162,12 @@ class Walk:
 
     def _reuse(self, segment: Segment, consumers: list[Consumer]) -> Reuse | None:
         """The parts of a segment with the same entries in the original and the pruned model; None without reuse."""
-        if not consumers or self.statistics != "sequential" or self.shadow.entries is not self.pruned.entries:
-            return None
-        if segment.weights(self.program) & self.wide.keys():
+        if not consumers or self.statistics == "dense" or self.shadow.entries is not self.pruned.entries:
             return None
         return reusable(self.program, segment, consumers, self.keep)
 
     def _run_reusing(
-        self, reuse: Reuse, consumers: list[Consumer], fitted: Collector, held: Collector,
+        self, segment: Segment, reuse: Reuse, consumers: list[Consumer], fitted: Collector, held: Collector,
         collectors: Sequence[Collector], step: Callable[..., None],
     ) -> None:  # fmt: skip
         """Run the first part of the original segment, refit, and run the rest of the pruned segment."""
@@ -172,12 +177,19 @@ class Walk:
             for name, activations in narrow.items():
                 activations.append(reuse.narrowed(name, values[name]))
 
-        self.shadow.advance(reuse.early, self.shadow.program.weights, step, collectors, store, narrow)
+        weights, dense_exits = Layered((self.wide, self.shadow.program.weights)), None
+        if self.dense is self.shadow:
+            self.shadow.advance(reuse.early, weights, step, collectors, store, narrow)
+        else:
+            _, dense_exits = advance_both(
+                self.dense, self.shadow, segment, weights, collectors, step, reuse.early, store, narrow
+            )
         fitted.all_reduce()
         held.all_reduce()
         self._refit(consumers, fitted.moments_with_drift, held.moments_with_drift)
         exits = self.pruned.advance(counterpart(reuse.rest, self.program), self._refitted, step, known=narrow)
-        self.dense.entries = self.shadow.entries = self.pruned.entries = exits
+        self.shadow.entries = self.pruned.entries = exits
+        self.dense.entries = exits if dense_exits is None else dense_exits
 
     def _collectors(
         self, consumers: list[Consumer], mix: float, addends: Mapping[str, str]
@@ -186,7 +198,9 @@ class Walk:
         original, apart = self.program.fact(Rewritten).original, self.dense is not self.shadow
         weights = {c.weight: original.weights[c.weight] for c in consumers} if apart else {}
         added = {c.node: addends[c.node] for c in consumers if c.node in addends}
-        fitted, held = (Collector(consumers, mix=mix, weights=weights, residual=added) for _ in range(2))
+        fitted, held = (
+            Collector(consumers, mix=mix, weights=weights, residual=added, relative=self.relative) for _ in range(2)
+        )
         calibration = self.program.fact(Calibration)
         return fitted, held, [held if calibration.held_out(i) else fitted for i in self.dense.batch_indices]
 
@@ -236,7 +250,7 @@ class Walk:
         for members in stacks(consumers):
             self._refit_stack(members, fitted, held)
         for consumer in (c for c in consumers if c.member is None):
-            retained = columns(rewritten.keep[consumer.weight][consumer.dim], consumer.taps)
+            retained = self._retained(rewritten, consumer)
             weight = self._rows(rewritten, consumer, rewritten.original.weights[consumer.weight])
             moments = [self._of_rows(rewritten, consumer, sums.get(consumer.node)) for sums in (fitted, held)]
             assert moments[0] is not None
@@ -246,6 +260,12 @@ class Walk:
             if result.bias is not None:
                 name = new_biases.bias_name(consumer)
                 self.changed[name] = self.program.weights[name] + result.bias
+
+    def _retained(self, rewritten: Rewritten, consumer: Consumer) -> Tensor:
+        """The retained columns of the matrix of a consumer."""
+        kept = rewritten.keep.get(consumer.weight, {}).get(consumer.dim)
+        every = torch.arange(rewritten.original.shapes()[consumer.weight][consumer.dim])
+        return columns(every if kept is None else kept, consumer.taps)
 
     def _refit_stack(
         self, members: Sequence[Consumer], fitted: Mapping[str, Moments], held: Mapping[str, Moments]
@@ -298,9 +318,10 @@ class Walk:
         if name not in self.ranks:
             return self.method.refit(weight, retained, fitted, held, damping)
         damping = DEFAULT_DAMPING if damping is None else damping  # a grid is slow, and no better
-        return pivoted_factors.reconstruct_low_rank(
-            weight, retained, self.ranks[name], fitted, held, damping, pivoted_factors.reduced_rank_regression
-        )[1]
+        fit = pivoted_factors.reduced_rank_regression
+        if name in self.weighed:
+            fit = pivoted_factors.weighted_regression(output_root(self.program, self.weighed[name]))
+        return pivoted_factors.reconstruct_low_rank(weight, retained, self.ranks[name], fitted, held, damping, fit)[1]
 
     def _of_rows(self, rewritten: Rewritten, consumer: Consumer, moments: Moments | None) -> Moments | None:
         """Moments with the drift of the retained outputs only."""

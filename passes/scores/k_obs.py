@@ -5,7 +5,9 @@ inputs and G of the gradients at its outputs (K-FAC, arXiv:1503.05671; for pruni
 section 3). Removing the columns g costs ``1/2 tr(G W_g [(S^-1)_gg]^-1 W_g^T)``. The order is that of a greedy search
 with refits in between, as in OSSCAR (arXiv:2403.12983). Unlike output errors, these costs compare across layers.
 
-Both Gram matrices are shrunk (`normal_equations.SPARING`) towards multiples of the identity, where the order depends on
+S counts a token by the energy of its gradients, so that the Kronecker product of both is nearer to the Fisher
+information (see `gradient_taps.WeightedInputs`). Both Gram matrices are shrunk
+(`normal_equations.CAUTIOUS_DAMPINGS`) towards multiples of the identity, where the order depends on
 the weights alone.
 """
 
@@ -31,7 +33,6 @@ TIE = 1e-9  # relative increase of the score along equal slopes, which keeps the
 class KObs(Outermost):
     """Growth of the loss on removal of an index after all less important ones, made convex."""
 
-    moments = "full"
     gradients = True
     gradients_of = "outputs"
     stacks = True
@@ -54,7 +55,7 @@ class KObs(Outermost):
 def _problem(consumer: Consumer, group: Group, evidence: Evidence) -> Problem:
     """Least-squares problem of a layer, with outputs scaled so that the squared error is the growth of the loss."""
     inputs, outputs = CAUTIOUS_DAMPINGS
-    problem = Problem.of(consumer, group, evidence, inputs)
+    problem = Problem.with_gram(evidence.weighted_gram(consumer), consumer, group, evidence, inputs)
     values, vectors = torch.linalg.eigh(add_damping(evidence.sensitivity(consumer), outputs))
     return replace(problem, weight=(vectors * values.clamp(min=0).sqrt()).T @ problem.weight)
 

@@ -36,9 +36,16 @@ class Problem:
     columns: Tensor
 
     @classmethod
-    def of(cls, consumer: Consumer, group: Group, evidence: Evidence, damping: float = DEFAULT_DAMPING) -> "Problem":
+    def of(cls, consumer: Consumer, group: Group, evidence: Evidence) -> "Problem":
         """Build the problem of a linear layer with all columns."""
-        inverse = torch.cholesky_inverse(torch.linalg.cholesky(add_damping(evidence.moments(consumer).gram, damping)))
+        return cls.with_gram(evidence.moments(consumer).gram, consumer, group, evidence)
+
+    @classmethod
+    def with_gram(
+        cls, gram: Tensor, consumer: Consumer, group: Group, evidence: Evidence, damping: float = DEFAULT_DAMPING
+    ) -> "Problem":
+        """Build the problem of a linear layer with a Gram matrix of its inputs."""
+        inverse = torch.cholesky_inverse(torch.linalg.cholesky(add_damping(gram, damping)))
         return cls(evidence.matrix(consumer), inverse, columns_of(consumer, group, evidence.dependencies))
 
     def errors(self) -> Tensor:

@@ -15,6 +15,7 @@ from graphprune.solvers.pivoted_factors import (
     rank_for_density,
     reconstruct_low_rank,
     reduced_rank_regression,
+    weighted_regression,
 )
 from graphprune.statistics.moments import Drift, Moments
 
@@ -138,3 +139,15 @@ def test_full_rank_without_drift_is_the_weight() -> None:
     )
     torch.testing.assert_close(found.product, w, rtol=1e-10, atol=1e-10)
     assert result.error_after == pytest.approx(0.0, abs=1e-12)
+
+
+def test_errors_of_a_low_rank_are_weighed_by_the_metric_of_the_outputs() -> None:
+    w, x, root = matrix(7, 5), inputs(60, 5), matrix(7, 7, 3).tril() + 4 * torch.eye(7, dtype=torch.float64)
+    shift = matrix(60, 7, 4)
+    system = equations(w, moments(x, shift))
+    left, right = weighted_regression(root)(system, 2, 0.0)
+    scaled = equations(root.T @ w, moments(x, shift @ root))  # the same outputs in coordinates without a metric
+    plain = torch.matmul(*reduced_rank_regression(scaled, 2, 0.0))
+    torch.testing.assert_close(root.T @ left @ right, plain, rtol=1e-9, atol=1e-9)
+    same = torch.matmul(*weighted_regression(torch.eye(7, dtype=torch.float64))(system, 2, 0.0))
+    torch.testing.assert_close(same, torch.matmul(*reduced_rank_regression(system, 2, 0.0)), rtol=1e-9, atol=1e-9)

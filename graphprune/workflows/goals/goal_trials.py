@@ -15,6 +15,7 @@ from graphprune.ir.program import Program, Rewritten
 from graphprune.pipeline import Pass, Pipeline
 from graphprune.planning.facts import Scores
 from graphprune.planning.plan import Plan
+from graphprune.solvers.row_groups import EmbeddingGroups
 from graphprune.statistics.paired import PairedSamples
 from graphprune.support.durable_steps import read_manifest, write_manifest
 from graphprune.support.workspace import Workspace, current_workspace, use_workspace, writable
@@ -26,7 +27,9 @@ from graphprune.workflows.runs.run_record import planned_sizes
 log = logging.getLogger("graphprune.run")
 GRID = 12  # shares of the plan's curve
 LEAST = 0.005  # share that the curve starts with, and the accuracy of its end
+MIDDLE = 0.25  # share at which shared facts are measured
 GREATEST = 0.95
+PLANNING = ("group-embeddings", "allocate", "select")
 HELD = 2  # pruned programs at once: the better of two trials is often the earlier one
 DIGITS = 6  # of shares, in the names of trials
 
@@ -38,7 +41,7 @@ Measure = Callable[[Program], Mapping[str, Reading]]
 
 def shared_passes(build: Build) -> int:
     """Number of the first passes that are the same for all shares: analysis, calibration, scores."""
-    first, second = build(0.25).passes, build(0.5).passes
+    first, second = build(MIDDLE).passes, build(2 * MIDDLE).passes
     return next(i for i, pair in enumerate(zip(first, second, strict=True)) if pair[0] != pair[1])
 
 
@@ -65,6 +68,7 @@ class ShareTrials:
         passes = build(LEAST).passes
         count = shared_passes(build)
         ready = Pipeline(passes[:count], planned=passes[count:])(program)
+        ready = build(MIDDLE).passes[count].shared(ready)
         trials = cls(ready, build, costs, qualities, more)
         trials._read()
         return trials
@@ -139,7 +143,7 @@ class ShareTrials:
                 shutil.rmtree(_folder(place, share), ignore_errors=True)
 
     def _planned(self, share: float) -> Program | None:
-        """Program with the plan of a share; None where it is not made by allocation and selection alone.
+        """Program with the plan of a share; None where not only tables are grouped, and groups allocated and selected.
 
         Raises:
             PlanError: if the share cannot be removed.
@@ -148,9 +152,11 @@ class ShareTrials:
         return reduce(lambda program, step: step.run(program), steps, self.program) if steps else None
 
     def _planning(self, share: float) -> tuple[Pass, ...]:
-        """Allocation and selection of a share, if they follow the shared passes."""
-        steps = self.build(share).passes[self._shared : self._shared + 2]
-        return steps if [step.name for step in steps] == ["allocate", "select"] else ()
+        """Passes that plan a share, if they follow the shared passes."""
+        steps = self.build(share).passes[self._shared : self._shared + len(PLANNING)]
+        at = next((i for i, step in enumerate(steps) if step.name == "select"), -1)
+        names = tuple(step.name for step in steps[: at + 1])
+        return steps[: at + 1] if names in (PLANNING, PLANNING[1:]) else ()
 
     @cached_property
     def _has_ranks(self) -> bool:
@@ -167,7 +173,10 @@ class ShareTrials:
         planned = self._planned(share)
         if planned is None or Scores not in planned.facts:
             return None
-        total, scores = 0.0, planned.fact(Scores).by_group
+        tables = planned.facts.get(EmbeddingGroups)
+        if tables is not None and tables.saved and tables.score is None:
+            return None
+        total, scores = (tables.score or 0.0) if tables else 0.0, planned.fact(Scores).by_group
         for name, rows in planned.fact(Plan).groups.items():
             retained = torch.tensor(rows)
             values = scores[name].double()

@@ -81,13 +81,13 @@ def add(*recipes: Recipe) -> None:
 
 BEST = (
     "analyze | calibrate | gradients{most=8} | score{by=k-obs} | allocate{by=marginal} | select | "
-    "rewrite | refit{statistics=mixed,residual=true} | batch-norm-statistics | verify"
+    "rewrite | refit{statistics=mixed,residual=true,relative=true} | batch-norm-statistics | verify"
 )
 #: Embedding tables in groups of rows of low ranks; a quarter of the rest of the reduction by lower ranks of layers,
 #: refitted together with the cut layers.
 BEST_FACTORED = (
     "analyze | calibrate | gradients{most=8} | score{by=k-obs} | group-embeddings | allocate{by=marginal,part=0.75} | "
-    "select | rewrite | analyze | allocate-ranks{by=growth,most=8} | refit{statistics=mixed,residual=true} | "
+    "select | rewrite | analyze | allocate-ranks{by=growth} | refit{statistics=mixed,residual=true,relative=true} | "
     "batch-norm-statistics | verify | factorize"
 )
 TUNED = "finetune{steps=100,rate=0.001,rank=16,aim=dense}"

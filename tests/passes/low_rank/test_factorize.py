@@ -17,16 +17,15 @@ from graphprune.execution.output_comparison import Verification
 from graphprune.exporters.model_folders import folder_writer
 from graphprune.frontends.modules import trace
 from graphprune.ir.program import Factored, Program, Rewritten
-from graphprune.passes.calibration.calibrate import Calibrate, sweep
+from graphprune.passes.calibration.calibrate import Calibrate
 from graphprune.passes.calibration.gradients import Gradients
-from graphprune.passes.low_rank.allocate_ranks import AllocateRanks, ranked_errors, shape_of
+from graphprune.passes.low_rank.allocate_ranks import AllocateRanks, ranked_errors, ranked_growth, shape_of
 from graphprune.passes.low_rank.factorize import Factorize
 from graphprune.pipeline import Pass, Pipeline
 from graphprune.planning.facts import Refits
 from graphprune.planning.plan import Plan
 from graphprune.solvers.factorable import factorable
 from graphprune.solvers.pivoted_factors import factor_parameters
-from graphprune.statistics.collector import Calibration, Collector
 from graphprune.statistics.moments import GradientSums
 from graphprune.workflows.recipes.catalogue import BEST_FACTORED
 from tests.recipes import pipeline_of
@@ -163,15 +162,15 @@ def test_growth_is_that_of_the_loss(cut: str) -> None:
     program = Pipeline.parse(cut, tuple(start.facts))(start) if cut else start
     ranks = AllocateRanks(sparsity=0.4, by="growth", protect=("matmul",))(program).fact(Plan).ranks
     found, _ = factorable(program, gp.analyze(program))
-    errors, seen = ranked_errors(program, found, growth=True), Collector(found)
-    sweep(program, program.fact(Calibration), seen)
+    errors, gathered = ranked_growth(program, found), program.fact(GradientSums)
     lost = {}
     for consumer in found:
-        g, s = program.fact(GradientSums).output_grams[consumer.node], seen.moments[consumer.node].gram
+        g, s = gathered.output_grams[consumer.node], gathered.input_moments[consumer.node].gram
         w = consumer.matrix(program.weights[consumer.weight])
         if cut:
-            kept = program.fact(Rewritten).keep.get(consumer.weight, {}).get(1 - consumer.dim, torch.arange(len(g)))
-            g = g[kept][:, kept]
+            kept = program.fact(Rewritten).keep.get(consumer.weight, {})
+            g, s = (m[i][:, i] for m, dim in ((g, 1 - consumer.dim), (s, consumer.dim))
+                    for i in [kept.get(dim, torch.arange(len(m)))])  # fmt: skip
         s, g = (m + share * m.diagonal().mean() * torch.eye(len(m)) for m, share in ((s, 0.1), (g, 1.0)))
         half, above = torch.linalg.cholesky(s), torch.linalg.cholesky(g).T
         u, values, v = torch.linalg.svd(above @ w @ half, full_matrices=False)

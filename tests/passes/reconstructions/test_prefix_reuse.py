@@ -76,11 +76,12 @@ def test_what_is_reused_is_what_the_pruned_segment_makes() -> None:
 
 
 @pytest.mark.parametrize("attends", [False, True])
-def test_the_refit_is_the_same_as_without(attends: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("refit", [Refit(damping=0.01), Refit(damping=0.01, statistics="mixed", residual=True)])
+def test_the_refit_is_the_same_as_without(refit: Refit, attends: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     program = cut(attends)
-    short = Refit(damping=0.01)(program)
+    short = refit(program)
     monkeypatch.setattr(sequential_refit, "reusable", lambda *_: None)
-    whole = Refit(damping=0.01)(program)
+    whole = refit(program)
     torch.testing.assert_close(short.weights["c.weight"], whole.weights["c.weight"], rtol=1e-4, atol=1e-5)
 
 

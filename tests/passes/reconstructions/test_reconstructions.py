@@ -158,10 +158,10 @@ def calls(dtype: torch.dtype = torch.float32) -> tuple[Any, ...]:
     return tuple(((torch.randn(4, 5, 6, generator=generator).to(dtype),), {}) for _ in range(9))
 
 
-def cut(module: nn.Module, x: Tensor) -> Program:
+def cut(module: nn.Module, x: Tensor, protect: tuple[str, ...] = ()) -> Program:
     stems = ("stem*",) if hasattr(module, "stem") else ()
     steps = (
-        gp.Analyze(protect=stems),
+        gp.Analyze(protect=stems + protect),
         Calibrate(batches=calls(x.dtype)),
         gp.Score("magnitude"),
         gp.Allocate(ratio=0.5),
@@ -291,6 +291,27 @@ def test_a_branch_makes_up_for_what_the_stream_has_lost(mix: float) -> None:
     before, between, inside_kept, aim = (torch.cat(parts).flatten(0, 1).detach() for parts in rows.values())
     same(found["stem_two.weight"], torch.linalg.lstsq(before, between).solution.T)
     same(found["d.weight"], torch.linalg.lstsq(inside_kept, aim).solution.T)
+
+
+def test_a_token_counts_relative_to_its_sum_and_a_whole_branch_is_fitted_too() -> None:
+    torch.manual_seed(0)
+    module = Residual().double()
+    small = cut(module, torch.randn(2, 5, 6).double(), ("c.*",))
+    assert "d.weight" not in small.fact(Rewritten).keep
+    found = Refit(statistics="mixed", mix=1.0, residual=True, relative=True, damping=0.0)(small).weights
+    parts: list[tuple[Tensor, ...]] = []
+    for (x,), _ in calls(torch.float64):
+        x = module.stem(x)
+        added = torch.sigmoid(module.a(x)) @ module.b.weight.T
+        branch = torch.sigmoid(x @ small.weights["a.weight"].T + small.weights["a.bias"])
+        dense, seen = (x + y + module.b.bias for y in (added, branch @ found["b.weight"].T))
+        outputs = dense + torch.sigmoid(module.c(dense)) @ module.d.weight.T
+        parts.append((branch, added, x + added, torch.sigmoid(module.c(seen)), outputs - seen, outputs))
+    values = [torch.cat(rows).flatten(0, 1).detach() for rows in zip(*parts, strict=True)]
+    for name, inputs, aim, sums in (("b.weight", *values[:3]), ("d.weight", *values[3:])):
+        roots = sums.square().mean(1, keepdim=True).rsqrt()
+        direct = torch.linalg.lstsq(inputs * roots, aim * roots).solution.T
+        torch.testing.assert_close(found[name], direct, rtol=1e-6, atol=1e-8)
 
 
 def test_producers_are_brought_back_to_what_they_made() -> None:

@@ -175,8 +175,7 @@ def test_osscar_removes_greedily_and_refits_in_between(program: Program, seen: d
 
 
 def test_k_obs_is_the_growth_of_the_loss_after_the_best_refit(program: Program, seen: dict[str, Tensor]) -> None:
-    module, x = net(), damped(seen["down"], 0.1)
-    gradients = []
+    module, gradients = net(), list[Tensor]()
     for i, batch in enumerate(batches()):
         output = module(batch)
         (gradient,) = torch.autograd.grad(loss(output, i), output)
@@ -185,6 +184,8 @@ def test_k_obs_is_the_growth_of_the_loss_after_the_best_refit(program: Program, 
     (consumer,) = program.fact(Dependencies).consumers_of(group(program, "down.weight", 10))
     moments = g.T @ g / len(g)
     same(evidence(program).sensitivity(consumer), moments)
+    weights = g.square().sum(1, keepdim=True)  # tokens count by the energy of their gradients
+    x = damped(seen["down"] * (weights / weights.mean()).sqrt(), 0.1)
     moments = moments + moments.diagonal().mean() * torch.eye(len(moments), dtype=moments.dtype)
     w = module.down.weight.detach()
 

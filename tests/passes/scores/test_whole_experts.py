@@ -19,7 +19,7 @@ from graphprune.solvers.normal_equations import CAUTIOUS_DAMPINGS, add_damping
 from graphprune.statistics.moments import GradientSums
 from graphprune.workflows.recipes.catalogue import RECIPES
 from tests.declared_facts import broken_promises
-from tests.passes.calibration.test_experts import EXPERTS, IDLE, Mixture, inputs
+from tests.passes.calibration.test_experts import EXPERTS, IDLE, Mixture
 
 BATCHES = 3
 TEXT = RECIPES["reap"].text
@@ -106,17 +106,31 @@ def test_a_wrong_cut_of_experts_is_refused(captured: Any) -> None:
 
 
 def test_neurons_of_experts_are_ordered_by_the_growth_of_the_loss(captured: Any) -> None:
-    """The first neuron that an expert loses costs least by the Gram matrices of its own rows and of the gradients."""
+    """The first neuron that an expert loses costs least by the Gram matrices of its own rows, which count by the energy
+    of their gradients, and of the gradients."""
     net, x, program = captured
-    text = "analyze | calibrate{moments=full} | gradients{of=outputs} | score{by=k-obs} | allocate | select | rewrite"
+    text = "analyze | calibrate | gradients{of=outputs} | score{by=k-obs} | allocate | select | rewrite"
     result = run(program, x, f"{text} | refit | verify", loss=energy, ratio=0.5, exact_only=True)
     (scores,) = result.fact(Scores).by_group.values()
     slopes = add_damping(result.fact(GradientSums).output_grams["grouped_mm_fallback_1"], CAUTIOUS_DAMPINGS[1])
-    for e, rows in enumerate(inputs(net, x)[:IDLE]):
-        inverse = torch.linalg.inv(add_damping((rows.T @ rows).detach(), CAUTIOUS_DAMPINGS[0]))
+    hidden, gradients = list[Tensor](), list[Tensor]()
+    for part in x.chunk(BATCHES):
+        weights, chosen = net.router(part).topk(2)
+        inside = torch.stack([torch.relu(part @ net.up[e]) for e in range(EXPERTS)], 1).detach()
+        outputs = torch.stack([inside[:, e] @ net.down[e].T for e in range(EXPERTS)], 1).detach().requires_grad_()
+        rows = outputs.gather(1, chosen[:, :, None].expand(-1, -1, 5))
+        total = (rows * weights.softmax(1)[:, :, None]).sum(1)
+        gradients.append(torch.autograd.grad(total.square().mean(), outputs)[0])
+        hidden.append(inside)
+    roots = torch.cat(gradients).norm(dim=2)  # zero for tokens that are routed elsewhere
+    routed = torch.cat(hidden) * (roots / (roots.square().sum() / (2 * len(x))).sqrt())[:, :, None]
+    for e in range(IDLE):
+        inverse = torch.linalg.inv(add_damping(routed[:, e].T @ routed[:, e], CAUTIOUS_DAMPINGS[0]))
         weight = net.down[e].detach()
         costs = ((slopes @ weight) * weight).sum(0) / inverse.diagonal()
         assert scores[e].argmin() == costs.argmin()
+        gram = result.fact(GradientSums).input_moments[f"grouped_mm_fallback_1[{e}]"].gram
+        torch.testing.assert_close(gram, routed[:, e].T @ routed[:, e], rtol=1e-9, atol=1e-12)
     assert len(set(result.fact(Plan).groups["up:2"])) > 1 and result.fact(Verification).max_error < 1e-9
 
 
