@@ -43,7 +43,7 @@ class NormalEquations:
     energy_loss: float
     residual_sum: Tensor
     input_sum: Tensor
-    tokens: int
+    tokens: float
     mean_diagonal: float
 
     @classmethod
@@ -106,7 +106,7 @@ class NormalEquations:
     @cached_property
     def centered(self) -> "NormalEquations":
         """Equations of deviations from the mean: the best bias is eliminated."""
-        count = max(self.tokens, 1)
+        count = self.tokens or 1
         return replace(
             self,
             gram=self.gram - self.input_sum.outer(self.input_sum) / count,
@@ -122,7 +122,7 @@ class NormalEquations:
 
     def bias(self, correction: Tensor) -> Tensor:
         """Mean residual after a correction, shape (m,)."""
-        return (self.residual_sum - correction @ self.input_sum) / max(self.tokens, 1)
+        return (self.residual_sum - correction @ self.input_sum) / (self.tokens or 1)
 
     def error(self, correction: Tensor, bias: Tensor | None = None) -> float:
         """``||R - C X_K - b||^2``"""

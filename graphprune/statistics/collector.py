@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from graphprune.axes.rule import Consumer
+from graphprune.axes.rule_helpers import as_rows
 from graphprune.errors import CalibrationError
 from graphprune.huggingface import model_folder
 from graphprune.ir.program import Program
@@ -16,6 +17,7 @@ from graphprune.support import distributed
 
 BATCH_TOKENS = 2048  # enough to keep a processor busy; gradients need some megabytes per token
 DECODER_IDS = "decoder_input_ids"  # the tokens that the decoder of an encoder-decoder reads
+LEAST_ENERGY = 1e-4  # of a token, by the mean, where tokens are weighted by the inverse of their energy
 HELD_OUT = 8  # every eighth batch is held out for choices by error
 
 
@@ -140,8 +142,8 @@ class Collector:
     Padding is not counted. With `mix`, a refit aims at outputs at this fraction of the way from those of the given
     inputs to those of reference inputs, except for members of stacks, whose rows depend on the inputs; `weights` are
     those of the consumers. `residual` names, by consumer, a value
-    that is added to its outputs; the target is then the reference sum. With `relative`, a token counts by the inverse
-    of the energy of this sum.
+    that is added to its outputs; the target is then the reference sum. With `relative`, a token of a
+    linear layer counts by the inverse of the energy of this sum.
     """
 
     consumers: Sequence[Consumer]
@@ -218,7 +220,7 @@ class Collector:
 
     def _is_relative(self, consumer: Consumer) -> bool:
         """Whether the tokens of a consumer are weighted by the energy of the sum that its outputs are part of."""
-        return self.relative and consumer.outputs is not None and consumer.key in self.residual
+        return self.relative and consumer.outputs is as_rows and consumer.key in self.residual
 
     def _aim(
         self, consumer: Consumer, x: Tensor, seen: Mapping[str, Tensor], others: Mapping[str, Tensor],
@@ -237,9 +239,9 @@ class Collector:
         if residual is not None and consumer.outputs is not None:
             added = [_real(consumer.outputs(v[residual]), others[consumer.x], real) for v in (others, seen)]
             shift += added[0] - added[1]
-            if self.relative:
+            if self._is_relative(consumer):
                 energy = (added[0] + reference @ matrix.T).square().mean(1, keepdim=True)
-                roots = energy.clamp(min=torch.finfo(energy.dtype).tiny).rsqrt()
+                roots = energy.clamp(min=LEAST_ENERGY * float(energy.mean()) or 1.0).rsqrt()
         drift = Drift.of(x, shift, roots)
         self.drifts[consumer.key] = self.drifts[consumer.key] + drift if consumer.key in self.drifts else drift
         return roots

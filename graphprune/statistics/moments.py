@@ -77,7 +77,10 @@ class Moments:
         """Sums over the tokens of all processes; this one may have none."""
         sums = None if own is None else (own.gram, own.sums, own.sums.new_tensor([own.tokens]))
         totals = distributed.all_reduce_sum(sums, 3)
-        return None if totals is None else cls(totals[0], totals[1], int(totals[2]))
+        if totals is None:
+            return None
+        tokens = float(totals[2])
+        return cls(totals[0], totals[1], int(tokens) if tokens.is_integer() else tokens)
 
     def add(self, x: Tensor, roots: Tensor | None = None) -> None:
         """Add a batch of features, shape (tokens, n); `roots` are the square roots of the weights of tokens."""

@@ -75,8 +75,9 @@ class GradientTap(nn.Module):
     @torch.no_grad()
     def _add_with(self, values: Tensor | None, x: Tensor | None, ends: Tensor | None, gradient: Tensor) -> None:
         self.add(gradient)
-        for reader in self.readers if x is not None else ():
-            reader.add(gradient, self.layout, x, ends)
+        if x is not None:
+            for reader in self.readers:
+                reader.add(gradient, self.layout, x, ends)
         if values is None:
             return
         slopes = (gradient * values).double()

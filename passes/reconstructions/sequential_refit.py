@@ -273,7 +273,7 @@ class Walk:
         """Refit every member of a stack by the rows that it multiplies; one without any is unchanged."""
         rewritten, name = self.program.fact(Rewritten), members[0].weight
         whole, kept = rewritten.original.weights[name], rewritten.keep[name][members[0].dim]
-        parts, results, dim = list[Tensor](), list[tuple[int, Refitted]](), 0
+        parts, results, dim = list[Tensor](), list[tuple[float, Refitted]](), 0
         for consumer, member in ((c, c.member) for c in members if c.member is not None):
             dim = member.dim
             retained = kept if kept.dim() == 1 else kept.select(dim, member.index).flatten()
@@ -318,9 +318,10 @@ class Walk:
         if name not in self.ranks:
             return self.method.refit(weight, retained, fitted, held, damping)
         damping = DEFAULT_DAMPING if damping is None else damping  # a grid is slow, and no better
-        fit = pivoted_factors.reduced_rank_regression
+        fit: pivoted_factors.Fit = pivoted_factors.reduced_rank_regression
         if name in self.weighed:
-            fit = pivoted_factors.weighted_regression(output_root(self.program, self.weighed[name]))
+            root = output_root(self.program, self.weighed[name]).to(weight.device)
+            fit = pivoted_factors.weighted_regression(root)
         return pivoted_factors.reconstruct_low_rank(weight, retained, self.ranks[name], fitted, held, damping, fit)[1]
 
     def _of_rows(self, rewritten: Rewritten, consumer: Consumer, moments: Moments | None) -> Moments | None:
@@ -355,7 +356,7 @@ def rare_damping(moments: Moments, damping: float | None) -> float | None:
     return least * columns / max(moments.tokens, 1)
 
 
-def average(weight: Tensor, results: Sequence[tuple[int, Refitted]]) -> Refitted:
+def average(weight: Tensor, results: Sequence[tuple[float, Refitted]]) -> Refitted:
     """The refit of a whole stack: the median damping of its members, and their errors, weighted by their tokens."""
     tokens = max(sum(count for count, _ in results), 1)
     before = sum(count * result.error_before for count, result in results) / tokens

@@ -89,7 +89,7 @@ class ShareTrials:
 
     def costs_at(self, share: float) -> Mapping[str, Reading]:
         """Counts after a share by its plan, without cutting; of ranks and blocks by the share itself."""
-        planned = self._planned(share)
+        planned = self.planned(share)
         if planned is None or self._has_ranks:
             return self.costs.without(share)
         plan = planned.fact(Plan)
@@ -142,7 +142,7 @@ class ShareTrials:
             if place is not None:
                 shutil.rmtree(_folder(place, share), ignore_errors=True)
 
-    def _planned(self, share: float) -> Program | None:
+    def planned(self, share: float) -> Program | None:
         """Program with the plan of a share; None where not only tables are grouped, and groups allocated and selected.
 
         Raises:
@@ -165,12 +165,12 @@ class ShareTrials:
 
     def _digest(self, share: float) -> str:
         """Hash of the cut of a share; empty where it is not known before."""
-        planned = None if self._has_ranks or not share else self._planned(share)
+        planned = None if self._has_ranks or not share else self.planned(share)
         return planned.fact(Plan).digest if planned is not None else ""
 
     def _removed_scores(self, share: float) -> float | None:
         """Sum of the scores that the plan of a share removes; None without a plan or with scores below 0."""
-        planned = self._planned(share)
+        planned = self.planned(share)
         if planned is None or Scores not in planned.facts:
             return None
         tables = planned.facts.get(EmbeddingGroups)
@@ -197,7 +197,7 @@ class ShareTrials:
 
     def _plans(self, share: float) -> bool:
         try:
-            self._planned(share)
+            self.planned(share)
         except PlanError:
             return False
         return True

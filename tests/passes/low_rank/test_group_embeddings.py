@@ -1,6 +1,7 @@
 """Embedding tables become groups of rows of low ranks: which ones, at what cost, proven, fitted to and exported."""
 
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from graphprune.axes.groups import Dependencies
 from graphprune.errors import PlanError
+from graphprune.evaluation.masked_loss import Objective
 from graphprune.execution.output_comparison import Verification
 from graphprune.exporters.targets.onnx import export_program
 from graphprune.frontends.modules import trace
@@ -22,6 +24,7 @@ from graphprune.planning.facts import Eligible, Refits
 from graphprune.planning.plan import Plan
 from graphprune.solvers.embedding_tables import count_rows, decreasing, embedding_tables, is_descending
 from graphprune.solvers.row_groups import EmbeddingGroups, GroupedFactors, GroupedRows, Spectra
+from graphprune.workflows.goals.goal_trials import ShareTrials
 
 ROWS, COLUMNS = 160, 16
 
@@ -135,6 +138,32 @@ def test_the_refit_starts_from_the_cut_table(seen: Program) -> None:
     assert "table.weight" in small.fact(Refits).reduced
     fit = small.fact(Refits).by_weight["down.weight"]
     assert fit.error_after < fit.error_before
+
+
+def test_trials_of_shares_have_their_spectra_in_common(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes = "analyze | calibrate | gradients{of=layers} | score{by=k-obs} | group-embeddings{sparsity=SHARE} | " \
+        "allocate{by=marginal,sparsity=SHARE} | select"  # fmt: skip
+
+    def build(share: float) -> Pipeline:
+        calls = tuple(((), {"input_ids": ids(n)}) for n in range(1, 9))
+        steps = parse(passes.replace("SHARE", str(share)))
+        return Pipeline(tuple(replace(s, batches=calls) if isinstance(s, Calibrate) else s for s in steps))
+
+    nothing: Any = None
+    alone = build(0.25)(decoder())
+    trials = ShareTrials.start(decoder(), build, nothing, nothing, nothing)
+    monkeypatch.setattr(Objective, "loss_of", lambda *_: pytest.fail("the loss of a table is measured again"))
+    monkeypatch.setattr(Spectra, "of", lambda *_: pytest.fail("spectra are computed again"))
+    planned = trials.planned(0.25)
+    assert planned is not None
+    assert planned.fact(Plan).groups == alone.fact(Plan).groups
+    assert planned.fact(EmbeddingGroups).sizes == alone.fact(EmbeddingGroups).sizes
+    assert (
+        planned.fact(EmbeddingGroups).score and planned.fact(EmbeddingGroups).score == alone.fact(EmbeddingGroups).score
+    )
+    losses = trials.curve.losses
+    assert len(losses) > 10 and all(a < b for a, b in pairwise(losses))
+    assert losses[-1] > 3 * losses[len(losses) // 3]  # the growth of the loss, not the share
 
 
 @pytest.mark.slow
