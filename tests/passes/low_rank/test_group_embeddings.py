@@ -3,6 +3,7 @@
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -144,12 +145,13 @@ def test_trials_of_shares_have_their_spectra_in_common(monkeypatch: pytest.Monke
     passes = "analyze | calibrate | gradients{of=layers} | score{by=k-obs} | group-embeddings{sparsity=SHARE} | " \
         "allocate{by=marginal,sparsity=SHARE} | select"  # fmt: skip
 
+    calls = tuple(((), {"input_ids": ids(n)}) for n in range(1, 9))
+
     def build(share: float) -> Pipeline:
-        calls = tuple(((), {"input_ids": ids(n)}) for n in range(1, 9))
         steps = parse(passes.replace("SHARE", str(share)))
         return Pipeline(tuple(replace(s, batches=calls) if isinstance(s, Calibrate) else s for s in steps))
 
-    nothing: Any = None
+    nothing: Any = SimpleNamespace()
     alone = build(0.25)(decoder())
     trials = ShareTrials.start(decoder(), build, nothing, nothing, nothing)
     monkeypatch.setattr(Objective, "loss_of", lambda *_: pytest.fail("the loss of a table is measured again"))
