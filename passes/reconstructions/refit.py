@@ -40,9 +40,9 @@ class Refit(Pass):
 
     Four options need mixed statistics. With `producers`, the layers that produce a cut axis are refitted first, by
     least squares, to their outputs in the dense model (the two steps of GOA, arXiv:2407.19126); with `others`, so are
-    all uncut layers after the first cut. With `residual`, every layer whose outputs are added to another value is
-    fitted to the sum in the dense model, so that every block corrects the residual stream before it; with `relative`,
-    the errors of a token count relative to the energy of its sum, as the norms behind it scale them.
+    all uncut layers after the first cut. With `residual`, cut layers and all linear layers whose outputs are added to
+    another value are fitted to the sum in the dense model, so that every block corrects the residual stream before it;
+    with `relative`, the errors of a token count relative to the energy of its sum, as the norms behind it scale them.
 
     Weights that have a rank in the plan (see `allocate-ranks`) are refitted at that rank; the pass `factorize` then
     factorizes them without data. Where gradients at their outputs are known, these weigh the errors of a low rank.
@@ -161,9 +161,9 @@ def _producers(program: Program, ranks: Collection[str], producers: bool, others
 
 
 def _branches(program: Program, consumers: Sequence[Consumer]) -> list[Consumer]:
-    """The layers with all their columns whose outputs are added to another value, other than the `consumers`."""
+    """The linear layers with all their columns whose outputs are added to another value, without the `consumers`."""
     known = {c.node for c in consumers}
-    whole = [c for c in _producers(program, (), True, True) if c.node not in known]
+    whole = [c for c in _producers(program, (), True, True) if c.node not in known and c.outputs is as_rows]
     added = _addends(program.fact(Rewritten).original, whole)
     return [c for c in whole if c.node in added]
 

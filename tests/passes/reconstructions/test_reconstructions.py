@@ -308,7 +308,7 @@ def test_a_token_counts_relative_to_its_sum_and_a_whole_branch_is_fitted_too() -
         outputs = dense + torch.sigmoid(module.c(dense)) @ module.d.weight.T
         parts.append((branch, added, x + added, torch.sigmoid(module.c(seen)), outputs - seen, outputs))
     values = [torch.cat(rows).flatten(0, 1).detach() for rows in zip(*parts, strict=True)]
-    for name, inputs, aim, sums in (("b.weight", *values[:3]), ("d.weight", *values[3:])):
+    for name, (inputs, aim, sums) in {"b.weight": values[:3], "d.weight": values[3:]}.items():
         roots = sums.square().mean(1, keepdim=True).rsqrt()
         direct = torch.linalg.lstsq(inputs * roots, aim * roots).solution.T
         torch.testing.assert_close(found[name], direct, rtol=1e-6, atol=1e-8)
