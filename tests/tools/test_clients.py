@@ -16,9 +16,11 @@ def test_a_table_tells_what_does_not_hold() -> None:
 
 
 @pytest.mark.slow
-def test_an_adapter_is_trained_and_merged(folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["peft", "lm-eval"])
+def test_a_neighbor_has_the_numbers(name: str, folder: Path, tmp_path: Path) -> None:
+    """An adapter is trained and merged; accuracies on the same questions are equal to the last digit."""
     run.prepare(folder, tmp_path / "models")
-    row = run.examine("peft", tmp_path / "models", tmp_path / "packages")
+    row = run.examine(name, tmp_path / "models", tmp_path / "packages")
     if "cannot be installed" in row.fault:
         pytest.skip(row.fault)
     assert row.holds, row

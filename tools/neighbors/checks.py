@@ -6,7 +6,6 @@ number. Packages are imported inside, since each is installed for its own check 
 
 import copy
 import json
-import math
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -113,23 +112,25 @@ def sentence_transformers(place: Path) -> float:
 
 
 def lm_eval(place: Path) -> float:
-    """Log likelihoods of answers, and so the accuracy, are those of `graphprune ask`: the same answers are chosen."""
-    from lm_eval.api.instance import Instance  # type: ignore[import-not-found,unused-ignore]
+    """Accuracies of a task of its own on the same questions: both are those of `graphprune ask`."""
+    from lm_eval.api.task import ConfigurableTask  # type: ignore[import-not-found,unused-ignore]
+    from lm_eval.evaluator import evaluate  # type: ignore[import-not-found,unused-ignore]
     from lm_eval.models.huggingface import HFLM  # type: ignore[import-not-found,unused-ignore]
 
-    from graphprune.evaluation.multiple_choice import ask, read
+    from graphprune.evaluation.multiple_choice import ask
 
     path = place / QUESTIONS
-    questions, mine = read(path), ask(place / PER_LAYER, path)
+    mine = ask(place / PER_LAYER, path)
+    task = ConfigurableTask(config={
+        "task": "own", "dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(path)}},
+        "test_split": "test", "output_type": "multiple_choice", "doc_to_text": "{{context}}",
+        "doc_to_choice": "choices", "doc_to_target": "label",
+        "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
+    })  # fmt: skip
     model = HFLM(pretrained=load(place), tokenizer=AutoTokenizer.from_pretrained(place / PER_LAYER), batch_size=4)
-    pairs = [(question.context, f" {choice}") for question in questions for choice in question.choices]
-    instances = [Instance("loglikelihood", {}, pair, i) for i, pair in enumerate(pairs)]
-    answers = iter([likelihood for likelihood, _ in model.loglikelihood(instances)])
-    right = []
-    for question in questions:
-        own = [next(answers) for _ in question.choices]
-        right.append(own.index(max(own)) == question.label)
-    return 0.0 if tuple(right) == mine.right else math.inf
+    theirs = evaluate(lm=model, task_dict={"own": task}, bootstrap_iters=0)["results"]["own"]
+    names = {"acc": mine.acc, "acc_norm": mine.acc_norm}
+    return max(abs(theirs[f"{name},none"] - value) for name, value in names.items())
 
 
 NEIGHBORS = {
@@ -144,8 +145,8 @@ NEIGHBORS = {
     "lm-eval": Neighbor(
         ("lm-eval", "evaluate", "datasets", "sacrebleu", "rouge-score", "sqlitedict", "word2number", "more-itertools",
          "pytablewriter", "dill", "xxhash", "multiprocess", "pyarrow", "pandas", "python-dateutil", "pytz", "tzdata",
-         "six", "zstandard", "jsonlines"),
-        "answers questions as `graphprune ask`", lm_eval,
+         "six", "zstandard", "jsonlines", "portalocker", "tabulate", "lxml", "colorama", "absl-py", "nltk", "joblib"),
+        "has the accuracies of `graphprune ask`, to the last digit", lm_eval, 0.0,
     ),
 }  # fmt: skip
 
