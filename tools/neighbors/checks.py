@@ -130,7 +130,7 @@ def lm_eval(place: Path) -> float:
     model = HFLM(pretrained=load(place), tokenizer=AutoTokenizer.from_pretrained(place / PER_LAYER), batch_size=4)
     theirs = evaluate(lm=model, task_dict={"own": task}, bootstrap_iters=0)["results"]["own"]
     names = {"acc": mine.acc, "acc_norm": mine.acc_norm}
-    return max(abs(theirs[f"{name},none"] - value) for name, value in names.items())
+    return max(abs(float(theirs[f"{name},none"]) - value) for name, value in names.items())
 
 
 NEIGHBORS = {
