@@ -114,7 +114,7 @@ def split(folder: Path, built: onnx.ModelProto) -> Path:
     return file
 
 
-@pytest.mark.parametrize("limit", [1, 10**9])
+@pytest.mark.parametrize("limit", [1, pytest.param(10**9, marks=pytest.mark.slow)])
 def test_numbers_in_another_file_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: int) -> None:
     """In its cache both files are links; from `limit` bytes on, the masked and the written file have such data, too."""
     split(tmp_path / "made" / "onnx", convolutional())
