@@ -12,8 +12,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from graphprune.axes.rule import Consumer
+from graphprune.axes.rule_helpers import as_rows
 from graphprune.planning.interfaces import Refitted
-from graphprune.statistics.moments import Moments
+from graphprune.statistics.moments import GradientSums, Moments
 from graphprune.support.workspace import zeros
 
 DAMPINGS = (1e-4, 1e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 10.0)  # dampings, of the mean of the diagonal
@@ -22,8 +24,9 @@ DEFAULT_DAMPING = 1e-2
 SINGLE_PRECISION_FROM = 1 << 35
 SKETCH_ROWS = 32  # random sums of the outputs of a layer, by which dampings are compared
 #: Shares of the mean of the diagonal by which Gram matrices of inputs and of gradients are shrunk towards multiples of
-#: the identity where scores estimate the growth of the loss. So they overfit the calibration text less.
+#: the identity where scores estimate the growth of the loss: the greatest ones, and multiples of dimensions per token.
 CAUTIOUS_DAMPINGS = 0.1, 1.0
+CAUTION = 1.0, 30.0
 
 
 @dataclass(frozen=True)
@@ -150,6 +153,23 @@ def add_damping(matrix: Tensor, share: float) -> Tensor:
     damped = matrix.clone()
     damped.diagonal().add_(amount)
     return damped
+
+
+def cautious_dampings(consumer: Consumer, gathered: GradientSums) -> tuple[float, float]:
+    """Shares by which the Gram matrices of the inputs of a layer and of the gradients at its outputs are shrunk.
+
+    The fewer tokens a dimension has, the more they would overfit the calibration text. The rows of a convolution are
+    not independent, as tokens almost are; so it has the greatest shares.
+    """
+    if consumer.member is None and consumer.outputs is not as_rows:
+        return CAUTIOUS_DAMPINGS
+    moments = gathered.input_moments.get(consumer.key)
+    tokens = max(moments.tokens, 1) if moments else 1
+    sizes = len(moments.sums) if moments else 1, len(gathered.output_grams[consumer.node])
+    inputs, outputs = (
+        min(most, times * size / tokens) for most, times, size in zip(CAUTIOUS_DAMPINGS, CAUTION, sizes, strict=True)
+    )
+    return inputs, outputs
 
 
 def ridge_solve(matrix: Tensor, right: Tensor, amount: float) -> Tensor:

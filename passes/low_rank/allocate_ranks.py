@@ -23,7 +23,7 @@ from graphprune.planning.facts import Eligible
 from graphprune.planning.interfaces import Evidence
 from graphprune.planning.plan import Plan
 from graphprune.solvers.factorable import factorable
-from graphprune.solvers.normal_equations import CAUTIOUS_DAMPINGS, damped_cholesky
+from graphprune.solvers.normal_equations import cautious_dampings, damped_cholesky
 from graphprune.solvers.pivoted_factors import factor_parameters, rank_for_density
 from graphprune.solvers.row_groups import EmbeddingGroups
 from graphprune.statistics.collector import Calibration, Collector
@@ -254,7 +254,8 @@ def ranked_growth(program: Program, consumers: Collection[Consumer]) -> dict[str
     tails = {}
     for c in consumers:
         gram = _retained(program, c, c.dim, _evidence(program).weighted_gram(c))
-        tails[c.weight] = _tail(output_root(program, c).T @ _root(program, c, gram, CAUTIOUS_DAMPINGS[0]))
+        damping, _ = cautious_dampings(c, program.fact(GradientSums))
+        tails[c.weight] = _tail(output_root(program, c).T @ _root(program, c, gram, damping))
     whole = torch.stack([tail[0] for tail in tails.values()]).sum()
     return {name: tail / whole.clamp(min=1e-300) for name, tail in tails.items()}
 
@@ -275,7 +276,8 @@ def _tail(matrix: Tensor) -> Tensor:
 def output_root(program: Program, consumer: Consumer) -> Tensor:
     """A root of the damped Gram matrix of the gradients at the retained outputs of a layer."""
     gram = _retained(program, consumer, 1 - consumer.dim, _evidence(program).sensitivity(consumer))
-    return damped_cholesky(gram, CAUTIOUS_DAMPINGS[1] * float(gram.diagonal().mean()))
+    _, damping = cautious_dampings(consumer, program.fact(GradientSums))
+    return damped_cholesky(gram, damping * float(gram.diagonal().mean()))
 
 
 def _evidence(program: Program) -> Evidence:

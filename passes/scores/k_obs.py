@@ -7,7 +7,7 @@ with refits in between, as in OSSCAR (arXiv:2403.12983). Unlike output errors, t
 
 S counts a token by the energy of its gradients, so that the Kronecker product of both is nearer to the Fisher
 information (see `gradient_taps.WeightedInputs`). Both Gram matrices are shrunk
-(`normal_equations.CAUTIOUS_DAMPINGS`) towards multiples of the identity, where the order depends on
+(`normal_equations.cautious_dampings`) towards multiples of the identity, where the order depends on
 the weights alone.
 """
 
@@ -25,7 +25,7 @@ from graphprune.passes.scores.obs import Problem, removal_order
 from graphprune.planning.index_scores import Outermost
 from graphprune.planning.interfaces import Evidence
 from graphprune.planning.ranking import Point, hull
-from graphprune.solvers.normal_equations import CAUTIOUS_DAMPINGS, add_damping
+from graphprune.solvers.normal_equations import add_damping, cautious_dampings
 
 TIE = 1e-9  # relative increase of the score along equal slopes, which keeps the order
 
@@ -54,7 +54,7 @@ class KObs(Outermost):
 
 def _problem(consumer: Consumer, group: Group, evidence: Evidence) -> Problem:
     """Least-squares problem of a layer, with outputs scaled so that the squared error is the growth of the loss."""
-    inputs, outputs = CAUTIOUS_DAMPINGS
+    inputs, outputs = cautious_dampings(consumer, evidence.known_gradients)
     problem = Problem.with_gram(evidence.weighted_gram(consumer), consumer, group, evidence, inputs)
     values, vectors = torch.linalg.eigh(add_damping(evidence.sensitivity(consumer), outputs))
     return replace(problem, weight=(vectors * values.clamp(min=0).sqrt()).T @ problem.weight)

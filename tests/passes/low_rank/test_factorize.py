@@ -167,11 +167,13 @@ def test_growth_is_that_of_the_loss(cut: str) -> None:
     for consumer in found:
         g, s = gathered.output_grams[consumer.node], gathered.input_moments[consumer.node].gram
         w = consumer.matrix(program.weights[consumer.weight])
+        tokens = gathered.input_moments[consumer.node].tokens
+        shares = min(0.1, len(s) / tokens), min(1.0, 30 * len(g) / tokens)
         if cut:
             kept = program.fact(Rewritten).keep.get(consumer.weight, {})
             g, s = (m[i][:, i] for m, dim in ((g, 1 - consumer.dim), (s, consumer.dim))
                     for i in [kept.get(dim, torch.arange(len(m)))])  # fmt: skip
-        s, g = (m + share * m.diagonal().mean() * torch.eye(len(m)) for m, share in ((s, 0.1), (g, 1.0)))
+        s, g = (m + share * m.diagonal().mean() * torch.eye(len(m)) for m, share in ((s, shares[0]), (g, shares[1])))
         half, above = torch.linalg.cholesky(s), torch.linalg.cholesky(g).T
         u, values, v = torch.linalg.svd(above @ w @ half, full_matrices=False)
         low = torch.linalg.inv(above) @ (u[:, :2] * values[:2]) @ v[:2] @ torch.linalg.inv(half)

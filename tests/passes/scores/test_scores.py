@@ -186,7 +186,7 @@ def test_k_obs_is_the_growth_of_the_loss_after_the_best_refit(program: Program, 
     same(evidence(program).sensitivity(consumer), moments)
     weights = g.square().sum(1, keepdim=True)  # tokens count by the energy of their gradients
     x = damped(seen["down"] * (weights / weights.mean()).sqrt(), 0.1)
-    moments = moments + moments.diagonal().mean() * torch.eye(len(moments), dtype=moments.dtype)
+    moments = moments + 30 * 3 / 100 * moments.diagonal().mean() * torch.eye(len(moments), dtype=moments.dtype)
     w = module.down.weight.detach()
 
     def lost(gone: list[int]) -> float:
