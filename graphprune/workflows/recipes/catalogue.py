@@ -83,10 +83,10 @@ BEST = (
     "analyze | calibrate | gradients{most=8} | score{by=k-obs} | allocate{by=marginal} | select | "
     "rewrite | refit{statistics=mixed,residual=true,relative=true} | batch-norm-statistics | verify"
 )
-#: Embedding tables in groups of rows of low ranks; a quarter of the rest of the reduction by lower ranks of layers,
+#: Embedding tables in groups of rows of low ranks; two fifths of the rest by lower ranks of layers,
 #: refitted together with the cut layers.
 BEST_FACTORED = (
-    "analyze | calibrate | gradients{most=8} | score{by=k-obs} | group-embeddings | allocate{by=marginal,part=0.75} | "
+    "analyze | calibrate | gradients{most=8} | score{by=k-obs} | group-embeddings | allocate{by=marginal,part=0.6} | "
     "select | rewrite | analyze | allocate-ranks{by=growth} | refit{statistics=mixed,residual=true,relative=true} | "
     "batch-norm-statistics | verify | factorize"
 )
@@ -253,7 +253,7 @@ add(
     ),
     Recipe(
         "best",
-        "growth of the loss, equal at the margin, also of embedding tables; a quarter of the rest by lower ranks; "
+        "growth of the loss, equal at the margin, also of embedding tables; two fifths of the rest by lower ranks; "
         "refitted to the dense residual stream",
         "this project",
         BEST,
