@@ -17,6 +17,7 @@ from graphprune.execution import interpreter, precision
 from graphprune.execution.fresh_inputs import LEFT, Variant, attempts
 from graphprune.execution.module_state import evaluation_mode, plain_attention, preserved_state, seeded, uncompiled
 from graphprune.execution.output_comparison import compare
+from graphprune.execution.rounding_check import compare_closely
 from graphprune.frontends.first_difference import ComputedValues, first_difference
 from graphprune.frontends.generated_weights import TooLargeError, generated, lacks_numbers
 from graphprune.frontends.refusals import quiet
@@ -26,6 +27,7 @@ from graphprune.ir.weights import Layered
 
 log = logging.getLogger(__name__)
 SEED = 1
+WHAT = "module and capture"
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def _difference(program: Program, subject: CapturedModule, inputs: Inputs, expec
     try:
         (outputs,) = interpreter.run(program, [inputs], (SEED,))
         if _has_numbers(expected) or _has_numbers(outputs):
-            compare(expected, outputs, "module and capture")
+            compare_closely(outputs, expected, WHAT, lambda: subject.run(inputs))
         return
     except (TooLargeError, InputError):
         raise
@@ -155,7 +157,7 @@ def _has_numbers(outputs: Any) -> bool:
 
 def _agree(subject: CapturedModule, inputs: Inputs, outputs: Any) -> bool:
     try:
-        compare(subject.run(inputs), outputs, "module and capture")
+        compare_closely(outputs, subject.run(inputs), WHAT, lambda: subject.run(inputs))
     except VerificationError:
         return False
     return True
@@ -171,7 +173,7 @@ def _agree_in_wider_precision(program: Program, subject: CapturedModule, inputs:
         module = replace(subject, module=copy.deepcopy(subject.module).to(wide), numbers=numbers)
         with precision.default_double(not half):
             (outputs,) = interpreter.run(precision.program(program, types), [converted], (SEED,))
-            compare(module.run(converted), outputs, "module and capture")
+            compare(module.run(converted), outputs, WHAT)
     except Exception:  # modules raise anything, and may not be copied, or compute in one type alone
         return False
     return True

@@ -1,14 +1,16 @@
 """Comparison of the outputs of two models."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from math import inf
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from graphprune.errors import ExportError, VerificationError
-from graphprune.execution.output_comparison import Discrepancy, difference
+from graphprune.execution.output_comparison import RTOL, Discrepancy, difference
+from graphprune.execution.rounding_check import require_rounding
 from graphprune.ir.program import Program
 from graphprune.ir.weights import DerivedWeights
 
@@ -75,6 +77,26 @@ def compare(
             f"{subject} does not agree with the pruned program: outputs differ by {worst.relative:.1e} relative to "
             f"the typical value (tolerance {tolerance:.0e}); nothing was saved. Try another destination, such as free"
         )
+    return worst
+
+
+def compare_closely(
+    subject: str, outputs: Sequence[Tensor], reference: Sequence[Tensor], again: Callable[[], Sequence[Tensor]]
+) -> Discrepancy:
+    """The largest error among pairs of outputs of two models in torch; `again` runs the first one to estimate rounding.
+
+    Raises:
+        ExportError: if outputs differ by more than rounding, or none is finite.
+    """
+    worst = compare(subject, outputs, reference)
+    if worst.relative <= RTOL:
+        return worst
+    try:
+        require_rounding(
+            [*reference], [*outputs[: len(reference)]], f"{subject} and the pruned program", again, RTOL, inf
+        )
+    except VerificationError as fault:
+        raise ExportError(f"{fault}. Try another destination, such as free") from fault
     return worst
 
 

@@ -13,7 +13,7 @@ from graphprune.display.units import byte_size
 from graphprune.errors import ExportError, GraphpruneError, because
 from graphprune.execution import interpreter
 from graphprune.execution.output_comparison import Discrepancy
-from graphprune.exporters.checks.agreement import compare, numbers
+from graphprune.exporters.checks.agreement import compare_closely, numbers
 from graphprune.huggingface import model_folder, per_layer
 from graphprune.huggingface.meta_models import auto_class, stock_class
 from graphprune.ir.program import Inputs, Program
@@ -66,7 +66,9 @@ def _whole(program: Program, reloaded: nn.Module) -> Discrepancy:
         expected = [t.clone() for t in numbers(program.module()(*args, **kwargs))]
         gc.collect()
         outputs = numbers(reloaded(*args, **kwargs))
-    return compare("the reloaded model", outputs[: len(expected)], expected)
+    return compare_closely(
+        "the reloaded model", outputs, expected, lambda: numbers(reloaded(*args, **kwargs))[: len(expected)]
+    )
 
 
 def _in_parts(program: Program, folder: Path, capture: Capture) -> Discrepancy:
@@ -79,7 +81,9 @@ def _in_parts(program: Program, folder: Path, capture: Capture) -> Discrepancy:
         outputs = _outputs(reloaded, program.inputs)
     except (GraphpruneError, RuntimeError, ValueError) as fault:
         raise ExportError(f"the saved folder cannot be read again{because(fault)}") from fault
-    return compare("the folder, read again,", outputs[: len(expected)], expected)
+    return compare_closely(
+        "the folder, read again,", outputs, expected, lambda: _outputs(reloaded, program.inputs)[: len(expected)]
+    )
 
 
 def _outputs(program: Program, inputs: Inputs) -> list[Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from graphprune.errors import ExportError
-from graphprune.exporters.checks.agreement import compare
+from graphprune.exporters.checks.agreement import compare_closely
 from graphprune.exporters.checks.reloading import Destination, reload
 from graphprune.exporters.contract import (
     NO_OPTIONS,
@@ -114,7 +114,7 @@ def _checked(source: Path, folder: Path, model: nn.Module, destination: Destinat
     feeds = _feeds(model, source)
     with torch.no_grad():
         reloaded, reference = (_numbers(side, feeds) for side in (again, model))
-    worst = compare("the reloaded model", reloaded, reference)
+    worst = compare_closely("the reloaded model", reloaded, reference, lambda: _numbers(again, feeds))
     facts: dict[str, Any] = {"parameters": _count(model), "stored_numbers": _count(again), "bytes": _size(folder)}
     facts |= {"error": {"absolute": worst.absolute, "relative": worst.relative}}
     if is_decoder(model):

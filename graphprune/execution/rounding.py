@@ -14,15 +14,17 @@ BOUNDED = {torch.ops.aten.sigmoid.default, torch.ops.aten.tanh.default, torch.op
 GREATEST = 64  # roundings of the largest output or range: a choice that the last bit decides is no rounding
 
 
-def estimated(run: Callable[[], Sequence[Tensor]], reference: Sequence[Tensor]) -> list[Tensor]:
-    """Rounding of each entry of the `reference` outputs, which `run` gives.
+def estimated(
+    run: Callable[[], Sequence[Tensor]], reference: Sequence[Tensor], greatest: float = GREATEST
+) -> list[Tensor]:
+    """Rounding of each entry of the `reference` outputs, which `run` gives; at most `greatest` of the largest output.
 
     It is run once more, with the result of every operation multiplied by 1 plus or minus half a unit in the last place
     (random perturbation, the CESTAC method of stochastic arithmetic).
     """
     with torch.no_grad(), _Perturbed() as mode:
         again = run()
-    return [_limited(a, b, mode.range) for a, b in zip(reference, again, strict=True)]
+    return [_limited(a, b, mode.range, greatest) for a, b in zip(reference, again, strict=True)]
 
 
 class _Perturbed(TorchDispatchMode):
@@ -51,10 +53,10 @@ class _Perturbed(TorchDispatchMode):
         return tensor + tensor.abs().clamp(min=least) * signs * (torch.finfo(tensor.dtype).eps / 2)
 
 
-def _limited(reference: Tensor, again: Tensor, least: float) -> Tensor:
+def _limited(reference: Tensor, again: Tensor, least: float, greatest: float) -> Tensor:
     if not reference.is_floating_point() or reference.shape != again.shape:
         return torch.zeros(reference.shape)
     finite = reference.abs().nan_to_num(0.0, 0.0)
     most = max(least, float(finite.max()) if finite.numel() else 0.0)
     apart = (reference - again).abs().nan_to_num(0.0, 0.0)
-    return (OPERATIONS * apart).clamp(max=GREATEST * torch.finfo(reference.dtype).eps * most)
+    return (OPERATIONS * apart).clamp(max=greatest * torch.finfo(reference.dtype).eps * most if most else 0.0)

@@ -5,17 +5,17 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from graphprune.axes.groups import Dependencies
 from graphprune.errors import VerificationError, WriteBackError, because, reason_of
-from graphprune.execution import interpreter, precision, rounding
+from graphprune.execution import interpreter, precision
 from graphprune.execution.equivalence import accepted, run
 from graphprune.execution.fresh_inputs import WRITTEN_BACK
 from graphprune.execution.module_state import evaluation_mode, preserved_state
 from graphprune.execution.object_state import ObjectState
-from graphprune.execution.output_comparison import Verification, compare, difference, numbers, paired
+from graphprune.execution.output_comparison import Verification, compare
+from graphprune.execution.rounding_check import compare_closely
 from graphprune.ir.program import Inputs, Program, Rewritten, Rotatable
 from graphprune.ir.weights import Narrowed, Scaled
 from graphprune.planning.facts import Refits
@@ -33,7 +33,6 @@ from graphprune.writeback.sizes.size_tracing import trace_numbers
 Cut = Callable[[Program, Plan], Program]
 SINGLES = 16  # kinds of groups that are tried alone
 WHAT = "rewritten graph and written-back module"
-CLOSE = 1e-5  # of the typical value: rounding in single precision that needs no estimate
 CASES = 3  # random inputs to compare on: with a single one, every unit that a wrong size changes may be inactive
 
 
@@ -60,32 +59,13 @@ def compare_once(
     got = run(module, args, kwargs, seed)
     state.restore()
     try:
-        verification = compare(expected, got, WHAT)
-        if verification.max_error > CLOSE:
-            _require_rounding(module, (args, kwargs), seed, expected, got)
-            state.restore()
+        verification = compare_closely(expected, got, WHAT, lambda: run(module, args, kwargs, seed))
+        state.restore()
         return verification
     except VerificationError as fault:
         if not precision.uses(program, precision.SINGLE):
             raise
         return _compared_in_single(module, program, (args, kwargs), seed, fault)
-
-
-def _require_rounding(module: nn.Module, case: Inputs, seed: int, expected: Any, got: Any) -> None:
-    """Refuse differences in single precision beyond rounding: a wrong scale of small scores changes outputs little.
-
-    Raises:
-        VerificationError: if there is one.
-    """
-    pairs = paired(expected, got, WHAT)
-    if any(a.is_floating_point() and a.dtype != torch.float32 for a, _ in pairs):
-        return
-    noise = rounding.estimated(lambda: numbers(run(module, *case, seed)), [b for _, b in pairs])
-    for (a, b), error in zip(pairs, noise, strict=True):
-        if (apart := difference(a, b, WHAT, error).relative) > CLOSE:
-            raise VerificationError(
-                f"{WHAT}: beyond rounding, they differ by {apart:.2e} of the typical value; nothing was saved"
-            )
 
 
 def _compared_in_single(

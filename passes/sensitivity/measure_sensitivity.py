@@ -28,7 +28,7 @@ from graphprune.passes.reconstructions.sequential_refit import columns
 from graphprune.pipeline import PASSES, Pass
 from graphprune.planning.budget import Knob
 from graphprune.planning.facts import Eligible, Scores
-from graphprune.planning.plan import by_parameter, primes_to_keep
+from graphprune.planning.plan import Rows, by_parameter, primes_to_keep
 from graphprune.planning.ranking import top
 from graphprune.planning.sensitivity_table import LOSSES, Sensitivities, Trial
 from graphprune.solvers import new_biases
@@ -182,8 +182,11 @@ class _Measurement:
 
     def _losses(self, cuts: Sequence[_Cut], moments: Mapping[str, Moments]) -> list[float]:
         """The losses of the trials of one group."""
-        trials = [self._changed(cut, moments if cut.refitted else {}) for cut in cuts]
-        losses = self.objective.losses_from(self.at, self.judged.entries, trials)
+        if self.dependencies.by_name[cuts[0].group].routed:  # zeros in a router would be scores like others
+            losses = [self.objective.loss(self._rows(cut)) for cut in cuts]
+        else:
+            trials = [self._changed(cut, moments if cut.refitted else {}) for cut in cuts]
+            losses = self.objective.losses_from(self.at, self.judged.entries, trials)
         for cut, loss in zip(cuts, losses, strict=True):
             if not math.isfinite(loss):
                 raise CalibrationError(f"the loss of {cut} is {loss}; check the model and the calibration data")
@@ -207,7 +210,7 @@ class _Measurement:
 
     def _readers_of(self, group: Group) -> list[Consumer]:
         """The linear layers that read the group and can be refitted: each with a weight of its own."""
-        consumers = self.dependencies.consumers_of(group) if self.by != NONE else []
+        consumers = self.dependencies.consumers_of(group) if self.by != NONE and not group.routed else []
         return [consumer for consumer in consumers if self._reader_counts[consumer.weight] == 1]
 
     @cached_property
@@ -234,10 +237,13 @@ class _Measurement:
             unseen -= segment.names
         return collector.moments
 
+    def _rows(self, cut: _Cut) -> dict[str, Rows]:
+        """Indices that the group of a trial retains."""
+        return {cut.group: top(self.program.fact(Scores).by_group[cut.group], cut.width)}
+
     def _changed(self, cut: _Cut, moments: Mapping[str, Moments]) -> ChangedWeights:
         """The weights after a cut of one group, with its linear layers refitted where there are moments."""
-        rows = {cut.group: top(self.program.fact(Scores).by_group[cut.group], cut.width)}
-        keep = by_parameter(self.dependencies, primes_to_keep(self.dependencies, rows))
+        keep = by_parameter(self.dependencies, primes_to_keep(self.dependencies, self._rows(cut)))
         masked = Masked(self.program.weights, keep)
         readers = self._readers_of(self.dependencies.by_name[cut.group]) if moments else []
         new = {consumer.weight: self._refitted(consumer, keep, moments[consumer.node]) for consumer in readers}

@@ -15,6 +15,7 @@ from graphprune.errors import TraceError
 from graphprune.frontends import lowering
 from graphprune.frontends.generated_weights import GeneratedWeight, TooLargeError, generated
 from graphprune.frontends.skeletons import skeleton
+from graphprune.frontends.trace_check import CapturedModule, check
 
 X = torch.randn(2, 5, 6)
 aten = torch.ops.aten
@@ -65,6 +66,15 @@ def test_a_difference_that_only_other_sizes_show_is_refused(monkeypatch: pytest.
     monkeypatch.setattr(lowering, "LOWERINGS", {**lowering.LOWERINGS, aten.relu.default: two_rows})
     with pytest.raises(TraceError, match="does not compute what the module does"):
         gp.trace(Net(lambda y: y.abs().relu()), (X,))
+
+
+def test_noise_in_the_weights_of_a_capture_is_refused() -> None:
+    """A relative difference of 1e-4 is far beyond rounding, although it changes the outputs by little."""
+    module = Net(torch.tanh).eval()
+    program = gp.trace(module, (X,))
+    noisy = {name: weight * (1 + 1e-4 * torch.randn_like(weight)) for name, weight in program.weights.items()}
+    with pytest.raises(TraceError, match="does not compute what the module does"):
+        check(replace(program, weights=noisy), CapturedModule.of(module))
 
 
 def test_a_module_that_is_not_repeatable_is_named(caplog: pytest.LogCaptureFixture) -> None:

@@ -19,12 +19,14 @@ from graphprune.passes.reconstructions.refit import Refit
 from graphprune.passes.rewriting.rewrite import rewrite
 from graphprune.passes.sensitivity import measure_sensitivity
 from graphprune.passes.sensitivity.measure_sensitivity import MeasureSensitivity
+from graphprune.pipeline import parse
 from graphprune.planning.facts import Eligible, Scores
 from graphprune.planning.plan import Plan, make
 from graphprune.planning.ranking import top
 from graphprune.statistics.collector import Calibration
 from graphprune.statistics.moments import Statistics
 from graphprune.support.workspace import Workspace, use_workspace
+from tests.passes.calibration.test_experts import Mixture
 
 
 class Net(nn.Module):
@@ -216,3 +218,23 @@ def test_a_table_of_something_else_is_refused(program: Program, tmp_path: Path) 
         path.write_text(content)
         with pytest.raises(LoadError, match=r"table\.json is (no table of sensitivities|a table of another format)"):
             gp.Sensitivities.load(path)
+
+
+def test_the_loss_without_an_expert_is_that_of_the_cut_mixture() -> None:
+    """Zeros in its row of the router would leave the expert a candidate."""
+    torch.manual_seed(0)
+    x = torch.randn(60, 6, dtype=torch.float64)
+    program = gp.trace(Mixture(masked=False).double(), (x[:7],), dynamic_shapes=({0: torch.export.Dim.DYNAMIC},))
+    calls: Any = tuple(((part,), {}) for part in x.chunk(3))
+    text = "analyze,calibrate,measure-routing,score{by=routing-frequency}"
+    scored = gp.Pipeline(parse(text, {"batches": calls, "exact_only": False}))(program)
+    measured = MeasureSensitivity((0.25, 0.5))(scored).fact(gp.Sensitivities)
+    judge, experts = Objective.of(scored), {g.name for g in scored.fact(Eligible).groups if g.routed}
+    trials = [trial for trial in measured.trials if trial.group in experts]
+    assert [(trial.width, trial.refitted, trial.loss > 1e-6) for trial in trials] == [
+        (3, False, False),
+        (2, False, True),
+    ]
+    for trial in trials:  # the first one loses an expert without tokens
+        loss = judge.loss_of(cut(scored, trial.group, trial.width))
+        assert trial.loss == pytest.approx(loss, rel=1e-4, abs=1e-12)
