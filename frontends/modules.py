@@ -13,7 +13,14 @@ from torch import Tensor, fx, nn
 from torch.export import Dim, ExportedProgram, ShapesCollection
 
 from graphprune.errors import TraceError
-from graphprune.execution.module_state import evaluation_mode, named_keywords, preserved_state, seeded, uncompiled
+from graphprune.execution.module_state import (
+    eager_branches,
+    evaluation_mode,
+    named_keywords,
+    preserved_state,
+    seeded,
+    uncompiled,
+)
 from graphprune.execution.wrappers import require_module
 from graphprune.frontends.calls import Arguments, require_plain, unshared, with_new_containers
 from graphprune.frontends.captured_guards import guards
@@ -63,18 +70,30 @@ def trace(
     require_names(module)
     inputs = unshared(module, args, kwargs)
     subject = CapturedModule.of(module)
-    try:
-        exported = _isolated(module, inputs, dynamic_shapes)
-    except TraceError as fault:
-        if UNKNOWN_RESULT not in str(fault) or not _register_results(subject, inputs):
-            raise
-        exported = _isolated(module, inputs, dynamic_shapes)
-    program = from_exported(exported, inputs, state=state)
+    program = from_exported(_captured(subject, module, inputs, dynamic_shapes), inputs, state=state)
     _require_matches(program)
     program = replace(program, fixed=ranks_of(module), traced=traced_model.of(module), captured=module)
     if dynamic_shapes is None:
         _warn_of_fixed_sizes(program)
     return compared(program, subject) if check else replace(program, unchecked=(*program.unchecked, UNCHECKED))
+
+
+def _captured(subject: CapturedModule, module: nn.Module, inputs: Arguments, shapes: Any) -> ExportedProgram:
+    """Capture; once more, where that fails, with its results made known or by the branches of eager mode.
+
+    Raises:
+        TraceError: that of the first attempt, if both fail.
+    """
+    try:
+        return _isolated(module, inputs, shapes)
+    except TraceError as fault:
+        if UNKNOWN_RESULT in str(fault) and _register_results(subject, inputs):
+            return _isolated(module, inputs, shapes)
+        try:
+            with eager_branches():
+                return _isolated(module, inputs, shapes)
+        except TraceError:
+            raise fault from fault.__cause__
 
 
 def _isolated(module: nn.Module, inputs: Arguments, shapes: Any) -> ExportedProgram:

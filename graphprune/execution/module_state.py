@@ -111,6 +111,20 @@ def uncompiled(module: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
+def eager_branches() -> Iterator[None]:
+    """Tell code that asks torch whether it is being compiled or exported that it is not."""
+    names = ("is_compiling", "is_dynamo_compiling", "is_exporting")
+    known = {name: getattr(torch.compiler, name) for name in names}
+    for name in names:
+        setattr(torch.compiler, name, lambda: False)
+    try:
+        yield
+    finally:
+        for name, function in known.items():
+            setattr(torch.compiler, name, function)
+
+
+@contextmanager
 def plain_attention() -> Iterator[None]:
     """Turn off torch's fast path of its own transformer layers, which returns zeros for padded positions.
 

@@ -4,12 +4,12 @@ A forward that computes ``q @ k.T / sqrt(q.shape[-1])``, or leaves that to fused
 the narrower head dimension ``d_new``. The two factors together restore the original scale ``1 / sqrt(d_old)``.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor
 
-from graphprune.axes.algebra import Prime, primes
+from graphprune.axes.algebra import Axis, Prime, Product, primes, resolve
 from graphprune.axes.groups import Dependencies
 from graphprune.axes.index_sets import locate, width
 from graphprune.ir.program import Program
@@ -22,24 +22,50 @@ Ratios = Mapping[Prime, float]
 def options(
     original: Program, dependencies: Dependencies, widths: Mapping[str, int], keep: KeepByName
 ) -> Iterator[Factors]:
-    """Candidate factors for the narrow parameters: none, all projections that produce scores, or those of one kind."""
+    """Candidate factors for the narrow parameters: none, all projections that produce scores, or those of one kind.
+
+    Tables of positions that meet the projections take the factor, none if they multiply them as rotations do, or the
+    inverse if they are contracted with them.
+    """
     ratios = _ratios(dependencies, {dependencies.by_name[name].prime: size for name, size in widths.items()})
     yield {}
-    if ratios:
-        yield _factors(original, dependencies, ratios, keep)
     kinds = {p: dependencies.by_prime[p].kind for p in ratios if p in dependencies.by_prime}
+    chosen = [ratios] if ratios else []
     for kind in dict.fromkeys(kinds.values()) if len(set(kinds.values())) > 1 else ():
-        selected = {p: ratio for p, ratio in ratios.items() if kinds.get(p) == kind}
-        yield _factors(original, dependencies, selected, keep)
+        chosen.append({p: ratio for p, ratio in ratios.items() if kinds.get(p) == kind})
+    for selected in chosen:
+        factors = _factors(original, dependencies, selected, keep)
+        yield factors
+        if tables := _tables(dependencies, factors):
+            yield {name: factor for name, factor in factors.items() if name not in tables}
+            yield factors | {name: 1 / factors[name] for name in tables}
+
+
+def _tables(dependencies: Dependencies, names: Iterable[str]) -> set[str]:
+    """Names of parameters with several dimensions that neither produce nor contract an axis that can be pruned."""
+    active = {place.parameter for group in dependencies.groups for place in group.places if place.role != "carried"}
+    return {name for name in names if len(dependencies.tensors[name]) > 1 and name not in active}
 
 
 def _ratios(dependencies: Dependencies, new: Mapping[Prime, int]) -> Ratios:
-    """Ratios of new to old width of the axes over which two activations are contracted, by their primes."""
+    """Ratios of new to old width of the axes over which two activations are contracted, by one prime of each index."""
     ratios: dict[Prime, float] = {}
     for axis in dependencies.products:
         if any(p in new for p in primes(axis)):
-            ratios |= dict.fromkeys(primes(axis), width(axis, new) / axis.size)
+            ratios |= dict.fromkeys(_marks(resolve(axis), new), width(axis, new) / axis.size)
     return ratios
+
+
+def _marks(axis: Axis, new: Mapping[Prime, int]) -> Iterator[Prime]:
+    """Primes of which every index of an axis has exactly one: of a product those of one part, a narrower one if any."""
+    if isinstance(axis, Prime):
+        yield axis
+        return
+    parts = [part for part in axis.parts if any(primes(part))]
+    if isinstance(axis, Product):
+        parts = [part for part in parts if any(p in new for p in primes(part))][:1] or parts[:1]
+    for part in parts:
+        yield from _marks(part, new)
 
 
 def _factors(original: Program, dependencies: Dependencies, ratios: Ratios, keep: KeepByName) -> Factors:

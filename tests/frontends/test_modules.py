@@ -282,6 +282,23 @@ def test_a_module_that_was_compiled_in_place_is_captured() -> None:
     assert module._compiled_call_impl is call
 
 
+class Branches(Swallows):
+    """Has a branch for compilers that fails."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        if torch.compiler.is_compiling():
+            raise NotImplementedError("no mask for compilers")
+        return super().forward(*args, **kwargs)
+
+
+def test_where_a_branch_for_compilers_fails_that_of_eager_mode_is_captured() -> None:
+    module, asks = Branches().eval(), torch.compiler.is_compiling
+    program = gp.trace(module, (torch.randn(4, 6),))
+    assert torch.compiler.is_compiling is asks
+    with torch.no_grad():
+        assert torch.equal(program.module()(x := torch.randn(3, 6)), module(x))
+
+
 @pytest.mark.parametrize(
     ("module", "args", "match"),
     [

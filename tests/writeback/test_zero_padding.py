@@ -93,10 +93,51 @@ class OneAxis(RunTime):
         return self.out((self.scores(q, k).softmax(-1) @ v).transpose(1, 2).flatten(2))
 
 
-@pytest.mark.parametrize("kind", [RunTime, FromShape, Default, OneAxis])
+class Turned(OneAxis):
+    """Both halves of queries and keys are turned by the same angles, so that their axis is a product."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.angles = nn.Parameter(torch.randn(X.shape[1], self.size // 2))
+
+    def turned(self, x: Tensor) -> Tensor:
+        a, b = x.chunk(2, -1)
+        cos, sin = self.angles.cos(), self.angles.sin()
+        return torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+
+    def scores(self, q: Tensor, k: Tensor) -> Any:
+        return super().scores(self.turned(q), self.turned(k))
+
+
+class Placed(OneAxis):
+    """Queries meet rows of a table, too, and those scores have no scale."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        at = torch.arange(X.shape[1])
+        self.places = nn.Parameter(torch.randn(2 * len(at) - 1, self.size))
+        self.register_buffer("distances", at[:, None] - at + len(at) - 1)
+
+    def scores(self, q: Tensor, k: Tensor) -> Any:
+        return super().scores(q, k) + torch.einsum("bhqd,qkd->bhqk", q, self.places[self.distances])
+
+
+class Spread(OneAxis):
+    """Queries are multiplied by rows of a table."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.places = nn.Parameter(torch.randn(X.shape[1], self.size))
+
+    def scores(self, q: Tensor, k: Tensor) -> Any:
+        return super().scores(q * self.places, k)
+
+
+@pytest.mark.parametrize("kind", [RunTime, FromShape, Default, OneAxis, Turned, Placed, Spread])
 def test_weights_take_the_factor_of_a_scale_that_follows_a_size(kind: Callable[[], nn.Module]) -> None:
     result = narrow(kind())
-    assert set(result.multiplied) >= ({"qkv.weight", "qkv.bias"} if kind is OneAxis else {"q.weight", "k.bias"})
+    one = issubclass(kind, OneAxis)  # type: ignore[arg-type]
+    assert set(result.multiplied) >= ({"qkv.weight", "qkv.bias"} if one else {"q.weight", "k.bias"})
 
 
 class Counting(Attention):
