@@ -38,7 +38,7 @@ def options(
         yield factors
         if tables := _tables(dependencies, factors):
             yield {name: factor for name, factor in factors.items() if name not in tables}
-            yield factors | {name: 1 / factors[name] for name in tables}
+            yield {name: 1 / factor if name in tables else factor for name, factor in factors.items()}
 
 
 def _tables(dependencies: Dependencies, names: Iterable[str]) -> set[str]:

@@ -116,7 +116,7 @@ class Placed(OneAxis):
         super().__init__()
         at = torch.arange(X.shape[1])
         self.places = nn.Parameter(torch.randn(2 * len(at) - 1, self.size))
-        self.register_buffer("distances", at[:, None] - at + len(at) - 1)
+        self.distances = at[:, None] - at + len(at) - 1
 
     def scores(self, q: Tensor, k: Tensor) -> Any:
         return super().scores(q, k) + torch.einsum("bhqd,qkd->bhqk", q, self.places[self.distances])
