@@ -30,6 +30,7 @@ from graphprune.execution.output_comparison import (
     paired,
     rounding_of,
 )  # fmt: skip
+from graphprune.execution.rounding import OPERATIONS
 from graphprune.ir.program import Inputs, Program
 from graphprune.ir.weights import KeepByName, Masked
 
@@ -79,7 +80,8 @@ def verify_cut(
     """Check that `small` has the outputs of the masked `program` on other masks, indices and sizes than the traced.
 
     Half precision is computed in single. Where rounding in single precision exceeds the tolerance, both must agree in
-    double. `rounded` allows for new weights of `small` that were rounded to their stored type; `interface` has the
+    double. `rounded` allows for new weights of `small` that were rounded to their stored type, which changes outputs as
+    far as rounding in the computation does; `interface` has the
     retained indices of inputs and outputs that may be narrower. Where `liveness` still has indices that were always
     zero, further cases follow.
 
@@ -218,15 +220,18 @@ def _errors(
     tolerance: float | None = None,
     reduced: Sequence[Any] = (),
     spread: float = SPREAD,
+    share: float = NOISE,
 ) -> _Errors:
     """Errors of all cases; `reduced` are the expected outputs in lower precision, by which rounding is measured.
+
+    Rounding is a `share` of the difference between the two precisions.
 
     Raises:
         VerificationError: if shapes disagree, or a number is finite on one side alone.
     """
     errors, allowed, spreads = [0.0], [0.0], [0.0]
     for case, sides in enumerate(zip(expected, outputs, strict=True)):
-        rounding = _rounding(expected[case], reduced[case]) if reduced else []
+        rounding = _rounding(expected[case], reduced[case], share) if reduced else []
         for i, (a, b) in enumerate(paired(*sides, WHAT)):
             apart = difference(a, b, f"{WHAT}, output {i}", rounding[i] if rounding else None)
             errors.append(apart.relative)
@@ -259,6 +264,7 @@ def _decided_in_double(reference: Program, small: Program, cases: Cases, single:
     except Exception as fault:  # operators raise any exception for types that they do not support
         return _decided_in_single(single, fault)
     outputs[0] = list(map(cases.interface.expected, outputs[0]))
+    share = NOISE if single.spread_tolerance < float("inf") else OPERATIONS  # weights were rounded, too
     if native:
         wide, other = cases.outputs, interpreter.run(small, cases.given, cases.seeds)
         narrower = precision.uses(reference, {**precision.DOUBLE, **precision.SINGLE})
@@ -266,7 +272,7 @@ def _decided_in_double(reference: Program, small: Program, cases: Cases, single:
     else:
         wide, other, tolerance = outputs[0], outputs[1], max(STORED, single.tolerance if single.tolerance > RTOL else 0)
     reduced = outputs[0] if native else cases.outputs
-    errors = _errors(wide, other, tolerance, reduced, single.spread_tolerance)
+    errors = _errors(wide, other, tolerance, reduced, single.spread_tolerance, share)
     if not errors.agree:
         raise single.fault()
     return errors
@@ -283,11 +289,11 @@ def _decided_in_single(single: _Errors, fault: Exception) -> _Errors:
     return single
 
 
-def _rounding(expected: Any, reduced: Any) -> list[Tensor]:
-    """Rounding of each output in double precision, by its difference between two precisions."""
+def _rounding(expected: Any, reduced: Any, share: float) -> list[Tensor]:
+    """Rounding of each output in double precision, as a share of its difference between two precisions."""
     pairs = zip(numbers(expected), numbers(reduced), strict=True)
     return [
-        NOISE * (wide - narrow.to(wide.dtype)).abs()
+        share * (wide - narrow.to(wide.dtype)).abs()
         if wide.is_floating_point() or wide.is_complex()
         else torch.zeros(wide.shape)
         for wide, narrow in pairs
