@@ -101,6 +101,18 @@ def test_rounding_of_single_precision_is_told_from_a_wrong_cut() -> None:
         verify_cut(program, wrong, plan.keep)
 
 
+def test_the_rounding_of_new_weights_is_that_of_the_computation() -> None:
+    program, _, _ = cancelling()
+    weight = program.weights["down.weight"]
+    rounded = with_weight(program, "down.weight", torch.nextafter(weight, weight + torch.randn(weight.shape).sign()))
+    wrong = with_weight(program, "down.weight", weight * (1 + 1e-3 * torch.randn(weight.shape)))
+    assert verify_cut(program, rounded, {}, rounded=True).max_error <= STORED
+    with pytest.raises(VerificationError, match=r"they differ by .* allowed is 1e-04"):
+        verify_cut(program, rounded, {})
+    with pytest.raises(VerificationError, match=r"they differ by .* allowed is 1e-04"):
+        verify_cut(program, wrong, {}, rounded=True)
+
+
 def test_a_program_in_double_precision_keeps_its_bound() -> None:
     torch.manual_seed(0)
     program = gp.trace(nn.Linear(6, 3).double(), (torch.randn(4, 6).double(),))
