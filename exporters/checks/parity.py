@@ -19,6 +19,7 @@ from graphprune.exporters.subjects.subject import PRESENT, Feeds, Subject, next_
 
 log = logging.getLogger(__name__)
 FLOAT32, FLOAT16 = 1e-3, 5e-3
+AMPLIFIED = 1024  # roundings of the largest output: deep models make so much of one, and no runtime has a wider type
 
 
 class Runnable(Protocol):
@@ -62,7 +63,8 @@ class _Reference:
     @cached_property
     def rounding(self) -> Feeds:
         """Rounding of each output, estimated."""
-        errors = rounding.estimated(lambda: [*self.subject.run(self.feeds).values()], [*self.outputs.values()])
+        outputs = [*self.outputs.values()]
+        errors = rounding.estimated(lambda: [*self.subject.run(self.feeds).values()], outputs, AMPLIFIED)
         return dict(zip(self.outputs, errors, strict=True))
 
     def of(self, name: str, outputs: Mapping[str, Tensor]) -> Tensor:
