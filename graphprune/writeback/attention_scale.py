@@ -42,9 +42,9 @@ def options(
 
 
 def _tables(dependencies: Dependencies, names: Iterable[str]) -> set[str]:
-    """Names of parameters with several dimensions that neither produce nor contract an axis that can be pruned."""
-    active = {place.parameter for group in dependencies.groups for place in group.places if place.role != "carried"}
-    return {name for name in names if len(dependencies.tensors[name]) > 1 and name not in active}
+    """Names of parameters with several dimensions that are not weights of linear layers."""
+    weights = {consumer.weight for consumer in dependencies.consumers}
+    return {name for name in names if len(dependencies.tensors[name]) > 1 and name not in weights}
 
 
 def _ratios(dependencies: Dependencies, new: Mapping[Prime, int]) -> Ratios:

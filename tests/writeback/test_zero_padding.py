@@ -123,14 +123,14 @@ class Placed(OneAxis):
 
 
 class Spread(OneAxis):
-    """Queries are multiplied by rows of a table."""
+    """Queries are multiplied by rows that are looked up in a table."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.places = nn.Parameter(torch.randn(X.shape[1], self.size))
+        self.places = nn.Embedding(X.shape[1], self.size)
 
     def scores(self, q: Tensor, k: Tensor) -> Any:
-        return super().scores(q * self.places, k)
+        return super().scores(q * self.places(torch.arange(q.shape[2])), k)
 
 
 @pytest.mark.parametrize("kind", [RunTime, FromShape, Default, OneAxis, Turned, Placed, Spread])
