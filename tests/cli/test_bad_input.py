@@ -61,7 +61,7 @@ def prune(folder: Path, text: Path, tmp_path: Path) -> Callable[..., Any]:
 
 @pytest.mark.parametrize("sparsity", [0, 1, 1.5, -0.1, math.nan, math.inf, "half"])
 def test_a_share_that_is_none(sparsity: Any, program: gp.Program) -> None:
-    with pytest.raises(PlanError, match=rf"sparsity must lie between 0 and 1 \(0\.2 removes 20 %\), got {sparsity!r}"):
+    with pytest.raises(PlanError, match=rf"sparsity must lie between 0 and 1 \(0\.2 is 20 %\), got {sparsity!r}"):
         gp.plan(program, sparsity=sparsity)
     with pytest.raises(PlanError, match=f"ratio must lie between 0 and 1 .* got {sparsity!r}"):
         gp.plan(program, ratio=sparsity)
