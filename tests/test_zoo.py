@@ -25,7 +25,7 @@ LONG = {  # take long
     "hf/seg/mobilevit", "hf/seg/mobilevitv2",
 }  # fmt: skip
 INEXACT = "hf/img/bit"  # all its channels are normalised, and its kernels over theirs
-REFUSED = "hf/s2s/switch_transformers"  # what cannot be done is said in one clear error
+REFUSED = "hf/clm/dbrx"  # what cannot be done is said in one clear error
 
 
 def sample(step: int) -> list[str]:
@@ -67,7 +67,7 @@ def test_an_architecture_without_exact_groups_is_cut_and_not_called_exact() -> N
 
 
 def test_an_architecture_is_refused_with_a_reason() -> None:
-    with pytest.raises(TraceError, match=r"torch\.export cannot capture .*modeling_switch_transformers\.py:\d+"):
+    with pytest.raises(TraceError, match=r"torch\.export cannot capture .*modeling_dbrx\.py:\d+"):
         examine(REFUSED)
 
 

@@ -32,7 +32,8 @@ class WeightedInputs:
     @property
     def key(self) -> str:
         """The name of the moments."""
-        return self.consumer.x if self.consumer.member is None else self.consumer.key
+        plain = self.consumer.taps == 1 and self.consumer.member is None  # its features are the values themselves
+        return self.consumer.x if plain else self.consumer.key
 
     def add(self, gradient: Tensor, layout: Rows, value: Tensor, ends: Tensor | None) -> None:
         """Add the input value of a batch, with the gradient at the output; `ends` are those of rows of members."""

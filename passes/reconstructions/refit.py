@@ -52,7 +52,7 @@ class Refit(Pass):
 
     name: ClassVar[str] = "refit"
     needs: ClassVar[tuple[type, ...]] = (Rewritten, Calibration)
-    reads: ClassVar[tuple[type, ...]] = (Plan, Eligible, EmbeddingGroups, GradientSums)
+    reads: ClassVar[tuple[type, ...]] = (Dependencies, Plan, Eligible, EmbeddingGroups, GradientSums)
     makes: ClassVar[tuple[type, ...]] = (Refits,)
     memory_bounded: ClassVar[bool] = True
     by: str = "least-squares"

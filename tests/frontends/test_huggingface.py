@@ -252,7 +252,7 @@ def test_a_tokenizer_must_be_there(save: Save) -> None:
 
 def test_unknown_models_say_what_can_be_loaded(tmp_path: Path) -> None:
     with pytest.raises(LoadError, match=r"(?s)there is no such file or folder; expected one of.*\.gguf.*\.pt2"):
-        load("organisation/model")
+        load("no/such/folder")
     with pytest.raises(LoadError, match=r"the folder is empty; expected one of"):
         load(tmp_path)
     (tmp_path / "notes.txt").write_text("x")

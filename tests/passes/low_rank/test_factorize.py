@@ -261,7 +261,7 @@ def test_ranks_are_left_out_where_no_destination_holds_factors() -> None:
     low_rank = {"group-embeddings", "allocate-ranks", "factorize"}
     assert low_rank == {p.name for p in free.passes} - {p.name for p in stock.passes}
     parts = [next(p for p in found.passes if isinstance(p, gp.Allocate)).part for found in (free, stock)]
-    assert parts == [0.75, 1]
+    assert parts == [0.6, 1]
 
 
 def test_refused_before_anything_is_calibrated(folder: Path, text: Path, tmp_path: Path) -> None:
