@@ -1,7 +1,9 @@
 """Slots of a module that hold numbers: its attributes, those of its configuration, and lists in either."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
+from operator import getitem
 from typing import Any
 
 import torch
@@ -16,13 +18,18 @@ _INTERNAL = frozenset(vars(nn.Module()))
 
 @dataclass(frozen=True, eq=False)
 class Slot:
-    """A number held by a module or by an object in it: an entry of its `table`, or item `index` of that entry."""
+    """A number held by a module or by an object in it: an entry of its `table`, or item `index` of that entry.
+
+    With a `path`, the entry is in a dict inside the table. Such a dict may be that of a library, from which it makes
+    other modules, so a copy takes its place before it changes.
+    """
 
     owner: object
     table: dict[Any, Any] = field(repr=False)
     key: Any
     index: int | None
     value: float
+    path: tuple[Any, ...] = ()
 
     @property
     def kind(self) -> tuple[type, Any, int | None, float]:
@@ -36,17 +43,27 @@ class Slot:
     @property
     def current(self) -> float:
         """The number that the slot holds now."""
-        held: Any = self.table[self.key]
+        held: Any = self._held
         number: float = held if self.index is None else held[self.index]
         return number
 
+    @property
+    def _held(self) -> Any:
+        return reduce(getitem, (*self.path, self.key), self.table)
+
     def put(self, undo: Undo, value: float) -> None:
         """Set the slot to another value."""
-        old = self.table[self.key]
-        if self.index is None:
-            undo.set_item(self.table, self.key, value)
-        else:
-            undo.set_item(self.table, self.key, type(old)([*old[: self.index], value, *old[self.index + 1 :]]))
+        new: Any = value
+        if self.index is not None:
+            old = self._held
+            new = type(old)([*old[: self.index], value, *old[self.index + 1 :]])
+        first, *inner = *self.path, self.key
+        undo.set_item(self.table, first, _replaced(self.table[first], inner, new))
+
+
+def _replaced(held: Any, keys: Sequence[Any], value: Any) -> Any:
+    """The value, or copies of nested dicts that hold it at these keys."""
+    return {**held, keys[0]: _replaced(held[keys[0]], keys[1:], value)} if keys else value
 
 
 def slots(module: nn.Module) -> list[Slot]:
@@ -59,15 +76,20 @@ def _within(owner: object, table: dict[Any, Any], seen: set[int], depth: int) ->
     if id(table) in seen or not depth:
         return
     seen.add(id(table))
-    for key, value in table.items():
-        if isinstance(owner, nn.Module) and key in _INTERNAL:
+    yield from _entries(owner, table, (), seen, depth)
+
+
+def _entries(owner: object, table: dict[Any, Any], path: tuple[Any, ...], seen: set[int], depth: int) -> Iterator[Slot]:
+    """Slots in the dict at a path inside the table of an object, and in what it holds."""
+    for key, value in reduce(getitem, path, table).items():
+        if isinstance(owner, nn.Module) and not path and key in _INTERNAL:
             continue
         if _may_change(value):
-            yield Slot(owner, table, key, None, value)
+            yield Slot(owner, table, key, None, value, path)
         elif type(value) in (tuple, list, torch.Size) and len(value) <= LONGEST:
-            yield from (Slot(owner, table, key, i, item) for i, item in enumerate(value) if _may_change(item))
-        elif type(value) is dict:
-            yield from _within(owner, value, seen, depth - 1)
+            yield from (Slot(owner, table, key, i, item, path) for i, item in enumerate(value) if _may_change(item))
+        elif type(value) is dict and depth > 1:
+            yield from _entries(owner, table, (*path, key), seen, depth - 1)
         elif _is_plain(value):
             yield from _within(value, vars(value), seen, depth - 1)
 

@@ -108,6 +108,30 @@ def test_a_size_of_the_configuration_of_all_layers_is_one() -> None:
     assert first.config.text.sizes == [4, 4] and first.config.table == {"size": 8}
 
 
+WIDTHS = {"stage": {"all": [32, 4]}}
+
+
+class FromLibrary(Fused):
+    """Sizes are in a dict of a library, from which it makes other modules, too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        del self.all_width, self.heads
+        self.widths = WIDTHS
+
+    def forward(self, x: Tensor) -> Any:
+        width, heads = self.widths["stage"]["all"]
+        parts = self.qkv(x).split(width, -1)
+        q, k, v = (y.unflatten(2, (heads, width // heads)).transpose(1, 2) for y in parts)
+        return self.out(((q @ k.mT * self.scale).softmax(-1) @ v).transpose(1, 2).flatten(2))
+
+
+def test_a_dict_that_other_modules_are_made_from_is_copied() -> None:
+    module = FromLibrary()
+    narrow(module)
+    assert module.widths["stage"]["all"] != [32, 4] and WIDTHS == {"stage": {"all": [32, 4]}}
+
+
 class OwnLinear(nn.Module):
     """A custom layer that holds its sizes and checks them."""
 
