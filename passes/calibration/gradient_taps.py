@@ -23,8 +23,7 @@ class WeightedInputs:
 
     So the Kronecker product of both Gram matrices is nearer to the Fisher information: in language models the tokens
     with the greatest inputs often have the least gradients. The positions of a batch of images count alike, which
-    loses less: a ResNet-20 with half of its multiply-accumulates retains 74 % instead of 72 %. `shared` has the moments
-    of values by node, since layers that read the same value share them.
+    loses less there. `shared` has the moments of values by node, since layers that read the same value share them.
     """
 
     consumer: Consumer
