@@ -50,7 +50,7 @@ def _text(config: Any, accepted: Mapping[str, Any], generator: torch.Generator) 
 def _compared_image(
     folder: Path, model: Any, accepted: Mapping[str, Any], generator: torch.Generator
 ) -> dict[str, Tensor]:
-    """The image that a model without generation, which compares texts and images, takes beside a text."""
+    """The image that a model without generation, which compares texts and images, takes with a text."""
     part = getattr(model.config, "vision_config", None)
     if part is None or "pixel_values" not in accepted or model.can_generate():
         return {}

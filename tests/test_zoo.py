@@ -25,7 +25,7 @@ LONG = {  # take long
     "hf/seg/mobilevit", "hf/seg/mobilevitv2",
 }  # fmt: skip
 INEXACT = "hf/img/bit"  # all its channels are normalised, and its kernels over theirs
-REFUSED = "hf/clm/dbrx"  # what cannot be done is said in one clear error
+REFUSED = "hf/clm/dbrx"  # one clear error names what cannot be done
 
 
 def sample(step: int) -> list[str]:

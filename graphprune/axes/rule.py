@@ -93,6 +93,11 @@ class Consumer:
         """Name of its statistics: that of its node, with the index of a member of a stack."""
         return self.node if self.member is None else f"{self.node}[{self.member.index}]"
 
+    @property
+    def reads_values(self) -> bool:
+        """Whether its features are the values that it reads, which other such consumers share."""
+        return self.taps == 1 and self.member is None
+
 
 class Flow(Protocol):
     """The analysis as an operator rule sees it: the rule reads the axes of its inputs and reports how they relate.

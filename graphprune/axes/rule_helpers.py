@@ -208,6 +208,11 @@ def as_rows(value: Tensor) -> Tensor:
     return value.reshape(-1, value.shape[-1])
 
 
+def reads_positions(consumer: Consumer) -> bool:
+    """Whether the rows of a consumer are positions of a sample, as in a convolution, and not tokens."""
+    return consumer.member is None and consumer.outputs is not as_rows
+
+
 def between_layers(f: Callable[[Tensor], Tensor], features: int = 8) -> Example:
     """An example with two hidden linear layers; `f` maps the 8 features of the second to `features`."""
     return Example(_Between(f, features), (torch.randn(2, 5, 6),))

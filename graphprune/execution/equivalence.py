@@ -95,12 +95,11 @@ def verify_cut(
         reference, small = (precision.program(side, precision.SINGLE) for side in (reference, small))
     alive = liveness or Liveness()
     cases = accepted(reference, seeds, watch=alive.watch).compared(interface)
-    spread = float("inf") if rounded else SPREAD
-    errors = _compared(reference, small, cases, tolerance, spread)
+    errors = _compared(reference, small, cases, tolerance, rounded)
     error, allowed, count = errors.error, errors.tolerance, len(cases.inputs)
     if alive.unseen:
         more = accepted(reference, FURTHER, kinds=STRONG, watch=alive.watch).compared(interface)
-        errors = _compared(reference, small, more, tolerance, spread)
+        errors = _compared(reference, small, more, tolerance, rounded)
         error, allowed, count = max(error, errors.error), max(allowed, errors.tolerance), count + len(more.inputs)
     verification = Verification(error, allowed, count, cases.sizes, cases.refused, _blind(cases.outputs), alive.unseen)
     if verification.blind:
@@ -111,12 +110,12 @@ def verify_cut(
     return verification
 
 
-def _compared(reference: Program, small: Program, cases: "Cases", tolerance: float | None, spread: float) -> "_Errors":
+def _compared(reference: Program, small: Program, cases: "Cases", tolerance: float | None, rounded: bool) -> "_Errors":
     """Errors of a cut program, in double precision where they are too great in single."""
     with _running():
         outputs = interpreter.run(small, cases.given, cases.seeds)
-    errors = _errors(cases.outputs, outputs, tolerance, spread=spread)
-    return errors if errors.agree else _decided_in_double(reference, small, cases, errors)
+    errors = _errors(cases.outputs, outputs, tolerance, rounded=rounded)
+    return errors if errors.agree else _decided_in_double(reference, small, cases, errors, rounded)
 
 
 @dataclass(frozen=True)
@@ -219,17 +218,16 @@ def _errors(
     outputs: Sequence[Any],
     tolerance: float | None = None,
     reduced: Sequence[Any] = (),
-    spread: float = SPREAD,
-    share: float = NOISE,
+    rounded: bool = False,
 ) -> _Errors:
     """Errors of all cases; `reduced` are the expected outputs in lower precision, by which rounding is measured.
 
-    Rounding is a `share` of the difference between the two precisions.
+    Weights that were `rounded` change outputs as far as the difference between the two precisions, and spreads at will.
 
     Raises:
         VerificationError: if shapes disagree, or a number is finite on one side alone.
     """
-    errors, allowed, spreads = [0.0], [0.0], [0.0]
+    errors, allowed, spreads, share = [0.0], [0.0], [0.0], OPERATIONS if rounded else NOISE
     for case, sides in enumerate(zip(expected, outputs, strict=True)):
         rounding = _rounding(expected[case], reduced[case], share) if reduced else []
         for i, (a, b) in enumerate(paired(*sides, WHAT)):
@@ -239,10 +237,10 @@ def _errors(
             spreads.append(apart.spread)
     if len(errors) == 1:
         raise VerificationError(f"{WHAT}: they have no outputs that are numbers; nothing was saved")
-    return _Errors(max(errors), max(allowed), max(spreads), spread)
+    return _Errors(max(errors), max(allowed), max(spreads), float("inf") if rounded else SPREAD)
 
 
-def _decided_in_double(reference: Program, small: Program, cases: Cases, single: _Errors) -> _Errors:
+def _decided_in_double(reference: Program, small: Program, cases: Cases, single: _Errors, rounded: bool) -> _Errors:
     """Errors in double precision, where what remains of rounding is measured by that of single precision.
 
     Programs in double precision are compared as they are, with the rounding of the reference in single.
@@ -264,7 +262,6 @@ def _decided_in_double(reference: Program, small: Program, cases: Cases, single:
     except Exception as fault:  # operators raise any exception for types that they do not support
         return _decided_in_single(single, fault)
     outputs[0] = list(map(cases.interface.expected, outputs[0]))
-    share = NOISE if single.spread_tolerance < float("inf") else OPERATIONS  # weights were rounded, too
     if native:
         wide, other = cases.outputs, interpreter.run(small, cases.given, cases.seeds)
         narrower = precision.uses(reference, {**precision.DOUBLE, **precision.SINGLE})
@@ -272,7 +269,7 @@ def _decided_in_double(reference: Program, small: Program, cases: Cases, single:
     else:
         wide, other, tolerance = outputs[0], outputs[1], max(STORED, single.tolerance if single.tolerance > RTOL else 0)
     reduced = outputs[0] if native else cases.outputs
-    errors = _errors(wide, other, tolerance, reduced, single.spread_tolerance, share)
+    errors = _errors(wide, other, tolerance, reduced, rounded)
     if not errors.agree:
         raise single.fault()
     return errors

@@ -235,7 +235,7 @@ def _raw_config(folder: Path) -> dict[str, Any]:
         raise LoadError(f"{folder} has no {CONFIG}: expected a Hugging Face model folder")
     if (folder / ADAPTER).is_file():
         raise LoadError(
-            f"{folder} holds an adapter beside its model: merge both, with merge_adapters (--merge-adapters), or "
+            f"{folder} holds an adapter and its model: merge both, with merge_adapters (--merge-adapters), or "
             f"remove {ADAPTER} to take the model without it"
         )
     raw = read_json(folder / CONFIG)

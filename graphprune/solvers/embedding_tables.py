@@ -40,9 +40,7 @@ def embedding_tables(
     program: Program, dependencies: Dependencies, protect: Collection[str] = ()
 ) -> tuple[list[EmbeddingTable], dict[str, str]]:
     """The tables whose rows can be grouped, in order; and the weights of other large lookups, with the reasons."""
-    finder = _Finder(
-        program, {c.node: c for c in dependencies.consumers if c.dim == 1 and c.taps == 1 and not c.member}
-    )
+    finder = _Finder(program, {c.node: c for c in dependencies.consumers if c.dim == 1 and c.reads_values})
     tables, left = list[EmbeddingTable](), dict[str, str]()
     rows: dict[int, tuple[str, ...]] = {}
     for name in finder.looked_up:

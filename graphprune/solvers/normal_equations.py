@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from graphprune.axes.rule import Consumer
-from graphprune.axes.rule_helpers import as_rows
+from graphprune.axes.rule_helpers import reads_positions
 from graphprune.planning.interfaces import Refitted
 from graphprune.statistics.moments import GradientSums, Moments
 from graphprune.support.workspace import zeros
@@ -161,7 +161,7 @@ def cautious_dampings(consumer: Consumer, gathered: GradientSums) -> tuple[float
     The fewer tokens a dimension has, the more they would overfit the calibration text. The rows of a convolution are
     not independent, as tokens almost are; so it has the greatest shares.
     """
-    if consumer.member is None and consumer.outputs is not as_rows:
+    if reads_positions(consumer):
         return CAUTIOUS_DAMPINGS
     moments = gathered.input_moments.get(consumer.key)
     tokens = max(moments.tokens, 1) if moments else 1

@@ -181,7 +181,7 @@ class Collector:
         """Consumers that share their moments, by key."""
         by_value: dict[tuple[str, str], list[Consumer]] = {}
         for consumer in self.consumers:
-            shares = _plain(consumer) and not self._is_relative(consumer)
+            shares = consumer.reads_values and not self._is_relative(consumer)
             by_value.setdefault((consumer.x, "" if shares else consumer.key), []).append(consumer)
         return by_value
 
@@ -199,7 +199,7 @@ class Collector:
         """
         first: dict[str, tuple[str, Tensor]] = {}
         for consumer in (c for c in self.consumers if c.x in seen):
-            shares = _plain(consumer) and not self._is_relative(consumer)
+            shares = consumer.reads_values and not self._is_relative(consumer)
             known = first.get(consumer.x) if shares else None
             owner, features = known or (consumer.key, _features(consumer, seen, real))
             roots: Tensor | None = None
@@ -231,10 +231,8 @@ class Collector:
         Returns the square roots of the weights of its tokens, shape (tokens, 1), if they have any.
         """
         residual, roots = self.residual.get(consumer.key), None
-        matrix, reference = (
-            consumer.matrix(self.weights[consumer.weight].to(x.device)),
-            _features(consumer, others, real),
-        )
+        matrix = consumer.matrix(self.weights[consumer.weight].to(x.device))
+        reference = _features(consumer, others, real)
         shift = self.mix * (reference - x) @ matrix.T
         if residual is not None and consumer.outputs is not None:
             added = [_real(consumer.outputs(v[residual]), others[consumer.x], real) for v in (others, seen)]
@@ -245,11 +243,6 @@ class Collector:
         drift = Drift.of(x, shift, roots)
         self.drifts[consumer.key] = self.drifts[consumer.key] + drift if consumer.key in self.drifts else drift
         return roots
-
-
-def _plain(consumer: Consumer) -> bool:
-    """Whether its features are the values that it reads, which other such consumers share."""
-    return consumer.taps == 1 and consumer.member is None
 
 
 def _features(consumer: Consumer, values: Mapping[str, Tensor], real: Tensor | None) -> Tensor:

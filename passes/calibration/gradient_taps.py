@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from graphprune.axes.rule import Consumer
-from graphprune.axes.rule_helpers import as_rows
+from graphprune.axes.rule_helpers import as_rows, reads_positions
 from graphprune.errors import CalibrationError
 from graphprune.ir.program import Program
 from graphprune.statistics.collector import at_least_single
@@ -32,8 +32,7 @@ class WeightedInputs:
     @property
     def key(self) -> str:
         """The name of the moments."""
-        plain = self.consumer.taps == 1 and self.consumer.member is None  # its features are the values themselves
-        return self.consumer.x if plain else self.consumer.key
+        return self.consumer.x if self.consumer.reads_values else self.consumer.key
 
     def add(self, gradient: Tensor, layout: Rows, value: Tensor, ends: Tensor | None) -> None:
         """Add the input value of a batch, with the gradient at the output; `ends` are those of rows of members."""
@@ -43,7 +42,7 @@ class WeightedInputs:
             gradient, value = member.rows(gradient, values), member.rows(value, values)
             layout = as_rows
         roots = at_least_single(layout(gradient)).norm(dim=1, keepdim=True)
-        if member is None and self.consumer.outputs is not as_rows:
+        if reads_positions(self.consumer):
             roots = roots.square().mean().sqrt().expand_as(roots)
         rows = at_least_single(self.consumer.features(value))
         if self.key not in self.shared:

@@ -54,17 +54,17 @@ def weights(folder: Path) -> dict[str, Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-@pytest.mark.parametrize("is_beside", [False, True], ids=["apart", "beside the model"])
-def test_products_are_added_and_whole_layers_replaced(base: Path, is_beside: bool, tmp_path: Path) -> None:
+@pytest.mark.parametrize("is_together", [False, True], ids=["apart", "with the model"])
+def test_products_are_added_and_whole_layers_replaced(base: Path, is_together: bool, tmp_path: Path) -> None:
     tensors = factors(base, Q, DOWN)
     old = weights(base)
     tensors[f"base_model.model.{HEAD}.weight"] = torch.randn_like(old[f"{HEAD}.weight"])
     folder = tmp_path / "adapter"
-    if is_beside:
+    if is_together:
         folder.mkdir()
         for path in base.iterdir():
             (folder / path.name).write_bytes(path.read_bytes())
-    adapter(folder, tensors, None if is_beside else base, modules_to_save=["lm_head"])
+    adapter(folder, tensors, None if is_together else base, modules_to_save=["lm_head"])
     new = weights(merged(folder))
     for layer in (Q, DOWN):
         a, b = (tensors[f"base_model.model.{layer}.lora_{part}.weight"] for part in "AB")
@@ -85,10 +85,10 @@ def test_an_adapted_folder_is_pruned_on_request_only(base: Path, tmp_path: Path)
     assert model_folder.is_folder(tmp_path / "small") and not (tmp_path / "small" / "adapter_config.json").exists()
 
 
-def test_a_model_with_an_adapter_beside_it_is_refused(base: Path, tmp_path: Path) -> None:
+def test_a_folder_with_a_model_and_its_adapter_is_refused(base: Path, tmp_path: Path) -> None:
     for path in base.iterdir():
         (tmp_path / path.name).write_bytes(path.read_bytes())
-    with pytest.raises(LoadError, match=r"adapter beside its model: merge both.*or remove adapter_config.json"):
+    with pytest.raises(LoadError, match=r"adapter and its model: merge both.*or remove adapter_config.json"):
         gp.load(adapter(tmp_path, factors(base, Q)))
 
 
