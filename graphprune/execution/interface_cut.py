@@ -38,3 +38,6 @@ def _narrowed(value: Any, cuts: Cuts) -> Any:
         for dim, indices in sorted(dims.items(), reverse=True):  # an earlier one may depend on its original indices
             leaves[at] = narrow(leaves[at], dim, indices)
     return pytree.tree_unflatten(leaves, spec)
+
+
+SAME = InterfaceCut()

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from graphprune.axes.groups import Dependencies
 from graphprune.errors import VerificationError, WriteBackError, because, reason_of
 from graphprune.execution import interpreter, precision
-from graphprune.execution.equivalence import accepted, run
+from graphprune.execution.equivalence import run
+from graphprune.execution.fresh_cases import accepted
 from graphprune.execution.fresh_inputs import WRITTEN_BACK
 from graphprune.execution.module_state import evaluation_mode, preserved_state
 from graphprune.execution.object_state import ObjectState

@@ -1,6 +1,8 @@
 """A proof fails when the numbers, the shapes or the runs of two programs differ."""
 
+from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -8,8 +10,12 @@ from torch import Tensor, nn
 
 import graphprune as gp
 from graphprune.errors import VerificationError
-from graphprune.execution.equivalence import STORED, mask_program, verify_cut, verify_finite
+from graphprune.execution import interpreter
+from graphprune.execution.cut_errors import STORED, compared
+from graphprune.execution.equivalence import mask_program, verify_cut, verify_finite
+from graphprune.execution.fresh_cases import Cases
 from graphprune.execution.output_comparison import compare
+from graphprune.ir.program import Inputs
 from graphprune.planning.plan import make
 
 
@@ -119,3 +125,27 @@ def test_a_program_in_double_precision_keeps_its_bound() -> None:
     near = with_weight(program, "weight", program.weights["weight"] * (1 + 1e-6))
     with pytest.raises(VerificationError, match=r"they differ by .* allowed is 1e-07"):
         verify_cut(program, near, {})
+
+
+def test_only_cases_that_differ_in_single_precision_are_run_in_double(monkeypatch: pytest.MonkeyPatch) -> None:
+    program, small, plan = cancelling()
+    reference, run, runs = mask_program(program, plan.keep), interpreter.run, list[list[int]]()
+    inputs: list[Inputs] = [
+        ((torch.randn(64, 16),), {}),
+        ((torch.randn(8, 16),), {}),
+        ((torch.full((4, 16), torch.nan),), {}),
+    ]
+    cases = Cases(inputs, (0, 1, 2), run(reference, inputs, (0, 1, 2)), (), ())
+
+    def counted(program: gp.Program, cases: Sequence[Inputs], seeds: Sequence[int]) -> list[Any]:
+        runs.append([len(args[0]) for args, _ in cases])
+        return run(program, cases, seeds)
+
+    monkeypatch.setattr(interpreter, "run", counted)
+    assert compared(reference, small, cases, None, False).agree
+    assert runs == [[64, 8, 4], [8], [8], [64], [64]]
+    runs.clear()
+    wrong = with_weight(small, "up.bias", small.weights["up.bias"] + 1e-2 * torch.eye(200)[0])
+    with pytest.raises(VerificationError, match="they differ"):
+        compared(reference, wrong, cases, None, False)
+    assert runs == [[64, 8, 4], [8], [8]]

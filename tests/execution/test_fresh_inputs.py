@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import graphprune as gp
-from graphprune.execution.equivalence import accepted
+from graphprune.execution.fresh_cases import accepted
 from graphprune.execution.fresh_inputs import fresh_inputs
 
 IMAGE = 7
