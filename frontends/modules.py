@@ -21,7 +21,7 @@ from graphprune.execution.module_state import (
     seeded,
     uncompiled,
 )
-from graphprune.execution.wrappers import require_module
+from graphprune.execution.wrappers import plain_names, require_module
 from graphprune.frontends.calls import Arguments, require_plain, unshared, with_new_containers
 from graphprune.frontends.captured_guards import guards
 from graphprune.frontends.lowering import functional, tidy
@@ -99,7 +99,13 @@ def _captured(subject: CapturedModule, module: nn.Module, inputs: Arguments, sha
 def _isolated(module: nn.Module, inputs: Arguments, shapes: Any) -> ExportedProgram:
     """Capture that leaves the module and the random numbers of the caller as they are."""
     with ExitStack() as blocks:
-        for block in (evaluation_mode(module), preserved_state(module), uncompiled(module), seeded(0)):
+        for block in (
+            evaluation_mode(module),
+            preserved_state(module),
+            uncompiled(module),
+            plain_names(module),
+            seeded(0),
+        ):
             blocks.enter_context(block)
         blocks.enter_context(named_keywords(module, inputs[1]))
         return export(module, *with_new_containers(inputs), shapes)

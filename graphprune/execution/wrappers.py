@@ -1,7 +1,8 @@
 """Modules that wrap another one without changing what it computes."""
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -14,6 +15,9 @@ _INSIDE: dict[tuple[str, str], Callable[[Any], nn.Module]] = {
     ("torch.nn.parallel.data_parallel", "DataParallel"): lambda wrapper: wrapper.module,
     ("torch.nn.parallel.distributed", "DistributedDataParallel"): lambda wrapper: wrapper.module,
     ("torch._dynamo.eval_frame", "OptimizedModule"): lambda wrapper: wrapper._orig_mod,
+    ("torch.distributed.algorithms._checkpoint.checkpoint_wrapper", "ActivationWrapper"): (
+        lambda wrapper: wrapper._checkpoint_wrapped_module
+    ),
 }
 _SHARDED = ("torch.distributed.fsdp.fully_sharded_data_parallel", "FullyShardedDataParallel")
 
@@ -45,6 +49,19 @@ def require_module(module: object) -> nn.Module:
                 "module without it and load the full state dict into it, then trace that module"
             )
     return module
+
+
+@contextmanager
+def plain_names(module: nn.Module) -> Iterator[None]:
+    """Let a state dict name parameters as the module does in the block: hooks of wrappers in it leave out parts."""
+    held = [(part._state_dict_hooks, part._state_dict_hooks.copy()) for part in module.modules()]
+    try:
+        for hooks, _ in held:
+            hooks.clear()
+        yield
+    finally:
+        for hooks, before in held:
+            hooks.update(before)
 
 
 def _advice(value: object) -> str:

@@ -84,11 +84,21 @@ def _span(frame: FrameType) -> Span | None:
 def _receiver(frame: FrameType) -> nn.Module | None:
     """The module whose method the frame executes; its first parameter may have any name."""
     code = frame.f_code
-    first = frame.f_locals.get(code.co_varnames[0]) if code.co_argcount else None
+    parameter, index = first_parameter(code)
+    first = frame.f_locals.get(parameter)
+    if index is not None:
+        first = first[index] if isinstance(first, tuple) and first else None
     if not isinstance(first, nn.Module):
         return None
     method = inspect.unwrap(getattr(type(first), code.co_name, None) or _receiver)
     return first if getattr(method, "__code__", None) is code else None
+
+
+def first_parameter(code: CodeType) -> tuple[str, int | None]:
+    """Name of the parameter that holds a method's receiver, and its index there if that is a tuple, as ``*args``."""
+    if code.co_argcount:
+        return code.co_varnames[0], None
+    return (code.co_varnames[code.co_kwonlyargcount], 0) if code.co_flags & inspect.CO_VARARGS else ("", None)
 
 
 def _nested(code: CodeType) -> Iterator[CodeType]:

@@ -135,8 +135,9 @@ def _convert(undo: Undo, layer: nn.MultiheadAttention, heads: int) -> None:
     values = layer.out_proj.weight.shape[1]
     packed = layer.in_proj_weight
     scores = layer.q_proj_weight.shape[0] if packed is None else (packed.shape[0] - values) // 2
-    inputs = (layer.q_proj_weight if packed is None else packed).shape[1]
-    new = {"num_heads": heads, "head_dim": scores // heads, "embed_dim": inputs, "score_scale": scale}
+    weights = (layer.q_proj_weight, layer.k_proj_weight, layer.v_proj_weight) if packed is None else (packed,) * 3
+    new = dict(zip(("embed_dim", "kdim", "vdim"), (weight.shape[1] for weight in weights), strict=True))
+    new |= {"num_heads": heads, "head_dim": scores // heads, "score_scale": scale}
     # the fused kernels of `nn.TransformerEncoderLayer` are for layers whose widths are all the same
     for name, value in {**new, "_qkv_same_embed_dim": False}.items():
         undo.set_item(sizes, name, value)

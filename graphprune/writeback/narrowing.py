@@ -123,6 +123,7 @@ class Narrowing:
         self.cases = [make_case(program, seed) for seed in range(CASES)]
         self.unused = unused_parameters.unused(self.rewritten.original, module)
         self.trains, self.untrainable, self.follows_unused = self._runs_in_training(), False, False
+        self.layers_in_training: set[str]
         self.unused_cuts: dict[str, dict[int, Tensor]] = {}
         self.ambiguous = list[str]()
 
@@ -253,7 +254,8 @@ class Narrowing:
     def _runs_in_training(self) -> bool:
         """Whether the module runs in training mode, on the first random inputs."""
         try:
-            self._run_in_training()
+            with unused_parameters.layers_that_run(self.module, self.unused) as self.layers_in_training:
+                self._run_in_training()
         except Exception:  # a forward may need labels, or more samples, in training
             return False
         return True
@@ -326,7 +328,14 @@ class Narrowing:
             possible = unused_parameters.readings(name, self.unused[name], self.dependencies, rows)
             removed |= possible[0] if len(possible) == 1 else {}
             self.ambiguous += [name] if len(possible) > 1 else []
+        self.ambiguous += self._unfollowed(rows)
         return unused_parameters.retained(removed, self.unused)
+
+    def _unfollowed(self, rows: Any) -> list[str]:
+        """Parameters of layers that no run reaches, although they may belong to a group that was cut."""
+        idle, reached = self.idle(), self.layers_in_training
+        others = {n: t for n, t in self.unused.items() if n not in idle and n.rpartition(".")[0] not in reached}
+        return [n for n, t in others.items() if unused_parameters.may_follow(n, t, self.dependencies, rows)]
 
     def idle(self) -> list[str]:
         """Unused parameters that a layer holds together with used ones: no run shows what they belong to."""

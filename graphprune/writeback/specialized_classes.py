@@ -21,7 +21,7 @@ from typing import Any
 from torch import nn
 
 from graphprune.errors import WriteBackError, because
-from graphprune.writeback.call_sites import ArgumentPath, Span
+from graphprune.writeback.call_sites import ArgumentPath, Span, first_parameter
 
 _FUTURES = [getattr(__future__, name).compiler_flag for name in __future__.all_feature_names]
 
@@ -97,13 +97,16 @@ def _edited(base: type, name: str, edits: Sequence[ArgumentEdit]) -> str:
     _, function = _function(base, name)
     lines, _ = inspect.findsource(function.__code__)
     node = copy.deepcopy(_definition(_parsed("".join(lines)), function))
-    receiver = function.__code__.co_varnames[0]
+    parameter, index = first_parameter(function.__code__)
+    receiver: ast.expr = ast.Name(parameter, ast.Load())
+    if index is not None:
+        receiver = ast.Subscript(receiver, ast.Constant(index), ast.Load())
     for span in {edit.span for edit in edits}:
         expressions = [inner for inner in ast.walk(node) if _has_span(inner, span)]
         if len(expressions) != 1:
             raise WriteBackError(f"the source of {base.__name__}.{name} has no call that ends at line {span[1]}")
         for edit in sorted((edit for edit in edits if edit.span == span), key=lambda edit: str(edit.path)):
-            value = ast.Attribute(ast.Name(receiver, ast.Load()), edit.attribute, ast.Load())
+            value = ast.Attribute(receiver, edit.attribute, ast.Load())
             _replace_argument(expressions[0], edit, value)
     return ast.unparse(ast.fix_missing_locations(node))
 

@@ -6,6 +6,7 @@ and the layer's input shows where they arrive. Parameters that no run reaches ar
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -131,6 +132,29 @@ def readings(name: str, tensor: Tensor, dependencies: Dependencies, groups: Mapp
             if inside and size == group.size and group.name in groups and len(groups[group.name]) == 1:
                 possible.append({(name, dim): set(range(size)) - set(groups[group.name][0])})
     return possible
+
+
+def may_follow(name: str, tensor: Tensor, dependencies: Dependencies, groups: Mapping[str, Rows]) -> bool:
+    """Whether a parameter of a layer that no run reaches has the former width of a group in the layers around it."""
+    outer = name.rpartition(".")[0].rpartition(".")[0]
+    prefix = f"{outer}." if outer else ""
+    near = (g for g in dependencies.groups if any(place.parameter.startswith(prefix) for place in g.places))
+    return any(g.size in tensor.shape and len(groups.get(g.name, [range(g.size)])[0]) < g.size for g in near)
+
+
+@contextmanager
+def layers_that_run(module: nn.Module, tensors: Mapping[str, Tensor]) -> Iterator[set[str]]:
+    """Paths of the layers that hold these parameters and run in the block."""
+    paths: set[str] = set()
+    with ExitStack() as stack:
+        for path in {name.rpartition(".")[0] for name in tensors}:
+            hook = partial(_note, paths, path)
+            stack.callback(module.get_submodule(path).register_forward_pre_hook(hook).remove)
+        yield paths
+
+
+def _note(paths: set[str], path: str, *_: Any) -> None:
+    paths.add(path)
 
 
 def retained(removed: Removed, tensors: Mapping[str, Tensor]) -> dict[str, dict[int, Tensor]]:

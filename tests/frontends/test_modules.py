@@ -11,6 +11,7 @@ import pytest
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 import graphprune as gp
 from graphprune.errors import InputError, TraceError
@@ -265,6 +266,7 @@ WRAPPERS: dict[str, Callable[[nn.Module], Any]] = {
     "parallel": nn.DataParallel,
     "compiled": torch.compile,
     "both": lambda module: torch.compile(nn.DataParallel(module)),
+    "recomputed": checkpoint_wrapper,
 }
 
 
@@ -272,6 +274,13 @@ WRAPPERS: dict[str, Callable[[nn.Module], Any]] = {
 def test_wrappers_are_taken_off(name: str) -> None:
     program = gp.trace(WRAPPERS[name](Swallows()), (torch.randn(4, 6),))
     assert program.parameters == {"first.weight", "first.bias", "last.weight", "last.bias"}
+
+
+def test_layers_that_are_recomputed_for_gradients_are_captured() -> None:
+    module: Any = nn.Sequential(checkpoint_wrapper(nn.Linear(6, 8)), nn.ReLU(), nn.Linear(8, 3))
+    program = gp.trace(module, (torch.randn(4, 6),))
+    gp.apply(program, gp.plan(program, ratio=0.5)).write_back(module)
+    assert module[2].in_features == 4 and "0.weight" in module.state_dict()  # its hooks rename as before
 
 
 def test_a_module_that_was_compiled_in_place_is_captured() -> None:

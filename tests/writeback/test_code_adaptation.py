@@ -45,17 +45,18 @@ def decorated(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class InMethods(FromInput):
-    """Sizes in a list, in a method with a decorator and a default, by a receiver that is not called self."""
+    """Sizes in a list, in a method with a decorator and a default, by a receiver of another name or none."""
 
     @decorated
     def heads_of(layer, x: Tensor, like: Tensor, dim: int = -1) -> Any:  # noqa: N805
         sizes = [*like.shape[:2], layer.heads, like.shape[dim] // layer.heads]
         return x.reshape(sizes).transpose(1, 2)
 
-    def forward(layer, x: Tensor) -> Any:  # noqa: N805
+    def forward(*arguments: Any) -> Any:
+        layer, x = arguments
         q, k, v = (layer.heads_of(y, x) for y in layer.qkv(x).split(layer.width, dim=-1))
         y = ((q * (layer.width // layer.heads) ** -0.5) @ k.mT).softmax(-1) @ v
-        return layer.out(y.transpose(1, 2).reshape(*x.shape[:2], x.shape[-1]))
+        return layer.out(y.transpose(1, 2).reshape(len(x), x.shape[1], x.shape[-1]))
 
 
 @pytest.mark.parametrize("kind", [FromInput, InMethods])

@@ -140,6 +140,7 @@ class Auxiliary(nn.Module):
         self.stem, self.body = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
         self.head = nn.Linear(16, 4)
         self.aux = nn.Sequential(nn.Conv2d(16, 16, 3, groups=16), nn.BatchNorm2d(16), nn.Conv2d(16, 2, 1))
+        self.probe = nn.Linear(16, 3)  # of another method
 
     def forward(self, x: Tensor, mask: Tensor | None = None) -> Any:
         x = self.stem(x).relu()
@@ -158,7 +159,7 @@ def test_what_the_traced_call_does_not_use_follows() -> None:
     result = small.write_back(module)
     assert not result.padded and {"aux.0.weight", "aux.1.running_mean", "aux.2.weight"} <= {*result.unused}
     assert module.training and "runs in training mode" in result.checked
-    assert module(image)[1].shape == (2, 2, 6, 6) and result.undetermined == ("token",)  # as wide as stem and body
+    assert module(image)[1].shape == (2, 2, 6, 6) and result.undetermined == ("token", "probe.weight")
     assert result.assumed == ("Auxiliary.width = 8 (was 16)",) and module.features(image).shape[1] == 8
 
 
@@ -206,6 +207,7 @@ def test_attention_of_torch_becomes_narrow(layer: str) -> None:
     narrow = module.attention if layer == "attention" else module.encoder.self_attn
     assert not result.padded and "MultiheadAttention.forward" in result.adapted
     assert isinstance(narrow, nn.MultiheadAttention) and narrow.in_proj_weight.shape[0] < 96
+    assert narrow.kdim == narrow.in_proj_weight.shape[1] and not result.undetermined
     padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
     alone = module(X[1:, :3])
     assert torch.allclose(module(X, padding)[1:, :3], alone, atol=1e-5)

@@ -19,7 +19,8 @@ def readings(
 ) -> dict[Slot, list[int]]:
     """New widths of the groups and parameters in a layer whose former width an undetermined attribute equals.
 
-    `shapes` are those of the parameters before and after the cut. Layers of torch are not among these.
+    `shapes` are those of the parameters before and after the cut. Layers of torch are not among these, nor ours in
+    their place.
     """
     paths: dict[int, str] = {}
     for path, layer in module.named_modules():
@@ -29,7 +30,7 @@ def readings(
         path = paths.get(id(slot.owner))
         if path is None or slot in determined or slot.current != slot.value or type(slot.value) is not int:
             continue
-        if type(slot.owner).__module__.startswith("torch."):
+        if type(slot.owner).__module__.startswith(("torch.", "graphprune.")):
             continue
         prefix = f"{path}." if path else ""
         pairs = (zip(old, shapes[1].get(n, old), strict=True) for n, old in shapes[0].items() if n.startswith(prefix))
