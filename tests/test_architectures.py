@@ -1,6 +1,7 @@
 """Every architecture is cut, proved, and written back, by code that knows none of them."""
 
 import copy
+import itertools
 import json
 from collections import ChainMap
 from collections.abc import Callable
@@ -25,7 +26,7 @@ ONE = {
 }  # fmt: skip
 #: Every way to save an encoder and a network of images; the slow tests try all kinds.
 QUICK = {
-    ("bert", "stock"), ("vit", "stock"), ("resnet-basic", "stock"), ("resnet-basic", "free"), ("mobilenet", "stock"),
+    ("bert", "stock"), ("vit", "stock"), ("resnet-basic", "stock"), ("resnet-basic", "free"),
 }  # fmt: skip
 
 Captured = tuple[nn.Module, dict[str, Any], gp.Program]
@@ -55,8 +56,7 @@ def close(a: Tensor, b: Tensor) -> bool:
     return bool((a - b).abs().max() <= 1e-4 * b.abs().max())
 
 
-@pytest.mark.parametrize("recipe", ["magnitude", "random"])
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("kind", "recipe"), zip(KINDS, itertools.cycle(["magnitude", "random"])))
 def test_a_cut_agrees_everywhere(kind: str, recipe: str, captured: Callable[[str], Captured]) -> None:
     module, kwargs, program = captured(kind)
     before = logits(module, kwargs)
@@ -93,7 +93,7 @@ def use(kind: str, module: nn.Module, kwargs: dict[str, Any]) -> None:
     assert all(torch.isfinite(p).all() for p in module.parameters())
 
 
-@pytest.mark.parametrize("kind", ["llama", "gpt2", "resnet-basic", "mobilenet"])
+@pytest.mark.parametrize("kind", ["llama", "resnet-basic"])
 def test_a_cut_that_is_wrong_is_found(kind: str, captured: Callable[[str], Captured]) -> None:
     _, _, program = captured(kind)
     plan, other = (gp.plan(program, ratio=0.5, recipe="random", seed=seed) for seed in (0, 1))

@@ -49,7 +49,7 @@ def heal(options: HealOptions) -> Healing:
     """
     texts = _are_texts(options.data)
     if options.data is None or (texts and not options.data):
-        raise TypeError("heal(): missing a required argument: 'data'")
+        raise TypeError("heal(): missing a required argument: 'data', or it is empty")
     require_aim(options, texts)
     if isinstance(options.pruned, nn.Module):
         return heal_module(options, options.pruned)

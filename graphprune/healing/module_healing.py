@@ -1,5 +1,6 @@
 """Healing of a module in place, on batches of the user."""
 
+import inspect
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ from graphprune.healing.heal_options import HealOptions
 from graphprune.healing.healing_record import Healing, record
 from graphprune.healing.models import LoadedModel
 from graphprune.healing.training_run import aim_of, train
+from graphprune.statistics.batch_inputs import described
 from graphprune.support import distributed
 from graphprune.support.resume import resumable
 from graphprune.support.workspace import Workspace
@@ -41,6 +43,9 @@ def heal_module(options: HealOptions, module: nn.Module) -> Healing:
         raise OptionError("the teacher is the pruned module itself; copy the module before it is pruned")
     if isinstance(teacher, str | Path):
         teacher = LoadedModel.teacher(teacher).module
+    if teacher is not None and not isinstance(teacher, nn.Module):
+        raise OptionError(f"teacher is {described(teacher)}, expected a module, a folder or a name of the hub")
+    _require_hidden_states(options, module, teacher)
     source = user_source(options, module, teacher)
     with (
         _resumed(options, module) as workspace,
@@ -50,6 +55,17 @@ def heal_module(options: HealOptions, module: nn.Module) -> Healing:
     if not source.counts[1]:
         log.warning("no validation batches: the weights of the last step are the result, and nothing was measured")
     return record(options, aim_of(options), outcome, source.steps, source.examples.unit, source.counts)
+
+
+def _require_hidden_states(options: HealOptions, *modules: nn.Module | None) -> None:
+    """Check that modules return hidden states, where these are compared."""
+    for one in modules if aim_of(options) == "hidden" else ():
+        known = {} if one is None else inspect.signature(one.forward).parameters
+        if known and "output_hidden_states" not in known and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
+            raise OptionError(
+                f"aim='hidden' needs a forward that takes output_hidden_states, as models of transformers do, and that "
+                f"of {type(one).__name__} does not; use aim='logits' or 'outputs'"
+            )
 
 
 def identity_in_memory(options: HealOptions, module: nn.Module) -> dict[str, Any]:

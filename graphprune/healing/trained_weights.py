@@ -37,7 +37,11 @@ class TrainedWeights:
         chosen = {name for name, weight in known.items() if scope == "all" or weight.dim() == 1}
         layers = list(_layers(module)) if scope == "lora" else []
         if not chosen and not layers:
-            raise OptionError(f"the model has no parameters to train with train={scope!r}; use train='all'")
+            raise OptionError(
+                f"the model has no parameters to train with train={scope!r}; use train='all'"
+                if known
+                else "all parameters of the model are frozen: set requires_grad of those to train"
+            )
         frozen = tuple(weight for name, weight in known.items() if name not in chosen)
         for weight in frozen:
             weight.requires_grad_(False)

@@ -38,7 +38,10 @@ def require_aim(options: HealOptions, texts: bool) -> None:
     if texts and (options.loss or options.forward or options.validation is not None):
         raise OptionError("loss, forward and validation need batches as data; texts have a loss of their own")
     if not texts and aim == "labels" and options.loss is None:
-        raise OptionError("batches need a loss: a function loss(output, batch), or a teacher")
+        raise OptionError(
+            "batches need a loss or a teacher: loss=lambda output, batch: cross_entropy(output, batch[1]), or "
+            "output.loss for a model that computes its own"
+        )
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from graphprune.ir.printer import type_text
 from graphprune.ir.program import Inputs, Program
 
 FORWARD = "forward=lambda model, batch: model(...)"
+NUMBERS = "biufc"  # kinds of arrays that tensors can hold
 LABELS = frozenset({"label", "labels", "label_ids", "target", "targets"})
 _POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
 
@@ -123,7 +125,8 @@ class Forward:
             return max(1, required)
         if required == most or required == len(batch) - 1:
             return required
-        raise self._unclear(batch, f"has {len(batch)} parts, of which the forward takes {required} to {most}")
+        takes = "any number of them" if self._takes_any else f"{required} to {most}"
+        raise self._unclear(batch, f"has {len(batch)} parts, of which the forward takes {takes}")
 
     @property
     def _takes_any(self) -> bool:
@@ -162,7 +165,8 @@ def described(batch: Any) -> str:
     if isinstance(batch, list | tuple):
         shown = [described(part) for part in batch[:6]] + ["..."] * (len(batch) > 6)
         return f"({', '.join(shown)})" if isinstance(batch, tuple) else f"[{', '.join(shown)}]"
-    return f"a {type(batch).__name__}"
+    name = type(batch).__name__
+    return "None" if batch is None else f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 
 
 def form(batch: Any) -> Any:
@@ -175,10 +179,16 @@ def form(batch: Any) -> Any:
 
 
 def moved(batch: Any, device: torch.device | str) -> Any:
-    """Batch with its tensors on a device; other objects follow by their method `to`, if they have one."""
+    """Batch with its tensors on a device, and arrays of numbers as tensors; other objects follow by a method `to`."""
     if isinstance(batch, Mapping) and not isinstance(batch, dict) and not hasattr(batch, "to"):
         return {key: moved(value, device) for key, value in batch.items()}
-    return pytree.tree_map(lambda leaf: leaf.to(device) if hasattr(leaf, "to") else leaf, batch)
+    return pytree.tree_map(lambda leaf: _moved(leaf, device), batch)
+
+
+def _moved(leaf: Any, device: torch.device | str) -> Any:
+    if isinstance(leaf, np.ndarray) and leaf.dtype.kind in NUMBERS:
+        leaf = torch.tensor(leaf)  # a copy, as arrays may be read-only
+    return leaf.to(device) if hasattr(leaf, "to") else leaf
 
 
 def leaves(batch: Any) -> Iterator[tuple[str, Tensor]]:

@@ -1,6 +1,7 @@
 """User's data: any iterable of batches, as calls of a module, with the user's loss and metric on its outputs."""
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -178,6 +179,8 @@ class UserData:
             for call in self if calls is None else calls:
                 output = self.output(model, call.batch) if self.forward else model(*call.args, **call.kwargs)
                 measured.append((_number(metric, output, call.batch), call.size))
+                if not math.isfinite(measured[-1][0]) and all(math.isfinite(value) for value, _ in measured[:-1]):
+                    log.warning("the metric is %s on the batch %s", measured[-1][0], described(call.batch))
         return measured
 
     def require_running(self, call: Call) -> None:
@@ -235,7 +238,8 @@ def checked_loss(loss: OfBatch, output: Any, batch: Any) -> Tensor:
     except Exception as fault:  # code of a user may raise anything
         raise CalibrationError(
             f"the loss fails{because(fault)}: the output is {described(output)}, the batch {described(batch)}; "
-            "expected loss(output, batch) that returns a scalar, with labels in the range of the outputs"
+            "expected a function of both that returns a scalar, as loss=lambda output, batch: cross_entropy(output, "
+            "batch[1]), with labels in the range of the outputs"
         ) from fault
     if not isinstance(value, Tensor) or value.numel() != 1:
         raise CalibrationError(
@@ -256,11 +260,12 @@ def checked_loss(loss: OfBatch, output: Any, batch: Any) -> Tensor:
 
 def _number(metric: OfBatch, output: Any, batch: Any) -> float:
     try:
-        return float(metric(output, batch))
+        value = metric(output, batch)
+        return float(value.float().mean() if isinstance(value, Tensor) and value.dim() else value)
     except Exception as fault:  # code of a user may raise anything
         raise CalibrationError(
             f"the metric fails{because(fault)}: the output is {described(output)}, the batch {described(batch)}; "
-            "expected metric(output, batch) that returns one number, the mean over the batch"
+            "expected metric(output, batch) that returns one number, or one for each sample"
         ) from fault
 
 
@@ -334,7 +339,7 @@ def _require_batches(data: Any) -> None:
             "DataLoader(dataset, batch_size=32, shuffle=True)"
         )
     if not callable(data) and not isinstance(data, Iterable) and not hasattr(data, "__getitem__"):
-        raise CalibrationError(f"data is a {type(data).__name__}, expected an iterable of batches: {advice}")
+        raise CalibrationError(f"data is {described(data)}, expected an iterable of batches: {advice}")
 
 
 def _device(module: nn.Module | Program) -> torch.device:

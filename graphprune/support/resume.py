@@ -102,7 +102,7 @@ def file_states(*paths: str | Path | None) -> dict[str, Any]:
 def _prepare(own: Path, identity: Mapping[str, Any], restart: bool | None) -> None:
     """Prepare the folder; an unfinished run in it must have the same identity."""
     path, text = own / IDENTITY, json.dumps(identity, sort_keys=True, default=str)
-    advice = f"delete {own.parent} to start over" if restart is None else "pass --restart to start over"
+    advice = f"delete {own.parent} to start over" if restart is None else "pass --restart (restart=True) to start over"
     if restart or not path.is_file():
         _clear(own)
         with writable(own):

@@ -24,15 +24,18 @@ def unwrapped_optimizers(optimizer: Any) -> tuple[Optimizer, ...]:
 
 
 def require_own(optimizers: Sequence[Optimizer], module: nn.Module) -> None:
-    """Check that optimizers train parameters of this module and no others.
+    """Check that optimizers train parameters of this module, and parameters of others beside all of its own only.
 
     Raises:
         TrainingError: if one does not.
     """
     own = {id(parameter) for parameter in module.parameters()}
+    held_by_any = _held(optimizers)
+    whole = all(id(parameter) in held_by_any for parameter in module.parameters() if parameter.requires_grad)
     for one in optimizers:
         held = [p for group in one.param_groups for p in group["params"]]
-        if foreign := [tuple(p.shape) for p in held if id(p) not in own]:
+        foreign = [tuple(p.shape) for p in held if id(p) not in own]
+        if foreign and not (whole and len(foreign) < len(held)):
             raise TrainingError(
                 f"{type(one).__name__} trains {len(foreign)} of {len(held)} parameters that "
                 f"{type(module).__name__} does not have (the first has shape {foreign[0]}): it is the optimizer of "
@@ -40,11 +43,17 @@ def require_own(optimizers: Sequence[Optimizer], module: nn.Module) -> None:
             )
 
 
+def _held(optimizers: Sequence[Optimizer]) -> set[int]:
+    """Identities of the parameters of optimizers."""
+    return {id(parameter) for one in optimizers for group in one.param_groups for parameter in group["params"]}
+
+
 class PendingGradients:
     """Record of the gradients that optimizers have applied, by which others are pending."""
 
     def __init__(self, optimizers: Sequence[Optimizer]) -> None:
         self.applied: dict[int, tuple[Tensor, int]] = {}
+        self.optimizers = optimizers
         self._hooks = [one.register_step_post_hook(self._record) for one in optimizers]
         self.listeners: list[Callable[[], None]] = []
 
@@ -59,11 +68,14 @@ class PendingGradients:
     def require_none(self, module: nn.Module) -> None:
         """Check that no gradient awaits a step, as in the middle of an accumulation.
 
+        Gradients of parameters that no optimizer holds await none.
+
         Raises:
             TrainingError: if one does.
         """
+        held = _held(self.optimizers)
         for name, parameter in module.named_parameters():
-            grad = parameter.grad
+            grad = parameter.grad if id(parameter) in held else None
             if grad is None or self._is_applied(parameter, grad) or not bool(grad.count_nonzero()):
                 continue
             raise TrainingError(

@@ -28,7 +28,7 @@ from graphprune.training.masks.soft_pruning import soften
 from graphprune.training.optimizer_state import PendingGradients, require_own, unwrapped_optimizers
 from graphprune.training.regularizers import Regularizer, made
 from graphprune.training.round_data import RoundData
-from graphprune.training.round_targets import RoundTargets, of_groups, require_amount
+from graphprune.training.round_targets import RoundTargets, of_groups, require_amount, require_reachable
 from graphprune.training.rounds import Round
 from graphprune.training.schedules import Schedule, reductions
 from graphprune.training.selection import Selection, select, surveyed
@@ -341,8 +341,10 @@ class Pruner:
 
         Raises:
             TrainingError: if masks are learned, which choose widths themselves.
+            PlanError: if the groups cannot give so much.
         """
         if name in ("sparsity", "macs"):
+            require_reachable(self._chain.program, self._chain.passes(self._chain.program, {"sparsity": value}, {}))
             return RoundTargets(tuple(value * part for part in parts))
         if self.masks is not None:
             raise TrainingError(f"masks choose the widths of groups, which {name} sets; give sparsity or macs")

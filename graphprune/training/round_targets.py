@@ -7,8 +7,9 @@ from typing import Any
 
 from graphprune.errors import TrainingError
 from graphprune.ir.program import Program
+from graphprune.passes.allocation.allocate import Allocate
 from graphprune.passes.allocation.ratios import named_ratios
-from graphprune.passes.selection.select import knobs
+from graphprune.passes.selection.select import Select, knobs
 from graphprune.pipeline import Pass, Pipeline
 from graphprune.planning.budget import Budget, Knob
 from graphprune.planning.facts import Eligible
@@ -45,6 +46,19 @@ def require_amount(amounts: Mapping[str, Any], options: Mapping[str, Any]) -> st
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 1:
         raise TrainingError(f"{name} must lie between 0 and 1 (0.7 removes 70 %), got {value!r}")
     return name
+
+
+def require_reachable(program: Program, passes: Sequence[Pass]) -> None:
+    """Check that the groups of a program can give what the passes of a plan are to remove.
+
+    Raises:
+        PlanError: if they cannot, with the greatest amount that they can give.
+    """
+    steps = flat(passes)
+    surveyed = Pipeline(tuple(takewhile(lambda step: step.surveys, steps)))(program)
+    for step in steps:
+        if isinstance(step, Allocate | Select):
+            surveyed = step.preflight(surveyed)
 
 
 def of_groups(

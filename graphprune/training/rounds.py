@@ -16,7 +16,8 @@ from graphprune.training import replicas
 from graphprune.workflows.recipes.recipe_rules import flat
 from graphprune.writeback.module import WrittenBack
 
-ALIEN = (Dropped, Rotatable, Factored)  # changes that a module in training cannot follow
+#: Facts of changes that a module in training cannot follow, and what a recipe does that makes them.
+ALIEN = {Dropped: "drops blocks", Rotatable: "rotates residual streams", Factored: "factorizes layers"}
 
 
 @dataclass(frozen=True)
@@ -93,10 +94,10 @@ def require_followed(passes: Sequence[Pass], recipe: str) -> None:
     """
     steps = flat(passes)
     made = {fact for step in steps for fact in step.makes}
-    if alien := [kind.__name__.lower() for kind in ALIEN if kind in made]:
+    if alien := [what for kind, what in ALIEN.items() if kind in made]:
         raise TrainingError(
-            f"recipe {recipe} makes a program that is {', '.join(alien)}, which a module in training cannot follow; "
-            "choose a recipe that cuts groups, such as magnitude or fasp"
+            f"recipe {recipe} {' and '.join(alien)}, which a module in training cannot follow; choose a recipe that "
+            "cuts groups, such as magnitude or fasp"
         )
     if not any(Plan in step.makes for step in steps):
         raise TrainingError(f"recipe {recipe} makes no plan; choose one that cuts groups, such as magnitude or fasp")

@@ -35,7 +35,13 @@ def reductions(schedule: str | Schedule, rounds: int) -> tuple[float, ...]:
         TrainingError: if a schedule of the user leaves the range or falls.
     """
     function = SCHEDULES[schedule] if isinstance(schedule, str) else schedule
-    parts = [float(function(i / rounds)) for i in range(1, rounds + 1)]
+    given = [function(i / rounds) for i in range(1, rounds + 1)]
+    try:
+        parts = [float(part) for part in given]
+    except (TypeError, ValueError) as fault:
+        raise TrainingError(
+            f"the schedule gives {given[-1]!r} after its rounds, expected numbers that rise from 0 to 1"
+        ) from fault
     rising = all(a <= b for a, b in zip([0.0, *parts], [*parts, 1.0], strict=True))
     if not rising or abs(parts[-1] - 1) > 1e-6:
         raise TrainingError(

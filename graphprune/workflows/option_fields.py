@@ -22,7 +22,7 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 SEQUENCES = (tuple, list, Sequence)
-BY_NAME = 'be numbers by name, as in {{"layer3.*": {}}}'
+BY_NAME = 'be {} by name, as in {{"layer3.*": {}}}'
 PLAIN = (str, Path, int, float, tuple, list, Mapping)  # types of values that a file can hold
 NAME = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")  # package.module:name
 KINDS = {bool: "be true or false", int: "be a whole number", float: "be a number", str: "be a text"}
@@ -85,8 +85,9 @@ class OptionGroup:
 
     def __post_init__(self) -> None:
         for name, one in described(type(self)).items():
-            value = getattr(self, name)
-            if wrong := problem(one, value, hints(type(self))[name]):
+            kind = hints(type(self))[name]
+            value = _as_numbers(getattr(self, name)) if _takes_numbers(kind) else getattr(self, name)
+            if wrong := problem(one, value, kind):
                 raise OptionError(f"{name} must {wrong}")
             object.__setattr__(self, name, normal(value))
 
@@ -124,6 +125,22 @@ def normal(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return tuple(os.fspath(one) if isinstance(one, Path) else one for one in value)
     return os.fspath(value) if isinstance(value, Path) else value
+
+
+def _takes_numbers(kind: Any) -> bool:
+    """Whether a value of this type may be a number, or hold some."""
+    return bool(named_numbers(kind)) or holds_numbers(kind) or bool({int, float} & {*alternatives(kind)})
+
+
+def _as_numbers(value: Any) -> Any:
+    """Value with the numbers of tensors, arrays, ranges and sets as those of Python."""
+    if isinstance(value, Mapping):
+        return {name: _as_numbers(one) for name, one in value.items()}
+    if isinstance(value, range | set | frozenset):
+        return tuple(sorted(value))
+    if isinstance(value, list | tuple):
+        return tuple(_as_numbers(one) for one in value)
+    return _as_numbers(value.tolist()) if hasattr(value, "tolist") else value
 
 
 def problem(one: "Field[Any]", value: Any, kind: Any, brackets: str = "()") -> str | None:
@@ -198,8 +215,9 @@ def _expected(known: OptionInfo, kind: Any) -> str:
     if known.choices:
         return f"be one of {', '.join(known.choices)}"
     if named := named_numbers(kind):
-        number = f"lie between 0 and 1 (0.2 is 20 %), or {BY_NAME}" if known.share else BY_NAME
-        return number.format("0.3" if named[0] is float else "[0, 7]" if named[1] else "64")
+        text = f"lie between 0 and 1 (0.2 is 20 %), or {BY_NAME}" if known.share else BY_NAME
+        numbers = "numbers" if known.least is None else f"whole numbers of at least {known.least}"
+        return text.format(numbers, "0.3" if named[0] is float else "[0, 7]" if named[1] else "64")
     if known.share:
         return "lie between 0 and 1 (0.2 is 20 %)"
     if known.least is not None and not repeats(kind):

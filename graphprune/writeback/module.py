@@ -111,6 +111,7 @@ def write_back(
         raise
     result = _result(search, trial, mismatch, (assumed, undetermined), tuple(reset))
     _warn(result)
+    _warn_of_hooks(replaced)
     _warn_of_stale([old for old, _ in replaced.values()])
     return result
 
@@ -152,12 +153,19 @@ def _warn(result: WrittenBack) -> None:
         log.warning("%s", result.config_mismatch)
 
 
+def _warn_of_hooks(replaced: Mapping[str, tuple[nn.Parameter, nn.Parameter]]) -> None:
+    """Log parameters whose hooks on gradients their narrower ones lack."""
+    kinds = ("_backward_hooks", "_post_accumulate_grad_hooks")
+    if hooked := [name for name, (old, _) in replaced.items() if any(getattr(old, kind, None) for kind in kinds)]:
+        log.warning("hooks on gradients were not moved to the narrower parameters: register those of %s again", hooked)
+
+
 def _warn_of_stale(removed: Sequence[nn.Parameter]) -> None:
     """Log optimizers that were not passed."""
     for optimizer in optimizers.stale(removed):
         log.warning(
-            "%s holds parameters that the module no longer has, and would train nothing: pass it to write_back "
-            "(optimizer=...), or make a new one",
+            "%s holds parameters that the module no longer has, and would train nothing: pass it as optimizer=, or "
+            "make a new one",
             type(optimizer).__name__,
         )
 

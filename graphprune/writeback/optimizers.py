@@ -50,7 +50,7 @@ Replaced = Mapping[str, tuple[nn.Parameter, nn.Parameter]]
 def follow(undo: Undo, optimizer: Optimizer, replaced: Replaced, cuts: TensorCuts) -> list[str]:
     """Swap replaced parameters in an optimizer and cut its state; return the parameters whose state starts anew."""
     by_old = {id(old): (name, new) for name, (old, new) in replaced.items()}
-    reset = []
+    reset = _without_history(undo, optimizer, replaced)
     for group in optimizer.param_groups:
         parameters = group["params"]
         undo.steps.append(partial(parameters.__setitem__, slice(None), list(parameters)))
@@ -64,6 +64,16 @@ def follow(undo: Undo, optimizer: Optimizer, replaced: Replaced, cuts: TensorCut
                 reset += [name] if state is None else []
                 _move(undo, optimizer.state, old, new, state)
     return reset
+
+
+def _without_history(undo: Undo, optimizer: Optimizer, replaced: Replaced) -> list[str]:
+    """Remove a history of all parameters in one vector, as that of LBFGS; return the parameters that it was of."""
+    if not replaced or getattr(optimizer, "_numel_cache", None) is None:
+        return []
+    undo.steps.append(partial(optimizer.state.update, dict(optimizer.state)))
+    optimizer.state.clear()
+    undo.set_item(vars(optimizer), "_numel_cache", None)
+    return [*replaced]
 
 
 def forget(undo: Undo, optimizer: Optimizer, removed: Iterable[nn.Parameter]) -> None:

@@ -1,7 +1,6 @@
 """The command line: clean answers on standard output, one readable message on standard error."""
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -266,16 +265,6 @@ def test_a_model_goes_all_the_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     status, _, told = run("apply", "out", "plan/plan.json", "--output", "out", "--force")
     assert (status, "another model" in told) == (2, True)
     assert sorted(Path("out").iterdir()) == before
-
-
-def test_the_module_runs_as_a_program() -> None:
-    command = [sys.executable, "-m", "graphprune", "inspect", "no/such/model", "--dot", "no/such.dot"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stdout == ""
-    assert "no/such/model" in done.stderr
-    assert "Traceback" not in done.stderr
-    assert not Path("no").exists()
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM"])

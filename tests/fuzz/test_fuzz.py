@@ -22,7 +22,7 @@ from tests.fuzz.law import Outcome, check
 from tests.fuzz.world import Graph
 
 QUIET = settings(deadline=None, database=None, suppress_health_check=list(HealthCheck))
-QUICK = settings(QUIET, max_examples=30, derandomize=True)
+QUICK = settings(QUIET, max_examples=20, derandomize=True)
 LONG = settings(QUIET, max_examples=500)
 
 

@@ -95,7 +95,9 @@ def test_batches_of_other_forms(net: Net, loader: DataLoader[Any]) -> None:
 @pytest.mark.parametrize(
     ("options", "error", "match"),
     [
-        ({}, OptionError, r"batches need a loss: a function loss\(output, batch\), or a teacher"),
+        ({}, OptionError, r"batches need a loss or a teacher: loss=lambda output, batch: .*output.loss for a model"),
+        ({"teacher": 3}, OptionError, "teacher is an int, expected a module, a folder or a name of the hub"),
+        ({"teacher": Net(), "aim": "hidden"}, OptionError, "forward that takes output_hidden_states, .*that of Net"),
         ({"loss": loss, "output": "out"}, OptionError, "output needs a folder as the pruned model"),
         ({"loss": lambda output, batch: output}, CalibrationError, "expected a tensor with one number"),
         ({"loss": lambda output, batch: output.sum() * float("nan")}, CalibrationError, "nan"),

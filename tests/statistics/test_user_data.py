@@ -5,6 +5,7 @@ from collections import UserDict
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -103,7 +104,21 @@ def test_a_metric_is_the_mean_over_samples() -> None:
     data = UserData.of(net, DataLoader(TensorDataset(X, Y), batch_size=10))
     mean = data.mean(lambda output, batch: (output.argmax(1) == batch[1]).float().mean(), net)
     assert mean == pytest.approx(float((net(X).argmax(1) == Y).float().mean()))
+    assert mean == data.mean(lambda output, batch: output.argmax(1) == batch[1], net), "one number for each sample"
     assert net.training
+
+
+def test_arrays_are_tensors() -> None:
+    data = UserData.of(Net(), [(X.numpy(), Y.numpy(), "a name")], lambda model, batch: model(batch[0]))
+    (call,) = data.calls()
+    assert call.args[0].equal(X) and call.batch[1].equal(Y) and call.batch[2] == "a name" and call.size == len(X)
+
+
+def test_a_metric_that_is_no_number_is_a_warning(caplog: pytest.LogCaptureFixture) -> None:
+    net = Net()
+    assert np.isnan(UserData.of(net, [X, X]).mean(lambda output, batch: float("nan"), net))
+    (record,) = caplog.records
+    assert "the metric is nan on the batch float32[24, 4]" in record.getMessage()
 
 
 def early() -> Any:
@@ -134,10 +149,12 @@ def failing() -> Iterator[Any]:
         (X, r"data is float32\[24, 4\], expected an iterable of batches"),
         ({"x": X}, "for one batch, pass"),
         (TensorDataset(X, Y), "has samples and no batches; pass DataLoader"),
-        (3, "data is a int, expected an iterable"),
+        (3, "data is an int, expected an iterable"),
         (["text"], "the batch a str is no tensor, tuple, list or dict; expected the inputs of forward.x, mask=None"),
         ([{"image": X}], "has no entry that is a parameter of the forward"),
         ([(X, X, Y)], "has 3 parts, of which the forward takes 1 to 2; .*forward=lambda model, batch"),
+        ([np.array(["text"])], "the batch an ndarray is no tensor"),
+        ([None], "the batch None is no tensor"),
         ([X, X[0]], r"batch 1 is float32\[4\], unlike the first one"),
     ],
 )

@@ -70,6 +70,8 @@ def test_schedules(name: str, shares: tuple[float, ...]) -> None:
     assert reductions(name, 4) == pytest.approx(shares, abs=1e-3)
     with pytest.raises(TrainingError, match="rise from 0 to 1"):
         reductions(lambda part: 1 - part, 4)
+    with pytest.raises(TrainingError, match="gives 'all' after its rounds"):
+        reductions(lambda part: "all", 4)  # type: ignore[arg-type, return-value]
 
 
 def test_groups_narrow_to_widths_and_by_ratios() -> None:
@@ -195,6 +197,40 @@ def test_gradients_that_were_applied_are_not_pending() -> None:
     assert pruner.step().written is not None
 
 
+def test_optimizers_of_a_part_and_of_more_than_the_module_follow() -> None:
+    torch.manual_seed(0)
+    net: Any = Net()
+    scale = nn.Parameter(torch.ones(()))
+    head = torch.optim.SGD(net.head.parameters(), 0.1)
+    pruner: Any = gp.Pruner(net, (X,), ratio=0.25, rounds=2, recipe="magnitude", optimizer=head)
+    batch = X, torch.tensor([0, 1])
+    for make in (lambda: head, lambda: torch.optim.LBFGS([*net.parameters(), scale], max_iter=2)):
+        optimizer: Any = make()
+
+        def closure(one: Any = optimizer) -> Any:
+            one.zero_grad()
+            value = loss(net(X) * scale, batch)
+            value.backward()
+            return value
+
+        pruner.adopt(optimizer)
+        optimizer.step(closure)
+        assert net.first.weight.grad.abs().sum() > 0
+        done = pruner.step()
+        assert bool(done.written.reset) == (optimizer is not head)
+        optimizer.step(closure)  # with its new sizes
+    assert net.first.out_channels == 12
+
+
+def test_hooks_of_parameters_that_are_lost_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    net, _, pruner = made(recipe="magnitude", rounds=1)
+    net.second.weight.register_hook(lambda gradient: gradient * 2)
+    net.head.bias.register_hook(lambda gradient: gradient * 2)  # which is not cut
+    pruner.step()
+    (message,) = [record.getMessage() for record in caplog.records if "hooks" in record.getMessage()]
+    assert "register those of ['second.weight'] again" in message
+
+
 def test_options_that_do_not_fit_are_refused() -> None:
     net = Net()
     foreign = torch.optim.SGD(Net().parameters(), 0.1)
@@ -211,7 +247,7 @@ def test_options_that_do_not_fit_are_refused() -> None:
         ({"rounds": 0}, "rounds must be a positive whole number, got 0"),
         ({"recipe": "fasp"}, "recipe fasp needs data"),
         ({"regularizer": "dress"}, "regularizer OutputEnergy needs data"),
-        ({"recipe": "sleb"}, "recipe sleb makes a program that is dropped"),
+        ({"recipe": "sleb"}, "recipe sleb drops blocks, which a module"),
         ({"masks": "sigmoid"}, "masks need optimizer="),
         ({"masks": "soft"}, "no masks of kind 'soft'"),
         ({"budget": "latency"}, "no budget in latency"),
@@ -224,11 +260,9 @@ def test_options_that_do_not_fit_are_refused() -> None:
 
 
 def test_too_much_is_refused_and_all_rounds_end() -> None:
-    net, _, pruner = made(recipe="magnitude", sparsity=0.99, rounds=1)
-    before = [id(parameter) for parameter in net.parameters()]
-    with pytest.raises(PlanError, match="the free groups hold at most"):
-        pruner.step()
-    assert before == [id(parameter) for parameter in net.parameters()]
+    for amount in ({"sparsity": 0.99}, {"sparsity": None, "macs": 0.999}):
+        with pytest.raises(PlanError, match="the free groups hold at most"):
+            made(recipe="magnitude", **amount)
     _, _, pruner = made(recipe="magnitude", sparsity=0.2, rounds=1)
     pruner.step()
     assert float(pruner.penalty()) == 0

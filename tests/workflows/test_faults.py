@@ -63,10 +63,12 @@ def refused(job: Job, *words: str, limit: int | None = None) -> None:
     assert [name for name in job.left() if name != ".out.run"] == []
 
 
-def test_a_killed_run_goes_on(job: Job, expected: dict[str, bytes]) -> None:
+def test_a_run_on_a_full_disk_or_killed_goes_on(job: Job, expected: dict[str, bytes]) -> None:
+    refused(job, "free some space", str(job.run), limit=5_000)
     kill_after(job, "calibrate")
     interrupt_after(job, "refit", signal.SIGTERM)
     assert "steps were finished before" in job.messages(), "what the first run calibrated"
+    refused(job, "free some space", str(job.out), limit=30_000)
     complete(job, expected)
     assert job.messages().count("steps were finished before") == 2
 
@@ -84,14 +86,8 @@ def test_a_run_that_is_asked_to_stop_says_so_and_goes_on(number: int, job: Job, 
     complete(job, expected)
 
 
-def test_a_full_disk_is_one_error(job: Job, expected: dict[str, bytes]) -> None:
-    refused(job, "free some space", str(job.run), limit=5_000)
-    refused(job, "free some space", str(job.out), limit=30_000)
-    complete(job, expected)
-
-
 @pytest.mark.slow
-def test_so_it_is_where_a_graph_is_saved(job: Job) -> None:
+def test_a_disk_too_small_for_a_graph(job: Job) -> None:
     job.more += ("--destination", "free")
     refused(job, "free some space", str(job.out), limit=200_000)
     assert job.finish() == 0, job.messages()

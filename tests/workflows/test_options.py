@@ -5,6 +5,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from mypy import api as mypy
@@ -108,6 +109,15 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 def test_values_are_checked(given: dict[str, Any], message: str) -> None:
     with pytest.raises(OptionError, match=message):
         options(**given)
+
+
+def test_numbers_may_be_those_of_arrays_and_tensors() -> None:
+    known = options(sparsity=None, drop={"a": torch.tensor([3, 0]), "b": {2, 1}, "c": range(2)})
+    assert known.drop == {"a": (3, 0), "b": (1, 2), "c": (0, 1)}
+    known = options(sparsity=np.float32(0.5), widths={"a": np.int64(4)}, samples=torch.tensor(8))
+    assert (known.sparsity, known.widths, known.samples) == (0.5, {"a": 4}, 8) and type(known.samples) is int
+    with pytest.raises(OptionError, match="drop must be whole numbers of at least 0 by name"):
+        options(drop={"a": np.array([0.5])})
 
 
 def test_ratios_are_several_numbers(program: gp.Program) -> None:

@@ -133,9 +133,15 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"macs": 0.5, "budget": "kv_cache"}, "macs is a share of the multiply-accumulates, and the budget is kv_cache"),
     ({"macs": 0.5, "ratio": {"*": 0.5}}, r"give either macs \(a share of all multiply-accumulates\) or ratio"),
     ({"ratio": {"*": 1.5}}, r"ratio must lie between 0 and 1 .*, or be numbers by name, as in \{\"layer3.\*\": 0.3\}"),
-    ({"ratio": {}, "widths": {"neurons": 0}}, "widths must be numbers by name"),
-    ({"widths": {"neurons": 7.5}}, r"widths must be numbers by name, as in \{\"layer3.\*\": 64\}, got"),
-    ({"drop": {"neurons": 3}}, r"drop must be numbers by name, as in \{\"layer3.\*\": \[0, 7\]\}, got"),
+    ({"ratio": {}, "widths": {"neurons": 0}}, "widths must be whole numbers of at least 1 by name"),
+    (
+        {"widths": {"neurons": 7.5}},
+        r"widths must be whole numbers of at least 1 by name, as in \{\"layer3.\*\": 64\}, got",
+    ),
+    (
+        {"drop": {"neurons": 3}},
+        r"drop must be whole numbers of at least 0 by name, as in \{\"layer3.\*\": \[0, 7\]\}, got",
+    ),
     ({"drop_blocks": 3}, "drop_blocks must be a sequence of numbers, got 3"),
     ({"ratio": {"neurns": 0.5}}, r"ratio 'neurns' matches no .*; did you mean neurons\?"),
     ({"ratio": {"*": 0.5, "blocks.0": 0.2}}, r"'blocks.0' has no effect, since '\*' comes first"),

@@ -4,6 +4,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from statistics import median
+from textwrap import shorten
 
 from tests import zoo
 from tools.zoo_benchmark.noise import PASSED
@@ -65,7 +66,7 @@ def failures(records: Sequence[Record]) -> Iterator[str]:
 
 def shortened(reason: str) -> str:
     """One line, without the place where packages are installed."""
-    return PACKAGES.sub("", " ".join(reason.split()))[:REASON]
+    return shorten(PACKAGES.sub("", reason), REASON, placeholder=" ...")
 
 
 def line(cells: Sequence[object]) -> str:

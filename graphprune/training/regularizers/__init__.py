@@ -59,7 +59,7 @@ def made(regularizer: "str | Regularizer", strength: float | None = None) -> "Re
 
     Raises:
         RegistryError: if there is none of this name.
-        TrainingError: if the strength is impossible.
+        TrainingError: if it is no regularizer, or the strength is impossible.
     """
     if strength is not None and (not isinstance(strength, int | float) or not strength >= 0):
         raise TrainingError(f"strength must be a number of at least 0, got {strength!r}")
@@ -67,6 +67,11 @@ def made(regularizer: "str | Regularizer", strength: float | None = None) -> "Re
         return regularizer
     if not regularizer:
         return None
+    if not isinstance(regularizer, str):
+        raise TrainingError(
+            f"regularizer is a {type(regularizer).__name__}, expected a name ({', '.join(REGULARIZERS)}) or an object of "
+            "a subclass of graphprune.training.regularizers.Regularizer"
+        )
     kind: Any = REGULARIZERS[regularizer]
     return kind() if strength is None else kind(strength=float(strength))  # type: ignore[no-any-return]
 

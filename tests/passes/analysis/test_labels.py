@@ -29,7 +29,6 @@ def labels(program: gp.Program) -> dict[str, int]:
         ("gpt2", {**ATTENTION, "hidden size": 1, "neurons": 2}),
         ("vit", {**ATTENTION, "hidden size": 1, "neurons": 2}),
         ("resnet-bottleneck", {"channels": 9}),
-        ("mobilenet", {"channels": 25}),
     ],
 )
 def test_labels_of_tiny_models(kind: str, expected: dict[str, int], tiny: Tiny, inputs: Inputs) -> None:
