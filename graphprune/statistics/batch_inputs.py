@@ -165,6 +165,8 @@ def described(batch: Any) -> str:
     if isinstance(batch, list | tuple):
         shown = [described(part) for part in batch[:6]] + ["..."] * (len(batch) > 6)
         return f"({', '.join(shown)})" if isinstance(batch, tuple) else f"[{', '.join(shown)}]"
+    if isinstance(batch, np.ndarray):
+        return f"an array of {batch.dtype}"
     name = type(batch).__name__
     return "None" if batch is None else f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"
 

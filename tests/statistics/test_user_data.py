@@ -153,7 +153,7 @@ def failing() -> Iterator[Any]:
         (["text"], "the batch a str is no tensor, tuple, list or dict; expected the inputs of forward.x, mask=None"),
         ([{"image": X}], "has no entry that is a parameter of the forward"),
         ([(X, X, Y)], "has 3 parts, of which the forward takes 1 to 2; .*forward=lambda model, batch"),
-        ([np.array(["text"])], "the batch an ndarray is no tensor"),
+        ([np.array(["text"])], "the batch an array of <U4 is no tensor"),
         ([None], "the batch None is no tensor"),
         ([X, X[0]], r"batch 1 is float32\[4\], unlike the first one"),
     ],

@@ -202,7 +202,7 @@ def test_optimizers_of_a_part_and_of_more_than_the_module_follow() -> None:
     net: Any = Net()
     scale = nn.Parameter(torch.ones(()))
     head = torch.optim.SGD(net.head.parameters(), 0.1)
-    pruner: Any = gp.Pruner(net, (X,), ratio=0.25, rounds=2, recipe="magnitude", optimizer=head)
+    pruner: Any = gp.Pruner(net, (X,), ratio=0.25, rounds=2, schedule="linear", recipe="magnitude", optimizer=head)
     batch = X, torch.tensor([0, 1])
     for make in (lambda: head, lambda: torch.optim.LBFGS([*net.parameters(), scale], max_iter=2)):
         optimizer: Any = make()

@@ -88,3 +88,27 @@ def test_without_a_module_that_has_the_parameters_there_is_no_trial(reshaping: g
 def test_factors_of_a_low_rank_are_refused_before_any_work(reshaping: gp.Program) -> None:
     with pytest.raises(PlanError, match="a module cannot follow the factors of recipe mpifa"):
         gp.plan(reshaping, sparsity=0.2, recipe="mpifa", follow=True)
+
+
+class Residual(nn.Module):
+    """Residual blocks, of which some are dropped before the others are narrowed."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.blocks = nn.ModuleList(nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 6)) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Any:
+        x = self.first(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.last(x)
+
+
+def test_cuts_are_tried_before_blocks_are_dropped() -> None:
+    torch.manual_seed(0)
+    module, x = Residual(), torch.randn(5, 4)
+    result = gp.prune(module, (x,), drop_blocks=[0], ratio=0.5, recipe="magnitude")
+    assert len(module.blocks) == 2 and module.first.out_features == 3
+    assert result.program is not None
+    torch.testing.assert_close(module(x), result.program.module()(x))

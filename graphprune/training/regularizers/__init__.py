@@ -69,8 +69,8 @@ def made(regularizer: "str | Regularizer", strength: float | None = None) -> "Re
         return None
     if not isinstance(regularizer, str):
         raise TrainingError(
-            f"regularizer is a {type(regularizer).__name__}, expected a name ({', '.join(REGULARIZERS)}) or an object of "
-            "a subclass of graphprune.training.regularizers.Regularizer"
+            f"regularizer is a {type(regularizer).__name__}, expected a name ({', '.join(REGULARIZERS)}) or an object "
+            "of a subclass of graphprune.training.regularizers.Regularizer"
         )
     kind: Any = REGULARIZERS[regularizer]
     return kind() if strength is None else kind(strength=float(strength))  # type: ignore[no-any-return]
