@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -80,11 +81,9 @@ assert "graphprune_example" in sys.modules
 
 
 def test_a_broken_plug_in_is_named_in_one_line(installed: Path, tmp_path: Path) -> None:
-    (tmp_path / "graphprune_example.py").write_text("import no_such_module\n")
-    done = start(tmp_path, "-c", "")
-    assert done.returncode == 0
-    broken = f"{tmp_path}{os.pathsep}{installed}"
-    done = start(Path(broken), "-m", "graphprune", "recipes")
+    broken = Path(shutil.copytree(installed, tmp_path / "broken"))
+    (broken / "graphprune_example.py").write_text("import no_such_module\n")
+    done = run("recipes", folder=broken)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert line.startswith("error: plug-in graphprune_example of graphprune-example 1.5 cannot be imported")
