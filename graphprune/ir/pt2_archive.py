@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.export import ExportedProgram
 from torch.export.pt2_archive import PT2ArchiveReader
 from torch.export.pt2_archive._package import load_pt2  # torch.export.load falls back to a format that is all pickles
@@ -31,7 +32,9 @@ def read(file: Path) -> ExportedProgram:
         pt2_safety.inspect(reader)
         _register_outputs(reader)
         with file.open("rb") as opened:
-            return load_pt2(opened).exported_programs["model"]
+            exported = load_pt2(opened).exported_programs["model"]
+        _check_declared(exported)
+        return exported
     except LoadError as fault:
         raise LoadError(f"{file} is refused: {fault}") from fault
     except Exception as fault:
@@ -39,6 +42,23 @@ def read(file: Path) -> ExportedProgram:
             f"{file} ({file.stat().st_size} bytes) is truncated, corrupt or of another version of torch than "
             f"{torch.__version__}{because(fault)}; save it again with torch.export.save"
         ) from fault
+
+
+def _check_declared(exported: ExportedProgram) -> None:
+    """Check that stored tensors have the types and shapes that the graph declares, which torch does not.
+
+    Raises:
+        LoadError: if one has not.
+    """
+    values = {node.name: node.meta.get("val") for node in exported.graph.nodes if node.op == "placeholder"}
+    for spec in exported.graph_signature.input_specs:
+        stored = exported.state_dict.get(spec.target or "", exported.constants.get(spec.target or ""))
+        declared = values.get(spec.arg.name)
+        if not isinstance(stored, Tensor) or not isinstance(declared, Tensor):
+            continue
+        kinds = [f"{str(t.dtype).removeprefix('torch.')}{list(t.shape)}" for t in (stored, declared)]
+        if kinds[0] != kinds[1]:
+            raise LoadError(f"{spec.target} is stored as {kinds[0]}, and its graph declares {kinds[1]}")
 
 
 def inputs(exported: ExportedProgram, file: Path) -> tuple[tuple[Any, ...], dict[str, Any]]:

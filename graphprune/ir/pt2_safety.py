@@ -46,6 +46,7 @@ _SCALAR_FUNCTIONS = re.compile(r"(torch\.(_sym|sym)_\w+|math\.\w+)")
 
 #: Words of a file that become names in compiled code, or are unused; none has quotes or brackets.
 _WORD = re.compile(r"[\w.+:/ -]*")
+LONGEST = 200  # characters of a message that come from a file
 #: Texts that are only data: origins of operators, string literals, and guards, which are never compiled.
 _INERT = ("metadata", "as_string", "as_strings", "guards_code")
 #: Dotted names of tensors and modules: code has them only as attributes, or in double quotes.
@@ -78,8 +79,9 @@ def _size_of(reader: PT2ArchiveReader, folder: str, record: str) -> int:
 
 def _require(plain: object, what: str) -> None:
     if not plain:
+        shown = what if len(what) <= LONGEST else f"{what[:LONGEST]}..."
         raise LoadError(
-            f"it holds {what}; reading it may run code, expected plain tensors and operators. If you trust the file, "
+            f"it holds {shown}; reading it may run code, expected plain tensors and operators. If you trust the file, "
             "load it with torch.export.load and pass its .module() to graphprune.trace"
         )
 

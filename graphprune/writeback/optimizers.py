@@ -63,6 +63,7 @@ def follow(undo: Undo, optimizer: Optimizer, replaced: Replaced, cuts: TensorCut
                 state = _state(name, old, optimizer.state[old], cuts)
                 reset += [name] if state is None else []
                 _move(undo, optimizer.state, old, new, state)
+    _forget_count(undo, optimizer)
     return reset
 
 
@@ -81,12 +82,19 @@ def forget(undo: Undo, optimizer: Optimizer, removed: Iterable[nn.Parameter]) ->
     own = {id(parameter) for parameter in removed}
     for group in optimizer.param_groups:
         retained = [id(parameter) not in own for parameter in group["params"]]
-        for key in ("params", "param_names"):
-            if key in group:
-                undo.set_item(group, key, list(compress(group[key], retained)))
+        for values in (group["params"], group.get("param_names", [])):  # in place: L-BFGS holds the first list, too
+            undo.steps.append(partial(values.__setitem__, slice(None), list(values)))
+            values[:] = compress(list(values), retained)
+    _forget_count(undo, optimizer)
     for parameter in removed:
         if parameter in optimizer.state:
             undo.steps.append(partial(optimizer.state.__setitem__, parameter, optimizer.state.pop(parameter)))
+
+
+def _forget_count(undo: Undo, optimizer: Optimizer) -> None:
+    """Let L-BFGS count its parameters anew."""
+    if "_numel_cache" in vars(optimizer):
+        undo.set_item(vars(optimizer), "_numel_cache", None)
 
 
 def _move(undo: Undo, states: Any, old: Tensor, new: Tensor, state: dict[str, Any] | None) -> None:

@@ -172,6 +172,7 @@ HOSTILE: dict[str, tuple[str, bytes | Edit, str]] = {
     "size by lambda": (pt2_safety.MODEL, _size("(lambda: 3)()"), r"the size '\(lambda"),
     "size by attribute": (pt2_safety.MODEL, _size("Symbol('s0').__class__"), r"the size \"Symbol"),
     "tower of powers": (pt2_safety.MODEL, _size("Pow(9, Pow(9, 9))"), r"the size 'Pow"),
+    "long size": (pt2_safety.MODEL, _size("x" * 100_000), r"the size 'x{190}\.\.\.;"),
     "symbol": (pt2_safety.MODEL, _size("Symbol('a.b(c)')"), r"the size \"Symbol"),
     "name": (pt2_safety.MODEL, _name("x=__import__('os').abort()"), r"the name \"x=__import__"),
     "factory": (pt2_safety.MODEL, _structure("collections.defaultdict", FACTORY), r"the context .*default_factory"),
@@ -221,6 +222,10 @@ def _stretched(tree: Any) -> None:
     meta.update(sizes=[{"as_int": 2**40}, {"as_int": 8}], strides=[{"as_int": 0}, {"as_int": 1}])
 
 
+def _declared(tree: Any) -> None:
+    tree["graph_module"]["graph"]["tensor_values"]["p_first_weight"].update(sizes=[{"as_int": 2**40}, {"as_int": 8}])
+
+
 GREEDY: dict[str, tuple[str, bytes | Edit, str]] = {
     "weight": (pt2_safety.WEIGHTS, _stretched, r"its tensors claim 8,796,[\d,]+ more elements than it holds"),
     "input": (
@@ -229,6 +234,11 @@ GREEDY: dict[str, tuple[str, bytes | Edit, str]] = {
         r"its tensors claim 1,099,[\d,]+ more",
     ),
     "inputs": (pt2_safety.SAMPLES, _pickled((_endless(60), {})), r"its example inputs have more than 100,000 parts"),
+    "graph": (
+        pt2_safety.MODEL,
+        _declared,
+        r"first\.weight is stored as float32\[16, 8\], and its graph declares float32\[1099511627776, 8\]",
+    ),
     "depth": (pt2_safety.MODEL, b"[" * 100_000, r"its JSON is nested too deeply"),
 }
 

@@ -58,6 +58,24 @@ def test_training_goes_on_with_cut_moments(make: Callable[..., torch.optim.Optim
     assert step(module, optimizer, x, y) < losses[0]
 
 
+def test_a_history_of_all_parameters_at_once_starts_anew() -> None:
+    module = Residual()
+    optimizer = torch.optim.LBFGS(module.parameters(), 0.1, max_iter=2)
+
+    def loss() -> float:
+        optimizer.zero_grad()
+        value = module(X).pow(2).mean()
+        value.backward()  # type: ignore[no-untyped-call]
+        return float(value.detach())
+
+    optimizer.step(loss)
+    short = drop(gp.trace(module, (X,)), ["blocks.1"])
+    result = gp.apply(short, gp.plan(short, ratio=0.5)).write_back(module, optimizer=optimizer)
+    before = loss()
+    optimizer.step(loss)
+    assert len(result.reset) == 1 and loss() < before
+
+
 def test_an_optimizer_that_is_not_passed_is_warned_about(caplog: pytest.LogCaptureFixture) -> None:
     module = nn.Sequential(nn.Linear(32, 24), nn.ReLU(), nn.Linear(24, 32))
     optimizer = torch.optim.SGD(module.parameters(), 0.1)
