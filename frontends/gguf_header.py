@@ -19,14 +19,14 @@ _LEAST_ENTRY = 13  # bytes of the shortest entry: an empty name, a type and a by
 _ELEMENTS_PER_BYTE = 8  # at most, in the tightest quantization
 
 
-def check(file: Path) -> None:
-    """Walk the header of a GGUF file.
+def check(file: Path) -> int:
+    """Number of elements of all tensors of a GGUF file, whose header is walked.
 
     Raises:
         LoadError: if a count, a length, a type or the place of a tensor does not fit the file.
     """
     with file.open("rb") as opened:
-        _Header(opened, file.stat().st_size).check()
+        return _Header(opened, file.stat().st_size).check()
 
 
 @dataclass
@@ -37,7 +37,7 @@ class _Header:
     size: int
     order: str = "<"
 
-    def check(self) -> None:
+    def check(self) -> int:
         self.file.read(4)
         version = self._number("I")
         if version & 0xFFFF == 0:  # of a machine with the other byte order
@@ -49,10 +49,9 @@ class _Header:
         for _ in range(entries):
             self._text()
             self._value(self._number("I"))
-        for _ in range(tensors):
-            self._tensor()
+        return sum(self._tensor() for _ in range(tensors))
 
-    def _tensor(self) -> None:
+    def _tensor(self) -> int:
         self._text()
         rank = self._number("I")
         if rank > _MAX_DIMENSIONS:
@@ -61,6 +60,7 @@ class _Header:
         self._number("I")
         if self._number("Q") > self.size or elements > self.size * _ELEMENTS_PER_BYTE:
             raise LoadError(f"a tensor of {elements:,} elements does not fit into the file")
+        return elements
 
     def _value(self, kind: int) -> None:
         if kind == _TEXT:

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from graphprune.errors import LoadError, because
-from graphprune.frontends import FRONTENDS, Frontend, gguf_header, gguf_weights, huggingface
+from graphprune.frontends import FRONTENDS, Frontend, gguf_weights, huggingface
 from graphprune.ir.program import Program
 from graphprune.support import cache
 from graphprune.support.atomic_output import UNWRITABLE
@@ -56,7 +56,6 @@ def _check(file: Path) -> None:
 def _convert(file: Path, target: Path) -> None:
     only: Any = {"gguf_file": file.name, "local_files_only": True}
     try:
-        gguf_header.check(file)
         _write(file, target, only)
         tokenizer = transformers.AutoTokenizer.from_pretrained(str(file.parent), **only)
     except (KeyboardInterrupt, SystemExit):

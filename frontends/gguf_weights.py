@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from graphprune.errors import LoadError
+from graphprune.frontends import gguf_header
 from graphprune.huggingface.config_limits import require_harmless
 from graphprune.huggingface.meta_models import weightless
 from graphprune.ir import weight_files
@@ -22,6 +24,7 @@ _architectures = Lazy("transformers.integrations.gguf.utils")
 _rules = Lazy("transformers.modeling_gguf_pytorch_utils")
 
 CHUNK = 1 << 20  # numbers to unpack at once
+MOST = 2  # parameters for each element of a file, in which a head may share its tensor with an embedding
 
 
 class NotByName(Exception):  # noqa: N818 - no error: there is another way
@@ -81,12 +84,16 @@ def write(file: Path, target: Path) -> None:
     """Fill a folder with the configuration and the weights of a GGUF file.
 
     Raises:
+        LoadError: if its header does not fit it, or a model of its settings has far more numbers than its tensors.
         NotByName: before anything is written, if the weights cannot be made one at a time.
     """
+    elements = gguf_header.check(file)
     config = transformers.AutoConfig.from_pretrained(str(file.parent), gguf_file=file.name, local_files_only=True)
     require_harmless(config.to_dict(), file)
     auto: Any = transformers.AutoModelForCausalLM
     model: Any = weightless(lambda settings: auto.from_config(settings, dtype=torch.float32), config)
+    if (size := model.num_parameters()) > MOST * elements:
+        raise LoadError(f"a model of its settings has {size:,} parameters, and its tensors have {elements:,} elements")
     source = _File.open(file, model)
     stored = {
         group[0]: next((name for name in group if name in source.tensors), None)

@@ -20,6 +20,7 @@ from graphprune.exporters.model_folders.module_folders import embedding_indices,
 from graphprune.exporters.model_folders.origins import Origin, loads_with
 from graphprune.huggingface import per_layer
 from graphprune.huggingface.config_biases import with_parameters
+from graphprune.huggingface.config_epsilons import literals_after, with_epsilons
 from graphprune.huggingface.config_widths import fit
 from graphprune.huggingface.meta_models import describe, flat, on_meta, stock_class
 from graphprune.ir import weight_files
@@ -90,6 +91,7 @@ def _fitted(program: Program, origin: Origin, destination: Destination) -> PreTr
             config = with_parameters(flat(config), unknown)
         except ExportError as fault:
             raise ExportError(f"{fault}; the program is not a version of {origin.name}") from fault
+    config = with_epsilons(config, literals_after(program))
     shapes = {name.removeprefix(origin.prefix): shape for name, shape in program.shapes().items()}
     return fit(config, shapes) if destination == "stock" else per_layer.fit_layers(config, shapes)
 

@@ -10,6 +10,7 @@ from torch import nn
 
 from graphprune.errors import ExportError, because, reason_of
 from graphprune.huggingface.adapters import BASE_LAYER, ranks_of
+from graphprune.huggingface.config_epsilons import Literals, several_epsilons, with_epsilons
 from graphprune.huggingface.config_widths import fit
 from graphprune.huggingface.layer_removal import shorten_config, shorten_lists
 from graphprune.huggingface.meta_models import Shapes, as_text, from_table, is_config
@@ -24,13 +25,14 @@ UNEVEN = "save the program with graphprune.save(program, output=folder, destinat
 OTHER = "plan with destination='stock' or 'per-layer', or save the program with graphprune.save(program, output=folder)"
 
 
-def follow(undo: Undo, module: nn.Module, shapes: Shapes, check: Callable[[], object]) -> str:
+def follow(undo: Undo, module: nn.Module, shapes: Shapes, literals: Literals, check: Callable[[], object]) -> str:
     """Update the configurations of all models of transformers in a module to these shapes of its parameters.
 
-    `check` raises if the module then disagrees. Returns the reasons why saved folders will not load, "" if they will.
+    Their epsilons follow the `literals` of operators. `check` raises if the module then disagrees. Returns the reasons
+    why saved folders will not load, "" if they will.
     """
     models = outermost(module)
-    reasons = [_follow(undo, path, model, shapes, check) for path, model in models.items()]
+    reasons = [_follow(undo, path, model, shapes, literals, check) for path, model in models.items()]
     reasons += [
         f"{type(part).__name__}.save_pretrained: its from_pretrained may build the widths before the cut"
         for path, part in module.named_modules()
@@ -60,7 +62,9 @@ def shorten_module(undo: Undo, module: nn.Module, entries: Sequence[str]) -> str
     return ""
 
 
-def _follow(undo: Undo, path: str, model: PreTrainedModel, shapes: Shapes, check: Callable[[], object]) -> str:
+def _follow(
+    undo: Undo, path: str, model: PreTrainedModel, shapes: Shapes, literals: Literals, check: Callable[[], object]
+) -> str:
     prefix = f"{path}." if path else ""
     adapters = {f"{prefix}{name}" for name in ranks_of(model)}
     own = {
@@ -70,7 +74,7 @@ def _follow(undo: Undo, path: str, model: PreTrainedModel, shapes: Shapes, check
     }
     config = named_config(model)
     try:
-        new = fit(config, own, trials=TRIALS)
+        new = with_epsilons(fit(config, own, trials=TRIALS), literals)
     except Exception as fault:  # the constructor of a configuration may raise any exception
         return _explained(reason_of(fault))
     mark = len(undo.steps)
@@ -84,6 +88,8 @@ def _follow(undo: Undo, path: str, model: PreTrainedModel, shapes: Shapes, check
                 "save_pretrained writes a folder that from_pretrained cannot load: the configuration is unchanged, "
                 f"since the forward reads it{because(fault)}; {OTHER}"
             )
+    if several := several_epsilons(config, literals):
+        return f"save_pretrained writes one number for norms that now need several: {', '.join(several)}; {OTHER}"
     return ""
 
 
@@ -99,7 +105,7 @@ def update(undo: Undo, config: PreTrainedConfig, old: PreTrainedConfig, new: Pre
     for name, value in _fields(new):
         if is_config(value) and is_config(vars(config).get(name)):
             update(undo, vars(config)[name], vars(old)[name], value)
-        elif type(value) in (int, list) and vars(old).get(name) != value:
+        elif type(value) in (int, float, list) and vars(old).get(name) != value:
             undo.set_item(vars(config), name, value)
 
 

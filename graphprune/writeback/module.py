@@ -13,6 +13,7 @@ from graphprune.execution.module_state import evaluation_mode
 from graphprune.execution.output_comparison import Verification
 from graphprune.execution.wrappers import unwrapped
 from graphprune.huggingface import followed_config
+from graphprune.huggingface.config_epsilons import literals_after
 from graphprune.huggingface.followed_config import shorten_module
 from graphprune.ir.program import Program, Rewritten
 from graphprune.support.undo import Undo
@@ -99,8 +100,10 @@ def write_back(
         with evaluation_mode(module):  # reading a parametrized weight in training mode may change its buffers
             trial = search.narrowest()
             assumed, undetermined = search.set_leftovers(trial)
-            sizes = trial.small.shapes() if configuration else {}
-            mismatch = followed_config.follow(search.undo, module, sizes, search.agreement) if configuration else ""
+            mismatch = ""
+            if configuration:
+                literals = literals_after(trial.small)
+                mismatch = followed_config.follow(search.undo, module, trial.small.shapes(), literals, search.agreement)
         cuts = search.tensor_cuts(trial, shapes)
         replaced = {n: (before[n], p) for n, p in module.named_parameters() if n in before and p is not before[n]}
         reset = [name for each in _each(optimizer) for name in optimizers.follow(search.undo, each, replaced, cuts)]

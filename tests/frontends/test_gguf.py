@@ -1,5 +1,6 @@
 """GGUF files: converted once, with the numbers that are in them."""
 
+import struct
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -147,6 +148,16 @@ def test_a_tokenizer_that_contradicts_itself(tmp_path: Path) -> None:
     write(tmp_path / "model.gguf", merge="B A")  # BA is no token
     with pytest.raises(LoadError, match=r"model\.gguf .* is truncated, corrupt or of an architecture"):
         load(tmp_path / "model.gguf")
+
+
+def test_settings_of_a_model_far_larger_than_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "model.gguf"
+    architecture = struct.pack("<Q20sIQ5s", 20, b"general.architecture", 8, 5, b"llama")
+    path.write_bytes(
+        b"GGUF" + struct.pack("<IQQ", 3, 0, 1) + architecture
+    )  # of the widths that a config has by default
+    with pytest.raises(LoadError, match=r"a model of its settings has 6,[\d,]+ parameters, and its tensors have 0"):
+        load(path)
 
 
 def test_an_unknown_architecture(tmp_path: Path) -> None:

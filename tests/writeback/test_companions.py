@@ -60,12 +60,12 @@ def test_training_goes_on_with_cut_moments(make: Callable[..., torch.optim.Optim
 
 def test_a_history_of_all_parameters_at_once_starts_anew() -> None:
     module = Residual()
-    optimizer = torch.optim.LBFGS(module.parameters(), 0.1, max_iter=2)
+    optimizer: Any = torch.optim.LBFGS(module.parameters(), 0.1, max_iter=2)
 
     def loss() -> float:
         optimizer.zero_grad()
         value = module(X).pow(2).mean()
-        value.backward()  # type: ignore[no-untyped-call]
+        value.backward()
         return float(value.detach())
 
     optimizer.step(loss)
