@@ -75,7 +75,7 @@ def _require_same(
         LoadError: if they differ; it names the first node that does.
     """
     with torch.no_grad():
-        outputs = module(**feeds)
+        outputs = module(**dict(zip(identifiers(feeds), feeds.values(), strict=True)))
     try:
         compare(dict(expected), outputs, f"{file} and its translation")
     except VerificationError as fault:
@@ -104,7 +104,7 @@ def identifiers(names: Mapping[str, Any]) -> list[str]:
     for name in names:
         text = re.sub(r"\W", "_", name)
         text = f"input_{text}" if not text.isidentifier() or keyword.iskeyword(text) else text
-        while text in known.values():
+        while text in known.values() or text == "self":
             text += "_"
         known[name] = text
     return list(known.values())

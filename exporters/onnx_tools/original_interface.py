@@ -85,9 +85,13 @@ class OriginalInterface:
         for new, value in renamed.items():
             value.name = new
             graph.initializers[new] = value
-        for values, names in ((graph.inputs, self.inputs), (graph.outputs, self.outputs)):
-            for value, name in zip(values, names, strict=True):
-                value.name = name
+        for value, name in zip(graph.inputs, self.inputs, strict=True):
+            value.name = name
+        inputs = dict(zip(self.inputs, graph.inputs, strict=True))
+        for i, (value, name) in enumerate(zip(list(graph.outputs), self.outputs, strict=True)):
+            if name in inputs:  # an input that is returned as it is
+                graph.outputs[i] = inputs[name]
+            value.name = name if name not in inputs else f"{name}__returned"
 
 
 def _shape(value: ir.Value) -> Shape:

@@ -28,6 +28,7 @@ from graphprune.support.packages import onnx_ir as ir
 MOST_ROUNDS = 64  # of a loop that is unrolled
 STATISTICS = {"BatchNormalization": (3, 4)}  # inputs that are no parameters
 CONTROL = ("If", "Loop", "Constant")
+_CONSTANTS = {"value", "value_float", "value_floats", "value_int", "value_ints"}  # attributes that hold numbers
 
 
 class TranslatedGraph(nn.Module):
@@ -173,7 +174,7 @@ class GraphRun:
     ) -> Sequence[np.ndarray | None] | None:
         """Values of a node of constants; None if it must run."""
         if node.op_type == "Constant":
-            return [_constant(node)]
+            return [_constant(node)] if _CONSTANTS & {*node.attributes} else None
         call = NodeCall(node, tuple(inputs), self.opset)
         if key(node.domain, node.op_type) not in quantized.NAMES:
             return evaluate(call)

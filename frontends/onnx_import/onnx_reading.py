@@ -28,7 +28,24 @@ def read(file: Path) -> ir.Model:
     _require_fixed_constants(file, model)
     if model.functions:
         load("onnx_ir.passes.common").InlinePass()(model)
+    _require_origins(file, model)
+    model.graph.sort()
     return model
+
+
+def _require_origins(file: Path, model: ir.Model) -> None:
+    """Check that each value is an input, a constant, or computed by a node of the file.
+
+    Raises:
+        LoadError: if one has no origin, as one of a sparse constant, which is not read.
+    """
+    for node in model.graph.all_nodes():
+        for value in node.inputs:
+            if value is not None and not (value.is_graph_input() or value.is_initializer() or value.producer()):
+                raise LoadError(
+                    f"{file}: node {node.name or node.outputs[0].name!r} ({node.op_type}) reads {value.name}, which is "
+                    "no input, constant or result of a node; sparse constants are not read: store it as a dense one"
+                )
 
 
 def _parsed(file: Path) -> ir.Model:

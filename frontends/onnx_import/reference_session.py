@@ -24,6 +24,7 @@ class ReferenceSession:
     """A model in ONNX Runtime on the CPU; the folder holds its external data."""
 
     def __init__(self, file: Path, model: bytes | None = None, folder: Path | None = None) -> None:
+        self.file = file
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 4
         options.intra_op_num_threads = torch.get_num_threads()
@@ -41,11 +42,15 @@ class ReferenceSession:
         """Types of the inputs by name.
 
         Raises:
-            LoadError: if one is no tensor of a type that torch has.
+            LoadError: if an input or output is no tensor of a type that torch has.
         """
-        for value in self.session.get_inputs():
-            if value.type not in _TYPES:
-                raise LoadError(f"input {value.name} is a {value.type}, expected one of {', '.join(_TYPES)}")
+        for kind, values in (("input", self.session.get_inputs()), ("output", self.session.get_outputs())):
+            for value in values:
+                if value.type not in _TYPES:
+                    raise LoadError(
+                        f"{self.file}: {kind} {value.name} is a {value.type}, expected one of {', '.join(_TYPES)}; "
+                        "remove it from the graph, or divide the graph before it"
+                    )
         return {value.name: _TYPES[value.type] for value in self.session.get_inputs()}
 
     def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -286,7 +286,44 @@ def rigid() -> onnx.ModelProto:
     return line(helper.make_node("Reshape", ["x", "shape"], ["y"]), constants={"shape": np.array([3, 2, 22])})
 
 
+def thinned() -> onnx.ModelProto:
+    """A constant of which the file lists only the numbers that are not zero."""
+    built = line(helper.make_node("MatMul", ["x", "w"], ["y"], "product"))
+    values, places = (
+        helper.make_tensor("w", TensorProto.FLOAT, [1], [2.0]),
+        helper.make_tensor("at", TensorProto.INT64, [1], [5]),
+    )
+    built.graph.sparse_initializer.append(helper.make_sparse_tensor(values, places, [4, 4]))
+    return built
+
+
+def listed() -> onnx.ModelProto:
+    """An input that is a list of tensors."""
+    built = line(helper.make_node("Relu", ["x"], ["y"]))
+    built.graph.input.append(helper.make_tensor_sequence_value_info("parts", TensorProto.FLOAT, [4]))
+    return built
+
+
+def worded() -> onnx.ModelProto:
+    """An output of words."""
+    built = line(helper.make_node("Relu", ["x"], ["y"]), helper.make_node("Identity", ["words"], ["names"]))
+    built.graph.initializer.append(helper.make_tensor("words", TensorProto.STRING, [1], [b"a"]))
+    built.graph.output.append(onnx.ValueInfoProto(name="names"))
+    return built
+
+
+def unread_words() -> onnx.ModelProto:
+    return line(
+        helper.make_node("Constant", [], ["words"], "speak", value_strings=[b"a"]),
+        helper.make_node("Relu", ["x"], ["y"]),
+    )
+
+
 BAD = {
+    thinned: r"node 'product' \(MatMul\) reads w, which is no input.*sparse constants are not read",
+    listed: r"model.onnx: input parts is a seq\(tensor\(float\)\), expected one of",
+    worded: r"model.onnx: output names is a tensor\(string\), expected one of",
+    unread_words: r"node 'speak' \(Constant\) cannot be translated.*value_strings",
     short: r"the constant w of shape \[8, 4\] holds another number of values",
     rigid: r"none of the sizes that were tried.*sizes=\{'n': N\}",
     unknown_operator: r"node 'glitter' has the operator com.acme::Sparkle, which is not translated",

@@ -89,9 +89,7 @@ def conv_transpose(call: NodeCall) -> Tensor:
     strides = call.attribute("strides") or [1] * spatial
     dilations = call.attribute("dilations") or [1] * spatial
     extra = call.attribute("output_padding") or [0] * spatial
-    kind = call.attribute("auto_pad", "NOTSET")
-    call.require(kind in ("NOTSET", "VALID") and not call.attribute("output_shape"), f"auto_pad {kind} or output_shape")
-    pads = call.attribute("pads") or [0] * (2 * spatial)
+    pads = transposed_pads(call, x.shape[2:], weight.shape[2:], strides, dilations, extra)
     function = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[spatial - 1]
     same = pads[:spatial] == pads[spatial:]
     y = function(x, weight, bias, strides, pads[:spatial] if same else 0, extra, call.attribute("group", 1), dilations)
@@ -111,16 +109,33 @@ def window_pads(
     before, after = [], []
     for size, window, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True):
         reach = (int(window) - 1) * dilation + 1
-        short = reach - stride if stride == 1 else (-(-size // stride) - 1) * stride + reach - size
-        total = (
-            short
-            if isinstance(short, int) and short > 0
-            else 0
-            if isinstance(short, int)
-            else cast(Any, torch).sym_max(short, 0)
-        )
-        small = total // 2
-        pair = (small, total - small) if kind == "SAME_UPPER" else (total - small, small)
+        short = reach - stride if stride == 1 else ((size + stride - 1) // stride - 1) * stride + reach - size
+        total = max(short, 0) if isinstance(short, int) else cast(Any, torch).sym_max(short, 0)
+        pair = _halves(total, kind)
         before.append(pair[0])
         after.append(pair[1])
     return [*before, *after]
+
+
+def transposed_pads(
+    call: NodeCall, sizes: Sequence[Size], kernel: Sequence[Size], strides: Sequence[int], dilations: Sequence[int],
+    extra: Sequence[int],
+) -> list[Size]:  # fmt: skip
+    """Indices that a transposed convolution removes at both ends of every spatial dimension, all first ends first."""
+    kind, shape = call.attribute("auto_pad", "NOTSET"), call.attribute("output_shape")
+    none = [0] * (2 * len(kernel))
+    if shape is None and kind in ("NOTSET", "VALID"):
+        return none if kind == "VALID" else list(call.attribute("pads") or none)
+    pairs = []
+    for i, (size, window, stride, dilation) in enumerate(zip(sizes, kernel, strides, dilations, strict=True)):
+        reach = (int(window) - 1) * dilation + 1 + extra[i]
+        total = reach - stride if shape is None else (size - 1) * stride + reach - shape[i - len(kernel)]
+        call.require(not isinstance(total, int) or total >= 0, "its output is larger than what it computes")
+        pairs.append(_halves(total, kind))
+    return [pair[side] for side in (0, 1) for pair in pairs]
+
+
+def _halves(total: Size, kind: str) -> tuple[Size, Size]:
+    """Padding before and after, whose odd one is after for SAME_UPPER."""
+    small = total // 2
+    return (small, total - small) if kind == "SAME_UPPER" else (total - small, small)

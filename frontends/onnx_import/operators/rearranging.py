@@ -88,7 +88,7 @@ def split(call: NodeCall) -> Any:
     count = len(call.node.outputs)
     if sizes is None:
         whole = x.shape[axis]
-        each = -(-whole // count)
+        each = (whole + count - 1) // count  # rounded up without negative numbers, which ONNX divides otherwise
         sizes = [each] * (count - 1) + [whole - each * (count - 1)]
     return tuple(torch.split(x, sizes, axis)) if count > 1 else x
 

@@ -1,0 +1,48 @@
+"""ONNX graphs that are valid, and rare: they are cut and written as others are."""
+
+from pathlib import Path
+
+import onnxruntime
+import pytest
+from onnx import helper
+
+import graphprune as gp
+from tests.frontends.onnx_graphs import model, numbers, write
+
+
+def test_unusual_but_valid_graphs(tmp_path: Path) -> None:
+    """Nodes in any order, an input with a name of Python, one that is returned as it is."""
+    nodes = [
+        helper.make_node("Gemm", ["wide", "down"], ["y"], transB=1),
+        helper.make_node("Relu", ["h"], ["wide"]),
+        helper.make_node("Gemm", ["self", "up"], ["h"], transB=1),
+    ]
+    built = model(nodes, {"self": ["n", 4]}, ["y"], {"up": numbers(8, 4), "down": numbers(3, 8)})
+    built.graph.output.append(built.graph.input[0])
+    program = gp.load(write(tmp_path, built))
+    compared = dict(
+        gp.save(gp.apply(program, gp.plan(program, ratio=0.5, recipe="magnitude")), output=tmp_path / "out")
+    )
+    assert compared["ONNX and masked original file"] < 1e-4
+    session = onnxruntime.InferenceSession(str(tmp_path / "out/onnx/model.onnx"), providers=["CPUExecutionProvider"])
+    assert [value.name for value in session.get_outputs()] == ["y", "self"]
+    x = numbers(5, 4)
+    assert (session.run(["self"], {"self": x})[0] == x).all()
+
+
+@pytest.mark.slow
+def test_padding_of_odd_sizes_is_written(tmp_path: Path) -> None:
+    """Padding that depends on a dynamic size is rounded in the written file as in the first."""
+    nodes = [
+        helper.make_node("Conv", ["x", "up"], ["h"], auto_pad="SAME_UPPER", strides=[2]),
+        helper.make_node("Conv", ["h", "down"], ["y"], auto_pad="SAME_LOWER", strides=[2]),
+    ]
+    program = gp.load(
+        write(tmp_path, model(nodes, {"x": [2, 3, "n"]}, ["y"], {"up": numbers(8, 3, 3), "down": numbers(4, 8, 3)}))
+    )
+    compared = dict(
+        gp.save(gp.apply(program, gp.plan(program, ratio=0.5, recipe="magnitude")), output=tmp_path / "out")
+    )
+    assert compared["ONNX and masked original file"] < 1e-4
+    session = onnxruntime.InferenceSession(str(tmp_path / "out/onnx/model.onnx"), providers=["CPUExecutionProvider"])
+    assert [session.run(None, {"x": numbers(2, 3, n)})[0].shape[2] for n in (7, 8, 9, 10)] == [2, 2, 3, 3]
