@@ -48,10 +48,14 @@ gp.save(small, output="saved")
 from graphprune.cli.commands import app
 app(["inspect", "mine:net"], standalone_mode=False)
 """
-EXPORT = """
+REFUSED = """
 from graphprune.cli import main
-sys.argv = ["graphprune", "export", "saved", "--target", "onnx", "--output", "x"]
-main()
+for words in (["export", "saved", "--target", "onnx", "--output", "x"], ["inspect", "decoder"]):
+    sys.argv = ["graphprune", *words]
+    try:
+        main()
+    except SystemExit as stop:
+        assert stop.code == 2
 """
 
 
@@ -74,51 +78,39 @@ def run(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run([sys.executable, *words], cwd=folder, env=given, capture_output=True, text=True, check=False)
 
 
-def refused(folder: Path, *words: str) -> str:
-    """The line with which the command line refuses."""
-    done = run(folder, "-m", "graphprune", *words)
-    assert (done.returncode, done.stdout) == (2, ""), done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done.stderr.splitlines()[-1]
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
     """A folder with a module of one's own and a broken torchvision and ONNX Runtime."""
-    made = tmp_path_factory.mktemp("broken")
-    broken_torchvision(made)
-    broken(made, "onnxruntime", "OSError('libonnx.so: cannot open shared object file')")
-    (made / "mine.py").write_text(MINE)
+    broken_torchvision(tmp_path)
+    broken(tmp_path, "onnxruntime", "OSError('libonnx.so: cannot open shared object file')")
+    (tmp_path / "mine.py").write_text(MINE)
     config = LlamaConfig(
         vocab_size=60, hidden_size=32, intermediate_size=64, num_hidden_layers=1, num_attention_heads=4,
         num_key_value_heads=2,
     )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(made / "decoder")
-    return made
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "decoder")
+    return tmp_path
 
 
 def test_a_module_of_ones_own_needs_no_package(folder: Path) -> None:
-    """Not even to save it, though without ONNX Runtime there are no ONNX files; what needs it says so.
+    """Not even to save it, though without ONNX Runtime there are no ONNX files; what needs a broken package says so.
 
     The import loads none, either. All public names are there, and no module hides one.
     """
-    done = run(folder, "-c", f"{NAMES}{LOADED}\n{WHOLE}{LOADED}{EXPORT}")
-    assert "the module is as narrow as the graph" in done.stdout, done.stderr
-    names, loaded, *_ = done.stdout.splitlines()
+    done = run(folder, "-c", f"{NAMES}{LOADED}\n{WHOLE}{LOADED}{REFUSED}")
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    names, nothing, *_, loaded = done.stdout.splitlines()
     text = (ROOT / "graphprune" / "public.py").read_text(encoding="utf-8")
-    assert names.split() == sorted(re.findall(r" as (\w+)\n", text)) and loaded == ""
-    assert not {"transformers", "torchvision", "onnxruntime", "gguf"} & set(done.stdout.splitlines()[-1].split(","))
+    assert names.split() == sorted(re.findall(r" as (\w+)\n", text)) and nothing == ""
+    assert not {"transformers", "torchvision", "onnxruntime", "gguf"} & set(loaded.split(","))
+    assert "the module is as narrow as the graph" in done.stdout
     assert (folder / "saved" / "model.pt2").is_file() and not (folder / "saved" / "onnx").exists()
     assert "mine:net" in done.stdout and "conv2d" in done.stdout
-    line = done.stderr.splitlines()[-1]
-    assert re.match(r"error: saved has no ONNX files, .*onnxruntime.* cannot be imported .*: reinstall it", line)
-    assert done.returncode == 2 and not (folder / "x").exists()
-
-
-def test_a_broken_torchvision_is_named(folder: Path) -> None:
-    line = refused(folder, "inspect", "decoder")
+    export, inspect = (line for line in done.stderr.splitlines() if line.startswith("error: "))
+    assert re.match(r"error: saved has no ONNX files, .*onnxruntime.* cannot be imported .*: reinstall it", export)
+    assert not (folder / "x").exists()
     assert re.fullmatch(
         rf"error: torchvision 0.28.0 cannot be imported with torch \S+ \(reason: {NMS}\): "
         "install the torchvision built for this torch, or uninstall it",
-        line,
+        inspect,
     )

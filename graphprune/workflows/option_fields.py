@@ -137,7 +137,7 @@ def _as_numbers(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {name: _as_numbers(one) for name, one in value.items()}
     if isinstance(value, range | set | frozenset):
-        return tuple(sorted(value))
+        return tuple(sorted(value, key=lambda one: (type(one).__name__, one)))
     if isinstance(value, list | tuple):
         return tuple(_as_numbers(one) for one in value)
     return _as_numbers(value.tolist()) if hasattr(value, "tolist") else value

@@ -64,10 +64,10 @@ def refused(job: Job, *words: str, limit: int | None = None) -> None:
 
 
 def test_a_run_on_a_full_disk_or_killed_goes_on(job: Job, expected: dict[str, bytes]) -> None:
-    refused(job, "free some space", str(job.run), limit=5_000)
     kill_after(job, "calibrate")
     interrupt_after(job, "refit", signal.SIGTERM)
     assert "steps were finished before" in job.messages(), "what the first run calibrated"
+    refused(job, "free some space", str(job.run), limit=5_000)
     refused(job, "free some space", str(job.out), limit=30_000)
     complete(job, expected)
     assert job.messages().count("steps were finished before") == 2

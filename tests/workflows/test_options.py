@@ -114,6 +114,7 @@ def test_values_are_checked(given: dict[str, Any], message: str) -> None:
 def test_numbers_may_be_those_of_arrays_and_tensors() -> None:
     known = options(sparsity=None, drop={"a": torch.tensor([3, 0]), "b": {2, 1}, "c": range(2)})
     assert known.drop == {"a": (3, 0), "b": (1, 2), "c": (0, 1)}
+    assert options(sparsity=None, drop_blocks={"blocks.2", 1}).drop_blocks == (1, "blocks.2")
     known = options(sparsity=np.float32(0.5), widths={"a": np.int64(4)}, samples=torch.tensor(8))
     assert (known.sparsity, known.widths, known.samples) == (0.5, {"a": 4}, 8) and type(known.samples) is int
     with pytest.raises(OptionError, match="drop must be whole numbers of at least 0 by name"):
