@@ -12,7 +12,7 @@ from graphprune.execution.equivalence import mask_program
 from graphprune.ir.program import Program
 from tools import benchmark_mutations
 from tools.benchmark_mutations import Verdict, judged, table
-from tools.mutation_benchmark.mutants import KINDS, Case, Mutant, mutants, noise
+from tools.mutation_benchmark.mutants import KINDS, Case, Mutant, literal, mutants, noise
 from tools.mutation_benchmark.truth import Reference, differs
 
 
@@ -48,6 +48,20 @@ def test_every_kind_of_mistake_is_made_and_those_that_matter_are_real(case: Case
     assert len({mutant.kind for mutant in made}) == len(KINDS)
     real = {mutant.kind for mutant in made if reference.is_changed_by(mutant.program)}
     assert {"two indices swapped", "noise in place of a weight", "a mask ignored", "an index too many"} <= real
+
+
+def test_literals_of_kernels_that_do_not_check_them_stay() -> None:
+    class Recurrent(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.body, self.head = nn.GRU(4, 6, batch_first=True), nn.Linear(6, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.head(self.body(x)[0] * 0.5)  # type: ignore[no-any-return]
+
+    case = benchmark_mutations.cut(gp.trace(Recurrent(), (torch.randn(2, 3, 4),)), Random(0))
+    made = [literal(case, Random(seed)) for seed in range(20)]
+    assert any(made) and not any(mutant and mutant.what.startswith("gru") for mutant in made)
 
 
 def test_an_output_differs_beyond_its_marks() -> None:
