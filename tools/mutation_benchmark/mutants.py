@@ -147,7 +147,7 @@ def literal(case: Case, random: Random) -> Mutant | None:
     places = [
         (node, path, value)
         for node in case.small.graph.nodes
-        if node.op == "call_function" and node.target not in UNCHECKED
+        if node.op == "call_function" and not {node.target, *(user.target for user in node.users)} & UNCHECKED
         for path, value in pytree.tree_flatten_with_path((node.args, dict(node.kwargs)))[0]
         if isinstance(value, (bool, int, float)) and (isinstance(value, bool) or abs(value) < 2**40)
     ]
