@@ -21,7 +21,7 @@ from tools.zoo_benchmark.subject import Subject, subject
 
 EVERY, EVERY_SLOW = 64, 16
 LONG = {  # take long
-    "hf/clm/afmoe", "hf/clm/jamba", "hf/clm/zaya", "hf/depth/dpt", "hf/depth/glpn", "hf/dual/align", "hf/dual/blip",
+    "hf/clm/jamba", "hf/clm/zaya", "hf/depth/dpt", "hf/depth/glpn", "hf/dual/align", "hf/dual/blip",
     "hf/dual/chinese_clip", "hf/img/pvt", "hf/seg/mobilevit", "hf/seg/mobilevitv2",
 }  # fmt: skip
 INEXACT = "hf/img/bit"  # all its channels are normalized, and its kernels over theirs
