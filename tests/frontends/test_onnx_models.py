@@ -307,7 +307,7 @@ def listed() -> onnx.ModelProto:
 def worded() -> onnx.ModelProto:
     """An output of words."""
     built = line(helper.make_node("Relu", ["x"], ["y"]), helper.make_node("Identity", ["words"], ["names"]))
-    built.graph.initializer.append(helper.make_tensor("words", TensorProto.STRING, [1], [b"a"]))
+    built.graph.initializer.append(numpy_helper.from_array(np.array(["a"], dtype=object), "words"))
     built.graph.output.append(onnx.ValueInfoProto(name="names"))
     return built
 
