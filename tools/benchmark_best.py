@@ -72,7 +72,8 @@ def work(name: str, options: argparse.Namespace) -> dict[str, Any]:
 
 def forward(program: gp.Program, options: argparse.Namespace) -> Sequence[tuple[str, float, int]]:
     """Run all windows twice through the dense model."""
-    tokenizer = model_folder.tokenizer(options.model)
+    assert program.source is not None
+    tokenizer = model_folder.tokenizer(program.source.texts)
     ids = texts.samples(tokenizer, texts.read(options.text), options.samples, options.length, 0)
     call = logits_function(program)
     with torch.inference_mode():

@@ -1,7 +1,7 @@
 """Taps of a graph that sum up Gram matrices of the gradients at outputs of linear layers, and of their inputs."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 
 import torch
@@ -18,6 +18,37 @@ Rows = Callable[[Tensor], Tensor]
 
 
 @dataclass
+class WeightedRows:
+    """Moments of the rows of a value, each with the sum of the weights that the layers that read it give to it.
+
+    The Gram matrix of a batch is computed once, after the last of these `readers`.
+    """
+
+    readers: int = 0
+    moments: Moments | None = None
+    waiting: Tensor | None = field(default=None, repr=False)
+    weights: Tensor = field(default_factory=lambda: torch.zeros(()), repr=False)
+    seen: int = 0
+
+    def add(self, rows: Tensor, weights: Tensor) -> None:
+        """Add the rows of a batch, shape (rows, n), with their weights for one reader, shape (rows, 1)."""
+        if self.waiting is not None and self.waiting.data_ptr() != rows.data_ptr():
+            self.finish()  # of a batch in which no gradient reaches some reader
+        self.waiting, self.weights, self.seen = rows, self.weights + weights, self.seen + 1
+        if self.seen == self.readers:
+            self.finish()
+
+    def finish(self) -> None:
+        """Add the rows that wait for further readers."""
+        if self.waiting is None:
+            return
+        rows = at_least_single(self.waiting)
+        self.moments = self.moments or Moments.empty(rows.shape[1], device=rows.device)
+        self.moments.add(rows, self.weights.sqrt())
+        self.waiting, self.weights, self.seen = None, torch.zeros(()), 0
+
+
+@dataclass
 class WeightedInputs:
     """Moments of the inputs of a linear layer, in which a row counts by the energy of its gradients at the outputs.
 
@@ -27,7 +58,10 @@ class WeightedInputs:
     """
 
     consumer: Consumer
-    shared: dict[str, Moments]
+    shared: dict[str, WeightedRows]
+
+    def __post_init__(self) -> None:
+        self.shared.setdefault(self.key, WeightedRows()).readers += 1
 
     @property
     def key(self) -> str:
@@ -41,13 +75,10 @@ class WeightedInputs:
             values = {} if ends is None else {str(member.offsets): ends}
             gradient, value = member.rows(gradient, values), member.rows(value, values)
             layout = as_rows
-        roots = at_least_single(layout(gradient)).norm(dim=1, keepdim=True)
+        weights = torch.linalg.vecdot(*[at_least_single(layout(gradient))] * 2)[:, None]
         if reads_positions(self.consumer):
-            roots = roots.square().mean().sqrt().expand_as(roots)
-        rows = at_least_single(self.consumer.features(value))
-        if self.key not in self.shared:
-            self.shared[self.key] = Moments.empty(rows.shape[1], device=rows.device)
-        self.shared[self.key].add(rows, roots)
+            weights = weights.mean().expand_as(weights)
+        self.shared[self.key].add(self.consumer.features(value), weights)
 
 
 class GradientTap(nn.Module):
@@ -123,7 +154,7 @@ def gradient_taps(
     module: fx.GraphModule, program: Program, layers: Iterable[Consumer], lookups: Sequence[str]
 ) -> Mapping[str, GradientTap]:
     """Taps at the outputs of linear layers, and of lookups in embedding tables, inserted into the graph, by node."""
-    shapes, shared, by_node = program.shapes(), dict[str, Moments](), dict[str, list[Consumer]]()
+    shapes, shared, by_node = program.shapes(), dict[str, WeightedRows](), dict[str, list[Consumer]]()
     for consumer in {c.key: c for c in layers if c.member or c.outputs}.values():
         by_node.setdefault(consumer.node, []).append(consumer)
     taps, inputs = dict[str, GradientTap](), dict[str, list[str]]()
@@ -145,9 +176,11 @@ def weighted_moments(taps: Mapping[str, GradientTap]) -> dict[str, Moments]:
         energies[reader.key] = energies.get(reader.key, 0.0) + tap.energy
     scaled = dict[str, Moments]()
     for _, reader in readers:
-        if reader.key in reader.shared and reader.key not in scaled:
-            sums, factor = reader.shared.pop(reader.key), 1 / energies[reader.key] if energies[reader.key] else 0.0
-            scaled[reader.key] = Moments(sums.gram.mul_(factor), sums.sums * factor, sums.tokens * factor)
+        if rows := reader.shared.pop(reader.key, None):
+            rows.finish()
+            sums, factor = rows.moments, 1 / energies[reader.key] if energies[reader.key] else 0.0
+            if sums is not None:
+                scaled[reader.key] = Moments(sums.gram.mul_(factor), sums.sums * factor, sums.tokens * factor)
     return {reader.consumer.key: scaled[reader.key] for _, reader in readers if reader.key in scaled}
 
 
