@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from graphprune.errors import OptionError
-from graphprune.statistics.data_files import TEXTS
+from graphprune.statistics.data_files import CALIBRATION, TEXTS
 from graphprune.workflows.goals.goal_options import GoalOptions
 from graphprune.workflows.option_fields import OptionGroup, option, required
 from graphprune.workflows.source_options import MODEL, AdapterFolder, HubSource, OnnxFile, PathLike
@@ -80,6 +80,11 @@ class Planning(OptionGroup):
     )
     refit: str = option(
         "", "A refit of the remaining weights that replaces that of the recipe, or none.", metavar="NAME"
+    )
+    rounding: str = option(
+        "none",
+        "Round the weights to the blocks of a later 4-bit export, errors compensated: int4 for ONNX, q4_0 for GGUF.",
+        choices=("none", "int4", "q4_0"),
     )
     sensitivity: PathLike = option("", "Allocate by a table that `graphprune sensitivity` wrote.", metavar="FILE")
     trials: int = option(24, "Trials of a recipe that searches.", least=1)
@@ -183,7 +188,7 @@ class Samples(OptionGroup):
 class Data(Samples):
     """Options of the calibration."""
 
-    calibration: PathLike | None = option(None, f"Calibration text: {TEXTS}.", metavar="TEXT")
+    calibration: PathLike | None = option(None, f"Calibration text: {CALIBRATION}.", metavar="TEXT")
     autocast: bool = option(False, "Calibrate with matrices multiplied in bfloat16, faster where processors can.")
 
 

@@ -14,12 +14,11 @@ from graphprune.axes.rule import Consumer
 from graphprune.display.progress import progress
 from graphprune.errors import CalibrationError, because
 from graphprune.execution.segments import split
-from graphprune.huggingface import model_folder
 from graphprune.ir.guards import problems
 from graphprune.ir.program import Program
 from graphprune.pipeline import PASSES, Pass
 from graphprune.planning.facts import Eligible
-from graphprune.statistics import texts
+from graphprune.statistics.calibration_windows import calibration_windows
 from graphprune.statistics.collector import BATCH_TOKENS, Calibration, Collector, token_batches
 from graphprune.statistics.moments import FullMoments, Moments, ProducerMoments, Statistics, from_tensors, to_tensors
 from graphprune.statistics.stream import Stream
@@ -36,7 +35,8 @@ MOMENTS = ("auto", "none", "diagonal", "full")
 class Calibrate(Pass):
     """Gather statistics of the dense model at every consumer of an eligible group.
 
-    `text` names a calibration text (see `texts`), from which `samples` windows of `length` tokens are drawn by `seed`;
+    `text` names a calibration text, or a mixture (see `calibration_windows`), from which `samples` windows of `length`
+    tokens are drawn by `seed`;
     or `batches` holds calls ``(args, kwargs)`` of the model, in which tokens outside the `attention_mask` are not
     counted. `moments` are ``diagonal`` (sums and squares), ``full`` (Gram matrices) or ``none``, for passes that need
     the inputs only. With `producers`, the layers that produce the groups are observed, too. By default, later passes of
@@ -135,8 +135,7 @@ class Calibrate(Pass):
             raise CalibrationError(
                 "there is nothing to calibrate on: name a text file, or pass batches of inputs from Python"
             )
-        tokenizer = model_folder.tokenizer(program.source.texts)
-        ids = texts.samples(tokenizer, texts.read(self.text), self.samples, self.length, self.seed)
+        ids = calibration_windows(program.source, self.text, self.samples, self.length, self.seed)
         sha256 = hashlib.sha256(ids.numpy().tobytes()).hexdigest()
         batches = _fitting(program, token_batches(program, ids, self.tokens))
         return Calibration(batches, self.text, self.samples, self.length, self.seed, sha256, self.autocast, self.device)

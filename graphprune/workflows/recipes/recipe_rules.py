@@ -16,13 +16,16 @@ from graphprune.passes.calibration.measure_latency import MeasureLatency
 from graphprune.passes.calibration.measure_routing import MeasureRouting
 from graphprune.passes.depth.drop_blocks import Drop
 from graphprune.passes.low_rank.allocate_ranks import AllocateRanks
+from graphprune.passes.low_rank.factorize import Factorize
 from graphprune.passes.low_rank.group_embeddings import GroupEmbeddings
 from graphprune.passes.reconstructions.refit import Refit
+from graphprune.passes.reconstructions.round_weights import RoundWeights
 from graphprune.passes.rewriting.follow import Follow
 from graphprune.passes.rewriting.rewrite import Rewrite
 from graphprune.passes.scores.score import Score
 from graphprune.passes.selection.select import Select
 from graphprune.pipeline import Pass, filled, live
+from graphprune.planning.facts import Refits
 from graphprune.statistics.collector import Calibration
 from graphprune.statistics.moments import GradientSums, OutputGradients, Statistics
 from graphprune.statistics.routing import Routing
@@ -241,6 +244,21 @@ def with_follow(passes: Passes, recipe: str, options: Any) -> Passes:
     if any(isinstance(step, AllocateRanks | GroupEmbeddings) for step in passes):
         raise PlanError(f"a module cannot follow the factors of recipe {recipe}; choose another, or omit follow")
     return tuple(each for step in passes for each in ((step, Follow()) if isinstance(step, Analyze) else (step,)))
+
+
+def with_rounding(passes: Passes, recipe: str, options: Any, values: Mapping[str, Any]) -> Passes:
+    """Round weights to blocks of 4 bits after the last pass that changes them.
+
+    Raises:
+        PlanError: if the recipe cuts nothing.
+    """
+    to = getattr(options, "rounding", "none")
+    if to == "none":
+        return passes
+    _place(passes, recipe, Rewrite, AllocateRanks)
+    at = 1 + max(i for i, step in enumerate(passes) if isinstance(step, Rewrite | Factorize) or Refits in step.makes)
+    new = filled(Analyze, values), filled(RoundWeights, values, to=to)
+    return completed((*passes[:at], *new, *passes[at:]), values)
 
 
 def with_latency(passes: Passes, options: Any, values: Mapping[str, Any]) -> Passes:

@@ -8,7 +8,7 @@ from typing import Any
 import yaml
 
 from graphprune.errors import LoadError, OptionError, because, choices
-from graphprune.statistics.data_files import PYDOC
+from graphprune.statistics.data_files import AND, PYDOC, text_names
 from graphprune.workflows.option_fields import OptionGroup, about, described, hints, needs_python, plain, problem
 
 FILE = "run.yaml"
@@ -64,6 +64,8 @@ def text(options: OptionGroup, command: str = "prune", file: str = FILE) -> str:
 
 
 def anywhere(path: str) -> str:
-    """Absolute path of a file or folder; other names of models and texts are returned unchanged."""
+    """Absolute paths of files and folders; other names of models and texts are returned unchanged."""
+    if len(names := text_names(path)) > 1:
+        return AND.join(map(anywhere, names))
     file = path if Path(path).exists() else path.partition("[")[0]  # documents of a text are FILE[0:1500]
     return os.path.abspath(path) if file and path not in PYDOC and Path(file).exists() else path

@@ -1,0 +1,108 @@
+"""The pass that rounds weights to blocks of 4 bits after a cut, so that a quantized export loses less."""
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import ClassVar
+
+from torch import Tensor
+
+from graphprune.axes.groups import Dependencies
+from graphprune.axes.rule import Consumer
+from graphprune.display.progress import progress
+from graphprune.errors import PlanError, choices
+from graphprune.execution.segments import split
+from graphprune.ir.program import Program
+from graphprune.ir.weights import Layered
+from graphprune.pipeline import PASSES, Pass
+from graphprune.planning.facts import Refits
+from graphprune.solvers.block_rounding import BLOCK, FORMATS, compensated, output_error, to_nearest
+from graphprune.solvers.factorable import factorable
+from graphprune.statistics.collector import Calibration, Collector
+from graphprune.statistics.moments import Moments
+from graphprune.statistics.stream import Stream
+
+log = logging.getLogger(__name__)
+
+
+@PASSES.register("round-weights")
+@dataclass(frozen=True)
+class RoundWeights(Pass):
+    """Round the weights of linear layers to the blocks of a 4-bit format, one layer after the other (GPTQ,
+    arXiv:2210.17323).
+
+    `to` is the format: ``int4``, which ``graphprune export --quant int4`` stores in ONNX, or ``q4_0``, which it stores
+    in GGUF. A layer is rounded for the inputs that the rounded layers before it give. The weights remain floating-point
+    numbers, and the export stores these very numbers. The layer that makes the outputs, embeddings, and shared weights
+    are not rounded.
+    """
+
+    name: ClassVar[str] = "round-weights"
+    needs: ClassVar[tuple[type, ...]] = (Dependencies, Calibration)
+    reads: ClassVar[tuple[type, ...]] = (Refits,)
+    makes: ClassVar[tuple[type, ...]] = (Refits,)
+    to: str = "int4"
+
+    def check(self) -> None:
+        """Refuse an unknown format.
+
+        Raises:
+            PlanError: if the format is unknown.
+        """
+        if self.to not in FORMATS:
+            raise PlanError(f"weights cannot be rounded to {self.to!r}; {choices(self.to, FORMATS)}")
+
+    def run(self, program: Program) -> Program:
+        """The program with rounded weights.
+
+        Raises:
+            CalibrationError: if activations are not finite.
+        """
+        layers, left = factorable(program, program.fact(Dependencies))
+        if self.to == "q4_0":  # which has no blocks of other sizes
+            odd = {c.weight for c in layers if program.shapes()[c.weight][c.dim] % BLOCK}
+            layers, left = (
+                [c for c in layers if c.weight not in odd],
+                left | dict.fromkeys(odd, "its rows are no blocks"),
+            )
+        rounded, errors = _rounded(program, layers, self.to)
+        for name, reason in left.items():
+            log.info("%s is not rounded: %s", name, reason)
+        if errors:
+            shares = [sum(column) / len(errors) for column in zip(*errors, strict=True)]
+            log.info(
+                "%d layers rounded to %s: their outputs change by %.2f %% on average, by %.2f %% if rounded to nearest",
+                len(errors), self.to, 100 * shares[0] ** 0.5, 100 * shares[1] ** 0.5,
+            )  # fmt: skip
+        refits = program.facts.get(Refits) or Refits({}, {}, program.weights)
+        refits = replace(refits, tuned=tuple(sorted({*refits.tuned, *rounded})))
+        return program.with_facts(refits, weights=Layered((rounded, program.weights)))
+
+
+def _rounded(
+    program: Program, layers: Sequence[Consumer], to: str
+) -> tuple[dict[str, Tensor], list[tuple[float, float]]]:
+    """New weights by name, and the relative squared errors of outputs: by compensation, and by rounding to nearest."""
+    changed, errors = dict[str, Tensor](), list[tuple[float, float]]()
+    segments = split(program, {layer.node for layer in layers})
+    stream, weights = Stream.start(program, program.fact(Calibration)), Layered((changed, program.weights))
+    with progress("rounding", 2 * len(segments) * len(stream.batch_indices)) as step:
+        for segment in segments:
+            inside = [layer for layer in layers if layer.node in segment.names]
+            collector = Collector(inside)
+            stream.advance(segment, weights, step, [collector] * len(stream.batch_indices))
+            collector.all_reduce()
+            for layer in inside:
+                changed[layer.weight], error = _layer(program, layer, collector.moments[layer.key], to)
+                errors.append(error)
+            if segment.exit is not None:
+                stream.entries = stream.advance(segment, weights, step)
+    return changed, errors
+
+
+def _layer(program: Program, layer: Consumer, moments: Moments, to: str) -> tuple[Tensor, tuple[float, float]]:
+    matrix, gram = layer.matrix(program.weights[layer.weight]), moments.gram.cpu()
+    new = compensated(matrix, gram, FORMATS[to])
+    nearest = to_nearest(matrix, FORMATS[to])
+    errors = output_error(matrix, new, gram), output_error(matrix, nearest, gram)
+    return layer.restore(new).contiguous(), errors
