@@ -26,8 +26,8 @@ def likelihood(program: Program) -> Loss:
     """
     if not Objective.of(program).is_language_model:
         raise CalibrationError(
-            "the model is no causal language model, so that its loss is unknown; pass loss, a function of the output "
-            "and the number of the calibration batch, from Python"
+            "the model is no causal language model, so that its loss is unknown; pass loss from Python: with data, "
+            "a function of the output and the batch; with batches, of the output and the number of the batch"
         )
     return next_token_loss(program)
 
