@@ -57,8 +57,8 @@ def _parsed(file: Path) -> ir.Model:
         return model
     except Exception as fault:  # protobuf, onnx_ir and the converter raise errors of many types
         cause: BaseException = fault
-        while cause.__cause__ is not None:
-            cause = cause.__cause__
+        while (inner := cause.__cause__ or cause.__context__) is not None:
+            cause = inner
         raise LoadError(
             f"{file} ({file.stat().st_size} bytes) is truncated, damaged or no ONNX model{because(cause)}; copy or "
             "export it again"

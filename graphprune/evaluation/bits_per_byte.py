@@ -14,6 +14,7 @@ from graphprune.display.progress import progress
 from graphprune.errors import CalibrationError
 from graphprune.evaluation.perplexity import negative_log_likelihood
 from graphprune.statistics import texts
+from graphprune.support.tokenizing import tokenizing
 
 _CHARACTERS = 2  # of a window for each of its tokens
 
@@ -66,7 +67,8 @@ def cost(model: Callable[..., Any] | None, tokenizer: Any, windows: Sequence[str
     bits, size, tokens = 0.0, 0, 0
     with torch.inference_mode(), progress("measuring bits per byte", len(windows)) as step:
         for window in windows:
-            ids = list(tokenizer(window, add_special_tokens=False, verbose=False)["input_ids"])
+            with tokenizing():
+                ids = list(tokenizer(window, add_special_tokens=False, verbose=False)["input_ids"])
             tokens += len(ids)
             if model is not None:
                 more, counted = _bits(model, tokenizer, ids, window)

@@ -21,6 +21,7 @@ from graphprune.evaluation.perplexity import Model, logits_function, tokenizer_f
 from graphprune.huggingface import model_folder
 from graphprune.ir.program import Program
 from graphprune.statistics.data_files import QUESTIONS
+from graphprune.support.tokenizing import tokenizing
 
 
 @dataclass(frozen=True)
@@ -126,8 +127,9 @@ def _question(item: dict[str, Any]) -> Question:
 
 def _tokens(tokenizer: Any, context: str, choice: str) -> tuple[list[int], int]:
     """Token ids of context and choice, and the number in the context; the space between belongs to the choice."""
-    before: list[int] = tokenizer(context.rstrip())["input_ids"]
-    both: list[int] = tokenizer(f"{context.rstrip()} {choice}")["input_ids"]
+    with tokenizing():
+        before: list[int] = tokenizer(context.rstrip())["input_ids"]
+        both: list[int] = tokenizer(f"{context.rstrip()} {choice}")["input_ids"]
     return both, len(before)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from graphprune.errors import CalibrationError
 from graphprune.statistics.documents import documents
+from graphprune.support.tokenizing import tokenizing
 
 SEPARATOR = "\n\n"  # documents
 
@@ -54,7 +55,8 @@ def samples(tokenizer: Any, text: str, samples: int, length: int, seed: int) -> 
 
 
 def _tokens(tokenizer: Any, text: str) -> list[int]:
-    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    with tokenizing():
+        ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     return ids
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from graphprune.errors import CalibrationError, OptionError
+from graphprune.support.tokenizing import tokenizing
 from graphprune.vocabulary.tokenizer_table import TokenizerTable
 
 BATCH = 64  # documents that are split at once
@@ -24,11 +25,13 @@ def counted(tokenizer: Any, texts: Iterable[str]) -> Counter[int]:
     """Counts of the tokens of texts, by their identifiers.
 
     Raises:
-        CalibrationError: if there is no token.
+        CalibrationError: if there is no token, or the tokenizer cannot read a text.
     """
     counts: Counter[int] = Counter()
     for batch in _batches(texts):
-        for encoding in tokenizer.backend_tokenizer.encode_batch(batch, add_special_tokens=False):
+        with tokenizing():
+            encodings = tokenizer.backend_tokenizer.encode_batch(batch, add_special_tokens=False)
+        for encoding in encodings:
             counts.update(encoding.ids)
     if not counts:
         raise CalibrationError("the corpus is empty; name texts in the languages that the model has to know")

@@ -275,6 +275,13 @@ def outside() -> onnx.ModelProto:
     return built
 
 
+def before_the_file() -> onnx.ModelProto:
+    """Numbers in another file that start before it."""
+    built = outside()
+    built.graph.initializer[0].external_data.add(key="offset", value="-8")
+    return built
+
+
 def short() -> onnx.ModelProto:
     built = line(helper.make_node("MatMul", ["x", "w"], ["y"]), constants={"w": numbers(4, 4)})
     built.graph.initializer[0].dims[0] = 8
@@ -332,6 +339,7 @@ BAD = {
     twice: r"damaged or no ONNX model.*\by\b",
     contradictory: r"ONNX Runtime refuses .*product",
     outside: r"the numbers of w end at byte .*weights.bin, which does not exist",
+    before_the_file: r"damaged or no ONNX model.*offset must be non-negative, got -8",
     lambda: branched("positive"): r"node 'decide' \(If\) cannot be translated.*values of the inputs decide",
 }
 

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 import torch
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
 
 from graphprune.errors import CalibrationError, LoadError
 from graphprune.statistics import texts
 from graphprune.statistics.data_files import PYDOC
+from graphprune.vocabulary.token_selection import counted
 
 
 class Characters:
@@ -108,3 +111,14 @@ def test_what_cannot_be_read(tmp_path: Path, name: str, content: bytes | None, m
         (tmp_path / name.split("[")[0]).write_bytes(content)
     with pytest.raises(LoadError, match=match):
         texts.read(f"{tmp_path}/{name}")
+
+
+def test_a_text_that_the_tokenizer_cannot_read(tmp_path: Path) -> None:
+    model = models.Unigram([("a", -1.0), ("b", -2.0)])  # no token for unknown characters
+    kind: Any = PreTrainedTokenizerFast
+    tokenizer = kind(tokenizer_object=Tokenizer(model))
+    assert texts.windows(tokenizer, "abab", 2).tolist() == [[0, 1], [0, 1]]
+    with pytest.raises(CalibrationError, match=r"the tokenizer cannot read a text \(reason: .*\); name a text in its"):
+        texts.windows(tokenizer, "abc", 2)
+    with pytest.raises(CalibrationError, match=r"the tokenizer cannot read a text"):
+        counted(tokenizer, ["abc"])

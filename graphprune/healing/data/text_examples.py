@@ -15,6 +15,7 @@ from graphprune.errors import CalibrationError
 from graphprune.healing.data.examples import Batch, Order
 from graphprune.healing.data.text_tasks import TextTask
 from graphprune.statistics.documents import Document, documents
+from graphprune.support.tokenizing import tokenizing
 from graphprune.support.workspace import writable
 
 T = TypeVar("T")
@@ -151,7 +152,8 @@ def _tokenized(tokenizer: Any, names: Sequence[str | Path]) -> Iterator[list[int
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     stream = (document for name in names for document in documents(name))
     for some in _parts_of(stream, TOGETHER):
-        rows = tokenizer([one.text for one in some], add_special_tokens=False, verbose=False)["input_ids"]
+        with tokenizing():
+            rows = tokenizer([one.text for one in some], add_special_tokens=False, verbose=False)["input_ids"]
         yield [token for row, one in zip(rows, some, strict=True) for token in (*row, *(end if one.ends else ()))]
 
 
@@ -177,7 +179,8 @@ def read_labeled(
     if len(set(labels)) < 2:
         raise CalibrationError(f"all {len(rows)} texts have the label {labels[0]}; a classifier needs several")
     texts = [document.text for document in rows]
-    tokens = tokenizer(texts, truncation=True, max_length=length, verbose=False)["input_ids"]
+    with tokenizing():
+        tokens = tokenizer(texts, truncation=True, max_length=length, verbose=False)["input_ids"]
     return tokens, labels
 
 

@@ -20,6 +20,7 @@ from graphprune.statistics import texts
 from graphprune.statistics.batch_inputs import LABELS, described
 from graphprune.statistics.collector import BATCH_TOKENS, HELD_OUT, token_inputs
 from graphprune.statistics.documents import documents
+from graphprune.support.tokenizing import tokenizing
 from graphprune.workflows.options import PruneOptions
 
 CONFIRMING = 3  # one of so many batches confirms, where there is no test data
@@ -134,7 +135,9 @@ def _labelled_batches(program: Program, file: str | Path) -> list[dict[str, Tens
     tokenizer, names = model_folder.tokenizer(tokenizer_folder(program)), [*program.inputs[1]]
     if "input_ids" not in names:
         raise CalibrationError(f"a labelled text gives token ids, and the model takes {', '.join(names)}; pass data")
-    rows = [(tokenizer(text, truncation=True, max_length=LONGEST)["input_ids"], label) for text, label in _rows(file)]
+    labelled = list(_rows(file))
+    with tokenizing():
+        rows = [(tokenizer(text, truncation=True, max_length=LONGEST)["input_ids"], label) for text, label in labelled]
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
     near = sorted(order, key=lambda i: len(rows[i][0]))  # equally long ones in the drawn order: little padding
     starts = [*range(0, len(near), ROWS), len(near)]

@@ -18,6 +18,7 @@ from graphprune.reports.report import digests
 from graphprune.statistics.documents import documents
 from graphprune.statistics.texts import SEPARATOR, read, samples
 from graphprune.support.atomic_output import new_folder
+from graphprune.support.tokenizing import tokenizing
 from graphprune.vocabulary.expected_tokens import expected
 from graphprune.vocabulary.mean_rows import MeanRows
 from graphprune.vocabulary.scripts import of_scripts
@@ -189,8 +190,8 @@ def _kept(source: TrimSource, options: Tokens) -> set[str]:
         if not lines:
             raise OptionError(f"{options.keep} has no line; write a word, a name or a token on each")
         tokens |= {line for line in lines if line in source.table.ids}
-        for encoding in backend.encode_batch(lines, add_special_tokens=False):
-            tokens.update(encoding.tokens)
+        with tokenizing():
+            tokens.update(*(encoding.tokens for encoding in backend.encode_batch(lines, add_special_tokens=False)))
     if options.keep_script:
         scripts = [script for names in options.keep_script for script in str(names).split(",")]
         texts = {token: backend.decode([i], skip_special_tokens=False) for token, i in source.table.kind.ids.items()}
