@@ -30,9 +30,11 @@ def generated(folder: Path, samples: int, length: int, seed: int) -> Tensor:
     (LLM-QAT, arXiv:2305.17888). It may hold ends of documents. The windows are kept in the cache of the user.
 
     Raises:
-        CalibrationError: if the model does not generate text.
+        CalibrationError: if the model does not generate text, or is in no folder of transformers.
         LoadError: if the folder holds no complete model, or the cache cannot be written.
     """
+    if not model_folder.is_folder(folder):
+        raise CalibrationError(f"{folder} is no model folder of transformers, which could generate text; name a file")
     settings = model_folder.config(folder)
     if not model_folder.generates_text(model_folder.model_class(folder, settings), settings):
         raise CalibrationError(f"the model of {folder} does not generate text; name a text file as calibration text")

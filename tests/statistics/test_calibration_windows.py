@@ -75,3 +75,5 @@ def test_refusals(folder: Path, text: Path, tiny: Callable[..., nn.Module], tmp_
     encoder.save_pretrained(tmp_path / "bert")
     with pytest.raises(CalibrationError, match=r"does not generate text; name a text file as calibration text"):
         drawn(tmp_path / "bert", "dense")
+    with pytest.raises(CalibrationError, match=r"net\.onnx is no model folder of transformers, which could"):
+        drawn(tmp_path / "net.onnx", "dense")
