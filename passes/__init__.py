@@ -32,7 +32,7 @@ The folders are the stages of a pipeline. With default options, passes read and 
     reconstructions  finetune               Rewritten, Calibration                  Refits
     reconstructions  merge-experts          Rewritten, Calibration, Plan            Refits
     reconstructions  refit                  Rewritten, Calibration                  Refits
-    reconstructions  round-weights          Dependencies, Calibration               Refits
+    reconstructions  round-weights          Dependencies, Calibration               Refits, RoundedWeights
     verification     verify                 Rewritten, Plan                         Verification
 """
 

@@ -97,6 +97,28 @@ class Refits:
         return {*self.by_weight, *self.biases.values(), *self.tuned}
 
 
+@dataclass(frozen=True)
+class RoundedWeights:
+    """The format that weights were rounded to, and the weights that were not rounded with the reason.
+
+    `by_weight` has the relative change of the outputs of its layer: by this rounding, and by rounding to nearest.
+    """
+
+    to: str
+    by_weight: Mapping[str, tuple[float, float]]
+    left: Mapping[str, str]
+
+    def notes(self) -> tuple[str, ...]:
+        """Description of the change, and of the weights that were not rounded."""
+        count = max(len(self.by_weight), 1)
+        own, nearest = (sum(pair[i] for pair in self.by_weight.values()) / count for i in (0, 1))
+        changes = (
+            f"rounded {len(self.by_weight)} weights to {self.to}: outputs of their layers change by {own:.2%} on "
+            f"average, by {nearest:.2%} if rounded to nearest"
+        )
+        return changes, *(f"{name} was not rounded: {why}" for name, why in self.left.items())
+
+
 #: Facts about the axes and layers of one graph, invalid for any other.
 OF_ONE_GRAPH = (
     Dependencies,

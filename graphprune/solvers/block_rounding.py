@@ -85,7 +85,8 @@ def to_nearest(weight: Tensor, levels: Callable[[Tensor], Levels]) -> Tensor:
     return torch.stack(columns, 1).to(weight.dtype)
 
 
-def output_error(weight: Tensor, rounded: Tensor, gram: Tensor) -> float:
-    """Squared error of the outputs of a rounded weight, relative to their energy."""
+def output_change(weight: Tensor, rounded: Tensor, gram: Tensor) -> float:
+    """Norm of the change of the outputs by a rounded weight, relative to their norm."""
     energies = [float(((w @ gram) * w).sum()) for w in (weight.double() - rounded.double(), weight.double())]
-    return energies[0] / max(energies[1], torch.finfo(torch.float64).tiny)
+    share: float = (max(energies[0], 0.0) / max(energies[1], torch.finfo(torch.float64).tiny)) ** 0.5
+    return share

@@ -15,8 +15,8 @@ from graphprune.execution.segments import split
 from graphprune.ir.program import Program
 from graphprune.ir.weights import Layered
 from graphprune.pipeline import PASSES, Pass
-from graphprune.planning.facts import Refits
-from graphprune.solvers.block_rounding import BLOCK, FORMATS, compensated, output_error, to_nearest
+from graphprune.planning.facts import Refits, RoundedWeights
+from graphprune.solvers.block_rounding import BLOCK, FORMATS, compensated, output_change, to_nearest
 from graphprune.solvers.factorable import factorable
 from graphprune.statistics.collector import Calibration, Collector
 from graphprune.statistics.moments import Moments
@@ -40,7 +40,7 @@ class RoundWeights(Pass):
     name: ClassVar[str] = "round-weights"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Calibration)
     reads: ClassVar[tuple[type, ...]] = (Refits,)
-    makes: ClassVar[tuple[type, ...]] = (Refits,)
+    makes: ClassVar[tuple[type, ...]] = (Refits, RoundedWeights)
     to: str = "int4"
 
     def check(self) -> None:
@@ -58,32 +58,27 @@ class RoundWeights(Pass):
         Raises:
             CalibrationError: if activations are not finite.
         """
-        layers, left = factorable(program, program.fact(Dependencies))
-        if self.to == "q4_0":  # which has no blocks of other sizes
-            odd = {c.weight for c in layers if program.shapes()[c.weight][c.dim] % BLOCK}
-            layers, left = (
-                [c for c in layers if c.weight not in odd],
-                left | dict.fromkeys(odd, "its rows are no blocks"),
-            )
-        rounded, errors = _rounded(program, layers, self.to)
-        for name, reason in left.items():
-            log.info("%s is not rounded: %s", name, reason)
-        if errors:
-            shares = [sum(column) / len(errors) for column in zip(*errors, strict=True)]
-            log.info(
-                "%d layers rounded to %s: their outputs change by %.2f %% on average, by %.2f %% if rounded to nearest",
-                len(errors), self.to, 100 * shares[0] ** 0.5, 100 * shares[1] ** 0.5,
-            )  # fmt: skip
+        layers, left = self._layers(program)
+        rounded, changes = _rounded(program, layers, self.to)
+        fact = RoundedWeights(self.to, changes, left)
+        log.info("%s", "; ".join(fact.notes()))
         refits = program.facts.get(Refits) or Refits({}, {}, program.weights)
         refits = replace(refits, tuned=tuple(sorted({*refits.tuned, *rounded})))
-        return program.with_facts(refits, weights=Layered((rounded, program.weights)))
+        return program.with_facts(refits, fact, weights=Layered((rounded, program.weights)))
+
+    def _layers(self, program: Program) -> tuple[list[Consumer], dict[str, str]]:
+        """The layers to round, and the weights of others with the reason."""
+        layers, left = factorable(program, program.fact(Dependencies))
+        odd = {c.weight for c in layers if program.shapes()[c.weight][c.dim] % BLOCK} if self.to == "q4_0" else set()
+        left |= dict.fromkeys(sorted(odd), f"its rows are no multiples of {BLOCK}, and stay in half precision")
+        return [layer for layer in layers if layer.weight not in odd], left
 
 
 def _rounded(
     program: Program, layers: Sequence[Consumer], to: str
-) -> tuple[dict[str, Tensor], list[tuple[float, float]]]:
-    """New weights by name, and the relative squared errors of outputs: by compensation, and by rounding to nearest."""
-    changed, errors = dict[str, Tensor](), list[tuple[float, float]]()
+) -> tuple[dict[str, Tensor], dict[str, tuple[float, float]]]:
+    """New weights by name, and the relative changes of outputs: by compensation, and by rounding to nearest."""
+    changed, changes = dict[str, Tensor](), dict[str, tuple[float, float]]()
     segments = split(program, {layer.node for layer in layers})
     stream, weights = Stream.start(program, program.fact(Calibration)), Layered((changed, program.weights))
     with progress("rounding", 2 * len(segments) * len(stream.batch_indices)) as step:
@@ -93,16 +88,16 @@ def _rounded(
             stream.advance(segment, weights, step, [collector] * len(stream.batch_indices))
             collector.all_reduce()
             for layer in inside:
-                changed[layer.weight], error = _layer(program, layer, collector.moments[layer.key], to)
-                errors.append(error)
+                name = layer.weight
+                changed[name], changes[name] = _layer(program, layer, collector.moments[layer.key], to)
             if segment.exit is not None:
                 stream.entries = stream.advance(segment, weights, step)
-    return changed, errors
+    return changed, changes
 
 
 def _layer(program: Program, layer: Consumer, moments: Moments, to: str) -> tuple[Tensor, tuple[float, float]]:
     matrix, gram = layer.matrix(program.weights[layer.weight]), moments.gram.cpu()
     new = compensated(matrix, gram, FORMATS[to])
     nearest = to_nearest(matrix, FORMATS[to])
-    errors = output_error(matrix, new, gram), output_error(matrix, nearest, gram)
-    return layer.restore(new).contiguous(), errors
+    changes = output_change(matrix, new, gram), output_change(matrix, nearest, gram)
+    return layer.restore(new).contiguous(), changes

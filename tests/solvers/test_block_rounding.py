@@ -9,7 +9,7 @@ from gguf import GGMLQuantizationType, quants
 from torch import Tensor
 
 from graphprune.exporters.onnx_tools import onnx_quantize
-from graphprune.solvers.block_rounding import FORMATS, compensated, output_error, to_nearest
+from graphprune.solvers.block_rounding import FORMATS, compensated, output_change, to_nearest
 
 
 def stored_in_onnx(weight: Tensor) -> Tensor:
@@ -56,10 +56,10 @@ def test_nearest_is_what_exporters_do_alone(name: str) -> None:
 def test_outputs_change_less_than_by_rounding_to_nearest(name: str) -> None:
     weight, gram = problem()
     errors = [
-        output_error(weight, way, gram)
+        output_change(weight, way, gram)
         for way in (compensated(weight, gram, FORMATS[name]), to_nearest(weight, FORMATS[name]))
     ]
-    assert 0 < errors[0] < 0.35 * errors[1]
+    assert 0 < errors[0] < 0.6 * errors[1]
 
 
 def test_uncorrelated_inputs_leave_nothing_to_compensate() -> None:

@@ -171,7 +171,7 @@ def test_a_type_checker_knows_the_options(tmp_path: Path, monkeypatch: pytest.Mo
         assert message in "".join(line for line in errors if f"call.py:{number}:" in line), answer
 
 
-def test_an_unfinished_run_is_known_by_what_its_outcome_depends_on() -> None:
+def test_an_unfinished_run_is_known_by_what_its_outcome_depends_on(tmp_path: Path) -> None:
     def same(**changed: Any) -> bool:
         return identity(options()) == identity(replace(options(), **changed))
 
@@ -179,6 +179,11 @@ def test_an_unfinished_run_is_known_by_what_its_outcome_depends_on() -> None:
     for changed in ({"device": "cuda"}, {"memory": "4GiB"}, {"sparsity": 0.3}, {"output": "x"}, {"protect": ("a*",)}):
         assert not same(**changed), changed
     near, far = torch.zeros(2000), torch.zeros(2000)
+    mixture = options(calibration=f"dense + {tmp_path / 'a.txt'}")
+    (tmp_path / "a.txt").write_text("one")
+    before = identity(mixture)
+    (tmp_path / "a.txt").write_text("another")
+    assert identity(mixture) != before
     far[1000] = 1  # which is not printed
     assert identity(options(batches=(((near,), {}),))) != identity(options(batches=(((far,), {}),)))
 

@@ -20,11 +20,12 @@ from graphprune.ir.program import Dropped, Factored, Program, Rewritten, Rotatab
 from graphprune.ir.weights import broadcast_indices
 from graphprune.passes.low_rank.factor_graph import COEFFICIENTS, PARTS, ROWS
 from graphprune.pipeline import Timings
-from graphprune.planning.facts import Refits, Scores
+from graphprune.planning.facts import Refits, RoundedWeights, Scores
 from graphprune.planning.plan import Plan
 from graphprune.reports.report import CalibrationReport, Quality, Report
 from graphprune.solvers.pivoted_factors import factor_parameters
 from graphprune.statistics.collector import Calibration
+from graphprune.statistics.data_files import text_names
 from graphprune.support.memory import peak_memory
 from graphprune.support.resume import file_states
 from graphprune.version import __version__
@@ -240,7 +241,7 @@ def _limits(job: Job, original: Program, plan: Plan) -> tuple[str, ...]:
 
 def _refit_notes(program: Program) -> tuple[str, ...]:
     """Dropped blocks; damping and errors of the refit, and the weights that it skipped."""
-    refits = program.facts.get(Refits)
+    refits, rounded = program.facts.get(Refits), program.facts.get(RoundedWeights)
     dropped = (f"dropped {', '.join(program.fact(Dropped).blocks)}",) if Dropped in program.facts else ()
     if refits is None:
         return dropped
@@ -252,6 +253,7 @@ def _refit_notes(program: Program) -> tuple[str, ...]:
         *dropped,
         f"refitted {len(done)} weights with damping {chosen}: mean relative output error {before:.4f} -> {after:.4f}",
         *skipped,
+        *(rounded.notes() if rounded else ()),
     )
 
 
@@ -291,7 +293,8 @@ def identity(options: PruneOptions | SensitivityOptions) -> dict[str, Any]:
     text = options.text if isinstance(options, SensitivityOptions) else options.calibration
     texts = (text, getattr(options, "text", None), getattr(options, "labelled", None))
     model = path_of(options, options.model) if isinstance(options.model, str | Path) else None
-    read = (model, *(str(one).split("[")[0] for one in texts if one))
+    names = (name for one in texts if one for name in text_names(str(one)))
+    read = (model, *(name.split("[")[0] for name in names))
     return identity_of(options, [path for path in read if path is not None])
 
 

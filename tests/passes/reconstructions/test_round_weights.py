@@ -1,5 +1,6 @@
 """Weights rounded for a 4-bit export: which ones, and what the next layers see."""
 
+import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from graphprune.errors import PlanError
 from graphprune.evaluation.perplexity import logits_function
 from graphprune.ir.weights import Layered
 from graphprune.passes.reconstructions.round_weights import RoundWeights
-from graphprune.planning.facts import Refits
+from graphprune.planning.facts import Refits, RoundedWeights
 from graphprune.solvers.block_rounding import FORMATS, to_nearest
 from graphprune.statistics.collector import Calibration
 
@@ -32,9 +33,9 @@ def test_inner_layers_are_rounded(folder: Path, text: Path, to: str, caplog: pyt
     for name in changed:
         weight = rounded.weights[name]
         torch.testing.assert_close(to_nearest(weight, FORMATS[to]), weight, rtol=1e-5, atol=1e-6)
-    skipped = {record.args[0] for record in caplog.records if "is not rounded" in str(record.msg)}  # type: ignore[index]
-    assert "model.embed_tokens.weight" in skipped and not changed & skipped
-    assert f"layers rounded to {to}: their outputs change by" in caplog.text
+    fact = rounded.fact(RoundedWeights)
+    assert "model.embed_tokens.weight" in fact.left and fact.by_weight.keys() == changed
+    assert f"rounded {len(changed)} weights to {to}: outputs of their layers change by" in caplog.text
 
 
 def test_outputs_change_less_than_by_rounding_to_nearest(folder: Path, text: Path) -> None:
@@ -52,6 +53,8 @@ def test_outputs_change_less_than_by_rounding_to_nearest(folder: Path, text: Pat
 def test_a_run_rounds_after_its_refit(folder: Path, text: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"recipe": "fasp", "sparsity": 0.2, "samples": 16, "length": 24, "align": 8}
     gp.prune(folder, calibration=text, output=tmp_path / "small", rounding="int4", **options)
+    report = json.loads((tmp_path / "small/report.json").read_text())
+    assert any("weights to int4" in note for note in report["notes"])
     small = gp.load(tmp_path / "small")
     weight = small.weights["model.layers.1.mlp.down_proj.weight"]
     torch.testing.assert_close(to_nearest(weight, FORMATS["int4"]), weight, rtol=1e-5, atol=1e-6)
