@@ -16,8 +16,8 @@ from torch.export import Dim, ShapesCollection
 
 from graphprune.errors import LoadError, VerificationError, because
 from graphprune.execution import interpreter
-from graphprune.execution.fresh_inputs import PLAIN, Variant, attempts, draw
-from graphprune.execution.input_sizes import candidates
+from graphprune.execution.cases.fresh_inputs import PLAIN, Variant, attempts, draw
+from graphprune.execution.cases.input_sizes import candidates
 from graphprune.execution.module_state import named_keywords
 from graphprune.execution.output_comparison import compare
 from graphprune.frontends import FRONTENDS, Frontend

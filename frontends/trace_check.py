@@ -14,7 +14,7 @@ from torch.func import functional_call
 
 from graphprune.errors import InputError, TraceError, VerificationError, because, reason_of
 from graphprune.execution import interpreter, precision
-from graphprune.execution.fresh_inputs import LEFT, Variant, attempts
+from graphprune.execution.cases.fresh_inputs import LEFT, Variant, attempts
 from graphprune.execution.module_state import evaluation_mode, plain_attention, preserved_state, seeded, uncompiled
 from graphprune.execution.output_comparison import compare
 from graphprune.execution.rounding_check import compare_closely

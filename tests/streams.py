@@ -7,8 +7,8 @@ import torch.utils._pytree as pytree
 from torch import Tensor
 
 from graphprune.execution import interpreter
+from graphprune.execution.cases.fresh_inputs import fresh_inputs
 from graphprune.execution.equivalence import run
-from graphprune.execution.fresh_inputs import fresh_inputs
 from graphprune.ir.program import Program
 
 SEEDS = (3, 4)

@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,12 @@ def test_files_and_functions_are_small(path: Path) -> None:
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert (node.end_lineno or 0) - node.lineno < 50, f"{label(path)}: {node.name} has more than 50 lines"
+
+
+def test_folders_are_small() -> None:
+    counts = Counter(path.parent for path in sources("graphprune", "passes", "exporters") if path.name != "__init__.py")
+    large = {label(folder): count for folder, count in counts.items() if count > 16}
+    assert large.keys() <= {"passes/operators", "passes/scores"}, large  # which hold a method in each file
 
 
 @pytest.mark.parametrize("path", sources("graphprune", "passes"), ids=label)

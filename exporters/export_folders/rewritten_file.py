@@ -11,8 +11,8 @@ import torch.utils._pytree as pytree
 
 from graphprune.errors import ExportError, InputError, VerificationError
 from graphprune.execution import interpreter
-from graphprune.execution.fresh_inputs import Variant, attempts, variants
-from graphprune.execution.input_sizes import describe
+from graphprune.execution.cases.fresh_inputs import Variant, attempts, variants
+from graphprune.execution.cases.input_sizes import describe
 from graphprune.execution.output_comparison import compare
 from graphprune.exporters.contract import NO_OPTIONS, ExportReport
 from graphprune.exporters.export_folders.export_report import write_report

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from graphprune.errors import GraphpruneError, VerificationError, because
 from graphprune.execution import interpreter, precision
-from graphprune.execution.fresh_cases import Cases
+from graphprune.execution.cases.fresh_cases import Cases
 from graphprune.execution.output_comparison import DOUBLE, RTOL, difference, numbers, paired, rounding_of
 from graphprune.execution.rounding import OPERATIONS
 from graphprune.ir.program import Inputs, Program

@@ -14,9 +14,9 @@ from torch import Tensor, fx, nn
 
 from graphprune.errors import VerificationError
 from graphprune.execution import interpreter, precision
+from graphprune.execution.cases.fresh_cases import Cases, accepted
+from graphprune.execution.cases.fresh_inputs import STRONG
 from graphprune.execution.cut_errors import compared, running
-from graphprune.execution.fresh_cases import Cases, accepted
-from graphprune.execution.fresh_inputs import STRONG
 from graphprune.execution.interface_cut import SAME, InterfaceCut
 from graphprune.execution.liveness import Liveness
 from graphprune.execution.module_state import plain_attention, seeded

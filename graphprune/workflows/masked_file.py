@@ -10,7 +10,7 @@ from torch import Tensor
 
 from graphprune.axes.groups import Dependencies
 from graphprune.errors import ExportError, VerificationError
-from graphprune.execution.fresh_inputs import variants
+from graphprune.execution.cases.fresh_inputs import variants
 from graphprune.execution.output_comparison import compare
 from graphprune.exporters.export_folders.rewritten_file import accepted_inputs
 from graphprune.exporters.onnx_tools.original_interface import OriginalInterface

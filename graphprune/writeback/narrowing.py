@@ -10,9 +10,9 @@ from torch import Tensor, nn
 from graphprune.axes.groups import Dependencies
 from graphprune.errors import VerificationError, WriteBackError, because, reason_of
 from graphprune.execution import interpreter, precision
+from graphprune.execution.cases.fresh_cases import accepted
+from graphprune.execution.cases.fresh_inputs import WRITTEN_BACK
 from graphprune.execution.equivalence import run
-from graphprune.execution.fresh_cases import accepted
-from graphprune.execution.fresh_inputs import WRITTEN_BACK
 from graphprune.execution.module_state import evaluation_mode, preserved_state
 from graphprune.execution.object_state import ObjectState
 from graphprune.execution.output_comparison import Verification, compare

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 import graphprune as gp
 from graphprune.errors import VerificationError
 from graphprune.execution import interpreter
+from graphprune.execution.cases.fresh_cases import Cases
 from graphprune.execution.cut_errors import STORED, compared
 from graphprune.execution.equivalence import mask_program, verify_cut, verify_finite
-from graphprune.execution.fresh_cases import Cases
 from graphprune.execution.output_comparison import compare
 from graphprune.ir.program import Inputs
 from graphprune.planning.plan import make

@@ -15,8 +15,8 @@ import graphprune as gp
 from graphprune.axes.algebra import primes
 from graphprune.axes.groups import Dependencies, Group
 from graphprune.errors import TraceError, WriteBackError
+from graphprune.execution.cases.fresh_inputs import fresh_inputs
 from graphprune.execution.equivalence import mask_program
-from graphprune.execution.fresh_inputs import fresh_inputs
 from graphprune.execution.output_comparison import compare
 from graphprune.ir.program import Program
 from graphprune.passes.analysis.find_groups import analyze_uncached

@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from graphprune.execution.cases.fresh_inputs import fresh_inputs
 from graphprune.execution.equivalence import verify_cut
-from graphprune.execution.fresh_inputs import fresh_inputs
 from graphprune.frontends.modules import trace
 from graphprune.passes.analysis.find_groups import analyze
 from graphprune.passes.rewriting.rewrite import rewrite

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from graphprune.execution.index_ranges import IndexRange, index_range
-from graphprune.execution.input_sizes import Sizes, candidates, evaluate, leaves, structured
+from graphprune.execution.cases.index_ranges import IndexRange, index_range
+from graphprune.execution.cases.input_sizes import Sizes, candidates, evaluate, leaves, structured
 from graphprune.ir.program import Inputs, Program
 
 #: Ways to fill masks: as in the example, with padding before or after some rows, or at random.

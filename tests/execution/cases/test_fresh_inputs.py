@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import graphprune as gp
-from graphprune.execution.fresh_cases import accepted
-from graphprune.execution.fresh_inputs import fresh_inputs
+from graphprune.execution.cases.fresh_cases import accepted
+from graphprune.execution.cases.fresh_inputs import fresh_inputs
 
 IMAGE = 7
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from graphprune.errors import VerificationError, because
 from graphprune.execution import interpreter
-from graphprune.execution.fresh_inputs import Variant, attempts, variants
-from graphprune.execution.input_sizes import describe
+from graphprune.execution.cases.fresh_inputs import Variant, attempts, variants
+from graphprune.execution.cases.input_sizes import describe
 from graphprune.execution.interface_cut import SAME, InterfaceCut
 from graphprune.execution.liveness import Watch
 from graphprune.ir.program import Inputs, Program
