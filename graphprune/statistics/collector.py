@@ -143,7 +143,7 @@ class Collector:
     inputs to those of reference inputs, except for members of stacks, whose rows depend on the inputs; `weights` are
     those of the consumers. `residual` names, by consumer, a value
     that is added to its outputs; the target is then the reference sum. With `relative`, a token of a
-    linear layer counts by the inverse of the energy of this sum.
+    linear layer counts by the inverse of the energy of this sum. With `normalized`, the inputs of a token have norm 1.
     """
 
     consumers: Sequence[Consumer]
@@ -153,6 +153,7 @@ class Collector:
     weights: Mapping[str, Tensor] = field(default_factory=dict)
     residual: Mapping[str, str] = field(default_factory=dict)
     relative: bool = False
+    normalized: bool = False
     drifts: dict[str, Drift] = field(default_factory=dict)
 
     @property
@@ -202,7 +203,7 @@ class Collector:
             shares = consumer.reads_values and not self._is_relative(consumer)
             known = first.get(consumer.x) if shares else None
             owner, features = known or (consumer.key, _features(consumer, seen, real))
-            roots: Tensor | None = None
+            roots = _inverse_norms(features) if self.normalized else None
             if others is not None and consumer.member is None:
                 roots = self._aim(consumer, features, seen, others, real)
             if known:
@@ -243,6 +244,12 @@ class Collector:
         drift = Drift.of(x, shift, roots)
         self.drifts[consumer.key] = self.drifts[consumer.key] + drift if consumer.key in self.drifts else drift
         return roots
+
+
+def _inverse_norms(features: Tensor) -> Tensor:
+    """Square roots of the weights with which the features of all tokens have norm 1, shape (tokens, 1)."""
+    norms: Tensor = torch.linalg.vector_norm(features, dim=1, keepdim=True)
+    return norms.clamp(min=LEAST_ENERGY * float(norms.mean()) or 1.0).reciprocal()
 
 
 def _features(consumer: Consumer, values: Mapping[str, Tensor], real: Tensor | None) -> Tensor:

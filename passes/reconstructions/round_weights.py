@@ -32,9 +32,9 @@ class RoundWeights(Pass):
     arXiv:2210.17323).
 
     `to` is the format: ``int4``, which ``graphprune export --quant int4`` stores in ONNX, or ``q4_0``, which it stores
-    in GGUF. A layer is rounded for the inputs that the rounded layers before it give. The weights remain floating-point
-    numbers, and the export stores these very numbers. The layer that makes the outputs, embeddings, and shared weights
-    are not rounded.
+    in GGUF. A layer is rounded for the inputs that the rounded layers before it give, scaled to norm 1, so that the few
+    tokens with huge inputs count no more than others. The weights remain floating-point numbers, and the export stores
+    these very numbers. The layer that makes the outputs, embeddings, and shared weights are not rounded.
     """
 
     name: ClassVar[str] = "round-weights"
@@ -84,7 +84,7 @@ def _rounded(
     with progress("rounding", 2 * len(segments) * len(stream.batch_indices)) as step:
         for segment in segments:
             inside = [layer for layer in layers if layer.node in segment.names]
-            collector = Collector(inside)
+            collector = Collector(inside, normalized=True)
             stream.advance(segment, weights, step, [collector] * len(stream.batch_indices))
             collector.all_reduce()
             for layer in inside:

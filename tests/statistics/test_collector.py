@@ -7,12 +7,13 @@ import torch
 from torch import Tensor
 
 import graphprune as gp
+from graphprune.axes.groups import Dependencies
 from graphprune.ir.program import Program
-from graphprune.passes.calibration.calibrate import Calibrate
+from graphprune.passes.calibration.calibrate import Calibrate, sweep
 from graphprune.passes.low_rank.allocate_ranks import AllocateRanks
 from graphprune.passes.low_rank.factorize import Factorize
 from graphprune.passes.reconstructions.refit import Refit
-from graphprune.statistics.collector import token_mask
+from graphprune.statistics.collector import Calibration, Collector, token_mask
 from graphprune.statistics.moments import Statistics
 
 LENGTHS = (3, 7, 5, 7, 4, 6, 3, 5, 6)
@@ -51,6 +52,15 @@ def test_padding_is_not_counted(encoder: Program) -> None:
         assert moments.tokens == found[1][node].tokens
         torch.testing.assert_close(moments.gram, found[1][node].gram, rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(moments.sums, found[1][node].sums, rtol=1e-4, atol=1e-4)
+
+
+def test_inputs_of_norm_one(encoder: Program) -> None:
+    program = Calibrate(batches=alone(), moments="none")(gp.Analyze()(encoder))
+    consumers = program.fact(Dependencies).consumers[:4]
+    collector = Collector(consumers, normalized=True)
+    sweep(program, program.fact(Calibration), collector)
+    for moments in collector.moments.values():
+        assert moments.gram.trace() == pytest.approx(sum(LENGTHS), rel=1e-5)
 
 
 @pytest.mark.parametrize("statistics", ["sequential", "mixed"])
