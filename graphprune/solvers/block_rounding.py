@@ -59,11 +59,16 @@ def symmetric(block: Tensor) -> Levels:
 FORMATS: dict[str, Callable[[Tensor], Levels]] = {"int4": with_zero_point, "q4_0": symmetric}
 
 
-def compensated(weight: Tensor, gram: Tensor, levels: Callable[[Tensor], Levels]) -> Tensor:
-    """Rounded weight of shape (m, n), for inputs with this Gram matrix, shape (n, n)."""
-    w = weight.double().clone()
+def inverse_root(gram: Tensor) -> Tensor:
+    """Upper Cholesky factor of the inverse of a damped Gram matrix of inputs, shape (n, n)."""
     root = damped_cholesky(gram.double(), DAMPING * float(gram.diagonal().mean()))
-    upper = torch.linalg.cholesky(torch.cholesky_inverse(root), upper=True)
+    upper: Tensor = torch.linalg.cholesky(torch.cholesky_inverse(root), upper=True)
+    return upper
+
+
+def compensated(weight: Tensor, upper: Tensor, levels: Callable[[Tensor], Levels]) -> Tensor:
+    """Rounded weight of shape (m, n), for inputs with this `inverse_root`, shape (n, n)."""
+    w = weight.double().clone()
     for start in range(0, w.shape[1], BLOCK):
         end = min(start + BLOCK, w.shape[1])
         made, errors = levels(w[:, start:end].float()), w.new_zeros(len(w), end - start)

@@ -203,7 +203,7 @@ class Collector:
             shares = consumer.reads_values and not self._is_relative(consumer)
             known = first.get(consumer.x) if shares else None
             owner, features = known or (consumer.key, _features(consumer, seen, real))
-            roots = _inverse_norms(features) if self.normalized else None
+            roots: Tensor | None = None
             if others is not None and consumer.member is None:
                 roots = self._aim(consumer, features, seen, others, real)
             if known:
@@ -213,7 +213,7 @@ class Collector:
                 first[consumer.x] = owner, features
             if owner not in self.moments:
                 self.moments[owner] = Moments.empty(features.shape[1], self.diagonal, features.device)
-            self.moments[owner].add(features, roots)
+            self.moments[owner].add(features, _inverse_norms(features) if self.normalized else roots)
             if not torch.isfinite(self.moments[owner].sums).all():  # as soon as one feature is not
                 raise CalibrationError(
                     f"the activations at {consumer.x} hold NaN or infinity; check the model and the calibration data"

@@ -24,7 +24,7 @@ def unwrapped_optimizers(optimizer: Any) -> tuple[Optimizer, ...]:
 
 
 def require_own(optimizers: Sequence[Optimizer], module: nn.Module) -> None:
-    """Check that optimizers train parameters of this module, and parameters of others beside all of its own only.
+    """Check that optimizers train parameters of this module, and those of others only together with all of its own.
 
     Raises:
         TrainingError: if one does not.

@@ -16,10 +16,9 @@ from graphprune.ir.program import Program
 from graphprune.ir.weights import Layered
 from graphprune.pipeline import PASSES, Pass
 from graphprune.planning.facts import Refits, RoundedWeights
-from graphprune.solvers.block_rounding import BLOCK, FORMATS, compensated, output_change, to_nearest
+from graphprune.solvers.block_rounding import BLOCK, FORMATS, compensated, inverse_root, output_change, to_nearest
 from graphprune.solvers.factorable import factorable
 from graphprune.statistics.collector import Calibration, Collector
-from graphprune.statistics.moments import Moments
 from graphprune.statistics.stream import Stream
 
 log = logging.getLogger(__name__)
@@ -87,17 +86,30 @@ def _rounded(
             collector = Collector(inside, normalized=True)
             stream.advance(segment, weights, step, [collector] * len(stream.batch_indices))
             collector.all_reduce()
-            for layer in inside:
-                name = layer.weight
-                changed[name], changes[name] = _layer(program, layer, collector.moments[layer.key], to)
+            for readers in _by_input(inside, collector):
+                gram = collector.moments[readers[0].key].gram.cpu()
+                upper = inverse_root(gram)
+                for layer in readers:
+                    name = layer.weight
+                    changed[name], changes[name] = _layer(program, layer, gram, upper, to)
             if segment.exit is not None:
                 stream.entries = stream.advance(segment, weights, step)
     return changed, changes
 
 
-def _layer(program: Program, layer: Consumer, moments: Moments, to: str) -> tuple[Tensor, tuple[float, float]]:
-    matrix, gram = layer.matrix(program.weights[layer.weight]), moments.gram.cpu()
-    new = compensated(matrix, gram, FORMATS[to])
+def _by_input(layers: Sequence[Consumer], collector: Collector) -> list[list[Consumer]]:
+    """The layers, those together that read one value and so share its moments."""
+    shared: dict[int, list[Consumer]] = {}
+    for layer in layers:
+        shared.setdefault(id(collector.moments[layer.key]), []).append(layer)
+    return list(shared.values())
+
+
+def _layer(
+    program: Program, layer: Consumer, gram: Tensor, upper: Tensor, to: str
+) -> tuple[Tensor, tuple[float, float]]:
+    matrix = layer.matrix(program.weights[layer.weight])
+    new = compensated(matrix, upper, FORMATS[to])
     nearest = to_nearest(matrix, FORMATS[to])
     changes = output_change(matrix, new, gram), output_change(matrix, nearest, gram)
     return layer.restore(new).contiguous(), changes

@@ -9,7 +9,7 @@ from gguf import GGMLQuantizationType, quants
 from torch import Tensor
 
 from graphprune.exporters.onnx_tools import onnx_quantize
-from graphprune.solvers.block_rounding import FORMATS, compensated, output_change, to_nearest
+from graphprune.solvers.block_rounding import FORMATS, compensated, inverse_root, output_change, to_nearest
 
 
 def stored_in_onnx(weight: Tensor) -> Tensor:
@@ -41,7 +41,7 @@ def problem(columns: int = 96, rows: int = 24) -> tuple[Tensor, Tensor]:
 @pytest.mark.parametrize("name", FORMATS)
 def test_exporters_store_the_rounded_numbers(name: str) -> None:
     weight, gram = problem()
-    for rounded in (compensated(weight, gram, FORMATS[name]), to_nearest(weight, FORMATS[name])):
+    for rounded in (compensated(weight, inverse_root(gram), FORMATS[name]), to_nearest(weight, FORMATS[name])):
         torch.testing.assert_close(STORED[name](rounded).float(), rounded, rtol=1e-5, atol=1e-6)
         assert (rounded - weight).abs().max() > 0.01
 
@@ -57,18 +57,18 @@ def test_outputs_change_less_than_by_rounding_to_nearest(name: str) -> None:
     weight, gram = problem()
     errors = [
         output_change(weight, way, gram)
-        for way in (compensated(weight, gram, FORMATS[name]), to_nearest(weight, FORMATS[name]))
+        for way in (compensated(weight, inverse_root(gram), FORMATS[name]), to_nearest(weight, FORMATS[name]))
     ]
     assert 0 < errors[0] < 0.6 * errors[1]
 
 
 def test_uncorrelated_inputs_leave_nothing_to_compensate() -> None:
     weight, _ = problem()
-    own = compensated(weight, torch.eye(96, dtype=torch.float64), FORMATS["int4"])
+    own = compensated(weight, inverse_root(torch.eye(96, dtype=torch.float64)), FORMATS["int4"])
     torch.testing.assert_close(own, to_nearest(weight, FORMATS["int4"]))
 
 
 def test_the_last_block_may_be_short() -> None:
     weight, gram = problem(columns=70)
-    rounded = compensated(weight, gram, FORMATS["int4"])
+    rounded = compensated(weight, inverse_root(gram), FORMATS["int4"])
     torch.testing.assert_close(stored_in_onnx(rounded).float(), rounded, rtol=1e-5, atol=1e-6)
