@@ -1,5 +1,6 @@
 """State of a pruner as tensors: what its rounds retained, and the states of its regularizer and masks."""
 
+import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from graphprune.training.pruner import Pruner
 
 VERSION = 1
-ROUNDS, SOFTENED, NAME, PLAN = "rounds", "softened", "fingerprint", "plan"
+ROUNDS, SOFTENED, NAME, PLAN, REDUCTIONS = "rounds", "softened", "fingerprint", "plan", "reductions"
 
 
 def state(pruner: "Pruner") -> dict[str, Tensor]:
@@ -23,6 +24,7 @@ def state(pruner: "Pruner") -> dict[str, Tensor]:
         ROUNDS: torch.tensor(len(pruner.plans)),
         SOFTENED: torch.tensor(pruner.softened),
         NAME: torch.tensor(list(pruner.fingerprint.encode()), dtype=torch.uint8),
+        REDUCTIONS: torch.tensor(pruner.targets.reductions, dtype=torch.float64),
     }
     for number, groups in enumerate(pruner.plans):
         tensors |= {f"{PLAN}.{number}.{name}": torch.tensor(rows) for name, rows in groups.items()}
@@ -38,7 +40,7 @@ def load(pruner: "Pruner", tensors: Mapping[str, Tensor]) -> None:
     """Bring a new pruner, and the initial module, to a state.
 
     Raises:
-        TrainingError: if it is no state of a pruner of this module, or rounds were made already.
+        TrainingError: if it is no state of a pruner of this module with these rounds, or rounds were made already.
     """
     if lacking := [name for name in ("version", ROUNDS, SOFTENED, NAME) if name not in tensors]:
         raise TrainingError(f"this is no state of a pruner: it has no {', '.join(lacking)}; pass pruner.state_dict()")
@@ -49,10 +51,7 @@ def load(pruner: "Pruner", tensors: Mapping[str, Tensor]) -> None:
             f"{pruner.fingerprint}, after {len(pruner.history)} rounds; load it into a new pruner of the initial "
             "module, before the weights"
         )
-    if int(tensors[ROUNDS]) > pruner.rounds:
-        raise TrainingError(
-            f"the state has {int(tensors[ROUNDS])} rounds, this pruner {pruner.rounds}; give it as many"
-        )
+    _require_same_rounds(pruner, tensors)
     for number in range(int(tensors[ROUNDS])):
         pruner.repeat(_rows(tensors, f"{PLAN}.{number}."))
     pruner.softened = int(tensors[SOFTENED])
@@ -60,6 +59,29 @@ def load(pruner: "Pruner", tensors: Mapping[str, Tensor]) -> None:
         pruner.regularizer.load_state({n: float(t) for n, t in _below(tensors, "regularizer.").items()})
     if pruner.masks is not None:
         pruner.masks.load_state(_below(tensors, "masks."))
+
+
+def _require_same_rounds(pruner: "Pruner", tensors: Mapping[str, Tensor]) -> None:
+    """Check that the rounds of the saved run remove as much as those of a pruner.
+
+    A state of an earlier version does not say how much they remove; only the rounds that it made are counted then.
+
+    Raises:
+        TrainingError: if they do not.
+    """
+    saved, own = tensors[REDUCTIONS].tolist() if REDUCTIONS in tensors else None, pruner.targets.reductions
+    number = int(tensors[ROUNDS]) if saved is None else len(saved)
+    if number > len(own) or (saved is not None and number != len(own)):
+        raise TrainingError(
+            f"the state is one of a run of {number} rounds, this pruner has {len(own)}; make the pruner with the "
+            f"rounds of the saved run, rounds={number}"
+        )
+    for index, (theirs, mine) in enumerate(zip(saved or (), own, strict=False), start=1):
+        if not math.isclose(theirs, mine, rel_tol=1e-6):
+            raise TrainingError(
+                f"in the run of the state, {theirs:.4%} are removed after round {index} of {number}, with this pruner "
+                f"{mine:.4%}; make the pruner with the schedule and the amount of the saved run"
+            )
 
 
 def _below(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:

@@ -185,7 +185,7 @@ class Pruner:
         """Continue a run: narrow the initial module as the rounds so far did. Load its weights and optimizers after it.
 
         Raises:
-            TrainingError: if the state is that of another module, or rounds were made already.
+            TrainingError: if the state is that of another module, schedule or amount, or rounds were made already.
         """
         checkpoint.load(self, state)
 

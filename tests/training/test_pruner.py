@@ -129,6 +129,25 @@ def test_a_run_continues_from_its_state() -> None:
         resumed.load_state_dict({})
 
 
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"rounds": 5}, r"a run of 3 rounds, this pruner has 5; .*rounds=3"),
+        ({"rounds": 2}, r"a run of 3 rounds, this pruner has 2; .*rounds=3"),
+        ({"schedule": "linear"}, r"35.1852% are removed after round 1 of 3, .* 16.6667%; make the pruner with the sch"),
+        ({"sparsity": 0.4}, r"35.1852% are removed after round 1 of 3, .* 28.1481%; .* the amount of the saved run"),
+        ({"sparsity": None, "ratio": 0.3}, r"35.1852% are removed after round 1 of 3"),
+    ],
+)
+def test_a_state_of_other_rounds_is_refused(other: dict[str, Any], message: str) -> None:
+    _, _, pruner = made(recipe="magnitude", schedule="cubic")
+    pruner.step()
+    net, _, resumed = made(recipe="magnitude", **{"schedule": "cubic", **other})
+    with pytest.raises(TrainingError, match=message):
+        resumed.load_state_dict(load(save(pruner.state_dict())))
+    assert net.features == 12 and not resumed.history  # as before
+
+
 @pytest.mark.slow
 def test_an_average_and_a_compiled_module_follow() -> None:
     net, optimizer, _ = made()
