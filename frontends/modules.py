@@ -119,19 +119,29 @@ def _register_results(subject: CapturedModule, inputs: Arguments) -> bool:
         return False
 
 
-def _arguments(args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """Arguments of the kinds that torch.export takes.
+def require_arguments(args: Any, kwargs: Any, call: str = "trace(module") -> tuple[tuple[Any, ...], Mapping[str, Any]]:
+    """Arguments of an example call, as a tuple and a mapping; `call` is how the message begins the right one.
 
     Raises:
-        TraceError: if they are of others.
+        TraceError: if they are of other types, such as a single tensor.
     """
     if isinstance(args, list):
         args = tuple(args)
     if not isinstance(args, tuple) or not isinstance(kwargs, Mapping):
         raise TraceError(
             f"args is a {type(args).__name__} and kwargs a {type(kwargs).__name__}, expected a tuple and a dict: write "
-            "graphprune.trace(module, (x,)) for a module that takes one tensor"
+            f"graphprune.{call}, (x,)) for a module that takes one tensor"
         )
+    return args, kwargs
+
+
+def _arguments(args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Arguments of the types that torch.export takes.
+
+    Raises:
+        TraceError: if they are of others.
+    """
+    args, kwargs = require_arguments(args, kwargs)
     register_dataclasses((args, dict(kwargs)))
     return args, dict(kwargs)
 

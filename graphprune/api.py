@@ -8,6 +8,7 @@ from typing import Any, TypeVar, overload
 from torch import nn
 
 from graphprune.axes.groups import Dependencies
+from graphprune.errors import require_path, require_paths
 from graphprune.evaluation import multiple_choice, perplexity
 from graphprune.execution.equivalence import verify_cut
 from graphprune.execution.output_comparison import Verification
@@ -21,10 +22,10 @@ from graphprune.frontends.modules import trace as trace
 from graphprune.healing.heal import heal as heal
 from graphprune.huggingface import model_folder
 from graphprune.huggingface.hub_models import local_path
-from graphprune.ir.program import Dropped, Program
+from graphprune.ir.program import Dropped, Program, require_program
 from graphprune.passes.depth.drop_blocks import drop
 from graphprune.passes.verification.verify import prove
-from graphprune.planning.plan import Plan
+from graphprune.planning.plan import Plan, require_plan
 from graphprune.reports import viewer
 from graphprune.reports.comparison import Comparison
 from graphprune.reports.graph_export import Numbers
@@ -93,7 +94,7 @@ def load(
 
 def analyze(program: Program) -> Dependencies:
     """Find all groups of coupled axes; repeated calls return the same object."""
-    return program.fact(Dependencies)
+    return require_program(program).fact(Dependencies)
 
 
 @takes(PlanOptions)
@@ -109,6 +110,7 @@ def plan(options: PlanOptions) -> Plan:
         PlanError: if the target cannot be met.
         CalibrationError: if the recipe needs calibration data and has none.
     """
+    require_program(options.program)
     needs = TargetNeeds.of(options.target, options.destination, options.align, GRAPH)
     program = needs.accepted(options.program)
     resolved = replace(options, destination=needs.destination, align=needs.align_of(program))
@@ -121,7 +123,9 @@ def verify(program: Program, small: Program, plan: Plan) -> Verification:
     Raises:
         VerificationError: if it does not.
     """
-    if plan.blocks and Dropped not in program.facts:
+    require_program(program)
+    require_program(small, "small")
+    if require_plan(plan).blocks and Dropped not in program.facts:
         program = drop(program, plan.blocks)
     if plan.blocks and not plan.groups:
         return verify_cut(program, small, {})
@@ -139,6 +143,7 @@ def save(
     Raises:
         ExportError: if the destination cannot hold it, the files do not agree with it, or `output` may not be written.
     """
+    require_program(program)
     if program.source is not None:
         require_apart(program.source.path, Path(output))
     with new_folder(output, force) as folder:
@@ -201,6 +206,8 @@ def compare(*folders: str | Path) -> Comparison:
     Raises:
         LoadError: if a folder holds no report, or there are fewer than two.
     """
+    for folder in folders:
+        require_path("folder", folder, "write each folder as an argument of its own")
     return Comparison.of(folders)
 
 
@@ -259,6 +266,7 @@ def view(
         RegistryError: if `sensitivity` names no group.
         ExportError: if `output` exists and `force` is not set, or may not be written.
     """
+    require_paths("reports", reports)
     check_file(output, force)
     program = (
         model

@@ -4,6 +4,10 @@ import json
 import re
 from collections.abc import Iterable
 from difflib import get_close_matches
+from os import PathLike
+from typing import TypeVar
+
+T = TypeVar("T")
 
 #: Maximum number of names that a message lists where none is close to the unknown one.
 FEW = 16
@@ -114,3 +118,42 @@ def choices(name: object, known: Iterable[str], listed: str = "") -> str:
     if near:
         return f"did you mean {' or '.join(near)}?"
     return listed if listed and len(known) > FEW else f"choose one of {', '.join(known)}"
+
+
+def require_type(name: str, value: object, kind: type[T], advice: str) -> T:
+    """Return an argument of a function that takes objects of one type, and no names or files in their place.
+
+    Args:
+        name: The name of the argument.
+        value: The value to check.
+        kind: The type it must have.
+        advice: How to make such a value of something else.
+
+    Raises:
+        OptionError: if it has another type.
+    """
+    if isinstance(value, kind):
+        return value
+    shown = repr(value) if isinstance(value, str | PathLike) else type(value).__name__
+    raise OptionError(f"{name} must be a {kind.__name__}, got {shown}; {advice}")
+
+
+def require_path(name: str, value: object, advice: str) -> str | PathLike[str]:
+    """Return a path or another name of files, where an object of Python would be converted to its text.
+
+    Raises:
+        OptionError: if it is neither a text nor a path.
+    """
+    if isinstance(value, str | PathLike):
+        return value
+    raise OptionError(f"{name} must be a path or a name, got {type(value).__name__}; {advice}")
+
+
+def require_paths(name: str, values: object) -> None:
+    """Refuse a single path in the place of several, whose characters would be taken for paths.
+
+    Raises:
+        OptionError: if it is one.
+    """
+    if isinstance(values, str | PathLike):
+        raise OptionError(f"{name} must be a sequence: write {name}=({json.dumps(str(values))},)")

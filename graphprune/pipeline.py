@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar, get_type_hints
 
 from graphprune.errors import PipelineError
-from graphprune.ir.program import DERIVED, Program
+from graphprune.ir.program import DERIVED, Program, require_program
 from graphprune.registry import Registry
 from graphprune.support import option_text
 from graphprune.support.memory import watch_peak
@@ -109,6 +109,7 @@ class Pass(ABC):
         Raises:
             PipelineError: if the program lacks a fact that the pass needs.
         """
+        require_program(program)
         self.check()
         log.debug("%s begins", self)
         if lacking := missing([self], program.facts):
@@ -145,6 +146,11 @@ class Pipeline:
     planned: tuple[Pass, ...] = ()
 
     def __post_init__(self) -> None:
+        if isinstance(self.passes, str | Pass) or not all(isinstance(step, Pass) for step in self.passes):
+            raise PipelineError(
+                f"the passes of a pipeline must be a sequence of them, got {self.passes!r}; write Pipeline((Analyze(), "
+                "...)), or Pipeline.parse of a text"
+            )
         for step in self.passes:
             step.check()
         passes = resolved(self.passes)

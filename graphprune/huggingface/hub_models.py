@@ -9,7 +9,7 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from graphprune.errors import LoadError, because
+from graphprune.errors import LoadError, because, require_path
 from graphprune.huggingface.model_folder import (
     CONFIG,
     PICKLES,
@@ -84,7 +84,9 @@ def local_path(model: str | Path, revision: str | None = None, offline: bool = F
 
     Raises:
         LoadError: as `hub_model` does.
+        OptionError: if it is an object of Python.
     """
+    require_path("model", model, "a module is captured by graphprune.trace, a program written by graphprune.save")
     known = hub_model(model, revision, offline)
     return model if known is None else known.path
 

@@ -11,7 +11,7 @@ import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx, nn
 
-from graphprune.errors import WriteBackError
+from graphprune.errors import WriteBackError, require_type
 from graphprune.ir.checksums import checksum
 from graphprune.ir.guards import ExpectedInput, Guard, InputCheck, problems
 from graphprune.ir.printer import type_text
@@ -297,6 +297,16 @@ class Program:
         tensor = self.weights[name]
         trainable = tensor.is_floating_point() or tensor.is_complex()
         return nn.Parameter(tensor, trainable) if name in self.parameters else tensor
+
+
+def require_program(value: object, name: str = "program") -> Program:
+    """Return a program.
+
+    Raises:
+        OptionError: if the value is none, such as a module or the name of a folder.
+    """
+    advice = "graphprune.load makes one of a folder, a file or package.module:callable, graphprune.trace of a module"
+    return require_type(name, value, Program, advice)
 
 
 def _writes(node: fx.Node) -> bool:

@@ -17,7 +17,7 @@ from graphprune.axes.groups import Dependencies, Group, kind_of, layer_of
 from graphprune.axes.index_sets import Retained, RetainedByPrime, retained_indices
 from graphprune.display import html
 from graphprune.display.text_table import text_table
-from graphprune.errors import LoadError, PlanError
+from graphprune.errors import LoadError, PlanError, require_type
 from graphprune.ir.program import Dropped, Program
 from graphprune.support import json_fields
 from graphprune.support.atomic_output import write_durably
@@ -214,8 +214,23 @@ def make(program: Program, dependencies: Dependencies, groups: Mapping[str, Rows
     """
     keep = primes_to_keep(dependencies, groups)
     blocks = program.fact(Dropped).blocks if Dropped in program.facts else ()
-    known = {name: (group.label, group.size) for name, group in dependencies.by_name.items() if name in groups}
+    known = labels(dependencies, groups)
     return Plan(program.fingerprint(), dict(groups), by_parameter(dependencies, keep), made_by, blocks, labels=known)
+
+
+def labels(dependencies: Dependencies, groups: Iterable[str]) -> dict[str, tuple[str, int]]:
+    """Label and full size of groups; unknown names are omitted."""
+    known = dependencies.by_name
+    return {name: (known[name].label, known[name].size) for name in groups if name in known}
+
+
+def require_plan(value: object) -> Plan:
+    """Return a plan.
+
+    Raises:
+        OptionError: if the value is none, such as the name of a file.
+    """
+    return require_type("plan", value, Plan, "graphprune.Plan.load reads one from a file or the folder of a run")
 
 
 def bind(program: Program, dependencies: Dependencies, plan: Plan) -> RetainedByPrime:

@@ -66,7 +66,7 @@ def _require(tokens: int, count: int, length: int) -> None:
     if tokens == 0:
         raise CalibrationError(f"the text is empty; expected at least {count * length:,} tokens: name another text")
     if tokens < count * length:
-        fewer = f"no more than {tokens // length} windows" if tokens >= length else "shorter windows"
+        fewer = f"no more than {tokens // length} samples" if tokens >= length else "shorter windows"
         raise CalibrationError(
             f"the text has {tokens:,} tokens, but {count} x {length} = {count * length:,} are needed; "
             f"name a longer text, or request {fewer}"

@@ -26,7 +26,7 @@ from graphprune.passes.verification.verify import Verify
 from graphprune.pipeline import NONE, Pass, Pipeline
 from graphprune.planning.destination import NAMES
 from graphprune.planning.plan import FILE as PLAN
-from graphprune.planning.plan import Plan
+from graphprune.planning.plan import Plan, labels
 from graphprune.reports.report import Quality, Report, digests
 from graphprune.support import distributed
 from graphprune.support.atomic_output import check_output, new_folder, remove_unfinished
@@ -257,6 +257,7 @@ def apply_plan(
     program = (drop(whole, cuts.blocks) if cuts.blocks else whole).with_facts(cuts)
     if cuts.groups or not cuts.blocks:
         start = Analyze(destination if destination in NAMES else "free")(program)
+        start = start.with_facts(replace(cuts, labels=labels(start.fact(Dependencies), cuts.groups)))
         program = Pipeline((Rewrite(), Verify()), given=(Plan, Dependencies))(start)
     return _save(job, program, lambda folder: write(program, folder, destination))
 

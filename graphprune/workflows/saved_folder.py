@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_model, save_model
 from torch import nn
 
-from graphprune.errors import ExportError, GraphpruneError, LoadError, because, choices
+from graphprune.errors import ExportError, GraphpruneError, LoadError, because, choices, require_path
 from graphprune.execution.equivalence import run
 from graphprune.execution.module_state import evaluation_mode, preserved_state, restored_on_failure
 from graphprune.execution.rounding_check import compare_closely
@@ -23,13 +23,13 @@ from graphprune.frontends import pt2_programs
 from graphprune.frontends.huggingface import load as capture
 from graphprune.frontends.modules import trace
 from graphprune.huggingface import model_folder
-from graphprune.ir.program import Dropped, Program
+from graphprune.ir.program import Dropped, Program, require_program
 from graphprune.ir.weight_files import MAX_SHARD_BYTES
 from graphprune.passes.depth.drop_blocks import drop
 from graphprune.passes.rewriting.rewrite import rewrite
 from graphprune.planning.destination import NAMES
 from graphprune.planning.plan import FILE as PLAN
-from graphprune.planning.plan import Plan
+from graphprune.planning.plan import Plan, require_plan
 from graphprune.support import json_fields
 from graphprune.version import __version__
 from graphprune.workflows import free_destination
@@ -68,7 +68,8 @@ def apply(program: Program, plan: Plan) -> Program:
     Raises:
         PlanError: if the plan is for another model, or needs factors or rotations, which plans do not hold.
     """
-    plan.require_cuts()
+    require_program(program)
+    require_plan(plan).require_cuts()
     if plan.blocks and Dropped not in program.facts:
         program = drop(program, plan.blocks)
     return rewrite(program, plan).with_facts(plan) if plan.groups or not plan.blocks else program
@@ -80,6 +81,7 @@ def verify_folder(folder: str | Path) -> FolderVerification:
     Raises:
         VerificationError: if something in it is missing, damaged, or no longer agrees.
     """
+    require_path("folder", folder, "graphprune.save writes a program into one")
     checks = free_destination.check_folder if model_folder.holds_graph(Path(folder)) else verify_saved
     return checks(Path(folder))
 

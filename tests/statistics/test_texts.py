@@ -73,7 +73,7 @@ def test_samples_are_drawn_by_seed_without_replacement() -> None:
     ("text", "count", "length", "match"),
     [
         ("", 4, 8, r"the text is empty; expected at least 32 tokens: name another text"),
-        ("x" * 20, 4, 8, r"has 20 tokens, but 4 x 8 = 32 are needed; .* request no more than 2 windows"),
+        ("x" * 20, 4, 8, r"has 20 tokens, but 4 x 8 = 32 are needed; .* request no more than 2 samples"),
         ("x" * 5, 4, 8, r"has 5 tokens, but 4 x 8 = 32 are needed; .* request shorter windows"),
         ("x" * 50, 0, 8, r"got 0 windows of 8 tokens, expected at least 1"),
         ("x" * 50, 4, 1, r"got 4 windows of 1 tokens, expected at least 1 of at least 2"),

@@ -12,6 +12,8 @@ from safetensors.torch import load_file, save_file
 import graphprune as gp
 from graphprune.errors import ExportError, GraphpruneError, LoadError
 from graphprune.huggingface import model_folder
+from graphprune.workflows.runs import run_file
+from graphprune.workflows.trimming.trim_options import TrimOptions
 from tests.vocabulary.small_tokenizers import ENGLISH, OTHER, folder_of, tokenizer_of
 from tests.vocabulary.test_sentencepiece import piece
 
@@ -114,6 +116,12 @@ def test_the_record_has_bits_per_byte_before_and_after(decoder: tuple[Path, Path
     assert after.bits_per_byte < before.bits_per_byte  # fewer tokens share the probability of a random model
     record = json.loads((small / "trim.json").read_text())
     assert record["tokens"] == list(made.tokens) and record["sha256"]
+
+
+def test_a_file_repeats_the_run(decoder: tuple[Path, Path, gp.Trimming], tmp_path: Path) -> None:
+    again = gp.trim(**run_file.read(decoder[1] / "trim.yaml", TrimOptions), output=tmp_path / "again")
+    assert again.sha256 == decoder[2].sha256 and again.tokens == decoder[2].tokens
+    assert "graphprune trim --config trim.yaml" in (decoder[1] / "trim.yaml").read_text(encoding="utf-8")
 
 
 @SLOW

@@ -143,5 +143,7 @@ def test_apply_takes_the_folder_of_a_plan(prune: Prune, folder: Path, tmp_path: 
     assert status == 0 and json.loads(out)["parameters_after"] == planned.report.parameters_after
     again = gp.apply_plan(folder, tmp_path / "out", output=tmp_path / "again")
     assert again.plan.digest == planned.plan.digest
+    assert again.report.labels == planned.report.labels and "neurons" in again.report.labels.values()
+    assert repr(again.plan).splitlines()[1:] == repr(planned.plan).splitlines()[1:]
     status, _, told = run("apply", str(folder), str(folder), "--output", str(tmp_path / "no"))
     assert status == 2 and "plan.json is no plan that graphprune saved (reason: no such file or directory)" in told

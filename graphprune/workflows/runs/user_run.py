@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from graphprune.errors import CalibrationError, OptionError, because
+from graphprune.frontends.modules import require_arguments
 from graphprune.frontends.python import find
 from graphprune.ir.checksums import checksum
 from graphprune.ir.program import Inputs, Program
@@ -35,7 +36,8 @@ class UserRun:
         Raises:
             CalibrationError: if the data is unusable.
         """
-        example = (tuple(options.args), dict(options.kwargs or {})) if options.args or options.kwargs else None
+        args, kwargs = require_arguments(options.args, options.kwargs or {}, "prune(module")
+        example = (args, dict(kwargs)) if args or kwargs else None
         kinds = [None if one is None else UserData.of(module, one, options.forward, example=example)  # type: ignore[arg-type]
                  for one in (options.data, options.test)]  # fmt: skip
         return cls(options, *kinds)

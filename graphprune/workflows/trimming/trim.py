@@ -25,6 +25,7 @@ from graphprune.vocabulary.scripts import of_scripts
 from graphprune.vocabulary.token_selection import Amount, TokenSelection, counted
 from graphprune.workflows.hub.hub_commit import path_of, pinned
 from graphprune.workflows.option_fields import takes
+from graphprune.workflows.runs import run_file
 from graphprune.workflows.runs.run_record import reproduction
 from graphprune.workflows.trimming.trim_options import Tokens, TrimOptions
 from graphprune.workflows.trimming.trim_record import Trimming
@@ -33,6 +34,7 @@ from graphprune.workflows.trimming.trimmed_outputs import Sample, require_agreem
 
 log = logging.getLogger("graphprune.run")
 COVERAGE = 0.9999
+FILE = "trim.yaml"
 WINDOW = 256  # tokens of a window on which the model predicts
 SHOWN = 200  # documents that are encoded and decoded as a test
 
@@ -62,6 +64,7 @@ def trim(options: TrimOptions) -> Trimming:
     before = run.measured(windows)
     with new_folder(output, options.force) as unfinished:
         made = run.fill(unfinished, before, windows)
+        (unfinished / FILE).write_text(run_file.text(options, "trim", FILE), encoding="utf-8")
         made = replace(
             made, model=str(options.model), command=reproduction("trim", options), sha256=digests(unfinished),
             seconds=time.perf_counter() - start,
