@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 VERSION = 1
 ROUNDS, SOFTENED, NAME, PLAN, REDUCTIONS = "rounds", "softened", "fingerprint", "plan", "reductions"
+SECTIONS = (f"{PLAN}.", "regularizer.")  # beginnings of the names of what there is any number of
+SAVED = "pass what pruner.state_dict() returned"
 
 
 def state(pruner: "Pruner") -> dict[str, Tensor]:
@@ -42,9 +44,8 @@ def load(pruner: "Pruner", tensors: Mapping[str, Tensor]) -> None:
     Raises:
         TrainingError: if it is no state of a pruner of this module with these rounds, or rounds were made already.
     """
-    if lacking := [name for name in ("version", ROUNDS, SOFTENED, NAME) if name not in tensors]:
-        raise TrainingError(f"this is no state of a pruner: it has no {', '.join(lacking)}; pass pruner.state_dict()")
-    name = bytes(tensors[NAME].tolist()).decode()
+    _require_form(tensors)
+    name = bytes(tensors[NAME].tolist()).decode(errors="replace")
     if pruner.history or name != pruner.fingerprint:
         raise TrainingError(
             f"the state is one of a module with fingerprint {name}, the initial module of this pruner has "
@@ -52,6 +53,7 @@ def load(pruner: "Pruner", tensors: Mapping[str, Tensor]) -> None:
             "module, before the weights"
         )
     _require_same_rounds(pruner, tensors)
+    _require_same_parts(pruner, tensors)
     for number in range(int(tensors[ROUNDS])):
         pruner.repeat(_rows(tensors, f"{PLAN}.{number}."))
     pruner.softened = int(tensors[SOFTENED])
@@ -59,6 +61,58 @@ def load(pruner: "Pruner", tensors: Mapping[str, Tensor]) -> None:
         pruner.regularizer.load_state({n: float(t) for n, t in _below(tensors, "regularizer.").items()})
     if pruner.masks is not None:
         pruner.masks.load_state(_below(tensors, "masks."))
+
+
+def _require_form(tensors: Mapping[str, Tensor]) -> None:
+    """Check that tensors have the names, types and dimensions of a state.
+
+    Raises:
+        TrainingError: if they have not.
+    """
+    numbers = ("version", ROUNDS, SOFTENED)
+    if lacking := [name for name in (*numbers, NAME) if name not in tensors]:
+        raise TrainingError(f"this is no state of a pruner: it has no {', '.join(lacking)}; {SAVED}")
+    dims = dict.fromkeys(tensors, -1) | dict.fromkeys(numbers, 0) | {NAME: 1}
+    dims |= {name: 1 for name in (REDUCTIONS,) if name in tensors}
+    dims |= {name: 2 if name.startswith(f"{PLAN}.") else 0 for name in tensors if name.startswith(SECTIONS)}
+    for name, expected in dims.items():
+        tensor: object = tensors[name]
+        real = name == REDUCTIONS or name.startswith("regularizer.")
+        if not isinstance(tensor, Tensor) or (expected >= 0 and not _fits(tensor, expected, real)):
+            got = f"{tensor.dtype} of shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else repr(tensor)[:80]
+            what = f"{'real' if real else 'whole'} numbers of {expected} dimensions" if expected >= 0 else "numbers"
+            raise TrainingError(f"this is no state of a pruner: {name} is {got}, expected a tensor of {what}; {SAVED}")
+    made = int(tensors[ROUNDS])
+    if int(tensors["version"]) > VERSION or made < 0 or not all(0 <= n < 256 for n in tensors[NAME].tolist()):
+        raise TrainingError(
+            f"this is a state of version {int(tensors['version'])} with {made} rounds, expected version {VERSION} at "
+            f"most, and 0 rounds or more; update graphprune, or {SAVED}"
+        )
+
+
+def _fits(tensor: Tensor, dims: int, real: bool) -> bool:
+    return tensor.dim() == dims and tensor.dtype != torch.bool and tensor.is_floating_point() == real
+
+
+def _require_same_parts(pruner: "Pruner", tensors: Mapping[str, Tensor]) -> None:
+    """Check that the saved run had the regularizer and the masks of a pruner, as far as these have a state.
+
+    Raises:
+        TrainingError: if it had not.
+    """
+    own = {f"regularizer.{name}" for name in (pruner.regularizer.state() if pruner.regularizer is not None else ())}
+    saved = {name for name in tensors if name.startswith("regularizer.")}
+    if own != saved:
+        raise TrainingError(
+            f"the state has {', '.join(sorted(saved)) or 'no numbers of a regularizer'}, this pruner expects "
+            f"{', '.join(sorted(own)) or 'none'}; make the pruner with the regularizer of the saved run"
+        )
+    masked = any(name.startswith("masks.") for name in tensors)
+    if masked != (pruner.masks is not None):
+        raise TrainingError(
+            f"the state is one of a run {'with' if masked else 'without'} masks, this pruner has "
+            f"{'some' if pruner.masks is not None else 'none'}; make the pruner with the masks= of the saved run"
+        )
 
 
 def _require_same_rounds(pruner: "Pruner", tensors: Mapping[str, Tensor]) -> None:

@@ -148,6 +148,45 @@ def test_a_state_of_other_rounds_is_refused(other: dict[str, Any], message: str)
     assert net.features == 12 and not resumed.history  # as before
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {"rounds": torch.tensor([1, 2])},
+            r"rounds is torch.int64 of shape \(2,\), expected .* whole numbers of 0 dim",
+        ),
+        ({"rounds": torch.tensor(-1)}, "with -1 rounds, expected .* 0 rounds or more"),
+        ({"rounds": "x"}, "rounds is 'x', expected a tensor"),
+        ({"softened": torch.tensor(0.5)}, r"softened is torch.float32 of shape \(\), expected"),
+        ({"version": torch.tensor(9)}, "version 9 .*expected version 1 at most.*; update graphprune"),
+        ({"fingerprint": torch.tensor([0.5])}, "fingerprint is torch.float32 .* whole numbers of 1 dim"),
+        ({"fingerprint": torch.tensor([255], dtype=torch.uint8)}, "a module with fingerprint"),
+        ({"reductions": torch.ones(3, 2)}, r"reductions is .* \(3, 2\), expected a tensor of real numbers of 1 dim"),
+        ({"reductions": torch.full((3,), float("nan"))}, "nan% are removed after round 1"),
+        ({"plan.0.first.weight:0": torch.tensor([1, 2])}, r"plan.0.first.weight:0 is .* whole numbers of 2 dim"),
+        ({"regularizer.strength": torch.tensor(1.0)}, "has regularizer.strength, this pruner expects none"),
+        ({"masks.multiplier": torch.tensor(1.0)}, "a run with masks, this pruner has none"),
+    ],
+)
+def test_a_damaged_state_is_one_error(change: dict[str, Any], message: str) -> None:
+    _, _, pruner = made(recipe="magnitude")
+    pruner.step()
+    net, _, resumed = made(recipe="magnitude")
+    with pytest.raises(TrainingError, match=message):
+        resumed.load_state_dict({**pruner.state_dict(), **change})
+    assert net.features == 12 and not resumed.history
+
+
+def test_a_state_without_the_regularizer_or_masks_is_refused() -> None:
+    state = made(recipe="magnitude")[2].state_dict()
+    for options, message in (
+        ({"regularizer": "growing"}, "no numbers of a regularizer, this pruner expects regularizer.strength"),
+        ({"masks": "sigmoid"}, "a run without masks, this pruner has some"),
+    ):
+        with pytest.raises(TrainingError, match=message):
+            made(recipe="magnitude", **options)[2].load_state_dict(state)
+
+
 @pytest.mark.slow
 def test_an_average_and_a_compiled_module_follow() -> None:
     net, optimizer, _ = made()
