@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 
 Pairs = list[tuple[Tensor, Tensor]]
 
+# Names of the cache among the arguments and outputs of transformers 5.24 and later, and of earlier versions.
+_CACHE_NAMES = ("cache", "past_key_values")
+
 # All sizes of an example differ, so that torch.export does not take two of them for one.
 _BATCH, _SEQUENCE, _CACHED = 2, 3, 4
 
@@ -28,8 +31,9 @@ class _Cached(Alias):
     """Runs a model with its cache as a list of (key, value) pairs."""
 
     def _run(self, past: Pairs, **inputs: Tensor) -> tuple[Tensor, Pairs]:
-        output = self.model_itself(**inputs, past_key_values=transformers.DynamicCache(past), use_cache=True)
-        return output.logits, [(layer.keys, layer.values) for layer in output.past_key_values.layers]
+        cache = named_cache(self.model_itself, transformers.DynamicCache(past))
+        output = self.model_itself(**inputs, **cache, use_cache=True)
+        return output.logits, [(layer.keys, layer.values) for layer in cache_of(output).layers]
 
 
 class CachedDecoder(_Cached):
@@ -48,6 +52,17 @@ class CachedDecoderWithoutPositions(_Cached):
     def forward(self, input_ids: Tensor, attention_mask: Tensor, past_key_values: Pairs) -> tuple[Tensor, Pairs]:
         """Logits, keys and values, of the same shapes as those of `CachedDecoder`."""
         return self._run(past_key_values, input_ids=input_ids, attention_mask=attention_mask)
+
+
+def named_cache(model: nn.Module, cache: Any) -> dict[str, Any]:
+    """The argument of `forward` that takes the cache, by its name in this version; empty if there is none."""
+    signature = inspect.signature(model.forward).parameters
+    return next(({name: cache} for name in _CACHE_NAMES if name in signature), {})
+
+
+def cache_of(output: Any) -> Any:
+    """The cache in a model's output, by its name in this version; None if there is none."""
+    return next((output[name] for name in _CACHE_NAMES if name in output), None)
 
 
 def is_decoder(model: nn.Module) -> bool:
@@ -75,9 +90,8 @@ def decoder_subject(model: nn.Module) -> Subject:
     """
     if not is_model(model) or not is_decoder(model):
         raise ExportError(f"{type(model).__name__} is not a decoder; only a causal language model has a cache")
-    signature = inspect.signature(model.forward).parameters
-    _require(model, signature)
-    positions = "position_ids" in signature
+    _require(model)
+    positions = "position_ids" in inspect.signature(model.forward).parameters
     wrapper = (CachedDecoder if positions else CachedDecoderWithoutPositions)(model)
     past = _example_past(model)
     ids = torch.arange(_BATCH * _SEQUENCE).view(_BATCH, _SEQUENCE) % model.config.get_text_config().vocab_size
@@ -91,17 +105,20 @@ def decoder_subject(model: nn.Module) -> Subject:
     )  # fmt: skip
 
 
-def _require(model: PreTrainedModel, signature: Any) -> None:
-    for name in ("attention_mask", "past_key_values"):
-        if name not in signature:
-            raise ExportError(f"{type(model).__name__}.forward has no {name}; decoders without it cannot be exported")
+def _require(model: PreTrainedModel) -> None:
+    present = {
+        "attention_mask": "attention_mask" in inspect.signature(model.forward).parameters,
+        "cache": bool(named_cache(model, None)),
+    }
+    for name in (name for name, there in present.items() if not there):
+        raise ExportError(f"{type(model).__name__}.forward has no {name}; decoders without it cannot be exported")
 
 
 def _example_past(model: PreTrainedModel) -> Pairs:
     """Keys and values that the model itself computes, layer by layer."""
     with torch.no_grad():
         ids = torch.zeros(_BATCH, _CACHED, dtype=torch.long)
-        cache = model(input_ids=ids, use_cache=True).past_key_values
+        cache = cache_of(model(input_ids=ids, use_cache=True))
     layers = getattr(cache, "layers", None)
     if not layers or any(type(layer) is not transformers.cache_utils.DynamicLayer for layer in layers):
         kinds = sorted({type(layer).__name__ for layer in layers or ()}) or [type(cache).__name__]

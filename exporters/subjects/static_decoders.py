@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from graphprune.errors import ExportError
-from graphprune.exporters.subjects.decoders import decoder_subject
+from graphprune.exporters.subjects.decoders import decoder_subject, named_cache
 from graphprune.exporters.subjects.subject import PAST, Subject
 from graphprune.exporters.subjects.trial_inputs import Case
 from graphprune.support.packages import transformers
@@ -40,7 +40,9 @@ class StaticDecoder(nn.Module):
         """Logits of shape (1, tokens, vocabulary) for ids of shape (1, tokens) at positions of shape (tokens,)."""
         cache = transformers.Cache(layers=[self._layer(i, cache_position) for i in range(self.layers)])
         positions = {"position_ids": cache_position[None]} if self.takes_positions else {}
-        logits: Tensor = self.model(input_ids=input_ids, past_key_values=cache, use_cache=True, **positions).logits
+        logits: Tensor = self.model(
+            input_ids=input_ids, use_cache=True, **named_cache(self.model, cache), **positions
+        ).logits
         return logits
 
     def _layer(self, i: int, cache_position: Tensor) -> StaticLayer:

@@ -13,6 +13,8 @@ import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from graphprune.exporters.subjects.decoders import cache_of, named_cache
+
 VOCABULARY = 64
 
 
@@ -96,8 +98,10 @@ class Cached(nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor, *past: Tensor) -> Any:
         cache = transformers.DynamicCache([(k, v) for k, v in zip(past[::2], past[1::2], strict=True)])
-        result = self.model(input_ids=input_ids, attention_mask=attention_mask, past_key_values=cache, use_cache=True)
-        new = [tensor for layer in result.past_key_values.layers for tensor in (layer.keys, layer.values)]
+        result = self.model(
+            input_ids=input_ids, attention_mask=attention_mask, **named_cache(self.model, cache), use_cache=True
+        )
+        new = [tensor for layer in cache_of(result).layers for tensor in (layer.keys, layer.values)]
         return (result.logits, *new)
 
     def arranged(self, dims: list[Any]) -> Any:
