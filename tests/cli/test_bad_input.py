@@ -99,7 +99,7 @@ def test_a_text_that_is_empty_or_too_short(prune: Callable[..., Any], tmp_path: 
     with pytest.raises(CalibrationError, match="the text is empty; expected at least 128 tokens: name another text"):
         prune(calibration=path)
     path.write_text("w3 w4 w5 " * 20)
-    with pytest.raises(CalibrationError, match="has 60 tokens, but 16 x 8 = 128 are needed.*no more than 7 windows"):
+    with pytest.raises(CalibrationError, match="has 60 tokens, but 16 x 8 = 128 are needed.*no more than 7 samples"):
         prune(calibration=path)
     with pytest.raises(LoadError, match=r"none\.txt does not exist; expected a \.txt or \.jsonl file"):
         prune(calibration=tmp_path / "none.txt")
