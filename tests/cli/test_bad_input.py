@@ -107,6 +107,13 @@ def test_a_text_that_is_empty_or_too_short(prune: Callable[..., Any], tmp_path: 
         prune(calibration=None)
 
 
+def test_a_text_that_nothing_reads_is_named(
+    prune: Callable[..., Any], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    prune(recipe="magnitude", calibration=tmp_path / "none.txt")
+    assert "no pass of this run reads data: the calibration text has no effect" in caplog.text
+
+
 def test_a_model_that_is_missing_or_corrupt(prune: Callable[..., Any], folder: Path, tmp_path: Path) -> None:
     with pytest.raises(LoadError, match="cannot load .*there is no such file or folder; expected one of"):
         prune(model=tmp_path / "none")

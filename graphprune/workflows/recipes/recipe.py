@@ -6,6 +6,7 @@ the allocation, `coarse` divides the reduction between blocks and groups, a budg
 in rounds, and `drop_blocks` are dropped first.
 """
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,6 +21,8 @@ from graphprune.planning.plan import Plan
 from graphprune.workflows.recipes import auto_recipe
 from graphprune.workflows.recipes import recipe_rules as rules
 from graphprune.workflows.recipes.catalogue import RECIPES, Recipe
+
+log = logging.getLogger("graphprune.run")
 
 
 def chosen(options: Any) -> Recipe:
@@ -81,14 +84,19 @@ def weights_only(recipe: Recipe) -> str:
 
 
 def require_data(passes: Sequence[Pass], options: Any) -> None:
-    """Check that passes have the calibration data that they need; the user's own data is known later.
+    """Check that passes have the calibration data that they need, and warn of a text that none of them reads.
+
+    The user's own data is known later.
 
     Raises:
         CalibrationError: if they have none.
     """
     if options.data is not None or getattr(options, "labelled", None) is not None:
         return
-    if any(isinstance(step, Calibrate) and not step.text and not step.batches for step in rules.flat(passes)):
+    calibrations = [step for step in rules.flat(passes) if isinstance(step, Calibrate)]
+    if options.calibration and not calibrations:
+        log.warning("no pass of this run reads data: the calibration text has no effect")
+    if any(not step.text and not step.batches for step in calibrations):
         raise CalibrationError(
             f"recipe {options.recipe} needs calibration data; name a text (--calibration FILE), or give data, "
             "batches of inputs"
