@@ -135,6 +135,16 @@ def require_arguments(args: Any, kwargs: Any, call: str = "trace(module") -> tup
     return args, kwargs
 
 
+def example_call(args: Any, kwargs: Any, call: str) -> Arguments | None:
+    """Arguments of the example call of a user; None if there are none.
+
+    Raises:
+        TraceError: as `require_arguments` does.
+    """
+    args, kwargs = require_arguments(args, kwargs, call)
+    return (args, dict(kwargs)) if args or kwargs else None
+
+
 def _arguments(args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Arguments of the types that torch.export takes.
 

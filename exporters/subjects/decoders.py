@@ -106,12 +106,10 @@ def decoder_subject(model: nn.Module) -> Subject:
 
 
 def _require(model: PreTrainedModel) -> None:
-    present = {
-        "attention_mask": "attention_mask" in inspect.signature(model.forward).parameters,
-        "cache": bool(named_cache(model, None)),
-    }
-    for name in (name for name, there in present.items() if not there):
-        raise ExportError(f"{type(model).__name__}.forward has no {name}; decoders without it cannot be exported")
+    signature = inspect.signature(model.forward).parameters
+    present = {"attention_mask": "attention_mask" in signature, "cache": bool(named_cache(model, None))}
+    if lacking := [name for name, there in present.items() if not there]:
+        raise ExportError(f"{type(model).__name__}.forward has no {lacking[0]}; decoders without it cannot be exported")
 
 
 def _example_past(model: PreTrainedModel) -> Pairs:

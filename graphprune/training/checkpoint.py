@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 VERSION = 1
 ROUNDS, SOFTENED, NAME, PLAN, REDUCTIONS = "rounds", "softened", "fingerprint", "plan", "reductions"
-SECTIONS = (f"{PLAN}.", "regularizer.")  # beginnings of the names of what there is any number of
+NUMBERS = ("version", ROUNDS, SOFTENED)
 SAVED = "pass what pruner.state_dict() returned"
 
 
@@ -69,25 +69,39 @@ def _require_form(tensors: Mapping[str, Tensor]) -> None:
     Raises:
         TrainingError: if they have not.
     """
-    numbers = ("version", ROUNDS, SOFTENED)
-    if lacking := [name for name in (*numbers, NAME) if name not in tensors]:
+    if lacking := [name for name in (*NUMBERS, NAME) if name not in tensors]:
         raise TrainingError(f"this is no state of a pruner: it has no {', '.join(lacking)}; {SAVED}")
-    dims = dict.fromkeys(tensors, -1) | dict.fromkeys(numbers, 0) | {NAME: 1}
-    dims |= {name: 1 for name in (REDUCTIONS,) if name in tensors}
-    dims |= {name: 2 if name.startswith(f"{PLAN}.") else 0 for name in tensors if name.startswith(SECTIONS)}
-    for name, expected in dims.items():
-        tensor: object = tensors[name]
-        real = name == REDUCTIONS or name.startswith("regularizer.")
-        if not isinstance(tensor, Tensor) or (expected >= 0 and not _fits(tensor, expected, real)):
-            got = f"{tensor.dtype} of shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else repr(tensor)[:80]
-            what = f"{'real' if real else 'whole'} numbers of {expected} dimensions" if expected >= 0 else "numbers"
-            raise TrainingError(f"this is no state of a pruner: {name} is {got}, expected a tensor of {what}; {SAVED}")
+    for name, tensor in tensors.items():
+        _require_numbers_in(name, tensor)
     made = int(tensors[ROUNDS])
     if int(tensors["version"]) > VERSION or made < 0 or not all(0 <= n < 256 for n in tensors[NAME].tolist()):
         raise TrainingError(
             f"this is a state of version {int(tensors['version'])} with {made} rounds, expected version {VERSION} at "
             f"most, and 0 rounds or more; update graphprune, or {SAVED}"
         )
+
+
+def _require_numbers_in(name: str, tensor: object) -> None:
+    """Check that an entry of a state is a tensor of the type and dimensions that its name says.
+
+    Raises:
+        TrainingError: if it is not.
+    """
+    dims, real = _dimensions(name), name == REDUCTIONS or name.startswith("regularizer.")
+    if isinstance(tensor, Tensor) and (dims is None or _fits(tensor, dims, real)):
+        return
+    got = f"{tensor.dtype} of shape {tuple(tensor.shape)}" if isinstance(tensor, Tensor) else repr(tensor)[:80]
+    what = "numbers" if dims is None else f"{'real' if real else 'whole'} numbers of {dims} dimensions"
+    raise TrainingError(f"this is no state of a pruner: {name} is {got}, expected a tensor of {what}; {SAVED}")
+
+
+def _dimensions(name: str) -> int | None:
+    """Number of dimensions of an entry; None if it may have any, as those of masks."""
+    if name in NUMBERS or name.startswith("regularizer."):
+        return 0
+    if name in (NAME, REDUCTIONS):
+        return 1
+    return 2 if name.startswith(f"{PLAN}.") else None
 
 
 def _fits(tensor: Tensor, dims: int, real: bool) -> bool:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from graphprune.errors import TrainingError
 from graphprune.execution.output_comparison import Verification
 from graphprune.execution.wrappers import require_module
-from graphprune.frontends.modules import require_arguments
-from graphprune.ir.program import Inputs, Program
+from graphprune.frontends.modules import example_call
+from graphprune.ir.program import Program
 from graphprune.passes.calibration.calibrate import Calibrate
 from graphprune.pipeline import Pass
 from graphprune.planning.budget import Budget
@@ -114,7 +114,7 @@ class Pruner:
         self.masks = LearnedMasks(masks) if masks else None
         known = options_of(recipe, options | ({"budget": "macs"} if amount == "macs" else {}))
         self._data = RoundData(self.module, data, loss, forward, known.get("samples", 128), known.get("seed", 0))
-        self._chain = Chain(self.module, _example(args, kwargs) or self._data.example(), known)
+        self._chain = Chain(self.module, example_call(args, kwargs, "Pruner(module") or self._data.example(), known)
         self.targets = self._target_of(parts, amounts[amount], amount)
         self._require_data()
         self.fingerprint = self._chain.program.fingerprint()
@@ -370,12 +370,6 @@ class Pruner:
                 f"{what} needs data: pass data=, an iterable of batches such as the DataLoader of the training (and "
                 "loss= for gradients), or choose one without, such as magnitude"
             )
-
-
-def _example(args: Any, kwargs: Any) -> Inputs | None:
-    """Arguments of an example call; None if there are none."""
-    args, kwargs = require_arguments(args, kwargs, "Pruner(module")
-    return (args, dict(kwargs)) if args or kwargs else None
 
 
 def _require_numbers(count: int, soft: int) -> None:

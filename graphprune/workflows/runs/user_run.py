@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from graphprune.errors import CalibrationError, OptionError, because
-from graphprune.frontends.modules import require_arguments
+from graphprune.frontends.modules import example_call
 from graphprune.frontends.python import find
 from graphprune.ir.checksums import checksum
 from graphprune.ir.program import Inputs, Program
@@ -36,8 +36,7 @@ class UserRun:
         Raises:
             CalibrationError: if the data is unusable.
         """
-        args, kwargs = require_arguments(options.args, options.kwargs or {}, "prune(module")
-        example = (args, dict(kwargs)) if args or kwargs else None
+        example = example_call(options.args, options.kwargs or {}, "prune(module")
         kinds = [None if one is None else UserData.of(module, one, options.forward, example=example)  # type: ignore[arg-type]
                  for one in (options.data, options.test)]  # fmt: skip
         return cls(options, *kinds)
