@@ -20,6 +20,7 @@ _ZAMBA = {
     "layers_block_type": ["linear_attention", "hybrid", "hybrid"], "num_hidden_layers": 3,
     "attention_hidden_size": 128, "attention_head_dim": 32, "num_key_value_heads": 4,
 }  # fmt: skip
+_EFFICIENTNET = {"hidden_dim": 640, "image_size": 64, "width_coefficient": 0.5, "depth_coefficient": 0.5}
 _DPT = {
     "num_hidden_layers": 4, "backbone_out_indices": [0, 1, 2, 3], "neck_hidden_sizes": [16, 32, 64, 64],
     "image_size": 64,
@@ -68,10 +69,10 @@ FIELDS: Mapping[str | tuple[str, str], Fields] = {
     "convnext": _CONVNEXT,
     "convnextv2": _CONVNEXT,
     "bit": {"embedding_size": 32, "hidden_sizes": [32, 64, 128, 256], "num_groups": 8, "image_size": 64},
-    "efficientnet": {"hidden_dim": 640, "image_size": 64, "width_coefficient": 0.5, "depth_coefficient": 0.5},
+    "efficientnet": _EFFICIENTNET,
     "hgnet_v2": {"hidden_sizes": DEFAULT, "embedding_size": DEFAULT, "depths": DEFAULT},
     "textnet": {"hidden_sizes": DEFAULT, "stem_hidden_sizes": DEFAULT, "image_size": 64},
-    "align": {"projection_dim": 640},
+    "align": {"projection_dim": 160, "vision_config": _EFFICIENTNET},
     "audio-spectrogram-transformer": {"max_length": 64, "num_mel_bins": 32},
     "wav2vec2-bert": {"feature_projection_input_dim": 32},
     "videomae": {"num_frames": 4, "image_size": 32},
