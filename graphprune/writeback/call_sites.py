@@ -58,7 +58,7 @@ def call_site(frame: FrameType | None, function: Any, positional: int) -> CallSi
     for outer in _callers(caller):
         receiver = _receiver(outer)
         if receiver is not None:
-            inside = caller.f_code in _nested(outer.f_code)
+            inside = caller.f_code in nested_code(outer.f_code)
             bound = getattr(torch.Tensor, name, None) is function
             return CallSite(receiver, outer.f_code.co_name, span, name, bound, positional) if inside else None
     return None
@@ -101,9 +101,9 @@ def first_parameter(code: CodeType) -> tuple[str, int | None]:
     return (code.co_varnames[code.co_kwonlyargcount], 0) if code.co_flags & inspect.CO_VARARGS else ("", None)
 
 
-def _nested(code: CodeType) -> Iterator[CodeType]:
+def nested_code(code: CodeType) -> Iterator[CodeType]:
     """A code object, and those of the functions and comprehensions inside it."""
     yield code
     for constant in code.co_consts:
         if isinstance(constant, CodeType):
-            yield from _nested(constant)
+            yield from nested_code(constant)

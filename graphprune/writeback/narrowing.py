@@ -1,7 +1,7 @@
 """Narrowing for the narrowest form of a module that agrees with the rewritten graph."""
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -27,6 +27,7 @@ from graphprune.writeback.attribute_slots import Slot, slots
 from graphprune.writeback.code_adaptation import Adaptation
 from graphprune.writeback.layers import assign, set_sizes, sizes_from_weights
 from graphprune.writeback.optimizers import TensorCuts
+from graphprune.writeback.sizes import stand_in_methods
 from graphprune.writeback.sizes.leftover_sizes import readings
 from graphprune.writeback.sizes.literal_matching import Conflict, matches, size_constraints, solve
 from graphprune.writeback.sizes.size_tracing import trace_numbers
@@ -292,7 +293,8 @@ class Narrowing:
         used |= self.trace.comparisons.slots
         known = dict.fromkeys(used, 0.0)
         shapes = self.rewritten.original.shapes(), trial.small.shapes()
-        possible = readings(self.module, self.slots, known, self.dependencies, self._rows(trial.widths), shapes)
+        every = readings(self.module, self.slots, known, self.dependencies, self._rows(trial.widths), shapes)
+        possible = self._agreeing(every)
         mark, chosen = len(self.undo.steps), {slot: v[0] for slot, v in possible.items() if len(v) == 1}
         for slot, value in chosen.items():
             slot.put(self.undo, value)
@@ -302,8 +304,13 @@ class Narrowing:
             self.undo.rollback(mark)
             chosen = {}
         assumed = dict.fromkeys(f"{slot} = {value} (was {slot.value})" for slot, value in chosen.items())
-        others = dict.fromkeys(f"{slot} = {slot.value}" for slot in possible if slot not in chosen)
-        return tuple(assumed), (*others, *self.ambiguous)
+        left = [slot for slot in possible if slot not in chosen]
+        stand_in_methods.warn_of_readers(left)
+        return tuple(assumed), (*dict.fromkeys(f"{slot} = {slot.value}" for slot in left), *self.ambiguous)
+
+    def _agreeing(self, possible: Mapping[Slot, Sequence[int]]) -> Mapping[Slot, Sequence[int]]:
+        with evaluation_mode(self.module), preserved_state(self.module):
+            return stand_in_methods.agreeing(lambda: run(self.module, *self.cases[0][0]), possible)
 
     def tensor_cuts(self, trial: Attempt, shapes: Mapping[str, tuple[int, ...]]) -> TensorCuts:
         """Cuts of all tensors of the module, by all their names."""
