@@ -11,7 +11,7 @@ from graphprune.frontends import FRONTENDS, Frontend, gguf_weights, huggingface
 from graphprune.ir.program import Program
 from graphprune.support import cache
 from graphprune.support.atomic_output import UNWRITABLE
-from graphprune.support.packages import transformers
+from graphprune.support.packages import failed_import, transformers
 
 log = logging.getLogger(__name__)
 
@@ -65,7 +65,7 @@ def _convert(file: Path, target: Path) -> None:
             raise
         raise _unreadable(file, fault) from fault
     except BaseException as fault:  # a panic of the tokenizers library is no Exception
-        raise _unreadable(file, fault) from fault
+        raise failed_import(fault, "transformers") or _unreadable(file, fault) from fault
     tokenizer.save_pretrained(target)
 
 

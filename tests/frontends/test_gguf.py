@@ -1,6 +1,7 @@
 """GGUF files: converted once, with the numbers that are in them."""
 
 import struct
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import graphprune as gp
-from graphprune.errors import LoadError
+from graphprune.errors import LoadError, PackageError
 from graphprune.frontends import gguf_models, gguf_weights
 from graphprune.frontends.loading import load
 from graphprune.huggingface import model_folder
@@ -164,6 +165,16 @@ def test_an_unknown_architecture(tmp_path: Path) -> None:
     write(tmp_path / "model.gguf", "nonsense")
     with pytest.raises(LoadError, match=r"of an architecture that transformers cannot convert .*nonsense"):
         load(tmp_path / "model.gguf")
+
+
+def test_a_broken_package_is_no_fault_of_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_vision.py").write_text("raise RuntimeError('operator nms does not exist')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(gguf_weights, "write", lambda *_: import_module("broken_vision"))
+    write(tmp_path / "model.gguf")
+    with pytest.raises(PackageError, match=r"^broken_vision cannot be imported \(reason: operator nms does not exist"):
+        load(tmp_path / "model.gguf")
+    assert not list((tmp_path / "cache").rglob("*"))
 
 
 def test_a_file_is_explained_like_any_model(tmp_path: Path) -> None:
