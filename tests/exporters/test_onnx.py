@@ -222,6 +222,37 @@ def test_a_wrong_cache_is_noticed(model: Model) -> None:
         parity.check(subject, Wrong(subject, lambda x: x + 1, "present.1.key"), 5e-4)
 
 
+@pytest.fixture
+def sharp(model: Model) -> Subject:
+    """A decoder whose attention in the last layer amplifies what its keys differ by."""
+    amplifying = model("llama")
+    with torch.no_grad():
+        amplifying.get_parameter("model.layers.1.self_attn.q_proj.weight").mul_(3000)
+    return decoder_subject(amplifying)
+
+
+def _rounded(keys: Tensor) -> Tensor:
+    signs = torch.randint(0, 2, keys.shape, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    return keys * (1 + 1e-4 * signs)
+
+
+def test_a_cache_of_less_rounding_than_the_bound_may_be_amplified(sharp: Subject) -> None:
+    rounded = Wrong(sharp, _rounded, "present.1.key")
+    result = parity.check(sharp, rounded, 5e-4)
+    assert any("decode step" in case for case in result.errors) and 1e-5 < result.worst <= 5e-4
+
+
+def test_an_amplified_cache_hides_no_wrong_step(sharp: Subject) -> None:
+    class WrongSteps(Wrong):
+        def run(self, feeds: Mapping[str, Tensor]) -> dict[str, Tensor]:
+            outputs = super().run(feeds)
+            step = feeds["past_key_values.1.key"].shape[2] > 0
+            return {**outputs, "logits": outputs["logits"].roll(1, -1) if step else outputs["logits"]}
+
+    with pytest.raises(ExportError, match=r"logits of the exported file differs"):
+        parity.check(sharp, WrongSteps(sharp, _rounded, "present.1.key"), 5e-4)
+
+
 def test_another_choice_is_noticed_even_within_the_bound(model: Model) -> None:
     subject = decoder_subject(model("llama"))
 
