@@ -108,7 +108,23 @@ def _isolated(module: nn.Module, inputs: Arguments, shapes: Any) -> ExportedProg
         ):
             blocks.enter_context(block)
         blocks.enter_context(named_keywords(module, inputs[1]))
-        return export(module, *with_new_containers(inputs), shapes)
+        known = dict(module.named_parameters())
+        exported = export(module, *with_new_containers(inputs), shapes)
+        _require_no_new(module, known)
+        return exported
+
+
+def _require_no_new(module: nn.Module, known: Mapping[str, Tensor]) -> None:
+    """Refuse a module that makes parameters in its first call: the capture would draw new random ones in every run.
+
+    Raises:
+        TraceError: if it made some.
+    """
+    if new := [name for name, _ in module.named_parameters() if name not in known]:
+        raise TraceError(
+            f"{type(module).__name__} makes parameters in its first call ({', '.join(new[:3])}), which a capture would "
+            "not hold: call the module once on the example, then trace it"
+        )
 
 
 def _register_results(subject: CapturedModule, inputs: Arguments) -> bool:
@@ -227,7 +243,8 @@ def _warn_of_fixed_sizes(program: Program) -> None:
             if (size := fixed_size(node.meta["val"].shape[dim])) is not None:
                 log.warning(
                     "dimension %d of input %s has the fixed size %d in the capture, because the model computes with "
-                    "this number; trace a model that was not run before, or one for each size",
+                    "this number, or combines it with a size of another input that is fixed; trace a model that was "
+                    "not run before, or one for each size, or name the sizes that vary (dynamic_shapes)",
                     dim, node.name, size,
                 )  # fmt: skip
 

@@ -13,7 +13,7 @@ from graphprune.support.undo import Undo
 
 DEPTH = 3  # levels of objects inside objects to search
 LONGEST = 64  # longer lists hold data, not sizes
-_INTERNAL = frozenset(vars(nn.Module()))
+INTERNAL = frozenset(vars(nn.Module()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -82,7 +82,7 @@ def _within(owner: object, table: dict[Any, Any], seen: set[int], depth: int) ->
 def _entries(owner: object, table: dict[Any, Any], path: tuple[Any, ...], seen: set[int], depth: int) -> Iterator[Slot]:
     """Slots in the dict at a path inside the table of an object, and in what it holds."""
     for key, value in reduce(getitem, path, table).items():
-        if isinstance(owner, nn.Module) and not path and key in _INTERNAL:
+        if isinstance(owner, nn.Module) and not path and key in INTERNAL:
             continue
         if _may_change(value):
             yield Slot(owner, table, key, None, value, path)
@@ -90,7 +90,7 @@ def _entries(owner: object, table: dict[Any, Any], path: tuple[Any, ...], seen: 
             yield from (Slot(owner, table, key, i, item, path) for i, item in enumerate(value) if _may_change(item))
         elif type(value) is dict and depth > 1:
             yield from _entries(owner, table, (*path, key), seen, depth - 1)
-        elif _is_plain(value):
+        elif is_plain(value):
             yield from _within(value, vars(value), seen, depth - 1)
 
 
@@ -99,6 +99,6 @@ def _may_change(value: object) -> bool:
     return (type(value) is int and value > 1) or type(value) is float
 
 
-def _is_plain(value: object) -> bool:
+def is_plain(value: object) -> bool:
     """Whether this is an object that holds values, such as a configuration."""
     return hasattr(value, "__dict__") and not isinstance(value, nn.Module | Tensor | type) and not callable(value)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from graphprune.errors import WriteBackError
@@ -10,6 +11,12 @@ from graphprune.support.undo import Undo
 
 #: Integer attributes of a class that equal a dimension of a parameter in all its layers: (attribute, parameter, dim).
 WeightSizes = Mapping[type, set[tuple[str, str, int]]]
+
+
+def named_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Parameters and buffers by all their names."""
+    yield from module.named_parameters(remove_duplicate=False)
+    yield from module.named_buffers(remove_duplicate=False)
 
 
 def assign(undo: Undo, module: nn.Module, names: Sequence[str], data: Tensor) -> None:
@@ -28,10 +35,19 @@ def assign(undo: Undo, module: nn.Module, names: Sequence[str], data: Tensor) ->
         template = next(owner.parameters(recurse=False)) if old is None else old  # a layer without a bias receives one
         if new is None:
             data = data.to(template)
-            new = nn.Parameter(data, template.requires_grad) if isinstance(template, nn.Parameter) else data
+            new = _parameter(data, template, old) if isinstance(template, nn.Parameter) else data
         undo.set_item(table, leaf, new)
         if old is not None:
             _replace_in_lists(undo, owner, old, new)
+
+
+def _parameter(data: Tensor, template: nn.Parameter, old: Tensor | None) -> nn.Parameter:
+    """A parameter with the class and the attributes of the old one, such as a mark against weight decay."""
+    if old is None:
+        return nn.Parameter(data, template.requires_grad)
+    new: nn.Parameter = torch.Tensor._make_subclass(type(template), data, template.requires_grad)
+    vars(new).update(vars(template))
+    return new
 
 
 def _replace_in_lists(undo: Undo, owner: nn.Module, old: Tensor, new: Tensor) -> None:

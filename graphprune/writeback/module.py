@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from torch import nn
 from torch.optim import Optimizer
@@ -18,6 +17,7 @@ from graphprune.huggingface.followed_config import shorten_module
 from graphprune.ir.program import Program, Rewritten
 from graphprune.support.undo import Undo
 from graphprune.writeback import optimizers
+from graphprune.writeback.layers import named_tensors
 from graphprune.writeback.narrowing import CASES, Attempt, Cut, Narrowing, compare_case, make_case
 
 log = logging.getLogger(__name__)
@@ -93,7 +93,7 @@ def write_back(
     """
     module = unwrapped(module)
     before = dict(module.named_parameters())
-    shapes = {name: tuple(tensor.shape) for name, tensor in _tensors(module).items()}
+    shapes = {name: tuple(tensor.shape) for name, tensor in named_tensors(module)}
     _check_names(program, type(module).__name__, shapes)
     search = Narrowing(cut, program, module)
     try:
@@ -140,12 +140,6 @@ def _result(
         search.checks(),
         trial.small,
     )
-
-
-def _tensors(module: nn.Module) -> dict[str, Any]:
-    """Parameters and buffers by all their names."""
-    buffers = module.named_buffers(remove_duplicate=False)
-    return dict([*module.named_parameters(remove_duplicate=False), *buffers])
 
 
 def _warn(result: WrittenBack) -> None:
@@ -215,7 +209,10 @@ def _each(optimizer: Optimizer | Sequence[Optimizer]) -> Sequence[Optimizer]:
 def _check_names(program: Program, kind: str, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Raise a WriteBackError if the parameters of the module are not those of the original program."""
     rewritten = program.fact(Rewritten)
-    for name, shape in rewritten.original.shapes().items():
+    original = rewritten.original
+    for name, shape in original.shapes().items():
+        if name not in shapes and name not in original.parameters:
+            continue  # a tensor that the module holds without registering it
         if name in rewritten.keep and shapes.get(name) != shape:
             raise WriteBackError(
                 f"{kind} is not the module that was traced: {name} should have shape {shape}, "

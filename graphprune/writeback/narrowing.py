@@ -22,10 +22,10 @@ from graphprune.ir.weights import Narrowed, Scaled
 from graphprune.planning.facts import Refits
 from graphprune.planning.plan import Plan, make
 from graphprune.support.undo import Undo
-from graphprune.writeback import attention_scale, unused_parameters, zero_padding
+from graphprune.writeback import attention_scale, plain_tensors, unused_parameters, zero_padding
 from graphprune.writeback.attribute_slots import Slot, slots
 from graphprune.writeback.code_adaptation import Adaptation
-from graphprune.writeback.layers import assign, set_sizes, sizes_from_weights
+from graphprune.writeback.layers import assign, named_tensors, set_sizes, sizes_from_weights
 from graphprune.writeback.optimizers import TensorCuts
 from graphprune.writeback.sizes import stand_in_methods
 from graphprune.writeback.sizes.leftover_sizes import readings
@@ -118,6 +118,9 @@ class Narrowing:
         self.cut, self.program, self.module, self.undo = cut, program, module, Undo()
         self.rewritten = program.fact(Rewritten)
         self.dependencies = self.rewritten.original.fact(Dependencies)
+        registered = {*dict(named_tensors(module))}
+        self.plain = plain_tensors.places(self.rewritten.original, module, registered)
+        self.elsewhere = self.rewritten.original.shapes().keys() - registered
         self.weight_sizes = sizes_from_weights(module)
         self.slots = slots(module)
         self.trace = trace_numbers(module, self.slots, *self.rewritten.original.inputs)
@@ -371,7 +374,9 @@ class Narrowing:
 
     def _assign(self, small: Program, factors: attention_scale.Factors) -> None:
         weights = Scaled(small.weights, factors)
-        for name in {*changed_names(self.program), *factors}:
+        for name, holders in self.plain.items():
+            plain_tensors.write(self.undo, holders, weights[name])
+        for name in {*changed_names(self.program), *factors} - self.elsewhere:
             names = [name, *(alias for alias, stored in small.ties.items() if stored == name)]
             assign(self.undo, self.module, names, weights[name])
         if self.unused_cuts:

@@ -122,8 +122,11 @@ def _exclusions(eligible: Eligible, dependencies: Dependencies) -> Iterator[str]
         yield f"the score does not rate {', '.join(dict.fromkeys(group.label for group in eligible.groups))}"
     names = {group.name for group in eligible.groups}
     others = [g for g in dependencies.groups if g.name not in names and g.kind not in eligible.refused]
-    if others or not dependencies.groups:
+    if others:
         yield f"{len(others)} groups are protected, or their cuts are not exact (exact_only)"
+    if not dependencies.groups:
+        pinned = [f"{p.parameter}:{p.dim} ({', '.join(p.reasons)})" for p in dependencies.pinned[:3]]
+        yield f"the model has no group at all; what cannot be cut is {', '.join(pinned) or 'no parameter'}"
 
 
 def _require_requests(eligible: Eligible, groups: Sequence[Group], dependencies: Dependencies, score: str) -> None:

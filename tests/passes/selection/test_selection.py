@@ -94,6 +94,12 @@ def test_protected_parameters_stay(program: gp.Program) -> None:
         gp.plan(program, sparsity=0.1, protect=("*",))
 
 
+def test_what_pins_a_model_without_groups_is_said() -> None:
+    single = gp.trace(torch.nn.Linear(4, 3), (torch.randn(2, 4),))
+    with pytest.raises(PlanError, match=r"no group at all; .* weight:0 \(it is an output, .*weight:1 \(it is an input"):
+        gp.plan(single, ratio=0.5)
+
+
 @pytest.mark.parametrize(
     ("glob", "words"),
     [
