@@ -1,7 +1,7 @@
 """Architectures of llama.cpp, and the selection of the one that computes the same as a transformers model."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -9,6 +9,7 @@ from torch import nn
 from graphprune.errors import ExportError
 from graphprune.exporters.checks import parity
 
+FULL, WINDOWED = "full_attention", "sliding_attention"  # kinds of layers in a config of transformers
 _ATTENTION = frozenset({"attn_q", "attn_k", "attn_v"})
 _ALL = _ATTENTION | {"attn_output", "ffn_gate", "ffn_up", "ffn_down"}
 
@@ -25,6 +26,8 @@ class Kind:
     full_queries: bool = False  # all query heads together must have the hidden size
     norm_offset: float = 0.0  # added to the stored weights of norms
     tied: bool = False  # the head always shares the embedding matrix
+    full_attention_every: int = 0  # the other layers attend to a window, with rotary positions of base `window_base`
+    window_base: float = 10_000.0
     activation: tuple[str, ...] = ("silu", "swish")
     bound: float = parity.FLOAT32
 
@@ -47,6 +50,8 @@ _GEMMA = Kind(
     bound=parity.FLOAT16,  # llama.cpp computes this activation by a lookup table in half precision
 )  # fmt: skip
 
+_GEMMA3 = replace(_GEMMA, name="gemma3", full_attention_every=6)
+
 #: Candidate architectures by model type of transformers, in order of preference.
 KINDS: dict[str, tuple[Kind, ...]] = {
     "llama": (_LLAMA, _DECI),
@@ -54,6 +59,7 @@ KINDS: dict[str, tuple[Kind, ...]] = {
     "qwen2": (Kind("qwen2", _ATTENTION, full_queries=True), _DECI),
     "qwen3": (Kind("qwen3", _ATTENTION),),
     "gemma": (_GEMMA,),
+    "gemma3_text": (_GEMMA3,),
 }
 
 
@@ -108,10 +114,23 @@ def _missing_features(kind: Kind, model: Any, sizes: Widths, scaled_positions: b
         yield "untied head"
     if getattr(model.config, "use_bidirectional_attention", False):
         yield "attention to later tokens"
+    if kind.full_attention_every and not _alternates(kind, model.config):
+        yield (
+            f"layers but those of full attention at every {kind.full_attention_every}th place and of a window with "
+            f"rotary base {kind.window_base:g} at the others"
+        )
+    if any(getattr(model.config, f"{name}_logit_softcapping", None) for name in ("attn", "final")):
+        yield "soft cap of logits"
     if (activation := _activation(model.config)) not in kind.activation:
         yield f"activation {activation!r}"
     if biased := sorted(_biased(model) - kind.biases):
         yield f"bias in {', '.join(biased)}"
+
+
+def _alternates(kind: Kind, config: Any) -> bool:
+    every, base = kind.full_attention_every, config.rope_parameters.get(WINDOWED, {}).get("rope_theta")
+    types = [FULL if i % every == every - 1 else WINDOWED for i in range(len(config.layer_types))]
+    return list(config.layer_types) == types and base == kind.window_base
 
 
 def _activation(config: Any) -> str:

@@ -1,6 +1,6 @@
 """Decoders in the layout of llama.cpp: names of weights and sizes, and the order of rotary pairs."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from graphprune.errors import ExportError
-from graphprune.exporters.gguf_tools.gguf_kinds import Kind, Widths, kind_of, widths
+from graphprune.exporters.gguf_tools.gguf_kinds import FULL, WINDOWED, Kind, Widths, kind_of, widths
 from graphprune.support.packages import gguf
 
 _FIXED_POSITIONS = ("default", "linear", "llama3")
@@ -40,7 +40,7 @@ def describe(model: Any) -> GgufModel:
     tensors = _tensors(model, kind, sizes)
     if factors is not None:
         tensors[f"{gguf.TENSOR_NAMES[gguf.MODEL_TENSOR.ROPE_FREQS]}.weight"] = factors
-    context, notes = _context(model.config)
+    context, notes = _context(model.config, kind)
     return GgufModel(kind.name, _fields(model.config, kind, sizes, context), tensors, context, kind.bound, notes)
 
 
@@ -102,14 +102,27 @@ def _fields(config: Any, kind: Kind, sizes: Widths, context: int) -> dict[str, A
         _ATTENTION.VALUE_LENGTH: sizes.head,
         _ATTENTION.LAYERNORM_RMS_EPS: float(config.rms_norm_eps),
         gguf.Keys.Rope.DIMENSION_COUNT: sizes.head,
-        gguf.Keys.Rope.FREQ_BASE: float(config.rope_parameters["rope_theta"]),
+        gguf.Keys.Rope.FREQ_BASE: float(_positions(config)["rope_theta"]),
     }
+    if kind.full_attention_every:
+        values |= {
+            _ATTENTION.SLIDING_WINDOW: int(config.sliding_window),
+            gguf.Keys.Rope.FREQ_BASE_SWA: kind.window_base,
+        }
     return {key.format(arch=kind.name): value for key, value in values.items()}
 
 
-def _context(config: Any) -> tuple[int, list[str]]:
-    """The context length, at most that of a sliding window, within which attention is full; and notes."""
+def _positions(config: Any) -> Mapping[str, Any]:
+    """Parameters of the rotary positions, of layers with full attention where there are others."""
+    parameters: Mapping[str, Any] = config.rope_parameters.get(FULL, config.rope_parameters)
+    return parameters
+
+
+def _context(config: Any, kind: Kind) -> tuple[int, list[str]]:
+    """The context length, at most that of a sliding window that llama.cpp does not have; and notes."""
     longest = int(config.max_position_embeddings)
+    if kind.full_attention_every:
+        return longest, []
     kinds = getattr(config, "layer_types", None)
     slides = "sliding_attention" in kinds if kinds else True
     window = getattr(config, "sliding_window", None) if slides else None
@@ -122,20 +135,40 @@ def _frequency_factors(model: Any, sizes: Widths) -> Tensor | None:
     """Divisors of the rotary frequencies, shape (head dim / 2,); None if all are 1.
 
     Raises:
-        ExportError: if only part of a head is rotated, or frequencies depend on the length of the text.
+        ExportError: if only part of a head is rotated, frequencies depend on the length of the text, or those of a
+            window are scaled.
     """
-    rope, config = model.model.rotary_emb, model.config
-    rope_type = str(config.rope_parameters.get("rope_type", "default"))
     scales = {float(layer.self_attn.scaling) * sizes.head**0.5 for layer in model.model.layers}
-    rotated = 2 * len(rope.inv_freq)
-    if rope_type not in _FIXED_POSITIONS or float(rope.attention_scaling) != 1.0 or rotated != sizes.head:
+    if any(abs(scale - 1) > 1e-5 for scale in scales):
+        raise ExportError("attention is not scaled by 1 / sqrt(head dim), as in llama.cpp; use target onnx")
+    factors = {
+        kind: _factors(parameters, frequencies, scale, sizes.head)
+        for kind, parameters, frequencies, scale in _rotaries(model)
+    }
+    if factors.pop(WINDOWED, None) is not None:
+        raise ExportError("rotary positions of sliding windows are scaled, unlike in llama.cpp; use target onnx")
+    return factors.popitem()[1]
+
+
+def _rotaries(model: Any) -> Iterator[tuple[str, Mapping[str, Any], Tensor, float]]:
+    """Parameters, frequencies and scale of rotary positions, by the kind of layers that have them."""
+    rope, parameters = model.model.rotary_emb, model.config.rope_parameters
+    if FULL not in parameters:
+        yield FULL, parameters, rope.inv_freq, rope.attention_scaling
+        return
+    for kind in parameters.keys() & set(model.config.layer_types):
+        frequencies, scale = (getattr(rope, f"{kind}_{name}") for name in ("inv_freq", "attention_scaling"))
+        yield kind, parameters[kind], frequencies, scale
+
+
+def _factors(parameters: Mapping[str, Any], frequencies: Tensor, scale: float, head: int) -> Tensor | None:
+    rope_type, rotated = str(parameters.get("rope_type", "default")), 2 * len(frequencies)
+    if rope_type not in _FIXED_POSITIONS or float(scale) != 1.0 or rotated != head:
         raise ExportError(
-            f"rotary positions of type {rope_type!r} over {rotated} of {sizes.head} dimensions cannot "
+            f"rotary positions of type {rope_type!r} over {rotated} of {head} dimensions cannot "
             f"be expressed exactly in llama.cpp; target gguf supports {', '.join(_FIXED_POSITIONS)} over all of them. "
             "Use target onnx"
         )
-    if any(abs(scale - 1) > 1e-5 for scale in scales):
-        raise ExportError("attention is not scaled by 1 / sqrt(head dim), as in llama.cpp; use target onnx")
-    steps = torch.arange(0, sizes.head, 2, dtype=torch.float32) / sizes.head
-    factors = 1.0 / (float(config.rope_parameters["rope_theta"]) ** steps) / rope.inv_freq.float()
+    steps = torch.arange(0, head, 2, dtype=torch.float32) / head
+    factors = 1.0 / (float(parameters["rope_theta"]) ** steps) / frequencies.float()
     return None if torch.allclose(factors, torch.ones_like(factors), rtol=1e-5) else factors

@@ -40,7 +40,11 @@ KINDS = {
     "qwen2": ("Qwen2", {}),
     "qwen3": ("Qwen3", {"head_dim": 16}),
     "gemma": ("Gemma", {**HEAD, "num_key_value_heads": 1}),
+    "gemma3": ("Gemma3Text", {**HEAD, "query_pre_attn_scalar": 8, "num_hidden_layers": 7, "sliding_window": 4}),
 }
+ROTARY = {
+    kind: {"rope_type": "default", "rope_theta": 1e6} for kind in ("full_attention", "sliding_attention")
+}  # fmt: skip
 WIDTHS: dict[int | str, dict[str, Any]] = {
     0: {"intermediate_size": 40},
     1: {"intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2},
@@ -96,14 +100,15 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Build]:
     def make(kind: str, tokenizer: Callable[[], Any] = default, **changes: Any) -> Path:
         name, own = KINDS[kind]
         config = getattr(transformers, f"{name}Config")(**{**SIZES, **own, **changes})
-        config.architectures = [f"{name}ForCausalLM"]
+        architecture = f"{name.removesuffix('Text')}ForCausalLM"
+        config.architectures = [architecture]
         torch.manual_seed(0)
         uneven = "per_layer_config" in changes
-        model = per_layer.build(config) if uneven else getattr(transformers, config.architectures[0])(config)
+        model = per_layer.build(config) if uneven else getattr(transformers, architecture)(config)
         randomise(model)
         folder = tmp_path_factory.mktemp(kind) / "model"
         model.save_pretrained(folder)
-        model.config.architectures = [f"{name}ForCausalLM"]  # not the class that builds layers one by one
+        model.config.architectures = [architecture]  # not the class that builds layers one by one
         model.config.save_pretrained(folder)
         tokenizer().save_pretrained(folder)
         return folder
@@ -148,7 +153,7 @@ def test_a_file_names_its_source_and_license(build: Build, tmp_path: Path) -> No
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_of_model(build: Build, tmp_path: Path, kind: str) -> None:
     facts = export(build(kind), tmp_path / "x")
-    agreed(facts, 2e-3 if kind == "gemma" else 1e-4)
+    agreed(facts, 2e-3 if kind.startswith("gemma") else 1e-4)
     assert facts["error"] == {"F32": 0.0}
     assert facts["architecture"] == {"mistral": "llama"}.get(kind, kind)
     assert facts["tokenizer"]["kind"] == "gpt2"
@@ -313,6 +318,10 @@ def test_tokenizers_that_are_refused(saved: Callable[..., Path], build: Build, t
         ("llama", {"hidden_act": "gelu"}, "its llama has no activation 'gelu'; its deci has no activation 'gelu'"),
         ("gemma", {"tie_word_embeddings": False}, "its gemma has no untied head"),
         ("gemma", {"use_bidirectional_attention": True}, "its gemma has no attention to later tokens"),
+        ("gemma3", {"layer_types": ["full_attention"] * 7}, "its gemma3 has no layers but those of full attention at"),
+        ("gemma3", {"rope_parameters": ROTARY}, "full attention at every 6th place and of a window with rotary base"),
+        ("gemma3", {"final_logit_softcapping": 30.0}, "its gemma3 has no soft cap of logits. Use target onnx"),
+        ("gemma3", {"query_pre_attn_scalar": 16}, "attention is not scaled by 1 / sqrt"),
         ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}, "type 'dynamic'"),
         ("qwen3", {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}, "no scaled rotary"),
     ],
