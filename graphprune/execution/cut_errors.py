@@ -150,13 +150,15 @@ def _decided_in_single(single: CutErrors, fault: Exception) -> CutErrors:
 
 def _rounding(expected: Any, reduced: Any, share: float) -> list[Tensor]:
     """Rounding of each output in double precision, as a share of its difference between two precisions."""
-    pairs = zip(numbers(expected), numbers(reduced), strict=True)
-    return [
-        share * (wide - narrow.to(wide.dtype)).abs()
-        if wide.is_floating_point() or wide.is_complex()
-        else torch.zeros(wide.shape)
-        for wide, narrow in pairs
-    ]
+    return [_apart(*pair, share) for pair in zip(numbers(expected), numbers(reduced), strict=True)]
+
+
+def _apart(wide: Tensor, narrow: Tensor, share: float) -> Tensor:
+    """Share of the difference of an output in two precisions: of both parts of complex numbers, and 0 of integers."""
+    if not wide.is_floating_point() and not wide.is_complex():
+        return torch.zeros(wide.shape)
+    apart = share * (wide - narrow.to(wide.dtype))
+    return torch.complex(apart.real.abs(), apart.imag.abs()) if wide.is_complex() else apart.abs()
 
 
 @contextmanager

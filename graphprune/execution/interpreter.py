@@ -1,7 +1,7 @@
 """Run whole programs a node at a time with few weights in memory, for models that exceed it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -14,6 +14,7 @@ from graphprune.execution.liveness import Watch
 from graphprune.execution.segments import activation_nodes, evaluate_node, split
 from graphprune.ir.guards import InputCheck
 from graphprune.ir.program import Inputs, Program
+from graphprune.ir.weights import Layered
 
 NOTHING: Watch = MappingProxyType({})
 Observer = Callable[[Any], None] | None
@@ -32,7 +33,18 @@ def run(program: Program, cases: Sequence[Inputs], seeds: Sequence[int]) -> list
     return outputs
 
 
-@torch.no_grad()
+def continued(program: Program, inputs: Inputs, seed: int) -> Program:
+    """Program as a call on `inputs` leaves it: its buffers hold what the run wrote to them.
+
+    Raises:
+        InputError: if the program does not hold for the inputs.
+    """
+    [case] = _cases(program, [inputs], [seed])
+    if case.error is not None:
+        raise case.error
+    return replace(program, weights=Layered((case.written, program.weights)))
+
+
 def attempt(program: Program, cases: Sequence[Inputs], seeds: Sequence[int], watch: Watch = NOTHING) -> list[Any]:
     """Outputs of ``program.module()`` on copies of each case's inputs, bit for bit, without loading all weights.
 
@@ -45,6 +57,12 @@ def attempt(program: Program, cases: Sequence[Inputs], seeds: Sequence[int], wat
     Raises:
         LoadError: if a weight cannot be read.
     """
+    return [case.error or case.outputs() for case in _cases(program, cases, seeds, watch)]
+
+
+@torch.no_grad()
+def _cases(program: Program, cases: Sequence[Inputs], seeds: Sequence[int], watch: Watch = NOTHING) -> "list[_Case]":
+    """Runs of all cases up to their outputs."""
     with torch.random.fork_rng(devices=[]):
         check = program.input_check()
         runs = [_Case.start(program, inputs, seed, check) for inputs, seed in zip(cases, seeds, strict=True)]
@@ -63,7 +81,7 @@ def attempt(program: Program, cases: Sequence[Inputs], seeds: Sequence[int], wat
                 break
             for name in last_reads.get(node, ()):
                 del held[name]
-        return [case.error or case.outputs() for case in runs]
+        return runs
 
 
 @dataclass

@@ -149,3 +149,40 @@ def test_only_cases_that_differ_in_single_precision_are_run_in_double(monkeypatc
     with pytest.raises(VerificationError, match="they differ"):
         compared(reference, wrong, cases, None, False)
     assert runs == [[64, 8, 4], [8], [8]]
+
+
+class Waves(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.down(self.up(x).relu())
+        return torch.complex(y, y.cos())
+
+
+class Recurrent(nn.Module):
+    """Reads a buffer of zeros before it writes to it: the weights that meet it show themselves in the second call."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up, self.again, self.down = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+        self.state = nn.Buffer(torch.zeros(4, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = (self.up(x) + self.again(self.state)).tanh()
+        self.state.copy_(y)
+        return self.down(y)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize(
+    ("module", "name", "count"), [(Waves, "down.weight", 4), (Recurrent, "again.weight", 6), (Recurrent, "up.bias", 6)]
+)
+def test_outputs_of_two_parts_and_weights_that_meet_a_state(module: type[nn.Module], name: str, count: int) -> None:
+    torch.manual_seed(0)
+    program = gp.trace(module().eval(), (torch.randn(4, 6),))
+    plan = gp.plan(program, ratio=0.5)
+    small = gp.apply(program, plan)
+    assert gp.verify(program, small, plan).cases == count
+    with pytest.raises(VerificationError, match="they differ by"):
+        gp.verify(program, with_weight(small, name, torch.randn(small.shapes()[name])), plan)

@@ -35,6 +35,7 @@ VARIANTS = (
     Variant("traced", RANDOM),
 )
 STRONG = (Variant("traced", PLAIN, 10.0), Variant("traced", RANDOM, 30.0))
+TRACED = (Variant("traced", PLAIN), Variant("traced", RANDOM))
 WRITTEN_BACK = (Variant("traced", PLAIN), Variant("traced", LEFT), Variant("traced", RANDOM, 3.0))
 
 
@@ -154,10 +155,13 @@ class _Source:
         inside = drawn[places]
         part = example[tuple(slice(0, size) for size in inside.shape)].to(drawn.dtype)
         drawn[places] = part.where(torch.isin(part, marks), inside)
-        absent = [m for m in use.marks if span[0] <= m < span[1] and not bool((example == m).any())]
-        if absent and self.variant.masks in (LEFT, RIGHT) and len(shape) > 1:
-            drawn = drawn.masked_fill(self._padding(shape), min(absent))
-        return drawn
+        absent = sorted(m for m in use.marks if span[0] <= m < span[1] and not bool((example == m).any()))
+        if not absent or self.variant.masks == PLAIN:
+            return drawn
+        if len(shape) > 1:
+            return drawn.masked_fill(self._padding(shape), absent[0]) if self.variant.masks != RANDOM else drawn
+        chosen = torch.tensor(absent, dtype=drawn.dtype)[self._whole(0, len(absent), shape)]
+        return chosen.where(self._whole(0, 2, shape) > 0, drawn)  # of a vector, which has no padding
 
     def _padding(self, shape: list[int]) -> Tensor:
         """Mask of the padding: a random part at one end of the last dimension, in every other row."""

@@ -98,3 +98,20 @@ def test_values_are_of_the_kind_of_the_example(example: Tensor, holds: Any) -> N
     program = gp.trace(Scaled(), (example.clone(), torch.ones(2)))
     (x, _), _ = fresh_inputs(program, 0)
     assert x.shape == example.shape and holds(x)
+
+
+class Kinds(nn.Module):
+    """Has a path for rows of kind 3, which the example lacks."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(4, 3)
+
+    def forward(self, x: Tensor, kind: Tensor) -> Tensor:
+        return torch.where(kind[:, None] == 3, x.cos(), x + self.table(kind))
+
+
+def test_a_vector_has_marks_that_the_example_lacks() -> None:
+    program = gp.trace(Kinds(), (torch.randn(6, 3), torch.zeros(6, dtype=torch.long)))
+    drawn = torch.cat([accepted(program).inputs[i][0][1] for i in (1, 2, 3)])
+    assert 0 < int((drawn == 3).sum()) < len(drawn) and set(drawn.tolist()) == {0, 1, 2, 3}
