@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from graphprune.errors import GraphpruneError, LoadError, because
 from graphprune.frontends import FRONTENDS, Frontend
 from graphprune.frontends.lowering import functional
 from graphprune.frontends.modules import from_exported
@@ -27,8 +28,17 @@ def load(file: Path | str) -> Program:
     exported = pt2_archive.read(file)
     args, kwargs = pt2_archive.inputs(exported, file)
     source = Source(file, "pt2", _dtype(exported.state_dict))
-    subject = CapturedModule(exported.module(check_guards=False), {})
-    return check(from_exported(functional(exported), (args, kwargs), source=source), subject)
+    try:
+        subject = CapturedModule(exported.module(check_guards=False), {})
+        program = from_exported(functional(exported), (args, kwargs), source=source)
+    except GraphpruneError:
+        raise
+    except Exception as fault:  # torch trusts what a file declares, and raises any exception
+        raise LoadError(
+            f"{file} holds a program that torch {torch.__version__} cannot run{because(fault)}; save it again with "
+            "torch.export.save"
+        ) from fault
+    return check(program, subject)
 
 
 def _dtype(state: Mapping[str, Tensor]) -> torch.dtype:

@@ -4,6 +4,7 @@ import io
 import json
 import pickletools
 import re
+import zipfile
 from collections.abc import Callable, Iterable, Mapping
 from math import prod
 from pathlib import Path
@@ -52,6 +53,21 @@ def check_records(source: Source, size: int) -> None:
         )
 
 
+def check_contents(file: Path) -> None:
+    """Compare all records of an archive with their checksums, which torch does not.
+
+    Raises:
+        LoadError: if one was damaged.
+    """
+    with zipfile.ZipFile(file) as archive:
+        damaged = archive.testzip()
+    if damaged is not None:
+        raise LoadError(
+            f"its record {damaged!r} does not have the checksum that was stored with it: the file was damaged; copy it "
+            "again, or save it again with torch.export.save"
+        )
+
+
 def parsed(content: bytes | str) -> Any:
     """The value of a JSON record.
 
@@ -70,12 +86,19 @@ def check_payloads(payloads: Mapping[str, Any], size_of: Callable[[str], int]) -
     """Compare the shapes of tensors with the sizes of their records, by the entries of a configuration.
 
     Raises:
-        LoadError: if views repeat the elements of small records too often.
+        LoadError: if a record is empty, which torch reads as zeros, or views repeat the elements of small records too
+            often.
     """
     repeated = 0
-    for payload in payloads.values():
+    for name, payload in payloads.items():
         shape = [int(size["as_int"]) for size in payload["tensor_meta"]["sizes"]]
-        repeated += prod(shape) if prod(shape) > size_of(payload["path_name"]) else 0
+        stored = size_of(payload["path_name"])
+        if prod(shape) and not stored:
+            raise LoadError(
+                f"the record of {name} is empty, expected the numbers of a tensor of shape {shape}; save the program "
+                "again with its weights"
+            )
+        repeated += prod(shape) if prod(shape) > stored else 0
     _check_repeated(repeated)
 
 

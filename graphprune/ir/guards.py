@@ -16,6 +16,7 @@ from graphprune.errors import InputError
 
 LONGEST = 10_000  # characters of a condition
 HIGHEST = 8  # exponent in a condition
+LARGEST = 1 << 64  # number that a condition raises to a power
 
 _OPERATORS: dict[type, Callable[..., Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
@@ -171,6 +172,13 @@ def _is_read(node: ast.Subscript) -> bool:
     return isinstance(node.value, ast.Call) and isinstance(node.value.func, ast.Attribute)
 
 
+def _raised(base: Any, power: int) -> Any:
+    """A power, unless powers of powers grow without bounds."""
+    if abs(base) > LARGEST:
+        raise UnknownConditionError(f"a power of a number beyond {LARGEST}")
+    return base**power
+
+
 def _evaluate(node: ast.expr, leaves: Sequence[Any]) -> Any:  # noqa: C901 - a table of kinds of expressions
     """Value of an expression of arithmetic, comparisons and sizes; nothing else is evaluated."""
     match node:
@@ -183,7 +191,7 @@ def _evaluate(node: ast.expr, leaves: Sequence[Any]) -> Any:  # noqa: C901 - a t
         case ast.UnaryOp(op=op, operand=operand) if type(op) in _OPERATORS:
             return _OPERATORS[type(op)](_evaluate(operand, leaves))
         case ast.BinOp(left=left, op=ast.Pow(), right=ast.Constant(value=int() as power)) if 0 <= power <= HIGHEST:
-            return _evaluate(left, leaves) ** power
+            return _raised(_evaluate(left, leaves), power)
         case ast.BinOp(left=left, op=op, right=right) if type(op) in _OPERATORS:
             return _OPERATORS[type(op)](_evaluate(left, leaves), _evaluate(right, leaves))
         case ast.BoolOp(op=op, values=values):

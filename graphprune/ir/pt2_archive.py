@@ -28,6 +28,7 @@ def read(file: Path) -> ExportedProgram:
         raise LoadError(f"{file} does not exist, expected a program saved with torch.export.save")
     try:
         archive_bounds.check_records(file, file.stat().st_size)
+        archive_bounds.check_contents(file)
         reader = PT2ArchiveReader(str(file))
         pt2_safety.inspect(reader)
         _register_outputs(reader)

@@ -222,6 +222,42 @@ def _stretched(tree: Any) -> None:
     meta.update(sizes=[{"as_int": 2**40}, {"as_int": 8}], strides=[{"as_int": 0}, {"as_int": 1}])
 
 
+def _root_of_a_size(tree: Any) -> None:
+    for value in tree["graph_module"]["graph"]["tensor_values"].values():
+        for size in value["sizes"]:
+            if "as_expr" in size:
+                size["as_expr"]["expr_str"] += "**0.5"
+
+
+ODD: dict[str, Edit] = {
+    "a root as a size": _root_of_a_size,
+    "no calls": lambda tree: tree["graph_module"].update(module_call_graph=[]),
+    "a number as guards": lambda tree: tree.update(guards_code=5),
+}
+
+
+@pytest.mark.parametrize("what", ODD)
+def test_a_program_that_torch_reads_and_cannot_run(saved: tuple[Path, nn.Module], tmp_path: Path, what: str) -> None:
+    path = rewritten(saved[0], tmp_path / "odd.pt2", {pt2_safety.MODEL: ODD[what]})
+    with pytest.raises(LoadError, match=r"odd\.pt2 .*save it again with torch\.export\.save"):
+        pt2_programs.load(path)
+
+
+def test_damaged_weights_are_not_read(saved: tuple[Path, nn.Module], tmp_path: Path) -> None:
+    """torch reads whatever a record holds, and an empty one as zeros."""
+    path, content = tmp_path / "damaged.pt2", bytearray(saved[0].read_bytes())
+    weight = saved[1].get_parameter("second.weight").detach().numpy().tobytes()
+    content[content.index(weight) + 40] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(
+        LoadError, match=r"damaged\.pt2 is refused: its record '.*weight_\d' does not have the checksum"
+    ):
+        pt2_programs.load(path)
+    refused(
+        saved[0], tmp_path, {"data/weights/weight_0": b""}, r"the record of first\.weight is empty, expected .*16, 8"
+    )
+
+
 def _declared(tree: Any) -> None:
     tree["graph_module"]["graph"]["tensor_values"]["p_first_weight"].update(sizes=[{"as_int": 2**40}, {"as_int": 8}])
 
