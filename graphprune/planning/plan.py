@@ -146,10 +146,7 @@ def _from_fields(data: Field) -> Plan:
     members = data.members(("format", "fingerprint", "made_by", "groups", "keep"), ("blocks", "ranks", "tables"))
     members = {"blocks": Field([]), "ranks": Field({}), "tables": Field({}), **members}
     made_by = {key: _plain(key, item) for key, item in members["made_by"].entries().items()}
-    groups = {
-        name: tuple(tuple(row.whole_numbers()) for row in rows.items())
-        for name, rows in members["groups"].entries().items()
-    }
+    groups = {name: _rows(rows) for name, rows in members["groups"].entries().items()}
     keep = {
         name: {_dimension(dim, index): _indices(index) for dim, index in dims.entries().items()}
         for name, dims in members["keep"].entries().items()
@@ -158,6 +155,14 @@ def _from_fields(data: Field) -> Plan:
     ranks = {name: item.whole(1) for name, item in members["ranks"].entries().items()}
     tables = {name: tuple(_group(item) for item in row.items()) for name, row in members["tables"].entries().items()}
     return Plan(members["fingerprint"].text(), groups, keep, made_by, blocks, ranks, tables)
+
+
+def _rows(field: Field) -> Rows:
+    """The rows of retained indices of a group: at least one, equally long and not empty."""
+    rows = tuple(tuple(row.whole_numbers()) for row in field.items())
+    if not rows or not rows[0] or len(set(map(len, rows))) > 1:
+        raise FieldError(f"{field.path} has no indices, or rows of unequal lengths")
+    return rows
 
 
 def _group(field: Field) -> tuple[int, int]:

@@ -2,17 +2,21 @@
 
 import json
 import math
-from collections.abc import Mapping
+import re
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeAlias
 
 import networkx as nx
 
 from graphprune.display.color_scale import ColorScale
-from graphprune.errors import LoadError, RegistryError, because
+from graphprune.errors import ExportError, LoadError, RegistryError, because
 from graphprune.planning.sensitivity_table import Sensitivities
 from graphprune.support import json_fields
 from graphprune.support.atomic_output import new_file
+
+_NOT_IN_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+_NOT_IN_DOT = re.compile("[\0\ud800-\udfff]")
 
 Graph: TypeAlias = "nx.MultiDiGraph[str]"
 
@@ -21,7 +25,12 @@ Numbers: TypeAlias = Mapping[str, float] | Sensitivities
 
 
 def write_graphml(graph: Graph, path: Path | str) -> None:
-    """Write the graph as GraphML, with all attributes."""
+    """Write the graph as GraphML, with all attributes.
+
+    Raises:
+        ExportError: if a text has characters that XML cannot hold.
+    """
+    _require_characters(graph, _NOT_IN_XML, "GraphML")
     with new_file(path, force=True) as file:
         nx.write_graphml(graph, file)
 
@@ -33,7 +42,12 @@ def write_json(graph: Graph, path: Path | str) -> None:
 
 
 def write_dot(graph: Graph, path: Path | str) -> None:
-    """Write the graph for Graphviz, with all attributes: groups as ellipses and tensors as boxes."""
+    """Write the graph for Graphviz, with all attributes: groups as ellipses and tensors as boxes.
+
+    Raises:
+        ExportError: if a text has characters that Graphviz cannot read.
+    """
+    _require_characters(graph, _NOT_IN_DOT, "DOT")
     lines = ["digraph graphprune {", "  rankdir=LR;", "  node [style=filled, fillcolor=white];"]
     for name, data in graph.nodes(data=True):
         looks = {"label": f"{name}\n{_size(data)}", "shape": _shape(data)}
@@ -97,6 +111,23 @@ def read_numbers(path: Path | str) -> Numbers:
     except ValueError as fault:
         what = "holds no object of numbers by group"
         raise json_fields.refused(path, what, fault, 'write one such as {"NAME": 0.5}') from fault
+
+
+def _require_characters(graph: Graph, forbidden: re.Pattern[str], form: str) -> None:
+    """Refuse names and attributes that a format cannot hold, also not by escapes."""
+    for name, data in graph.nodes(data=True):
+        _require_text(name, [name, *data, *data.values()], forbidden, form)
+    for start, end, data in graph.edges(data=True):
+        _require_text(f"{start} -> {end}", [*data, *data.values()], forbidden, form)
+
+
+def _require_text(where: str, values: Iterable[object], forbidden: re.Pattern[str], form: str) -> None:
+    for value in values:
+        if found := forbidden.search(str(value)):
+            raise ExportError(
+                f"{where!r} has the character {found[0]!r}, which {form} cannot hold; rename it, or use write_json, "
+                "which holds any text"
+            )
 
 
 def _size(data: Mapping[str, Any]) -> str:

@@ -5,9 +5,11 @@ import re
 from pathlib import Path
 
 import networkx as nx
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from graphprune.errors import ExportError
 from graphprune.ir.module_names import problem
 from graphprune.reports import graph_export
 
@@ -37,3 +39,16 @@ def test_odd_names_in_all_formats(name: str, tmp_path: Path) -> None:
     lines = (tmp_path / "g.dot").read_text(encoding="utf-8").split("\n")[3:-2]
     statements = [STATEMENT.fullmatch(line) for line in lines]
     assert [one and json.loads(f'"{one[1]}"') for one in statements] == [*graph, f"{name}.weight"]
+
+
+@pytest.mark.parametrize("name", ["a\x01b", "a\0b", "\ud800", "\uffff"])
+def test_what_a_format_cannot_hold_is_refused(name: str, tmp_path: Path) -> None:
+    graph = graph_of(name)
+    with pytest.raises(ExportError, match=r"has the character '.*', which GraphML cannot hold; .* or use write_json"):
+        graph_export.write_graphml(graph, tmp_path / "g.graphml")
+    if name in ("a\0b", "\ud800"):
+        with pytest.raises(ExportError, match="which DOT cannot hold"):
+            graph_export.write_dot(graph, tmp_path / "g.dot")
+    assert list(tmp_path.iterdir()) == []
+    graph_export.write_json(graph, tmp_path / "g.json")
+    assert {node["id"] for node in json.loads((tmp_path / "g.json").read_text())["nodes"]} == set(graph)
