@@ -107,6 +107,8 @@ class _Source:
         levels = _levels(wide)
         if len(levels) == 2 and wide.numel() > 2:  # a mask, which may hold -inf
             return tiled(wide, shape) if self.variant.masks == RETAINED else self._mask(wide, shape)
+        if len(levels) == 1 and self.variant.masks == RANDOM and wide.numel() > 2 and float(wide.abs().max()) in (0, 1):
+            return self._mask(wide, shape)  # it may be a mask that excludes nothing
         drawn = torch.randn(shape, generator=self.generator, dtype=wide.dtype) * self.variant.scale
         if len(levels) == 1:
             return drawn * max(1.0, abs(float(wide.abs().flatten()[0]))) + wide.flatten()[0]

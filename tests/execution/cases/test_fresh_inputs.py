@@ -100,6 +100,12 @@ def test_values_are_of_the_kind_of_the_example(example: Tensor, holds: Any) -> N
     assert x.shape == example.shape and holds(x)
 
 
+def test_ones_may_be_a_mask_that_excludes_nothing() -> None:
+    program = gp.trace(Scaled(), (torch.ones(8, 5), torch.ones(2)))
+    plain, *_, mixed = (inputs[0][0] for inputs in accepted(program).inputs)
+    assert set(mixed.flatten().tolist()) == {0.0, 1.0} and len(set(plain.flatten().tolist())) == plain.numel()
+
+
 class Kinds(nn.Module):
     """Has a path for rows of kind 3, which the example lacks."""
 
