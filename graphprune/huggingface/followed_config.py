@@ -13,19 +13,21 @@ from graphprune.huggingface.adapters import BASE_LAYER, ranks_of
 from graphprune.huggingface.config_epsilons import Literals, several_epsilons, with_epsilons
 from graphprune.huggingface.config_widths import fit
 from graphprune.huggingface.layer_removal import shorten_config, shorten_lists
-from graphprune.huggingface.meta_models import Shapes, as_text, from_table, is_config
+from graphprune.huggingface.meta_models import Shapes, as_text, from_table, is_config, on_meta
 from graphprune.huggingface.traced_model import named_config, outermost
 from graphprune.support.undo import Undo
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel
 
+#: Raises if the traced module, or one in its place, does not agree with the graph.
+Check = Callable[[nn.Module | None], object]
 TRIALS = 300  # configurations tried in the search for one with the new widths
 UNEVEN = "save the program with graphprune.save(program, output=folder, destination='per-layer')"
 OTHER = "plan with destination='stock' or 'per-layer', or save the program with graphprune.save(program, output=folder)"
 
 
-def follow(undo: Undo, module: nn.Module, shapes: Shapes, literals: Literals, check: Callable[[], object]) -> str:
+def follow(undo: Undo, module: nn.Module, shapes: Shapes, literals: Literals, check: Check) -> str:
     """Update the configurations of all models of transformers in a module to these shapes of its parameters.
 
     Their epsilons follow the `literals` of operators. `check` raises if the module then disagrees. Returns the reasons
@@ -63,7 +65,12 @@ def shorten_module(undo: Undo, module: nn.Module, entries: Sequence[str]) -> str
 
 
 def _follow(
-    undo: Undo, path: str, model: PreTrainedModel, shapes: Shapes, literals: Literals, check: Callable[[], object]
+    undo: Undo,
+    path: str,
+    model: PreTrainedModel,
+    shapes: Shapes,
+    literals: Literals,
+    check: Check,
 ) -> str:
     prefix = f"{path}." if path else ""
     adapters = {f"{prefix}{name}" for name in ranks_of(model)}
@@ -81,16 +88,39 @@ def _follow(
     update(undo, model.config, from_table(type(config), json.loads(as_text(config))), new)
     if len(undo.steps) > mark:
         try:
-            check()
+            check(None)
         except Exception as fault:
             undo.rollback(mark)
             return (
                 "save_pretrained writes a folder that from_pretrained cannot load: the configuration is unchanged, "
                 f"since the forward reads it{because(fault)}; {OTHER}"
             )
+    if not path and (problem := _fault_of_rebuilt(model, new, check)):
+        undo.rollback(mark)
+        return _explained(f"no field of {type(config).__name__} is known to say its new widths{because(problem)}")
     if several := several_epsilons(config, literals):
         return f"save_pretrained writes one number for norms that now need several: {', '.join(several)}; {OTHER}"
     return ""
+
+
+def _fault_of_rebuilt(model: PreTrainedModel, config: PreTrainedConfig, check: Check) -> Exception | None:
+    """The reason why a model that is built from a config differs from this one with equal shapes; None if it agrees.
+
+    One head of eight dimensions has the shapes of two heads of four.
+    """
+    try:
+        rebuilt: nn.Module = on_meta(config)
+        rebuilt.train(False)
+        rebuilt.load_state_dict(model.state_dict(), strict=False, assign=True)
+        buffers = dict(model.named_buffers())
+        for name, buffer in rebuilt.named_buffers():
+            if buffer.is_meta:
+                owner, _, leaf = name.rpartition(".")
+                rebuilt.get_submodule(owner)._buffers[leaf] = buffers[name]
+        check(rebuilt)
+    except Exception as fault:  # the code of a model may raise any exception
+        return fault
+    return None
 
 
 def _explained(reason: str) -> str:

@@ -246,12 +246,13 @@ class Narrowing:
             self.undo.rollback(mark)
             return fault
 
-    def agreement(self) -> Verification:
-        """Compare the module with the graph on random inputs; its buffers are restored afterwards."""
-        with evaluation_mode(self.module), preserved_state(self.module) as state:
+    def agreement(self, rebuilt: nn.Module | None = None) -> Verification:
+        """Compare the module, or one in its place, with the graph on random inputs; buffers are restored afterwards."""
+        module = rebuilt or self.module
+        with evaluation_mode(module), preserved_state(module) as state:
             pairs = enumerate(self.cases)
-            verifications = [compare_once(state, self.module, self.program, case, seed) for seed, case in pairs]
-            if self.trains:
+            verifications = [compare_once(state, module, self.program, case, seed) for seed, case in pairs]
+            if self.trains and rebuilt is None:
                 self._require_training()
         return max(verifications, key=lambda verification: verification.max_error)
 
