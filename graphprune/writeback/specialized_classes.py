@@ -102,7 +102,7 @@ def _edited(base: type, name: str, edits: Sequence[ArgumentEdit]) -> str:
     if index is not None:
         receiver = ast.Subscript(receiver, ast.Constant(index), ast.Load())
     for span in {edit.span for edit in edits}:
-        expressions = [inner for inner in ast.walk(node) if _has_span(inner, span)]
+        expressions = _spanning(node, span)
         if len(expressions) != 1:
             raise WriteBackError(f"the source of {base.__name__}.{name} has no call that ends at line {span[1]}")
         for edit in sorted((edit for edit in edits if edit.span == span), key=lambda edit: str(edit.path)):
@@ -111,13 +111,13 @@ def _edited(base: type, name: str, edits: Sequence[ArgumentEdit]) -> str:
     return ast.unparse(ast.fix_missing_locations(node))
 
 
-def _has_span(node: ast.AST, span: Span) -> bool:
-    """Whether a node is the expression of a span; a call of a method may start at any of its dots."""
-    if not isinstance(node, ast.Call | ast.BinOp | ast.AugAssign | ast.Subscript):
-        return False
+def _spanning(node: ast.AST, span: Span) -> list[ast.AST]:
+    """Expressions of a span; a call of a method may start at any of its dots, also where an operator ends with it."""
     line, last, column, end = span
-    ends = (node.end_lineno, node.end_col_offset) == (last, end)
-    return ends and (isinstance(node, ast.Call) or (node.lineno, node.col_offset) == (line, column))
+    kinds = ast.Call | ast.BinOp | ast.AugAssign | ast.Subscript
+    ending = [x for x in ast.walk(node) if isinstance(x, kinds) and (x.end_lineno, x.end_col_offset) == (last, end)]
+    exact: list[ast.AST] = [x for x in ending if (x.lineno, x.col_offset) == (line, column)]
+    return exact or [x for x in ending if isinstance(x, ast.Call)]
 
 
 @lru_cache

@@ -1,6 +1,7 @@
 """Tests of write-back into code that computes or compares sizes: attributes are set, and single arguments edited."""
 
 import copy
+import math
 import pickle
 from collections.abc import Callable
 from functools import wraps
@@ -69,6 +70,33 @@ def test_arguments_that_are_computed_from_other_tensors_are_edited(kind: Callabl
     again = gp.trace(module, (X,))
     small = gp.apply(again, gp.plan(again, ratio=0.5))
     assert not small.write_back(module).padded and sum(p.numel() for p in module.parameters()) == small.count()
+
+
+class Positions(nn.Module):
+    """Attention with a table of positions, both divided by a root of the head dim, by operators that end with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.head_dim = 4, 8
+        self.q, self.k, self.v, self.out = (nn.Linear(32, 32) for _ in range(4))
+        self.positions = nn.Parameter(torch.randn(4, X.shape[1], X.shape[1]))
+
+    def forward(self, x: Tensor) -> Any:
+        q, k, v = (f(x).view(*x.shape[:2], self.heads, self.head_dim).transpose(1, 2) for f in (self.q, self.k, self.v))
+        scores = q / math.sqrt(self.head_dim) @ k.mT
+        scores += self.positions / math.sqrt(self.head_dim)
+        y = scores.softmax(-1) @ v
+        return self.out(y.transpose(1, 2).reshape(*x.shape[:2], self.heads * self.head_dim))
+
+
+def test_operators_that_end_with_a_call_are_edited() -> None:
+    """Weights cannot take the factor of the positions."""
+    module = Positions()
+    program = gp.trace(module, (X,))
+    small = gp.apply(program, gp.plan(program, ratio=0.5))
+    result = small.write_back(module)
+    assert not result.padded and result.adapted == ("Positions.forward",) and module.k.out_features < 32
+    assert torch.allclose(module(X), small.module()(X), atol=1e-6)
 
 
 class Checked(nn.Module):
