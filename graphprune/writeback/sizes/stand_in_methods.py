@@ -3,10 +3,11 @@
 Exporters put such methods there, as in ``layer.forward = layer.forward_split``.
 """
 
+import dis
 import inspect
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice, product
+from itertools import islice, pairwise, product
 from types import CodeType, FunctionType
 from typing import Any
 
@@ -18,7 +19,7 @@ from graphprune.execution.module_state import preserved_state, seeded
 from graphprune.execution.output_comparison import compare
 from graphprune.support.undo import Undo
 from graphprune.writeback.attribute_slots import Slot
-from graphprune.writeback.call_sites import nested_code
+from graphprune.writeback.call_sites import first_parameter, nested_code
 
 log = logging.getLogger(__name__)
 
@@ -76,13 +77,30 @@ def _readers(slot: Slot) -> list[str]:
         name
         for name in names
         if name not in ("forward", *_SETTING_UP) and not name.startswith("__")
-        if any(attribute in code.co_names for code in _code_of(type(slot.owner), name))
+        if any(_reads(code, attribute, receiver) for receiver, code in _code_of(type(slot.owner), name))
     ]
 
 
-def _code_of(kind: type, name: str) -> Iterator[CodeType]:
+def _reads(code: CodeType, attribute: str, receiver: str) -> bool:
+    """Whether code reads an attribute of the receiver of its method, not of another object."""
+    steps = pairwise(dis.get_instructions(code))
+    return any(
+        second.opname in ("LOAD_ATTR", "LOAD_METHOD") and second.argval == attribute and _loads(first, receiver)
+        for first, second in steps
+    )
+
+
+def _loads(step: dis.Instruction, name: str) -> bool:
+    last = step.argval[-1] if isinstance(step.argval, tuple) else step.argval
+    return step.opname.startswith(("LOAD_FAST", "LOAD_DEREF")) and last == name
+
+
+def _code_of(kind: type, name: str) -> Iterator[tuple[str, CodeType]]:
+    """Code of a method and of the functions inside it, each with the name of the method's receiver."""
     function = inspect.unwrap(getattr(kind, name, None) or object)
-    return nested_code(function.__code__) if isinstance(function, FunctionType) else iter(())
+    if isinstance(function, FunctionType):
+        receiver, _ = first_parameter(function.__code__)
+        yield from ((receiver, code) for code in nested_code(function.__code__))
 
 
 def _stands_in(layer: nn.Module, name: str) -> bool:

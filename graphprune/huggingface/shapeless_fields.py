@@ -1,0 +1,34 @@
+"""Fields of configurations that set no width, such as that of a sliding window."""
+
+import copy
+from typing import Any
+
+from torch import nn
+
+from graphprune.huggingface.meta_models import is_config, summarize
+from graphprune.huggingface.traced_model import named_config, outermost
+
+
+def sets_no_width(module: nn.Module, owner: object, name: str, value: int) -> bool:
+    """Whether an attribute of a layer is that of a configuration, and has another meaning than a width.
+
+    The model of the configuration then has the same shapes and head dims with another `value`. Where such a model
+    cannot be built, the attribute may be a width.
+    """
+    config = getattr(owner, "config", None)
+    if not is_config(config) or vars(config).get(name) != getattr(owner, name, None):
+        return False
+    for model in outermost(module).values():
+        copies: dict[int, Any] = {}
+        try:
+            whole = copy.deepcopy(named_config(model))
+            changed = copy.deepcopy(model.config, copies)
+            changed.architectures = whole.architectures
+            if id(config) not in copies:
+                continue
+            setattr(copies[id(config)], name, value)
+            before, after = summarize(whole), summarize(changed)
+        except Exception:  # the constructor of a configuration or model may raise any exception
+            return False
+        return before.shapes == after.shapes and before.numbers == after.numbers
+    return False
