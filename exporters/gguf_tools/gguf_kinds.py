@@ -7,7 +7,6 @@ from typing import Any
 from torch import nn
 
 from graphprune.errors import ExportError
-from graphprune.exporters.checks import parity
 
 FULL, WINDOWED = "full_attention", "sliding_attention"  # kinds of layers in a config of transformers
 _ATTENTION = frozenset({"attn_q", "attn_k", "attn_v"})
@@ -29,7 +28,7 @@ class Kind:
     full_attention_every: int = 0  # the other layers attend to a window, with rotary positions of base `window_base`
     window_base: float = 10_000.0
     activation: tuple[str, ...] = ("silu", "swish")
-    bound: float = parity.FLOAT32
+    tabulated: bool = False  # its activation comes from a table in half precision
 
 
 @dataclass(frozen=True)
@@ -46,8 +45,7 @@ class Widths:
 _LLAMA = Kind("llama", _ALL, interleaved=True, scaled_positions=True)
 _DECI = Kind("deci", _ALL, interleaved=True, scaled_positions=True, per_layer_widths=True)
 _GEMMA = Kind(
-    "gemma", frozenset(), norm_offset=1.0, tied=True, activation=("gelu_pytorch_tanh",),
-    bound=parity.FLOAT16,  # llama.cpp computes this activation by a lookup table in half precision
+    "gemma", frozenset(), norm_offset=1.0, tied=True, activation=("gelu_pytorch_tanh",), tabulated=True
 )  # fmt: skip
 
 _GEMMA3 = replace(_GEMMA, name="gemma3", full_attention_every=6)

@@ -24,7 +24,7 @@ class GgufModel:
     fields: Mapping[str, Any]
     tensors: Mapping[str, Tensor]
     context: int
-    bound: float  # tolerated relative error of llama.cpp in float32
+    tabulated: bool  # llama.cpp computes its activation by a table in half precision
     notes: list[str] = field(default_factory=list)
 
 
@@ -41,7 +41,7 @@ def describe(model: Any) -> GgufModel:
     if factors is not None:
         tensors[f"{gguf.TENSOR_NAMES[gguf.MODEL_TENSOR.ROPE_FREQS]}.weight"] = factors
     context, notes = _context(model.config, kind)
-    return GgufModel(kind.name, _fields(model.config, kind, sizes, context), tensors, context, kind.bound, notes)
+    return GgufModel(kind.name, _fields(model.config, kind, sizes, context), tensors, context, kind.tabulated, notes)
 
 
 def _checked_widths(model: Any) -> Widths:

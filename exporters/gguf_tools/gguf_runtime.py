@@ -108,24 +108,29 @@ def open_file(path: Path, context: int) -> Runtime:
     return Runtime(model)
 
 
-def reference_of(model: Any, dtype: str, bound: float) -> Reference:
+def reference_of(model: Any, dtype: str, tabulated: bool) -> Reference:
     """The reference in float32, with weights rounded as in the file, and the tolerated error of llama.cpp.
 
-    With weights in half precision llama.cpp also rounds the inputs of products: the tolerance is a multiple of the
-    change that this rounding causes in PyTorch.
+    Activations that llama.cpp has `tabulated` are rounded to half precision. With weights in half precision it also
+    rounds the inputs of products: the tolerance is a multiple of the change that this rounding causes in PyTorch.
 
     Raises:
         ExportError: if that change is too large.
     """
-    if dtype == "fp32":
-        return Reference(subject_of(model), bound)
+    if dtype == "fp32" and not tabulated:
+        return Reference(subject_of(model), parity.FLOAT32)
     rounded = deepcopy(model)
+    for activation in (part for name, part in rounded.named_modules() if tabulated and name.endswith(".act_fn")):
+        activation.register_forward_pre_hook(lambda _, args: (_halved(args[0]),))
+        activation.register_forward_hook(lambda _, args, output: _halved(output))
+    if dtype == "fp32":
+        return Reference(subject_of(rounded), parity.FLOAT16)
     with torch.no_grad():
         for matrix in (parameter for parameter in rounded.parameters() if parameter.dim() > 1):
             matrix.copy_(matrix.half())
     subject = subject_of(rounded)
     rounding_error = max(_rounding_errors(subject))
-    return Reference(subject, max(bound, parity.FLOAT16, MARGIN * rounding_error), rounding_error)
+    return Reference(subject, max(parity.FLOAT16, MARGIN * rounding_error), rounding_error)
 
 
 def _rounding_errors(subject: Subject) -> Iterator[float]:
@@ -133,7 +138,7 @@ def _rounding_errors(subject: Subject) -> Iterator[float]:
     for _, feeds, _ in trial_inputs.cacheless_cases(subject):
         plain = subject.run(feeds)
         hooks = [
-            module.register_forward_pre_hook(lambda _, args: (args[0].half().to(args[0].dtype),))
+            module.register_forward_pre_hook(lambda _, args: (_halved(args[0]),))
             for module in subject.module.modules()
             if isinstance(module, nn.Linear)
         ]
@@ -141,6 +146,10 @@ def _rounding_errors(subject: Subject) -> Iterator[float]:
         for hook in hooks:
             hook.remove()
         yield half_precision_error(rounded, plain)
+
+
+def _halved(values: Tensor) -> Tensor:
+    return values.half().to(values.dtype)
 
 
 def divergence_of(model: Any, runtime: Runtime, quant: str, context: int) -> dict[str, Any]:

@@ -122,7 +122,7 @@ def _run(subject: _Subject, runtime: gguf_runtime.Runtime, options: ExportOption
     if options.quant != "none":
         divergence = gguf_runtime.divergence_of(model, runtime, options.quant, described.context)
         return {**divergence, "greedy": gguf_runtime.compare_greedy(gguf_runtime.subject_of(model), runtime)}
-    reference = gguf_runtime.reference_of(model, options.dtype or "fp32", described.bound)
+    reference = gguf_runtime.reference_of(model, options.dtype or "fp32", described.tabulated)
     agreement = parity.check(reference.subject, runtime, reference.bound).to_dict()
     if reference.half_precision_error is not None:
         agreement["half_precision_itself"] = reference.half_precision_error

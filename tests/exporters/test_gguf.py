@@ -153,7 +153,7 @@ def test_a_file_names_its_source_and_license(build: Build, tmp_path: Path) -> No
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_of_model(build: Build, tmp_path: Path, kind: str) -> None:
     facts = export(build(kind), tmp_path / "x")
-    agreed(facts, 2e-3 if kind.startswith("gemma") else 1e-4)
+    agreed(facts, 3e-3 if kind.startswith("gemma") else 1e-4)
     assert facts["error"] == {"F32": 0.0}
     assert facts["architecture"] == {"mistral": "llama"}.get(kind, kind)
     assert facts["tokenizer"]["kind"] == "gpt2"
