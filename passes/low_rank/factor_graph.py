@@ -1,19 +1,16 @@
 """Graphs with factors of a low rank in the place of weights."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
 from functools import partial
 from types import MappingProxyType
-from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import fx
-from torch._dispatch.python import enable_python_dispatcher
 
 from graphprune.axes.rule import Consumer
 from graphprune.ir.program import Program, copy_graph
 from graphprune.ir.weights import Layered, Weights
+from graphprune.passes.rewriting.graph_builder import GraphBuilder, InsertionPoint, bias_of
 from graphprune.solvers.embedding_tables import EmbeddingTable
 from graphprune.solvers.row_groups import GroupedFactors
 
@@ -34,7 +31,7 @@ def factored(
     names = {c.weight: [f"{c.weight}_{part}" for part in PARTS] for c in layers}
     own = {table.weight: layouts[table.weight].named(table.weight) for table in tables}
     names |= {weight: list(tensors) for weight, tensors in own.items()}
-    builder = _Builder(copy_graph(program.graph), Layered((*own.values(), parts)))
+    builder = GraphBuilder(copy_graph(program.graph), Layered((*own.values(), parts)))
     for consumer in layers:
         builder.replace(consumer.node, partial(_product, consumer=consumer))
     for table in tables:
@@ -42,76 +39,11 @@ def factored(
             builder.replace(node, partial(_lookup, name=table.weight, factors=layouts[table.weight]))
         for head in table.heads:
             builder.replace(head.node, partial(_outputs, head=head, factors=layouts[table.weight]))
-    return builder.program(program, names)
+    buffers = {name for added in names.values() for name in added if name.endswith(f"_{ORDER}")}
+    return builder.program(program, names, buffers, names)
 
 
-@dataclass
-class _Builder:
-    """A graph that is changed, and new parameters and buffers, each read by one node."""
-
-    graph: fx.Graph
-    parts: Weights
-    reads: dict[str, fx.Node] = field(default_factory=dict)
-    nodes: dict[str, fx.Node] = field(init=False)
-
-    def __post_init__(self) -> None:
-        self.nodes = {node.name: node for node in self.graph.nodes}
-
-    def replace(self, name: str, make: Callable[["_At"], fx.Node]) -> None:
-        """Put the value that `make` computes in the place of a node."""
-        old = self.nodes[name]
-        new = make(_At(self, old))
-        old.replace_all_uses_with(new)
-        self.nodes[name] = new
-        _erase(self.graph, old)
-
-    def read(self, name: str, like: fx.Node) -> fx.Node:
-        """The node that reads a new parameter or buffer; new ones stand at the start of the graph, in order."""
-        if name not in self.reads:
-            last = next(reversed(self.reads.values()), None)
-            place = self.graph.inserting_before(None) if last is None else self.graph.inserting_after(last)
-            fake = like.meta["val"]
-            with place:
-                self.reads[name] = self.graph.get_attr(name)
-            with fake.fake_mode:
-                self.reads[name].meta["val"] = torch.empty_like(self.parts[name], device=fake.device)
-        return self.reads[name]
-
-    def program(self, program: Program, added: Mapping[str, Sequence[str]]) -> Program:
-        """The program with the changed graph; `added` has the new names in the place of each weight."""
-        self.graph.lint()
-        names = [name for weight in sorted(added) for name in added[weight]]
-        parameters = {name for name in names if not name.endswith(f"_{ORDER}")}
-        ties = {alias: name for alias, name in program.ties.items() if name not in added}
-        weights = Layered(({name: self.parts[name] for name in names}, program.weights))
-        all_parameters = program.parameters.difference(added).union(parameters)
-        return replace(program, graph=self.graph, weights=weights, parameters=all_parameters, ties=ties)
-
-
-@dataclass(frozen=True)
-class _At:
-    """The place before a node of a graph, where new nodes are inserted."""
-
-    builder: _Builder
-    old: fx.Node
-
-    def node(self, name: str) -> fx.Node:
-        """A node of the graph, or what is in its place."""
-        return self.builder.nodes[name]
-
-    def call(self, target: Any, *args: Any) -> fx.Node:
-        """The output of an operator."""
-        with self.builder.graph.inserting_before(self.old):
-            node = self.builder.graph.call_function(target, args)
-        node.meta = {**self.old.meta, "val": _fake_value(node, self.old.meta["val"].fake_mode)}
-        return node
-
-    def read(self, name: str) -> fx.Node:
-        """A new parameter or buffer."""
-        return self.builder.read(name, self.old)
-
-
-def _product(at: _At, consumer: Consumer) -> fx.Node:
+def _product(at: InsertionPoint, consumer: Consumer) -> fx.Node:
     """The output of a factorized linear layer."""
     rows, coefficients, order = (at.read(f"{consumer.weight}_{part}") for part in PARTS)
     first = at.call(aten.linear.default, at.node(consumer.x), rows)
@@ -119,7 +51,7 @@ def _product(at: _At, consumer: Consumer) -> fx.Node:
     return _ordered(at, [first, rest], order)
 
 
-def _outputs(at: _At, head: Consumer, factors: GroupedFactors) -> fx.Node:
+def _outputs(at: InsertionPoint, head: Consumer, factors: GroupedFactors) -> fx.Node:
     """The output of a head, group by group."""
     rows, order = (at.read(f"{head.weight}_{part}") for part in (ROWS, ORDER))
     first = at.call(aten.linear.default, at.node(head.x), rows)
@@ -130,14 +62,14 @@ def _outputs(at: _At, head: Consumer, factors: GroupedFactors) -> fx.Node:
     return _ordered(at, outputs, order)
 
 
-def _ordered(at: _At, outputs: Sequence[fx.Node], order: fx.Node) -> fx.Node:
+def _ordered(at: InsertionPoint, outputs: Sequence[fx.Node], order: fx.Node) -> fx.Node:
     """Outputs in the order of the layer that is replaced, with its bias."""
     whole = at.call(aten.index_select.default, at.call(aten.cat.default, list(outputs), -1), -1, order)
-    bias = _bias(at.old)
+    bias = bias_of(at.old)
     return whole if bias is None else at.call(aten.add.Tensor, whole, bias)
 
 
-def _lookup(at: _At, name: str, factors: GroupedFactors) -> fx.Node:
+def _lookup(at: InsertionPoint, name: str, factors: GroupedFactors) -> fx.Node:
     """The rows that indices select: stored ones, or coefficients times the stored rows of their group."""
     rows, order = (at.read(f"{name}_{part}") for part in (ROWS, ORDER))
     places = at.call(aten.index.Tensor, order, [at.old.args[1]])
@@ -153,25 +85,3 @@ def _lookup(at: _At, name: str, factors: GroupedFactors) -> fx.Node:
         value = at.call(aten.where.self, belongs, product, value)
         start += count
     return value
-
-
-def _bias(node: fx.Node) -> Any:
-    """The bias of a linear layer, if it has one."""
-    if node.target is aten.addmm.default:
-        return node.args[0]
-    return node.args[2] if node.target is aten.linear.default and len(node.args) > 2 else None
-
-
-def _fake_value(node: fx.Node, mode: Any) -> Any:
-    args = pytree.tree_map_only(fx.Node, lambda n: n.meta["val"], node.args)
-    with mode, enable_python_dispatcher():
-        return node.target(*args)  # type: ignore[operator]
-
-
-def _erase(graph: fx.Graph, node: fx.Node) -> None:
-    """Remove an unused node, and inputs that become unused: its weight, and views of it."""
-    inputs = node.all_input_nodes
-    graph.erase_node(node)
-    for source in inputs:
-        if not source.users and source.op != "placeholder":
-            _erase(graph, source)
