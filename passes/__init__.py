@@ -28,6 +28,7 @@ The folders are the stages of a pipeline. With default options, passes read and 
     low_rank         factorize              Dependencies, Plan, Calibration         Factored, Verification
     low_rank         group-embeddings       Dependencies, Eligible, Calibration,    EmbeddingGroups, Plan
                                             GradientSums, FactorGradients
+    experts          split-experts          Dependencies, Eligible, Calibration     ExpertSplit, Plan, Verification
     reconstructions  batch-norm-statistics  Rewritten, Calibration                  Refits
     reconstructions  finetune               Rewritten, Calibration                  Refits
     reconstructions  merge-experts          Rewritten, Calibration, Plan            Refits

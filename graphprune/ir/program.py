@@ -108,6 +108,30 @@ class Factored:
 
 
 @dataclass(frozen=True)
+class SplitSizes:
+    """Sizes of a layer that was split: the number of `experts`, those `active` for a token, and neurons of each."""
+
+    experts: int
+    active: int
+    width: int
+
+
+@dataclass(frozen=True)
+class ExpertSplit:
+    """Fact of a program whose feed-forward layers were split into experts: the original, and sizes by last weight.
+
+    `errors` holds the relative squared error of the outputs of each layer before and after the refit, and `left` the
+    reasons for groups of neurons that were not split. `parts` has the new parameters in the place of each old one.
+    """
+
+    original: "Program"
+    sizes: Mapping[str, SplitSizes]
+    errors: Mapping[str, tuple[float, float]]
+    left: Mapping[str, str]
+    parts: Mapping[str, tuple[str, ...]]
+
+
+@dataclass(frozen=True)
 class Rotatable:
     """Fact of a program whose norm weights are fused into linear layers, so that residual streams can be rotated.
 
@@ -267,6 +291,11 @@ class Program:
         if Factored in self.facts:
             raise WriteBackError(
                 "a module has no layers for factors of a low rank; use the rewritten graph, program.module(), instead"
+            )
+        if ExpertSplit in self.facts:
+            raise WriteBackError(
+                "a module of dense layers has no router and no experts; use the rewritten graph, program.module(), "
+                "instead"
             )
         if Rotatable in self.facts and self.fact(Rotatable).foreign:
             raise WriteBackError(

@@ -63,12 +63,17 @@ class Plan:
         """Refuse a plan that can only be applied with calibration data.
 
         Raises:
-            PlanError: if it has ranks, or is one for rotated streams.
+            PlanError: if it has ranks or experts, or is one for rotated streams.
         """
         if self.made_by.get("score") == ROTATION:
             raise PlanError(
                 "the plan is for rotated residual streams, and a plan has no rotations, which come from calibration; "
                 "prune the model again with the recipe of the plan"
+            )
+        if "experts" in self.made_by:
+            raise PlanError(
+                "the plan splits layers into experts, and a plan has none, which come from calibration; prune the "
+                "model again with the recipe of the plan"
             )
         if count := len(self.ranks) + len(self.tables):
             raise PlanError(

@@ -7,7 +7,7 @@ from typing import ClassVar
 from graphprune.axes.groups import Dependencies, Group
 from graphprune.errors import TrainingError
 from graphprune.execution.output_comparison import Verification
-from graphprune.ir.program import Dropped, Factored, Program, Rotatable
+from graphprune.ir.program import Dropped, ExpertSplit, Factored, Program, Rotatable
 from graphprune.passes.scores.score import Score, in_play
 from graphprune.pipeline import Pass, live
 from graphprune.planning.facts import Eligible
@@ -17,7 +17,12 @@ from graphprune.workflows.recipes.recipe_rules import flat
 from graphprune.writeback.module import WrittenBack
 
 #: Facts of changes that a module in training cannot follow, and what a recipe does that makes them.
-ALIEN = {Dropped: "drops blocks", Rotatable: "rotates residual streams", Factored: "factorizes layers"}
+ALIEN = {
+    Dropped: "drops blocks",
+    Rotatable: "rotates residual streams",
+    Factored: "factorizes layers",
+    ExpertSplit: "splits layers into experts",
+}
 
 
 @dataclass(frozen=True)

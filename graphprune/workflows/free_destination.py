@@ -23,8 +23,10 @@ from graphprune.frontends.loading import load
 from graphprune.frontends.modules import trace
 from graphprune.huggingface import model_folder
 from graphprune.huggingface.followed_config import shorten_module
-from graphprune.ir.program import Dropped, Factored, Program, Rewritten, Rotatable, Source
+from graphprune.ir.program import Dropped, ExpertSplit, Factored, Program, Rewritten, Rotatable, Source
 from graphprune.ir.weights import Layered
+from graphprune.passes.experts.expert_graph import with_experts
+from graphprune.passes.experts.feed_forward import feed_forward_layers
 from graphprune.passes.low_rank.factor_graph import factored
 from graphprune.passes.rewriting.rewrite import rewrite
 from graphprune.passes.rotation.fuse_norms import prepare
@@ -115,6 +117,7 @@ def with_cache(program: Program, model: torch.nn.Module) -> Program:
         streams = [group for group in whole.fact(Dependencies).groups if group.name in rotatable.groups]
         whole = prepare(whole, streams, bool(rotatable.shortcuts)).program
     cached = _cut_alike(whole, program)
+    split = program.facts.get(ExpertSplit)
     refits = program.facts.get(Refits)
     if refits is not None:
         consumers = cached.fact(Rewritten).original.fact(Dependencies).consumers
@@ -128,7 +131,11 @@ def with_cache(program: Program, model: torch.nn.Module) -> Program:
     sizes = program.facts[Factored].tables if Factored in program.facts else {}
     tables = [table for table in embedding_tables(cached, dependencies)[0] if table.weight in sizes]
     layouts = {table.weight: GroupedFactors.from_parts(program.weights, table.weight, sizes) for table in tables}
-    return factored(cached, layers, program.weights, tables, layouts)
+    cached = factored(cached, layers, program.weights, tables, layouts)
+    if split is None:
+        return cached
+    dense = [layer for layer in feed_forward_layers(cached)[0] if layer.name in split.sizes]
+    return with_experts(cached, dense, split.sizes, program.weights)
 
 
 def _cut_alike(whole: Program, program: Program) -> Program:

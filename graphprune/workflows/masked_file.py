@@ -16,7 +16,7 @@ from graphprune.exporters.export_folders.rewritten_file import accepted_inputs
 from graphprune.exporters.onnx_tools.original_interface import OriginalInterface
 from graphprune.exporters.onnx_tools.sessions import OnnxRunner, open_graph, open_model
 from graphprune.frontends.onnx_import.onnx_reading import follow_links
-from graphprune.ir.program import Dropped, Factored, Program, Rewritten, Rotatable
+from graphprune.ir.program import Dropped, ExpertSplit, Factored, Program, Rewritten, Rotatable
 from graphprune.ir.weights import Masked, widen
 from graphprune.passes.rewriting.rewrite import interface_cut
 from graphprune.planning.facts import Refits
@@ -86,7 +86,7 @@ def _masked(program: Program, original: Program, file: Path, scratch: Path) -> O
 
 def _numbers(program: Program, original: Program) -> Iterator[tuple[str, Tensor]]:
     """Weights of the masked original that differ from those of the file."""
-    if foreign := [kind for kind in (Factored, Rotatable, Dropped) if kind in program.facts]:
+    if foreign := [kind for kind in (ExpertSplit, Factored, Rotatable, Dropped) if kind in program.facts]:
         raise NotMaskableError(f"the graph has other operators than the file ({foreign[0].__name__.lower()})")
     plan, rewritten = program.fact(Plan), program.fact(Rewritten)
     groups = original.fact(Dependencies).by_name

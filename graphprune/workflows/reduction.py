@@ -6,7 +6,7 @@ from types import MappingProxyType
 
 from graphprune.axes.algebra import Prime
 from graphprune.axes.groups import Dependencies, Group, Term
-from graphprune.ir.program import Dropped, Factored, Program
+from graphprune.ir.program import Dropped, ExpertSplit, Factored, Program
 from graphprune.passes.analysis.find_groups import analyze
 from graphprune.passes.scores import SCORES
 from graphprune.planning.destination import NAMES, Destination
@@ -32,7 +32,8 @@ def amounts(first: Program, original: Program, program: Program, plan: Plan, uni
     widths = {known.by_name[name].prime: float(width) for name, width in plan.widths.items()}
     if unit == "latency":
         return _sum(known.terms[unit], {}) * MILLI, _sum(known.terms[unit], widths) * MILLI
-    after = _sum(analyze(program).terms[unit], {}) if Factored in program.facts else _sum(known.terms[unit], widths)
+    rebuilt = Factored in program.facts or ExpertSplit in program.facts
+    after = _sum(analyze(program).terms[unit], {}) if rebuilt else _sum(known.terms[unit], widths)
     return _sum(analyze(first).terms[unit], {}), after
 
 
@@ -49,6 +50,7 @@ def rounding(program: Program, plan: Plan) -> str:
         steps.append(f"widths are {f'multiples of {align}' if align > 1 else 'whole numbers'}{alike}{except_requested}")
     steps += ["whole blocks are dropped"] if Dropped in program.facts else []
     steps += ["ranks are whole numbers"] if plan.ranks or Factored in program.facts else []
+    steps += ["whole experts are left out"] if ExpertSplit in program.facts else []
     return ", ".join(steps)
 
 

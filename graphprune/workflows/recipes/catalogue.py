@@ -312,6 +312,12 @@ add(
         "merge-experts | verify",
     ),
     Recipe(
+        "read-me",
+        "experimental: dense feed-forward layers split into experts by co-activation, with linear routers, untrained",
+        "after arXiv:2410.19123 and arXiv:2110.01786, by least squares",
+        "analyze | calibrate | split-experts",
+    ),
+    Recipe(
         "magnitude",
         "the norm of all coupled weights",
         "baseline",

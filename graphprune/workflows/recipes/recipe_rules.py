@@ -15,6 +15,7 @@ from graphprune.passes.calibration.gradients import Gradients
 from graphprune.passes.calibration.measure_latency import MeasureLatency
 from graphprune.passes.calibration.measure_routing import MeasureRouting
 from graphprune.passes.depth.drop_blocks import Drop
+from graphprune.passes.experts.split_experts import SplitExperts
 from graphprune.passes.low_rank.allocate_ranks import AllocateRanks
 from graphprune.passes.low_rank.factorize import Factorize
 from graphprune.passes.low_rank.group_embeddings import GroupEmbeddings
@@ -243,6 +244,8 @@ def with_follow(passes: Passes, recipe: str, options: Any) -> Passes:
         return passes
     if any(isinstance(step, AllocateRanks | GroupEmbeddings) for step in passes):
         raise PlanError(f"a module cannot follow the factors of recipe {recipe}; choose another, or omit follow")
+    if any(isinstance(step, SplitExperts) for step in passes):
+        raise PlanError(f"a module cannot follow the experts of recipe {recipe}; choose another, or omit follow")
     return tuple(each for step in passes for each in ((step, Follow()) if isinstance(step, Analyze) else (step,)))
 
 

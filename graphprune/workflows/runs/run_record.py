@@ -16,7 +16,7 @@ from graphprune.axes.groups import Dependencies
 from graphprune.execution.output_comparison import Verification
 from graphprune.huggingface.card_facts import card_facts
 from graphprune.ir.checksums import checksum
-from graphprune.ir.program import Dropped, Factored, Program, Rewritten, Rotatable, Trimmed
+from graphprune.ir.program import Dropped, ExpertSplit, Factored, Program, Rewritten, Rotatable, Trimmed
 from graphprune.ir.weights import broadcast_indices
 from graphprune.passes.low_rank.factor_graph import COEFFICIENTS, PARTS, ROWS
 from graphprune.pipeline import Timings
@@ -65,7 +65,7 @@ class Job:
 def build_report(job: Job, program: Program, plan: Plan, errors: Mapping[str, float], peak: int = 0) -> Report:
     """Report of a run that held at most `peak` bytes; `errors` are those of the saved files."""
     options, reached = job.options, program.facts.get(Reached)
-    unit = reached.budget if reached else options.budget
+    unit = _unit(program, reached.budget if reached else options.budget)
     original, proof = _original(program), program.facts.get(Verification)
     timings = program.facts.get(Timings, Timings())
     before, after = _sizes(_first(program)), planned_sizes(program, plan) if options.plan_only else _sizes(program)
@@ -102,7 +102,7 @@ def build_report(job: Job, program: Program, plan: Plan, errors: Mapping[str, fl
             *_limits(job, original, plan),
             *_proof_notes(proof),
             *_refit_notes(program),
-            *_factor_notes(program),
+            *(*_factor_notes(program), *_expert_notes(program)),
         ),
         cut=not options.plan_only,
         **asdict(card_facts(options.model, options.revision)),
@@ -112,6 +112,11 @@ def build_report(job: Job, program: Program, plan: Plan, errors: Mapping[str, fl
         goals=reached.outcomes() if reached else (),
         counts={name: (before.get(name, 0), after.get(name, 0)) for name in {**before, **after}},
     )
+
+
+def _unit(program: Program, budget: str) -> str:
+    """Budget to report: a split into experts removes no parameters."""
+    return "macs" if ExpertSplit in program.facts and budget == "parameters" else budget
 
 
 def _amounts(program: Program, original: Program, plan: Plan, unit: str) -> tuple[float, float] | None:
@@ -145,14 +150,15 @@ def _proof_notes(proof: Verification | None) -> tuple[str, ...]:
 
 def _proved(program: Program) -> str:
     """Name of the comparison that the verification made."""
+    if ExpertSplit in program.facts:
+        return "masked dense layers and their experts"
     return "products and their factors" if Factored in program.facts else "masked original and cut graph"
 
 
 def _first(program: Program) -> Program:
     """Original program that all passes started from."""
-    steps = (
-        program.facts[kind] for kind in (Factored, Rewritten, Rotatable, Dropped, Trimmed) if kind in program.facts
-    )
+    kinds = (ExpertSplit, Factored, Rewritten, Rotatable, Dropped, Trimmed)
+    steps = (program.facts[kind] for kind in kinds if kind in program.facts)
     latest = next(steps, None)
     return program if latest is None else _first(latest.original)
 
@@ -160,6 +166,8 @@ def _first(program: Program) -> Program:
 def _sizes(program: Program) -> dict[str, int]:
     """Elements of every parameter; a shared one has one name, and factors have that of their product."""
     sizes = {name: prod(shape) for name, shape in program.shapes().items() if name in program.parameters}
+    for name, parts in program.facts[ExpertSplit].parts.items() if ExpertSplit in program.facts else ():
+        sizes[name] = sum(sizes.pop(part) for part in parts)
     for name in program.facts[Factored].ranks if Factored in program.facts else ():
         sizes[name] = sum(sizes.pop(f"{name}_{part}", 0) for part in PARTS)
     for name, groups in program.facts[Factored].tables.items() if Factored in program.facts else ():
@@ -286,6 +294,21 @@ def _rank_notes(factors: Factored) -> Iterator[str]:
     for name, groups in factors.tables.items():
         ranks = ", ".join(str(rank) for _, rank in groups)
         yield f"{name} became {len(groups)} groups of rows, the most frequent first, of ranks {ranks}"
+
+
+def _expert_notes(program: Program) -> Iterator[str]:
+    """Experts of feed-forward layers, and the layers that were not split."""
+    split = program.facts.get(ExpertSplit)
+    if split is None:
+        return
+    first = next(iter(split.sizes.values()))
+    active = sorted({sizes.active for sizes in split.sizes.values()})
+    before, after = (sum(errors) / len(split.errors) for errors in zip(*split.errors.values(), strict=True))
+    yield (
+        f"split {len(split.sizes)} feed-forward layers into {first.experts} experts, of which a token takes "
+        f"{' or '.join(map(str, active))}: mean relative output error {before:.4f} -> {after:.4f} by the refit"
+    )
+    yield from (f"{name} was not split into experts: {why}" for name, why in split.left.items())
 
 
 def identity(options: PruneOptions | SensitivityOptions) -> dict[str, Any]:
