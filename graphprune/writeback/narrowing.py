@@ -17,7 +17,6 @@ from graphprune.execution.module_state import evaluation_mode, preserved_state
 from graphprune.execution.object_state import ObjectState
 from graphprune.execution.output_comparison import Verification, compare
 from graphprune.execution.rounding_check import compare_closely
-from graphprune.huggingface.shapeless_fields import sets_no_width
 from graphprune.ir.program import Inputs, Program, Rewritten, Rotatable
 from graphprune.ir.weights import Narrowed, Scaled
 from graphprune.planning.facts import Refits
@@ -31,6 +30,7 @@ from graphprune.writeback.optimizers import TensorCuts
 from graphprune.writeback.sizes import stand_in_methods
 from graphprune.writeback.sizes.leftover_sizes import readings
 from graphprune.writeback.sizes.literal_matching import Conflict, matches, size_constraints, solve
+from graphprune.writeback.sizes.shapeless_fields import sets_no_width
 from graphprune.writeback.sizes.size_tracing import trace_numbers
 
 Cut = Callable[[Program, Plan], Program]
@@ -299,7 +299,7 @@ class Narrowing:
         known = dict.fromkeys(used, 0.0)
         shapes = self.rewritten.original.shapes(), trial.small.shapes()
         every = readings(self.module, self.slots, known, self.dependencies, self._rows(trial.widths), shapes)
-        widths = {slot: values for slot, values in every.items() if not self._sets_no_width(slot, values[0])}
+        widths = {slot: values for slot, values in every.items() if not sets_no_width(self.module, slot, values[0])}
         possible = self._agreeing(widths)
         mark, chosen = len(self.undo.steps), {slot: v[0] for slot, v in possible.items() if len(v) == 1}
         for slot, value in chosen.items():
@@ -313,10 +313,6 @@ class Narrowing:
         left = [slot for slot in possible if slot not in chosen]
         stand_in_methods.warn_of_readers(left)
         return tuple(assumed), (*dict.fromkeys(f"{slot} = {slot.value}" for slot in left), *self.ambiguous)
-
-    def _sets_no_width(self, slot: Slot, value: int) -> bool:
-        named = isinstance(slot.key, str) and slot.index is None and not slot.path
-        return named and sets_no_width(self.module, slot.owner, slot.key, value)
 
     def _agreeing(self, possible: Mapping[Slot, Sequence[int]]) -> Mapping[Slot, Sequence[int]]:
         with evaluation_mode(self.module), preserved_state(self.module):

@@ -42,13 +42,9 @@ KINDS = {
     "gemma": ("Gemma", {**HEAD, "num_key_value_heads": 1}),
     "gemma3": ("Gemma3Text", {**HEAD, "query_pre_attn_scalar": 8, "num_hidden_layers": 7, "sliding_window": 4}),
 }
-ROTARY = {
-    kind: {"rope_type": "default", "rope_theta": 1e6} for kind in ("full_attention", "sliding_attention")
-}  # fmt: skip
-WIDTHS: dict[int | str, dict[str, Any]] = {
-    0: {"intermediate_size": 40},
-    1: {"intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2},
-}
+ROTARY = {f"{kind}_attention": {"rope_type": "default", "rope_theta": 1e6} for kind in ("full", "sliding")}
+NARROW = {"intermediate_size": 64, "num_attention_heads": 4, "num_key_value_heads": 2}
+WIDTHS: dict[int | str, dict[str, Any]] = {0: {"intermediate_size": 40}, 1: NARROW}
 TEXT = ["the quick brown fox jumps over the lazy dog, and the dog sleeps", "it's 1905; we'll see 26 of them"] * 9
 RUNS = find_spec("llama_cpp") is not None
 
@@ -100,8 +96,7 @@ def build(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Build]:
     def make(kind: str, tokenizer: Callable[[], Any] = default, **changes: Any) -> Path:
         name, own = KINDS[kind]
         config = getattr(transformers, f"{name}Config")(**{**SIZES, **own, **changes})
-        architecture = f"{name.removesuffix('Text')}ForCausalLM"
-        config.architectures = [architecture]
+        config.architectures = [architecture := f"{name.removesuffix('Text')}ForCausalLM"]
         torch.manual_seed(0)
         uneven = "per_layer_config" in changes
         model = per_layer.build(config) if uneven else getattr(transformers, architecture)(config)

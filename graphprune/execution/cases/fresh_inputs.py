@@ -94,13 +94,25 @@ class _Source:
             return leaf
         shape = [evaluate(size, self.sizes) for size in value.shape]
         example = leaf.detach().cpu()
+        use = index_range(program, node)
         if leaf.is_floating_point() or leaf.is_complex():
-            return self._floats(example, shape).to(leaf)
+            return self._decisive(self._floats(example, shape), example, use).to(leaf)
         if self.variant.masks == RETAINED:
             return tiled(example, shape).to(leaf)
         if leaf.dtype == torch.bool:
             return self._mask(example, shape).to(leaf)
-        return self._integers(example, shape, index_range(program, node)).to(leaf)
+        integers = self._integers(example, shape, use)
+        return (integers if use.tables else self._decisive(integers, example, use)).to(leaf)
+
+    def _decisive(self, drawn: Tensor, example: Tensor, use: IndexRange) -> Tensor:
+        """Put numbers that decide comparisons into one kind of inputs, at random places or, in few, everywhere."""
+        if self.variant.masks != RANDOM or not use.decisive or drawn.is_complex():
+            return drawn
+        first = float(example.flatten()[0])
+        numbers = torch.tensor(sorted(use.decisive, key=lambda number: -abs(number - first)), dtype=torch.float64)
+        order = torch.randperm(drawn.numel(), generator=self.generator).view(drawn.shape)
+        chosen = self._whole(0, 2, [*drawn.shape]) > 0 if drawn.numel() > 2 * len(numbers) else True
+        return torch.where(torch.as_tensor(chosen), numbers[order % len(numbers)].to(drawn.dtype), drawn)
 
     def _floats(self, example: Tensor, shape: list[int]) -> Tensor:
         wide = example.to(torch.promote_types(example.dtype, torch.float32))

@@ -1,7 +1,8 @@
-"""Ranges of integer inputs, inferred from the operators that read them: rows of a table, classes, marked values."""
+"""Ranges of inputs, inferred from the operators that read them: rows of a table, classes, marks and thresholds."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from math import isfinite
 from typing import Any
 
 import torch
@@ -26,18 +27,27 @@ _LOOKUPS: dict[str, tuple[int, int, int | str]] = {
     "nll_loss_forward": (0, 1, "1"), "nll_loss2d_forward": (0, 1, "1"), "nll_loss_nd": (0, 1, "1"),
     "cross_entropy_loss": (0, 1, "1"), "take_along_dim": (0, 1, 2),
 }  # fmt: skip
+_ORDERS = {"gt", "ge", "lt", "le", "greater", "greater_equal", "less", "less_equal"}
 MARKS = 16  # constants of a tensor that an input is compared with
 
 
 @dataclass
 class IndexRange:
-    """Use of an integer input: sizes of the tables that it indexes, each with what is added to it, and its marks.
+    """Use of an input: sizes of the tables that it indexes, each with what is added to it, its marks and thresholds.
 
-    Marks are constants that the input is compared with, such as the id of a placeholder for an image.
+    Marks are constants that the input may equal, such as the id of a placeholder for an image; thresholds are those
+    that it may exceed.
     """
 
     tables: list[tuple[Any, int]] = field(default_factory=list)
     marks: set[int] = field(default_factory=set)
+    thresholds: set[float] = field(default_factory=set)
+
+    @property
+    def decisive(self) -> list[float]:
+        """Numbers for which comparisons have each of their answers."""
+        steps = {threshold: max(1.0, abs(threshold)) for threshold in self.thresholds}
+        return sorted({*map(float, self.marks), *(t + s for t, step in steps.items() for s in (-step, 0, step))})
 
 
 def index_range(program: Program, placeholder: fx.Node) -> IndexRange:
@@ -50,7 +60,9 @@ def index_range(program: Program, placeholder: fx.Node) -> IndexRange:
             name = _name(user)
             use.tables += [(size, offset) for size in _looked_up(user, name, node)]
             if name in ("eq", "ne", "isin"):
-                use.marks |= {mark - offset for mark in _constants(program, user, node)}
+                use.marks |= {mark - offset for mark in _constants(program, user, node) if type(mark) is int}
+            if name in _ORDERS:
+                use.thresholds |= {number - offset for number in _constants(program, user, node)}
             shift = _shift(user, name, node)
             if user not in seen and (name in _MOVES or shift is not None):
                 seen.add(user)
@@ -84,17 +96,21 @@ def _size(table: Any, dim: int) -> Iterator[Any]:
         yield value.shape[dim]
 
 
-def _constants(program: Program, user: fx.Node, node: fx.Node) -> list[int]:
-    """Whole numbers that `node` is compared with."""
+def _constants(program: Program, user: fx.Node, node: fx.Node) -> list[Any]:
+    """Finite numbers that `node` is compared with."""
     others = [arg for arg in user.args[:2] if arg is not node]
-    numbers = [arg for arg in others if isinstance(arg, int) and not isinstance(arg, bool)]
+    numbers = list(filter(_is_number, others))
     for other in others:
         if isinstance(other, fx.Node) and other.op == "get_attr" and isinstance(other.meta.get("val"), Tensor):
-            if other.meta["val"].numel() <= MARKS and not other.meta["val"].is_floating_point():
-                numbers += program.weights[program.name(str(other.target))].flatten().tolist()
+            if other.meta["val"].numel() <= MARKS:
+                numbers += filter(_is_number, program.weights[program.name(str(other.target))].flatten().tolist())
         elif isinstance(other, fx.Node) and _name(other) in ("full", "scalar_tensor"):
-            numbers += [arg for arg in other.args if isinstance(arg, int) and not isinstance(arg, bool)]
+            numbers += filter(_is_number, other.args)
     return numbers
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and isfinite(value)
 
 
 def _shift(user: fx.Node, name: str, node: fx.Node) -> int | None:

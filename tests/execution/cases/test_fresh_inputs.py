@@ -1,5 +1,7 @@
 """Inputs of a proof reach branches that the example does not, at other sizes, as far as the program accepts them."""
 
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,8 +10,10 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 import graphprune as gp
+from graphprune.errors import VerificationError
 from graphprune.execution.cases.fresh_cases import accepted
 from graphprune.execution.cases.fresh_inputs import fresh_inputs
+from graphprune.ir.weights import Layered
 
 IMAGE = 7
 
@@ -121,3 +125,41 @@ def test_a_vector_has_marks_that_the_example_lacks() -> None:
     program = gp.trace(Kinds(), (torch.randn(6, 3), torch.zeros(6, dtype=torch.long)))
     drawn = torch.cat([accepted(program).inputs[i][0][1] for i in (1, 2, 3)])
     assert 0 < int((drawn == 3).sum()) < len(drawn) and set(drawn.tolist()) == {0, 1, 2, 3}
+
+
+class Branches(nn.Module):
+    """One of two paths, by what a condition says of the second input."""
+
+    def __init__(self, condition: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.condition = condition
+        self.up, self.down, self.wide, self.narrow = (nn.Linear(a, b) for a, b in ((6, 8), (8, 5)) * 2)
+
+    def forward(self, x: Tensor, decisive: Tensor) -> Tensor:
+        usual, rare = self.down(self.up(x).relu()), self.narrow(self.wide(x).relu())
+        return torch.where(self.condition(decisive), rare, usual)
+
+
+@pytest.mark.parametrize(
+    ("condition", "example"),
+    [
+        (lambda t: (t > 5)[:, None], torch.zeros(4, dtype=torch.long)),
+        (lambda t: (t <= 3)[:, None], torch.full((4,), 9)),
+        (lambda t: t == 2, torch.tensor(0)),
+        (lambda t: (t[:, 1] == 2)[:, None], torch.zeros(4, 3, dtype=torch.long)),
+        (lambda t: t < -1e4, torch.zeros(4, 1)),
+        (lambda t: t >= 0.5, torch.tensor(0.0)),
+    ],
+)
+def test_conditions_have_both_answers(condition: Callable[[Tensor], Tensor], example: Tensor) -> None:
+    """So noise in the weights of the path that the example does not take is refused."""
+    torch.manual_seed(0)
+    program = gp.trace(Branches(condition), (torch.randn(4, 6), example))
+    answers = torch.cat([condition(args[1]).flatten() for args, _ in accepted(program).inputs])
+    assert set(answers.tolist()) == {True, False}
+    small = gp.apply(program, plan := gp.plan(program, ratio=0.5))
+    gp.verify(program, small, plan)
+    for name in ("wide.weight", "narrow.bias", "up.weight"):
+        noise = {name: torch.randn(small.weights[name].shape)}
+        with pytest.raises(VerificationError, match="differ by"):
+            gp.verify(program, replace(small, weights=Layered((noise, small.weights))), plan)

@@ -7,16 +7,17 @@ from torch import nn
 
 from graphprune.huggingface.meta_models import is_config, summarize
 from graphprune.huggingface.traced_model import named_config, outermost
+from graphprune.writeback.attribute_slots import Slot
 
 
-def sets_no_width(module: nn.Module, owner: object, name: str, value: int) -> bool:
+def sets_no_width(module: nn.Module, slot: Slot, value: int) -> bool:
     """Whether an attribute of a layer is that of a configuration, and has another meaning than a width.
 
     The model of the configuration then has the same shapes and head dims with another `value`. Where such a model
     cannot be built, the attribute may be a width.
     """
-    config = getattr(owner, "config", None)
-    if not is_config(config) or vars(config).get(name) != getattr(owner, name, None):
+    name, config = slot.key, getattr(slot.owner, "config", None)
+    if not is_config(config) or slot.path or slot.index is not None or vars(config).get(name) != slot.value:
         return False
     for model in outermost(module).values():
         copies: dict[int, Any] = {}

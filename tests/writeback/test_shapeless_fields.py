@@ -8,7 +8,8 @@ import torch
 import transformers
 
 import graphprune as gp
-from graphprune.huggingface.shapeless_fields import sets_no_width
+from graphprune.writeback.attribute_slots import Slot
+from graphprune.writeback.sizes.shapeless_fields import sets_no_width
 
 WINDOW: dict[str, Any] = {
     "vocab_size": 60, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -34,10 +35,14 @@ def test_a_window_as_long_as_there_are_heads(caplog: pytest.LogCaptureFixture) -
 
 def test_widths_and_head_dims_are_none_of_them() -> None:
     model: Any = transformers.Qwen2ForCausalLM(transformers.Qwen2Config(**WINDOW))
-    layer = model.model.layers[0]
-    layer.self_attn.num_heads_of_mine = 4
-    assert sets_no_width(model, layer.self_attn, "sliding_window", 2)
-    assert not sets_no_width(model, layer.mlp, "intermediate_size", 24)
-    assert not sets_no_width(model, layer.self_attn, "head_dim", 4)
-    assert not sets_no_width(model, layer.self_attn, "num_heads_of_mine", 2)  # of no configuration
-    assert not sets_no_width(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4), "in_features", 2)
+    layer, plain = model.model.layers[0], torch.nn.Linear(4, 4)
+    layer.self_attn.number_of_mine = 4
+
+    def held(owner: torch.nn.Module, name: str) -> Slot:
+        return Slot(owner, vars(owner), name, None, getattr(owner, name))
+
+    assert sets_no_width(model, held(layer.self_attn, "sliding_window"), 2)
+    assert not sets_no_width(model, held(layer.mlp, "intermediate_size"), 24)
+    assert not sets_no_width(model, held(layer.self_attn, "head_dim"), 4)
+    assert not sets_no_width(model, held(layer.self_attn, "number_of_mine"), 2)  # of no configuration
+    assert not sets_no_width(plain, held(plain, "in_features"), 2)
