@@ -17,7 +17,6 @@ from graphprune.errors import ExportError
 from graphprune.exporters.checks import divergence, parity
 from graphprune.exporters.checks.validation import MARGIN, Reference, half_precision_error
 from graphprune.exporters.subjects import trial_inputs
-from graphprune.exporters.subjects.decoders import decoder_subject
 from graphprune.exporters.subjects.subject import Subject, named_dimensions
 from graphprune.huggingface import model_folder
 from graphprune.support.packages import load
@@ -158,9 +157,9 @@ def divergence_of(model: Any, runtime: Runtime, quant: str, context: int) -> dic
     Raises:
         ExportError: if it is above the bound of this precision.
     """
-    ids = trial_inputs.generated_text(decoder_subject(model))[:, : min(context, MAX_TOKENS)]
-    feeds = {"input_ids": ids}
-    return divergence.measure([(runtime.run(feeds), subject_of(model).run(feeds))], quant).to_dict()
+    subject = subject_of(model)
+    feeds = {"input_ids": trial_inputs.generated_text(subject, length=min(context, MAX_TOKENS))}
+    return divergence.measure([(runtime.run(feeds), subject.run(feeds))], quant).to_dict()
 
 
 def compare_greedy(subject: Subject, runtime: Runtime) -> dict[str, int]:

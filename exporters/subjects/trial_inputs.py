@@ -83,13 +83,16 @@ def valid_positions(mask: Tensor, start: int) -> Feeds:
 
 
 def generated_text(subject: Subject, batch: int = 2, length: int = _GENERATED) -> Tensor:
-    """Token ids of shape (batch, length) sampled from a decoder's own probabilities, after a random first one."""
+    """Token ids of shape (batch, length) sampled from a decoder's own probabilities, after a random first one.
+
+    A subject without a cache takes the whole text for every token.
+    """
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(0, subject.vocabulary, (batch, 1), generator=generator)
     past = empty_cache(subject, batch)
     for position in range(length - 1):
-        mask = torch.ones_like(ids)
-        outputs = subject.run({**step_feeds(subject, ids, mask, position, position + 1), **past})
+        step = step_feeds(subject, ids, torch.ones_like(ids), position if past else 0, position + 1)
+        outputs = subject.run({name: feed for name, feed in {**step, **past}.items() if name in subject.inputs})
         past = next_cache(outputs)
         probabilities = outputs["logits"][:, -1].double().softmax(-1)
         ids = torch.cat([ids, torch.multinomial(probabilities, 1, generator=generator)], 1)
