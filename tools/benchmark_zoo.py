@@ -29,7 +29,7 @@ exported. The libraries are installed apart, because they would replace torch::
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
@@ -49,7 +49,7 @@ from tools.zoo_benchmark.goal import Goal
 from tools.zoo_benchmark.outcomes import OK
 from tools.zoo_benchmark.pool import Task, run_all
 from tools.zoo_benchmark.record import Record
-from tools.zoo_benchmark.table import OUR_COLUMNS, PEER_COLUMNS, budget_columns, comparison, failures, table
+from tools.zoo_benchmark.table import BUDGET_COLUMNS, OUR_COLUMNS, PEER_COLUMNS, Column, comparison, failures, table
 from tools.zoo_benchmark.work import PEERS
 
 Records = dict[Task, Record]
@@ -68,17 +68,23 @@ def main() -> None:
             _write(options.json, records)
             step()
     tables = {tool: [records[tool, name] for name in names] for tool in goals}
-    (_report_field if options.family else _report)(tables, options.write)
+    if options.family:
+        _report_field(tables, options.write)
+    else:
+        _report(tables, options.write, whole=options.every == 1)
 
 
-def _report(tables: Mapping[str, list[Record]], write: bool) -> None:
-    """Print the tables of all tools, and write the summary where it is documented."""
+def _report(tables: Mapping[str, list[Record]], write: bool, whole: bool) -> None:
+    """Print the tables of all tools, and write the summaries where they are documented, those of the whole zoo alone
+    but for that by budget."""
     for tool in tables:
         _print(tool, tables[tool])
-    if write:
-        peers = {tool: tables[tool] for tool in tables if tool != ours.BUDGET}
-        fill("benchmark_zoo", "\n".join(_summary(tables.get(ours.NAME, []), tables.get(ours.BUDGET, []))))
+    peers = {tool: tables[tool] for tool in tables if tool != ours.BUDGET}
+    if write and whole:
+        fill("benchmark_zoo", "\n".join(_summary(tables.get(ours.NAME, []), OUR_COLUMNS)))
         fill("benchmark_zoo_tools", "\n".join(comparison(peers)))
+    if write and ours.BUDGET in tables:
+        fill("benchmark_zoo_budget", "\n".join(_summary(tables[ours.BUDGET], BUDGET_COLUMNS)))
 
 
 def _report_field(tables: Mapping[str, list[Record]], write: bool) -> None:
@@ -168,9 +174,8 @@ def _print(tool: str, records: list[Record]) -> None:
         print(line)
 
 
-def _summary(own: list[Record], by_budget: list[Record]) -> Iterator[str]:
+def _summary(own: list[Record], columns: Sequence[Column]) -> Iterator[str]:
     """Table of our results by family, and a list of the models that are not exact."""
-    columns = (*OUR_COLUMNS, *budget_columns(by_budget)) if by_budget else OUR_COLUMNS
     yield from (*table(own, columns), "", "Not exact:", "", *failures([r for r in own if not r.exact]))
 
 

@@ -120,24 +120,15 @@ def _noise_passed(records: Sequence[Record]) -> int:
     return sum(record.noise == PASSED for record in records)
 
 
-def budget_columns(by_budget: Sequence[Record]) -> tuple[Column, ...]:
-    """Columns of the run with a budget, for the models of a row."""
-
-    def of_row(count: Callable[[Sequence[Record]], object], records: Sequence[Record]) -> object:
-        names = {record.name for record in records}
-        return count([record for record in by_budget if record.name in names])
-
-    return (
-        ("exact by budget", partial(of_row, _exact)), ("with padding", partial(of_row, _padded)),
-        ("removed by budget", partial(of_row, _removed)),
-    )  # fmt: skip
-
-
 OUR_COLUMNS: tuple[Column, ...] = (
     ("models", len), ("captured", partial(_passed, "trace")), ("analyzed", partial(_passed, ANALYSIS)),
     ("pruned", _pruned), ("exact", _exact), ("noise accepted", _noise_passed), ("written back", _written_back),
     ("of these with padding", _padded), ("parameters removed", _removed), ("capture time", partial(_seconds, "trace")),
     ("analysis time", _analysis), ("analysis / capture", _share),
+)  # fmt: skip
+BUDGET_COLUMNS: tuple[Column, ...] = (
+    ("models", len), ("exact", _exact), ("noise accepted", _noise_passed), ("written back", _written_back),
+    ("of these with padding", _padded), ("parameters removed", _removed),
 )  # fmt: skip
 PEER_COLUMNS: tuple[Column, ...] = (
     ("models", len), ("pruned", _pruned), ("still runs", partial(_passed, "run")),
