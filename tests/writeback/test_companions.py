@@ -155,6 +155,7 @@ class Auxiliary(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.width, self.token = 16, nn.Parameter(torch.randn(16))
+        self.downsample_factor, self.patchSize = 16, 16  # no widths, though equal to one
         self.stem, self.body = nn.Conv2d(3, 16, 3, padding=1), nn.Conv2d(16, 16, 3, padding=1)
         self.head = nn.Linear(16, 4)
         self.aux = nn.Sequential(nn.Conv2d(16, 16, 3, groups=16), nn.BatchNorm2d(16), nn.Conv2d(16, 2, 1))
@@ -179,6 +180,7 @@ def test_what_the_traced_call_does_not_use_follows() -> None:
     assert module.training and "runs in training mode" in result.checked
     assert module(image)[1].shape == (2, 2, 6, 6) and result.undetermined == ("token", "probe.weight")
     assert result.assumed == ("Auxiliary.width = 8 (was 16)",) and module.features(image).shape[1] == 8
+    assert module.downsample_factor == module.patchSize == 16
 
 
 class Functional(Auxiliary):

@@ -1,5 +1,6 @@
 """Attributes that the run does not determine, and that still equal a width before the cut."""
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from torch import nn
@@ -7,6 +8,13 @@ from torch import nn
 from graphprune.axes.groups import Dependencies
 from graphprune.planning.plan import Rows
 from graphprune.writeback.attribute_slots import Slot
+
+#: Words in names of numbers that are no widths of tensors that a layer computes.
+_NO_WIDTH = {
+    "factor", "stride", "strides", "kernel", "padding", "dilation", "downsample", "upsample", "pool", "patch", "image",
+    "window", "layers", "blocks", "depth", "depths", "levels", "length", "len", "position", "positions", "steps",
+    "iters", "iterations", "epochs", "rate", "seed", "version", "topk",
+}  # fmt: skip
 
 
 def readings(
@@ -30,7 +38,7 @@ def readings(
         path = paths.get(id(slot.owner))
         if path is None or slot in determined or slot.current != slot.value or type(slot.value) is not int:
             continue
-        if type(slot.owner).__module__.startswith(("torch.", "graphprune.")):
+        if type(slot.owner).__module__.startswith(("torch.", "graphprune.")) or _NO_WIDTH & _words(slot.key):
             continue
         prefix = f"{path}." if path else ""
         pairs = (zip(old, shapes[1].get(n, old), strict=True) for n, old in shapes[0].items() if n.startswith(prefix))
@@ -39,6 +47,11 @@ def readings(
         if widths and widths != [slot.value]:
             possible[slot] = widths
     return possible
+
+
+def _words(name: object) -> set[str]:
+    """Words of a name such as ``downsample_factor`` or ``kernelSize``."""
+    return {word.lower() for word in re.findall(r"[A-Za-z][a-z]*", str(name))}
 
 
 def _new_widths(prefix: str, old: float, dependencies: Dependencies, groups: Mapping[str, Rows]) -> Iterator[int]:
