@@ -29,9 +29,11 @@ from tests import zoo  # first, for it helps torchvision
 
 # isort: split
 import graphprune as gp
+from graphprune.axes.groups import Dependencies
 from graphprune.display.progress import progress
 from graphprune.errors import GraphpruneError, TraceError
 from graphprune.execution.equivalence import mask_program, verify_cut
+from graphprune.execution.liveness import Liveness
 from graphprune.ir.program import Program
 from graphprune.passes.analysis.find_groups import analyze
 from graphprune.passes.rewriting.rewrite import rewrite
@@ -127,7 +129,7 @@ def judged(name: str, build: Callable[[], Program], count: int, number: int) -> 
     torch.manual_seed(number)
     try:
         case = cut(build(), random)
-        verify_cut(case.program, case.small, case.plan.keep)
+        _prove(case, case.small)
     except (GraphpruneError, TraceError, IndexError):
         return
     reference = Reference.of(mask_program(case.program, case.plan.keep))
@@ -155,9 +157,19 @@ def cut(program: Program, random: Random) -> Case:
 
 def _is_passed(case: Case, program: Program) -> bool:
     with suppress(Exception):  # whatever is raised refuses it
-        verify_cut(case.program, program, case.plan.keep)
+        _prove(case, program)
         return True
     return False
+
+
+def _prove(case: Case, program: Program) -> None:
+    """Prove a cut as the pass `verify` does, with further cases where units are inactive.
+
+    Raises:
+        VerificationError: if it is refused.
+    """
+    alive = Liveness.of(case.program.fact(Dependencies), case.plan.groups)
+    verify_cut(case.program, program, case.plan.keep, liveness=alive)
 
 
 def table(verdicts: list[Verdict]) -> Iterator[str]:

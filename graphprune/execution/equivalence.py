@@ -30,7 +30,7 @@ from graphprune.execution.output_comparison import (
 from graphprune.ir.program import Program
 from graphprune.ir.weights import KeepByName, Masked
 
-FURTHER = (4, 5)  # seeds of cases that follow where units are inactive in all others
+FURTHER = ((4, 5), (6, 7), (8, 9), (10, 11))  # seeds of cases that follow while units are inactive in all others
 SECOND = (6, 7)  # seeds of second calls, which read the buffers that the first one wrote
 
 _log = logging.getLogger(__name__)
@@ -92,8 +92,12 @@ def verify_cut(
         sides, second = _second_calls(reference, small, cases, alive)
         errors = compared(*sides, second, tolerance, rounded)
         error, allowed, count = max(error, errors.error), max(allowed, errors.tolerance), count + len(second.inputs)
-    if alive.unseen:
-        more = accepted(reference, FURTHER, kinds=STRONG, watch=alive.watch).compared(interface)
+    inactive = 0
+    for further in FURTHER:
+        if alive.inactive in (0, inactive):  # the last cases have seen all, or no more
+            break
+        inactive = alive.inactive
+        more = accepted(reference, further, kinds=STRONG, watch=alive.watch).compared(interface)
         errors = compared(reference, small, more, tolerance, rounded)
         error, allowed, count = max(error, errors.error), max(allowed, errors.tolerance), count + len(more.inputs)
     verification = Verification(error, allowed, count, cases.sizes, cases.refused, _blind(cases.outputs), alive.unseen)

@@ -59,6 +59,11 @@ class Liveness:
         return observe
 
     @property
+    def inactive(self) -> int:
+        """Number of indices that were always zero."""
+        return sum(int(dead.sum()) for dead in self.dead.values())
+
+    @property
     def unseen(self) -> tuple[str, ...]:
         """The groups with indices that were always zero, in words."""
         counts = {name: (int(dead.sum()), len(dead)) for name, dead in self.dead.items()}

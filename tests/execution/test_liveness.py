@@ -42,6 +42,11 @@ def test_units_that_strong_inputs_activate_are_seen() -> None:
     assert not proof.unseen and proof.cases == 6
 
 
+def test_cases_follow_while_they_see_more() -> None:
+    assert gp.verify(*network(-52.0)).cases == 8  # of the first two, one activates a unit
+    assert gp.verify(*network(-1e6)).cases == 6  # the first two of them see nothing
+
+
 def test_units_that_nothing_activates_are_named() -> None:
     program, small, plan = network(-1e6)
     assert gp.verify(program, small, plan).unseen == ("2 of 8 indices of 0.weight:0",)
