@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from graphprune.axes.groups import Dependencies, Group
 from graphprune.axes.rule import Consumer
 from graphprune.axes.rule_helpers import reads_positions, size_hint
+from graphprune.errors import reason_of
 from graphprune.ir.program import Program
 from graphprune.passes.operators import RULES
 from graphprune.passes.operators.elementwise import Elementwise
@@ -72,7 +73,7 @@ def feed_forward_layers(program: Program, protect: Collection[str] = ()) -> tupl
             layer = _layer(program, dependencies, group, nodes)
             found[layer.down.node] = layer
         except _UnfitError as why:
-            left[group.name] = str(why)
+            left[group.name] = reason_of(why)
     return [found[name] for name in nodes if name in found], left
 
 
