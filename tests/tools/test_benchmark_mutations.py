@@ -80,7 +80,7 @@ def test_verdicts_say_what_the_proof_lets_pass(program: Program, monkeypatch: py
     first = list(judged("net", lambda: program, 3, 0))
     assert len(first) == 3 and all(verdict.real for verdict in first)
     assert first == list(judged("net", lambda: program, 3, 0)), "a seed determines everything"
-    monkeypatch.setattr(benchmark_mutations, "verify_cut", lambda *_: None)
+    monkeypatch.setattr(benchmark_mutations, "verify_cut", lambda *_, **__: None)
     assert not any(verdict.refused for verdict in judged("net", lambda: program, 3, 0))
 
 
