@@ -56,18 +56,18 @@ def rows(options: argparse.Namespace) -> Iterator[str]:
     exam = PerplexityTest.of(dense, (options.evaluate,), options.length, options.windows)
     calibrate = Calibrate(options.calibration, options.samples, options.length, moments="full")
     start, whole = Pipeline((Analyze(), calibrate))(dense), macs(dense)
-    yield told("| active experts | active neurons | multiply-accumulates | by co-activation | by chance | fasp |")
-    yield told("|---|---:|---:|---:|---:|---:|")
-    yield told(f"| dense | 100.0% | 100.0% | {perplexity(exam, dense)} | | |")
+    yield printed("| active experts | active neurons | multiply-accumulates | by co-activation | by chance | fasp |")
+    yield printed("|---|---:|---:|---:|---:|---:|")
+    yield printed(f"| dense | 100.0% | 100.0% | {perplexity(exam, dense)} | | |")
     for experts, active in ((experts, round(part * experts)) for experts in options.experts for part in options.active):
         splits = [SplitExperts(experts, active, by=by)(start) for by in WAYS]
         cost = macs(splits[0]) / whole
         cut = Pipeline.parse(CUT.format(share=1 - cost), given=tuple(start.facts))(start)
         cells = " | ".join(perplexity(exam, each) for each in (*splits, cut))
-        yield told(f"| {active} of {experts} | {share(splits[0]):.1%} | {cost:.1%} | {cells} |")
+        yield printed(f"| {active} of {experts} | {share(splits[0]):.1%} | {cost:.1%} | {cells} |")
 
 
-def told(line: str) -> str:
+def printed(line: str) -> str:
     print(line, flush=True)
     return line
 

@@ -124,7 +124,7 @@ def _context(config: Any, kind: Kind) -> tuple[int, list[str]]:
     if kind.full_attention_every:
         return longest, []
     kinds = getattr(config, "layer_types", None)
-    slides = "sliding_attention" in kinds if kinds else True
+    slides = WINDOWED in kinds if kinds else True
     window = getattr(config, "sliding_window", None) if slides else None
     if window is None or window >= longest:
         return longest, []

@@ -16,7 +16,7 @@ from graphprune.errors import VerificationError
 from graphprune.execution import interpreter, precision
 from graphprune.execution.cases.fresh_cases import Cases, accepted
 from graphprune.execution.cases.fresh_inputs import STRONG, TRACED
-from graphprune.execution.cut_errors import compared, running
+from graphprune.execution.cut_errors import CutErrors, compared, running
 from graphprune.execution.interface_cut import SAME, InterfaceCut
 from graphprune.execution.liveness import Liveness
 from graphprune.execution.module_state import plain_attention, seeded
@@ -86,21 +86,21 @@ def verify_cut(
         reference, small = (precision.program(side, precision.SINGLE) for side in (reference, small))
     alive = liveness or Liveness()
     cases = accepted(reference, seeds, watch=alive.watch).compared(interface)
-    errors = compared(reference, small, cases, tolerance, rounded)
-    error, allowed, count = errors.error, errors.tolerance, len(cases.inputs)
+    errors, count = [compared(reference, small, cases, tolerance, rounded)], len(cases.inputs)
     if program.written():
         sides, second = _second_calls(reference, small, cases, alive)
-        errors = compared(*sides, second, tolerance, rounded)
-        error, allowed, count = max(error, errors.error), max(allowed, errors.tolerance), count + len(second.inputs)
+        errors.append(compared(*sides, second, tolerance, rounded))
+        count += len(second.inputs)
     inactive = 0
     for further in FURTHER:
         if alive.inactive in (0, inactive):  # the last cases have seen all, or no more
             break
         inactive = alive.inactive
         more = accepted(reference, further, kinds=STRONG, watch=alive.watch).compared(interface)
-        errors = compared(reference, small, more, tolerance, rounded)
-        error, allowed, count = max(error, errors.error), max(allowed, errors.tolerance), count + len(more.inputs)
-    verification = Verification(error, allowed, count, cases.sizes, cases.refused, _blind(cases.outputs), alive.unseen)
+        errors.append(compared(reference, small, more, tolerance, rounded))
+        count += len(more.inputs)
+    worst, blind = CutErrors.greatest(errors), _blind(cases.outputs)
+    verification = Verification(worst.error, worst.tolerance, count, cases.sizes, cases.refused, blind, alive.unseen)
     if verification.blind:
         _log.warning(
             "the proof shows nothing about %s: all numbers are the same, or none is finite",

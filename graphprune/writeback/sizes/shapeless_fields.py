@@ -22,7 +22,7 @@ def sets_no_width(module: nn.Module, slot: Slot, value: int) -> bool:
     for model in outermost(module).values():
         copies: dict[int, Any] = {}
         try:
-            whole = copy.deepcopy(named_config(model))
+            whole = named_config(model)
             changed = copy.deepcopy(model.config, copies)
             changed.architectures = whole.architectures
             if id(config) not in copies:
