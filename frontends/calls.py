@@ -14,19 +14,25 @@ Arguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 def unshared(module: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Arguments:
-    """Arguments in which no tensor occurs twice or belongs to the module: repeated ones are copied.
+    """Arguments in which no tensor occurs twice, belongs to the module, or has gaps: such ones are copied.
 
-    The tracer identifies values by object identity: two inputs that are one tensor would become a single input.
+    The tracer identifies values by object identity: two inputs that are one tensor would become a single input. A slice
+    has gaps between its rows; its strides would become conditions that tensors without gaps do not fulfil.
     """
     seen = {id(tensor) for tensor in (*module.parameters(), *module.buffers())}
 
     def own(leaf: Tensor) -> Tensor:
         known = id(leaf) in seen
         seen.add(id(leaf))
-        return leaf.detach().clone() if known else leaf
+        return leaf.detach().clone() if known or _has_gaps(leaf) else leaf
 
     copied: Arguments = pytree.tree_map_only(Tensor, own, (args, dict(kwargs)))
     return copied
+
+
+def _has_gaps(tensor: Tensor) -> bool:
+    """Whether a copy has other strides; those of a transposed tensor or of channels-last ones remain."""
+    return tensor.layout is torch.strided and torch.empty_like(tensor, device="meta").stride() != tensor.stride()
 
 
 def with_new_containers(arguments: Arguments) -> Arguments:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+import transformers
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -73,6 +74,36 @@ def test_accepted_inputs_run(small: gp.Program) -> None:
     assert small.module()(*args).shape == (3, 16, 3)
     (output,) = interpreter.run(small, [(args, {})], (0,))
     torch.testing.assert_close(small.module()(*args), output)
+
+
+class Rows(nn.Module):
+    """Computes with the rows of a batch one below the other."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = nn.Linear(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows: Tensor = self.last(self.first(x.reshape(-1, 6)).relu())
+        return rows.view(x.shape[0], -1, 3)
+
+
+@pytest.mark.parametrize("example", [torch.randn(4, 10, 6)[:, :5], torch.randn(8, 5, 6)[::2]])
+def test_a_slice_as_the_example_is_no_condition_on_strides(example: Tensor) -> None:
+    net = Rows()
+    program = gp.trace(net, (example,))
+    assert program.guards == () and torch.equal(program.inputs[0][0], example)
+    for x in (torch.randn(3, 5, 6), torch.randn(9, 5, 6)[::3], example):
+        assert torch.equal(program.module()(x), net(x))
+
+
+def test_slices_of_one_text_are_an_example_of_an_encoder_decoder(configure: Any) -> None:
+    net: Any = transformers.T5ForConditionalGeneration(configure("t5"))
+    net.eval()
+    ids = torch.randint(3, 50, (2, 12))
+    program = gp.trace(net, kwargs={"input_ids": ids[:, :6], "decoder_input_ids": ids[:, 6:], "use_cache": False})
+    inputs = {"input_ids": ids[:, :5].contiguous(), "decoder_input_ids": ids[:1, 2:9].expand(2, 7), "use_cache": False}
+    assert torch.allclose(program.module()(**inputs).logits, net(**inputs).logits, atol=1e-6)
 
 
 def test_a_saved_file_has_the_guards(tmp_path: Path) -> None:
