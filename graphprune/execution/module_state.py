@@ -1,5 +1,6 @@
 """Context managers for capturing and checking modules: evaluation mode, signature, preserved state, quiet exporters."""
 
+import copy
 import inspect
 import io
 import logging
@@ -94,6 +95,27 @@ def restored_on_failure(*roots: object) -> Iterator[None]:
             if type(part) is not kind:
                 part.__class__ = kind
         state.restore()
+        raise
+
+
+@contextmanager
+def attributes_restored_on_failure(*owners: object) -> Iterator[None]:
+    """Give objects the attributes that they had, and the items of lists and dicts among these, if the block fails.
+
+    Unlike `restored_on_failure`, it leaves what the attributes hold, such as graphs and data.
+    """
+    held = [attributes for owner in owners if (attributes := getattr(owner, "__dict__", None)) is not None]
+    before = [dict(attributes) for attributes in held]
+    items = [(value, copy.copy(value)) for of in before for value in of.values() if type(value) in (dict, list)]
+    try:
+        yield
+    except BaseException:
+        for attributes, known in zip(held, before, strict=True):
+            attributes.clear()
+            attributes.update(known)
+        for value, known in items:
+            value.clear()
+            value.extend(known) if isinstance(value, list) else value.update(known)
         raise
 
 

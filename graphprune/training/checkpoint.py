@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from graphprune.errors import TrainingError
+from graphprune.errors import PlanError, TrainingError, because
 from graphprune.planning.plan import Rows
 
 if TYPE_CHECKING:
@@ -54,13 +55,29 @@ def load(pruner: "Pruner", tensors: Mapping[str, Tensor]) -> None:
         )
     _require_same_rounds(pruner, tensors)
     _require_same_parts(pruner, tensors)
-    for number in range(int(tensors[ROUNDS])):
-        pruner.repeat(_rows(tensors, f"{PLAN}.{number}."))
-    pruner.softened = int(tensors[SOFTENED])
-    if pruner.regularizer is not None:
-        pruner.regularizer.load_state({n: float(t) for n, t in _below(tensors, "regularizer.").items()})
-    if pruner.masks is not None:
-        pruner.masks.load_state(_below(tensors, "masks."))
+    rounds = range(int(tensors[ROUNDS]))
+    with pruner.as_before_on_failure() if rounds else nullcontext():
+        for number in rounds:
+            _repeat(pruner, number, _rows(tensors, f"{PLAN}.{number}."))
+        pruner.softened = int(tensors[SOFTENED])
+        if pruner.regularizer is not None:
+            pruner.regularizer.load_state({n: float(t) for n, t in _below(tensors, "regularizer.").items()})
+        if pruner.masks is not None:
+            pruner.masks.load_state(_below(tensors, "masks."))
+
+
+def _repeat(pruner: "Pruner", number: int, rows: Mapping[str, Rows]) -> None:
+    """Repeat the round of an index.
+
+    Raises:
+        TrainingError: if its rows do not fit the groups that the earlier rounds left.
+    """
+    try:
+        pruner.repeat(rows)
+    except PlanError as fault:
+        raise TrainingError(
+            f"round {number + 1} of the state does not fit the module{because(fault)}; {SAVED}"
+        ) from fault
 
 
 def _require_form(tensors: Mapping[str, Tensor]) -> None:

@@ -2,8 +2,8 @@
 
 import logging
 import time
-from collections.abc import Mapping
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from graphprune.errors import TrainingError
+from graphprune.execution.module_state import attributes_restored_on_failure, restored_on_failure
 from graphprune.execution.output_comparison import Verification
 from graphprune.execution.wrappers import require_module
 from graphprune.frontends.modules import example_call
@@ -186,9 +187,22 @@ class Pruner:
         """Continue a run: narrow the initial module as the rounds so far did. Load its weights and optimizers after it.
 
         Raises:
-            TrainingError: if the state is that of another module, schedule or amount, or rounds were made already.
+            TrainingError: if the state is that of another module, schedule or amount, or rounds were made already; the
+                module is as before then.
         """
         checkpoint.load(self, state)
+
+    @contextmanager
+    def as_before_on_failure(self) -> Iterator[None]:
+        """Give the module, what follows it, and the pruner the state that they had, if rounds in the block fail."""
+        with (
+            self.masks.baked() if self.masks else nullcontext(),
+            attributes_restored_on_failure(
+                self, self._chain, self.masks, self.regularizer, *replicas.reducers(self.wrapper)
+            ),
+            restored_on_failure(self.average, self.optimizers, self.module),
+        ):
+            yield
 
     def repeat(self, groups: Mapping[str, Rows]) -> Round:
         """Narrow the module to these rows of the current groups, as a round of an earlier run did."""

@@ -177,6 +177,41 @@ def test_a_damaged_state_is_one_error(change: dict[str, Any], message: str) -> N
     assert net.features == 12 and not resumed.history
 
 
+@pytest.mark.parametrize(
+    ("options", "change", "message"),
+    [
+        (
+            {"regularizer": "growing"},
+            {"plan.1.first.weight:0": torch.tensor([[0, 99]])},
+            r"round 2 of the state .*unique and below \d+, got",
+        ),
+        ({}, {"plan.1.other:0": torch.tensor([[0, 1]])}, "round 2 of the state .*the model has no group 'other:0'"),
+        ({"masks": "sigmoid"}, {"plan.1.other:0": torch.tensor([[0, 1]])}, "the model has no group 'other:0'"),
+        ({"masks": "sigmoid"}, {"masks.logits.second.weight:0": torch.zeros(1)}, "no masks of group second.weight:0"),
+    ],
+)
+def test_a_state_that_fails_in_a_later_round_changes_nothing(
+    options: dict[str, Any], change: dict[str, Any], message: str
+) -> None:
+    _, _, pruner = made(recipe="magnitude", **options)
+    pruner.step()
+    pruner.step()
+    net, optimizer, resumed = made(recipe="magnitude", **options)
+    train(net, optimizer, resumed)
+
+    def state() -> list[Any]:
+        held = [id(one) for one in (*net.parameters(), *optimizer.state, *optimizer.param_groups[0]["params"])]
+        return [*held, *map(repr, net.modules()), net.features, resumed.history[:], vars(resumed)]
+
+    numbers, before = copy.deepcopy(net.state_dict()), state()
+    with pytest.raises(TrainingError, match=message):
+        resumed.load_state_dict({**pruner.state_dict(), **change})
+    assert state() == before and all(torch.equal(value, numbers[name]) for name, value in net.state_dict().items())
+    train(net, optimizer, resumed)
+    resumed.load_state_dict(pruner.state_dict())  # as if the first call had not been made
+    assert [p.shape for p in net.parameters()] == [p.shape for p in pruner.module.parameters()]
+
+
 def test_a_state_without_the_regularizer_or_masks_is_refused() -> None:
     state = made(recipe="magnitude")[2].state_dict()
     for options, message in (

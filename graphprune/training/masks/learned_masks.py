@@ -162,12 +162,13 @@ class LearnedMasks:
         Raises:
             TrainingError: if they are of other groups.
         """
-        self.multiplier = float(tensors.get("multiplier", torch.zeros(())))
         for name, logit in self.logits.items():
             stored = tensors.get(f"logits.{name}")
             if stored is None or stored.shape != logit.shape:
                 raise TrainingError(f"the state has no masks of group {name} of shape {tuple(logit.shape)}")
-            logit.copy_(stored)
+        self.multiplier = float(tensors.get("multiplier", torch.zeros(())))
+        for name, logit in self.logits.items():
+            logit.copy_(tensors[f"logits.{name}"])
             moments = {key: tensors[f"moments.{key}.{name}"] for key in ADAM if f"moments.{key}.{name}" in tensors}
             if moments and self._optimizer is not None:
                 self._optimizer.state[logit] = {key: value.clone() for key, value in moments.items()}
