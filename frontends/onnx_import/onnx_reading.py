@@ -24,6 +24,7 @@ def read(file: Path) -> ir.Model:
     model = _parsed(file)
     if not model.graph.outputs:
         raise LoadError(f"{file} ({file.stat().st_size} bytes) holds no graph with outputs; copy or export it again")
+    _require_tensors(file, model)
     _require_external_data(file, model, follow_links(file, model))
     _require_fixed_constants(file, model)
     if model.functions:
@@ -31,6 +32,43 @@ def read(file: Path) -> ir.Model:
     _require_origins(file, model)
     model.graph.sort()
     return model
+
+
+def _require_tensors(file: Path, model: ir.Model) -> None:
+    """Check that inputs and outputs are tensors of numbers, where their types are known.
+
+    Raises:
+        LoadError: if one is a sequence, a map or holds strings, as the probabilities by class of some converters.
+    """
+    for kind, values in (("input", model.graph.inputs), ("output", model.graph.outputs)):
+        for value in values:
+            if value.type is None or (isinstance(value.type, ir.TensorType) and value.dtype != ir.DataType.STRING):
+                continue
+            raise _no_tensor(file, kind, str(value.name), f"{value.type}")
+
+
+def _no_tensor(file: Path, kind: str, name: str, what: str) -> LoadError:
+    return LoadError(
+        f"{file}: {kind} {name} is of type {what}, expected a tensor of numbers; remove it from the graph, or convert "
+        "the model without it (skl2onnx: options={'zipmap': False}, and classes that are integers)"
+    )
+
+
+def _require_no_maps(file: Path) -> None:
+    """Check that inputs and outputs of a file, of which onnx_ir knows no maps, are tensors.
+
+    Raises:
+        LoadError: if one is not.
+    """
+    try:
+        graph = onnx.load(str(file), load_external_data=False).graph
+    except Exception:  # the file is damaged
+        return
+    for kind, values in (("input", graph.input), ("output", graph.output)):
+        for value in values:
+            what = value.type.WhichOneof("value")
+            if what not in (None, "tensor_type"):
+                raise _no_tensor(file, kind, value.name, what.removesuffix("_type"))
 
 
 def _require_origins(file: Path, model: ir.Model) -> None:
@@ -56,6 +94,7 @@ def _parsed(file: Path) -> ir.Model:
             model = ir.from_proto(onnx.version_converter.convert_version(onnx.load(str(file)), 13))
         return model
     except Exception as fault:  # protobuf, onnx_ir and the converter raise errors of many types
+        _require_no_maps(file)
         cause: BaseException = fault
         while (inner := cause.__cause__ or cause.__context__) is not None:
             cause = inner

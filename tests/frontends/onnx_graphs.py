@@ -36,7 +36,7 @@ def model(
         [onnx.ValueInfoProto(name=name) for name in outputs],
         [numpy_helper.from_array(array, name) for name, array in constants.items()],
     )  # fmt: skip
-    opsets = [helper.make_opsetid("", opset), helper.make_opsetid(MICROSOFT, 1)]
+    opsets = [helper.make_opsetid(*each) for each in (("", opset), (MICROSOFT, 1), ("ai.onnx.ml", 3))]
     return helper.make_model(graph, opset_imports=opsets, ir_version=8, **more)
 
 

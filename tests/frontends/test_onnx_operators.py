@@ -14,6 +14,7 @@ from onnx import helper
 from graphprune.execution.output_comparison import compare
 from graphprune.frontends.onnx_import.onnx_module import TranslatedGraph
 from graphprune.frontends.onnx_import.operators import TRANSLATIONS, key
+from graphprune.frontends.onnx_import.operators.classical import CLASSICAL
 from graphprune.frontends.onnx_import.reference_session import ReferenceSession
 from graphprune.support.packages import onnx_ir as ir
 from tests.frontends.onnx_graphs import MICROSOFT, TYPES, model, numbers
@@ -159,6 +160,14 @@ FUSED: list[Case] = [
 ]  # fmt: skip
 
 
+CLASSIC: list[Case] = [
+    case("ArrayFeatureExtractor", X, fixed={1: ints(2, 0, 2)}), case("ArrayFeatureExtractor", X[0, 0], fixed={1: ints(4, 1)}),
+    case("ArrayFeatureExtractor", ints(7, 8, 9)[None], ints(2, 0)),
+    case("Scaler", X[0], offset=[0.5, -1.0, 0.0, 2.0, 0.1, 0.2], scale=[2.0, 1.0, 0.5, 3.0, 1.0, 1.0]), case("Scaler", ints(1, 2)[None], offset=[1.0], scale=[0.5]),
+    *(case("Normalizer", X[0], norm=kind) for kind in ("MAX", "L1", "L2")), case("Normalizer", 0 * X[0], norm="L2"),
+]  # fmt: skip
+
+
 def build(tested: Case, domain: str) -> tuple[onnx.ModelProto, dict[str, np.ndarray]]:
     """A model of one node, and what it is given."""
     name, inputs, constants, attributes, opset = tested
@@ -208,9 +217,16 @@ def test_fused_operator(tested: Case, tmp_path: Path) -> None:
     agree(tested, MICROSOFT, tmp_path)
 
 
+@pytest.mark.parametrize("tested", CLASSIC, ids=lambda tested: f"{tested[0]}")
+def test_operator_around_a_network_of_features(tested: Case, tmp_path: Path) -> None:
+    """What converters of scikit-learn put before and behind a network computes the same numbers."""
+    agree(tested, CLASSICAL, tmp_path)
+
+
 def test_every_translation_is_tested() -> None:
     """No operator has a translation without a test, but for those with tests of their own."""
     tested = {each[0] for each in CASES} | {key(MICROSOFT, each[0]) for each in FUSED}
+    tested |= {key(CLASSICAL, each[0]) for each in CLASSIC}
     aliases = {
         "SimplifiedLayerNormalization", "com.microsoft::SimplifiedLayerNormalization", "Scatter", "ReverseSequence",
         "com.microsoft::TransposeMatMul",

@@ -2,11 +2,13 @@
 
 from pathlib import Path
 
+import onnx
 import onnxruntime
 import pytest
 from onnx import helper
 
 import graphprune as gp
+from graphprune.errors import LoadError
 from tests.frontends.onnx_graphs import model, numbers, write
 
 
@@ -46,3 +48,20 @@ def test_padding_of_odd_sizes_is_written(tmp_path: Path) -> None:
     assert compared["ONNX and masked original file"] < 1e-4
     session = onnxruntime.InferenceSession(str(tmp_path / "out/onnx/model.onnx"), providers=["CPUExecutionProvider"])
     assert [session.run(None, {"x": numbers(2, 3, n)})[0].shape[2] for n in (7, 8, 9, 10)] == [2, 2, 3, 3]
+
+
+@pytest.mark.parametrize("kind", ["sequence", "map"])
+def test_an_output_that_is_no_tensor_is_refused(kind: str, tmp_path: Path) -> None:
+    """Classifiers of scikit-learn have a sequence of maps as their output by default."""
+    built = model([helper.make_node("Relu", ["x"], ["y"])], {"x": ["n", 4]}, ["y"], {})
+    pairs = helper.make_map_type_proto(onnx.TensorProto.INT64, helper.make_tensor_type_proto(1, None))
+    built.graph.output[0].type.CopyFrom(pairs if kind == "map" else helper.make_sequence_type_proto(pairs))
+    with pytest.raises(LoadError, match=rf"output y is of type {kind}, expected a tensor of numbers; remove it"):
+        gp.load(write(tmp_path, built))
+
+
+def test_an_output_of_strings_is_refused(tmp_path: Path) -> None:
+    built = model([helper.make_node("Relu", ["x"], ["y"])], {"x": ["n", 4]}, ["y"], {})
+    built.graph.output[0].type.CopyFrom(helper.make_tensor_type_proto(onnx.TensorProto.STRING, None))
+    with pytest.raises(LoadError, match="output y is of type STRING, expected a tensor of numbers"):
+        gp.load(write(tmp_path, built))

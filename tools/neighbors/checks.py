@@ -1,50 +1,30 @@
-"""Checks of neighbors: each loads a pruned model, and its numbers are compared with those of the original.
+"""Checks of libraries: each takes a pruned model or its ONNX file, and its numbers are compared with the original's.
 
-A check takes the folder of the models (see `run.prepare`) and returns the largest difference, relative to the largest
-number. Packages are imported inside, since each is installed for its own check alone.
+Packages are imported inside, since each is installed for its own check alone.
 """
 
 import copy
 import json
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from torch import Tensor
 
-Check = Callable[[Path], float]
-PER_LAYER, ONNX, QUESTIONS = "per-layer", "onnx", "questions.jsonl"
-IDS = torch.arange(3, 17).view(2, 7)
-
-
-@dataclass(frozen=True)
-class Neighbor:
-    """A package: what pip installs, what is done with it, and the bound of the difference."""
-
-    requirements: tuple[str, ...]
-    does: str
-    check: Check
-    bound: float = 1e-4
-
-
-def load(place: Path) -> Any:
-    """The pruned model by transformers."""
-    model: Any = AutoModelForCausalLM.from_pretrained(place / PER_LAYER, trust_remote_code=True)
-    return model.eval()
-
-
-def difference(a: Tensor, b: Tensor) -> float:
-    return float((a - b).abs().max() / b.abs().max())
-
-
-@torch.no_grad()
-def logits(model: nn.Module) -> Tensor:
-    return model(input_ids=IDS, use_cache=False).logits  # type: ignore[no-any-return]
+from tools.neighbors.neighbor import (
+    IDS,
+    ONNX,
+    PER_LAYER,
+    QUESTIONS,
+    STOCK,
+    WEB,
+    Neighbor,
+    difference,
+    expected,
+    feeds,
+    load,
+    logits,
+    tokenizer,
+)
 
 
 def peft(place: Path) -> float:
@@ -79,20 +59,17 @@ def onnxslim(place: Path) -> float:
     """The exported file, simplified."""
     import onnxslim as library  # type: ignore[import-not-found,unused-ignore]
 
-    from graphprune.exporters.onnx_tools.sessions import open_model
-
     path, slim = place / ONNX / "model.onnx", place / "slim.onnx"
     library.slim(str(path), str(slim))
-    outputs = []
-    for file in (slim, path):
-        runner = open_model(file)
-        feeds: dict[str, Tensor] = {"input_ids": IDS, "attention_mask": torch.ones_like(IDS)}
-        feeds["position_ids"] = torch.arange(IDS.shape[1]).expand_as(IDS)
-        for name, value in runner.inputs.items():
-            if name not in feeds:
-                feeds[name] = torch.zeros(2, int(value.shape[1]), 0, int(value.shape[3]))
-        outputs.append(runner.run({name: feeds[name] for name in runner.inputs})["logits"])
-    return difference(*outputs)
+    return difference(_run(slim), _run(path))
+
+
+def _run(path: Path) -> Tensor:
+    """Logits of an ONNX file in ONNX Runtime."""
+    from graphprune.exporters.onnx_tools.sessions import open_model
+
+    runner = open_model(path)
+    return runner.run(feeds({name: value.shape for name, value in runner.inputs.items()}))["logits"]
 
 
 def sentence_transformers(place: Path) -> float:
@@ -105,7 +82,7 @@ def sentence_transformers(place: Path) -> float:
     body.tokenizer.pad_token = body.tokenizer.eos_token
     whole = SentenceTransformer(modules=[body, Pooling(body.get_word_embedding_dimension())], device="cpu")
     text = json.loads((place / QUESTIONS).read_text().splitlines()[0])["context"]
-    ids = AutoTokenizer.from_pretrained(place / PER_LAYER)(text, return_tensors="pt").input_ids
+    ids = tokenizer(place)(text, return_tensors="pt").input_ids
     with torch.no_grad():
         expected = load(place).model(input_ids=ids).last_hidden_state.mean(1)[0]
     return difference(torch.as_tensor(whole.encode(text)), expected)
@@ -127,16 +104,50 @@ def lm_eval(place: Path) -> float:
         "doc_to_choice": "choices", "doc_to_target": "label",
         "metric_list": [{"metric": "acc"}, {"metric": "acc_norm"}],
     })  # fmt: skip
-    model = HFLM(pretrained=load(place), tokenizer=AutoTokenizer.from_pretrained(place / PER_LAYER), batch_size=4)
+    model = HFLM(pretrained=load(place), tokenizer=tokenizer(place), batch_size=4)
     theirs = evaluate(lm=model, task_dict={"own": task}, bootstrap_iters=0)["results"]["own"]
     names = {"acc": mine.acc, "acc_norm": mine.acc_norm}
     return max(abs(float(theirs[f"{name},none"]) - value) for name, value in names.items())
 
 
-NEIGHBORS = {
+def optimum_onnx(place: Path) -> float:
+    """The exported folder, opened as a model of the version of transformers that optimum-onnx needs."""
+    from optimum.onnxruntime import ORTModelForCausalLM  # type: ignore[import-not-found,unused-ignore]
+
+    model = ORTModelForCausalLM.from_pretrained(place / WEB)
+    made = model(input_ids=IDS, attention_mask=torch.ones_like(IDS)).logits
+    return difference(made, expected(place, STOCK))
+
+
+def olive(place: Path) -> float:
+    """The exported file, its weights rounded to 8 bits by a workflow."""
+    from olive.workflows import run  # type: ignore[import-not-found,unused-ignore]
+
+    output = place / "olive"
+    run({
+        "input_model": {"type": "OnnxModel", "model_path": str(place / ONNX / "model.onnx")},
+        "passes": {
+            "simplify": {"type": "OnnxPeepholeOptimizer"},
+            "quantize": {"type": "OnnxBlockWiseRtnQuantization", "bits": 8},
+        },
+        "output_dir": str(output), "cache_dir": str(place / "cache"),
+    })  # fmt: skip
+    return difference(_run(next(output.rglob("*.onnx"))), expected(place, PER_LAYER))
+
+
+LIBRARIES = {
     "peft": Neighbor(("peft",), "trains and merges an adapter", peft),
     "torchao": Neighbor(("torchao",), "quantizes linear layers to int8", torchao, 0.1),
     "onnxslim": Neighbor(("onnxslim", "colorama"), "simplifies the ONNX file", onnxslim),
+    "optimum-onnx": Neighbor(
+        ("optimum-onnx", "optimum==2.1.0", "transformers==4.57.6", "tokenizers==0.22.2", "huggingface-hub==0.36.2"),
+        "opens the folder for the web with transformers 4.57", optimum_onnx,
+    ),
+    "olive-ai": Neighbor(
+        ("olive-ai", "lightning-utilities", "opentelemetry-api", "opentelemetry-sdk",
+         "opentelemetry-semantic-conventions", "pandas", "questionary", "torchmetrics"),
+        "quantizes the ONNX file to int8 by a workflow", olive, 0.1,
+    ),
     "sentence-transformers": Neighbor(
         ("sentence-transformers", "scikit-learn", "scipy", "joblib", "threadpoolctl", "cloudpickle", "narwhals"),
         "embeds a sentence",
@@ -149,10 +160,3 @@ NEIGHBORS = {
         "has the accuracies of `graphprune ask`, to the last digit", lm_eval, 0.0,
     ),
 }  # fmt: skip
-
-
-if __name__ == "__main__":  # in the process that has the package
-    name, folder = sys.argv[1:]
-    torch.manual_seed(0)
-    apart = NEIGHBORS[name].check(Path(folder))
-    sys.stdout.write(json.dumps({"version": version(name), "difference": apart}) + "\n")

@@ -2,13 +2,15 @@
 
 Usage: tools/clients MODEL [--only NAME ...] [--into FOLDER] [--write]
 
-MODEL is the folder of a decoder with its tokenizer. A neighbor that is in FOLDER already is not installed again. Torch
-and transformers are those of this environment.
+MODEL is the folder of a decoder with its tokenizer. A neighbor that is in FOLDER already is not installed again:
+llama-cpp-python, which pip builds from source in half an hour, may be a link there to the folder that has it. Torch and
+transformers are those of this environment, unless a neighbor needs others. What npm installs needs Node.
 """
 
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -16,10 +18,13 @@ from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
+
 import graphprune as gp
 from graphprune.huggingface import model_folder
 from tools.documents import ROOT, fill
-from tools.neighbors.checks import NEIGHBORS, ONNX, PER_LAYER, QUESTIONS, Neighbor
+from tools.neighbors.neighbor import EXPECTED, ONNX, PER_LAYER, QUESTIONS, STOCK, WEB, Neighbor, load, logits
+from tools.neighbors.single_check import NEIGHBORS
 
 
 @dataclass(frozen=True)
@@ -57,10 +62,13 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def prepare(model: Path, place: Path) -> None:
-    """Prune a decoder, export it, and make questions of its vocabulary."""
+    """Prune a decoder, export it, compute its logits, and make questions of its vocabulary."""
     place.mkdir()
-    gp.prune(model, recipe="magnitude", sparsity=0.1, align=1, destination="per-layer", output=place / PER_LAYER)
+    for kind in (PER_LAYER, STOCK):
+        gp.prune(model, recipe="magnitude", sparsity=0.1, align=1, destination=kind, output=place / kind)
     gp.export(place / PER_LAYER, target="onnx", output=place / ONNX)
+    gp.export(place / STOCK, target="web", output=place / WEB)
+    torch.save({kind: logits(load(place, kind)) for kind in (PER_LAYER, STOCK)}, place / EXPECTED)
     tokenizer = model_folder.tokenizer(model)
     words = [tokenizer.decode([i]).strip() for i in range(len(tokenizer) // 2, len(tokenizer))]
     words = [word for word in words if word.isalnum()][:60]
@@ -78,21 +86,34 @@ def prepare(model: Path, place: Path) -> None:
 def examine(name: str, place: Path, packages: Path) -> Row:
     """Install a neighbor and run its check in a process that has it."""
     if not packages.is_dir():
-        done = _run("-m", "pip", "install", "--quiet", "--no-deps", "--target", packages, *NEIGHBORS[name].requirements)
-        if done.returncode:
-            return Row(name, fault="cannot be installed: " + _last(done.stderr))
-    done = _run("-m", "tools.neighbors.checks", name, place, path=packages)
+        fault = _install(NEIGHBORS[name], packages)
+        if fault:
+            return Row(name, fault=f"cannot be installed: {fault}")
+    done = _run(sys.executable, "-m", "tools.neighbors.single_check", name, place, packages=packages)
     if done.returncode:
         return Row(name, fault=_last(done.stderr))
     outcome = json.loads(done.stdout.splitlines()[-1])
     return Row(name, outcome["version"], outcome["difference"])
 
 
-def _run(*words: object, path: Path | None = None) -> "subprocess.CompletedProcess[str]":
-    known = os.pathsep.join(map(str, filter(None, (path, ROOT))))
-    environment = {**os.environ, "PYTHONPATH": known, "HF_HUB_OFFLINE": "1"}
-    command = [sys.executable, *map(str, words)]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+def _install(neighbor: Neighbor, packages: Path) -> str:
+    """Install a neighbor into a folder; returns the reason where that fails, and then leaves no folder."""
+    if neighbor.npm and not (shutil.which("npm") and shutil.which("node")):
+        return "node and npm are not on PATH"
+    words: tuple[object, ...] = (sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--target", packages)
+    if neighbor.npm:
+        words = "npm", "install", "--no-audit", "--no-fund", "--ignore-scripts", "--prefix", packages
+    done = _run(*words, *neighbor.requirements)
+    if done.returncode:
+        shutil.rmtree(packages, ignore_errors=True)
+        return _last(done.stderr)
+    return ""
+
+
+def _run(*words: object, packages: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    known = os.pathsep.join(map(str, filter(None, (packages, ROOT))))
+    environment = {**os.environ, "PYTHONPATH": known, "HF_HUB_OFFLINE": "1", "NODE_PATH": f"{packages}/node_modules"}
+    return subprocess.run([*map(str, words)], env=environment, capture_output=True, text=True, check=False)
 
 
 def _last(text: str) -> str:
