@@ -37,7 +37,7 @@ def llama_cpp(place: Path) -> float:
 
 
 def genai(place: Path) -> float:
-    """Share of greedy tokens that differ from those of transformers."""
+    """Share of tokens, greedily chosen, that differ from those of transformers."""
     import onnxruntime_genai as library  # type: ignore[import-not-found,unused-ignore]
 
     gp.export(place / STOCK, target="genai", output=place / "genai")
@@ -51,7 +51,7 @@ def genai(place: Path) -> float:
         generator.generate_next_token()
     wanted = load(place, STOCK).generate(IDS[:1], do_sample=False, min_length=length, max_length=length)[0].tolist()
     pairs = zip(generator.get_sequence(0), wanted, strict=True)
-    return sum(int(a) != b for a, b in pairs) / NEW_TOKENS
+    return float(np.mean([int(a) != b for a, b in pairs]))
 
 
 def openvino(place: Path) -> float:
@@ -95,7 +95,9 @@ def transformers_js(place: Path) -> float:
 
 
 RUNTIMES = {
-    "llama-cpp-python": Neighbor(("llama-cpp-python", "diskcache"), "runs the GGUF file, whose layers differ", llama_cpp),
+    "llama-cpp-python": Neighbor(
+        ("llama-cpp-python", "diskcache"), "runs the GGUF file, whose layers differ", llama_cpp
+    ),
     "onnxruntime-genai": Neighbor(("onnxruntime-genai",), "generates the tokens of transformers", genai, 0.0),
     "openvino": Neighbor(("openvino", "openvino-telemetry"), "compiles and runs the IR", openvino),
     "executorch": Neighbor(
