@@ -50,6 +50,26 @@ def copy_with_weights(
     _set_size(output / report, stored_bytes(output / MODEL))
 
 
+def require_known(source: Path, weights: Mapping[str, Tensor]) -> None:
+    """Check that the ONNX file of a folder stores each of these weights, so that `copy_with_weights` can change it.
+
+    Raises:
+        ExportError: if it does not store one as it is or transposed, or one of its tensors is several of them.
+    """
+    known = _by_value({name: (weight, weight) for name, weight in weights.items()})
+    found: set[str] = set()
+    for name, value in ir.load(source / MODEL).graph.initializers.items():
+        tensor = value.const_value
+        if tensor is None or not tensor.dtype.is_floating_point():
+            continue
+        places = known.get(_key(torch.from_numpy(tensor.numpy().copy())), {})
+        if len(places) > 1 and name not in places:
+            raise ExportError(f"the stored tensor {name} has the values of {' and of '.join(list(places)[:2])}")
+        found |= {name} if name in places else places.keys()
+    if lost := sorted(weights.keys() - found):
+        raise ExportError(f"{source / MODEL} does not store {lost[0]} as it is")
+
+
 def _by_value(weights: Mapping[str, tuple[Tensor, Tensor]]) -> dict[Key, dict[str, bool]]:
     """Names of weights by their old values, each with whether these are transposed."""
     known: dict[Key, dict[str, bool]] = {}

@@ -227,7 +227,7 @@ def logits(output: Any, rank: int = 3) -> Tensor:
     Raises:
         CalibrationError: if it has none of this rank.
     """
-    scores = output["logits"] if isinstance(output, dict) else getattr(output, "logits", output)
+    scores = output.get("logits", output) if isinstance(output, dict) else getattr(output, "logits", output)
     scores = scores[0] if isinstance(scores, tuple | list) else scores
     if not isinstance(scores, Tensor) or scores.dim() != rank:
         kind, what = type(output).__name__, "language model" if rank == 3 else "classifier"

@@ -187,7 +187,7 @@ def seeded(seed: int) -> Iterator[None]:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             random.seed(seed)
-            np.random.seed(seed)
+            np.random.seed(seed % 2**32)
             yield
     finally:
         random.setstate(of_python)

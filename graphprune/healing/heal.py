@@ -12,8 +12,9 @@ from graphprune.exporters.model_folders.folder_files import require_output
 from graphprune.healing.data.text_source import text_source
 from graphprune.healing.data.text_tasks import TextTask
 from graphprune.healing.data.user_examples import user_source
+from graphprune.healing.early_checks import require_device, require_hidden_states, require_running
 from graphprune.healing.heal_options import HealOptions
-from graphprune.healing.healed_folder import with_weights, write_healed
+from graphprune.healing.healed_folder import require_storable, with_weights, write_healed
 from graphprune.healing.healing_record import Healing, record, report_of
 from graphprune.healing.models import LoadedModel, require_checkpointing, require_classes, require_vocabulary
 from graphprune.healing.module_healing import heal_module, identity_in_memory
@@ -51,6 +52,7 @@ def heal(options: HealOptions) -> Healing:
     if options.data is None or (texts and not options.data):
         raise TypeError("heal(): missing a required argument: 'data', or it is empty")
     require_aim(options, texts)
+    require_device(options.device)
     if isinstance(options.pruned, nn.Module):
         return heal_module(options, options.pruned)
     if not options.output:
@@ -108,6 +110,7 @@ class FolderHealing:
         task = self._task() if self.texts else None
         exam = self._exam(task)
         source = self._source(task)
+        self._require_feasible(source)
         before = self._perplexities(exam)
         without_dropout(module)
         if options.checkpointing:
@@ -120,6 +123,16 @@ class FolderHealing:
             command=reproduction("heal", options) if self.texts else "",
         )  # fmt: skip
         return self._save(healing, source.example)
+
+    def _require_feasible(self, source: TrainingSource) -> None:
+        """Check before the training what would fail in it, or after it."""
+        models = {"the pruned model": self.pruned, "the teacher": self.teacher}
+        known = [(role, model) for role, model in models.items() if model is not None]
+        if aim_of(self.options) == "hidden":
+            require_hidden_states(*(model.module for _, model in known))
+        if self.texts:
+            require_running(source.example, known)
+        require_storable(self.pruned)
 
     def _task(self) -> TextTask:
         """Task of a model of text, whose teacher has the same vocabulary."""

@@ -4,6 +4,7 @@ The signature of `graphprune.heal`, the command line, ``heal.yaml`` and the iden
 these fields. This file imports no torch, so that help texts are shown at once.
 """
 
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -122,8 +123,8 @@ class HealOptions(HealingData, Training, HealingRun, HubSource, RunFiles):
         _ = self.budget
         if self.batch % self.accumulate:
             raise OptionError(f"accumulate must divide batch, got {self.accumulate} parts of {self.batch}")
-        if self.rate is not None and not self.rate > 0:
-            raise OptionError(f"rate must be positive, got {self.rate}")
+        if self.rate is not None and not 0 < self.rate < math.inf:
+            raise OptionError(f"rate must be a positive number, got {self.rate}")
         if self.device not in ("cpu", "cuda"):
             raise OptionError(f"device must be cpu or cuda, got {self.device!r}")
 

@@ -1,6 +1,7 @@
 """Folder of a healed model: that of the pruned one with other weights, checked by loading it again."""
 
 import copy
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from graphprune.errors import ExportError
+from graphprune.errors import ExportError, LoadError, because
 from graphprune.exporters.checks.agreement import compare, compare_closely, numbers
 from graphprune.exporters.checks.generation import Decoder, open_decoder
 from graphprune.exporters.checks.reloading import reload
 from graphprune.exporters.onnx_tools.onnx_files import MODEL
 from graphprune.exporters.onnx_tools.onnx_subjects import ONNX_FOLDER, input_names
-from graphprune.exporters.onnx_tools.onnx_weights import copy_with_weights
+from graphprune.exporters.onnx_tools.onnx_weights import copy_with_weights, require_known
 from graphprune.exporters.subjects.subject import PAST
 from graphprune.exporters.targets import onnx, pt2
 from graphprune.frontends import checkpoints
@@ -48,14 +49,64 @@ def write_healed(pruned: LoadedModel, folder: Path, inputs: Inputs) -> dict[str,
     return {"reloaded folder and trained model": _reloaded_error(pruned.module, folder, inputs)}
 
 
+def require_storable(pruned: LoadedModel) -> None:
+    """Check before a training that the files of the pruned model can hold other weights.
+
+    Raises:
+        ExportError: if they cannot.
+        LoadError: if they hold quantized numbers, or cannot be read.
+    """
+    for path in _companions(pruned.folder, set()):
+        if not os.access(path, os.R_OK):
+            raise LoadError(f"{path}, which the healed folder is to hold, too, may not be read; change its permissions")
+    if pruned.program is None:
+        checkpoints.check_types(pruned.folder, pruned.module, _matched(pruned))
+        return
+    files, program = pruned.folder / ONNX_FOLDER, pruned.program
+    if not files.is_dir() or not _has_cache(files):
+        return
+    used = {program.name(str(node.target)) for node in program.tensors()} & program.parameters
+    try:
+        require_known(files, {name: program.weights[name] for name in used})
+    except ExportError as fault:
+        raise ExportError(
+            f"{files} cannot get new weights{because(fault)}; move it away, and heal the folder without it"
+        ) from fault
+
+
+def _matched(pruned: LoadedModel) -> dict[str, checkpoints.Entry]:
+    """Stored entries by name of the weight.
+
+    Raises:
+        ExportError: if a parameter is stored in another form.
+    """
+    matched = checkpoints.match(pruned.module, checkpoints.entries(pruned.folder))
+    state = pruned.module.state_dict(keep_vars=True)
+    held = {id(state[name]) for name in matched}
+    if lost := [name for name, weight in pruned.module.named_parameters() if id(weight) not in held]:
+        raise ExportError(
+            f"{pruned.folder} stores {lost[0]} in another form than the class of the model has it; save the folder "
+            "with graphprune first (graphprune.save), then heal that"
+        )
+    return matched
+
+
+def _companions(source: Path, skipped: set[str]) -> list[Path]:
+    """Files and folders to copy: all except hidden ones, `skipped` ones, what is written anew, and links to nothing."""
+    left = {*_WRITTEN_ANEW, *skipped, "__pycache__"}
+    return [
+        path
+        for path in sorted(source.iterdir())
+        if path.name not in left and not path.name.startswith(".") and (path.is_dir() or path.is_file())
+    ]
+
+
 def _copy(source: Path, folder: Path, skipped: set[str]) -> None:
-    """Copy all files and folders except hidden ones, `skipped` ones, and what is written anew."""
+    """Copy what accompanies the weights."""
     ignored = shutil.ignore_patterns(".*", "__pycache__")
-    for path in sorted(source.iterdir()):
-        if path.name in {*_WRITTEN_ANEW, *skipped, "__pycache__"} or path.name.startswith("."):
-            continue
+    for path in _companions(source, skipped):
         if path.is_dir():
-            shutil.copytree(path, folder / path.name, ignore=ignored)
+            shutil.copytree(path, folder / path.name, ignore=ignored, ignore_dangling_symlinks=True)
         else:
             shutil.copyfile(path, folder / path.name)
 
@@ -64,13 +115,7 @@ def _write_weights(pruned: LoadedModel, folder: Path) -> None:
     """Write the files of weights with the names, types and division of those of the pruned model."""
     stored = checkpoints.entries(pruned.folder)
     state = pruned.module.state_dict(keep_vars=True)
-    names = {entry.key: name for name, entry in checkpoints.match(pruned.module, stored).items()}
-    held = {id(state[name]) for name in names.values()}
-    if lost := [name for name, weight in pruned.module.named_parameters() if id(weight) not in held]:
-        raise ExportError(
-            f"{pruned.folder} stores {lost[0]} in another form than the class of the model has it; save the folder "
-            "with graphprune first (graphprune.save), then heal that"
-        )
+    names = {entry.key: name for name, entry in _matched(pruned).items()}
     for file in model_folder.weight_files(pruned.folder):
         keys = {key: entry for key, entry in stored.items() if entry.path == file}
         with safe_open(file, framework="pt") as source:

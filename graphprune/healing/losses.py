@@ -66,7 +66,7 @@ def hidden_distance(output: Any, reference: Any) -> Tensor:
     Raises:
         CalibrationError: if a model has none, or the numbers of layers or their widths differ.
     """
-    states, expected = (getattr(one, "hidden_states", None) or () for one in (output, reference))
+    states, expected = _hidden_states(output), _hidden_states(reference)
     shapes = [[tuple(state.shape[1:]) for state in of] for of in (states, expected)]
     if not states or shapes[0] != shapes[1]:
         widths = [f"{len(of)} of widths {sorted({shape[-1] for shape in of})}" for of in shapes]
@@ -74,3 +74,9 @@ def hidden_distance(output: Any, reference: Any) -> Tensor:
             f"hidden states cannot be compared: the model has {widths[0]}, the teacher {widths[1]}; use aim='logits'"
         )
     return relative_distance(states, expected)
+
+
+def _hidden_states(output: Any) -> tuple[Tensor, ...]:
+    """Hidden states in the output of a model, of an encoder-decoder those of both."""
+    names = ("hidden_states", "encoder_hidden_states", "decoder_hidden_states")
+    return tuple(state for name in names for state in getattr(output, name, None) or ())

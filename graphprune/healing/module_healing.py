@@ -1,6 +1,5 @@
 """Healing of a module in place, on batches of the user."""
 
-import inspect
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from torch import nn
 
 from graphprune.errors import OptionError
 from graphprune.healing.data.user_examples import identity_of_batches, user_source
+from graphprune.healing.early_checks import require_hidden_states
 from graphprune.healing.heal_options import HealOptions
 from graphprune.healing.healing_record import Healing, record
 from graphprune.healing.models import LoadedModel
@@ -45,7 +45,8 @@ def heal_module(options: HealOptions, module: nn.Module) -> Healing:
         teacher = LoadedModel.teacher(teacher).module
     if teacher is not None and not isinstance(teacher, nn.Module):
         raise OptionError(f"teacher is {described(teacher)}, expected a module, a folder or a name of the hub")
-    _require_hidden_states(options, module, teacher)
+    if aim_of(options) == "hidden":
+        require_hidden_states(module, teacher)
     source = user_source(options, module, teacher)
     with (
         _resumed(options, module) as workspace,
@@ -55,17 +56,6 @@ def heal_module(options: HealOptions, module: nn.Module) -> Healing:
     if not source.counts[1]:
         log.warning("no validation batches: the weights of the last step are the result, and nothing was measured")
     return record(options, aim_of(options), outcome, source.steps, source.examples.unit, source.counts)
-
-
-def _require_hidden_states(options: HealOptions, *modules: nn.Module | None) -> None:
-    """Check that modules return hidden states, where these are compared."""
-    for one in modules if aim_of(options) == "hidden" else ():
-        known = {} if one is None else inspect.signature(one.forward).parameters
-        if known and "output_hidden_states" not in known and not any(p.kind is p.VAR_KEYWORD for p in known.values()):
-            raise OptionError(
-                f"aim='hidden' needs a forward that takes output_hidden_states, as models of transformers do, and that "
-                f"of {type(one).__name__} does not; use aim='logits' or 'outputs'"
-            )
 
 
 def identity_in_memory(options: HealOptions, module: nn.Module) -> dict[str, Any]:

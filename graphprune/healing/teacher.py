@@ -125,7 +125,7 @@ def _joined(rows: list[Tensor]) -> Tensor:
 
 def flat_logits(output: Any) -> Tensor:
     """Logits in the output of a model in float32, shape (rows, classes)."""
-    scores = output["logits"] if isinstance(output, dict) else getattr(output, "logits", output)
+    scores = output.get("logits", output) if isinstance(output, dict) else getattr(output, "logits", output)
     scores = scores[0] if isinstance(scores, tuple | list) else scores
     if not isinstance(scores, Tensor) or scores.dim() < 2:
         scores = logits(output)  # which explains what is missing

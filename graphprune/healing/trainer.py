@@ -110,7 +110,7 @@ class Trainer:
         known = restore(self.workspace.folder.parent / "0") if self.workspace is not None else None
         model = session.prepare_model(self.student)
         if known is None:
-            held = self._measure(session, model)
+            held = self._measure(session, 0)
             state = Progress().measured(Measurement(0, 0, None, held, 0.0))
             best = self.weights.state()
         else:
@@ -137,7 +137,7 @@ class Trainer:
             state = replace(state, step=state.step + 1, tokens=state.tokens + tokens)
             if self.schedule.measures(state.step):
                 state = replace(state, seconds=state.seconds + time.perf_counter() - start)
-                held = self._measure(session, model)
+                held = self._measure(session, state.step)
                 mean = math.fsum(losses) / len(losses)
                 state = state.measured(Measurement(state.step, state.tokens, mean, held, rate))
                 log.info("step %d: loss %.4f, held out %s", state.step, mean, "-" if held is None else f"{held:.4f}")
@@ -182,8 +182,8 @@ class Trainer:
         return self.loss(output, batch, reference)
 
     @torch.no_grad()
-    def _measure(self, session: Any, model: nn.Module) -> float | None:
-        """Mean loss on held-out batches, weighted by their tokens; None if there are none."""
+    def _measure(self, session: Any, step: int) -> float | None:
+        """Mean loss on held-out batches after a step, weighted by their tokens; None if there are none."""
         sums = torch.zeros(2, dtype=torch.float64)
         self.student.eval()
         with seeded(self.seed):
@@ -197,7 +197,8 @@ class Trainer:
             return None
         mean = float(sums[0] / sums[1])
         if not math.isfinite(mean):
-            raise CalibrationError(f"the loss on held-out data is {mean}; choose a lower rate, or check the models")
+            first = "it is so before the training: the data hold what the models cannot take, or a model is damaged"
+            raise CalibrationError(f"the loss on held-out data is {mean}; {'choose a lower rate' if step else first}")
         return mean
 
     def _store(self, session: Any, optimizer: Any, state: Progress, best: Tensors) -> None:

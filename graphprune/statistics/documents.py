@@ -146,6 +146,8 @@ def _document(row: Any) -> Document:
 def _range(path: Path, every: Iterable[Document], start: str, end: str) -> Iterator[Document]:
     """Documents from `start` to before `end`, all of which must exist."""
     first, last = int(start or 0), int(end) if end else None
+    if last is not None and last <= first:
+        raise LoadError(f"{path}[{start}:{end}] is empty: the end must be greater than the start")
     stream, count = iter(every), 0
     for document in islice(stream, last):
         count += 1

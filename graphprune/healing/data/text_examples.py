@@ -181,6 +181,11 @@ def read_labeled(
     texts = [document.text for document in rows]
     with tokenizing():
         tokens = tokenizer(texts, truncation=True, max_length=length, verbose=False)["input_ids"]
+    if [] in tokens:
+        raise CalibrationError(
+            f"text {tokens.index([]) + 1} of {len(tokens)} with a label, {texts[tokens.index([])]!r}, has no tokens; "
+            "remove its line"
+        )
     return tokens, labels
 
 

@@ -41,7 +41,8 @@ def text_source(options: HealOptions, task: TextTask, pruned: LoadedModel, folde
     steps = -(-(trained * options.epochs if options.epochs else windows or 1) // options.batch)
     repeated = steps * options.batch > trained
     examples = texts.TextWindows(task, ids, held, division, options.masked, repeated and options.cached > 0)
-    example = ((), examples.batch([(held[0], 0)]).inputs)
+    widest = int(ids.amax(1).argmax())  # the window with the greatest token
+    example = ((), task.unmasked(ids[widest : widest + 1].long()))
     return TrainingSource(examples, steps, steps * options.batch * options.length, (trained, len(held)), example)
 
 
@@ -54,5 +55,7 @@ def _labeled(options: HealOptions, task: TextTask, pruned: LoadedModel, division
     trained, mean = len(rows) - len(held), sum(map(len, rows)) / len(rows)
     count = trained * options.epochs if options.epochs else math.ceil(options.budget / mean)
     steps = -(-count // options.batch)
-    example = ((), examples.batch([(held[0], 0)]).inputs)
+    longest = max(range(len(rows)), key=lambda number: len(rows[number]))
+    widest = max(range(len(rows)), key=lambda number: max(rows[number]))
+    example = ((), examples.batch([(longest, 0), (widest, 0)]).inputs)
     return TrainingSource(examples, steps, round(steps * options.batch * mean), (trained, len(held)), example)

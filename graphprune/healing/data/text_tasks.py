@@ -41,7 +41,7 @@ class TextTask:
             known: Mapping[str, Tensor] = encoder_decoder_inputs(ids, self.start)
         else:
             known = {"input_ids": ids, "attention_mask": torch.ones_like(ids) if mask is None else mask}
-        return {name: tensor for name, tensor in known.items() if name in self.names or name.startswith("decoder")}
+        return {name: tensor for name, tensor in known.items() if name in self.names}
 
     def example(self, ids: Tensor, share: float, seeds: list[int]) -> tuple[dict[str, Tensor], Tensor]:
         """Inputs and labels of windows without special tokens; `seeds`, one a row, draw the masked tokens."""
@@ -50,11 +50,19 @@ class TextTask:
         if self.kind == "causal":
             return self.inputs(ids), torch.cat([ids[:, 1:], torch.full_like(ids[:, :1], IGNORED)], 1)
         drawn = torch.stack([_drawn(ids.shape[1], share, seed) for seed in seeds])
+        labels = self._enclosed(ids.where(drawn, IGNORED), IGNORED)
+        return self.inputs(self._enclosed(ids.masked_fill(drawn, self.mask))), labels
+
+    def unmasked(self, ids: Tensor) -> dict[str, Tensor]:
+        """Inputs of windows without special tokens, of which none is masked."""
+        return self.inputs(self._enclosed(ids))
+
+    def _enclosed(self, ids: Tensor, value: int | None = None) -> Tensor:
+        """Token ids between the special tokens of a window, or between as many times a value."""
         front, back = (torch.tensor([tokens] * len(ids), dtype=ids.dtype).view(len(ids), -1) for tokens in self.around)
-        labels = torch.cat(
-            [torch.full_like(front, IGNORED), ids.where(drawn, IGNORED), torch.full_like(back, IGNORED)], 1
-        )
-        return self.inputs(torch.cat([front, ids.masked_fill(drawn, self.mask), back], 1)), labels
+        if value is not None:
+            front, back = torch.full_like(front, value), torch.full_like(back, value)
+        return torch.cat([front, ids, back], 1)
 
 
 def _drawn(length: int, share: float, seed: int) -> Tensor:
