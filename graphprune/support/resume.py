@@ -32,9 +32,10 @@ log = logging.getLogger("graphprune.run")
 def resumable(
     folder: Path, identity: Mapping[str, Any], restart: bool | None, spill: int | None = None, hold: int = MEMORY_BYTES
 ) -> Iterator[Workspace]:
-    """Open a workspace in `folder`; remove it when the block succeeds, or fails before a step is finished.
+    """Open a workspace in `folder`; remove it when the block succeeds, or a new run fails before a step is finished.
 
-    `identity` is everything that the outcome depends on: an unfinished run with the same identity is continued. With
+    `identity` is everything that the outcome depends on: an unfinished run with the same identity is continued, and
+    what it has stored remains if this run fails, too. With
     `restart`, an unfinished run is removed first; None stands for a command without this option, whose errors name the
     folder to delete.
 
@@ -50,13 +51,13 @@ def resumable(
     except Timeout as fault:
         raise WorkspaceError(f"{own} is in use by another run; wait for it, or choose another output") from fault
     try:
-        _prepare(own, identity, restart)
+        continued = _prepare(own, identity, restart)
         workspace = Workspace(own, spill, hold)
         try:
             with use_workspace(workspace):
                 yield workspace
         except BaseException as fault:
-            if workspace.finished and not isinstance(fault, FINAL):
+            if (workspace.finished or continued) and not isinstance(fault, FINAL):
                 log.warning("finished steps are stored in %s: repeat the command to continue", folder)
                 raise
             shutil.rmtree(own, ignore_errors=True)
@@ -99,15 +100,15 @@ def file_states(*paths: str | Path | None) -> dict[str, Any]:
     return states
 
 
-def _prepare(own: Path, identity: Mapping[str, Any], restart: bool | None) -> None:
-    """Prepare the folder; an unfinished run in it must have the same identity."""
+def _prepare(own: Path, identity: Mapping[str, Any], restart: bool | None) -> bool:
+    """Prepare the folder; whether it holds an unfinished run, which must have the same identity."""
     path, text = own / IDENTITY, json.dumps(identity, sort_keys=True, default=str)
     advice = f"delete {own.parent} to start over" if restart is None else "pass --restart (restart=True) to start over"
     if restart or not path.is_file():
         _clear(own)
         with writable(own):
             write_durably(path, text)
-        return
+        return False
     try:
         before, now = (json.loads(t) for t in (path.read_bytes(), text))
     except ValueError as fault:
@@ -120,6 +121,7 @@ def _prepare(own: Path, identity: Mapping[str, Any], restart: bool | None) -> No
         )
     log.info("continuing the unfinished run in %s", own)
     _sweep(own)
+    return True
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], at: str = "") -> Iterator[str]:

@@ -106,6 +106,32 @@ def test_a_killed_run_ends_with_the_same_bits(
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+def test_a_run_that_is_ended_again_before_its_first_checkpoint_loses_nothing(
+    heal: Heal, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = training_state.store
+
+    def once(workspace: Any, snapshot: Any) -> None:
+        store(workspace, snapshot)
+        raise Killed
+
+    def interrupted(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("graphprune.healing.trainer.store", once)
+    with pytest.raises(Killed):
+        heal()
+    kept = sorted((tmp_path / ".healed.run").rglob("*"))
+    assert any(path.name.startswith("training-") for path in kept)
+    for where in ("trainer.restore", "heal.FolderHealing._task", "trainer.Trainer._step"):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(f"graphprune.healing.{where}", interrupted)
+            heal()
+        assert sorted((tmp_path / ".healed.run").rglob("*")) == kept
+    monkeypatch.setattr("graphprune.healing.trainer.store", store)
+    assert len(heal().curve) == 5 and list(tmp_path.iterdir()) == [tmp_path / "healed"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("destination", ["per-layer", "free"])
 def test_other_destinations(folder: Path, heal: Heal, tmp_path: Path, destination: str) -> None:
