@@ -81,7 +81,7 @@ class Refits:
     """The refits of all weights of consumers, the weights without a refit with the reason, and all weights `before`.
 
     `biases` names, by weight, the changed and new biases; new ones are zero before. `tuned` names the trained
-    parameters, `reduced` the weights that got a lower rank.
+    parameters, `reduced` the weights that got a lower rank, and `merged` those to which removed experts were merged.
     """
 
     by_weight: Mapping[str, Refitted]
@@ -90,6 +90,7 @@ class Refits:
     biases: Mapping[str, str] = field(default_factory=dict)
     tuned: tuple[str, ...] = ()
     reduced: frozenset[str] = frozenset()
+    merged: frozenset[str] = frozenset()
 
     @property
     def changed(self) -> set[str]:

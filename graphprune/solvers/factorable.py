@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from fnmatch import fnmatch
+from math import prod
 
 import torch
 from torch import fx
@@ -9,6 +10,7 @@ from torch import fx
 from graphprune.axes.groups import Dependencies
 from graphprune.axes.rule import Consumer
 from graphprune.ir.program import Program
+from graphprune.planning.facts import Eligible
 from graphprune.solvers import new_biases
 
 aten = torch.ops.aten
@@ -36,6 +38,18 @@ def factorable(
         elif min(shapes[name]) > 1:
             found.append(consumer)
     return [consumer for consumer in found if consumer.weight not in left], left
+
+
+def part_of_widths(program: Program, part: float, protect: Collection[str] = ()) -> float:
+    """The share of a reduction that narrower layers take, if they take `part` of that of layers that can be factorized.
+
+    The rest of the reduction is that of lower ranks. Other layers, such as convolutions and experts, only get narrower.
+    """
+    dependencies, shapes = program.fact(Dependencies), program.shapes()
+    able = {consumer.weight for consumer in factorable(program, dependencies, protect)[0]}
+    others = {c.weight for c in (*dependencies.maps_of(program.fact(Eligible).groups), *dependencies.members)} - able
+    sizes = [sum(prod(shapes[name]) for name in names) for names in (able, others)]
+    return 1.0 if not able else 1 - (1 - part) * sizes[0] / sum(sizes)
 
 
 def _leading(program: Program, maps: Collection[str]) -> set[fx.Node]:

@@ -188,8 +188,10 @@ class GradientSums:
     up to a factor that is equal for all layers. `input_grams` has, by the node of a head of an embedding table, the
     mean over tokens of X X^T, shape (n, n), where X are its inputs. `input_moments` has, by the key of a linear layer
     at whose outputs gradients are known, the moments of its inputs, in which a token counts by the energy of its
-    gradients, relative to the mean. The loss of a batch is the mean of so many `terms`;
-    `own` is whether it is that by which plans are judged (see `Objective`), not one that was set from Python.
+    gradients, relative to the mean. `routed` has, for every group of experts, the sum over the rows of each
+    expert of the squared derivative by a factor on the row, shape (rows, size). The loss of a batch is the mean of so
+    many `terms`; `own` is whether it is that by which plans are judged (see `Objective`), not one that was set from
+    Python.
     """
 
     sums: Mapping[str, Tensor]
@@ -199,5 +201,6 @@ class GradientSums:
     output_grams: Mapping[str, Tensor] = field(default_factory=dict)
     input_grams: Mapping[str, Tensor] = field(default_factory=dict)
     input_moments: Mapping[str, Moments] = field(default_factory=dict)
+    routed: Mapping[str, Tensor] = field(default_factory=dict)
     terms: float = 1.0
     own: bool = True

@@ -15,7 +15,7 @@ from graphprune.planning.budget import UNITS, Budget, require_unit
 from graphprune.planning.facts import Eligible, Scores, Shares
 from graphprune.planning.interfaces import Allocation, Evidence
 from graphprune.planning.sensitivity_table import Sensitivities
-from graphprune.solvers.factorable import factorable
+from graphprune.solvers.factorable import part_of_widths
 from graphprune.solvers.row_groups import EmbeddingGroups
 from graphprune.statistics.collector import Calibration
 
@@ -27,9 +27,10 @@ class Allocate(Pass):
     those that earlier passes removed; or simply `ratio` of every group. Both lie strictly between 0 and 1. A ratio may
     also be shares by name, as in ``layer3.*=0.3,*=0.5`` (see `named_ratios`). Widths and indices that `analyze` was
     given count towards the sparsity, and so do embedding tables whose rows were grouped. With `part`, the pass removes
-    this share of the reduction, and later passes the rest. The `budget` may be ``macs``, the multiply-accumulates for
-    the example inputs, ``kv_cache``, the bytes that a decoder caches per token, or ``latency`` (see `MeasureLatency`),
-    instead of ``parameters``.
+    this share of the reduction, and later passes the rest. Where they lower ranks, the share of layers that can have
+    no factors, such as convolutions and experts, is removed here as a whole. The `budget` may be ``macs``, the
+    multiply-accumulates for the example inputs, ``kv_cache``, the bytes that a decoder caches per token, or ``latency``
+    (see `MeasureLatency`), instead of ``parameters``.
 
     Allocation ``sensitivity`` reads the result of `measure-sensitivity`, or a saved `table`, instead of running trials;
     with `refitted`, it takes the losses after a refit, where there are such."""
@@ -142,8 +143,7 @@ class Allocate(Pass):
                 f"({requested / max(budget.total, 1):.1%}), more than the {whole:,} of the sparsity {self.sparsity:g}; "
                 "raise the sparsity, or omit it"
             )
-        no_ranks = self.factors is not None and not factorable(program, program.fact(Dependencies), self.factors)[0]
-        share = 1.0 if no_ranks else self.part
+        share = self.part if self.factors is None else part_of_widths(program, self.part, self.factors)
         part = with_target(budget, self.sparsity * share, program)
         tables = program.facts.get(EmbeddingGroups)
         by_tables = round(tables.saved * share) if tables and self.budget == "parameters" else 0

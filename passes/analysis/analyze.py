@@ -4,7 +4,7 @@ import logging
 from dataclasses import dataclass
 from typing import ClassVar
 
-from graphprune.axes.groups import Dependencies
+from graphprune.axes.groups import Dependencies, Group
 from graphprune.ir.program import Dropped, Program, Rewritten
 from graphprune.passes.analysis.requests import Requests
 from graphprune.pipeline import PASSES, Pass
@@ -23,7 +23,8 @@ class Analyze(Pass):
     `destination`: ``free`` allows every cut that the axes allow; ``per-layer`` and ``stock`` allow those that the
     fields of the configuration can express, for each layer separately or for all layers alike. `protect` holds names
     of groups that must not be cut; a parameter or module stands for all its groups, ``fc.weight:0`` for those of one
-    dimension. `exact_only` excludes groups whose cut differs from zeroing.
+    dimension. `exact_only` excludes groups whose cut differs from zeroing; with `experts`, whole experts of
+    mixtures are included all the same, which a router then never chooses.
 
     `widths` are those that groups must have, as in ``neurons=1024,heads=6``, and `drop` the very indices that they
     lose, as in ``conv1=3,5``; for the names see `graphprune.planning.group_names`. Such groups need not be exact. After
@@ -39,6 +40,7 @@ class Analyze(Pass):
     destination: str = "free"
     protect: tuple[str, ...] = ()
     exact_only: bool = True
+    experts: bool = False
     widths: str = ""
     drop: str = ""
 
@@ -62,7 +64,7 @@ class Analyze(Pass):
         protected = names.protected(self.protect)
         requests = self._requests(program, names, protected)
         destination = Destination.of(self.destination, program, dependencies)
-        allowed = {group.name for group in dependencies.groups if group.exact or not self.exact_only}
+        allowed = {group.name for group in dependencies.groups if self._allows(group)}
         names_of_candidates = (allowed - protected) | requests.widths.keys()
         candidates = [group for group in dependencies.groups if group.name in names_of_candidates]
         survey = list(destination.survey(candidates))
@@ -75,6 +77,9 @@ class Analyze(Pass):
         )
         requests.require(eligible, dependencies)
         return program.with_facts(dependencies, eligible)
+
+    def _allows(self, group: Group) -> bool:
+        return group.exact or not self.exact_only or (self.experts and group.routed)
 
     def _requests(self, program: Program, names: GroupNames, protected: set[str]) -> Requests:
         """Requested widths and indices; none after a cut, which has done both."""

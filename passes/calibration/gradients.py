@@ -111,6 +111,7 @@ class Gradients(Pass):
         heads = {head.node: head for table in tables for head in table.heads}
         loss, terms = self._loss(program)
         predicts = self.loss is None and terms > 1
+        rows = _row_taps(module, groups, dependencies)
         taps = gradient_taps(module, program, layers, [node for table in tables for node in table.lookups])
         seen = insert_taps(module, {head.x: InputTap(head.features) for head in heads.values()})
         batches, sizes = len(program.fact(Calibration).batches[: self.most]), list[int]()
@@ -122,20 +123,25 @@ class Gradients(Pass):
         inputs = {node: seen[head.x].mean(node) for node, head in heads.items()}
         grams = {node: tap.mean(node) for node, tap in taps.items()}
         facts = {"input_grams": inputs, "input_moments": weighted_moments(taps)}
-        return replace(known, output_grams=grams, **facts, terms=terms, own=self.loss is None)
+        return replace(
+            known, output_grams=grams, **facts, routed=_energies(rows, dependencies), terms=terms, own=self.loss is None
+        )
 
     def _at_parameters(self, program: Program) -> GradientSums:
         groups, module = program.fact(Eligible).groups, program.module()
         names = {place.parameter for group in groups for place in group.places} & program.parameters
         weights = watched(module, program, names)
-        sums = _Sums(program, groups, _row_taps(module, groups, program.fact(Dependencies)))
+        dependencies, sums = program.fact(Dependencies), _Sums(program, groups)
+        rows = _row_taps(module, groups, dependencies)
         for _ in self._backward(program, module, self.loss or likelihood(program)):
             sums.add({name: _gradient(name, weight) for name, weight in weights.items()})
+        new = GradientSums(sums.sums, sums.squares, sums.masks, sums.batches, routed=_energies(rows, dependencies))
         known: GradientSums | None = program.facts.get(GradientSums)
-        new = sums.fact()
         if known is None:
             return new
-        return replace(known, sums=new.sums, squares=new.squares, masks=new.masks, batches=new.batches)
+        return replace(
+            known, sums=new.sums, squares=new.squares, masks=new.masks, batches=new.batches, routed=new.routed
+        )
 
     def _loss(self, program: Program) -> tuple[Loss, int]:
         """The loss of which Gram matrices are gathered, and the number of terms of whose mean that of a batch is."""
@@ -182,27 +188,26 @@ class Gradients(Pass):
 
 
 class _RowTap(nn.Module):
-    """The identity, which sums up the derivatives of the loss by a factor on the rows of each index."""
+    """The identity, which sums up the squared derivatives of the loss by a factor on each row, by their index."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.slopes: Tensor | None = None
+        self.energies: Tensor | None = None
 
     def forward(self, rows: Tensor, ends: Tensor) -> Tensor:
         values = rows.detach()
 
         def add(gradient: Tensor) -> None:
-            new = by_owner((gradient * values).sum(1, dtype=torch.float64), ends)
-            self.slopes = new if self.slopes is None else self.slopes + new
+            new = by_owner((gradient * values).sum(1, dtype=torch.float64).square(), ends)
+            self.energies = new if self.energies is None else self.energies + new
 
-        if rows.requires_grad:
-            rows.register_hook(add)  # type: ignore[no-untyped-call]
+        rows = rows if rows.requires_grad else rows.detach().requires_grad_()
+        rows.register_hook(add)  # type: ignore[no-untyped-call]
         return rows
 
-    def taken(self, size: int) -> Tensor:
-        """The sums since the last call, shape (indices,)."""
-        slopes, self.slopes = self.slopes, None
-        return torch.zeros(size, dtype=torch.float64) if slopes is None else slopes
+    def sums(self, size: int) -> Tensor:
+        """The sums, shape (size,)."""
+        return torch.zeros(size, dtype=torch.float64) if self.energies is None else self.energies
 
 
 Routed = tuple[_RowTap, Contribution]
@@ -220,6 +225,17 @@ def _row_taps(module: fx.GraphModule, groups: Sequence[Group], dependencies: Dep
         node.replace_all_uses_with(tap, delete_user_cb=lambda user, tap=tap: user is not tap)
     module.recompile()
     return {name: [(taps[part.node], part) for part in parts] for name, parts in by_group.items() if parts}
+
+
+def _energies(routed: Mapping[str, Sequence[Routed]], dependencies: Dependencies) -> dict[str, Tensor]:
+    """The sums of all taps by the index of their group, shape (rows, group.size), by group."""
+    groups = {name: dependencies.by_name[name] for name in routed}
+    return {
+        name: torch.stack(
+            [by_index(tap.sums(part.axis.size), part.axis, groups[name], dependencies) for tap, part in pairs]
+        ).sum(0)
+        for name, pairs in routed.items()
+    }
 
 
 def watched(module: fx.GraphModule, program: Program, names: set[str]) -> dict[str, Tensor]:
@@ -252,7 +268,6 @@ class _Sums:
 
     program: Program
     groups: Sequence[Group]
-    routed: Mapping[str, Sequence[Routed]]
     sums: dict[str, Tensor] = field(default_factory=dict)
     squares: dict[str, Tensor] = field(default_factory=dict)
     masks: dict[str, Tensor] = field(default_factory=dict)
@@ -265,17 +280,9 @@ class _Sums:
             self.sums[name] = self.sums.get(name, torch.zeros(())) + grad
             self.squares[name] = self.squares.get(name, torch.zeros(())) + grad.square()
         evidence = Evidence(self.program, self.program.fact(Dependencies), None)
-        parts = {tap: part for pairs in self.routed.values() for tap, part in pairs}
-        whole = {tap: tap.taken(part.axis.size) for tap, part in parts.items()}
         for group in self.groups:
-            own = self.routed.get(group.name, ())
-            slopes = [by_index(whole[tap], part.axis, group, evidence.dependencies) for tap, part in own]
-            slope = torch.stack(slopes).sum(0) if slopes else _slope(group, evidence, gradients)
+            slope = _slope(group, evidence, gradients)
             self.masks[group.name] = self.masks.get(group.name, torch.zeros(())) + slope.square()
-
-    def fact(self) -> GradientSums:
-        """The fact."""
-        return GradientSums(self.sums, self.squares, self.masks, self.batches)
 
 
 def _slope(group: Group, evidence: Evidence, gradients: Mapping[str, Tensor]) -> Tensor:

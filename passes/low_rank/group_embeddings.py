@@ -29,6 +29,7 @@ from graphprune.solvers.embedding_tables import (
     embedding_tables,
     is_descending,
 )
+from graphprune.solvers.factorable import part_of_widths
 from graphprune.solvers.row_groups import EmbeddingGroups, GroupedRows, Spectra, TableSpectra
 from graphprune.statistics.collector import Calibration
 from graphprune.statistics.moments import FactorGradients, GradientSums
@@ -190,7 +191,8 @@ class _Tables:
         factor = spectra.factor if spectra else None
         factor = self.factor(self.trial(target)) if factor is None else factor
         log.info("embedding tables cost %.2f times what their spectra predict", factor)
-        removed = self._removed_by_scores(self.program.fact(Scores), options.width_part)
+        part = part_of_widths(self.program, options.width_part, options.protect)
+        removed = self._removed_by_scores(self.program.fact(Scores), part)
         low, high = -60.0, 20.0
         for _ in range(60):
             middle = (low + high) / 2

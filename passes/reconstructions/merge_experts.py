@@ -8,6 +8,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -20,8 +21,9 @@ from graphprune.display.progress import progress
 from graphprune.errors import CalibrationError
 from graphprune.execution.segments import Segment, split
 from graphprune.ir.program import Program, Rewritten
-from graphprune.ir.weights import Layered, Narrowed
+from graphprune.ir.weights import Layered, Narrowed, narrow
 from graphprune.passes.reconstructions.expert_tail import Tail
+from graphprune.passes.reconstructions.sequential_refit import fill
 from graphprune.pipeline import PASSES, Pass
 from graphprune.planning.facts import Refits
 from graphprune.planning.interfaces import Refitted
@@ -68,14 +70,14 @@ class MergeExperts(Pass):
 
     def run(self, program: Program) -> Program:
         """The program with refitted experts."""
+        known = program.facts.get(Refits) or Refits({}, {}, program.weights)
         walk = _Walk(self, program)
         walk.run()
-        known = program.facts.get(Refits) or Refits({}, {}, program.weights)
         for name, why in walk.skipped.items():
             log.warning("experts are not merged into %s: %s", name, why)
         refits = Refits(
             {**known.by_weight, **walk.done}, {**known.skipped, **walk.skipped}, known.before, known.biases,
-            known.tuned, known.reduced,
+            known.tuned, known.reduced, known.merged | walk.done.keys(),
         )  # fmt: skip
         changed = {name: refit.weight for name, refit in walk.done.items()}
         return program.with_facts(refits, weights=Layered((changed, program.weights)))
@@ -96,6 +98,8 @@ class _Walk:
         original = rewritten.original
         groups = original.fact(Dependencies).by_name
         routed = {name: rows for name, rows in plan.groups.items() if groups[name].routed}
+        if not routed:
+            return
         masked = refusing(original, routed)
         tails = self._tails({groups[name].prime for name in routed}, masked)
         dense, other = (Stream.start(each, self.program.fact(Calibration)) for each in (original, masked))
@@ -106,7 +110,7 @@ class _Walk:
             for segment, refused in pairs[: last + 1]:
                 other.entries = dense.entries
                 for tail in (tail for tail in tails if tail.total in segment.names):
-                    self._merge(_Mixture(tail, dense, other, segment, refused))
+                    self._merge(_Mixture(tail, dense, other, segment, refused, rewritten))
                 dense.entries = dense.advance(segment, dense.program.weights, tick)
 
     def _tails(self, cut: set[Any], masked: Program) -> list[Tail]:
@@ -121,8 +125,8 @@ class _Walk:
                 self.skipped[weight] = "its rows are not the outputs of linear layers that are added up"
             elif readers[weight] > 1:
                 self.skipped[weight] = "several layers share it"
-            elif {*rewritten.keep.get(weight, {})} - {_dim(tail.members[0])}:
-                self.skipped[weight] = "its other dimensions are cut, too"
+            elif {*rewritten.keep.get(weight, {})} - {_dim(tail.members[0]), tail.members[0].dim}:
+                self.skipped[weight] = "its outputs are cut, too"
             else:
                 tails.append(tail)
         return tails
@@ -133,10 +137,10 @@ class _Walk:
         name = mixture.weight
         retained = rewritten.keep[name][_dim(mixture.tail.members[0])].flatten().tolist()
         try:
-            whole = rewritten.original.weights[name]
-            before, equations = mixture.error(whole), mixture.equations(whole, retained)
+            start = rewritten.original.weights[name] * mixture.columns
+            before, equations = mixture.error(start), mixture.equations(start, retained)
             dampings = DAMPINGS if self.options.damping is None else (self.options.damping,)
-            trials = {each: mixture.stacked(whole, self._changes(mixture, equations, each)) for each in dampings}
+            trials = {each: mixture.stacked(start, self._changes(mixture, equations, each)) for each in dampings}
             after, damping = min((mixture.error(trial), each) for each, trial in trials.items())
         except CalibrationError as fault:
             self.skipped[name] = str(fault)
@@ -160,11 +164,22 @@ class _Mixture:
     other: Stream
     segment: Segment
     refused: Segment
+    cut: Rewritten
 
     @property
     def weight(self) -> str:
         """The stack of the last linear layers."""
         return self.tail.members[0].weight
+
+    @cached_property
+    def columns(self) -> Tensor:
+        """One at the retained columns of every expert and zero at others, in the shape of the stack."""
+        rewritten, dim = self.cut, self.tail.members[0].dim
+        whole = torch.ones_like(rewritten.original.weights[self.weight])
+        kept = rewritten.keep[self.weight].get(dim)
+        if kept is None:
+            return whole
+        return fill(torch.zeros_like(whole), narrow(whole, dim, kept), {dim: kept})
 
     def error(self, weight: Tensor) -> float:
         """The squared error of the sum relative to that of the dense mixture, on held-out batches if there are any."""
@@ -223,7 +238,7 @@ class _Mixture:
         rows, gates = self.tail.pulled(error, seen, loaded, self.other.program)
         for consumer, member in ((c, c.member) for c in self.tail.members if c.member is not None):
             own, gate, error = (at_least_single(member.rows(v, seen)) for v in (seen[consumer.x], gates, rows))
-            yield member.index, own, gate, error
+            yield member.index, own * consumer.matrix(self.columns)[0].to(own), gate, error
 
     def _visit(self, weight: Tensor, add: Callable[..., None], held_out: bool = False, dense: bool = True) -> None:
         """Run both segments on the batches to fit, or on those held out.

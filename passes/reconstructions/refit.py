@@ -47,12 +47,12 @@ class Refit(Pass):
     Weights that have a rank in the plan (see `allocate-ranks`) are refitted at that rank; the pass `factorize` then
     factorizes them without data. Where gradients at their outputs are known, these weigh the errors of a low rank.
     Embedding tables whose rows were grouped (see `group-embeddings`) have the ranks of their groups in the inputs of
-    all layers, which so correct a part of the error.
+    all layers, which so correct a part of the error. Stacks that `merge-experts` refitted are unchanged.
     """
 
     name: ClassVar[str] = "refit"
     needs: ClassVar[tuple[type, ...]] = (Rewritten, Calibration)
-    reads: ClassVar[tuple[type, ...]] = (Dependencies, Plan, Eligible, EmbeddingGroups, GradientSums)
+    reads: ClassVar[tuple[type, ...]] = (Dependencies, Plan, Eligible, EmbeddingGroups, GradientSums, Refits)
     makes: ClassVar[tuple[type, ...]] = (Refits,)
     memory_bounded: ClassVar[bool] = True
     by: str = "least-squares"
@@ -107,7 +107,11 @@ class Refit(Pass):
             ExportError: if the destination cannot hold the biases; `preflight` reports that earlier.
         """
         method = RECONSTRUCTIONS[self.by]
+        known = program.facts.get(Refits) or Refits({}, {}, program.weights)
+        merged = {name: known.by_weight[name] for name in known.merged}
         consumers, skipped = refittable(program, method)
+        consumers = [consumer for consumer in consumers if consumer.weight not in merged]
+        skipped = {name: why for name, why in skipped.items() if name not in merged}
         branches = _branches(program, consumers) if self.residual and not method.adds_bias else []
         bias_names: dict[str, str] = {}
         if method.adds_bias:
@@ -127,7 +131,9 @@ class Refit(Pass):
         )  # fmt: skip
         walk.run(tables)
         reduced = frozenset(ranks.keys() & walk.done.keys()) | tables.keys()
-        refits = Refits(walk.done, skipped, program.weights, bias_names, reduced=reduced)
+        before = known.before if merged else program.weights
+        done, merges = {**merged, **walk.done}, frozenset(merged)
+        refits = Refits(done, skipped, before, bias_names, reduced=reduced, merged=merges)
         return program.with_facts(refits, weights=Layered((walk.changed, program.weights)))
 
 

@@ -13,15 +13,14 @@ from graphprune.planning.interfaces import Evidence
 
 
 class ExpertGrowth(OfExperts):
-    """Half of the mean over calibration batches of the squared derivative by a factor on the output."""
+    """Half of the sum over its tokens of the squared derivative by a factor on the output for a token."""
 
     routing = False
     gradients = True
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:
         """Score of every index, shape (rows, group.size)."""
-        gradients = evidence.known_gradients
-        return gradients.masks[group.name] / (2 * gradients.batches)
+        return evidence.known_gradients.routed[group.name] / 2
 
 
 SCORES.register("expert-growth")(ExpertGrowth())

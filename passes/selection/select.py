@@ -127,30 +127,34 @@ def _rounded(knobs: Sequence[Knob], shares: Mapping[str, float]) -> dict[str, in
 def _fill(budget: Budget, widths: dict[str, int], shares: Mapping[str, float]) -> dict[str, int]:
     """Move knobs by single steps as long as the removed amount gets nearer to the target.
 
-    First, knobs are widened in the order of their loss by rounding; then one knob of a kind at a time is moved.
+    First, knobs are widened in the order of their loss by rounding. Then one knob of a kind at a time is moved, that
+    which remains nearest to its share.
 
     Raises:
         PlanError: if the target is more than the groups can give.
     """
     budget.require()
-    excess = {knob: widths[knob.groups[0].name] - shares[knob.groups[0].name] * knob.size for knob in budget.knobs}
+    exact = {knob: shares[knob.groups[0].name] * knob.size for knob in budget.knobs}
+    off = {knob: (widths[knob.groups[0].name] - exact[knob]) / knob.size for knob in budget.knobs}
     removed = budget.removed(widths)
-    for knob in sorted(budget.knobs, key=lambda k: excess[k] / k.size):
+    for knob in sorted(budget.knobs, key=off.__getitem__):
         moved = _moved(knob, widths, 1)
         less = removed + budget.difference(knob, widths, moved)
         if abs(less - budget.target) < abs(removed - budget.target):
             widths, removed = moved, less
+    moves = [(knob, way) for knob in _one_of_each_kind(budget.knobs) for way in (-1, 1)]
     while True:
-        candidates = [_moved(knob, widths, way) for knob in _one_of_each_kind(budget.knobs) for way in (-1, 1)]
-        best = min(candidates, key=lambda w: _miss(budget, w))
-        if _miss(budget, best) >= _miss(budget, widths):
+        tried = [(knob, _moved(knob, widths, way)) for knob, way in moves]
+        amounts = [removed + budget.difference(knob, widths, moved) for knob, moved in tried]
+        nearer = [
+            (abs(moved[knob.groups[0].name] - exact[knob]) / knob.size, abs(amount - budget.target), i)
+            for i, ((knob, moved), amount) in enumerate(zip(tried, amounts, strict=True))
+            if abs(amount - budget.target) < abs(removed - budget.target)
+        ]
+        if not nearer:
             return widths
-        widths = best
-
-
-def _miss(budget: Budget, widths: Mapping[str, int]) -> float:
-    """The difference between the removed amount and the target."""
-    return abs(budget.removed(widths) - budget.target)
+        best = min(nearer)[-1]
+        widths, removed = tried[best][1], amounts[best]
 
 
 def _moved(knob: Knob, widths: dict[str, int], way: int) -> dict[str, int]:

@@ -22,7 +22,10 @@ def train(name: str, small: nn.Module, dense: nn.Module, training: Training) -> 
     if name == NAMES[0]:
         return training.run(small)
     loader = Loader(training.data)
-    gp.heal(small, teacher=copy.deepcopy(dense), data=loader, epochs=training.epochs, seed=training.seed, rate=2e-3)
+    gp.heal(
+        small, teacher=copy.deepcopy(dense), data=loader, aim="outputs", epochs=training.epochs, seed=training.seed,
+        rate=2e-3,
+    )  # fmt: skip
     return small
 
 

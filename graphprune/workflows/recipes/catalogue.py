@@ -80,15 +80,15 @@ def add(*recipes: Recipe) -> None:
 
 
 BEST = (
-    "analyze | calibrate | gradients{most=8} | score{by=k-obs} | allocate{by=marginal} | select | "
-    "rewrite | refit{statistics=mixed,residual=true,relative=true} | batch-norm-statistics | verify"
+    "analyze{experts=true} | calibrate | gradients{most=8} | score{by=growth} | allocate{by=marginal} | select | "
+    "rewrite | merge-experts | refit{statistics=mixed,residual=true,relative=true} | batch-norm-statistics | verify"
 )
 #: Embedding tables in groups of rows of low ranks; two fifths of the rest by lower ranks of layers,
 #: refitted together with the cut layers.
 BEST_FACTORED = (
-    "analyze | calibrate | gradients{most=8} | score{by=k-obs} | group-embeddings | allocate{by=marginal,part=0.6} | "
-    "select | rewrite | analyze | allocate-ranks{by=growth} | refit{statistics=mixed,residual=true,relative=true} | "
-    "batch-norm-statistics | verify | factorize"
+    "analyze{experts=true} | calibrate | gradients{most=8} | score{by=growth} | group-embeddings | "
+    "allocate{by=marginal,part=0.6} | select | rewrite | merge-experts | analyze | allocate-ranks{by=growth} | "
+    "refit{statistics=mixed,residual=true,relative=true} | batch-norm-statistics | verify | factorize"
 )
 TUNED = "finetune{steps=100,rate=0.001,rank=16,aim=dense}"
 
@@ -301,14 +301,13 @@ add(
         "reap",
         "whole experts of mixtures, by the router's weight times the norm of their outputs",
         "arXiv:2510.13999",
-        "analyze{exact_only=false} | calibrate | measure-routing | score{by=reap} | allocate | select | rewrite | "
-        "verify",
+        "analyze{experts=true} | calibrate | measure-routing | score{by=reap} | allocate | select | rewrite | verify",
     ),
     Recipe(
         "reap-merged",
         "reap, then the retained experts refitted to the outputs of the dense mixture by least squares",
         "arXiv:2510.13999 and this project",
-        "analyze{exact_only=false} | calibrate | measure-routing | score{by=reap} | allocate | select | rewrite | "
+        "analyze{experts=true} | calibrate | measure-routing | score{by=reap} | allocate | select | rewrite | "
         "merge-experts | verify",
     ),
     Recipe(

@@ -227,7 +227,9 @@ def test_widths_first_or_ranks_first(tiny: Tiny, inputs: Inputs) -> None:
 
 
 @pytest.mark.parametrize("statistics", ["sequential", "mixed"])
-def test_a_refit_finds_widths_and_ranks_in_one_walk(tiny: Tiny, inputs: Inputs, statistics: str) -> None:
+def test_a_refit_finds_widths_and_ranks_in_one_walk(
+    tiny: Tiny, inputs: Inputs, statistics: str, caplog: pytest.LogCaptureFixture
+) -> None:
     program = trace(tiny("llama", use_cache=False), (), inputs("llama"))
     start = Pipeline((gp.Analyze(), Calibrate(batches=tuple(((), inputs("llama")) for _ in range(2)))))(program)
     cut = "score{by=fasp},allocate{sparsity=0.1},select,rewrite,analyze,allocate-ranks{sparsity=0.19}"
@@ -241,8 +243,9 @@ def test_a_refit_finds_widths_and_ranks_in_one_walk(tiny: Tiny, inputs: Inputs, 
     assert small.count() == pytest.approx(0.81 * program.count(), rel=0.01)
     wanted, found = (part.module()(**inputs("llama"))["logits"] for part in (whole, small))
     torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-4)
-    with pytest.raises(PlanError, match="no less than the target"):
-        Pipeline.parse(cut.replace("0.19", "0.05"), tuple(start.facts))(start)
+    enough = Pipeline.parse(cut.replace("0.19", "0.05"), tuple(start.facts))(start)
+    assert enough.fact(Plan).ranks == {}  # the cut removed more than the target
+    assert "no less than the target" in caplog.text
 
 
 def test_a_recipe_cuts_lowers_ranks_and_tunes_the_factors(tiny: Tiny, inputs: Inputs) -> None:

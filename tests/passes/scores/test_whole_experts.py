@@ -12,8 +12,9 @@ from graphprune.axes.groups import Dependencies
 from graphprune.evaluation.masked_loss import Objective
 from graphprune.execution.output_comparison import Verification
 from graphprune.ir.program import Program
+from graphprune.passes.scores.growth import MERGED
 from graphprune.pipeline import parse
-from graphprune.planning.facts import Scores
+from graphprune.planning.facts import Eligible, Scores
 from graphprune.planning.plan import Plan, make
 from graphprune.solvers.normal_equations import CAUTIOUS_DAMPINGS, add_damping
 from graphprune.statistics.moments import GradientSums
@@ -74,16 +75,38 @@ def test_growth_is_that_of_a_factor_on_the_output(captured: Any) -> None:
     net, x, program = captured
     result = run(program, x, "analyze | calibrate | gradients | score{by=expert-growth}", loss=energy)
     (scores,) = result.fact(Scores).by_group.values()
-    slopes = []
+    expected = torch.zeros(EXPERTS, dtype=torch.float64)
     for part in x.chunk(BATCHES):
-        factor = torch.ones(EXPERTS, dtype=torch.float64, requires_grad=True)
         weights, chosen = net.router(part).topk(2)
+        factor = torch.ones(chosen.shape, dtype=torch.float64, requires_grad=True)  # one for each routed row
         outputs = torch.stack([torch.relu(part @ net.up[e]) @ net.down[e].T for e in range(EXPERTS)], 1)
         rows = outputs.gather(1, chosen[:, :, None].expand(-1, -1, 5))
-        total = (rows * (weights.softmax(1) * factor[chosen])[:, :, None]).sum(1)
-        slopes.append(torch.autograd.grad(total.square().mean(), factor)[0])
-    expected = torch.stack(slopes).square().mean(0) / 2
+        total = (rows * (weights.softmax(1) * factor)[:, :, None]).sum(1)
+        (slopes,) = torch.autograd.grad(total.square().mean(), factor)
+        expected.index_add_(0, chosen.flatten(), slopes.square().flatten() / 2)
     torch.testing.assert_close(scores[0], expected, rtol=1e-9, atol=1e-12)
+
+
+def test_growth_rates_experts_and_neurons_in_one_unit(captured: Any) -> None:
+    _, x, program = captured
+    text = "analyze{experts=true} | calibrate | gradients | score{by=%s}"
+    both, experts, neurons = (
+        run(program, x, text % score, loss=energy, exact_only=True).fact(Scores).by_group
+        for score in ("growth", "expert-growth", "k-obs")
+    )
+    assert both.keys() == experts.keys() | neurons.keys() and len(experts) == len(neurons) == 1
+    for name, scores in experts.items():
+        torch.testing.assert_close(both[name], MERGED * scores, rtol=1e-12, atol=0)
+    for name, scores in neurons.items():
+        torch.testing.assert_close(both[name], scores, rtol=1e-12, atol=0)
+
+
+def test_whole_experts_are_eligible_where_inexact_groups_are_not(captured: Any) -> None:
+    _, _, program = captured
+    exact, whole = (gp.Analyze(experts=each)(program).fact(Eligible).groups for each in (False, True))
+    assert not any(group.routed for group in exact)
+    assert [group.label for group in whole if group not in exact] == ["experts"]
+    assert all(group.exact or group.routed for group in whole)
 
 
 def test_a_cut_of_experts_is_proved(captured: Any) -> None:

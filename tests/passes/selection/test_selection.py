@@ -13,6 +13,10 @@ from torch import Tensor, nn
 import graphprune as gp
 from graphprune.errors import PlanError
 from graphprune.ir.program import Source
+from graphprune.passes.selection import select
+from graphprune.passes.selection.select import knobs
+from graphprune.planning.budget import Budget
+from graphprune.planning.facts import Eligible
 from graphprune.planning.ranking import top
 from graphprune.workflows.recipes.catalogue import RECIPES
 
@@ -48,6 +52,15 @@ def test_the_target_is_met_in_networks_of_other_shapes() -> None:
     program = gp.trace(nn.Sequential(*layers), (torch.randn(3, 5),))
     for sparsity in (0.1, 0.33, 0.66, 0.9):
         assert removed(program, gp.plan(program, sparsity=sparsity)) == pytest.approx(sparsity, abs=0.005)
+
+
+def test_what_rounding_leaves_is_removed_in_small_steps() -> None:
+    """One of 4 units meets the target as well as 9 of 100, but is much further from the share of its layer."""
+    layers = nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 100), nn.ReLU(), nn.Linear(100, 7)
+    program = gp.Pipeline((gp.Analyze(),))(gp.trace(nn.Sequential(*layers), (torch.randn(3, 5),)))
+    budget = Budget.of(program, knobs(program.fact(Eligible), 1), 106)
+    full = {knob.groups[0].name: knob.size for knob in budget.knobs}
+    assert select._fill(budget, full, dict.fromkeys(full, 1.0)) == {"0.weight:0": 4, "2.weight:0": 91}
 
 
 @pytest.mark.parametrize("align", [2, 4, 8, 16])
