@@ -83,7 +83,7 @@ def check(subject: Subject, exported: Runnable, bound: float, extra: Sequence[tr
     """
     parity = Parity(bound)
     if subject.has_growing_cache:
-        for text in trial_inputs.prompts(subject.vocabulary):
+        for text in trial_inputs.prompts(subject):
             _decode(parity, subject, exported, text)
         return parity
     for name, feeds, valid in (*trial_inputs.cacheless_cases(subject), *extra):

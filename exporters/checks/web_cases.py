@@ -33,7 +33,7 @@ def cases_of(subject: Subject, runner: OnnxRunner, options: ExportOptions) -> di
     bound = parity.FLOAT16 if options.dtype == "fp16" else parity.FLOAT32
     table: dict[str, Any] = {"bound": bound, "cases": []}
     if subject.has_growing_cache:
-        for text in trial_inputs.prompts(subject.vocabulary):
+        for text in trial_inputs.prompts(subject):
             steps = list(_decoded(subject, runner, text, bound))
             table["cases"].append({"name": text.name, "steps": steps})
         return {**table, "greedy": _greedy(subject, runner, bound)}

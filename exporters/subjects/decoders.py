@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from graphprune.errors import ExportError
+from graphprune.exporters.subjects.model_caches import cache_of, named_cache
+from graphprune.exporters.subjects.sliding_windows import SLIDING, require_windows_of_masks
 from graphprune.exporters.subjects.subject import PAST, PRESENT, Alias, Subject, cache_names, named_dimensions
 from graphprune.huggingface import model_folder
 from graphprune.huggingface.meta_models import is_model
@@ -19,9 +21,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 Pairs = list[tuple[Tensor, Tensor]]
-
-# Names of the cache among the arguments and outputs of transformers 5.24 and later, and of earlier versions.
-_CACHE_NAMES = ("cache", "past_key_values")
 
 # All sizes of an example differ, so that torch.export does not take two of them for one.
 _BATCH, _SEQUENCE, _CACHED = 2, 3, 4
@@ -54,17 +53,6 @@ class CachedDecoderWithoutPositions(_Cached):
         return self._run(past_key_values, input_ids=input_ids, attention_mask=attention_mask)
 
 
-def named_cache(model: nn.Module, cache: Any) -> dict[str, Any]:
-    """The argument of `forward` that takes the cache, by its name in this version; empty if there is none."""
-    signature = inspect.signature(model.forward).parameters
-    return next(({name: cache} for name in _CACHE_NAMES if name in signature), {})
-
-
-def cache_of(output: Any) -> Any:
-    """The cache in a model's output, by its name in this version; None if there is none."""
-    return next((output[name] for name in _CACHE_NAMES if name in output), None)
-
-
 def is_decoder(model: nn.Module) -> bool:
     """Whether the model generates text from left to right."""
     return is_model(model) and model_folder.generates_text(type(model), model.config)
@@ -85,6 +73,8 @@ def cached_decoder(source: Path | nn.Module) -> tuple[nn.Module, tuple[Any, ...]
 def decoder_subject(model: nn.Module) -> Subject:
     """A decoder with example inputs whose sizes are all distinct and greater than 1.
 
+    Layers of sliding windows have a cache of all tokens, of which the attention mask hides those before the window.
+
     Raises:
         ExportError: if it is not a decoder, or its cache is not one key and one value tensor per layer.
     """
@@ -93,7 +83,7 @@ def decoder_subject(model: nn.Module) -> Subject:
     _require(model)
     positions = "position_ids" in inspect.signature(model.forward).parameters
     wrapper = (CachedDecoder if positions else CachedDecoderWithoutPositions)(model)
-    past = _example_past(model)
+    past, window = _example_past(model)
     ids = torch.arange(_BATCH * _SEQUENCE).view(_BATCH, _SEQUENCE) % model.config.get_text_config().vocab_size
     mask = torch.ones(_BATCH, _SEQUENCE + _CACHED, dtype=torch.long)
     place = torch.arange(_CACHED, _CACHED + _SEQUENCE).expand(_BATCH, -1).contiguous()
@@ -101,7 +91,7 @@ def decoder_subject(model: nn.Module) -> Subject:
     names = ["input_ids", "attention_mask", *["position_ids"] * positions, *cache_names(PAST, len(past))]
     return Subject(
         wrapper, args, tuple(names), ("logits", *cache_names(PRESENT, len(past))),
-        named_dimensions(names, args), model.config.get_text_config().vocab_size, model.dtype,
+        named_dimensions(names, args), model.config.get_text_config().vocab_size, model.dtype, window,
     )  # fmt: skip
 
 
@@ -112,16 +102,20 @@ def _require(model: PreTrainedModel) -> None:
         raise ExportError(f"{type(model).__name__}.forward has no {lacking[0]}; decoders without it cannot be exported")
 
 
-def _example_past(model: PreTrainedModel) -> Pairs:
-    """Keys and values that the model itself computes, layer by layer."""
+def _example_past(model: PreTrainedModel) -> tuple[Pairs, int]:
+    """Keys and values that the model itself computes, layer by layer, and the sliding window; 0 if there is none."""
+    kinds = {type(layer).__name__ for layer in _layers(model, {})}
+    if lacking := kinds - {"DynamicLayer", SLIDING} or not kinds:
+        raise ExportError(
+            f"{type(model).__name__} has a cache of {', '.join(sorted(lacking)) or 'no layers'}; only attention with "
+            "one key and one value tensor per layer (DynamicLayer, or a sliding window) can be exported with a cache"
+        )
+    window = require_windows_of_masks(model) if SLIDING in kinds else 0
+    layers = _layers(model, named_cache(model, transformers.DynamicCache()))
+    return [(layer.keys.clone(), layer.values.clone()) for layer in layers], window
+
+
+def _layers(model: PreTrainedModel, cache: dict[str, Any]) -> list[Any]:
     with torch.no_grad():
         ids = torch.zeros(_BATCH, _CACHED, dtype=torch.long)
-        cache = cache_of(model(input_ids=ids, use_cache=True))
-    layers = getattr(cache, "layers", None)
-    if not layers or any(type(layer) is not transformers.cache_utils.DynamicLayer for layer in layers):
-        kinds = sorted({type(layer).__name__ for layer in layers or ()}) or [type(cache).__name__]
-        raise ExportError(
-            f"{type(model).__name__} has a cache of {', '.join(kinds)}; only full attention, with one key and one "
-            "value tensor per layer (DynamicLayer), can be exported with a cache"
-        )
-    return [(layer.keys.clone(), layer.values.clone()) for layer in layers]
+        return list(getattr(cache_of(model(input_ids=ids, use_cache=True, **cache)), "layers", None) or ())

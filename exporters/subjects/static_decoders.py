@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from graphprune.errors import ExportError
-from graphprune.exporters.subjects.decoders import decoder_subject, named_cache
+from graphprune.exporters.subjects.decoders import decoder_subject
+from graphprune.exporters.subjects.model_caches import named_cache
 from graphprune.exporters.subjects.subject import PAST, Subject
 from graphprune.exporters.subjects.trial_inputs import Case
 from graphprune.support.packages import transformers

@@ -37,6 +37,7 @@ class Subject:
     """A module that is called with `args`, with a name for each input and output leaf.
 
     `dynamic` mirrors `args`: for every tensor the names of its dynamic dimensions by position; None if all are static.
+    `window` is the number of tokens that layers of sliding windows see, 0 if there are none.
     """
 
     module: nn.Module
@@ -46,6 +47,7 @@ class Subject:
     dynamic: Any
     vocabulary: int = 0
     dtype: torch.dtype = torch.float32
+    window: int = 0
 
     @property
     def layers(self) -> int:

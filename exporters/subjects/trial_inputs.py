@@ -11,6 +11,7 @@ from graphprune.exporters.subjects.subject import BATCH, PAST, PRESENT, Feeds, S
 
 _PREFILL, _STEPS, _GREEDY = 7, 2, 16
 _GENERATED = 48  # tokens to sample from a model
+_LONGEST = 1024  # window that a prompt exceeds; a longer prompt would take long, and the mask is of one form
 
 #: A name, inputs, and masks of the valid positions by output name; outputs without a mask are valid everywhere.
 Case = tuple[str, Feeds, Feeds]
@@ -27,8 +28,9 @@ class Prompt:
     chunks: int = 1  # number of parts in which the prompt is passed
 
 
-def prompts(vocabulary: int) -> Iterator[Prompt]:
-    """Prompts of random tokens for a decoder, of several batches and lengths."""
+def prompts(subject: Subject) -> Iterator[Prompt]:
+    """Prompts of random tokens for a decoder, of several batches and lengths, and one longer than its window."""
+    vocabulary = subject.vocabulary
     for seed, batch, length, chunks in ((0, 2, _PREFILL, 1), (1, 1, _PREFILL - 2, 1), (2, 2, _PREFILL + 1, 2)):
         ids = _random(vocabulary, (batch, length), seed)
         parts = f" in {chunks} parts" if chunks > 1 else ""
@@ -38,6 +40,9 @@ def prompts(vocabulary: int) -> Iterator[Prompt]:
     mask = torch.ones_like(ids)
     mask[1, :3] = 0
     yield Prompt("batch 2, one padded on the left", ids, mask)
+    if 0 < subject.window <= _LONGEST:
+        ids = _random(vocabulary, (1, subject.window + 3), 4)
+        yield Prompt(f"{ids.shape[1]} tokens in 2 parts, more than the window", ids, torch.ones_like(ids), chunks=2)
 
 
 def cacheless_cases(subject: Subject) -> Iterator[Case]:
@@ -51,7 +56,7 @@ def first_case(subject: Subject) -> Feeds:
     """Inputs of the first case: for a decoder a prompt and an empty cache."""
     if not subject.has_growing_cache:
         return next(cacheless_cases(subject))[1]
-    prompt = next(prompts(subject.vocabulary))
+    prompt = next(prompts(subject))
     batch, length = prompt.ids.shape
     return {**step_feeds(subject, prompt.ids, prompt.mask, 0, length), **empty_cache(subject, batch)}
 

@@ -9,7 +9,8 @@ from torch import Tensor
 from transformers.utils.generic import ModelOutput
 
 from graphprune.errors import ExportError
-from graphprune.exporters.subjects.decoders import decoder_subject, named_cache
+from graphprune.exporters.subjects.decoders import decoder_subject
+from graphprune.exporters.subjects.model_caches import named_cache
 
 
 class Renamed:

@@ -13,7 +13,7 @@ import transformers
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from graphprune.exporters.subjects.decoders import cache_of, named_cache
+from graphprune.exporters.subjects.model_caches import cache_of, named_cache
 
 VOCABULARY = 64
 

@@ -70,7 +70,7 @@ PLANS = {
     "spa": "analyze | score{by=spa} | allocate{sparsity=0.2} | select",
     "mpifa": "analyze | allocate-ranks{sparsity=0.2}",
     "sleb": "analyze | calibrate{text=t.txt,moments=none} | drop-blocks{by=sleb,sparsity=0.2}",
-    "best": "analyze | calibrate{text=t.txt,moments=none} | gradients{of=outputs,most=8} | score{by=k-obs} | "
+    "best": "analyze{experts=true} | calibrate{text=t.txt,moments=none} | gradients{of=outputs,most=8} | score{by=growth} | "
     "allocate{by=marginal,sparsity=0.2} | select",
 }
 
@@ -100,14 +100,15 @@ CHANGED: list[tuple[str, dict[str, Any], str]] = [
      "allocate{sparsity=0.2} | select],refit=[refit]} | rewrite | refit | verify"),
     ("transact", {"shots": 1}, "producers=true} | score{by=transact} | allocate{sparsity=0.2} | select | rewrite | "),
     ("osscar", {"shots": 2}, "select],refit=[refit]} | local-search | rewrite"),
-    ("best", {"shots": 2}, "{of=layers,most=8} | score{by=k-obs} | group-embeddings{sparsity=0.2} | "
+    ("best", {"shots": 2}, "{of=layers,most=8} | score{by=growth} | group-embeddings{sparsity=0.2} | "
      "allocate{by=marginal,sparsity=0.2,part=0.6"),
     ("comp", {"coarse": 0.25}, "drop-blocks{by=comp,sparsity=0.2,least=0,part=0.25} | analyze | calibrate"),
     ("comp", {"coarse": 0}, "analyze | calibrate{text=t.txt,moments=full} | score{by=comp} | "),
     ("comp", {"sparsity": None, "ratio": 0.2}, "moments=full} | score{by=comp} | allocate{ratio=0.2} | "),
     ("sleb", {"sparsity": None, "ratio": 0.2}, "drop-blocks{by=sleb,ratio=0.2}"),
-    ("best", {"sparsity": None, "ratio": 0.2}, "allocate{by=marginal,ratio=0.2} | select | rewrite | refit{"),
-    ("best", {"budget": "kv_cache"}, "allocate{by=marginal,sparsity=0.2,budget=kv_cache} | select | rewrite | refit{"),
+    ("best", {"sparsity": None, "ratio": 0.2}, "allocate{by=marginal,ratio=0.2} | select | rewrite | merge-experts | refit{"),
+    ("best", {"budget": "kv_cache"},
+     "allocate{by=marginal,sparsity=0.2,budget=kv_cache} | select | rewrite | merge-experts | refit{"),
     ("fasp", {"sensitivity": "t.json"}, "allocate{by=sensitivity,sparsity=0.2,table=t.json} | select"),
     ("flap", {"sensitivity": "t.json"}, "allocate{by=sensitivity,sparsity=0.2,table=t.json,refitted=false}"),
     ("fasp", {"budget": "latency", "latency": "l.json", "runtime": "torch"},
