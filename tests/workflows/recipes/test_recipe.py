@@ -70,8 +70,8 @@ PLANS = {
     "spa": "analyze | score{by=spa} | allocate{sparsity=0.2} | select",
     "mpifa": "analyze | allocate-ranks{sparsity=0.2}",
     "sleb": "analyze | calibrate{text=t.txt,moments=none} | drop-blocks{by=sleb,sparsity=0.2}",
-    "best": "analyze{experts=true} | calibrate{text=t.txt,moments=none} | gradients{of=outputs,most=8} | score{by=growth} | "
-    "allocate{by=marginal,sparsity=0.2} | select",
+    "best": "analyze{experts=true} | calibrate{text=t.txt,moments=none} | gradients{of=outputs,most=8} | "
+    "score{by=growth} | allocate{by=marginal,sparsity=0.2} | select",
 }
 
 
@@ -106,7 +106,8 @@ CHANGED: list[tuple[str, dict[str, Any], str]] = [
     ("comp", {"coarse": 0}, "analyze | calibrate{text=t.txt,moments=full} | score{by=comp} | "),
     ("comp", {"sparsity": None, "ratio": 0.2}, "moments=full} | score{by=comp} | allocate{ratio=0.2} | "),
     ("sleb", {"sparsity": None, "ratio": 0.2}, "drop-blocks{by=sleb,ratio=0.2}"),
-    ("best", {"sparsity": None, "ratio": 0.2}, "allocate{by=marginal,ratio=0.2} | select | rewrite | merge-experts | refit{"),
+    ("best", {"sparsity": None, "ratio": 0.2},
+     "allocate{by=marginal,ratio=0.2} | select | rewrite | merge-experts | refit{"),
     ("best", {"budget": "kv_cache"},
      "allocate{by=marginal,sparsity=0.2,budget=kv_cache} | select | rewrite | merge-experts | refit{"),
     ("fasp", {"sensitivity": "t.json"}, "allocate{by=sensitivity,sparsity=0.2,table=t.json} | select"),
