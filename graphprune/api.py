@@ -17,7 +17,7 @@ from graphprune.exporters.checks import scoring
 from graphprune.exporters.contract import ExportOptions, ExportReport
 from graphprune.exporters.model_folders.folder_files import require_apart
 from graphprune.exporters.onnx_tools.onnx_files import MODEL
-from graphprune.frontends import loading
+from graphprune.frontends import gguf_models, loading
 from graphprune.frontends.modules import trace as trace
 from graphprune.healing.heal import heal as heal
 from graphprune.huggingface import model_folder
@@ -225,7 +225,7 @@ def export(
     revision: str | None = None,
     offline: bool = False,
 ) -> ExportReport:
-    """Write a saved model, or one of the hub, for another runtime; the output appears once it is checked.
+    """Write a saved model, a .gguf file or a model of the hub for another runtime; the output appears once it is checked.
 
     For the options see `ExportOptions`; each target supports some of them.
 
@@ -235,6 +235,7 @@ def export(
     """
     options = ExportOptions(dtype, quant, opset, dict(static or {}), portable)
     source = Path(local_path(folder, revision, offline))
+    source = gguf_models.folder(source) if source.suffix.lower() == ".gguf" else source
     if model_folder.holds_graph(source):
         return free_destination.export(source, target, Path(output), options, force=force)
     return EXPORTERS[target].export(source, Path(output), options, force=force)

@@ -292,7 +292,7 @@ def export(
     force: Force = False,
     json: Json = False,
 ) -> Show:
-    """Write a saved model, or one of the hub, for another runtime, checked against the original."""
+    """Write a saved model, a .gguf file or a model of the hub for another runtime, checked against the original."""
     from graphprune import api
     from graphprune.cli import show
 
