@@ -225,7 +225,7 @@ def export(
     revision: str | None = None,
     offline: bool = False,
 ) -> ExportReport:
-    """Write a saved model, a .gguf file or a model of the hub for another runtime; the output appears once it is checked.
+    """Write a saved model, a .gguf file or a model of the hub for another runtime; the output appears when checked.
 
     For the options see `ExportOptions`; each target supports some of them.
 
