@@ -105,7 +105,8 @@ def _require(model: PreTrainedModel) -> None:
 def _example_past(model: PreTrainedModel) -> tuple[Pairs, int]:
     """Keys and values that the model itself computes, layer by layer, and the sliding window; 0 if there is none."""
     kinds = {type(layer).__name__ for layer in _layers(model, {})}
-    if lacking := kinds - {"DynamicLayer", SLIDING} or not kinds:
+    lacking = kinds - {"DynamicLayer", SLIDING}
+    if lacking or not kinds:
         raise ExportError(
             f"{type(model).__name__} has a cache of {', '.join(sorted(lacking)) or 'no layers'}; only attention with "
             "one key and one value tensor per layer (DynamicLayer, or a sliding window) can be exported with a cache"
