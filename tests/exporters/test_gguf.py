@@ -180,17 +180,6 @@ def test_a_file_is_read_back_a_tensor_at_a_time(build: Build, tmp_path: Path, ki
     alike(tmp_path / "x" / "model.gguf", tmp_path)
 
 
-def test_a_file_is_exported_for_another_target(build: Build, tmp_path: Path) -> None:
-    source = build("llama")
-    export(source, tmp_path / "gguf")
-    (file,) = (tmp_path / "gguf").glob("*.gguf")
-    gp.export(file, target="pt2", output=tmp_path / "model.pt2")
-    written = torch.export.load(tmp_path / "model.pt2").state_dict
-    expected = transformers.AutoModelForCausalLM.from_pretrained(source).state_dict()
-    for name in ("model.embed_tokens.weight", "model.layers.1.mlp.down_proj.weight"):
-        torch.testing.assert_close(written[name], expected[name], rtol=0, atol=0)
-
-
 def names(output: Path) -> set[str]:
     return {entry.name for entry in gguf.GGUFReader(output / "model.gguf").tensors}
 
