@@ -19,7 +19,7 @@ from graphprune.execution import interpreter
 from graphprune.execution.cases.fresh_inputs import PLAIN, Variant, attempts, draw
 from graphprune.execution.cases.input_sizes import candidates
 from graphprune.execution.module_state import named_keywords
-from graphprune.execution.output_comparison import compare
+from graphprune.execution.output_comparison import compare, difference, paired
 from graphprune.frontends import FRONTENDS, Frontend
 from graphprune.frontends.modules import export, from_exported
 from graphprune.frontends.onnx_import.example_sizes import Shapes, example
@@ -35,6 +35,7 @@ log = logging.getLogger(__name__)
 KIND = "onnx"
 STATE = ("past*", "present*")  # inputs and outputs of a cache, which may be cut
 SEED = 1
+ROUNDED = 0.1  # of the typical value: codes of activations may differ by one
 
 
 def load(file: Path | str, *, dequantize: bool = False, sizes: Mapping[str, int] | None = None) -> Program:
@@ -52,16 +53,15 @@ def load(file: Path | str, *, dequantize: bool = False, sizes: Mapping[str, int]
     module = TranslatedGraph(model, str(file), dequantize).eval()
     session = ReferenceSession(file)
     feeds, expected = example(str(file), shapes, session, sizes or {})
-    if not module.rounds:
-        _require_same(file, module, feeds, expected)
+    _require_same(file, module, feeds, expected)
     program = _captured(module, feeds, shapes)
-    program = replace(program, source=Source(file, KIND, _dtype(module)))
+    program = replace(program, source=Source(file, KIND, _dtype(module), names=module.renamed()))
     program = replace(
         program, inputs=draw(program, SEED, Variant("traced", PLAIN), next(candidates(program, "traced")))
     )
     if module.rounds:
-        why = "the file rounds activations, and the program does not"
-        log.warning("%s is not compared with its program: %s", file, why)
+        why = f"the file rounds activations, and the program does not: {_apart(module, feeds, expected)}"
+        log.warning("%s: %s", file, why)
         return replace(program, unchecked=(*program.unchecked, why))
     return _compared(file, program, session, tuple(shapes))
 
@@ -69,20 +69,39 @@ def load(file: Path | str, *, dequantize: bool = False, sizes: Mapping[str, int]
 def _require_same(
     file: Path, module: TranslatedGraph, feeds: Mapping[str, Tensor], expected: Mapping[str, Tensor]
 ) -> None:
-    """Compare the translation with ONNX Runtime before the capture.
+    """Compare the translation with ONNX Runtime before the capture, with activations that are rounded as in the file.
 
     Raises:
         LoadError: if they differ; it names the first node that does.
     """
-    with torch.no_grad():
-        outputs = module(**dict(zip(identifiers(feeds), feeds.values(), strict=True)))
+    tolerance = ROUNDED if module.rounds else None
     try:
-        compare(dict(expected), outputs, f"{file} and its translation")
+        outputs = _run(module, feeds, rounding=True)
+        compare(dict(expected), outputs, f"{file} and its translation", tolerance, weights=_dtype(module))
     except VerificationError as fault:
-        where = first_difference(file, module, feeds)
+        where = "" if module.rounds else first_difference(file, module, feeds, _dtype(module))
         raise LoadError(
             f"{file}: the translation computes other outputs than ONNX Runtime{where}{because(fault)}"
         ) from fault
+
+
+def _run(module: TranslatedGraph, feeds: Mapping[str, Tensor], rounding: bool = False) -> dict[str, Tensor]:
+    """Outputs of the translation, with activations that are rounded where the file rounds them, or not."""
+    module.plan.rounding = rounding
+    try:
+        with torch.no_grad():
+            outputs: dict[str, Tensor] = module(**dict(zip(identifiers(feeds), feeds.values(), strict=True)))
+            return outputs
+    finally:
+        module.plan.rounding = False
+
+
+def _apart(module: TranslatedGraph, feeds: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> str:
+    """Words about the difference from a file that rounds activations."""
+    outputs = _run(module, feeds)
+    pairs = [(a, b) for a, b in paired(dict(expected), outputs, "output") if a.is_floating_point()]
+    apart = max((difference(a, b).relative for a, b in pairs), default=0.0)
+    return f"outputs differ by {apart:.1%} of the typical value"
 
 
 def _captured(module: TranslatedGraph, feeds: Mapping[str, Tensor], shapes: Shapes) -> Program:
@@ -138,6 +157,7 @@ def _compared(file: Path, program: Program, session: ReferenceSession, names: tu
 
 def _agreeing(file: Path, program: Program, session: ReferenceSession, names: tuple[str, ...], kind: str) -> Any:
     """Yield once inputs of a kind are compared."""
+    assert program.source is not None
     for inputs, _ in attempts(program, SEED, Variant(kind, PLAIN)):
         if program.violation(*inputs) is not None:
             continue
@@ -148,7 +168,7 @@ def _agreeing(file: Path, program: Program, session: ReferenceSession, names: tu
             continue
         (outputs,) = interpreter.run(program, [inputs], (SEED,))
         try:
-            compare(expected, outputs, f"{file} and its program")
+            compare(expected, outputs, f"{file} and its program", weights=program.source.dtype)
         except VerificationError as fault:
             raise LoadError(f"{file}: the program computes other outputs than ONNX Runtime{because(fault)}") from fault
         yield inputs

@@ -35,7 +35,7 @@ def write_again(program: Program, output: Path, *, force: bool = False) -> Expor
     subject = named_subject(program, *interface.neutral)
     start = time.perf_counter()
     exported = to_onnx(subject, interface.opset if interface.opset in OPSETS else min(OPSET, OPSETS[0])).model
-    interface.restore(exported)
+    interface.restore(exported, program.source.names)
     seconds = {"export": time.perf_counter() - start}
     with new_folder(output, force) as folder:
         path = save_onnx(exported, folder)
@@ -56,14 +56,16 @@ def agreement(program: Program, runner: OnnxRunner, interface: OriginalInterface
     Raises:
         ExportError: if they disagree, or ONNX Runtime runs the file on no inputs that the program accepts.
     """
-    cases = {}
+    assert program.source is not None
+    cases, kind = {}, program.source.dtype
     for seed, variant in enumerate(variants(program)):
         for inputs in accepted_inputs(program, seed, variant):
             feeds = dict(zip(interface.inputs, program.flat(*inputs), strict=True))
             with torch.no_grad():
                 (outputs,) = interpreter.run(program, [inputs], (seed,))
             try:
-                result = compare(pytree.tree_leaves(outputs), list(runner.run(feeds).values()), "program and ONNX file")
+                sides = pytree.tree_leaves(outputs), list(runner.run(feeds).values())
+                result = compare(*sides, "program and ONNX file", weights=kind)
             except VerificationError as fault:
                 raise ExportError(str(fault)) from fault
             cases[f"{describe(inputs, program)}, {variant.masks}"] = result

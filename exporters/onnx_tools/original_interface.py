@@ -53,28 +53,32 @@ class OriginalInterface:
         """Names of inputs and outputs for the export, which are none of its own: those of the file may be."""
         return [f"{INPUT}{i}" for i in range(len(self.inputs))], [f"{OUTPUT}{i}" for i in range(len(self.outputs))]
 
-    def restore(self, model: ir.Model) -> None:
-        """Give an exported model the names, the description and the metadata of the file."""
-        names = dict[str, str]()
+    def restore(self, model: ir.Model, weights: Mapping[str, str]) -> None:
+        """Give an exported model the names, the description and the metadata of the file.
+
+        `weights` has the names in the file of weights that have others in the program.
+        """
+        sizes = dict[str, str]()
         for value, shape in zip(model.graph.inputs, self.inputs.values(), strict=True):
             for new, old in zip(value.shape or (), shape or (), strict=False):
                 if not isinstance(new, int) and isinstance(old, str) and new.value is not None:
-                    names.setdefault(new.value, old)
+                    sizes.setdefault(new.value, old)
         for value in (*model.graph.inputs, *(out for node in model.graph.all_nodes() for out in node.outputs)):
-            value.shape = _renamed(value.shape, names)
+            value.shape = _renamed(value.shape, sizes)
         for value, shape in zip(model.graph.outputs, self.outputs.values(), strict=True):
             value.shape = _restored(value.shape, shape)
-        self._name(model)
+        self._name(model, weights)
         for name, text in self.description.items():
             setattr(model, name, text)
         model.graph.doc_string = None
         model.metadata_props.clear()
         model.metadata_props.update(self.properties)
 
-    def _name(self, model: ir.Model) -> None:
+    def _name(self, model: ir.Model, names: Mapping[str, str]) -> None:
         """Give inputs, outputs and weights their names in the file; a computed value of such a name gets another."""
         graph = model.graph
-        weights = {name: name.removeprefix(WRAPPER) for name in graph.initializers if name.startswith(WRAPPER)}
+        own = {name: name.removeprefix(WRAPPER) for name in graph.initializers if name.startswith(WRAPPER)}
+        weights = {old: names.get(name, name) for old, name in own.items()}
         taken = {*weights.values(), *self.inputs, *self.outputs}
         for value in (out for node in graph.all_nodes() for out in node.outputs):
             if value.name in taken and not value.is_graph_output():

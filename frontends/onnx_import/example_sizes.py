@@ -40,10 +40,10 @@ def example(
         if number == MOST:
             break
     assert first is not None
-    form = ", ".join(f"{name!r}: N" for name in names)
+    form, flags = ", ".join(f"{name!r}: N" for name in names), ",".join(f"{name}=N" for name in names)
     raise LoadError(
         f"{file}: ONNX Runtime runs it with none of the sizes that were tried{because(first)}; give the sizes at which "
-        f"it runs: graphprune.load(file, sizes={{{form}}})"
+        f"it runs: graphprune.load(file, sizes={{{form}}}), or --sizes {flags}"
     ) from first
 
 

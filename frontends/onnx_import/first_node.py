@@ -14,8 +14,11 @@ from graphprune.frontends.onnx_import.reference_session import ReferenceSession
 from graphprune.support.packages import onnx
 
 
-def first_difference(file: Path, module: TranslatedGraph, feeds: Mapping[str, Tensor]) -> str:
-    """Words about the first node that differs, to follow a message; empty if it cannot be determined."""
+def first_difference(file: Path, module: TranslatedGraph, feeds: Mapping[str, Tensor], weights: torch.dtype) -> str:
+    """Words about the first node that differs, to follow a message; empty if it cannot be determined.
+
+    `weights` is the type of the weights.
+    """
     watched = module.plan.watch = dict[str, Tensor]()
     try:
         with torch.no_grad():
@@ -31,14 +34,14 @@ def first_difference(file: Path, module: TranslatedGraph, feeds: Mapping[str, Te
         module.plan.watch = None
     for node in model.graph.node:
         for name in node.output:
-            if name in watched and name in expected and not _same(expected[name], watched[name]):
+            if name in watched and name in expected and not _same(expected[name], watched[name], weights):
                 return f", from node {node.name or name!r} ({key(node.domain, node.op_type)}) on"
     return ""
 
 
-def _same(expected: Tensor, value: Tensor) -> bool:
+def _same(expected: Tensor, value: Tensor, weights: torch.dtype) -> bool:
     try:
-        compare([expected], [value], "node")
+        compare([expected], [value], "node", weights=weights)
     except VerificationError:
         return False
     return True

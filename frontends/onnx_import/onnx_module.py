@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -23,10 +24,12 @@ from graphprune.frontends.onnx_import.onnx_values import (
     to_tensor,
 )  # fmt: skip
 from graphprune.frontends.onnx_import.operators import TRANSLATIONS, key, quantized
+from graphprune.frontends.onnx_import.plain_names import plain, plain_names
 from graphprune.support.packages import onnx_ir as ir
 
 MOST_ROUNDS = 64  # of a loop that is unrolled
 STATISTICS = {"BatchNormalization": (3, 4)}  # inputs that are no parameters
+_QUANTIZED = re.compile(r"(^|::)Q(Linear|Gemm|Attention|Embed|Ordered|MoE)|Quantize|Integer")
 CONTROL = ("If", "Loop", "Constant")
 _CONSTANTS = {"value", "value_float", "value_floats", "value_int", "value_ints"}  # attributes that hold numbers
 
@@ -34,8 +37,8 @@ _CONSTANTS = {"value", "value_float", "value_floats", "value_int", "value_ints"}
 class TranslatedGraph(nn.Module):
     """Module that computes the graph of a file; its parameters have the names of the file.
 
-    It is called with the inputs by keywords, and returns the outputs by name. Names are made unique as attributes:
-    `names` has the name in the file of each parameter and buffer.
+    It is called with the inputs by keywords, and returns the outputs by name. Names are made unique and plain:
+    `renamed` has the names in the file.
     """
 
     def __init__(self, model: ir.Model, file: str, dequantize: bool = False) -> None:
@@ -46,14 +49,14 @@ class TranslatedGraph(nn.Module):
         self.plan = GraphRun(graph, dict(model.opset_imports), file)
         stored = {name: FileTensor(name, value.const_value, self.read) for name, value in graph.initializers.items()}
         self.stored = self._folded(stored, dequantize)
-        self.rounds = self._dequantized(dequantize)
         self.plan.require_translations(self.stored)
+        self.rounds = self._dequantized(dequantize)
         self._register(self.stored)
 
     @property
     def outputs(self) -> list[str]:
         """Names of the outputs."""
-        return [value.name for value in self.plan.graph.outputs]
+        return list(plain_names(value.name for value in self.plan.graph.outputs).values())
 
     def _folded(self, stored: dict[str, FileTensor], dequantize: bool) -> dict[str, FileTensor]:
         """Tensors that are known before a run: those of the file, and what follows from constants alone."""
@@ -79,15 +82,16 @@ class TranslatedGraph(nn.Module):
             raise LoadError(
                 f"{self.plan.file}: node {left[0].name or left[0].outputs[0].name!r} "
                 f"({key(left[0].domain, left[0].op_type)}) computes with quantized numbers, whose axes cannot be cut; "
-                "graphprune.load(file, dequantize=True) turns them into floating-point numbers"
+                "graphprune.load(file, dequantize=True), or --dequantize, turns them into floating-point numbers"
             )
+        codes = dict(self.stored)  # several nodes may read one tensor
         for node in left:
-            if node.op_type == "MatMulNBits":
-                inputs = tuple(None if v is None else self.stored.get(v.name) for v in node.inputs)
+            inputs = tuple(None if v is None else codes.get(v.name) for v in node.inputs)
+            if len(inputs) > 1 and inputs[1] is not None:
                 name = node.inputs[1].name
-                matrix = quantized.unpacked(NodeCall(node, inputs, self.plan.opset))
-                self.stored[name] = FileTensor(name, matrix, self.read)
-        return any(node.op_type == "QuantizeLinear" for node in left)
+                if (numbers := quantized.stored_floats(NodeCall(node, inputs, self.plan.opset))) is not None:
+                    self.stored[name] = FileTensor(name, numbers, self.read)
+        return any(node.op_type in quantized.ROUNDING for node in left)
 
     def _register(self, stored: Mapping[str, FileTensor]) -> None:
         statistics = {
@@ -107,7 +111,7 @@ class TranslatedGraph(nn.Module):
 
     def _add(self, name: str, tensor: FileTensor, is_parameter: bool) -> None:
         """Register a tensor under its name; a dot begins a submodule."""
-        *path, leaf = (part or "_" for part in name.split("."))
+        *path, leaf = (part or "_" for part in plain(name).split("."))
         owner: nn.Module = self
         for part in path:
             inner = owner._modules.get(part)
@@ -153,7 +157,8 @@ class TranslatedGraph(nn.Module):
         env: dict[str, Value] = dict(self.stored)
         env.update(zip([value.name for value in plan.inputs], inputs.values(), strict=True))
         plan.run(plan.graph, env)
-        return {value.name: as_tensor(env[value.name]) for value in plan.graph.outputs}
+        values = [as_tensor(env[value.name]) for value in plan.graph.outputs]
+        return dict(zip(self.outputs, values, strict=True))
 
 
 class GraphRun:
@@ -164,6 +169,7 @@ class GraphRun:
         self.opset = opsets.get("", opsets.get("ai.onnx", 1))
         self.inputs = [value for value in graph.inputs if value.name not in graph.initializers]
         self.watch: dict[str, Tensor] | None = None
+        self.rounding = False  # of activations, as in the file
 
     def nodes(self) -> Iterator[Any]:
         """Nodes of the graph and of all graphs in it."""
@@ -194,10 +200,14 @@ class GraphRun:
         if unknown:
             node, name = unknown[0]
             kinds = ", ".join(sorted({name for _, name in unknown}))
+            way_out = (
+                "it computes with quantized numbers: take the file before it was quantized"
+                if _QUANTIZED.search(name)
+                else "register a function of torch for it in graphprune.frontends.onnx_import.operators.TRANSLATIONS"
+            )
             raise LoadError(
                 f"{self.file}: node {node.name or node.outputs[0].name!r} has the operator {name}, which is not "
-                f"translated ({len(unknown)} such nodes: {kinds}); register a function of torch for it in "
-                "graphprune.frontends.onnx_import.operators.TRANSLATIONS"
+                f"translated ({len(unknown)} such nodes: {kinds}); {way_out}"
             )
 
     def run(self, graph: Any, env: dict[str, Value]) -> None:
@@ -213,7 +223,7 @@ class GraphRun:
 
     def _values(self, node: Any, env: dict[str, Value]) -> Sequence[Value]:
         inputs = tuple(None if value is None else env[value.name] for value in node.inputs)
-        call = NodeCall(node, inputs, self.opset)
+        call = NodeCall(node, inputs, self.opset, self.rounding)
         try:
             if node.op_type in ("If", "Loop") and node.domain in ("", "ai.onnx"):
                 return self._branch(call, env) if node.op_type == "If" else self._loop(call, env)
@@ -235,7 +245,10 @@ class GraphRun:
         """Outputs of the branch that the sizes of the inputs choose."""
         condition = known(call.inputs[0])
         if condition is None or is_symbolic(condition.reshape(-1)[0]):
-            raise UnsupportedError("values of the inputs decide which branch runs")
+            raise UnsupportedError(
+                "values of the inputs decide which branch runs; export the model for one of them, or put this branch "
+                "in the place of the node"
+            )
         branch = call.attribute("then_branch" if condition.reshape(-1)[0] else "else_branch")
         return self._body(branch, env)
 

@@ -48,9 +48,10 @@ def _require_tensors(file: Path, model: ir.Model) -> None:
 
 
 def _no_tensor(file: Path, kind: str, name: str, what: str) -> LoadError:
+    other = ", or convert the model without it (skl2onnx: options={'zipmap': False}, and classes that are integers)"
     return LoadError(
-        f"{file}: {kind} {name} is of type {what}, expected a tensor of numbers; remove it from the graph, or convert "
-        "the model without it (skl2onnx: options={'zipmap': False}, and classes that are integers)"
+        f"{file}: {kind} {name} is of type {what}, expected a tensor of numbers; remove it from the graph"
+        + other * (kind == "output")
     )
 
 
@@ -170,7 +171,9 @@ def shape_of(file: Path, value: Any) -> list[int | str]:
         LoadError: if its shape is unknown.
     """
     if value.shape is None:
-        raise LoadError(f"{file}: input {value.name} has no shape, expected sizes, or names for dynamic ones")
+        raise LoadError(
+            f"{file}: input {value.name} has no shape, expected sizes, or names for dynamic ones; export it with them"
+        )
     sizes = []
     for dim, size in enumerate(value.shape):
         known = size if isinstance(size, int) else size.value

@@ -141,11 +141,12 @@ def _scalar_type(item: Any) -> torch.dtype:
 
 @dataclass(frozen=True)
 class NodeCall:
-    """A node with the values of its inputs."""
+    """A node with the values of its inputs; `rounding` asks for activations that are rounded as in the file."""
 
     node: Any
     inputs: tuple[Value, ...]
     opset: int
+    rounding: bool = False
 
     def has(self, index: int) -> bool:
         """Whether an optional input is there."""

@@ -54,14 +54,20 @@ class Discrepancy:
     spread: float
 
 
-def compare(reference: Any, output: Any, what: str, tolerance: float | None = None) -> Verification:
+def compare(
+    reference: Any, output: Any, what: str, tolerance: float | None = None, *, weights: torch.dtype | None = None
+) -> Verification:
     """Compare two outputs, leaf by leaf; the default tolerance is wider than that of a proof in double precision.
+
+    It is that of the outputs' type, or that of the type of the `weights`, if they are given and coarser: outputs may
+    have been computed in it.
 
     Raises:
         VerificationError: if shapes or numbers disagree, or a number is finite on one side alone.
     """
     pairs = paired(reference, output, what)
-    allowed = [tolerance or _unresolved(a) for a, _ in pairs]
+    least = _unresolved(torch.empty(0, dtype=weights)) if weights is not None else 0.0
+    allowed = [tolerance or max(_unresolved(a), least) for a, _ in pairs]
     errors = [difference(a, b, f"{what}, output {i}").relative for i, (a, b) in enumerate(pairs)]
     if not pairs or not max(errors) <= max(allowed):
         raise VerificationError(

@@ -35,6 +35,7 @@ class Source:
     dtype: torch.dtype = torch.float32  # of the stored weights
     dropped: tuple[str, ...] = ()  # entries of its lists of modules that the program does not have
     tokenizer: Path | None = None  # folder of the tokenizer, where it is another
+    names: Mapping[str, str] = field(default_factory=dict)  # names in the file of weights that have others here
 
     @property
     def texts(self) -> Path:

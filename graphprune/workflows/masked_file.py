@@ -52,7 +52,8 @@ def compare_with_masked(program: Program, pruned: Path) -> float:
             full, narrow = (dict(zip(names.inputs, side, strict=True)) for side in leaves)
             expected = cut.expected(list(masked.run(full).values()))
             try:
-                result = compare(expected, list(runner.run(narrow).values()), "masked file and pruned file")
+                outputs, kind = list(runner.run(narrow).values()), program.source.dtype
+                result = compare(expected, outputs, "masked file and pruned file", weights=kind)
             except VerificationError as fault:
                 raise ExportError(str(fault)) from fault
             errors.append(result.max_error)
@@ -70,12 +71,16 @@ def _masked(program: Program, original: Program, file: Path, scratch: Path) -> O
     load("onnx_ir.passes.common").LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=2)(model)
     holders = model.graph.initializers
     tensor = load("onnx_ir.tensor_adapters").TorchTensor
-    for name, numbers in _numbers(program, original):
+    names = program.source.names if program.source else {}
+    for weight, numbers in _numbers(program, original):
+        name = names.get(weight, weight)
         if name not in holders:
             raise NotMaskableError(f"{name} is no constant of the file itself")
         old = holders[name].const_value
-        holders[name].const_value = tensor(numbers.to(original.weights[name].dtype).contiguous(), name=name)
-        assert old is None or tuple(old.shape) == tuple(numbers.shape)
+        new = tensor(numbers.to(original.weights[weight].dtype).contiguous(), name=name)
+        if old is not None and (tuple(old.shape), old.dtype) != (tuple(new.shape), new.dtype):
+            raise NotMaskableError(f"{name} has quantized numbers in the file")
+        holders[name].const_value = new
     stored = (value.const_value for value in holders.values())
     if sum(one.nbytes for one in stored if one is not None and not isinstance(one, ir.ExternalTensor)) < MESSAGE_BYTES:
         return open_graph(model, folder / file.name)

@@ -328,7 +328,7 @@ def unread_words() -> onnx.ModelProto:
 
 BAD = {
     thinned: r"node 'product' \(MatMul\) reads w, which is no input.*sparse constants are not read",
-    listed: r"model.onnx: input parts is a seq\(tensor\(float\)\), expected one of",
+    listed: r"model.onnx: input parts is of type Sequence\(Tensor\(FLOAT\)\), expected a tensor of numbers; remove it",
     worded: r"model.onnx: output names is a tensor\(string\), expected one of",
     unread_words: r"node 'speak' \(Constant\) cannot be translated.*value_strings",
     short: r"the constant w of shape \[8, 4\] holds another number of values",

@@ -231,7 +231,9 @@ def test_every_translation_is_tested() -> None:
         "SimplifiedLayerNormalization", "com.microsoft::SimplifiedLayerNormalization", "Scatter", "ReverseSequence",
         "com.microsoft::TransposeMatMul",
     }  # fmt: skip
-    quantized = {name for name in TRANSLATIONS if "Quant" in name or "quantize" in name or "NBits" in name}
+    quantized = {
+        name for name in TRANSLATIONS if "Quant" in name or "quantize" in name or "NBits" in name or "Integer" in name
+    }
     assert set(TRANSLATIONS) - tested - aliases - quantized == set()
 
 

@@ -65,3 +65,22 @@ def test_an_output_of_strings_is_refused(tmp_path: Path) -> None:
     built.graph.output[0].type.CopyFrom(helper.make_tensor_type_proto(onnx.TensorProto.STRING, None))
     with pytest.raises(LoadError, match="output y is of type STRING, expected a tensor of numbers"):
         gp.load(write(tmp_path, built))
+
+
+@pytest.mark.parametrize("names", [('a"b\\', "a_b_", "..", 'out{0}"'), ("forward", "training", "self.x/0;y", "class")])
+def test_names_that_python_cannot_hold(names: tuple[str, str, str, str], tmp_path: Path) -> None:
+    """Quotes, separators and names of attributes: the new file has the names of the first, and is compared with it."""
+    up, bias, down, output = names
+    nodes = [
+        helper.make_node("Gemm", ["x", up, bias], ["h"]),
+        helper.make_node("Relu", ["h"], ["wide"]),
+        helper.make_node("Gemm", ["wide", down], [output]),
+    ]
+    constants = {up: numbers(4, 8), bias: numbers(8), down: numbers(8, 3)}
+    file = write(tmp_path, model(nodes, {"x": ["n", 4]}, [output], constants))
+    result = gp.prune(file, recipe="magnitude", ratio=0.5, output=tmp_path / "out")
+    assert result.report.errors["ONNX and masked original file"] < 1e-4
+    assert gp.verify_folder(tmp_path / "out").checks
+    graph = onnx.load(tmp_path / "out/onnx/model.onnx").graph
+    assert {up, bias, down} <= {tensor.name for tensor in graph.initializer}
+    assert [value.name for value in graph.output] == [output]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,22 +11,40 @@ import torch
 from torch import Tensor
 
 from graphprune.frontends.onnx_import.onnx_values import NodeCall, UnsupportedError
-from graphprune.frontends.onnx_import.operators import MICROSOFT, translates
+from graphprune.frontends.onnx_import.operators import MICROSOFT, products, translates
+from graphprune.support.packages import onnx_ir as ir
 
 #: Operators that compute with rounded numbers.
 NAMES = (
     "DequantizeLinear", "QuantizeLinear", "com.microsoft::DequantizeLinear", "com.microsoft::QuantizeLinear",
+    "DynamicQuantizeLinear", "MatMulInteger", "ConvInteger",
     "com.microsoft::MatMulNBits", "com.microsoft::GatherBlockQuantized",
 )  # fmt: skip
+ROUNDING = ("QuantizeLinear", "DynamicQuantizeLinear")  # of activations
+_ZERO_ALONG = {"MatMulInteger": -1, "ConvInteger": 0}  # dimension of the zero points of the weight
 
 
 @translates("DequantizeLinear")
 @translates("DequantizeLinear", domain=MICROSOFT)
 def dequantize(call: NodeCall) -> Any:
-    """The numbers themselves, if nothing rounded them before the run; else the input, which then was not rounded."""
-    if isinstance(call.inputs[0], Tensor):
-        return call.inputs[0]
-    return dequantized(call)
+    """The numbers of codes, such as rows of a table; of activations the input, which was not rounded."""
+    codes = call.inputs[0]
+    if not isinstance(codes, Tensor):
+        return dequantized(call)
+    if codes.is_floating_point():
+        return codes
+    scale, zero = call.tensor(1), call.tensor(2) if call.has(2) else torch.zeros(())
+    axis = call.attribute("axis", 1)
+    return (codes.float() - _spread(zero, codes.dim(), axis)) * _spread(scale, codes.dim(), axis)
+
+
+def _spread(part: Tensor, rank: int, axis: int) -> Tensor:
+    """Numbers for one axis of a tensor of this rank, or one number for all of it."""
+    if part.numel() == 1:
+        return part.float().reshape(())
+    if part.dim() != 1:
+        raise UnsupportedError("codes in blocks that are looked up")
+    return part.float().reshape([-1 if i == axis % rank else 1 for i in range(rank)])
 
 
 def dequantized(call: NodeCall) -> np.ndarray:
@@ -48,8 +68,45 @@ def _along(part: np.ndarray, codes: np.ndarray, axis: int, block: int) -> np.nda
 @translates("QuantizeLinear")
 @translates("QuantizeLinear", domain=MICROSOFT)
 def quantize(call: NodeCall) -> Any:
-    """The unrounded input: a pruned model is quantized anew."""
-    return call.tensor(0)
+    """The input within the bounds of the codes, unrounded: a pruned model is quantized anew.
+
+    The bounds may be all that is left of an activation: quantizers remove a ReLU whose output has the zero point 0.
+    """
+    x = call.tensor(0)
+    if not isinstance(call.inputs[0], Tensor) and not call.rounding:  # a weight, whose codes hold all of it
+        return x
+    zero = call.numbers(2) if call.has(2) else np.zeros((), _kind(call))
+    lowest, highest = _limits(zero.dtype)
+    scale, shift = (
+        torch.from_numpy(np.asarray(part, np.float32)) for part in (call.numbers(1), zero.astype(np.float32))
+    )
+    axis = call.attribute("axis", 1)
+    step, origin = _spread(scale, x.dim(), axis), _spread(shift, x.dim(), axis)
+    if call.rounding:
+        codes = (torch.round(x.float() / step) + origin).clamp(lowest, highest)
+        return ((codes - origin) * step).to(x.dtype)
+    call.require(step.dim() == 0 and origin.dim() == 0, "activations with a scale for each index")
+    low, high = ((bound - origin.item()) * step.item() for bound in (lowest, highest))
+    return torch.clamp(x, low, high)
+
+
+def _kind(call: NodeCall) -> np.dtype[Any]:
+    """Type of the codes where no zero point has it."""
+    kind = call.attribute("output_dtype", 0)
+    return np.dtype(ir.DataType(kind).numpy()) if kind else np.dtype(np.uint8)
+
+
+def _limits(kind: np.dtype[Any]) -> tuple[int, int]:
+    """Least and greatest code of a type.
+
+    Raises:
+        UnsupportedError: if it is no type of integers.
+    """
+    match = re.fullmatch(r"(u?)int(\d+)", kind.name)
+    if match is None:
+        raise UnsupportedError(f"codes of type {kind.name}")
+    unsigned, bits = bool(match[1]), int(match[2])
+    return (0, 2**bits - 1) if unsigned else (-(2 ** (bits - 1)), 2 ** (bits - 1) - 1)
 
 
 def unpacked(call: NodeCall) -> np.ndarray:
@@ -89,4 +146,49 @@ def packed_product(call: NodeCall) -> Tensor:
 
 @translates("DynamicQuantizeLinear")
 def dynamic(call: NodeCall) -> Any:
-    call.require(False, "activations are quantized while it runs; take the file before quantization")
+    """The unrounded input, with the scale 1 and the zero point 0."""
+    x = call.tensor(0)
+    if call.rounding:
+        low, high = x.amin().clamp(max=0), x.amax().clamp(min=0)
+        step = (high - low) / 255
+        zero = torch.round(-low / step).clamp(0, 255)
+        x = ((torch.round(x / step) + zero).clamp(0, 255) - zero) * step
+    return x, np.array(1, dtype=np.float32), np.array(0, dtype=np.uint8)
+
+
+def stored_floats(call: NodeCall) -> np.ndarray | None:
+    """Floating-point numbers in place of the second input of a node, which has codes; None for other nodes."""
+    if call.node.op_type == "MatMulNBits":
+        return unpacked(call)
+    return shifted(call) if call.node.op_type in _ZERO_ALONG else None
+
+
+def shifted(call: NodeCall) -> np.ndarray:
+    """The codes of a weight minus their zero points; a node behind multiplies by their scale."""
+    codes = call.numbers(1).astype(np.float32)
+    zero = call.numbers(3).astype(np.float32) if call.has(3) else np.zeros((), np.float32)
+    axis = _ZERO_ALONG[call.node.op_type] % codes.ndim
+    return codes - (zero.reshape(()) if zero.size == 1 else _along(zero, codes, axis, 0))
+
+
+@translates("MatMulInteger")
+def integer_product(call: NodeCall) -> Tensor:
+    return torch.matmul(*_integers(call))
+
+
+@translates("ConvInteger")
+def integer_convolution(call: NodeCall) -> Tensor:
+    result: Tensor = products.conv(replace(call, inputs=_integers(call)))
+    return result
+
+
+def _integers(call: NodeCall) -> tuple[Tensor, Tensor]:
+    """Both sides of a product, minus their zero points; `shifted` has replaced a weight before the run."""
+    sides = []
+    for side, zero in ((0, 2), (1, 3)):
+        tensor = call.tensor(side)
+        if not tensor.is_floating_point():
+            call.require(not call.has(zero) or call.tensor(zero).numel() == 1, "zero points of rows")
+            tensor = tensor.float() - (call.tensor(zero).float() if call.has(zero) else 0.0)
+        sides.append(tensor)
+    return sides[0], sides[1]
