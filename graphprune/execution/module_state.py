@@ -16,6 +16,8 @@ from torch import nn
 
 from graphprune.execution.object_state import ObjectState
 
+MIXED = "_original_forward"  # the attribute in which accelerate keeps the forward that it has put into autocast
+
 
 @contextmanager
 def evaluation_mode(module: nn.Module) -> Iterator[None]:
@@ -121,15 +123,21 @@ def attributes_restored_on_failure(*owners: object) -> Iterator[None]:
 
 @contextmanager
 def uncompiled(module: nn.Module) -> Iterator[None]:
-    """Run the plain code of submodules that `Module.compile` has compiled."""
-    compiled = [(vars(part), call) for part in module.modules() if (call := vars(part).get("_compiled_call_impl"))]
+    """Run the plain code of submodules that `Module.compile` has compiled, or that accelerate has put into autocast."""
+    every = [vars(part) for part in module.modules()]
+    compiled = [(attributes, call) for attributes in every if (call := attributes.get("_compiled_call_impl"))]
+    mixed = [(attributes, attributes["forward"]) for attributes in every if {MIXED, "forward"} <= attributes.keys()]
     for attributes, _ in compiled:
         attributes["_compiled_call_impl"] = None
+    for attributes, _ in mixed:
+        del attributes["forward"]
     try:
         yield
     finally:
         for attributes, call in compiled:
             attributes["_compiled_call_impl"] = call
+        for attributes, forward in mixed:
+            attributes["forward"] = forward
 
 
 @contextmanager

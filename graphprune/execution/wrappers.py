@@ -24,11 +24,17 @@ _SHARDED = ("torch.distributed.fsdp.fully_sharded_data_parallel", "FullyShardedD
 
 def unwrapped(module: nn.Module) -> nn.Module:
     """Module inside of wrappers for parallel or compiled execution; the module itself if there are none."""
-    seen = {id(module)}
-    while (inside := _inside(module)) is not None and id(inside) not in seen:
+    return list(nested(module))[-1]
+
+
+def nested(module: nn.Module) -> Iterator[nn.Module]:
+    """The module and those inside of it as a wrapper, the outermost first."""
+    seen: set[int] = set()
+    inside: nn.Module | None = module
+    while inside is not None and id(inside) not in seen:
         seen.add(id(inside))
-        module = inside
-    return module
+        yield inside
+        inside = _inside(inside)
 
 
 def require_module(module: object) -> nn.Module:

@@ -32,7 +32,7 @@ from graphprune.training.regularizers import Regularizer, made
 from graphprune.training.round_data import RoundData
 from graphprune.training.round_targets import RoundTargets, of_groups, require_amount, require_reachable
 from graphprune.training.rounds import Round
-from graphprune.training.schedules import Schedule, reductions
+from graphprune.training.schedules import Schedule, reductions, require_numbers
 from graphprune.training.selection import Selection, select, surveyed
 from graphprune.workflows.recipes.auto_recipe import AUTO, NO_DATA
 from graphprune.workflows.recipes.recipe_rules import flat
@@ -103,7 +103,7 @@ class Pruner:
         average: nn.Module | None = None,
         **options: Any,
     ) -> None:
-        _require_numbers(rounds, soft)
+        require_numbers(rounds, soft)
         amounts = {"sparsity": sparsity, "macs": macs, "ratio": ratio, "widths": widths}
         amount = require_amount(amounts, options)
         self.wrapper, self.module = module, require_module(module)
@@ -129,6 +129,7 @@ class Pruner:
                 raise TrainingError("masks need optimizer=, with whose steps they are learned")
             self._gradients.listeners.append(self.masks.step)
             self._attach_masks(self.masks)
+            self._rebuild_wrappers()
 
     @property
     def rounds(self) -> int:
@@ -172,12 +173,20 @@ class Pruner:
                 f"all {self.rounds} rounds were made; train on without pruner.step(), as pruner.done shows, or make a "
                 "new pruner"
             )
+        replicas.agreed(self._require_between_steps)
+        with quiet_loop(self.wrapper):
+            replicas.synchronize(self.module)
+            try:
+                return self._soften() if self.softened < self.soft else self._round()
+            except BaseException:
+                if self.masks is not None:
+                    self._rebuild_wrappers()
+                raise
+
+    def _require_between_steps(self) -> None:
         require_own(self.optimizers, self.module)
         if self.optimizers:
             self._gradients.require_none(self.module)
-        with quiet_loop(self.wrapper):
-            replicas.synchronize(self.module)
-            return self._soften() if self.softened < self.soft else self._round()
 
     def state_dict(self) -> dict[str, Tensor]:
         """Tensors from which another process continues, for ``safetensors.torch.save_file``; weights are not in it."""
@@ -268,6 +277,11 @@ class Pruner:
         )  # fmt: skip
         return self._finished(made, dict(small.fact(Plan).groups))
 
+    def _rebuild_wrappers(self) -> None:
+        """Let wrappers average the gradients of the current parameters; masks make them lose even those that remain."""
+        for wrapper in replicas.reducers(self.wrapper):
+            replicas.rebuild(wrapper)
+
     def _idle(self, number: int) -> Round:
         program = self._chain.program
         return Round(
@@ -285,10 +299,10 @@ class Pruner:
             self.regularizer.next_round()
         if groups:
             replicas.synchronize(self.module)
-            for wrapper in replicas.reducers(self.wrapper):
-                replicas.rebuild(wrapper)
         if self.masks is not None:
             self._renew_masks(self.masks, groups)
+        if groups or self.masks is not None:
+            self._rebuild_wrappers()
         log.info("%s", made)
         return made
 
@@ -384,15 +398,3 @@ class Pruner:
                 f"{what} needs data: pass data=, an iterable of batches such as the DataLoader of the training (and "
                 "loss= for gradients), or choose one without, such as magnitude"
             )
-
-
-def _require_numbers(count: int, soft: int) -> None:
-    """Refuse impossible numbers.
-
-    Raises:
-        TrainingError: if one is.
-    """
-    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-        raise TrainingError(f"rounds must be a positive whole number, got {count!r}")
-    if isinstance(soft, bool) or not isinstance(soft, int) or soft < 0:
-        raise TrainingError(f"soft must be the number of rounds that only set to zero, at least 0, got {soft!r}")

@@ -1,6 +1,7 @@
 """Replicas of a module in several processes: shared batches, one plan, the weights of the first process."""
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import torch
@@ -10,11 +11,13 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from graphprune.errors import TrainingError
+from graphprune.errors import TrainingError, because, reason_of
+from graphprune.execution.wrappers import nested
 from graphprune.support.distributed import world_size
 
 T = TypeVar("T")
 MEBIBYTE = 2**20
+REDUCER_HOOKS = ("_comm_hooks", "_accum_grad_hooks")
 
 
 def from_first(value: T) -> T:
@@ -24,6 +27,36 @@ def from_first(value: T) -> T:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def agreed(work: Callable[[], T]) -> T:
+    """Result of work that depends on this process alone, if it succeeds in all processes.
+
+    Where one fails, all fail: others would wait for it in the next exchange.
+
+    Raises:
+        TrainingError: if it fails in another process.
+    """
+    if world_size() == 1:
+        return work()
+    fault: Exception | None = None
+    try:
+        value = work()
+    except Exception as caught:  # data of users may raise anything
+        fault = caught
+    reasons: list[str | None] = [None] * world_size()
+    try:
+        dist.all_gather_object(reasons, None if fault is None else reason_of(fault))
+    except RuntimeError as ended:
+        raise fault or TrainingError(
+            f"another process of this run has ended{because(ended)}; read its output"
+        ) from ended
+    if fault is not None:
+        raise fault
+    for number, reason in enumerate(reasons):
+        if reason is not None:
+            raise TrainingError(f"process {number} of this run cannot make the round (reason: {reason})")
+    return value
 
 
 def gathered(values: Sequence[T], device: torch.device | str = "cpu") -> list[T]:
@@ -62,28 +95,17 @@ def require_whole(module: nn.Module) -> None:
 
 def reducers(module: nn.Module) -> list[DistributedDataParallel]:
     """Wrappers of a module that average its gradients, the outermost first."""
-    known: list[DistributedDataParallel] = []
-    inner: Any = module
-    while inner is not None:
-        known += [inner] if isinstance(inner, DistributedDataParallel) else []
-        inner = getattr(inner, "module", None) or getattr(inner, "_orig_mod", None)
-    return known
+    return [wrapper for wrapper in nested(module) if isinstance(wrapper, DistributedDataParallel)]
 
 
 def rebuild(wrapper: DistributedDataParallel) -> None:
-    """Let a wrapper average the gradients of the new parameters, with its former settings."""
-    training = wrapper.training
-    settings = {
-        "device_ids": wrapper.device_ids,
-        "output_device": wrapper.output_device,
-        "dim": wrapper.dim,
-        "broadcast_buffers": wrapper.broadcast_buffers,
-        "process_group": wrapper.process_group,
-        "bucket_cap_mb": wrapper.bucket_bytes_cap / MEBIBYTE,
-        "find_unused_parameters": wrapper.find_unused_parameters,
-        "gradient_as_bucket_view": wrapper.gradient_as_bucket_view,
-        "static_graph": wrapper.static_graph,
-        "mixed_precision": wrapper.mixed_precision,
-    }
+    """Let a wrapper average the gradients of the new parameters, with its former settings and hooks."""
+    before = dict(vars(wrapper))
+    known = inspect.signature(DistributedDataParallel.__init__).parameters.keys() - {"device_mesh"}  # of process_group
+    settings = {name: value for name, value in before.items() if name in known}
+    settings["bucket_cap_mb"] = wrapper.bucket_bytes_cap / MEBIBYTE
     type(wrapper).__init__(wrapper, wrapper.module, **settings)
-    wrapper.train(training)  # type: ignore[no-untyped-call]
+    users = {name: value for name, value in before.items() if "_hooks" in name and name not in REDUCER_HOOKS}
+    vars(wrapper).update(users, training=before["training"])
+    for hook, state in before["_comm_hooks"]:
+        wrapper.register_comm_hook(state, hook)

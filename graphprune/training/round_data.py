@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from graphprune.execution.module_state import seeded
 from graphprune.ir.program import Inputs, Program
-from graphprune.statistics.user_data import UserData
+from graphprune.statistics.user_data import Call, UserData
 from graphprune.training import replicas
 
 
@@ -44,9 +44,13 @@ class RoundData:
         """
         if self.data is None:
             return {"loss": self.loss} if self.loss is not None else {}
-        user = UserData.of(self.module, self.data, self.forward, example=program.inputs)
-        with seeded(self.seed + number):  # the training draws what it would without a pruner
-            own = user.calls(samples=self.samples)
+        user, own = replicas.agreed(lambda: self._calls(program, number))
         calls = replicas.gathered(own, user.device)
         batches = tuple((call.args, pytree.tree_map_only(Tensor, Tensor.detach, dict(call.kwargs))) for call in calls)
         return {"batches": batches} | ({"loss": user.loss(self.loss, calls)} if self.loss is not None else {})
+
+    def _calls(self, program: Program, number: int) -> tuple[UserData, list[Call]]:
+        """The data, and the calls of this process in a round."""
+        user = UserData.of(self.module, self.data, self.forward, example=program.inputs)
+        with seeded(self.seed + number):  # the training draws what it would without a pruner
+            return user, user.calls(samples=self.samples)

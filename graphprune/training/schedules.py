@@ -49,3 +49,15 @@ def reductions(schedule: str | Schedule, rounds: int) -> tuple[float, ...]:
             "rise from 0 to 1"
         )
     return tuple(parts)
+
+
+def require_numbers(count: int, soft: int) -> None:
+    """Refuse impossible numbers.
+
+    Raises:
+        TrainingError: if one is.
+    """
+    if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        raise TrainingError(f"rounds must be a positive whole number, got {count!r}")
+    if isinstance(soft, bool) or not isinstance(soft, int) or soft < 0:
+        raise TrainingError(f"soft must be the number of rounds that only set to zero, at least 0, got {soft!r}")
