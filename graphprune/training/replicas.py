@@ -89,7 +89,8 @@ def require_whole(module: nn.Module) -> None:
         if isinstance(parameter, DTensor) or type(parameter).__name__ == "FlatParameter":
             raise TrainingError(
                 f"{name} is a piece of a parameter, as FSDP and tensor parallelism make them; a cut needs whole ones: "
-                "prune under DistributedDataParallel, or prune first and shard the narrow module"
+                "give the pruner the whole module, collect the pieces in it before a round, and shard it anew after it "
+                "(tools/examples/prune_sharded.py), or prune under DistributedDataParallel"
             )
 
 

@@ -6,7 +6,6 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import accelerate
 import pytest
 import torch
 import torch.distributed as dist
@@ -18,7 +17,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 import graphprune as gp
 from graphprune.errors import GraphpruneError
+from graphprune.support.packages import accelerate
 from tests.training.loops import Net, X, batches, loss
+from tools.examples import prune_sharded
+from tools.examples.small_cnn import SmallCNN
 
 start: Any = import_module("torch.multiprocessing").spawn
 
@@ -145,6 +147,26 @@ def refuse_shards(rank: int, folder: Path) -> None:
         gp.Pruner(net, (X,), sparsity=0.4)
     except GraphpruneError as fault:
         (folder / f"{rank}.txt").write_text(str(fault))
+
+
+def prune_between_shards(rank: int, folder: Path) -> None:
+    """Run the example, which divides the module anew after each round."""
+    whole: Any = SmallCNN()
+    model, optimizer = prune_sharded.train(rank, 2, rounds=2)
+    moments = {name: optimizer.state[p]["exp_avg"] for name, p in model.named_parameters()}
+    assert all(moments[name].shape == p.shape and moments[name].any() for name, p in model.named_parameters())
+    assert sum(p.numel() for p in model.parameters()) < 0.55 * sum(p.numel() for p in whole.parameters())
+    torch.save(
+        {**dict(model.named_parameters()), **{f"moment.{name}": m for name, m in moments.items()}},
+        folder / f"{rank}.pt",
+    )
+
+
+@pytest.mark.slow
+def test_shards_are_collected_for_a_round_and_divided_anew(tmp_path: Path) -> None:
+    start(process, (free_port(), str(tmp_path), prune_between_shards), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert first.keys() == second.keys() and all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 @pytest.mark.slow
