@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -33,6 +34,7 @@ from graphprune.support import distributed
 from graphprune.support.packages import accelerate
 from graphprune.support.workspace import Workspace
 
+SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM")  # as accelerate names them in the environment
 CLIP = 1.0  # the greatest norm of all gradients
 FLOOR = 0.1  # share of the rate at which it starts to rise
 log = logging.getLogger("graphprune.run")
@@ -227,9 +229,11 @@ def _accelerated(device: str) -> Iterator[Any]:
             after.callback(accelerate.state.AcceleratorState._reset_state, True)
         unused = accelerate.DistributedDataParallelKwargs(find_unused_parameters=True)
         session = accelerate.Accelerator(cpu=device == "cpu", kwargs_handlers=[unused])
-        if str(session.distributed_type).rpartition(".")[2] not in ("NO", "MULTI_CPU", "MULTI_GPU"):
+        kind = str(session.distributed_type).rpartition(".")[2]
+        ignored = [name for name in SHARDING if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() in ("true", "1")]
+        if ignored or kind not in ("NO", "MULTI_CPU", "MULTI_GPU"):  # on processors, accelerate itself ignores them
             raise OptionError(
-                f"accelerate is configured for {session.distributed_type}; healing runs on one device, or on several "
+                f"accelerate is configured for {', '.join(ignored) or kind}; healing runs on one device, or on several "
                 "with all weights on each: start it with torchrun"
             )
         yield session

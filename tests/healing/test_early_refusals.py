@@ -98,6 +98,12 @@ def test_options(folder: Path, text: Path, tmp_path: Path, changes: dict[str, An
     refused(tmp_path, match, OptionError, folder, data=[text], **changes)
 
 
+def test_sharding_by_accelerate(folder: Path, text: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    match = "accelerate is configured for FSDP; healing runs on one device, or on several with all weights on each"
+    refused(tmp_path, match, OptionError, folder, data=[text])
+
+
 def test_files_that_are_none_are_not_copied(folder: Path, text: Path, tmp_path: Path) -> None:
     path = tmp_path / "linked"
     shutil.copytree(folder, path)
