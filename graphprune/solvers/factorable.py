@@ -1,8 +1,8 @@
 """Which linear layers can become a product of two factors of a low rank."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
-from math import prod
 
 import torch
 from torch import fx
@@ -10,7 +10,7 @@ from torch import fx
 from graphprune.axes.groups import Dependencies
 from graphprune.axes.rule import Consumer
 from graphprune.ir.program import Program
-from graphprune.planning.facts import Eligible
+from graphprune.planning.budget import Budget, Knob
 from graphprune.solvers import new_biases
 
 aten = torch.ops.aten
@@ -40,16 +40,19 @@ def factorable(
     return [consumer for consumer in found if consumer.weight not in left], left
 
 
-def part_of_widths(program: Program, part: float, protect: Collection[str] = ()) -> float:
+def part_of_widths(
+    program: Program, part: float, protect: Collection[str], knobs: Sequence[Knob], shares: Mapping[str, float]
+) -> float:
     """The share of a reduction that narrower layers take, if they take `part` of that of layers that can be factorized.
 
-    The rest of the reduction is that of lower ranks. Other layers, such as convolutions and experts, only get narrower.
+    `shares` are those that groups would retain without lower ranks. What these remove from other layers, such as
+    convolutions and experts, ranks cannot.
     """
-    dependencies, shapes = program.fact(Dependencies), program.shapes()
-    able = {consumer.weight for consumer in factorable(program, dependencies, protect)[0]}
-    others = {c.weight for c in (*dependencies.maps_of(program.fact(Eligible).groups), *dependencies.members)} - able
-    sizes = [sum(prod(shapes[name]) for name in names) for names in (able, others)]
-    return 1.0 if not able else 1 - (1 - part) * sizes[0] / sum(sizes)
+    able = {consumer.weight for consumer in factorable(program, program.fact(Dependencies), protect)[0]}
+    budget = Budget.of(program, knobs, 0)
+    widths = budget.widths(shares)
+    inside = replace(budget, parameters=frozenset(able)).removed(widths)
+    return 1 - (1 - part) * inside / max(budget.removed(widths), 1)
 
 
 def _leading(program: Program, maps: Collection[str]) -> set[fx.Node]:

@@ -1,6 +1,6 @@
 """The pass that divides a reduction among groups."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
@@ -15,7 +15,7 @@ from graphprune.planning.budget import UNITS, Budget, require_unit
 from graphprune.planning.facts import Eligible, Scores, Shares
 from graphprune.planning.interfaces import Allocation, Evidence
 from graphprune.planning.sensitivity_table import Sensitivities
-from graphprune.solvers.factorable import part_of_widths
+from graphprune.solvers.factorable import factorable, part_of_widths
 from graphprune.solvers.row_groups import EmbeddingGroups
 from graphprune.statistics.collector import Calibration
 
@@ -115,9 +115,13 @@ class Allocate(Pass):
         """
         if self.sparsity is None:
             return program.with_facts(Shares(self._retained(program), None))
-        budget = self._budget(program)
         evidence = Evidence(self._informed(program), program.fact(Dependencies), None, self.seed)
-        shares = self._method.shares(budget, program.fact(Scores).by_group, evidence)
+
+        def shares_of(budget: Budget) -> Mapping[str, float]:
+            return self._method.shares(budget, program.fact(Scores).by_group, evidence)
+
+        budget = self._budget(program, self._part_of_widths(program, shares_of))
+        shares = shares_of(budget)
         return program.with_facts(Shares(shares, budget.target, self.budget))
 
     def _retained(self, program: Program) -> dict[str, float]:
@@ -127,8 +131,19 @@ class Allocate(Pass):
         groups = program.fact(Eligible).groups if self.ratio is not None else ()
         return {group.name: 1 - self._share() for group in groups}
 
-    def _budget(self, program: Program) -> Budget:
-        """The budget with a target of no less than what requested widths remove.
+    def _part_of_widths(self, program: Program, shares_of: Callable[[Budget], Mapping[str, float]]) -> float | None:
+        """The share of the reduction that is removed here, where lower ranks remove the rest; None if it is known."""
+        if self.factors is None or self.part == 1:
+            return None
+        whole = self._budget(program, 1.0)
+        if whole.target > whole.most:
+            return None
+        return part_of_widths(program, self.part, self.factors, whole.knobs, shares_of(whole))
+
+    def _budget(self, program: Program, share: float | None = None) -> Budget:
+        """The budget with a target of a `share` of the reduction, but of no less than what requested widths remove.
+
+        By default, the share is `part`, or all of it where later ranks have no layer to lower.
 
         Raises:
             PlanError: if these remove more than the whole sparsity.
@@ -143,7 +158,9 @@ class Allocate(Pass):
                 f"({requested / max(budget.total, 1):.1%}), more than the {whole:,} of the sparsity {self.sparsity:g}; "
                 "raise the sparsity, or omit it"
             )
-        share = self.part if self.factors is None else part_of_widths(program, self.part, self.factors)
+        if share is None:
+            ranked = self.factors is None or factorable(program, program.fact(Dependencies), self.factors)[0]
+            share = self.part if ranked else 1.0
         part = with_target(budget, self.sparsity * share, program)
         tables = program.facts.get(EmbeddingGroups)
         by_tables = round(tables.saved * share) if tables and self.budget == "parameters" else 0

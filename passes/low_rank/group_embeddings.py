@@ -21,7 +21,7 @@ from graphprune.pipeline import PASSES, Pass
 from graphprune.planning.budget import Budget
 from graphprune.planning.facts import Eligible, Scores
 from graphprune.planning.plan import Plan
-from graphprune.planning.ranking import growth_pool
+from graphprune.planning.ranking import growth_pool, shares_of
 from graphprune.solvers.embedding_tables import (
     EmbeddingTable,
     count_rows,
@@ -191,8 +191,7 @@ class _Tables:
         factor = spectra.factor if spectra else None
         factor = self.factor(self.trial(target)) if factor is None else factor
         log.info("embedding tables cost %.2f times what their spectra predict", factor)
-        part = part_of_widths(self.program, options.width_part, options.protect)
-        removed = self._removed_by_scores(self.program.fact(Scores), part)
+        removed = self._removed_by_scores(self.program.fact(Scores), options)
         low, high = -60.0, 20.0
         for _ in range(60):
             middle = (low + high) / 2
@@ -261,11 +260,14 @@ class _Tables:
         growth = objective.loss_of(trial) - objective.loss_of(self.program)
         return max(growth / max(self._cost(choice), 1e-12), 1.0)
 
-    def _removed_by_scores(self, scores: Scores, part: float) -> Callable[[float], float]:
+    def _removed_by_scores(self, scores: Scores, options: GroupEmbeddings) -> Callable[[float], float]:
         """The number of parameters that narrower and factorized layers save at a growth of the loss per parameter."""
         eligible = self.program.fact(Eligible)
         budget = Budget.of(self.program, knobs(eligible, 1), 0, "parameters", eligible.requested)
-        pool = growth_pool(budget, scores.by_group)
+        pool, part = growth_pool(budget, scores.by_group), options.width_part
+        whole = replace(budget, target=min(round(self.target(options)), budget.most))
+        shares = whole.solve(lambda p: shares_of(budget, pool.removed_shares(len(budget.knobs), p)))
+        part = part_of_widths(self.program, part, options.protect, budget.knobs, shares)
         slopes = self._unit * pool.score
         saved = torch.cat([torch.zeros(1), pool.cost.cumsum(0)])
         return lambda slope: float(saved[int(torch.searchsorted(slopes, slope))]) / part
