@@ -20,7 +20,6 @@ SLIDING = "DynamicSlidingWindowLayer"  # of the cache that transformers makes fo
 
 _FIELDS = ("sliding_window", "attention_chunk_size")
 _WINDOW, _TOKENS, _LAST = 4, 19, 3  # of the trial; the tokens fill several chunks, and the last one in part
-_TOLERANCE = 1e-3  # of the greatest logit
 
 
 def require_windows_of_masks(model: PreTrainedModel) -> int:
@@ -42,13 +41,13 @@ def require_windows_of_masks(model: PreTrainedModel) -> int:
     wide = _uncached(model, ids)
     with _narrowed(config, name):
         narrow, cached = _uncached(model, ids), _cached(model, ids)
-    scale = _TOLERANCE * float(narrow.abs().max())
-    if window >= _TOKENS and float((wide - narrow).abs().max()) <= scale:
+    negligible = torch.finfo(narrow.dtype).eps ** 0.5 * float(narrow.abs().max())
+    if window >= _TOKENS and float((wide - narrow).abs().max()) <= negligible:
         raise ExportError(
             f"the logits of {type(model).__name__} are the same with a {name} of {_WINDOW} and of {window}, so that "
             "its windows cannot be tried; it cannot be exported with a cache"
         )
-    if not float((cached - narrow[:, -_LAST:]).abs().max()) <= scale:
+    if not float((cached - narrow[:, -_LAST:]).abs().max()) <= negligible:
         raise ExportError(
             f"{type(model).__name__} has other logits where its cache holds tokens before the {name}; it cannot be "
             "exported with a cache"

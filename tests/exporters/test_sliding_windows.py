@@ -58,6 +58,10 @@ def test_steps_beyond_the_window_are_those_of_the_whole_text(kind: str) -> None:
     assert model.config.sliding_window == 6
 
 
+def test_half_precision_rounds_more() -> None:
+    assert require_windows_of_masks(decoder("Gemma3Text").bfloat16()) == 6
+
+
 def test_a_prompt_is_longer_than_the_window() -> None:
     longest = max(prompt.ids.shape[1] for prompt in prompts(decoder_subject(decoder("Mistral"))))
     assert longest == 9
