@@ -108,7 +108,7 @@ class Pruner:
         amount = require_amount(amounts, options)
         self.wrapper, self.module = module, require_module(module)
         replicas.require_whole(self.module)
-        self.optimizers, self.average, self.soft = unwrapped_optimizers(optimizer), average, soft
+        self.optimizers, self.average, self.soft, self.softened = unwrapped_optimizers(optimizer), average, soft, 0
         require_own(self.optimizers, self.module)
         parts = reductions(schedule, rounds)
         self.regularizer = made(regularizer, strength)
@@ -121,7 +121,6 @@ class Pruner:
         self.fingerprint = self._chain.program.fingerprint()
         self.history: list[Round] = []
         self.plans: list[Mapping[str, Rows]] = []
-        self.softened = 0
         self._selection: Selection | None = None
         self._gradients = PendingGradients(self.optimizers)
         if self.masks is not None:
