@@ -97,6 +97,15 @@ def shares_of(budget: Budget, removed: Tensor) -> dict[str, float]:
     return {group.name: retained[at] for at, knob in enumerate(budget.knobs) for group in knob.groups}
 
 
+def pooled_shares(budget: Budget, pool: Pool) -> Mapping[str, float]:
+    """The retained share of each group, by name, when pieces of all knobs are removed until the target is met.
+
+    Raises:
+        PlanError: if the target is more than the groups can give.
+    """
+    return budget.solve(lambda part: shares_of(budget, pool.removed_shares(len(budget.knobs), part)))
+
+
 def projected(budget: Budget, removed: Tensor) -> Tensor:
     """The removed shares of knobs, shape (knobs,), shifted alike to meet the budget, and clamped to [0, 1].
 

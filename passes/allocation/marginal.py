@@ -7,7 +7,7 @@ from torch import Tensor
 from graphprune.passes.allocation import ALLOCATIONS
 from graphprune.planning.budget import Budget
 from graphprune.planning.interfaces import Allocation, Evidence
-from graphprune.planning.ranking import growth_pool, shares_of
+from graphprune.planning.ranking import growth_pool, pooled_shares
 
 
 class Marginal(Allocation):
@@ -16,7 +16,7 @@ class Marginal(Allocation):
     def shares(self, budget: Budget, scores: Mapping[str, Tensor], evidence: Evidence) -> Mapping[str, float]:
         """The retained share of each group, by name."""
         pool = growth_pool(budget, scores)
-        return budget.solve(lambda part: shares_of(budget, pool.removed_shares(len(budget.knobs), part)))
+        return pooled_shares(budget, pool)
 
 
 ALLOCATIONS.register("marginal")(Marginal())

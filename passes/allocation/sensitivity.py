@@ -21,7 +21,7 @@ from graphprune.evaluation.masked_loss import Objective
 from graphprune.passes.allocation import ALLOCATIONS
 from graphprune.planning.budget import Budget, Knob
 from graphprune.planning.interfaces import Allocation, Evidence
-from graphprune.planning.ranking import Point, Pool, chosen, hull, shares_of
+from graphprune.planning.ranking import Point, Pool, chosen, hull, pooled_shares
 from graphprune.planning.sensitivity_table import Sensitivities
 
 
@@ -44,7 +44,7 @@ class Sensitivity(Allocation):
             known.require(evidence.program.fingerprint(), [g.name for knob in budget.knobs for g in knob.groups])
             curves = [_completed(_known(knob, known)) for knob in budget.knobs]
         pool = _pieces(budget, [hull(curve) for curve in curves])
-        return budget.solve(lambda part: shares_of(budget, pool.removed_shares(len(budget.knobs), part)))
+        return pooled_shares(budget, pool)
 
     def _measured(self, budget: Budget, scores: Mapping[str, Tensor], objective: Objective) -> list[list[Point]]:
         """The curve of every knob."""

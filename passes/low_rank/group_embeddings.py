@@ -21,7 +21,7 @@ from graphprune.pipeline import PASSES, Pass
 from graphprune.planning.budget import Budget
 from graphprune.planning.facts import Eligible, Scores
 from graphprune.planning.plan import Plan
-from graphprune.planning.ranking import growth_pool, shares_of
+from graphprune.planning.ranking import growth_pool, pooled_shares
 from graphprune.solvers.embedding_tables import (
     EmbeddingTable,
     count_rows,
@@ -264,10 +264,9 @@ class _Tables:
         """The number of parameters that narrower and factorized layers save at a growth of the loss per parameter."""
         eligible = self.program.fact(Eligible)
         budget = Budget.of(self.program, knobs(eligible, 1), 0, "parameters", eligible.requested)
-        pool, part = growth_pool(budget, scores.by_group), options.width_part
-        whole = replace(budget, target=min(round(self.target(options)), budget.most))
-        shares = whole.solve(lambda p: shares_of(budget, pool.removed_shares(len(budget.knobs), p)))
-        part = part_of_widths(self.program, part, options.protect, budget.knobs, shares)
+        pool = growth_pool(budget, scores.by_group)
+        shares = pooled_shares(replace(budget, target=min(round(self.target(options)), budget.most)), pool)
+        part = part_of_widths(self.program, options.width_part, options.protect, budget.knobs, shares)
         slopes = self._unit * pool.score
         saved = torch.cat([torch.zeros(1), pool.cost.cumsum(0)])
         return lambda slope: float(saved[int(torch.searchsorted(slopes, slope))]) / part

@@ -135,26 +135,23 @@ def _fill(budget: Budget, widths: dict[str, int], shares: Mapping[str, float]) -
     """
     budget.require()
     exact = {knob: shares[knob.groups[0].name] * knob.size for knob in budget.knobs}
-    off = {knob: (widths[knob.groups[0].name] - exact[knob]) / knob.size for knob in budget.knobs}
     removed = budget.removed(widths)
-    for knob in sorted(budget.knobs, key=off.__getitem__):
-        moved = _moved(knob, widths, 1)
-        less = removed + budget.difference(knob, widths, moved)
-        if abs(less - budget.target) < abs(removed - budget.target):
-            widths, removed = moved, less
+
+    def off(knob: Knob, at: Mapping[str, int]) -> float:
+        return (at[knob.groups[0].name] - exact[knob]) / knob.size
+
+    def moved(knob: Knob, way: int) -> tuple[dict[str, int], float] | None:
+        """The widths after a step, and the amount that they remove; None if it is no nearer to the target."""
+        new = _moved(knob, widths, way)
+        amount = removed + budget.difference(knob, widths, new)
+        return (new, amount) if abs(amount - budget.target) < abs(removed - budget.target) else None
+
+    for knob in sorted(budget.knobs, key=lambda knob: off(knob, widths)):
+        widths, removed = moved(knob, 1) or (widths, removed)
     moves = [(knob, way) for knob in _one_of_each_kind(budget.knobs) for way in (-1, 1)]
-    while True:
-        tried = [(knob, _moved(knob, widths, way)) for knob, way in moves]
-        amounts = [removed + budget.difference(knob, widths, moved) for knob, moved in tried]
-        nearer = [
-            (abs(moved[knob.groups[0].name] - exact[knob]) / knob.size, abs(amount - budget.target), i)
-            for i, ((knob, moved), amount) in enumerate(zip(tried, amounts, strict=True))
-            if abs(amount - budget.target) < abs(removed - budget.target)
-        ]
-        if not nearer:
-            return widths
-        best = min(nearer)[-1]
-        widths, removed = tried[best][1], amounts[best]
+    while nearer := [(knob, step) for knob, way in moves if (step := moved(knob, way)) is not None]:
+        _, (widths, removed) = min(nearer, key=lambda n: (abs(off(n[0], n[1][0])), abs(n[1][1] - budget.target)))
+    return widths
 
 
 def _moved(knob: Knob, widths: dict[str, int], way: int) -> dict[str, int]:

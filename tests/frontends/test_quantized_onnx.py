@@ -74,7 +74,7 @@ def test_operators_of_rounded_activations_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_packed_weight_is_cut(tmp_path: Path) -> None:
-    """The file with packed numbers cannot be masked, which is said, and is no fault."""
+    """The file with packed numbers cannot be masked: a warning names that, and it is no fault."""
     constants = {
         "packed": np.random.default_rng(0).integers(0, 256, (16, 1, 16), dtype=np.uint8),
         "scales": numbers(16),

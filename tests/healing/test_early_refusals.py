@@ -117,14 +117,19 @@ def test_files_that_are_none_are_not_copied(folder: Path, text: Path, tmp_path: 
 def test_a_graph_has_no_hidden_states_and_an_encoder_decoder_has_those_of_both(
     folder: Path, configure: Any, text: Path, tmp_path: Path
 ) -> None:
-    path = tmp_path / "seq2seq"
-    transformers.T5ForConditionalGeneration(configure("t5", decoder_start_token_id=0)).save_pretrained(path)
-    for file in folder.glob("tokenizer*"):
-        shutil.copyfile(file, path / file.name)
+    path = encoder_decoder(folder, configure, tmp_path / "seq2seq")
     dense, options = copy_with_noise(path, tmp_path / "dense"), {"data": [text], **SMALL, "rate": 0.01}
     healing = gp.heal(path, teacher=dense, aim="hidden", output=tmp_path / "healed", **options)
     before, after = healing.held_out
     assert before is not None and after is not None and 0 < after < before
+
+
+def encoder_decoder(folder: Path, configure: Any, path: Path) -> Path:
+    """A random one, with the tokenizer of a folder."""
+    transformers.T5ForConditionalGeneration(configure("t5", decoder_start_token_id=0)).save_pretrained(path)
+    for file in folder.glob("tokenizer*"):
+        shutil.copyfile(file, path / file.name)
+    return path
 
 
 def copy_with_noise(source: Path, target: Path) -> Path:
@@ -139,10 +144,7 @@ def copy_with_noise(source: Path, target: Path) -> Path:
 def test_graphs_of_an_encoder_decoder_and_hidden_states(
     folder: Path, configure: Any, text: Path, tmp_path: Path
 ) -> None:
-    path = tmp_path / "seq2seq"
-    transformers.T5ForConditionalGeneration(configure("t5", decoder_start_token_id=0)).save_pretrained(path)
-    for file in folder.glob("tokenizer*"):
-        shutil.copyfile(file, path / file.name)
+    path = encoder_decoder(folder, configure, tmp_path / "seq2seq")
     gp.prune(path, recipe="magnitude", sparsity=0.1, destination="free", output=tmp_path / "graph")
     shutil.rmtree(tmp_path / "graph" / "onnx", ignore_errors=True)
     match = "output_hidden_states, as models of transformers do, and that of GraphModule"

@@ -49,8 +49,8 @@ def genai(place: Path) -> float:
     generator.append_tokens(IDS[0].numpy().astype(np.int32))
     while not generator.is_done():
         generator.generate_next_token()
-    wanted = load(place, STOCK).generate(IDS[:1], do_sample=False, min_length=length, max_length=length)[0].tolist()
-    pairs = zip(generator.get_sequence(0), wanted, strict=True)
+    tokens = load(place, STOCK).generate(IDS[:1], do_sample=False, min_length=length, max_length=length)[0].tolist()
+    pairs = zip(generator.get_sequence(0), tokens, strict=True)
     return float(np.mean([int(a) != b for a, b in pairs]))
 
 
@@ -90,8 +90,8 @@ def transformers_js(place: Path) -> float:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(done.stderr)
-    wanted = expected(place, STOCK)
-    return difference(torch.tensor(json.loads(done.stdout)).view_as(wanted), wanted)
+    logits = expected(place, STOCK)
+    return difference(torch.tensor(json.loads(done.stdout)).view_as(logits), logits)
 
 
 RUNTIMES = {
