@@ -7,8 +7,9 @@ Usage: .venv/bin/python tools/benchmark_classifiers.py encoder --model FOLDER [-
 
 A method is the name of a recipe, or a score, an allocation, and the passes after the cut, if there are any:
 flap/uniform, or flap/global/refit{by=affine},batch-norm-statistics. With +heal at its end, one epoch of `gp.heal`
-towards the dense model follows, on `--healed` items. Every run is a process of its own. What is in the file of JSON
-lines already is not run again. Of an encoder, sparsity is that of its blocks, without the embeddings.
+towards the dense model follows, on `--healed` items; options of `gp.heal` may follow, as in best+heal{train=norms}.
+Every run is a process of its own. What is in the file of JSON lines already is not run again. Of an encoder, the
+sparsity is that of its blocks, without the embeddings, and healing trains the weights of the blocks.
 """
 
 import argparse

@@ -21,7 +21,7 @@ from graphprune.passes.reconstructions.batch_norm_statistics import Norms
 from graphprune.passes.reconstructions.refit import Refit
 from tests.conftest import WORDS
 from tools import benchmark_classifiers
-from tools.recipe_benchmark.classifiers import count, healed, passes, table, work
+from tools.recipe_benchmark.classifiers import count, healed, passes, recovery, table, work
 from tools.recipe_benchmark.record import DENSE, Record, Run
 from tools.recipe_benchmark.resnet import ResNet, images
 from tools.recipe_benchmark.subjects import encoder
@@ -83,12 +83,23 @@ def test_an_epoch_towards_the_dense_model_brings_the_outputs_nearer(options: arg
     subject = encoder(options)
     program = gp.trace(subject.module, *subject.example)
     small = passes("magnitude/uniform", subject.draw(8, 0), sparsity=0.2)(program)
-    module = healed(small, subject, 96, seed=0)
+    before = {name: weight.detach().clone() for name, weight in small.module().named_parameters()}
+    module = healed(small.module(), subject, 96, seed=0, rate=0.0005)
     (args, kwargs), _ = subject.test[0]
     with torch.no_grad():
         dense, *others = (model(*args, **kwargs).logits for model in (subject.module, small.module(), module))
-    before, after = ((one - dense).square().mean() for one in others)
-    assert after < before
+    first, last = ((one - dense).square().mean() for one in others)
+    assert last < first
+    changed = {name for name, weight in module.named_parameters() if not torch.equal(weight, before[name])}
+    assert changed and all(name.startswith("bert.encoder.") for name in changed)
+
+
+def test_recovery_has_options_of_its_own() -> None:
+    assert recovery("flap/global/refit{by=affine}") == ("flap/global/refit{by=affine}", None)
+    assert recovery("flap/global/refit{by=affine}+heal") == ("flap/global/refit{by=affine}", {})
+    assert recovery("best+heal{train=norms, rate=3e-4,epochs=2}") == (
+        "best", {"train": "norms", "rate": 3e-4, "epochs": 2},
+    )  # fmt: skip
 
 
 def test_what_comes_after_the_cut_are_passes(options: argparse.Namespace) -> None:

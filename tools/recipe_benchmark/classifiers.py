@@ -1,6 +1,7 @@
 """One run on a classifier, in a process of its own, and the table of all."""
 
 import argparse
+import re
 import statistics
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatch
@@ -15,6 +16,7 @@ from torch.nn.functional import cross_entropy
 import graphprune as gp
 from graphprune.errors import GraphpruneError, reason_of
 from graphprune.evaluation.perplexity import classify, logits
+from graphprune.support import option_text
 from graphprune.support.memory import peak_memory
 from graphprune.workflows.options import PruneOptions
 from graphprune.workflows.recipes.catalogue import RECIPES
@@ -23,7 +25,7 @@ from tools.recipe_benchmark.record import DENSE, Record, Run
 from tools.recipe_benchmark.subjects import SUBJECTS, Batch, Subject
 
 TEST = "test"  # the name of the one set of questions
-HEAL = "+heal"  # ends the name of a method with recovery
+HEALED = re.compile(r"(.+)\+heal(?:\{(.*)\})?")  # a method with recovery, and options of it
 
 
 def work(run: Run, options: argparse.Namespace, pipe: Connection) -> None:
@@ -33,7 +35,7 @@ def work(run: Run, options: argparse.Namespace, pipe: Connection) -> None:
         subject = SUBJECTS[options.subject](options)
         program = gp.trace(subject.module, *subject.example)
         start, small = perf_counter(), program
-        method = run.recipe.removesuffix(HEAL)
+        method, training = recovery(run.recipe)
         if run.recipe != DENSE:
             whole, counted = program.count(), count(program, subject.counted)
             others = tuple(name for name in program.parameters if not fnmatch(name, subject.counted))
@@ -41,7 +43,8 @@ def work(run: Run, options: argparse.Namespace, pipe: Connection) -> None:
             small = passes(method, drawn, sparsity=share, seed=run.seed, protect=others)(program)
             record.removed = 1 - count(small, subject.counted) / counted
         record.seconds, record.memory, record.parameters = perf_counter() - start, peak_memory(), small.count()
-        model = small.module() if method == run.recipe else healed(small, subject, options.healed, run.seed)
+        module = small.module()
+        model = module if training is None else healed(module, subject, options.healed, seed=run.seed, **training)
         record.seconds = perf_counter() - start
         record.right[TEST] = list(classify(model, subject.test).right)
     except GraphpruneError as fault:
@@ -49,17 +52,26 @@ def work(run: Run, options: argparse.Namespace, pipe: Connection) -> None:
     pipe.send(record)
 
 
-def healed(small: gp.Program, subject: Subject, items: int, seed: int) -> nn.Module:
-    """Module after one epoch on labelled items towards the dense one."""
-    module: nn.Module = small.module()
-    for weight in module.parameters():
+def recovery(text: str) -> tuple[str, dict[str, Any] | None]:
+    """Method without its recovery, and the options of that, as in ``best+heal{train=norms}``; None without one."""
+    found = HEALED.fullmatch(text)
+    if found is None:
+        return text, None
+    pairs = [part.partition("=") for part in option_text.split(found[2] or "", ",") if part]
+    return found[1], {name.strip(): option_text.read(value.strip(), Any) for name, _, value in pairs}
+
+
+def healed(module: nn.Module, subject: Subject, items: int, seed: int, **options: Any) -> nn.Module:
+    """Module after one epoch on labelled items towards the dense one, which trains the weights that are counted."""
+    for name, weight in module.named_parameters():
         weight.data = weight.data.clone()  # those of the program must not change
-        weight.requires_grad_(True)
+        weight.requires_grad_(fnmatch(name, subject.counted))
 
     def forward(model: Any, batch: Batch) -> Tensor:
         return logits(model(*batch[0][0], **batch[0][1]), 2)
 
-    gp.heal(module, teacher=subject.module, data=subject.draw(items, seed), forward=forward, epochs=1, seed=seed)
+    settings: Any = {"epochs": 1, "seed": seed, **options}
+    gp.heal(module, teacher=subject.module, data=subject.draw(items, seed), forward=forward, **settings)
     return module
 
 
