@@ -46,6 +46,7 @@ def healing(title: str, made: Healing) -> None:
         "trained": f"{made.trained:,} numbers ({made.train}), {made.tokens:,} {made.unit} in {made.steps:,} steps",
         "held-out loss": f"{before} -> {after}, of aim {made.aim}",
         "perplexity": [f"{_loss(old)} -> {_loss(new)} on {text}" for text, (old, new) in made.perplexity.items()],
+        "accuracy": [f"{old:.2%} -> {new:.2%} on {text}" for text, (old, new) in made.accuracy.items()],
         "time": f"{made.seconds:.1f} s, {made.tokens_per_second:,.0f} {made.unit} a second",
         "largest differences": [f"{name}: {error:.1e}" for name, error in made.errors.items()],
         "notes": made.notes,

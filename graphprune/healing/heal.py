@@ -4,17 +4,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
-from graphprune.errors import OptionError
-from graphprune.evaluation.perplexity import perplexity, windows_of
 from graphprune.exporters.model_folders.folder_files import require_output
 from graphprune.healing.data.text_source import text_source
 from graphprune.healing.data.text_tasks import TextTask
 from graphprune.healing.data.user_examples import user_source
 from graphprune.healing.early_checks import require_device, require_hidden_states, require_running
+from graphprune.healing.examination import Examination
 from graphprune.healing.heal_options import HealOptions
-from graphprune.healing.healed_folder import require_storable, with_weights, write_healed
+from graphprune.healing.healed_folder import require_storable, write_healed
 from graphprune.healing.healing_record import Healing, record, report_of
 from graphprune.healing.models import LoadedModel, require_checkpointing, require_classes, require_vocabulary
 from graphprune.healing.module_healing import heal_module, identity_in_memory
@@ -108,19 +107,19 @@ class FolderHealing:
         """
         options, module = self.options, self.pruned.module
         task = self._task() if self.texts else None
-        exam = self._exam(task)
+        exam = Examination.of(options, self.pruned, task)
         source = self._source(task)
         self._require_feasible(source)
-        before = self._perplexities(exam)
+        before = exam.measure()
         without_dropout(module)
         if options.checkpointing:
             require_checkpointing(module)
         outcome = train(options, module, self.teacher.module if self.teacher else None, source, self.workspace)
-        after = self._perplexities(exam)
+        after = exam.measure()
         healing = record(
             options, aim_of(options), outcome, source.steps, source.examples.unit, source.counts,
-            perplexity={text: (before[text], after[text]) for text in exam},
             command=reproduction("heal", options) if self.texts else "",
+            **{exam.quantity: {text: (before[text], after[text]) for text in before}},
         )  # fmt: skip
         return self._save(healing, source.example)
 
@@ -149,23 +148,6 @@ class FolderHealing:
         if task is None:
             return user_source(self.options, self.pruned.module, self.teacher.module if self.teacher else None)
         return text_source(self.options, task, self.pruned, self.workspace.folder)
-
-    def _exam(self, task: TextTask | None) -> dict[str, Tensor]:
-        """Windows of the texts of the evaluation."""
-        options = self.options
-        if options.evaluate and task is not None and task.kind not in ("causal", "encoder-decoder"):
-            raise OptionError(f"a {task.kind} model has no perplexity; omit evaluate, and read the held-out loss")
-        return {
-            str(text): windows_of(self.pruned.folder, text, options.length, options.windows)
-            for text in options.evaluate
-        }
-
-    def _perplexities(self, exam: dict[str, Tensor]) -> dict[str, float]:
-        """Perplexity of the model as it is now on every text."""
-        module, program = self.pruned.module.to(self.options.device), self.pruned.program
-        model: Any = module if program is None or not exam else with_weights(program, module.cpu())
-        device = self.options.device if program is None else "cpu"
-        return {text: perplexity(model, ids.to(device)).perplexity for text, ids in exam.items()}
 
     def _save(self, healing: Healing, example: Inputs) -> Healing:
         options = self.options

@@ -33,8 +33,8 @@ class HealingData(OptionGroup):
     title: ClassVar[str] = "Data"
     data: Texts | Any = option(
         (),
-        f"Training text: {TEXTS}; or a .parquet file; lines of a .jsonl file with a label train a classifier. From "
-        "Python also an iterable of batches.",
+        f"Training text: {TEXTS}; or a .parquet file. Of a classifier every line is a text; without a teacher, lines "
+        "of a .jsonl or .tsv file need a label. From Python also an iterable of batches.",
         metavar="TEXT",
     )
     tokens: str = option("1M", "Tokens to train on, such as 500k or 1M; the data are repeated as often as necessary.")
@@ -104,7 +104,11 @@ class HealingRun(OptionGroup):
     """Options of the run itself: evaluation and device."""
 
     title: ClassVar[str] = "The run"
-    evaluate: Texts = option((), "Measure the perplexity on this text before and after.", metavar="TEXT")
+    evaluate: Texts = option(
+        (),
+        "Measure the perplexity on this text before and after, or the accuracy of a classifier on labeled texts.",
+        metavar="TEXT",
+    )
     windows: int = option(64, "Windows of each such text.", least=1)
     device: str = option("cpu", "Where the models run: cpu or cuda.")
 

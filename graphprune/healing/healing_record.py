@@ -18,8 +18,9 @@ class Healing:
     """Record of a healing.
 
     `unit` is what `tokens` counts. `examples` are the numbers of training and of held-out examples, `best` the step
-    whose weights are the result, `perplexity` the perplexities before and after by text, `errors` the largest relative
-    differences by comparison, and `tokens_per_second` the throughput of training, without measurements of the loss.
+    whose weights are the result, `perplexity` the perplexities before and after by text, `accuracy` those of a
+    classifier, `errors` the largest relative differences by comparison, and `tokens_per_second` the throughput of
+    training, without measurements of the loss.
     """
 
     train: str
@@ -36,6 +37,7 @@ class Healing:
     tokens_per_second: float
     curve: tuple[Measurement, ...] = ()
     perplexity: Mapping[str, tuple[float, float]] = field(default_factory=dict)
+    accuracy: Mapping[str, tuple[float, float]] = field(default_factory=dict)
     errors: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     command: str = ""
@@ -53,6 +55,7 @@ class Healing:
         ]
         lines.append(f"  held-out loss: {before} -> {after} (aim {self.aim}, trained {self.train})")
         lines += [f"  perplexity: {a:.2f} -> {b:.2f} on {text}" for text, (a, b) in self.perplexity.items()]
+        lines += [f"  accuracy: {a:.2%} -> {b:.2%} on {text}" for text, (a, b) in self.accuracy.items()]
         return "\n".join((*lines, *(f"  {note}" for note in self.notes)))
 
 

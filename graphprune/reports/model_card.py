@@ -48,10 +48,10 @@ def _results(report: "Report") -> list[Any]:
     """Measured figures of the pruned model, as the hub's model-index lists them; after healing, where it was healed."""
     from huggingface_hub import EvalResult
 
-    healed = report.healing.get("perplexity", {})
-    texts = {Path(text).name: after for text, (_, after) in healed.items()}
-    texts = texts or {quality.short: quality.after for quality in report.quality}
-    measured = [(text, "perplexity", value) for text, value in texts.items()]
+    kinds = ("perplexity", "accuracy")
+    healed = [(Path(text).name, kind, after) for kind in kinds
+              for text, (_, after) in report.healing.get(kind, {}).items()]  # fmt: skip
+    measured: list[Any] = healed or [(quality.short, "perplexity", quality.after) for quality in report.quality]
     measured += [("test data", name, after) for name, (_, after) in report.metrics.items() if not report.healing]
     task = report.task or "other"
     return [
@@ -98,14 +98,19 @@ def _healing(report: "Report") -> str:
     fell = f" The loss on held-out data fell from {before:.4f} to {after:.4f}." if before and after is not None else ""
     healing = report.healing
     teacher = f" towards `{_line(healing['teacher'])}`" if healing["teacher"] else ""
-    rows = [f"| {_line(t)} | {a:.2f} | {b:.2f} |" for t, (a, b) in healing["perplexity"].items()]
-    table = ["", "| perplexity on | before | after |", "|---|---|---|", *rows] if rows else []
+    table = _measured(healing, "perplexity", ".2f") + _measured(healing, "accuracy", ".2%")
     text = (
         f"Trained{teacher} on {healing['tokens']:,} {healing['unit']} in {healing['steps']:,} steps (weights: "
         f"{healing['train']}, aim: {healing['aim']}).{fell} The figures of other sections are those before."
     )
     again = ["", "```", report.healing["command"].replace("```", ""), "```"] if report.healing["command"] else []
     return "\n".join(["## Healing", "", text, *table, *again])
+
+
+def _measured(healing: Mapping[str, Any], name: str, form: str) -> list[str]:
+    """Table of what was measured before and after a healing; nothing without texts for it."""
+    rows = [f"| {_line(t)} | {a:{form}} | {b:{form}} |" for t, (a, b) in healing.get(name, {}).items()]
+    return ["", f"| {name} on | before | after |", "|---|---|---|", *rows] if rows else []
 
 
 def _calibration(data: "CalibrationReport | None") -> str:

@@ -27,10 +27,11 @@ class Document:
     ends: bool = True
 
 
-def documents(name: str | Path) -> Iterator[Document]:
+def documents(name: str | Path, lines: bool = False) -> Iterator[Document]:
     """Stream the documents of a text by its name (see `texts.read`), or of a .parquet file with a column "text".
 
-    A plain text is one document; it comes in parts of some lines.
+    A plain text is one document; it comes in parts of some lines. With `lines`, each of its lines is a document, also
+    those of a .tsv file, whose first column is the text and whose last one the label.
 
     Raises:
         LoadError: if the text does not exist, or cannot be read.
@@ -46,7 +47,10 @@ def documents(name: str | Path) -> Iterator[Document]:
         near = "is a folder" if path.is_dir() else "does not exist"
         raise LoadError(f"the text {path} {near}; expected {TEXTS}")
     kind = path.name.removesuffix(".gz").rpartition(".")[2]
-    if kind not in ("jsonl", "parquet"):
+    read = {"jsonl": _objects, "parquet": _rows, **({"tsv": _table} if lines else {})}.get(kind)
+    if read is None and lines:
+        read = _lines
+    if read is None:
         if part:
             raise LoadError(
                 f"{path} is one text, so it has no documents {int(part['start'] or 0)} to {part['end'] or None}; only "
@@ -54,7 +58,7 @@ def documents(name: str | Path) -> Iterator[Document]:
             )
         yield from _parts(path)
         return
-    every = _rows(path) if kind == "parquet" else _lines(path)
+    every = read(path)
     yield from _range(path, every, part["start"], part["end"]) if part else every
 
 
@@ -103,8 +107,8 @@ def _opened(path: Path) -> IO[str]:
     return opened
 
 
-def _lines(path: Path) -> Iterator[Document]:
-    """Documents of JSON lines."""
+def _numbered(path: Path) -> Iterator[tuple[int, str]]:
+    """Lines of a file that are not empty, each with its number."""
     with _opened(path) as file:
         number = 0
         while True:
@@ -116,12 +120,34 @@ def _lines(path: Path) -> Iterator[Document]:
             if not line:
                 return
             if line.strip():
-                try:
-                    yield _document(json.loads(line))
-                except (ValueError, TypeError, KeyError, RecursionError) as fault:
-                    raise LoadError(
-                        f'{path}, line {number}: got {line.rstrip()[:60]!r}, expected an object with a "text"'
-                    ) from fault
+                yield number, line
+
+
+def _lines(path: Path) -> Iterator[Document]:
+    """Documents of a plain text, one a line."""
+    for _, line in _numbered(path):
+        yield Document(line.strip())
+
+
+def _table(path: Path) -> Iterator[Document]:
+    """Documents of lines with a text, a tab and a label; a first line whose label is no number is a heading."""
+    for number, line in _numbered(path):
+        text, *others = line.rstrip("\r\n").split("\t")
+        if not others:
+            raise LoadError(f"{path}, line {number}: got {text[:60]!r}, expected a text, a tab and a label")
+        if number > 1 or others[-1].strip().isdigit():
+            yield Document(text, others[-1])
+
+
+def _objects(path: Path) -> Iterator[Document]:
+    """Documents of JSON lines."""
+    for number, line in _numbered(path):
+        try:
+            yield _document(json.loads(line))
+        except (ValueError, TypeError, KeyError, RecursionError) as fault:
+            raise LoadError(
+                f'{path}, line {number}: got {line.rstrip()[:60]!r}, expected an object with a "text"'
+            ) from fault
 
 
 def _rows(path: Path) -> Iterator[Document]:

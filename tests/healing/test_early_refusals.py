@@ -65,7 +65,7 @@ def test_a_token_that_the_model_does_not_have(folder: Path, text: Path, tmp_path
 def test_a_text_without_tokens_among_those_with_a_label(other: Any, tmp_path: Path) -> None:
     data = tmp_path / "labeled.jsonl"
     data.write_text("".join(json.dumps({"text": "w5" * (i != 3), "label": i % 3}) + "\n" for i in range(9)))
-    refused(tmp_path, "text 4 of 9 with a label, '', has no tokens", CalibrationError, other("bert"), data=[data])
+    refused(tmp_path, "text 4 of 9, '', has no tokens", CalibrationError, other("bert"), data=[data])
 
 
 def test_a_model_without_logits(folder: Path, configure: Any, text: Path, tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """Examples from texts: windows of tokens packed from documents, and texts with labels."""
 
-import json
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -12,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from graphprune.errors import CalibrationError
-from graphprune.healing.data.examples import Batch, Order
+from graphprune.healing.data.examples import IGNORED, Batch, Order
 from graphprune.healing.data.text_tasks import TextTask
-from graphprune.statistics.documents import Document, documents
+from graphprune.statistics.documents import documents
+from graphprune.statistics.labeled_texts import labeled_texts
 from graphprune.support.tokenizing import tokenizing
 from graphprune.support.workspace import writable
 
@@ -88,8 +88,8 @@ class TextWindows(_Indexed):
         return Batch(inputs, labels, ids.numel() + self.task.extra * len(ids), keys)
 
 
-class LabeledTexts(_Indexed):
-    """Texts with the number of their class, padded to the longest of a batch."""
+class SeparateTexts(_Indexed):
+    """Texts for a classifier, with the numbers of their classes, padded to the longest of a batch."""
 
     unit = "tokens"
 
@@ -163,41 +163,30 @@ def held_windows(count: int, most: int) -> list[int]:
     return [(i * count + count // 2) // held for i in range(held)]
 
 
-def read_labeled(
-    tokenizer: Any, names: Sequence[str | Path], length: int, classes: int
+def read_separate(
+    tokenizer: Any, names: Sequence[str | Path], length: int, classes: int | None
 ) -> tuple[list[list[int]], list[int]]:
-    """Tokens of texts, truncated to `length` tokens, and their classes.
+    """Tokens of texts, truncated to `length` tokens, and their classes, below `classes`; `IGNORED` ones for None.
 
     Raises:
-        CalibrationError: if a text has no label, or one that the model does not have; or there are fewer than two.
+        CalibrationError: if a text has no label, or one that the model does not have, or no tokens; or there are fewer
+            than two.
         LoadError: if a text cannot be read.
     """
-    rows = [document for name in names for document in documents(name)]
-    labels = [_label(document, classes) for document in rows]
+    if classes is None:
+        rows = [(document.text, IGNORED) for name in names for document in documents(name, lines=True)]
+    else:
+        rows = [row for name in names for row in labeled_texts(name, classes)]
+    texts, labels = [text for text, _ in rows], [label for _, label in rows]
     if len(rows) < 2:
-        raise CalibrationError(f"the data have {len(rows)} texts with a label; expected at least two")
-    if len(set(labels)) < 2:
-        raise CalibrationError(f"all {len(rows)} texts have the label {labels[0]}; a classifier needs several")
-    texts = [document.text for document in rows]
+        raise CalibrationError(f"the data have {len(rows)} texts for a classifier; expected at least two")
     with tokenizing():
         tokens = tokenizer(texts, truncation=True, max_length=length, verbose=False)["input_ids"]
     if [] in tokens:
         raise CalibrationError(
-            f"text {tokens.index([]) + 1} of {len(tokens)} with a label, {texts[tokens.index([])]!r}, has no tokens; "
-            "remove its line"
+            f"text {tokens.index([]) + 1} of {len(tokens)}, {texts[tokens.index([])]!r}, has no tokens; remove its line"
         )
     return tokens, labels
-
-
-def _label(document: Document, classes: int) -> int:
-    label = document.label
-    if isinstance(label, bool) or not isinstance(label, int) or not 0 <= label < classes:
-        shown = json.dumps(label, default=str)
-        raise CalibrationError(
-            f"the text {document.text[:40]!r} has the label {shown}, expected a whole number from 0 to {classes - 1}: "
-            'write {"text": "...", "label": 1}'
-        )
-    return label
 
 
 def held_texts(count: int, most: int, seed: int) -> list[int]:

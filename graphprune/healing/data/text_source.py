@@ -3,12 +3,12 @@
 import math
 from pathlib import Path
 
-from graphprune.errors import OptionError
+from graphprune.errors import CalibrationError, OptionError
 from graphprune.healing.data import text_examples as texts
 from graphprune.healing.data.text_tasks import TextTask
 from graphprune.healing.heal_options import HealOptions
 from graphprune.healing.models import LoadedModel
-from graphprune.healing.training_run import TrainingSource
+from graphprune.healing.training_run import TrainingSource, aim_of
 from graphprune.support import distributed
 
 TOKENS = "tokens.bin"
@@ -30,7 +30,7 @@ def text_source(options: HealOptions, task: TextTask, pruned: LoadedModel, folde
         )
     division = texts.Steps(options.batch, options.accumulate, options.seed)
     if task.kind == "classifier":
-        return _labeled(options, task, pruned, division)
+        return _separate(options, task, pruned, division)
     windows = None if options.epochs else -(-options.budget // options.length)
     ids = texts.read_windows(
         pruned.tokenizer(), options.data, options.length - task.extra,
@@ -46,12 +46,15 @@ def text_source(options: HealOptions, task: TextTask, pruned: LoadedModel, folde
     return TrainingSource(examples, steps, steps * options.batch * options.length, (trained, len(held)), example)
 
 
-def _labeled(options: HealOptions, task: TextTask, pruned: LoadedModel, division: texts.Steps) -> TrainingSource:
-    """Source of texts with labels."""
+def _separate(options: HealOptions, task: TextTask, pruned: LoadedModel, division: texts.Steps) -> TrainingSource:
+    """Source of the texts of a classifier; they need labels only if these are the aim."""
     tokenizer = pruned.tokenizer()
-    rows, labels = texts.read_labeled(tokenizer, options.data, options.length, pruned.classes(task))
+    classes = pruned.classes(task) if aim_of(options) == "labels" else None
+    rows, labels = texts.read_separate(tokenizer, options.data, options.length, classes)
+    if classes is not None and len(set(labels)) < 2:
+        raise CalibrationError(f"all {len(rows)} texts have the label {labels[0]}; a classifier needs several")
     held = texts.held_texts(len(rows), options.held_out, options.seed)
-    examples = texts.LabeledTexts(task, rows, labels, held, division, tokenizer.pad_token_id or 0)
+    examples = texts.SeparateTexts(task, rows, labels, held, division, tokenizer.pad_token_id or 0)
     trained, mean = len(rows) - len(held), sum(map(len, rows)) / len(rows)
     count = trained * options.epochs if options.epochs else math.ceil(options.budget / mean)
     steps = -(-count // options.batch)

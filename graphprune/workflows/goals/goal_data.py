@@ -1,8 +1,6 @@
 """Data of a run with a goal: a part to calibrate on, and another part, which nothing was fitted to, to confirm on."""
 
-import csv
-import gzip
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -12,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from graphprune.errors import CalibrationError, LoadError, because
+from graphprune.errors import CalibrationError
 from graphprune.evaluation.perplexity import logits, tokenizer_folder
 from graphprune.huggingface import model_folder
 from graphprune.ir.program import Program
 from graphprune.statistics import texts
 from graphprune.statistics.batch_inputs import LABELS, described
 from graphprune.statistics.collector import BATCH_TOKENS, HELD_OUT, token_inputs
-from graphprune.statistics.documents import documents
+from graphprune.statistics.labeled_texts import labeled_texts
 from graphprune.support.tokenizing import tokenizing
 from graphprune.workflows.options import PruneOptions
 
@@ -135,7 +133,7 @@ def _labelled_batches(program: Program, file: str | Path) -> list[dict[str, Tens
     tokenizer, names = model_folder.tokenizer(tokenizer_folder(program)), [*program.inputs[1]]
     if "input_ids" not in names:
         raise CalibrationError(f"a labelled text gives token ids, and the model takes {', '.join(names)}; pass data")
-    labelled = list(_rows(file))
+    labelled = list(labeled_texts(file))
     with tokenizing():
         rows = [(tokenizer(text, truncation=True, max_length=LONGEST)["input_ids"], label) for text, label in labelled]
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()
@@ -153,25 +151,3 @@ def _batch(rows: Sequence[tuple[list[int], int]], padding: int, names: Sequence[
     mask = torch.tensor([[1] * len(ids) + [0] * (longest - len(ids)) for ids, _ in rows])
     known = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
     return {name: known[name] for name in names if name in known} | {"labels": torch.tensor([y for _, y in rows])}
-
-
-def _rows(file: str | Path) -> Iterator[tuple[str, int]]:
-    """Texts and whole-number labels of a file.
-
-    Raises:
-        LoadError: if the file cannot be read, or a row has no such label.
-    """
-    name = str(file).removesuffix(".gz")
-    try:
-        if name.endswith(".tsv"):
-            opened: Any = gzip.open if str(file).endswith(".gz") else open
-            with opened(file, "rt", encoding="utf-8") as lines:
-                table = [row for row in csv.reader(lines, delimiter="\t", quoting=csv.QUOTE_NONE) if row]
-            yield from ((row[0], int(row[-1])) for row in (table if table[0][-1].isdigit() else table[1:]))
-        else:
-            yield from ((document.text, int(document.label)) for document in documents(file))
-    except (OSError, EOFError, ValueError, TypeError, IndexError) as fault:
-        raise LoadError(
-            f'cannot read labelled texts in {file}{because(fault)}; expected a .jsonl file of objects with "text" and '
-            'a whole number "label", or a .tsv file whose first column is the text and whose last one the label'
-        ) from fault

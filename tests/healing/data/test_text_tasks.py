@@ -1,6 +1,7 @@
 """Masked language models, classifiers and encoder-decoders are trained on texts, too."""
 
 import json
+import shutil
 from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
@@ -75,6 +76,38 @@ def test_a_classifier(saved: Saved, tmp_path: Path) -> None:
     with pytest.raises(CalibrationError, match="all 2 texts have the label 1"):
         gp.heal(folder, **{**options, "output": tmp_path / "other"})
     assert {path.name for path in tmp_path.iterdir()} == {"model", "labeled.jsonl", "healed"}
+
+
+def test_a_classifier_with_a_teacher_needs_no_labels_and_its_accuracy_is_measured(saved: Saved, tmp_path: Path) -> None:
+    dense, pruned = tmp_path / "dense", bert("BertForSequenceClassification", num_labels=3)
+    shutil.copytree(saved(pruned), dense)
+    teacher = transformers.BertForSequenceClassification.from_pretrained(dense)
+    with torch.no_grad():
+        for layer in pruned.bert.encoder.layer:
+            layer.output.dense.weight.mul_(0.3)
+        for row, weight in enumerate(teacher.classifier.weight):
+            weight.mul_(10 * (row + 1))
+    folder = saved(pruned)
+    teacher.save_pretrained(dense)
+    rows = [[4 + (i * j) % 40 for j in range(1, 4 + i % 5)] for i in range(60)]
+    with torch.no_grad():
+        labels = [int(teacher(torch.tensor([row])).logits.argmax()) for row in rows]
+    plain, labeled = tmp_path / "plain.txt", tmp_path / "labeled.tsv"
+    lines = [" ".join(f"w{number}" for number in row) for row in rows]
+    plain.write_text("\n".join(lines))
+    labeled.write_text("text\tlabel\n" + "".join(f"{line}\t{y}\n" for line, y in zip(lines, labels, strict=True)))
+    options = {"teacher": dense, "epochs": 8, "output": tmp_path / "healed", "evaluate": [labeled], **SMALL}
+    healing = gp.heal(folder, data=[plain], **options)
+    (loss, healed_loss), (before, after) = healing.held_out, healing.accuracy[str(labeled)]
+    assert loss is not None and healed_loss is not None and healed_loss < 0.8 * loss and healing.examples == (56, 4)
+    module = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "healed")
+    with torch.no_grad():
+        found = [int(module(torch.tensor([row])).logits.argmax()) for row in rows]
+    assert after == sum(a == b for a, b in zip(found, labels, strict=True)) / 60 > before
+    assert f"accuracy: {before:.2%} -> {after:.2%} on {labeled}" in repr(healing)
+    assert f"| labeled.tsv | {before:.2%} | {after:.2%} |" in (tmp_path / "healed" / "README.md").read_text()
+    with pytest.raises(CalibrationError, match="text 1 of .*plain.txt, .* has the label null"):
+        gp.heal(folder, data=[plain], **{**options, "teacher": None, "evaluate": [], "output": tmp_path / "other"})
 
 
 def test_what_is_masked() -> None:
