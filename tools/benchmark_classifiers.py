@@ -34,7 +34,7 @@ def main() -> None:
     lines = "\n".join(table(found))
     print(lines)
     if options.write:
-        fill(f"benchmark_classifiers_{options.subject}", lines)
+        fill(options.table or f"benchmark_classifiers_{options.subject}", lines)
 
 
 def arguments() -> argparse.Namespace:
@@ -51,6 +51,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--healed", type=int, default=20000, help="sentences or images of the epoch of a method +heal")
     parser.add_argument("--lines", type=Path, required=True, help="the file that keeps the records")
     parser.add_argument("--write", action="store_true", help="write the table into the document that has it")
+    parser.add_argument("--table", help="its name there; benchmark_classifiers_SUBJECT by default")
     return parser.parse_args()
 
 
