@@ -5,7 +5,6 @@ routed to retained ones, whose last linear layers are refitted so that the weigh
 """
 
 import logging
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -30,10 +29,13 @@ from graphprune.planning.interfaces import Refitted
 from graphprune.planning.plan import Plan
 from graphprune.planning.refused_choices import refusing
 from graphprune.solvers import new_biases
+from graphprune.solvers.normal_equations import damped_cholesky
 from graphprune.statistics.collector import Calibration, at_least_single
+from graphprune.statistics.moments import Moments
 from graphprune.statistics.stream import Stream
 
 DAMPINGS = (0.01, 0.1, 1.0, 10.0)
+SINGLE_PRECISION_FROM = 1e-3  # damping with which single precision suffices for a preconditioner
 
 log = logging.getLogger(__name__)
 
@@ -44,9 +46,9 @@ class MergeExperts(Pass):
     """Refit the last linear layers of retained experts to the sum of the dense mixture, on dense inputs.
 
     All experts are refitted together, in `rounds` of conjugate gradients that are preconditioned by the Gram matrix of
-    each expert. `damping` is relative to the mean diagonal of that matrix; by default, it is chosen on held-out
-    batches. An expert with fewer tokens than columns is damped more. A layer whose error on held-out batches does not
-    fall is unchanged.
+    each expert. `damping` is relative to the mean diagonal of that matrix; by default, it is chosen on the held-out
+    batches of the first mixture, and kept for the others. An expert with fewer tokens than columns is damped more. A
+    layer whose error on held-out batches does not fall is unchanged.
     """
 
     name: ClassVar[str] = "merge-experts"
@@ -91,6 +93,10 @@ class _Walk:
     program: Program
     done: dict[str, Refitted] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
+    dampings: Sequence[float] = DAMPINGS  # those to try: all until one is chosen
+
+    def __post_init__(self) -> None:
+        self.dampings = DAMPINGS if self.options.damping is None else (self.options.damping,)
 
     def run(self) -> None:
         """Refit all mixtures."""
@@ -138,18 +144,19 @@ class _Walk:
         retained = rewritten.keep[name][_dim(mixture.tail.members[0])].flatten().tolist()
         try:
             start = rewritten.original.weights[name] * mixture.columns
-            before, equations = mixture.error(start), mixture.equations(start, retained)
-            dampings = DAMPINGS if self.options.damping is None else (self.options.damping,)
-            trials = {each: mixture.stacked(start, self._changes(mixture, equations, each)) for each in dampings}
-            after, damping = min((mixture.error(trial), each) for each, trial in trials.items())
+            equations = mixture.equations(start, retained)
+            trials = [mixture.stacked(start, self._changes(mixture, equations, each)) for each in self.dampings]
+            before, *errors = mixture.errors([start, *trials])
         except CalibrationError as fault:
             self.skipped[name] = str(fault)
             return
+        after, best = min((error, at) for at, error in enumerate(errors))
+        self.dampings = (self.dampings[best],)
         if not after < before:
             self.skipped[name] = f"the error on held-out tokens does not fall ({before:.3g} to {after:.3g})"
             return
-        narrow = Narrowed({name: trials[damping]}, {name: rewritten.keep[name]})[name].contiguous()
-        self.done[name] = Refitted(narrow, damping, before, after)
+        narrow = Narrowed({name: trials[best]}, {name: rewritten.keep[name]})[name].contiguous()
+        self.done[name] = Refitted(narrow, self.dampings[0], before, after)
 
     def _changes(self, mixture: "_Mixture", equations: "Equations", damping: float) -> dict[int, Tensor]:
         return conjugate_gradients(equations, mixture.product, self.options.rounds, damping)
@@ -181,46 +188,41 @@ class _Mixture:
             return whole
         return fill(torch.zeros_like(whole), narrow(whole, dim, kept), {dim: kept})
 
-    def error(self, weight: Tensor) -> float:
-        """The squared error of the sum relative to that of the dense mixture, on held-out batches if there are any."""
-        errors = [0.0, 0.0]
-
-        def add(right: Tensor, seen: Mapping[str, Any], _: Mapping[str, Tensor]) -> None:
-            errors[0] += float((right - seen[self.tail.total]).double().square().sum())
-            errors[1] += float(right.double().square().sum())
-
-        self._visit(weight, add, held_out=True)
-        return errors[0] / max(errors[1], torch.finfo(torch.float64).tiny)
+    def errors(self, weights: Sequence[Tensor]) -> list[float]:
+        """The squared errors of the sum with each of these stacks, relative to the squares of the dense sum, on
+        held-out batches if there are any."""
+        errors, energy = [0.0] * len(weights), 0.0
+        for i, right, known in self._batches(held_out=True):
+            energy += float(right.double().square().sum())
+            for at, weight in enumerate(weights):
+                error = right - self._outputs(i, known, weight)[self.tail.total]
+                errors[at] += float(error.double().square().sum())
+        return [error / max(energy, torch.finfo(torch.float64).tiny) for error in errors]
 
     def equations(self, weight: Tensor, retained: Sequence[int]) -> "Equations":
         """The normal equations of the changes of all retained experts that have tokens."""
-        grams, crosses, counts = dict[int, Tensor](), dict[int, Tensor](), Counter[int]()
-
-        def add(right: Tensor, seen: Mapping[str, Any], loaded: Mapping[str, Tensor]) -> None:
-            self.tail.require_linear(seen, loaded, self.other.program)
-            for e, own, gates, rows in self._rows(right - seen[self.tail.total], seen, loaded):
+        moments, crosses = dict[int, Moments](), dict[int, Tensor]()
+        for i, right, known in self._batches():
+            seen = known | self._outputs(i, known, weight)
+            self.tail.require_linear(seen, self._late_weights, self.other.program)
+            for e, own, gates, rows in self._rows(right - seen[self.tail.total], seen):
                 if e in retained and len(own):
-                    weighted = own * gates[:, None]
-                    _accumulate(grams, e, weighted.T @ weighted)
+                    moments.setdefault(e, Moments.empty(own.shape[1])).add(own * gates[:, None])
                     _accumulate(crosses, e, rows.T @ own)
-                    counts[e] += len(own)
-
-        self._visit(weight, add)
-        scales = {e: float(gram.diagonal().mean()) * max(1.0, len(gram) / counts[e]) for e, gram in grams.items()}
-        return Equations(grams, crosses, scales)
+        scales = {e: float(m.squares.mean()) * max(1.0, len(m.sums) / m.tokens) for e, m in moments.items()}
+        return Equations({e: m.gram for e, m in moments.items()}, crosses, scales)
 
     def product(self, changes: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """The cross products of the rows of each expert with what these changes add to the sum."""
         products = dict[int, Tensor]()
-
-        def add(_: Tensor, seen: Mapping[str, Any], loaded: Mapping[str, Tensor]) -> None:
-            none = self.tail.run(torch.zeros_like(seen[self.tail.start]), seen, loaded, self.other.program)
-            for e, own, _, rows in self._rows(seen[self.tail.total] - none, seen, loaded):
+        weight = self.stacked(torch.zeros_like(self.other.program.weights[self.weight]), changes)
+        for i, _, known in self._batches(dense=False):
+            seen = known | self._outputs(i, known, weight)
+            zeros = torch.zeros_like(seen[self.tail.start])
+            none = self.tail.run(zeros, seen, self._late_weights, self.other.program)
+            for e, own, _, rows in self._rows(seen[self.tail.total] - none, seen):
                 if e in changes:
                     _accumulate(products, e, rows.T @ own)
-
-        whole = self.other.program.weights[self.weight]
-        self._visit(self.stacked(torch.zeros_like(whole), changes), add, dense=False)
         return products
 
     def stacked(self, weight: Tensor, changes: Mapping[int, Tensor]) -> Tensor:
@@ -231,29 +233,55 @@ class _Mixture:
                 new.select(member.dim, member.index).add_(consumer.restore(changes[member.index]).to(new))
         return new
 
-    def _rows(
-        self, error: Tensor, seen: Mapping[str, Any], loaded: Mapping[str, Tensor]
-    ) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
+    def _rows(self, error: Tensor, seen: Mapping[str, Any]) -> Iterator[tuple[int, Tensor, Tensor, Tensor]]:
         """Index, inputs, router weights and errors of the rows of every expert."""
-        rows, gates = self.tail.pulled(error, seen, loaded, self.other.program)
+        rows, gates = self.tail.pulled(error, seen, self._late_weights, self.other.program)
         for consumer, member in ((c, c.member) for c in self.tail.members if c.member is not None):
             own, gate, error = (at_least_single(member.rows(v, seen)) for v in (seen[consumer.x], gates, rows))
             yield member.index, own * consumer.matrix(self.columns)[0].to(own), gate, error
 
-    def _visit(self, weight: Tensor, add: Callable[..., None], held_out: bool = False, dense: bool = True) -> None:
-        """Run both segments on the batches to fit, or on those held out.
+    def _batches(self, held_out: bool = False, dense: bool = True) -> Iterator[tuple[int, Any, dict[str, Any]]]:
+        """Position, dense sum, and the values that the late part reads, of the batches to fit or of those held out.
 
-        `add` gets the dense sum, and the values without the removed experts; without `dense`, the sum of these.
+        The sum is None without `dense`.
         """
         total = self.tail.total
-        loaded = self.dense.load(self.segment, self.dense.program.weights) if dense else {}
-        changed = {**self.other.load(self.refused, self.other.program.weights), self.weight: weight}
+        early, whole = self.refused.upstream_of(self._known), self.segment.upstream_of({total})
+        loaded = self.other.load(early, self.other.program.weights)
+        right = self.dense.load(whole, self.dense.program.weights) if dense else {}
         for i, number in enumerate(self.dense.batch_indices):
             if self._has_held_out and self.dense.calibration.held_out(number) is not held_out:
                 continue
-            seen = self.other.run_batch(i, self.refused, changed, self.tail.watch)[1]
-            right = self.dense.run_batch(i, self.segment, loaded, {total})[1][total] if dense else seen[total]
-            add(right, seen, changed)
+            known = self.other.run_batch(i, early, loaded, self._known)[1]
+            yield i, self.dense.run_batch(i, whole, right, {total})[1][total] if dense else None, known
+
+    def _outputs(self, i: int, known: Mapping[str, Any], weight: Tensor) -> dict[str, Any]:
+        """Outputs of the linear layers with this stack, and their sum, for one batch."""
+        weights = {**self._late_weights, self.weight: weight}
+        return self.other.run_batch(i, self._late, weights, {self.tail.start, self.tail.total}, known)[1]
+
+    @cached_property
+    def _late(self) -> Segment:
+        """The part that depends on the stack, up to the sum."""
+        program, late = self.other.program, set[str]()
+        for node in self.refused.nodes:
+            inputs = node.all_input_nodes
+            if any(n.name in late or self.weight in program.names([n]) for n in inputs):
+                late.add(node.name)
+        needed = self.refused.upstream_of({self.tail.total})
+        nodes = tuple(node for node in needed.nodes if node.name in late)
+        return Segment(nodes, self.refused.entry, None)
+
+    @cached_property
+    def _late_weights(self) -> dict[str, Tensor]:
+        return self.other.load(self._late, self.other.program.weights)
+
+    @cached_property
+    def _known(self) -> set[str]:
+        """The values that the late part and a fit read."""
+        late = self._late.names
+        read = {n.name for node in self._late.nodes for n in node.all_input_nodes if n.op != "get_attr"}
+        return (read | self.tail.watch) - late
 
     @property
     def _has_held_out(self) -> bool:
@@ -280,15 +308,13 @@ def conjugate_gradients(
     """
     tiny = torch.finfo(torch.float64).tiny
     ridges = {e: max(damping * scale, tiny) for e, scale in equations.scales.items()}
-    factors = {
-        e: torch.linalg.cholesky(gram + ridges[e] * torch.eye(len(gram)).to(gram))
-        for e, gram in equations.grams.items()
-    }
+    single = torch.float if damping >= SINGLE_PRECISION_FROM else torch.double
+    factors = {e: damped_cholesky(gram.to(single), ridges[e]) for e, gram in equations.grams.items()}
     residual = dict(equations.crosses)
     changes = {e: torch.zeros_like(cross) for e, cross in residual.items()}
     direction, energy = dict[int, Tensor](), 0.0
     for _ in range(rounds if residual else 0):
-        steps = {e: torch.cholesky_solve(rest.T, factors[e]).T for e, rest in residual.items()}
+        steps = {e: torch.cholesky_solve(rest.T.to(single), factors[e]).T.double() for e, rest in residual.items()}
         previous, energy = energy, _inner(residual, steps)
         if energy <= 0:
             break
@@ -306,7 +332,7 @@ def _inner(a: Mapping[int, Tensor], b: Mapping[int, Tensor]) -> float:
 
 
 def _accumulate(sums: dict[int, Tensor], e: int, new: Tensor) -> None:
-    sums[e] = sums[e] + new.double() if e in sums else new.double()
+    sums[e] = sums[e].add_(new) if e in sums else new.double()
 
 
 def _dim(consumer: Consumer) -> int:
