@@ -7,6 +7,7 @@ from enum import Enum
 from math import isclose, prod
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, fx, nn
 
 from graphprune.axes.algebra import Axis
@@ -97,6 +98,10 @@ class Consumer:
     def reads_values(self) -> bool:
         """Whether its features are the values that it reads, which other such consumers share."""
         return self.taps == 1 and self.member is None
+
+    def columns(self, indices: Tensor) -> Tensor:
+        """The columns of `matrix` of these indices of the contracted dimension, shape (indices * taps,)."""
+        return (indices[:, None] * self.taps + torch.arange(self.taps)).flatten()
 
 
 class Flow(Protocol):

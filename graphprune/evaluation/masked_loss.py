@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -14,13 +15,15 @@ from graphprune.errors import CalibrationError
 from graphprune.evaluation.perplexity import negative_log_likelihood
 from graphprune.execution.segments import Constants, Segment, load_weights, run, split, split_at_linear_layers
 from graphprune.ir.program import Program
-from graphprune.ir.weights import Masked, Weights
+from graphprune.ir.weights import Layered, Masked, Weights
 from graphprune.planning.plan import Rows, by_parameter, primes_to_keep
 from graphprune.planning.refused_choices import refusing
 from graphprune.statistics.collector import Calibration, input_leaf, predicted_inputs
 
 MAX_BATCHES = 4  # for one measurement of the loss
 CHECKPOINTS = 16  # approximate number of segments of the dense model from which a run may start
+
+NOTHING: Weights = MappingProxyType({})
 
 Outputs = dict[int, Tensor]  # by position among all outputs
 
@@ -56,8 +59,8 @@ class Objective:
         """Loss of the dense model."""
         return self._mean(dense.loss for dense in self._dense)
 
-    def loss(self, groups: Mapping[str, Rows]) -> float:
-        """Loss when groups retain only these rows of indices."""
+    def loss(self, groups: Mapping[str, Rows], refitted: Weights = NOTHING) -> float:
+        """Loss when groups retain only these rows of indices, with `refitted` weights in their old shapes."""
         dependencies = self.program.fact(Dependencies)
         routed = {name: rows for name, rows in groups.items() if dependencies.by_name[name].routed}
         zeros = {name: rows for name, rows in groups.items() if name not in routed}
@@ -69,7 +72,8 @@ class Objective:
         whole = refusing(self.program, routed) if routed else self.program
         segments = split_at_linear_layers(whole) if routed else self.segments
         first = first if len(segments) == len(self.segments) else 0
-        masked = replace(whole, weights=Masked(self.program.weights, keep))
+        weights = Layered((Masked(refitted, keep), Masked(self.program.weights, keep)))
+        masked = replace(whole, weights=weights)
         runs = (_run(masked, segments, self._known[i], *self._start(i, first)) for i in range(len(self.batches)))
         return self._mean(self._judge(i, outputs) for i, (outputs, _) in enumerate(runs))
 

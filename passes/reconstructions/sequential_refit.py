@@ -265,7 +265,7 @@ class Walk:
         """The retained columns of the matrix of a consumer."""
         kept = rewritten.keep.get(consumer.weight, {}).get(consumer.dim)
         every = torch.arange(rewritten.original.shapes()[consumer.weight][consumer.dim])
-        return columns(every if kept is None else kept, consumer.taps)
+        return consumer.columns(every if kept is None else kept)
 
     def _refit_stack(
         self, members: Sequence[Consumer], fitted: Mapping[str, Moments], held: Mapping[str, Moments]
@@ -382,8 +382,3 @@ def counterpart(segment: Segment, program: Program) -> Segment:
 
 def shape(node: fx.Node) -> str:
     return str([getattr(leaf, "shape", leaf) for leaf in pytree.tree_leaves(node.meta["val"])])
-
-
-def columns(indices: Tensor, taps: int) -> Tensor:
-    """The columns of a matrix in which each index spans `taps` columns."""
-    return (indices[:, None] * taps + torch.arange(taps)).flatten()

@@ -60,9 +60,10 @@ class Select(Pass):
         """
         eligible, shares, scores = program.fact(Eligible), program.fact(Shares), program.fact(Scores)
         dependencies = program.fact(Dependencies)
-        widths = _rounded(knobs(eligible, self.align), shares.by_group)
-        if shares.target is not None:
-            widths = _fill(self._budget(program, shares.target, shares.unit), widths, shares.by_group)
+        if shares.target is None:
+            widths = _rounded(knobs(eligible, self.align), shares.by_group)
+        else:
+            widths = widths_at(self._budget(program, shares.target, shares.unit), shares.by_group)
         widths = {**widths, **eligible.requested}
         _warn_of_alignment(eligible, self.align)
         cut = {group: widths[group.name] for group in eligible.groups if widths[group.name] < group.size}
@@ -116,6 +117,15 @@ def _warn_of_alignment(eligible: Eligible, align: int) -> None:
         width = eligible.requested.get(group.name, group.size)
         if width < group.size and width * group.inner % align and not group.routed:
             log.warning("%s has the requested width %d, which is no multiple of %d", group.name, width, align)
+
+
+def widths_at(budget: Budget, shares: Mapping[str, float]) -> dict[str, int]:
+    """Legal widths of all groups near these shares, which remove what is nearest to the target.
+
+    Raises:
+        PlanError: if the target is more than the groups can give.
+    """
+    return _fill(budget, _rounded(budget.knobs, shares), shares)
 
 
 def _rounded(knobs: Sequence[Knob], shares: Mapping[str, float]) -> dict[str, int]:

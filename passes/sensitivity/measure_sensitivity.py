@@ -24,7 +24,6 @@ from graphprune.ir.checksums import checksum
 from graphprune.ir.program import Program
 from graphprune.ir.weights import KeepByName, Layered, Masked
 from graphprune.passes.reconstructions import RECONSTRUCTIONS
-from graphprune.passes.reconstructions.sequential_refit import columns
 from graphprune.pipeline import PASSES, Pass
 from graphprune.planning.budget import Knob
 from graphprune.planning.facts import Eligible, Scores
@@ -252,6 +251,6 @@ class _Measurement:
     def _refitted(self, consumer: Consumer, keep: KeepByName, moments: Moments) -> Tensor:
         """The weight in its old shape, with new values in the retained columns."""
         weight = self.program.weights[consumer.weight]
-        matrix, retained = consumer.matrix(weight), columns(keep[consumer.weight][consumer.dim], consumer.taps)
+        matrix, retained = consumer.matrix(weight), consumer.columns(keep[consumer.weight][consumer.dim])
         new = RECONSTRUCTIONS[self.by].refit(matrix, retained, moments, None, None).weight
         return consumer.restore(matrix.index_copy(1, retained, new.to(matrix.dtype))).contiguous()

@@ -6,8 +6,10 @@ from itertools import pairwise
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from graphprune.axes.groups import Dependencies, Group
+from graphprune.axes.rule import Consumer
 from graphprune.evaluation.masked_loss import Objective
 from graphprune.frontends.modules import trace
 from graphprune.ir.program import Program
@@ -22,7 +24,10 @@ from graphprune.planning.interfaces import Evidence
 from graphprune.planning.masks import Gated
 from graphprune.planning.plan import make
 from graphprune.planning.ranking import Pool, chosen, hull, projected, ranked, top
+from graphprune.solvers.normal_equations import DEFAULT_DAMPING
+from graphprune.solvers.quick_refit import quickly_refitted
 from graphprune.statistics.collector import Calibration
+from graphprune.statistics.moments import Moments
 
 
 class Net(nn.Module):
@@ -178,6 +183,65 @@ def test_a_search_spares_the_group_that_matters(name: str) -> None:
     assert found[narrow.name] > found[wide.name]
     assert judge.loss(chosen(budget.knobs, scores, found)) < 0.5 * uniform
     assert found == shares(program, name, 5 * 9)[1]
+
+
+class Unequal(nn.Module):
+    """Two feed-forward layers of kinds of their own; the outputs of the first are `loud` times as large."""
+
+    def __init__(self, loud: float) -> None:
+        super().__init__()
+        self.first, self.up = nn.Linear(4, 8), nn.Linear(4, 8)
+        self.second, self.down = nn.Linear(8, 4), nn.Linear(8, 4)
+        self.loud = loud
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.loud * self.second(torch.relu(self.first(x))) + self.down(torch.relu(self.up(x)))
+
+
+def test_kinds_are_balanced_where_scores_are_wrong_by_a_factor() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(64, 4)
+    traced = trace(Unequal(10.0), (x,))
+    program = traced.with_facts(analyze(traced), Calibration([[x]], "given", 1, 0, 0))
+    names = [g.name for g in program.fact(Dependencies).groups]
+    loud = next(name for name in names if name.startswith("first"))
+    scores = {name: torch.arange(1.0, 9)[None] * (0.2 if name == loud else 1.0) for name in names}
+    losses = {}
+    for by in ("marginal", "balanced"):
+        budget, found = shares(program, by, 6 * 9, scores)
+        assert budget.removed(budget.widths(found)) == pytest.approx(6 * 9, abs=0.5)
+        losses[by] = Objective.of(program).loss(chosen(budget.knobs, scores, found)), found[loud]
+    assert losses["marginal"][1] < 0.5 and losses["balanced"][1] >= 0.875
+    assert losses["balanced"][0] < 0.2 * losses["marginal"][0]
+
+
+def test_a_trial_has_the_least_squares_weights_of_every_layer(program: Program) -> None:
+    (x,) = program.fact(Calibration).batches[0]
+    found = program.fact(Dependencies)
+    rows = {group.name: top(torch.arange(1.0, group.size + 1)[None], group.size - 3) for group in found.groups}
+    inputs = {}
+    for i in range(2):
+        (up, b), (down, c) = ([program.weights[f"layers.{i}.{name}.{p}"] for p in ("weight", "bias")]
+                              for name in ("up", "down"))  # fmt: skip
+        hidden = torch.relu(linear(x, up, b))
+        inputs[f"layers.{i}.down.weight"], x = hidden, x + linear(hidden, down, c)
+
+    def moments(consumer: Consumer) -> Moments:
+        seen = Moments.empty(len(program.weights[consumer.weight][0]))
+        seen.add(inputs[consumer.weight])
+        return seen
+
+    new = quickly_refitted(program, rows, moments)
+    assert new.keys() == inputs.keys()
+    for name, hidden in inputs.items():
+        weight, kept = program.weights[name].double(), torch.arange(3, hidden.shape[1])
+        gram = hidden.double().T @ hidden.double()
+        ridge = DEFAULT_DAMPING * gram.diagonal().mean() * torch.eye(len(kept), dtype=torch.float64)
+        change = torch.linalg.solve(gram[kept][:, kept] + ridge, gram[kept][:, :3] @ weight[:, :3].T).T
+        assert torch.allclose(new[name][:, kept].double(), weight[:, kept] + change, atol=1e-5)
+    objective = Objective.of(program)
+    assert objective.loss(rows, new) < 0.9 * objective.loss(rows)
+    assert quickly_refitted(program, rows, lambda consumer: None) == {}
 
 
 def test_masks_are_laid_over_parameters_as_plans_are(tiny: Callable[..., nn.Module]) -> None:
