@@ -17,6 +17,8 @@ from graphprune.planning.plan import Plan, make
 from graphprune.planning.ranking import top
 from graphprune.solvers.row_groups import EmbeddingGroups
 
+NEAR = 0.005  # share of the whole within which an amount is near its target
+
 log = logging.getLogger(__name__)
 
 
@@ -125,13 +127,21 @@ def widths_at(budget: Budget, shares: Mapping[str, float]) -> dict[str, int]:
     Raises:
         PlanError: if the target is more than the groups can give.
     """
-    return _fill(budget, _rounded(budget.knobs, shares), shares)
+
+    def miss(widths: Mapping[str, int]) -> float:
+        return abs(budget.removed(widths) - budget.target)
+
+    down = _fill(budget, _rounded(budget.knobs, shares), shares)
+    if miss(down) <= NEAR * budget.total:
+        return down
+    # A coarse knob one step wider and a fine one narrower can be nearer, which single steps do not reach.
+    return min(down, _fill(budget, _rounded(budget.knobs, shares, 1), shares), key=miss)
 
 
-def _rounded(knobs: Sequence[Knob], shares: Mapping[str, float]) -> dict[str, int]:
-    """The greatest legal widths of at most the exact ones."""
+def _rounded(knobs: Sequence[Knob], shares: Mapping[str, float], more: int = 0) -> dict[str, int]:
+    """The greatest legal widths of at most the exact ones, or the next wider ones."""
     sizes = ((knob, knob.floor(min(shares[g.name] for g in knob.groups) * knob.size)) for knob in knobs)
-    return {group.name: size for knob, size in sizes for group in knob.groups}
+    return {group.name: knob.step(size, more) for knob, size in sizes for group in knob.groups}
 
 
 def _fill(budget: Budget, widths: dict[str, int], shares: Mapping[str, float]) -> dict[str, int]:

@@ -14,8 +14,8 @@ import graphprune as gp
 from graphprune.errors import PlanError
 from graphprune.ir.program import Source
 from graphprune.passes.selection import select
-from graphprune.passes.selection.select import knobs
-from graphprune.planning.budget import Budget
+from graphprune.passes.selection.select import knobs, widths_at
+from graphprune.planning.budget import Budget, Knob
 from graphprune.planning.facts import Eligible
 from graphprune.planning.ranking import top
 from graphprune.workflows.recipes.catalogue import RECIPES
@@ -52,6 +52,18 @@ def test_the_target_is_met_in_networks_of_other_shapes() -> None:
     program = gp.trace(nn.Sequential(*layers), (torch.randn(3, 5),))
     for sparsity in (0.1, 0.33, 0.66, 0.9):
         assert removed(program, gp.plan(program, sparsity=sparsity)) == pytest.approx(sparsity, abs=0.005)
+
+
+def test_a_wider_coarse_step_is_tried_with_narrower_fine_ones() -> None:
+    """Where 1.6 of 4 units must go, 2 are nearer than 1; but 1 and some of 100 small ones meet the target."""
+    layers = nn.Linear(50, 4), nn.ReLU(), nn.Linear(4, 100), nn.ReLU(), nn.Linear(100, 7)
+    program = gp.Pipeline((gp.Analyze(),))(gp.trace(nn.Sequential(*layers), (torch.randn(3, 50),)))
+    coarse, fine = sorted(gp.analyze(program).groups, key=lambda group: group.size)
+    budget = Budget.of(program, [Knob.of([group]) for group in (coarse, fine)], 0)
+    unit = budget.cost_per_index(budget.knobs[0])
+    budget = replace(budget, target=round(1.6 * unit))
+    widths = widths_at(budget, {coarse.name: 0.6, fine.name: 1.0})
+    assert widths[coarse.name] == 3 and budget.removed(widths) == pytest.approx(1.6 * unit, abs=7)
 
 
 def test_what_rounding_leaves_is_removed_in_small_steps() -> None:
