@@ -195,7 +195,9 @@ class Unequal(nn.Module):
         self.loud = loud
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.loud * self.second(torch.relu(self.first(x))) + self.down(torch.relu(self.up(x)))
+        loud: Tensor = self.loud * self.second(torch.relu(self.first(x)))
+        quiet: Tensor = self.down(torch.relu(self.up(x)))
+        return loud + quiet
 
 
 def test_kinds_are_balanced_where_scores_are_wrong_by_a_factor() -> None:
