@@ -98,9 +98,9 @@ class Trainer:
 
         Raises:
             CalibrationError: if a loss is not finite.
-            WorkspaceError: if a checkpoint cannot be written or read.
+            WorkspaceError: if a checkpoint cannot be written or read, or another process has ended.
         """
-        with _accelerated(self.device) as session:
+        with distributed.failure_reported(only_of_others=True), _accelerated(self.device) as session:
             return self._run(session)
 
     def _run(self, session: Any) -> Outcome:

@@ -14,6 +14,8 @@ from torch import Tensor
 
 from graphprune.errors import WorkspaceError, because
 
+LIBRARY = "gloo"  # in the errors of collective operations on processors, which have no class of their own
+
 
 @contextmanager
 def joined(device: str = "cpu") -> Iterator[None]:
@@ -48,11 +50,19 @@ def batches_of_process(batches: int) -> range:
 
 
 @contextmanager
-def _reported_failure() -> Iterator[None]:
-    """Convert the error of a collective operation to a message that another process has ended."""
+def failure_reported(only_of_others: bool = False) -> Iterator[None]:
+    """Convert the error of a collective operation to a message that another process has ended.
+
+    With `only_of_others`, the block does more than that: an error of something else is raised as it is.
+
+    Raises:
+        WorkspaceError: if another process has ended.
+    """
     try:
         yield
     except RuntimeError as fault:
+        if only_of_others and not (isinstance(fault, dist.DistError) or LIBRARY in str(fault)):
+            raise
         raise WorkspaceError(
             f"another process of this run has ended{because(fault)}; read its output, and repeat the command, "
             "which continues after the steps that all of them have finished"
@@ -66,7 +76,7 @@ def barrier() -> None:
         WorkspaceError: if another process has ended.
     """
     if world_size() > 1:
-        with _reported_failure():
+        with failure_reported():
             dist.barrier()
 
 
@@ -79,7 +89,7 @@ def all_reduce_min(number: int) -> int:
     if world_size() == 1:
         return int(number)
     minimum = torch.tensor(int(number))
-    with _reported_failure():
+    with failure_reported():
         dist.all_reduce(minimum, dist.ReduceOp.MIN)
     return int(minimum)
 
@@ -95,7 +105,7 @@ def all_reduce_sum(own: Sequence[Tensor] | None, tensors: int) -> list[Tensor] |
     """
     if world_size() == 1:
         return None if own is None else list(own)
-    with _reported_failure():
+    with failure_reported():
         return _summed(own, tensors)
 
 

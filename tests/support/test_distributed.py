@@ -14,12 +14,25 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from graphprune.cli.commands import app
+from graphprune.errors import WorkspaceError
 from graphprune.statistics.moments import Drift, Moments
 from graphprune.support import distributed
+from graphprune.support.distributed import failure_reported
 from tests.processes import Forked
 
 OPTIONS = ("--sparsity", "0.2", "--samples", "24", "--length", "8", "--align", "1")
 Start = Callable[[list[str]], str]
+
+
+@pytest.mark.parametrize(("text", "kind"), [
+    ("[/pytorch/third_party/gloo/gloo/transport/tcp/pair.cc:534] Connection closed by peer [127.0.0.1]:1", WorkspaceError),
+    ("mat1 and mat2 shapes cannot be multiplied", RuntimeError),
+])  # fmt: skip
+def test_only_errors_of_collectives_are_blamed_on_other_processes(text: str, kind: type[Exception]) -> None:
+    with pytest.raises(kind) as caught, failure_reported(only_of_others=True):
+        raise RuntimeError(text)
+    assert type(caught.value) is kind
+    assert ("another process of this run has ended" in str(caught.value)) is (kind is WorkspaceError)
 
 
 def test_one_process_has_it_all() -> None:
