@@ -44,7 +44,7 @@ class Balanced(Allocation):
         """
         budget.require()
         trials = _Trials(budget, scores, evidence.program, Objective.of(evidence.program))
-        kinds = sorted({knob.groups[0].kind: None for knob in budget.knobs}, key=trials.cost, reverse=True)
+        kinds = sorted({knob.groups[0].label: None for knob in budget.knobs}, key=trials.cost, reverse=True)
         best: Factors = dict.fromkeys(kinds, 1.0)
         with progress("balancing kinds of groups", len(kinds) - 1) as step:
             for kind in kinds[1:]:
@@ -66,7 +66,7 @@ class _Trials:
 
     def cost(self, kind: str) -> float:
         """What all indices of a kind cost."""
-        return sum(self.budget.cost_per_index(k) * k.size for k in self.budget.knobs if k.groups[0].kind == kind)
+        return sum(self.budget.cost_per_index(k) * k.size for k in self.budget.knobs if k.groups[0].label == kind)
 
     def descend(self, best: Factors, kind: str, way: float) -> Factors:
         """The factors after the one of a kind was multiplied by `way` as long as the loss does not grow."""
@@ -80,7 +80,7 @@ class _Trials:
 
     def shares(self, factors: Factors) -> Mapping[str, float]:
         """The retained share of each group, by name."""
-        kinds = {group.name: knob.groups[0].kind for knob in self.budget.knobs for group in knob.groups}
+        kinds = {group.name: knob.groups[0].label for knob in self.budget.knobs for group in knob.groups}
         weighted = {name: self.scores[name] * factors[kind] for name, kind in kinds.items()}
         return pooled_shares(self.budget, growth_pool(self.budget, weighted))
 

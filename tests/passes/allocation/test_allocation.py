@@ -186,7 +186,7 @@ def test_a_search_spares_the_group_that_matters(name: str) -> None:
 
 
 class Unequal(nn.Module):
-    """Two feed-forward layers of kinds of their own; the outputs of the first are `loud` times as large."""
+    """Neurons whose outputs are `loud` times as large, and latent dimensions."""
 
     def __init__(self, loud: float) -> None:
         super().__init__()
@@ -196,7 +196,7 @@ class Unequal(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         loud: Tensor = self.loud * self.second(torch.relu(self.first(x)))
-        quiet: Tensor = self.down(torch.relu(self.up(x)))
+        quiet: Tensor = self.down(self.up(x))
         return loud + quiet
 
 
@@ -205,7 +205,9 @@ def test_kinds_are_balanced_where_scores_are_wrong_by_a_factor() -> None:
     x = torch.randn(64, 4)
     traced = trace(Unequal(10.0), (x,))
     program = traced.with_facts(analyze(traced), Calibration([[x]], "given", 1, 0, 0))
-    names = [g.name for g in program.fact(Dependencies).groups]
+    groups = program.fact(Dependencies).groups
+    names = [group.name for group in groups]
+    assert {group.label for group in groups} == {"neurons", "latent dimensions"}
     loud = next(name for name in names if name.startswith("first"))
     scores = {name: torch.arange(1.0, 9)[None] * (0.2 if name == loud else 1.0) for name in names}
     losses = {}
