@@ -143,10 +143,9 @@ class _Walk:
         name = mixture.weight
         retained = rewritten.keep[name][_dim(mixture.tail.members[0])].flatten().tolist()
         try:
-            start = rewritten.original.weights[name] * mixture.columns
-            equations = mixture.equations(start, retained)
-            trials = [mixture.stacked(start, self._changes(mixture, equations, each)) for each in self.dampings]
-            before, *errors = mixture.errors([start, *trials])
+            equations = mixture.equations(retained)
+            trials = [self._changes(mixture, equations, each) for each in self.dampings]
+            before, *errors = mixture.errors([{}, *trials])
         except CalibrationError as fault:
             self.skipped[name] = str(fault)
             return
@@ -155,7 +154,8 @@ class _Walk:
         if not after < before:
             self.skipped[name] = f"the error on held-out tokens does not fall ({before:.3g} to {after:.3g})"
             return
-        narrow = Narrowed({name: trials[best]}, {name: rewritten.keep[name]})[name].contiguous()
+        new = mixture.changed(mixture.start, trials[best])
+        narrow = Narrowed({name: new}, {name: rewritten.keep[name]})[name].contiguous()
         self.done[name] = Refitted(narrow, self.dampings[0], before, after)
 
     def _changes(self, mixture: "_Mixture", equations: "Equations", damping: float) -> dict[int, Tensor]:
@@ -179,29 +179,36 @@ class _Mixture:
         return self.tail.members[0].weight
 
     @cached_property
-    def columns(self) -> Tensor:
-        """One at the retained columns of every expert and zero at others, in the shape of the stack."""
-        rewritten, dim = self.cut, self.tail.members[0].dim
-        whole = torch.ones_like(rewritten.original.weights[self.weight])
-        kept = rewritten.keep[self.weight].get(dim)
+    def columns(self) -> Tensor | None:
+        """One at the retained columns of every expert and zero at others, in the shape of the stack; None if all are
+        retained."""
+        dim = self.tail.members[0].dim
+        kept = self.cut.keep[self.weight].get(dim)
         if kept is None:
-            return whole
+            return None
+        whole = torch.ones_like(self.cut.original.weights[self.weight])
         return fill(torch.zeros_like(whole), narrow(whole, dim, kept), {dim: kept})
 
-    def errors(self, weights: Sequence[Tensor]) -> list[float]:
-        """The squared errors of the sum with each of these stacks, relative to the squares of the dense sum, on
+    @property
+    def start(self) -> Tensor:
+        """The stack of the dense mixture with zeros in removed columns."""
+        weight = self.cut.original.weights[self.weight]
+        return weight if self.columns is None else weight * self.columns
+
+    def errors(self, trials: Sequence[Mapping[int, Tensor]]) -> list[float]:
+        """The squared errors of the sum with each of these changes, relative to the squares of the dense sum, on
         held-out batches if there are any."""
-        errors, energy = [0.0] * len(weights), 0.0
+        errors, energy, start = [0.0] * len(trials), 0.0, self.start
         for i, right, known in self._batches(held_out=True):
             energy += float(right.double().square().sum())
-            for at, weight in enumerate(weights):
-                error = right - self._outputs(i, known, weight)[self.tail.total]
+            for at, changes in enumerate(trials):
+                error = right - self._outputs(i, known, self.changed(start, changes))[self.tail.total]
                 errors[at] += float(error.double().square().sum())
         return [error / max(energy, torch.finfo(torch.float64).tiny) for error in errors]
 
-    def equations(self, weight: Tensor, retained: Sequence[int]) -> "Equations":
+    def equations(self, retained: Sequence[int]) -> "Equations":
         """The normal equations of the changes of all retained experts that have tokens."""
-        moments, crosses = dict[int, Moments](), dict[int, Tensor]()
+        moments, crosses, weight = dict[int, Moments](), dict[int, Tensor](), self.start
         for i, right, known in self._batches():
             seen = known | self._outputs(i, known, weight)
             self.tail.require_linear(seen, self._late_weights, self.other.program)
@@ -215,7 +222,8 @@ class _Mixture:
     def product(self, changes: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """The cross products of the rows of each expert with what these changes add to the sum."""
         products = dict[int, Tensor]()
-        weight = self.stacked(torch.zeros_like(self.other.program.weights[self.weight]), changes)
+        start = self.start
+        weight = self.changed(start.new_zeros(()).expand_as(start), changes)
         for i, _, known in self._batches(dense=False):
             seen = known | self._outputs(i, known, weight)
             zeros = torch.zeros_like(seen[self.tail.start])
@@ -225,9 +233,9 @@ class _Mixture:
                     _accumulate(products, e, rows.T @ own)
         return products
 
-    def stacked(self, weight: Tensor, changes: Mapping[int, Tensor]) -> Tensor:
-        """The stack with changes added to its members."""
-        new = weight.clone()
+    def changed(self, weight: Tensor, changes: Mapping[int, Tensor]) -> Tensor:
+        """A stack with changes added to its members."""
+        new = weight.clone(memory_format=torch.contiguous_format)
         for consumer, member in ((c, c.member) for c in self.tail.members if c.member is not None):
             if member.index in changes:
                 new.select(member.dim, member.index).add_(consumer.restore(changes[member.index]).to(new))
@@ -238,7 +246,8 @@ class _Mixture:
         rows, gates = self.tail.pulled(error, seen, self._late_weights, self.other.program)
         for consumer, member in ((c, c.member) for c in self.tail.members if c.member is not None):
             own, gate, error = (at_least_single(member.rows(v, seen)) for v in (seen[consumer.x], gates, rows))
-            yield member.index, own * consumer.matrix(self.columns)[0].to(own), gate, error
+            retained = own if self.columns is None else own * consumer.matrix(self.columns)[0].to(own)
+            yield member.index, retained, gate, error
 
     def _batches(self, held_out: bool = False, dense: bool = True) -> Iterator[tuple[int, Any, dict[str, Any]]]:
         """Position, dense sum, and the values that the late part reads, of the batches to fit or of those held out.
@@ -274,7 +283,9 @@ class _Mixture:
 
     @cached_property
     def _late_weights(self) -> dict[str, Tensor]:
-        return self.other.load(self._late, self.other.program.weights)
+        """Weights of the late part, without the stack."""
+        names = self._late.weights(self.other.program) - {self.weight}
+        return self.other.load(self._late, {name: self.other.program.weights[name] for name in names})
 
     @cached_property
     def _known(self) -> set[str]:
@@ -310,25 +321,26 @@ def conjugate_gradients(
     ridges = {e: max(damping * scale, tiny) for e, scale in equations.scales.items()}
     single = torch.float if damping >= SINGLE_PRECISION_FROM else torch.double
     factors = {e: damped_cholesky(gram.to(single), ridges[e]) for e, gram in equations.grams.items()}
-    residual = dict(equations.crosses)
+    residual = {e: cross.to(single) for e, cross in equations.crosses.items()}
     changes = {e: torch.zeros_like(cross) for e, cross in residual.items()}
     direction, energy = dict[int, Tensor](), 0.0
     for _ in range(rounds if residual else 0):
-        steps = {e: torch.cholesky_solve(rest.T.to(single), factors[e]).T.double() for e, rest in residual.items()}
+        steps = {e: torch.cholesky_solve(rest.T, factors[e]).T for e, rest in residual.items()}
         previous, energy = energy, _inner(residual, steps)
         if energy <= 0:
             break
         turn = energy / previous if previous else 0.0
         direction = {e: step + turn * direction[e] if e in direction else step for e, step in steps.items()}
-        image = {e: part + ridges[e] * direction[e] for e, part in product(direction).items()}
+        image = {e: part.to(single) + ridges[e] * direction[e] for e, part in product(direction).items()}
         length = energy / _inner(direction, image)
-        changes = {e: change + length * direction[e] for e, change in changes.items()}
-        residual = {e: rest - length * image[e] for e, rest in residual.items()}
+        for e, step in direction.items():
+            changes[e] += length * step
+            residual[e] = residual[e] - length * image[e]
     return changes
 
 
 def _inner(a: Mapping[int, Tensor], b: Mapping[int, Tensor]) -> float:
-    return sum(float((a[e] * b[e]).sum()) for e in a)
+    return sum(float((a[e] * b[e]).sum(dtype=torch.float64)) for e in a)
 
 
 def _accumulate(sums: dict[int, Tensor], e: int, new: Tensor) -> None:
