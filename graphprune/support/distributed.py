@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from graphprune.errors import WorkspaceError, because
+from graphprune.errors import WorkspaceError, because, reason_of
 
 LIBRARY = "gloo"  # in the errors of collective operations on processors, which have no class of their own
 
@@ -61,7 +61,7 @@ def failure_reported(only_of_others: bool = False) -> Iterator[None]:
     try:
         yield
     except RuntimeError as fault:
-        if only_of_others and not (isinstance(fault, dist.DistError) or LIBRARY in str(fault)):
+        if only_of_others and not (isinstance(fault, dist.DistError) or LIBRARY in reason_of(fault)):
             raise
         raise WorkspaceError(
             f"another process of this run has ended{because(fault)}; read its output, and repeat the command, "
