@@ -103,6 +103,11 @@ def test_batches_of_other_forms(net: Net, loader: DataLoader[Any]) -> None:
         ({"loss": lambda output, batch: output.sum() * float("nan")}, CalibrationError, "nan"),
         ({"loss": loss, "rate": 1e30}, CalibrationError, "nan|inf"),
         ({"teacher": nn.Linear(36, 4), "aim": "logits"}, CalibrationError, "Linear does not run on the batch"),
+        (
+            {"loss": loss, "validation": [(torch.ones(2, 3), torch.ones(2))]},
+            CalibrationError,
+            "Net does not run on the ",
+        ),
     ],
 )
 def test_bad_input(net: Net, loader: DataLoader[Any], options: dict[str, Any], error: type, match: str) -> None:

@@ -93,16 +93,17 @@ def user_source(options: HealOptions, module: nn.Module, teacher: nn.Module | No
     """Source of the batches of the user.
 
     Raises:
-        CalibrationError: if there is no batch, or the module or its teacher does not take the batches.
+        CalibrationError: if there is no batch, or the module or its teacher does not take those of data or validation.
     """
     data = UserData.of(module, options.data, options.forward, device=options.device)
     validation = options.validation
     if validation is not None:
         validation = UserData.of(module, validation, options.forward, device=options.device)
     first = data.calls(1)[0]
-    for one in (module, teacher):
-        if one is not None:
-            UserData.of(one, options.data, options.forward).require_running(first)
+    for call in (first, *islice(validation or (), 1)):
+        for one in (module, teacher):
+            if one is not None:
+                UserData.of(one, options.data, options.forward).require_running(call)
     try:
         batches = len(options.data)
     except TypeError:
