@@ -18,7 +18,7 @@ from graphprune.workflows.source_options import HubSource, PathLike
 
 AIMS = ("logits", "hidden", "outputs", "labels")
 TRAINED = ("all", "lora", "norms")
-RATES = {"all": 3e-4, "lora": 1e-3, "norms": 1e-3}
+RATES = {"all": 1e-4, "lora": 1e-3, "norms": 1e-3}
 PRUNED = (
     "The pruned model: a folder that `prune` or `save` wrote; from Python also a module, which is trained in place."
 )
@@ -77,7 +77,7 @@ class Training(OptionGroup):
     )
     rank: int = option(16, "Rank of the updates (--train lora).", least=1)
     rate: float | None = option(
-        None, "The highest learning rate; 0.0003 for all weights and 0.001 for others by default."
+        None, "The highest learning rate; 0.0001 for all weights and 0.001 for others by default."
     )
     warmup: float = option(0.1, "The share of the steps in which the learning rate rises.", share=True)
     cached: int = option(
