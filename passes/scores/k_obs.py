@@ -48,8 +48,13 @@ class KObs(Outermost):
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:
         """Score of every index, shape (rows, group.size)."""
-        place, points = removal_order(group, evidence, lambda consumer: _problem(consumer, group, evidence))
+        known = self.known_order(group, evidence)
+        place, points = removal_order(group, evidence, lambda consumer: _problem(consumer, group, evidence), known)
         return _slopes(points)[place] / (2 * len(place))  # indices at one position are removed from all rows
+
+    def known_order(self, group: Group, evidence: Evidence) -> Tensor | None:
+        """Position of every index in another removal order, shape (rows, group.size); None for that of these costs."""
+        return None
 
 
 def _problem(consumer: Consumer, group: Group, evidence: Evidence) -> Problem:

@@ -193,15 +193,17 @@ def test_k_obs_is_the_growth_of_the_loss_after_the_best_refit(program: Program, 
         change = left(w, x, gone)[1] - w  # the best refit does not depend on what the outputs are worth
         return float(((moments @ change) * (change @ (x.T @ x))).sum()) / 2
 
-    order: list[int] = []
+    greedy: list[int] = []
     for _ in range(10):
-        order.append(min((j for j in range(10) if j not in order), key=lambda j: lost([*order, j])))
-    found = score(program, "k-obs", "down.weight", 10)[0]
-    assert found.argsort().tolist() == order
-    growth = [(float(n), lost(order[:n])) for n in range(11)]
-    whole = sum((y - v for (_, v), (_, y) in pairwise(hull(growth))), 0.0)
-    assert float(found.sum()) == pytest.approx(whole, rel=1e-7)
-    assert float(found[order[0]]) == pytest.approx(hull(growth)[1][1] / hull(growth)[1][0], rel=1e-7)
+        greedy.append(min((j for j in range(10) if j not in greedy), key=lambda j: lost([*greedy, j])))
+    given = score(program, "osscar", "down.weight", 10)[0].argsort().tolist()
+    assert given != greedy
+    for name, order in (("k-obs", greedy), ("growth-osscar", given)):
+        found = score(program, name, "down.weight", 10)[0]
+        assert found.argsort().tolist() == order
+        growth = hull([(float(n), lost(order[:n])) for n in range(11)])
+        assert float(found.sum()) == pytest.approx(sum(y - v for (_, v), (_, y) in pairwise(growth)), rel=1e-7)
+        assert float(found[order[0]]) == pytest.approx(growth[1][1] / growth[1][0], rel=1e-7)
 
 
 def test_comp_is_the_fall_of_the_condition(program: Program, seen: dict[str, Tensor]) -> None:
