@@ -48,13 +48,13 @@ class KObs(Outermost):
 
     def score(self, group: Group, evidence: Evidence) -> Tensor:
         """Score of every index, shape (rows, group.size)."""
-        known = self.known_order(group, evidence)
-        place, points = removal_order(group, evidence, lambda consumer: _problem(consumer, group, evidence), known)
+        place, points = removal_order(group, evidence, lambda consumer: _problem(consumer, group, evidence))
+        place = self.ordered(place, group, evidence)
         return _slopes(points)[place] / (2 * len(place))  # indices at one position are removed from all rows
 
-    def known_order(self, group: Group, evidence: Evidence) -> Tensor | None:
-        """Position of every index in another removal order, shape (rows, group.size); None for that of these costs."""
-        return None
+    def ordered(self, place: Tensor, group: Group, evidence: Evidence) -> Tensor:
+        """Position of every index in the removal order, shape (rows, group.size): by default that of these costs."""
+        return place
 
 
 def _problem(consumer: Consumer, group: Group, evidence: Evidence) -> Problem:

@@ -115,38 +115,31 @@ def rows_at(row: int | None) -> slice:
 
 
 def removal_order(
-    group: Group, evidence: Evidence, problem: Callable[[Consumer], Problem], known: Tensor | None = None
+    group: Group, evidence: Evidence, problem: Callable[[Consumer], Problem]
 ) -> tuple[Tensor, list[Point]]:
     """Position of every index in the removal order, and the removed count with its error, summed over all rows.
 
-    The rows of members of a stack, such as experts, are independent; `problem` builds one for a layer. The order is
-    `known`, shape (rows, size), or that of a greedy search.
+    The rows of members of a stack, such as experts, are independent; `problem` builds one for a layer.
     """
     place = torch.zeros(rows_of(group, evidence.dependencies), group.size, dtype=torch.long)
     counts, errors = list[float](), list[list[float]]()
     for row, consumers in consumers_by_row(group, evidence.dependencies).items():
-        part, order = place[rows_at(row)], None if known is None else known[rows_at(row)].argsort(dim=1)
-        part[:], points = greedy([problem(consumer) for consumer in consumers], len(part), group.size, order)
+        part = place[rows_at(row)]
+        part[:], points = greedy([problem(consumer) for consumer in consumers], len(part), group.size)
         errors.append([error for _, error in points])
         counts = [count for count, _ in points]
     return place, list(zip(counts, map(sum, zip(*errors, strict=True)), strict=True))
 
 
-def greedy(
-    problems: Sequence[Problem], rows: int, size: int, order: Tensor | None = None
-) -> tuple[Tensor, list[Point]]:
+def greedy(problems: Sequence[Problem], rows: int, size: int) -> tuple[Tensor, list[Point]]:
     """Position of every index in the removal order, shape (rows, size), and the removed count with its error by round.
 
-    All rows lose equally many indices in a round: those of the lowest cost, or the next ones of `order`, shape (rows,
-    size).
+    All rows lose equally many indices in a round.
     """
     place, batch, points = torch.full((rows, size), -1), -(-size // ROUNDS), [(0.0, 0.0)]
     for start in range(0, size, batch):
-        if order is None:
-            errors = torch.stack([problem.errors() for problem in problems]).sum(0).masked_fill(place >= 0, torch.inf)
-            chosen = errors.argsort(dim=1, stable=True)[:, : min(batch, size - start)]
-        else:
-            chosen = order[:, start : start + batch]
+        errors = torch.stack([problem.errors() for problem in problems]).sum(0).masked_fill(place >= 0, torch.inf)
+        chosen = errors.argsort(dim=1, stable=True)[:, : min(batch, size - start)]
         place = place.scatter(1, chosen, torch.arange(start, start + chosen.shape[1]).expand(chosen.shape))
         added = sum(problem.remove(chosen) for problem in problems)
         points.append((float(start + chosen.shape[1]), points[-1][1] + max(added, 0.0)))

@@ -80,8 +80,9 @@ def add(*recipes: Recipe) -> None:
 
 
 BEST = (
-    "analyze{experts=true} | calibrate | gradients{most=8} | score{by=growth-osscar} | allocate{by=balanced} | select | "
-    "rewrite | merge-experts | refit{statistics=mixed,residual=true,relative=true} | batch-norm-statistics | verify"
+    "analyze{experts=true} | calibrate | gradients{most=8} | score{by=growth-osscar} | allocate{by=balanced} | "
+    "select | rewrite | merge-experts | refit{statistics=mixed,residual=true,relative=true} | batch-norm-statistics | "
+    "verify"
 )
 #: Embedding tables in groups of rows of low ranks; two fifths of the rest by lower ranks of layers,
 #: refitted together with the cut layers.
