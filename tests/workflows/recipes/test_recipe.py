@@ -70,8 +70,8 @@ PLANS = {
     "spa": "analyze | score{by=spa} | allocate{sparsity=0.2} | select",
     "mpifa": "analyze | allocate-ranks{sparsity=0.2}",
     "sleb": "analyze | calibrate{text=t.txt,moments=none} | drop-blocks{by=sleb,sparsity=0.2}",
-    "best": "analyze{experts=true} | calibrate{text=t.txt,moments=none} | gradients{of=outputs,most=8} | "
-    "score{by=growth} | allocate{by=marginal,sparsity=0.2} | select",
+    "best": "analyze{experts=true} | calibrate{text=t.txt,moments=full} | gradients{of=outputs,most=8} | "
+    "score{by=growth-osscar} | allocate{by=balanced,sparsity=0.2} | select",
 }
 
 
