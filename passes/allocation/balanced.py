@@ -46,7 +46,7 @@ class Balanced(Allocation):
         trials = _Trials(budget, scores, evidence.program, Objective.of(evidence.program))
         kinds = sorted({knob.groups[0].label: None for knob in budget.knobs}, key=trials.cost, reverse=True)
         best: Factors = dict.fromkeys(kinds, 1.0)
-        with progress("balancing kinds of groups", len(kinds) - 1) as step:
+        with progress("balancing kinds of groups", len(kinds[1:])) as step:
             for kind in kinds[1:]:
                 for way in STEPS:
                     best = trials.descend(best, kind, way)
