@@ -47,8 +47,8 @@ class MergeExperts(Pass):
 
     All experts are refitted together, in `rounds` of conjugate gradients that are preconditioned by the Gram matrix of
     each expert. `damping` is relative to the mean diagonal of that matrix; by default, it is chosen on held-out
-    batches, for the first mixture among four, then among the one chosen there and ten times that. An expert with fewer tokens than columns is damped more. A
-    layer whose error on held-out batches does not fall is unchanged.
+    batches, for the first mixture among four, then among the one chosen there and ten times that. An expert with fewer
+    tokens than columns is damped more. A layer whose error on held-out batches does not fall is unchanged.
     """
 
     name: ClassVar[str] = "merge-experts"
