@@ -3,7 +3,6 @@
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -19,11 +18,10 @@ from graphprune.ir.weights import Layered, Masked, Weights
 from graphprune.planning.plan import Rows, by_parameter, primes_to_keep
 from graphprune.planning.refused_choices import refusing
 from graphprune.statistics.collector import Calibration, input_leaf, predicted_inputs
+from graphprune.statistics.stream import NOTHING
 
 MAX_BATCHES = 4  # for one measurement of the loss
 CHECKPOINTS = 16  # approximate number of segments of the dense model from which a run may start
-
-NOTHING: Weights = MappingProxyType({})
 
 Outputs = dict[int, Tensor]  # by position among all outputs
 

@@ -47,6 +47,14 @@ class Segment:
                 stack += [n.name for n in node.all_input_nodes]
         return Segment(tuple(node for node in self.nodes if node.name in needed), self.entry, None)
 
+    def downstream_of(self, names: Collection[str]) -> "Segment":
+        """Part of the segment with these nodes and all that depend on them."""
+        dependent = set(names)
+        for node in self.nodes:
+            if any(n.name in dependent for n in node.all_input_nodes):
+                dependent.add(node.name)
+        return Segment(tuple(node for node in self.nodes if node.name in dependent), self.entry, self.exit)
+
 
 def split(program: Program, busy: Collection[str]) -> list[Segment]:
     """Split the graph where a single activation is live, so that every segment except the last has a `busy` node."""

@@ -70,12 +70,12 @@ class _Trials:
 
     def descend(self, best: Factors, kind: str, way: float) -> Factors:
         """The factors after the one of a kind was multiplied by `way` as long as the loss does not grow."""
-        factor = best[kind]
+        factor, least = best[kind], self.loss(best)
         while 1 / MOST <= (factor := factor * way) <= MOST:
             trial = {**best, kind: factor}
-            if self.loss(trial) > self.loss(best):
+            if (loss := self.loss(trial)) > least:
                 break
-            best = trial
+            best, least = trial, loss
         return best
 
     def shares(self, factors: Factors) -> Mapping[str, float]:

@@ -93,7 +93,7 @@ class _Walk:
     program: Program
     done: dict[str, Refitted] = field(default_factory=dict)
     skipped: dict[str, str] = field(default_factory=dict)
-    dampings: Sequence[float] = DAMPINGS  # those to try
+    dampings: Sequence[float] = field(init=False)  # those to try
 
     def __post_init__(self) -> None:
         self.dampings = DAMPINGS if self.options.damping is None else (self.options.damping,)
@@ -191,7 +191,7 @@ class _Mixture:
         whole = torch.ones_like(self.cut.original.weights[self.weight])
         return fill(torch.zeros_like(whole), narrow(whole, dim, kept), {dim: kept})
 
-    @property
+    @cached_property
     def start(self) -> Tensor:
         """The stack of the dense mixture with zeros in removed columns."""
         weight = self.cut.original.weights[self.weight]
@@ -200,19 +200,19 @@ class _Mixture:
     def errors(self, trials: Sequence[Mapping[int, Tensor]]) -> list[float]:
         """The squared errors of the sum with each of these changes, relative to the squares of the dense sum, on
         held-out batches if there are any."""
-        errors, energy, start = [0.0] * len(trials), 0.0, self.start
+        errors, energy = [0.0] * len(trials), 0.0
         for i, right, known in self._batches(held_out=True):
             energy += float(right.double().square().sum())
             for at, changes in enumerate(trials):
-                error = right - self._outputs(i, known, self.changed(start, changes))[self.tail.total]
+                error = right - self._outputs(i, known, self.changed(self.start, changes))[self.tail.total]
                 errors[at] += float(error.double().square().sum())
         return [error / max(energy, torch.finfo(torch.float64).tiny) for error in errors]
 
     def equations(self, retained: Sequence[int]) -> "Equations":
         """The normal equations of the changes of all retained experts that have tokens."""
-        moments, crosses, weight = dict[int, Moments](), dict[int, Tensor](), self.start
+        moments, crosses = dict[int, Moments](), dict[int, Tensor]()
         for i, right, known in self._batches():
-            seen = known | self._outputs(i, known, weight)
+            seen = known | self._outputs(i, known, self.start)
             self.tail.require_linear(seen, self._late_weights, self.other.program)
             for e, own, gates, rows in self._rows(right - seen[self.tail.total], seen):
                 if e in retained and len(own):
@@ -224,8 +224,7 @@ class _Mixture:
     def product(self, changes: Mapping[int, Tensor]) -> dict[int, Tensor]:
         """The cross products of the rows of each expert with what these changes add to the sum."""
         products = dict[int, Tensor]()
-        start = self.start
-        weight = self.changed(start.new_zeros(()).expand_as(start), changes)
+        weight = self.changed(self.start.new_zeros(()).expand_as(self.start), changes)
         for i, _, known in self._batches(dense=False):
             seen = known | self._outputs(i, known, weight)
             zeros = torch.zeros_like(seen[self.tail.start])
@@ -257,8 +256,8 @@ class _Mixture:
         The sum is None without `dense`.
         """
         total = self.tail.total
-        early, whole = self.refused.upstream_of(self._known), self.segment.upstream_of({total})
-        loaded = self.other.load(early, self.other.program.weights)
+        early, loaded = self._early
+        whole = self.segment.upstream_of({total})
         right = self.dense.load(whole, self.dense.program.weights) if dense else {}
         for i, number in enumerate(self.dense.batch_indices):
             if self._has_held_out and self.dense.calibration.held_out(number) is not held_out:
@@ -272,16 +271,17 @@ class _Mixture:
         return self.other.run_batch(i, self._late, weights, {self.tail.start, self.tail.total}, known)[1]
 
     @cached_property
+    def _early(self) -> tuple[Segment, dict[str, Tensor]]:
+        """The part that does not depend on the stack, with its weights."""
+        early = self.refused.upstream_of(self._known)
+        return early, self.other.load(early, self.other.program.weights)
+
+    @cached_property
     def _late(self) -> Segment:
         """The part that depends on the stack, up to the sum."""
-        program, late = self.other.program, set[str]()
-        for node in self.refused.nodes:
-            inputs = node.all_input_nodes
-            if any(n.name in late or self.weight in program.names([n]) for n in inputs):
-                late.add(node.name)
         needed = self.refused.upstream_of({self.tail.total})
-        nodes = tuple(node for node in needed.nodes if node.name in late)
-        return Segment(nodes, self.refused.entry, None)
+        names = self.other.program.names
+        return needed.downstream_of({n.name for n in needed.nodes if self.weight in names(n.all_input_nodes)})
 
     @cached_property
     def _late_weights(self) -> dict[str, Tensor]:

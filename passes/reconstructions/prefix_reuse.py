@@ -43,11 +43,12 @@ def reusable(
     """The parts of a segment of the original of `program`; None if a cut changes the inputs of its `consumers`."""
     rewritten = program.fact(Rewritten)
     dependencies = rewritten.original.fact(Dependencies)
-    late = _after(segment, {consumer.node for consumer in consumers})
+    rest = segment.downstream_of({consumer.node for consumer in consumers})
+    late = rest.names
     if segment.exit is None or segment.exit.name not in late or _cut_in(segment.exit, dependencies, keep):
         return None
     own = {node.name for node in segment.nodes} - late
-    needed = {n.name: n for node in segment.nodes if node.name in late for n in node.all_input_nodes if n.name in own}
+    needed = {n.name: n for node in rest.nodes for n in node.all_input_nodes if n.name in own}
     early = segment.upstream_of(needed)
     scaled = early.weights(program) & rewritten.scales.keys()
     if (
@@ -56,17 +57,7 @@ def reusable(
         or not all(_carries(node, dependencies, keep) for node in early.nodes)
     ):
         return None
-    rest = Segment(tuple(node for node in segment.nodes if node.name in late), segment.entry, segment.exit)
     return Reuse(early, rest, {name: dict(_indices(node, dependencies, keep)) for name, node in needed.items()})
-
-
-def _after(segment: Segment, names: set[str]) -> set[str]:
-    """The nodes of these names, and all that depend on them."""
-    dependents = set(names)
-    for node in segment.nodes:
-        if any(n.name in dependents for n in node.all_input_nodes):
-            dependents.add(node.name)
-    return dependents
 
 
 def _carries(node: fx.Node, dependencies: Dependencies, keep: Mapping[Prime, Retained]) -> bool:
