@@ -6,25 +6,49 @@ from typing import Any
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor
-from torch.nn.functional import kl_div
 
 from graphprune.errors import CalibrationError
 
 TINY = 1e-12  # keeps a division by the size of zeros finite
+ROWS = 256  # of logits at a time
 
 
-def divergence(predictions: Tensor, reference: Tensor) -> Tensor:
-    """Kullback-Leibler divergence from the reference, the mean over rows; both are logarithms, shape (rows, classes).
+def divergence(scores: Tensor, reference: Tensor) -> Tensor:
+    """Kullback-Leibler divergence from the reference, the mean over rows; both are logits, shape (rows, classes).
 
     Raises:
         CalibrationError: if there are other classes than in the reference.
     """
-    if predictions.shape != reference.shape:
+    if scores.shape != reference.shape:
         raise CalibrationError(
-            f"the model predicts logits of shape {tuple(predictions.shape)}, the teacher {tuple(reference.shape)}: "
+            f"the model predicts logits of shape {tuple(scores.shape)}, the teacher {tuple(reference.shape)}: "
             "both need the same classes; train with labels (aim='labels')"
         )
-    return kl_div(predictions, reference, reduction="batchmean", log_target=True)
+    value: Tensor = _Divergence.apply(scores, reference)  # type: ignore[no-untyped-call]
+    return value
+
+
+class _Divergence(torch.autograd.Function):
+    """Divergence and its gradient, some rows at a time, since logits of a large vocabulary are large."""
+
+    @staticmethod
+    def forward(ctx: Any, scores: Tensor, reference: Tensor) -> Tensor:
+        gradient = torch.empty_like(scores) if ctx.needs_input_grad[0] else None
+        parts = list[Tensor]()
+        for rows in torch.arange(len(scores)).split(ROWS):
+            part = slice(int(rows[0]), int(rows[-1]) + 1)
+            got, expected = scores[part].log_softmax(1), reference[part].log_softmax(1)
+            weights = expected.exp()
+            if gradient is not None:
+                torch.sub(got.exp(), weights, out=gradient[part]).div_(len(scores))
+            parts.append(weights.mul_(expected.sub_(got)).sum())
+        ctx.save_for_backward(gradient)
+        return torch.stack(parts).sum() / len(scores)
+
+    @staticmethod
+    def backward(ctx: Any, *above: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = ctx.saved_tensors
+        return gradient * above[0], None
 
 
 def output_distance(output: Any, reference: Any) -> Tensor:

@@ -52,12 +52,11 @@ def estimated_divergence(scores: Tensor, reference: TeacherPredictions) -> Tenso
     Raises:
         CalibrationError: if there are other classes than the teacher has.
     """
-    predictions = scores.log_softmax(1)
     if reference.drawn is not None:
         assert reference.entropy is not None
-        return (reference.entropy - predictions.gather(1, reference.drawn).mean(1)).mean()
+        return (reference.entropy - scores.log_softmax(1).gather(1, reference.drawn).mean(1)).mean()
     assert reference.whole is not None
-    return divergence(predictions, reference.whole)
+    return divergence(scores, reference.whole)
 
 
 def hidden_distance(output: Any, reference: Any) -> Tensor:

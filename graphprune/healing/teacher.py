@@ -20,7 +20,7 @@ DRAWN, ENTROPY, WHOLE = "drawn", "entropy", "whole"
 
 @dataclass(frozen=True)
 class TeacherPredictions:
-    """Predictions of the teacher on a batch: logarithms of all probabilities, shape (rows, classes), or drawn ones.
+    """Predictions of the teacher on a batch: logits of all classes, shape (rows, classes), or drawn ones.
 
     `drawn` are k classes of each row, drawn from the teacher's probabilities, shape (rows, k), and `entropy` the means
     of the logarithms of their probabilities, shape (rows,). The mean of the student's logarithms over drawn classes
@@ -72,7 +72,7 @@ class Teacher:
 
     def _full(self, batch: Batch) -> TeacherPredictions:
         output = self._output(batch)
-        whole = flat_logits(output).log_softmax(1) if self.predicts else None
+        whole = flat_logits(output) if self.predicts else None
         return TeacherPredictions(whole, output=output if self.hidden or not self.predicts else None)
 
     def _output(self, batch: Batch) -> Any:

@@ -99,11 +99,11 @@ def known_loss(program: Program, distilled: bool = False) -> Loss:
     def reference(i: int) -> Any:
         return call(dense, i)
 
-    def predictions(output: Any) -> Tensor:
-        return logits(output).flatten(0, 1).float().log_softmax(1)
+    def scores(output: Any) -> Tensor:
+        return logits(output).flatten(0, 1).float()
 
     if predicts:
-        return lambda output, i: divergence(predictions(output), predictions(reference(i)))
+        return lambda output, i: divergence(scores(output), scores(reference(i)))
     return lambda output, i: output_distance(output, reference(i))
 
 
