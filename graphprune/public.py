@@ -28,7 +28,6 @@ from graphprune.passes.analysis.analyze import Analyze as Analyze
 from graphprune.passes.calibration.calibrate import Calibrate as Calibrate
 from graphprune.passes.depth.drop_blocks import Drop as Drop
 from graphprune.passes.reconstructions.batch_norm_statistics import Norms as Norms
-from graphprune.passes.reconstructions.finetune import Tune as Tune
 from graphprune.passes.reconstructions.refit import Refit as Refit
 from graphprune.passes.rewriting.rewrite import Rewrite as Rewrite
 from graphprune.passes.scores.score import Score as Score

@@ -67,7 +67,7 @@ class Examination:
 def _labeled(options: HealOptions, pruned: LoadedModel, task: TextTask, name: str) -> list[tuple[Inputs, Tensor]]:
     """Batches of the texts of a file, with their classes."""
     tokenizer = pruned.tokenizer()
-    rows, labels = read_separate(tokenizer, [name], options.length, pruned.classes(task))
+    rows, labels = read_separate(tokenizer, [name], options.length, pruned.classes(task), pruned.label_names)
     division = Steps(TOGETHER, 1, options.seed)
     texts = SeparateTexts(task, rows, labels, range(len(rows)), division, tokenizer.pad_token_id or 0)
     return [(((), batch.inputs), batch.labels) for batch in texts.held_out() if batch.labels is not None]

@@ -1,6 +1,7 @@
 """Models of folders that take part in healing: the pruned one, and its teacher."""
 
 import inspect
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +85,11 @@ class LoadedModel:
     def classes(self, task: TextTask) -> int:
         """Number of classes of a classifier, or of tokens that a language model predicts."""
         return flat_logits(self.module(**task.inputs(torch.zeros(1, 2, dtype=torch.long)))).shape[1]
+
+    @property
+    def label_names(self) -> Mapping[str, int]:
+        """Numbers of the classes of a classifier, by name."""
+        return model_folder.label_names(self.folder)
 
     def tokenizer(self) -> Any:
         """Tokenizer of the folder.

@@ -46,6 +46,13 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
+def label_names(folder: Path) -> dict[str, int]:
+    """The numbers of the classes of a classifier, by name; empty if its configuration names none."""
+    named = read_json(folder / CONFIG).get("label2id") if (folder / CONFIG).is_file() else None
+    pairs = named.items() if isinstance(named, dict) else ()
+    return {name: number for name, number in pairs if type(number) is int}
+
+
 def config(folder: Path) -> Any:
     """The configuration of the model in `folder`; code in the folder is not run.
 

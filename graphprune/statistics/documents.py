@@ -3,8 +3,9 @@
 import gzip
 import json
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -27,11 +28,11 @@ class Document:
     ends: bool = True
 
 
-def documents(name: str | Path, lines: bool = False) -> Iterator[Document]:
+def documents(name: str | Path, lines: bool = False, labels: Collection[str] = ()) -> Iterator[Document]:
     """Stream the documents of a text by its name (see `texts.read`), or of a .parquet file with a column "text".
 
     A plain text is one document; it comes in parts of some lines. With `lines`, each of its lines is a document, also
-    those of a .tsv file, whose first column is the text and whose last one the label.
+    those of a .tsv file, whose first column is the text and whose last one the label: a number, or one of `labels`.
 
     Raises:
         LoadError: if the text does not exist, or cannot be read.
@@ -47,7 +48,7 @@ def documents(name: str | Path, lines: bool = False) -> Iterator[Document]:
         near = "is a folder" if path.is_dir() else "does not exist"
         raise LoadError(f"the text {path} {near}; expected {TEXTS}")
     kind = path.name.removesuffix(".gz").rpartition(".")[2]
-    read = {"jsonl": _objects, "parquet": _rows, **({"tsv": _table} if lines else {})}.get(kind)
+    read = {"jsonl": _objects, "parquet": _rows, **({"tsv": partial(_table, labels)} if lines else {})}.get(kind)
     if read is None and lines:
         read = _lines
     if read is None:
@@ -129,13 +130,13 @@ def _lines(path: Path) -> Iterator[Document]:
         yield Document(line.strip())
 
 
-def _table(path: Path) -> Iterator[Document]:
-    """Documents of lines with a text, a tab and a label; a first line whose label is no number is a heading."""
+def _table(labels: Collection[str], path: Path) -> Iterator[Document]:
+    """Documents of lines with a text, a tab and a label; a first line with another label is a heading."""
     for number, line in _numbered(path):
         text, *others = line.rstrip("\r\n").split("\t")
         if not others:
             raise LoadError(f"{path}, line {number}: got {text[:60]!r}, expected a text, a tab and a label")
-        if number > 1 or others[-1].strip().isdigit():
+        if number > 1 or others[-1].strip().isdigit() or others[-1].strip() in labels:
             yield Document(text, others[-1])
 
 

@@ -14,7 +14,7 @@ from tests.recipes import pipeline_of
 
 MORE = [
     "analyze | calibrate | score{by=obs} | measure-sensitivity{ratios=0.5} | allocate{by=sensitivity} | select | "
-    "rewrite | refit | batch-norm-statistics | finetune{steps=1} | verify",
+    "rewrite | refit | batch-norm-statistics | verify",
     "analyze | calibrate | score{by=fasp} | allocate{by=evolutionary} | select | rewrite | verify",
     "analyze | calibrate | allocate-ranks{by=error} | factorize",
 ]

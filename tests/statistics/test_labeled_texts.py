@@ -40,6 +40,15 @@ def test_what_is_no_class(tmp_path: Path, label: Any) -> None:
     assert match in str(caught.value)
 
 
+def test_a_label_may_be_the_name_of_a_class(tmp_path: Path) -> None:
+    file, names = tmp_path / "a.tsv", {"negative": 0, "positive": 1, "7": 2}
+    file.write_text("a\tpositive\nb\tnegative\nc\t1\nd\t7\n")
+    assert [label for _, label in labeled_texts(file, 3, names)] == [1, 0, 1, 2]
+    file.write_text("a\t0\nb\tPositive\n")
+    with pytest.raises(CalibrationError, match='label "Positive", .* from 0 to 2, or one of negative, positive, 7: '):
+        [*labeled_texts(file, 3, names)]
+
+
 def test_a_table_has_two_columns(tmp_path: Path) -> None:
     (tmp_path / "a.tsv").write_text("text\tlabel\na\t1\nb 1\n")
     with pytest.raises(LoadError, match=r"a.tsv, line 3: got 'b 1', expected a text, a tab and a label"):

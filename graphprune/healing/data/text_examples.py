@@ -1,7 +1,7 @@
 """Examples from texts: windows of tokens packed from documents, and texts with labels."""
 
 import random
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -164,9 +164,11 @@ def held_windows(count: int, most: int) -> list[int]:
 
 
 def read_separate(
-    tokenizer: Any, names: Sequence[str | Path], length: int, classes: int | None
+    tokenizer: Any, names: Sequence[str | Path], length: int, classes: int | None, labels: Mapping[str, int]
 ) -> tuple[list[list[int]], list[int]]:
     """Tokens of texts, truncated to `length` tokens, and their classes, below `classes`; `IGNORED` ones for None.
+
+    A label is the number of a class, or one of the names in `labels`.
 
     Raises:
         CalibrationError: if a text has no label, or one that the model does not have, or no tokens; or there are fewer
@@ -174,10 +176,10 @@ def read_separate(
         LoadError: if a text cannot be read.
     """
     if classes is None:
-        rows = [(document.text, IGNORED) for name in names for document in documents(name, lines=True)]
+        rows = [(document.text, IGNORED) for name in names for document in documents(name, True, labels)]
     else:
-        rows = [row for name in names for row in labeled_texts(name, classes)]
-    texts, labels = [text for text, _ in rows], [label for _, label in rows]
+        rows = [row for name in names for row in labeled_texts(name, classes, labels)]
+    texts, numbers = [text for text, _ in rows], [number for _, number in rows]
     if len(rows) < 2:
         raise CalibrationError(f"the data have {len(rows)} texts for a classifier; expected at least two")
     with tokenizing():
@@ -186,7 +188,7 @@ def read_separate(
         raise CalibrationError(
             f"text {tokens.index([]) + 1} of {len(tokens)}, {texts[tokens.index([])]!r}, has no tokens; remove its line"
         )
-    return tokens, labels
+    return tokens, numbers
 
 
 def held_texts(count: int, most: int, seed: int) -> list[int]:

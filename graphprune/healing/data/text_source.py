@@ -50,7 +50,7 @@ def _separate(options: HealOptions, task: TextTask, pruned: LoadedModel, divisio
     """Source of the texts of a classifier; they need labels only if these are the aim."""
     tokenizer = pruned.tokenizer()
     classes = pruned.classes(task) if aim_of(options) == "labels" else None
-    rows, labels = texts.read_separate(tokenizer, options.data, options.length, classes)
+    rows, labels = texts.read_separate(tokenizer, options.data, options.length, classes, pruned.label_names)
     if classes is not None and len(set(labels)) < 2:
         raise CalibrationError(f"all {len(rows)} texts have the label {labels[0]}; a classifier needs several")
     held = texts.held_texts(len(rows), options.held_out, options.seed)

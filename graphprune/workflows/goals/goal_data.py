@@ -130,10 +130,11 @@ def labels_of(batch: Any) -> Tensor:
 
 def _labelled_batches(program: Program, file: str | Path) -> list[dict[str, Tensor]]:
     """Batches of labelled texts of similar lengths, in an order that does not depend on the labels."""
-    tokenizer, names = model_folder.tokenizer(tokenizer_folder(program)), [*program.inputs[1]]
+    folder, names = tokenizer_folder(program), [*program.inputs[1]]
+    tokenizer = model_folder.tokenizer(folder)
     if "input_ids" not in names:
         raise CalibrationError(f"a labelled text gives token ids, and the model takes {', '.join(names)}; pass data")
-    labelled = list(labeled_texts(file))
+    labelled = list(labeled_texts(file, names=model_folder.label_names(folder)))
     with tokenizing():
         rows = [(tokenizer(text, truncation=True, max_length=LONGEST)["input_ids"], label) for text, label in labelled]
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0)).tolist()

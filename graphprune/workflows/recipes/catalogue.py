@@ -91,7 +91,6 @@ BEST_FACTORED = (
     "allocate{by=marginal,part=0.6} | select | rewrite | merge-experts | analyze | allocate-ranks{by=growth} | "
     "refit{statistics=mixed,residual=true,relative=true} | batch-norm-statistics | verify | factorize"
 )
-TUNED = "finetune{steps=100,rate=0.001,rank=16,aim=dense}"
 
 add(
     Recipe(
@@ -259,13 +258,6 @@ add(
         "this project",
         BEST,
         {"free": BEST_FACTORED},
-    ),
-    Recipe(
-        "best-tuned",
-        "best, then norms, biases and updates of low rank trained towards the dense model",
-        "this project",
-        BEST.replace("verify", f"{TUNED} | verify"),
-        {"free": f"{BEST_FACTORED} | {TUNED}"},
     ),
     Recipe(
         "sleb",
