@@ -3,7 +3,7 @@
 import gzip
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -48,7 +48,10 @@ def documents(name: str | Path, lines: bool = False, labels: Collection[str] = (
         near = "is a folder" if path.is_dir() else "does not exist"
         raise LoadError(f"the text {path} {near}; expected {TEXTS}")
     kind = path.name.removesuffix(".gz").rpartition(".")[2]
-    read = {"jsonl": _objects, "parquet": _rows, **({"tsv": partial(_table, labels)} if lines else {})}.get(kind)
+    readers: dict[str, Callable[[Path], Iterator[Document]]] = {"jsonl": _objects, "parquet": _rows}
+    if lines:
+        readers["tsv"] = partial(_table, labels)
+    read = readers.get(kind)
     if read is None and lines:
         read = _lines
     if read is None:
