@@ -66,9 +66,9 @@ class Evidence:
         self.sensitivity(consumer)
         known = self.known_gradients.input_moments
         if consumer.member is None or consumer.key in known:
-            return known[consumer.key].gram
+            return known[consumer.key].gram.double()
         alike = [known[c.key].gram for c in self.dependencies.members if c.node == consumer.node and c.key in known]
-        return torch.stack(alike).sum(0)
+        return torch.stack(alike).sum(0, dtype=torch.float64)
 
     @property
     def known_gradients(self) -> GradientSums:

@@ -37,5 +37,5 @@ def quickly_refitted(
 
 def _refitted(consumer: Consumer, weight: Tensor, retained: Tensor, moments: Moments) -> Tensor:
     matrix = consumer.matrix(weight).double()
-    change = NormalEquations.of(matrix, retained, moments).correction(DEFAULT_DAMPING)
+    change = NormalEquations.of(matrix, retained, moments.double()).correction(DEFAULT_DAMPING)
     return consumer.restore(matrix.index_add(1, retained, change).to(weight.dtype)).contiguous()

@@ -1,7 +1,7 @@
 """Sums over calibration inputs, from which scores and refits are computed."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor
 from graphprune.support import distributed
 from graphprune.support.workspace import zeros
 
+DOUBLE = torch.float64
 BLOCKS, LEAST = 8, 256  # smaller blocks are slow
 
 
@@ -54,9 +55,9 @@ class Moments:
     """Sums over the tokens of one consumer, with features X of shape (tokens, n).
 
     `gram` is the Gram matrix X^T X, shape (n, n), or its diagonal, shape (n,); it is the Hessian of the squared output
-    error up to a factor. `sums` is the sum of rows, shape (n,). All are float64; one batch at a time is summed in the
-    precision of the features. `drift` is the shift of the target outputs of a refit; None if these are the outputs of
-    the same inputs.
+    error up to a factor. `sums` is the sum of rows, shape (n,). Both are float64, or float32 where tokens count by the
+    energy of their gradients, which is an estimate itself; one batch at a time is summed in the precision of the
+    features. `drift` is the shift of the target outputs of a refit; None if these are the outputs of the same inputs.
     """
 
     gram: Tensor
@@ -65,12 +66,14 @@ class Moments:
     drift: Drift | None = None
 
     @classmethod
-    def empty(cls, features: int, diagonal: bool = False, device: torch.device | str = "cpu") -> "Moments":
+    def empty(
+        cls, features: int, diagonal: bool = False, device: torch.device | str = "cpu", dtype: torch.dtype = DOUBLE
+    ) -> "Moments":
         """Moments of no tokens."""
-        first = torch.zeros(features, dtype=torch.float64, device=device)
+        first = torch.zeros(features, dtype=dtype, device=device)
         if diagonal:
             return cls(first.clone(), first)
-        return cls(zeros(features, features, device=device), first)
+        return cls(zeros(features, features, device=device, dtype=dtype), first)
 
     @classmethod
     def all_reduced(cls, own: "Moments | None") -> "Moments | None":
@@ -105,6 +108,10 @@ class Moments:
     def mean(self) -> Tensor:
         """Mean of every feature, shape (n,)."""
         return self.sums / self.tokens
+
+    def double(self) -> "Moments":
+        """Moments in double precision."""
+        return replace(self, gram=self.gram.double(), sums=self.sums.double())
 
     def __add__(self, other: "Moments") -> "Moments":
         drift = self.drift + other.drift if self.drift and other.drift else None

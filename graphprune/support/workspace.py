@@ -169,21 +169,21 @@ def memory_mapped(path: Path) -> dict[str, Tensor]:
         return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
 
 
-def zeros(*shape: int, device: torch.device | str = "cpu") -> Tensor:
-    """Zeros in double precision; in a memory-mapped file without a name if they exceed the workspace's spill size.
+def zeros(*shape: int, device: torch.device | str = "cpu", dtype: torch.dtype = torch.float64) -> Tensor:
+    """Zeros of a type; in a memory-mapped file without a name if they exceed the workspace's spill size.
 
     Raises:
         WorkspaceError: if the disk is full.
     """
     place, count = current_workspace(), torch.Size(shape).numel()
-    size = count * torch.float64.itemsize
+    size = count * dtype.itemsize
     if place is None or place.spill_bytes is None or size < place.spill_bytes or torch.device(device).type != "cpu":
-        return torch.zeros(shape, dtype=torch.float64, device=device)
+        return torch.zeros(shape, dtype=dtype, device=device)
     path = place.folder / f"{SUMS_PREFIX}{token_hex(8)}"
     with writable(place.folder):
         try:
             with path.open("wb") as file:
                 os.posix_fallocate(file.fileno(), 0, size)  # a full disk must fail now, not when a page is written
-            return torch.from_file(str(path), shared=True, size=count, dtype=torch.float64).view(shape)
+            return torch.from_file(str(path), shared=True, size=count, dtype=dtype).view(shape)
         finally:
             path.unlink(missing_ok=True)  # the mapping outlives the name

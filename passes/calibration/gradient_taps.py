@@ -43,7 +43,7 @@ class WeightedRows:
         if self.waiting is None:
             return
         rows = at_least_single(self.waiting)
-        self.moments = self.moments or Moments.empty(rows.shape[1], device=rows.device)
+        self.moments = self.moments or Moments.empty(rows.shape[1], device=rows.device, dtype=rows.dtype)
         self.moments.add(rows, self.weights.sqrt())
         self.waiting, self.weights, self.seen = None, torch.zeros(()), 0
 
@@ -131,13 +131,13 @@ class GradientTap(nn.Module):
         """The mean energy of a row."""
         return 0.0 if self.total is None else float(self.total.trace()) / self.count
 
-    def mean(self, node: str) -> Tensor:
-        """The Gram matrix divided by the number of rows, shape (m, m)."""
+    def finish(self, node: str) -> Tensor:
+        """The Gram matrix divided by the number of rows, shape (m, m), in place."""
         if self.total is None:
             raise CalibrationError(f"no {self.what} reaches {node}: the loss does not depend on it")
         if not torch.isfinite(self.total).all():
             raise CalibrationError(f"the {self.what} at {node} holds NaN or infinity; check the loss and the data")
-        return self.total * ((self.together / self.apart if self.apart else 1.0) / self.count)
+        return self.total.mul_((self.together / self.apart if self.apart else 1.0) / self.count)
 
 
 class InputTap(GradientTap):

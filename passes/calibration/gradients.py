@@ -120,9 +120,10 @@ class Gradients(Pass):
             loss = next_token_loss(program)
         deque(self._backward(program, module, loss, sizes), maxlen=0)
         known = program.facts.get(GradientSums) or GradientSums({}, {}, {}, batches)
-        inputs = {node: seen[head.x].mean(node) for node, head in heads.items()}
-        grams = {node: tap.mean(node) for node, tap in taps.items()}
-        facts = {"input_grams": inputs, "input_moments": weighted_moments(taps)}
+        moments = weighted_moments(taps)
+        inputs = {node: seen[head.x].finish(node) for node, head in heads.items()}
+        grams = {node: tap.finish(node) for node, tap in taps.items()}
+        facts = {"input_grams": inputs, "input_moments": moments}
         return replace(
             known, output_grams=grams, **facts, routed=_energies(rows, dependencies), terms=terms, own=self.loss is None
         )
