@@ -44,6 +44,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--evaluate", required=True, nargs="+", metavar="TEXT")
     parser.add_argument("--recipe", default="best")
     parser.add_argument("--sparsity", type=float, default=0.2)
+    parser.add_argument("--destination", help="of the pruned model; stock by default")
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--windows", type=int, default=64, help="of each text, to measure perplexity on")
@@ -53,6 +54,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--train", default="all")
     parser.add_argument("--rate", type=float)
+    parser.add_argument("--evaluations", type=int, default=20, help="measurements of the held-out loss in a training")
+    parser.add_argument("--held-out", type=int, default=32, help="windows that measure it")
     parser.add_argument("--autocast", action="store_true", help="multiply matrices in bfloat16")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--work", type=Path, required=True, help="the folder that keeps models and figures")
@@ -68,6 +71,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
         gp.prune(
             options.model, recipe=options.recipe, sparsity=options.sparsity, calibration=options.calibration,
             samples=options.samples, length=options.length, autocast=options.autocast, output=pruned,
+            destination=options.destination,
         )  # fmt: skip
     yield measured("pruned", pruned, options)
     for tokens in options.tokens:
@@ -76,7 +80,7 @@ def rows(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             gp.heal(
                 pruned, teacher=options.model, data=options.data, tokens=tokens, length=options.length,
                 batch=options.batch, train=options.train, rate=options.rate, autocast=options.autocast,
-                device=options.device, output=healed,
+                device=options.device, evaluations=options.evaluations, held_out=options.held_out, output=healed,
             )  # fmt: skip
         record = gp.Report.load(healed).healing
         yield {**measured(healed.name, healed, options), "speed": record["tokens_per_second"]}

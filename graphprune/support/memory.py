@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import psutil
@@ -55,12 +56,22 @@ def return_freed_memory() -> None:
 
     By default, glibc caches freed tensors of some megabytes; other systems need no setting.
     """
-    if sys.platform != "linux":
-        return
-    library = ctypes.CDLL(None)
-    if hasattr(library, "mallopt") and hasattr(library, "malloc_trim"):
+    if (library := _glibc()) is not None:
         library.mallopt(MMAP_THRESHOLD, FREED)
         library.malloc_trim(0)
+
+
+def trim_memory() -> None:
+    """Return what was freed up to now to the system, which caches it by default."""
+    if (library := _glibc()) is not None:
+        library.malloc_trim(0)
+
+
+@cache
+def _glibc() -> ctypes.CDLL | None:
+    """The C library of this process, if it is glibc."""
+    library = ctypes.CDLL(None) if sys.platform == "linux" else None
+    return library if hasattr(library, "mallopt") and hasattr(library, "malloc_trim") else None
 
 
 @contextmanager

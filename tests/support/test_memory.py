@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from graphprune.support.memory import STATUS, anonymous_bytes, watch_peak
+from graphprune.support.memory import STATUS, anonymous_bytes, trim_memory, watch_peak
 
 MIB = 2**20
 
@@ -28,6 +28,18 @@ def test_mapped_files_are_not_counted(tmp_path: Path) -> None:
         mapped = torch.from_file(str(tmp_path / "zeros"), shared=False, size=64 * MIB, dtype=torch.uint8)
         assert not mapped.any()
     assert peak.bytes - before < 8 * MIB
+
+
+@pytest.mark.skipif(not STATUS.exists(), reason="only Linux tells mapped files apart")
+def test_what_was_freed_is_returned() -> None:
+    kept, freed = [], []
+    for _ in range(2000):  # blocks that are too small for mappings of their own, between others that stay
+        freed.append(torch.ones(64 * 1024, dtype=torch.uint8))
+        kept.append(torch.ones(64, dtype=torch.uint8))
+    freed.clear()
+    before = anonymous_bytes()
+    trim_memory()
+    assert len(kept) == 2000 and before - anonymous_bytes() > 60 * MIB
 
 
 def test_the_peak_is_known_when_the_block_fails() -> None:
