@@ -9,6 +9,8 @@ from torch import Tensor
 from graphprune.planning.budget import NONE, Budget, Knob
 from graphprune.planning.plan import Rows
 
+LEAST = 0.5
+LATE = 1e30  # more than any growth of a loss per cost
 KnobScores = Callable[[Knob], Tensor]
 Point = tuple[float, float]
 
@@ -81,14 +83,29 @@ class Pool:
         return torch.zeros(knobs, dtype=torch.float64).index_add(0, self.knob, fractions * self.share)
 
 
-def growth_pool(budget: Budget, scores: Mapping[str, Tensor]) -> Pool:
-    """The indices of all knobs by the growth of the loss per cost, for scores that estimate this growth."""
+def growth_pool(budget: Budget, scores: Mapping[str, Tensor], least: float = 0.0) -> Pool:
+    """The indices of all knobs by the growth of the loss per cost, for scores that estimate this growth.
+
+    The last indices of a knob, up to its `least` share, are removed after all others.
+    """
 
     def loss_per_cost(knob: Knob) -> Tensor:
         growth = torch.stack([ranked(scores[group.name]) * len(scores[group.name]) for group in knob.groups]).sum(0)
-        return growth / max(budget.cost_per_index(knob), 1e-12)
+        slopes = growth / max(budget.cost_per_index(knob), 1e-12)
+        slopes[knob.size - int(least * knob.size) :] += LATE
+        return slopes
 
     return Pool.of(budget, range(len(budget.knobs)), loss_per_cost)
+
+
+def uniform_share(budget: Budget) -> float:
+    """The share that each group retains when all lose the same share of their indices to meet the target.
+
+    Raises:
+        PlanError: if the target is more than the groups can give.
+    """
+    shares = budget.solve(lambda part: shares_of(budget, torch.full((len(budget.knobs),), part, dtype=torch.float64)))
+    return next(iter(shares.values()), 1.0)
 
 
 def shares_of(budget: Budget, removed: Tensor) -> dict[str, float]:
@@ -104,6 +121,20 @@ def pooled_shares(budget: Budget, pool: Pool) -> Mapping[str, float]:
         PlanError: if the target is more than the groups can give.
     """
     return budget.solve(lambda part: shares_of(budget, pool.removed_shares(len(budget.knobs), part)))
+
+
+def growth_shares(budget: Budget, scores: Mapping[str, Tensor]) -> Mapping[str, float]:
+    """The retained share of each group, by name, where the growth of the loss per cost is the same for the last indices
+    that are removed.
+
+    No group falls below `LEAST` of the share that all would retain alike: derivatives at the dense model say too little
+    of the loss where almost nothing of a layer is left, and such a layer would block all others (layer collapse,
+    arXiv:2006.05467).
+
+    Raises:
+        PlanError: if the target is more than the groups can give.
+    """
+    return pooled_shares(budget, growth_pool(budget, scores, LEAST * uniform_share(budget)))
 
 
 def projected(budget: Budget, removed: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from graphprune.passes.allocation import ALLOCATIONS
 from graphprune.passes.selection.select import widths_at
 from graphprune.planning.budget import Budget
 from graphprune.planning.interfaces import Allocation, Evidence
-from graphprune.planning.ranking import growth_pool, pooled_shares, top
+from graphprune.planning.ranking import growth_shares, top
 from graphprune.solvers.quick_refit import quickly_refitted
 from graphprune.statistics.moments import GradientSums, Moments, Statistics
 
@@ -82,7 +82,7 @@ class _Trials:
         """The retained share of each group, by name."""
         kinds = {group.name: knob.groups[0].label for knob in self.budget.knobs for group in knob.groups}
         weighted = {name: self.scores[name] * factors[kind] for name, kind in kinds.items()}
-        return pooled_shares(self.budget, growth_pool(self.budget, weighted))
+        return growth_shares(self.budget, weighted)
 
     def loss(self, factors: Factors) -> float:
         """The loss of the plan with these factors."""

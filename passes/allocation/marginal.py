@@ -7,7 +7,7 @@ from torch import Tensor
 from graphprune.passes.allocation import ALLOCATIONS
 from graphprune.planning.budget import Budget
 from graphprune.planning.interfaces import Allocation, Evidence
-from graphprune.planning.ranking import growth_pool, pooled_shares
+from graphprune.planning.ranking import growth_shares
 
 
 class Marginal(Allocation):
@@ -15,8 +15,7 @@ class Marginal(Allocation):
 
     def shares(self, budget: Budget, scores: Mapping[str, Tensor], evidence: Evidence) -> Mapping[str, float]:
         """The retained share of each group, by name."""
-        pool = growth_pool(budget, scores)
-        return pooled_shares(budget, pool)
+        return growth_shares(budget, scores)
 
 
 ALLOCATIONS.register("marginal")(Marginal())

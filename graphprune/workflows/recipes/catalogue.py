@@ -87,8 +87,8 @@ BEST = (
 #: Embedding tables in groups of rows of low ranks; two fifths of the rest by lower ranks of layers,
 #: refitted together with the cut layers.
 BEST_FACTORED = (
-    "analyze{experts=true} | calibrate | gradients{most=8} | score{by=growth} | group-embeddings | "
-    "allocate{by=marginal,part=0.6} | select | rewrite | merge-experts | analyze | allocate-ranks{by=growth} | "
+    "analyze{experts=true} | calibrate | gradients{most=8} | score{by=growth-osscar} | group-embeddings | "
+    "allocate{by=balanced,part=0.6} | select | rewrite | merge-experts | analyze | allocate-ranks{by=growth} | "
     "refit{statistics=mixed,residual=true,relative=true} | batch-norm-statistics | verify | factorize"
 )
 

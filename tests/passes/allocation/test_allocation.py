@@ -23,7 +23,7 @@ from graphprune.planning.index_scores import rows_of
 from graphprune.planning.interfaces import Evidence
 from graphprune.planning.masks import Gated
 from graphprune.planning.plan import make
-from graphprune.planning.ranking import Pool, chosen, hull, projected, ranked, top
+from graphprune.planning.ranking import Pool, chosen, hull, projected, ranked, top, uniform_share
 from graphprune.solvers.normal_equations import DEFAULT_DAMPING
 from graphprune.solvers.quick_refit import quickly_refitted
 from graphprune.statistics.collector import Calibration
@@ -91,6 +91,15 @@ def test_the_marginal_loss_is_equal_everywhere(program: Program) -> None:
     costs = {wide.name: torch.arange(1.0, 11)[None], narrow.name: torch.tensor([[2.5, 2.5, 2.5, 20, 20, 20]])}
     _, found = shares(program, "marginal", 5 * 9, costs)
     assert found[wide.name] == pytest.approx(0.8) and found[narrow.name] == pytest.approx(0.5)
+
+
+def test_no_group_collapses_however_little_its_score_is(program: Program) -> None:
+    wide, narrow = program.fact(Dependencies).groups
+    scores = {wide.name: torch.ones(1, 10), narrow.name: torch.full((1, 6), 1e-9)}
+    budget, found = shares(program, "marginal", 8 * 9, scores)  # half of all 16
+    assert uniform_share(budget) == pytest.approx(0.5)
+    assert found[narrow.name] == pytest.approx(1 / 6)  # half of that, to whole indices
+    assert found[wide.name] == pytest.approx(0.7)
 
 
 def test_variants_of_the_threshold_give_the_same_share_of_every_pool(program: Program) -> None:
