@@ -9,7 +9,7 @@ from torch import Tensor
 from graphprune.planning.budget import NONE, Budget, Knob
 from graphprune.planning.plan import Rows
 
-LEAST = 0.5
+LEAST = 0.5  # of the uniform share, for every group
 LATE = 1e30  # more than any growth of a loss per cost
 KnobScores = Callable[[Knob], Tensor]
 Point = tuple[float, float]

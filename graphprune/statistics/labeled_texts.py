@@ -11,6 +11,7 @@ from graphprune.errors import CalibrationError
 from graphprune.statistics.documents import documents
 
 WHOLE = re.compile(r"-?\d{1,18}")
+SHOWN = 8  # names in a message
 NAMELESS: Mapping[str, int] = MappingProxyType({})
 
 
@@ -30,7 +31,8 @@ def labeled_texts(
         if label is None or not 0 <= label < (classes or label + 1):
             shown = json.dumps(document.label, default=str)
             upwards = f"0 to {classes - 1}" if classes else "0 on"
-            upwards += f", or one of {', '.join(names)}" if names else ""
+            some = [*names][:SHOWN] + ["..."] * (len(names) > SHOWN)
+            upwards += f", or one of {', '.join(some)}" if names else ""
             raise CalibrationError(
                 f"text {number} of {name}, {document.text[:40]!r}, has the label {shown}, expected a whole number from "
                 f'{upwards}: write {{"text": "...", "label": 1}} in each line of a .jsonl file, or a text, a tab and a '
