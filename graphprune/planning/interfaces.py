@@ -173,12 +173,14 @@ class Allocation(ABC):
 
     With `needs_calibration` it tries plans on calibration data (see `Objective`). With `gradients` it learns from
     gradients, which take more memory than the forward pass. With `reads_sensitivities` it reads the fact
-    `Sensitivities`, where the program has it, instead of running trials of its own.
+    `Sensitivities`, where the program has it, instead of running trials of its own. It also reads the facts in `reads`
+    where the program has them.
     """
 
     needs_calibration: ClassVar[bool] = False
     gradients: ClassVar[bool] = False
     reads_sensitivities: ClassVar[bool] = False
+    reads: ClassVar[tuple[type, ...]] = ()
 
     @abstractmethod
     def shares(self, budget: Budget, scores: Mapping[str, Tensor], evidence: Evidence) -> Mapping[str, float]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from graphprune.planning.budget import NONE, Budget, Knob
 from graphprune.planning.plan import Rows
 
-LEAST = 0.5  # of the uniform share, for every group
+LEAST, MOST = 0.5, 1 / 6  # of the uniform share, and of its indices, that every group retains
 LATE = 1e30  # more than any growth of a loss per cost
 KnobScores = Callable[[Knob], Tensor]
 Point = tuple[float, float]
@@ -127,14 +127,15 @@ def growth_shares(budget: Budget, scores: Mapping[str, Tensor]) -> Mapping[str, 
     """The retained share of each group, by name, where the growth of the loss per cost is the same for the last indices
     that are removed.
 
-    No group falls below `LEAST` of the share that all would retain alike: derivatives at the dense model say too little
-    of the loss where almost nothing of a layer is left, and such a layer would block all others (layer collapse,
-    arXiv:2006.05467).
+    No group falls below half of the share that all would retain alike, or a sixth of its indices if that is less:
+    derivatives at the dense model say too little of the loss where almost nothing of a layer is left, and such a layer
+    would block all others (layer collapse, arXiv:2006.05467).
 
     Raises:
         PlanError: if the target is more than the groups can give.
     """
-    return pooled_shares(budget, growth_pool(budget, scores, LEAST * uniform_share(budget)))
+    least = min(LEAST * uniform_share(budget), MOST)
+    return pooled_shares(budget, growth_pool(budget, scores, least))
 
 
 def projected(budget: Budget, removed: Tensor) -> Tensor:

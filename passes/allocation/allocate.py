@@ -58,7 +58,7 @@ class Allocate(Pass):
     def reads(self) -> tuple[type, ...]:
         """Earlier changes of the model, and measured sensitivities or the inputs to measure them on."""
         measured = (Sensitivities, Calibration) if self._method.reads_sensitivities and not self.table else ()
-        return (Dropped, Rotatable, EmbeddingGroups, *measured)
+        return (Dropped, Rotatable, EmbeddingGroups, *measured, *self._method.reads)
 
     @property
     def memory_bounded(self) -> bool:

@@ -35,6 +35,7 @@ class Balanced(Allocation):
     """
 
     needs_calibration = True
+    reads = (Statistics, GradientSums)
 
     def shares(self, budget: Budget, scores: Mapping[str, Tensor], evidence: Evidence) -> Mapping[str, float]:
         """The retained share of each group, by name.

@@ -41,6 +41,6 @@ def _cell(records: Sequence[Record], best: float) -> str:
     values = [100 * record.accuracy for record in records if not record.fault]
     if not values:
         return records[0].fault
-    text = f"{mean(values):.1f}"
-    text = f"**{text}**" if mean(values) >= 100 * best else text
+    text = f"{100 * _value(records):.1f}"
+    text = f"**{text}**" if _value(records) >= best else text
     return f"{text} ({min(values):.1f} to {max(values):.1f})" if len(values) > 1 else text

@@ -98,8 +98,10 @@ def test_no_group_collapses_however_little_its_score_is(program: Program) -> Non
     scores = {wide.name: torch.ones(1, 10), narrow.name: torch.full((1, 6), 1e-9)}
     budget, found = shares(program, "marginal", 8 * 9, scores)  # half of all 16
     assert uniform_share(budget) == pytest.approx(0.5)
-    assert found[narrow.name] == pytest.approx(1 / 6)  # half of that, to whole indices
-    assert found[wide.name] == pytest.approx(0.7)
+    assert found[narrow.name] == pytest.approx(1 / 6) and found[wide.name] == pytest.approx(0.7)
+    scores = {wide.name: torch.full((1, 10), 1e-9), narrow.name: torch.ones(1, 6)}
+    _, found = shares(program, "marginal", 11 * 9, scores)  # half of 5/16, to whole indices
+    assert found[wide.name] == pytest.approx(0.1) and found[narrow.name] == pytest.approx(4 / 6)
 
 
 def test_variants_of_the_threshold_give_the_same_share_of_every_pool(program: Program) -> None:

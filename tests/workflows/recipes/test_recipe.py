@@ -100,8 +100,8 @@ CHANGED: list[tuple[str, dict[str, Any], str]] = [
      "allocate{sparsity=0.2} | select],refit=[refit]} | rewrite | refit | verify"),
     ("transact", {"shots": 1}, "producers=true} | score{by=transact} | allocate{sparsity=0.2} | select | rewrite | "),
     ("osscar", {"shots": 2}, "select],refit=[refit]} | local-search | rewrite"),
-    ("best", {"shots": 2}, "{of=layers,most=8} | score{by=growth} | group-embeddings{sparsity=0.2} | "
-     "allocate{by=marginal,sparsity=0.2,part=0.6"),
+    ("best", {"shots": 2}, "{of=layers,most=8} | score{by=growth-osscar} | group-embeddings{sparsity=0.2} | "
+     "allocate{by=balanced,sparsity=0.2,part=0.6"),
     ("comp", {"coarse": 0.25}, "drop-blocks{by=comp,sparsity=0.2,least=0,part=0.25} | analyze | calibrate"),
     ("comp", {"coarse": 0}, "analyze | calibrate{text=t.txt,moments=full} | score{by=comp} | "),
     ("comp", {"sparsity": None, "ratio": 0.2}, "moments=full} | score{by=comp} | allocate{ratio=0.2} | "),
