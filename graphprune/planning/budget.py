@@ -206,6 +206,16 @@ class Budget:
         return shares_at(high)
 
     @cached_property
+    def uniform(self) -> Mapping[str, float]:
+        """The shares that meet the target where every group retains the same.
+
+        Raises:
+            PlanError: if the target is more than the groups can give.
+        """
+        names = [group.name for knob in self.knobs for group in knob.groups]
+        return self.solve(lambda removed: dict.fromkeys(names, 1 - removed))
+
+    @cached_property
     def total(self) -> int:
         """The amount of the whole model."""
         return round(self._amount(range(len(self.terms)), {})) + self.constants

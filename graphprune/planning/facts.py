@@ -80,8 +80,9 @@ class Shares:
 class Refits:
     """The refits of all weights of consumers, the weights without a refit with the reason, and all weights `before`.
 
-    `biases` names, by weight, the changed and new biases; new ones are zero before. `tuned` names the trained
-    parameters, `reduced` the weights that got a lower rank, and `merged` those to which removed experts were merged.
+    `biases` names, by weight, the changed and new biases; new ones are zero before. `tuned` names what later passes
+    set, such as running statistics and rounded weights, `reduced` the weights that got a lower rank, and `merged` those
+    to which removed experts were merged.
     """
 
     by_weight: Mapping[str, Refitted]

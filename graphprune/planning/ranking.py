@@ -98,16 +98,6 @@ def growth_pool(budget: Budget, scores: Mapping[str, Tensor], least: float = 0.0
     return Pool.of(budget, range(len(budget.knobs)), loss_per_cost)
 
 
-def uniform_share(budget: Budget) -> float:
-    """The share that each group retains when all lose the same share of their indices to meet the target.
-
-    Raises:
-        PlanError: if the target is more than the groups can give.
-    """
-    shares = budget.solve(lambda part: shares_of(budget, torch.full((len(budget.knobs),), part, dtype=torch.float64)))
-    return next(iter(shares.values()), 1.0)
-
-
 def shares_of(budget: Budget, removed: Tensor) -> dict[str, float]:
     """The retained share of each group, by name, given the `removed` shares of knobs, shape (knobs,)."""
     retained = (1 - removed).clamp(0, 1).tolist()
@@ -134,7 +124,7 @@ def growth_shares(budget: Budget, scores: Mapping[str, Tensor]) -> Mapping[str, 
     Raises:
         PlanError: if the target is more than the groups can give.
     """
-    least = min(LEAST * uniform_share(budget), MOST)
+    least = min(LEAST * min(budget.uniform.values(), default=1.0), MOST)
     return pooled_shares(budget, growth_pool(budget, scores, least))
 
 

@@ -58,7 +58,7 @@ def return_freed_memory() -> None:
     """
     if (library := _glibc()) is not None:
         library.mallopt(MMAP_THRESHOLD, FREED)
-        library.malloc_trim(0)
+        trim_memory()
 
 
 def trim_memory() -> None:

@@ -14,8 +14,7 @@ class Uniform(Allocation):
 
     def shares(self, budget: Budget, scores: Mapping[str, Tensor], evidence: Evidence) -> Mapping[str, float]:
         """The retained share of each group, by name."""
-        names = [group.name for knob in budget.knobs for group in knob.groups]
-        return budget.solve(lambda share: dict.fromkeys(names, 1 - share))
+        return budget.uniform
 
 
 ALLOCATIONS.register("uniform")(Uniform())

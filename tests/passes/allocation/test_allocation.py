@@ -23,7 +23,7 @@ from graphprune.planning.index_scores import rows_of
 from graphprune.planning.interfaces import Evidence
 from graphprune.planning.masks import Gated
 from graphprune.planning.plan import make
-from graphprune.planning.ranking import Pool, chosen, hull, projected, ranked, top, uniform_share
+from graphprune.planning.ranking import Pool, chosen, hull, projected, ranked, top
 from graphprune.solvers.normal_equations import DEFAULT_DAMPING
 from graphprune.solvers.quick_refit import quickly_refitted
 from graphprune.statistics.collector import Calibration
@@ -97,7 +97,7 @@ def test_no_group_collapses_however_little_its_score_is(program: Program) -> Non
     wide, narrow = program.fact(Dependencies).groups
     scores = {wide.name: torch.ones(1, 10), narrow.name: torch.full((1, 6), 1e-9)}
     budget, found = shares(program, "marginal", 8 * 9, scores)  # half of all 16
-    assert uniform_share(budget) == pytest.approx(0.5)
+    assert budget.uniform == pytest.approx(dict.fromkeys(found, 0.5))
     assert found[narrow.name] == pytest.approx(1 / 6) and found[wide.name] == pytest.approx(0.7)
     scores = {wide.name: torch.full((1, 10), 1e-9), narrow.name: torch.ones(1, 6)}
     _, found = shares(program, "marginal", 11 * 9, scores)  # half of 5/16, to whole indices
