@@ -1,4 +1,4 @@
-"""Compare graphprune with Torch-Pruning on two networks for small images, with equal budgets.
+"""Compare graphprune with Torch-Pruning on three networks for small images, with equal budgets.
 
 Usage: .venv/bin/python tools/benchmark_peers.py --weights resnet20.safetensors --train cifar10jpeg.train10k.bin \
            --test cifar10jpeg.test.bin --work FOLDER [--ways "one shot"] [--networks resnet20] [--shares 0.5 0.7 0.9] \
@@ -7,7 +7,7 @@ Usage: .venv/bin/python tools/benchmark_peers.py --weights resnet20.safetensors 
 Every method removes the same share of multiply-accumulates: at once without training, at once before some epochs of
 training, or in rounds after the first of as many epochs. It sees the same 512 images before a cut, and the same batches
 in training. What needs no training runs first. Results are lines of FOLDER/peers.jsonl, and what is known is not run
-again. MobileNetV2 is trained first, for `--dense-epochs`; its weights lie in FOLDER, too.
+again. MobileNetV2 and the vision transformer are trained first, for `--dense-epochs`; their weights lie in FOLDER, too.
 
 Torch-Pruning is optional: pip install --target OTHER --no-deps torch-pruning==1.6.1, then --torch-pruning OTHER.
 """
@@ -32,10 +32,11 @@ from tools.peer_benchmark import networks, ours
 from tools.peer_benchmark import torch_pruning_methods as theirs
 from tools.peer_benchmark.record import CUT, DENSE, ITERATIVE, WAYS, Record, Run, append, read
 from tools.peer_benchmark.table import lines_of
-from tools.peer_benchmark.training import Batch, Training
+from tools.peer_benchmark.training import Batch, Training, adamw
+from tools.peer_benchmark.vision_transformer import SmallVisionTransformer
 
 NAME, LINES, CALLS = "benchmark_peers", "peers.jsonl", 8
-NETWORKS = ("resnet20", "mobilenetv2")
+NETWORKS = ("resnet20", "mobilenetv2", "vit")
 SEEDED = ("Taylor", "graphprune")  # methods that draw images for the cut
 HEALED = ours.NAMES[1]
 
@@ -119,10 +120,19 @@ class Harness:
     @staticmethod
     def of(options: argparse.Namespace) -> "Harness":
         data = networks.Images.read(options.train, options.test, (options.images[0], options.images[1]))
-        trained = options.work / f"mobilenetv2-{options.width}-{options.dense_epochs}-{options.images[0]}.safetensors"
+        ending = f"{options.dense_epochs}-{options.images[0]}.safetensors"
+
+        def trained(name: str, build: Callable[[], nn.Module], settings: networks.Settings) -> nn.Module:
+            return networks.trained(options.work / f"{name}-{ending}", data, options.dense_epochs, build, settings)
+
         made = {
             "resnet20": cache(lambda: networks.resnet20(options.weights)),
-            "mobilenetv2": cache(lambda: networks.mobilenet(trained, data, options.dense_epochs, options.width)),
+            "mobilenetv2": cache(
+                lambda: trained(
+                    f"mobilenetv2-{options.width}", lambda: networks.MobileNetV2(options.width), networks.Settings()
+                )
+            ),
+            "vit": cache(lambda: trained("vit", SmallVisionTransformer, networks.Settings(adamw, 1e-3))),
         }
         return Harness(made, data, min(options.rounds, options.epochs))
 

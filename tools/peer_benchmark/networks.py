@@ -1,5 +1,6 @@
 """Networks for small images, as graphprune and Torch-Pruning get them, and the images."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import relu
 from torch.utils.flop_counter import FlopCounterMode
 
-from tools.peer_benchmark.training import Training
+from tools.peer_benchmark.training import Training, sgd
 from tools.recipe_benchmark.resnet import Block, ResNet, images
 
 #: Factor of the inner channels, channels, blocks and stride of each stage.
@@ -77,6 +78,14 @@ class MobileNetV2(nn.Module):
 
 
 @dataclass(frozen=True)
+class Settings:
+    """How a dense network is trained: its optimizer, and the highest rate."""
+
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer] = sgd
+    rate: float = 0.1
+
+
+@dataclass(frozen=True)
 class Images:
     """Images of shape (n, 3, 32, 32) and their classes, to train and to test on."""
 
@@ -98,14 +107,14 @@ def resnet20(weights: Path) -> nn.Module:
     return model.eval()
 
 
-def mobilenet(file: Path, data: Images, epochs: int, width: float) -> nn.Module:
-    """MobileNetV2, trained briefly; its weights are kept in a file, from which they are read the next time."""
+def trained(file: Path, data: Images, epochs: int, build: Callable[[], nn.Module], training: Settings) -> nn.Module:
+    """A network, trained briefly; its weights are kept in a file, from which they are read the next time."""
     torch.manual_seed(0)
-    model = MobileNetV2(width)
+    model = build()
     if file.is_file():
         model.load_state_dict(load_file(file))
         return model.eval()
-    Training(data.train, epochs, rate=0.1).run(model)
+    Training(data.train, epochs, rate=training.rate).run(model, training.optimizer(model))
     save_file(model.state_dict(), file)
     return model.eval()
 

@@ -15,6 +15,7 @@ from torch import nn
 
 from tools.peer_benchmark.networks import EXAMPLE, macs
 from tools.peer_benchmark.training import Batch, Training, loss, sgd
+from tools.peer_benchmark.vision_transformer import SmallVisionTransformer
 
 PACKAGE = "torch_pruning"
 HALVINGS = 10
@@ -61,8 +62,13 @@ def made(name: str, model: nn.Module, ratio: float) -> Any:
     outputs = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
     return pruner(
         model, torch.zeros(EXAMPLE), importance=importance, global_pruning=whole, pruning_ratio=ratio,
-        ignored_layers=outputs, in_channel_groups={}, out_channel_groups={}, num_heads={},
+        ignored_layers=outputs[-1:], in_channel_groups={}, out_channel_groups={}, **hints(model),
     )  # fmt: skip
+
+
+def hints(model: nn.Module) -> dict[str, Any]:
+    """Further arguments that a network needs."""
+    return model.hints() if isinstance(model, SmallVisionTransformer) else {"num_heads": {}}
 
 
 @dataclass

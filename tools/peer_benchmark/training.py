@@ -90,3 +90,8 @@ class Training:
 def sgd(model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer of the training."""
     return torch.optim.SGD(model.parameters(), 0.02, momentum=MOMENTUM, weight_decay=DECAY, nesterov=True)
+
+
+def adamw(model: nn.Module) -> torch.optim.Optimizer:
+    """The optimizer with which transformers are trained from random weights."""
+    return torch.optim.AdamW(model.parameters(), 1e-3, weight_decay=0.05)
