@@ -41,7 +41,7 @@ class EncoderBlock(nn.Module):
 
 
 class SmallVisionTransformer(nn.Module):
-    """Vision transformer (arXiv:2010.11929) with a stem of convolutions (arXiv:2106.14881) and the mean of its tokens."""
+    """Vision transformer (arXiv:2010.11929) with a stem of convolutions (arXiv:2106.14881), without a class token."""
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__()

@@ -81,7 +81,7 @@ def add(*recipes: Recipe) -> None:
 
 BEST = (
     "analyze{experts=true} | calibrate | gradients{most=8} | score{by=growth-osscar} | allocate{by=balanced} | "
-    "select | rewrite | merge-experts | refit{statistics=mixed,residual=true,relative=true} | batch-norm-statistics | "
+    "select | rewrite | merge-experts | refit{statistics=mixed,mix=0.5,residual=true,relative=true,others=true} | batch-norm-statistics | "
     "verify"
 )
 #: Embedding tables in groups of rows of low ranks; two fifths of the rest by lower ranks of layers,
@@ -89,7 +89,7 @@ BEST = (
 BEST_FACTORED = (
     "analyze{experts=true} | calibrate | gradients{most=8} | score{by=growth-osscar} | group-embeddings | "
     "allocate{by=balanced,part=0.6} | select | rewrite | merge-experts | analyze | allocate-ranks{by=growth} | "
-    "refit{statistics=mixed,residual=true,relative=true} | batch-norm-statistics | verify | factorize"
+    "refit{statistics=mixed,mix=0.5,residual=true,relative=true,others=true} | batch-norm-statistics | verify | factorize"
 )
 
 add(
