@@ -1,6 +1,6 @@
 """Loss of a pruned model without cutting it: zeros at the removed indices have the same effect."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -18,7 +18,7 @@ from graphprune.ir.weights import Layered, Masked, Weights
 from graphprune.planning.plan import Rows, by_parameter, primes_to_keep
 from graphprune.planning.refused_choices import refusing
 from graphprune.statistics.collector import Calibration, input_leaf, predicted_inputs
-from graphprune.statistics.stream import NOTHING
+from graphprune.statistics.stream import NOTHING, no_progress
 
 MAX_BATCHES = 4  # for one measurement of the loss
 CHECKPOINTS = 16  # approximate number of segments of the dense model from which a run may start
@@ -102,12 +102,16 @@ class Objective:
                         outputs[t][i] = {}
         return [self._mean(part) for part in parts]
 
-    def loss_of(self, program: Program) -> float:
-        """Loss of another program with the same inputs and outputs."""
+    def loss_of(self, program: Program, step: Callable[..., None] = no_progress) -> float:
+        """Loss of another program with the same inputs and outputs; `step` is called after each batch."""
         whole = split(program, frozenset())
         known = Constants(program)
-        runs = (_run(program, whole, known.of(leaves)) for leaves in self.batches)
-        return self._mean(self._judge(i, outputs) for i, (outputs, _) in enumerate(runs))
+        parts = []
+        for i, leaves in enumerate(self.batches):
+            outputs, _ = _run(program, whole, known.of(leaves))
+            parts.append(self._judge(i, outputs))
+            step()
+        return self._mean(parts)
 
     @cached_property
     def is_language_model(self) -> bool:

@@ -5,8 +5,9 @@ of group: it sees less of what a head costs in every layer than of what neurons 
 of a kind by a factor, and measures the loss of the plan that follows. A baseline of this project.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from math import log2
 
 from torch import Tensor
 
@@ -21,6 +22,7 @@ from graphprune.planning.interfaces import Allocation, Evidence
 from graphprune.planning.ranking import growth_shares, top
 from graphprune.solvers.quick_refit import quickly_refitted
 from graphprune.statistics.moments import GradientSums, Moments, Statistics
+from graphprune.statistics.stream import no_progress
 
 Factors = Mapping[str, float]
 STEPS, MOST = (2.0, 0.5), 16.0
@@ -47,11 +49,11 @@ class Balanced(Allocation):
         trials = _Trials(budget, scores, evidence.program, Objective.of(evidence.program))
         kinds = sorted({knob.groups[0].label: None for knob in budget.knobs}, key=trials.cost, reverse=True)
         best: Factors = dict.fromkeys(kinds, 1.0)
-        with progress("balancing kinds of groups", len(kinds[1:])) as step:
+        most = len(kinds[1:]) * len(STEPS) * round(log2(MOST))
+        with progress("balancing kinds of groups", 1 + most if most else 0) as trials.step:
             for kind in kinds[1:]:
                 for way in STEPS:
                     best = trials.descend(best, kind, way)
-                step()
         return trials.shares(best)
 
 
@@ -64,6 +66,7 @@ class _Trials:
     program: Program
     objective: Objective
     losses: dict[tuple[int, ...], float] = field(default_factory=dict)
+    step: Callable[..., None] = no_progress  # called after each trial
 
     def cost(self, kind: str) -> float:
         """What all indices of a kind cost."""
@@ -92,6 +95,7 @@ class _Trials:
         if key not in self.losses:
             rows = {n: top(self.scores[n], w) for n, w in widths.items() if w < self.scores[n].shape[1]}
             self.losses[key] = self.objective.loss(rows, quickly_refitted(self.program, rows, self._moments))
+            self.step()
         return self.losses[key]
 
     def _moments(self, consumer: Consumer) -> Moments | None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from graphprune.axes.groups import Dependencies
 from graphprune.axes.rule import Consumer
 from graphprune.axes.rule_helpers import size_hint
+from graphprune.display.progress import progress
 from graphprune.errors import PlanError
 from graphprune.ir.program import Program, Rewritten
 from graphprune.ir.weights import narrow
@@ -251,10 +252,12 @@ def ranked_errors(program: Program, consumers: Collection[Consumer]) -> dict[str
 def ranked_growth(program: Program, consumers: Collection[Consumer]) -> dict[str, Tensor]:
     """The growth of the loss by the error of every layer at all ranks, relative to that without any of the layers."""
     tails = {}
-    for c in consumers:
-        gram = _retained(program, c, c.dim, _evidence(program).weighted_gram(c))
-        damping, _ = cautious_dampings(c, program.fact(GradientSums))
-        tails[c.weight] = _tail(output_root(program, c).T @ _root(program, c, gram, damping))
+    with progress("measuring ranks of layers", len(consumers)) as step:
+        for c in consumers:
+            gram = _retained(program, c, c.dim, _evidence(program).weighted_gram(c))
+            damping, _ = cautious_dampings(c, program.fact(GradientSums))
+            tails[c.weight] = _tail(output_root(program, c).T @ _root(program, c, gram, damping))
+            step()
     whole = torch.stack([tail[0] for tail in tails.values()]).sum()
     return {name: tail / whole.clamp(min=1e-300) for name, tail in tails.items()}
 

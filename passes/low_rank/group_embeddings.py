@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from graphprune.axes.groups import Dependencies
+from graphprune.display.progress import progress
 from graphprune.errors import PlanError
 from graphprune.evaluation.masked_loss import Objective
 from graphprune.ir.program import Dropped, Program, Rotatable
@@ -257,7 +258,8 @@ class _Tables:
         objective = Objective.of(self.program)
         objective = replace(objective, batches=objective.batches[:TRIAL_BATCHES])
         trial = replace(self.program, weights=Layered((self._lowered(choice), self.program.weights)))
-        growth = objective.loss_of(trial) - objective.loss_of(self.program)
+        with progress("measuring the loss by tables", 2 * len(objective.batches)) as step:
+            growth = objective.loss_of(trial, step) - objective.loss_of(self.program, step)
         return max(growth / max(self._cost(choice), 1e-12), 1.0)
 
     def _removed_by_scores(self, scores: Scores, options: GroupEmbeddings) -> Callable[[float], float]:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from graphprune.axes.groups import Dependencies, Group
+from graphprune.display.progress import progress
 from graphprune.errors import PlanError
 from graphprune.ir.program import Program
 from graphprune.passes.scores import SCORES
@@ -72,12 +73,12 @@ class Score(Pass):
         gradients = program.fact(GradientSums) if GradientSums in method.needs else None
         evidence = Evidence(program, dependencies, statistics, self.seed, gradients)
         eligible = program.fact(Eligible)
-        scores = {
-            group.name: _without(group, eligible.removed[group.name])
-            if group.name in eligible.removed
-            else method.score(group, evidence)
-            for group in groups
-        }
+        scores = dict[str, Tensor]()
+        with progress("scoring groups", len(groups)) as step:
+            for group in groups:
+                removed = eligible.removed.get(group.name)
+                scores[group.name] = method.score(group, evidence) if removed is None else _without(group, removed)
+                step()
         return program.with_facts(Scores(scores, self.by), replace(eligible, groups=groups))
 
 

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 import graphprune as gp
+from graphprune.display import progress
 from graphprune.ir.program import Factored
 from graphprune.passes.calibration.loss_of_outputs import projection
 from graphprune.statistics.collector import Calibration
@@ -76,6 +77,27 @@ def test_it_prunes_models_without_a_loss(kind: type[nn.Module]) -> None:
         dense, after, other = (side.module()(new) for side in (program, small, worse))
     error, worst = (float((outputs - dense).square().mean()) for outputs in (after, other))
     assert error < 0.5 * worst
+
+
+def test_every_long_pass_shows_its_progress(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    program = gp.trace(Encoder().eval(), (inputs(Encoder, 0),))
+    data: Any = [((inputs(Encoder, seed),), {}) for seed in range(1, 5)]
+    shown, bar = dict[str, list[int]](), progress.tqdm
+
+    def recorded(**options: Any) -> Any:
+        counts = shown.setdefault(options["desc"], [options["total"], 0])
+        drawn = bar(**options)
+        monkeypatch.setattr(drawn, "update", lambda count: counts.__setitem__(1, counts[1] + count))
+        return drawn
+
+    monkeypatch.setattr(progress, "tqdm", recorded)
+    gp.prune(program, recipe="best", sparsity=0.4, batches=data)
+    assert shown.keys() >= {"calibrating", "differentiating", "scoring groups", "measuring the loss by tables"}
+    assert shown.keys() >= {"balancing kinds of groups", "measuring ranks of layers", "refitting"}
+    exceeded = {what for what, (total, done) in shown.items() if not 0 < done <= total}
+    unfinished = {what for what, (total, done) in shown.items() if done < total} - {"balancing kinds of groups"}
+    assert not exceeded and not unfinished
 
 
 def test_projections_have_the_squared_error_of_the_outputs() -> None:
