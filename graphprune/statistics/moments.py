@@ -51,6 +51,43 @@ class Drift:
 
 
 @dataclass
+class InputDrift:
+    """Sums over tokens of Y - X, the reference inputs of layers minus those given: the drift of each layer follows.
+
+    `cross` is (Y - X)^T X and `gram` is (Y - X)^T (Y - X), shape (n, n); `sums` has the sum of each input, shape (n,).
+    """
+
+    cross: Tensor
+    gram: Tensor
+    sums: Tensor
+
+    @classmethod
+    def empty(cls, features: int, device: torch.device | str = "cpu") -> "InputDrift":
+        """Sums of no tokens."""
+        cross, gram = (zeros(features, features, device=device, dtype=DOUBLE) for _ in range(2))
+        return cls(cross, gram, torch.zeros(features, dtype=DOUBLE, device=device))
+
+    @classmethod
+    def all_reduced(cls, own: "InputDrift | None") -> "InputDrift | None":
+        """Sums over the tokens of all processes; this one may have none."""
+        totals = distributed.all_reduce_sum(None if own is None else (own.cross, own.gram, own.sums), 3)
+        return None if totals is None else cls(*totals)
+
+    def add(self, x: Tensor, reference: Tensor) -> None:
+        """Add a batch of given and of reference inputs, both of shape (tokens, n)."""
+        shift = reference - x
+        self.cross += shift.T @ x
+        _add_square(self.gram, shift)
+        self.sums += shift.sum(0, dtype=DOUBLE)
+
+    def of_outputs(self, weight: Tensor) -> Drift:
+        """Drift whose D is ``weight (Y - X)``, for a matrix of shape (m, n)."""
+        weight = weight.to(self.cross)
+        squares = ((weight @ self.gram) * weight).sum(1).clamp(min=0)
+        return Drift(weight @ self.cross, squares, weight @ self.sums)
+
+
+@dataclass
 class Moments:
     """Sums over the tokens of one consumer, with features X of shape (tokens, n).
 

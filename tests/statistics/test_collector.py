@@ -124,3 +124,36 @@ def test_what_is_padding(encoder: Program) -> None:
     assert token_mask(encoder, encoder.flat(*call(ids, torch.ones_like(ids)))) is None
     plain = gp.trace(torch.nn.Linear(3, 2), (torch.randn(4, 3),))
     assert token_mask(plain, [torch.randn(4, 3)]) is None
+
+
+class Branches(torch.nn.Module):
+    """Layers that read one value: two wide ones and, by another, a narrow one."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = torch.nn.Linear(8, 8), torch.nn.Linear(8, 12)
+        self.narrow = torch.nn.Linear(12, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.left(x).sum(1, keepdim=True) + self.narrow(torch.relu(self.right(x)))
+        return y
+
+
+def test_layers_of_one_input_share_its_drift() -> None:
+    torch.manual_seed(0)
+    program = gp.Analyze()(gp.trace(Branches(), (torch.randn(20, 8),)))
+    consumers = {c.weight: c for c in program.fact(Dependencies).consumers}
+    widths = {consumers["left.weight"].x: 8, consumers["narrow.weight"].x: 12}
+    shared, own = (Collector([*consumers.values()], mix=0.4, weights=program.weights) for _ in range(2))
+    assert shared._aimed_by_inputs == {consumers[f"{name}.weight"].key for name in ("left", "right")}
+    own.__dict__["_aimed_by_inputs"] = set()
+    for _ in range(3):
+        seen, others = ({x: torch.randn(20, width) for x, width in widths.items()} for _ in range(2))
+        for collector in (shared, own):
+            collector.add(seen, others)
+    assert shared.input_drifts[consumers["left.weight"].key] is shared.input_drifts[consumers["right.weight"].key]
+    for key, moments in own.moments_with_drift.items():
+        expected, found = moments.drift, shared.moments_with_drift[key].drift
+        assert expected is not None and found is not None
+        for right, value in zip(vars(expected).values(), vars(found).values(), strict=True):
+            torch.testing.assert_close(value, right, rtol=1e-4, atol=1e-4)

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 import graphprune as gp
 from graphprune.display import progress
@@ -83,7 +84,7 @@ def test_every_long_pass_shows_its_progress(monkeypatch: pytest.MonkeyPatch) -> 
     torch.manual_seed(0)
     program = gp.trace(Encoder().eval(), (inputs(Encoder, 0),))
     data: Any = [((inputs(Encoder, seed),), {}) for seed in range(1, 5)]
-    shown, bar = dict[str, list[int]](), progress.tqdm
+    shown, bar = dict[str, list[int]](), tqdm
 
     def recorded(**options: Any) -> Any:
         counts = shown.setdefault(options["desc"], [options["total"], 0])
