@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from graphprune.evaluation.perplexity import logits
 from graphprune.healing.data.examples import Batch, Examples
 from graphprune.statistics.collector import matmul_autocast
-from graphprune.support.workspace import writable
+from graphprune.support.workspace import without_shared_memory, writable
 
 DRAWN, ENTROPY, WHOLE = "drawn", "entropy", "whole"
 
@@ -109,7 +109,7 @@ class Teacher:
         path = self._path(key)
         partial = path.with_suffix(".partial")
         with writable(path.parent):
-            save_file({name: tensor.contiguous() for name, tensor in row.items()}, partial)
+            save_file(without_shared_memory(row), partial)
             partial.replace(path)
 
     def _path(self, key: str) -> Path:

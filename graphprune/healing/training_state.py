@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from graphprune.errors import WorkspaceError, because
 from graphprune.support.atomic_output import sync, write_durably
-from graphprune.support.workspace import Workspace, writable
+from graphprune.support.workspace import Workspace, without_shared_memory, writable
 
 TABLE = "training.json"
 log = logging.getLogger("graphprune.run")
@@ -95,7 +95,7 @@ def store(workspace: Workspace, snapshot: Snapshot) -> None:
     tensors = {f"{part}/{name}": value for part, of in parts.items() for name, value in of.items()}
     path = workspace.folder / f"training-{snapshot.progress.step:08d}.safetensors"
     with writable(workspace.folder):
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+        save_file(without_shared_memory({name: tensor.detach().cpu() for name, tensor in tensors.items()}), path)
         sync(path)
         write_durably(workspace.folder / TABLE, json.dumps({"file": path.name, **asdict(snapshot.progress)}))
         for old in workspace.folder.glob("training-*.safetensors"):

@@ -27,7 +27,14 @@ from torch import Tensor
 
 from graphprune.support import distributed
 from graphprune.support.atomic_output import sync, write_durably
-from graphprune.support.workspace import Activations, Workspace, current_workspace, memory_mapped, writable
+from graphprune.support.workspace import (
+    Activations,
+    Workspace,
+    current_workspace,
+    memory_mapped,
+    without_shared_memory,
+    writable,
+)
 
 CHUNK = 1 << 24  # bytes of a checksum that are read at once
 log = logging.getLogger("graphprune.run")
@@ -127,7 +134,7 @@ class _DurableStage(Stage):
     def finish(self, step: Step) -> Step:
         path, keep = self._path("safetensors"), _files(step)
         with writable(self.folder):
-            save_file({name: tensor.contiguous() for name, tensor in step.tensors.items()}, path)
+            save_file(without_shared_memory(step.tensors), path)
         table = {
             "facts": dict(step.facts),
             "names": {name: value.folder.name for name, value in step.values.items() if isinstance(value, Activations)},

@@ -6,7 +6,7 @@ short. Outside of it everything is held in memory. See `durable_steps` for how a
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -151,6 +151,17 @@ class Activations(Sequence[Any]):
 
     def _path(self, i: int) -> Path:
         return self.folder / f"{i:05d}.safetensors"
+
+
+def without_shared_memory(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Contiguous tensors for a file, which has each on its own: one in the memory of another is copied."""
+    saved, memory = dict[str, Tensor](), set[int]()
+    for name, tensor in tensors.items():
+        whole = tensor.contiguous()
+        start = whole.untyped_storage().data_ptr()
+        saved[name] = whole.clone() if start in memory else whole
+        memory.add(start)
+    return saved
 
 
 def new_activations() -> list[Any] | Activations:

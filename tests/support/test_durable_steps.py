@@ -85,6 +85,17 @@ def test_a_repeated_run_finds_its_steps(tmp_path: Path) -> None:
     assert two.facts == {"n": [2, "x"]} and two.values["a"] is two.values["b"] and two.values["a"][0].equal(entries)
 
 
+def test_tensors_in_the_same_memory_are_stored_each_on_its_own(tmp_path: Path) -> None:
+    whole = torch.arange(12.0).view(3, 4)
+    tensors = {"wide": whole, "same": whole, "rows": whole[1:], "columns": whole[:, :2], "empty": whole[:0]}
+    with use_workspace(Workspace(tmp_path)):
+        kept = stage("walk")
+        stored = kept.finish(Step({}, tensors)).tensors
+        kept.wait()
+    for name, tensor in tensors.items():
+        assert stored[name].equal(tensor)
+
+
 def test_activations_that_two_steps_share_stay(workspace: Workspace) -> None:
     kept, both = stage("walk"), filled(torch.zeros(1))
     for n in range(3):
