@@ -97,6 +97,14 @@ def test_records_are_kept_and_what_failed_is_one(tmp_path: Path, monkeypatch: py
     assert "torch_pruning" in broken.record(Run("net", CUT, "BNScale, all layers", 0.5, 0, 0, SMALL)).fault
 
 
+def test_a_method_that_removes_too_little_has_no_accuracy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ours, "cut", lambda model, share, calls: model)
+    network, data = small()
+    whole = Harness({"net": lambda: network}, networks.Images(data, data), 1)
+    found = whole.record(Run("net", CUT, "graphprune", 0.5, 0, 0, SMALL))
+    assert found.fault == "0% removed at most" and "| 0% removed at most |" in "".join(lines_of([found]))
+
+
 def small() -> tuple[torch.nn.Module, tuple[torch.Tensor, torch.Tensor]]:
     """A network of three convolutions, and images whose class is their brightest channel."""
     torch.manual_seed(0)
