@@ -18,7 +18,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 
@@ -123,17 +123,15 @@ class Harness:
         data = networks.Images.read(options.train, options.test, (options.images[0], options.images[1]))
         ending = f"{options.dense_epochs}-{options.images[0]}.safetensors"
 
-        def trained(name: str, build: Callable[[], nn.Module], settings: networks.Settings) -> nn.Module:
-            return networks.trained(options.work / f"{name}-{ending}", data, options.dense_epochs, build, settings)
-
+        mobilenet, vit = options.work / f"mobilenetv2-{options.width}-{ending}", options.work / f"vit-{ending}"
+        training = Training(data.train, options.dense_epochs, rate=0.1)
+        slow = replace(training, rate=1e-3)
         made = {
             "resnet20": cache(lambda: networks.resnet20(options.weights)),
             "mobilenetv2": cache(
-                lambda: trained(
-                    f"mobilenetv2-{options.width}", lambda: networks.MobileNetV2(options.width), networks.Settings()
-                )
+                lambda: networks.trained(mobilenet, lambda: networks.MobileNetV2(options.width), training)
             ),
-            "vit": cache(lambda: trained("vit", SmallVisionTransformer, networks.Settings(adamw, 1e-3))),
+            "vit": cache(lambda: networks.trained(vit, SmallVisionTransformer, slow, adamw)),
         }
         return Harness(made, data, min(options.rounds, options.epochs))
 

@@ -38,7 +38,7 @@ def progress(what: str, total: int, *, unit: str = "", initial: int = 0) -> Iter
     """
     quiet = not bars.isEnabledFor(logging.WARNING)
     if distributed.rank() > 0 or (quiet and not log.isEnabledFor(logging.INFO)):
-        yield _ignore
+        yield no_progress
         return
     start, done, terminal = time.monotonic(), initial, sys.stderr.isatty()
     watched = not quiet and (terminal or "ipykernel.zmqshell" in sys.modules)
@@ -62,8 +62,8 @@ def progress(what: str, total: int, *, unit: str = "", initial: int = 0) -> Iter
             yield step
 
 
-def _ignore(count: int = 1) -> None:
-    """Ignore progress that is not shown."""
+def no_progress(count: int = 1) -> None:
+    """Show no progress."""
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
 from graphprune.axes.groups import Dependencies
+from graphprune.display.progress import no_progress
 from graphprune.errors import CalibrationError
 from graphprune.evaluation.perplexity import negative_log_likelihood
 from graphprune.execution.segments import Constants, Segment, load_weights, run, split, split_at_linear_layers
@@ -18,7 +19,7 @@ from graphprune.ir.weights import Layered, Masked, Weights
 from graphprune.planning.plan import Rows, by_parameter, primes_to_keep
 from graphprune.planning.refused_choices import refusing
 from graphprune.statistics.collector import Calibration, input_leaf, predicted_inputs
-from graphprune.statistics.stream import NOTHING, no_progress
+from graphprune.statistics.stream import NOTHING
 
 MAX_BATCHES = 4  # for one measurement of the loss
 CHECKPOINTS = 16  # approximate number of segments of the dense model from which a run may start

@@ -199,7 +199,7 @@ class Collector:
         """Consumers that share the drift of their inputs, since that takes fewer multiplications than their own."""
         found = set[str]()
         for group in self._alike().values():
-            plain = [c for c in group if c.reads_values and c.member is None and c.key not in self.residual]
+            plain = [c for c in group if c.reads_values and c.key not in self.residual]
             shapes = [c.matrix(self.weights[c.weight]).shape for c in plain if c.weight in self.weights]
             if shapes and 4 * sum(outputs for outputs, _ in shapes) >= 3 * shapes[0][1]:
                 found |= {c.key for c in plain}

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from graphprune.display.progress import no_progress
 from graphprune.execution.segments import Constants, Segment, load_weights, run, to_device
 from graphprune.ir.prefetch import Prefetched
 from graphprune.ir.program import Program
@@ -17,10 +18,6 @@ from graphprune.support import distributed
 from graphprune.support.workspace import new_activations
 
 NOTHING: Mapping[str, Any] = MappingProxyType({})
-
-
-def no_progress(count: int = 1) -> None:
-    """Show no progress."""
 
 
 @dataclass

@@ -12,7 +12,7 @@ from math import log2
 from torch import Tensor
 
 from graphprune.axes.rule import Consumer
-from graphprune.display.progress import progress
+from graphprune.display.progress import no_progress, progress
 from graphprune.evaluation.masked_loss import Objective
 from graphprune.ir.program import Program
 from graphprune.passes.allocation import ALLOCATIONS
@@ -22,7 +22,6 @@ from graphprune.planning.interfaces import Allocation, Evidence
 from graphprune.planning.ranking import growth_shares, top
 from graphprune.solvers.quick_refit import quickly_refitted
 from graphprune.statistics.moments import GradientSums, Moments, Statistics
-from graphprune.statistics.stream import no_progress
 
 Factors = Mapping[str, float]
 STEPS, MOST = (2.0, 0.5), 16.0

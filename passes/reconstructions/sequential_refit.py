@@ -13,7 +13,7 @@ from graphprune.axes.algebra import Prime, primes
 from graphprune.axes.groups import Dependencies
 from graphprune.axes.index_sets import Retained
 from graphprune.axes.rule import Consumer
-from graphprune.display.progress import progress
+from graphprune.display.progress import no_progress, progress
 from graphprune.execution.segments import Segment, split_at_linear_layers
 from graphprune.ir.program import Program, Rewritten
 from graphprune.ir.weights import Layered, Narrowed, Weights, narrow
@@ -26,7 +26,7 @@ from graphprune.solvers import new_biases, pivoted_factors
 from graphprune.solvers.normal_equations import DEFAULT_DAMPING
 from graphprune.statistics.collector import Calibration, Collector
 from graphprune.statistics.moments import Moments
-from graphprune.statistics.stream import Stream, advance_both, no_progress
+from graphprune.statistics.stream import Stream, advance_both
 from graphprune.support.durable_steps import Step, stage
 from graphprune.support.workspace import new_activations
 
@@ -101,7 +101,9 @@ class Walk:
 
     def _step(self, known: Collection[str]) -> Step:
         """The weights refitted since those `known`, and the entries of the streams."""
-        tensors = {f"changed {name}": t for name, t in self.changed.items() if name not in known}
+        known = {*known}
+        alone = self.changed.keys() - self.wide.keys() - known  # the others follow from their wide weights
+        tensors = {f"changed {name}": self.changed[name] for name in sorted(alone)}
         tensors |= {f"wide {name}": t for name, t in self.wide.items() if name not in known}
         new = {name: refit for name, refit in self.done.items() if name not in known}
         tensors |= {f"bias {name}": refit.bias for name, refit in new.items() if refit.bias is not None}
@@ -112,8 +114,11 @@ class Walk:
         """Continue after a finished step."""
         for text, tensor in step.tensors.items():
             kind, name = text.split(" ", 1)
-            if kind != "bias":
-                getattr(self, kind)[name] = tensor
+            if kind == "changed":
+                self.changed[name] = tensor
+            elif kind == "wide":
+                self.wide[name] = tensor
+                self.changed[name] = Narrowed(self.wide, self.program.fact(Rewritten).keep)[name]
         for name, (damping, before, after) in step.facts.items():
             self.done[name] = Refitted(self.changed[name], damping, before, after, step.tensors.get(f"bias {name}"))
         for name, entries in step.values.items():

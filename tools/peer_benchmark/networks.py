@@ -78,14 +78,6 @@ class MobileNetV2(nn.Module):
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How a dense network is trained: its optimizer, and the highest rate."""
-
-    optimizer: Callable[[nn.Module], torch.optim.Optimizer] = sgd
-    rate: float = 0.1
-
-
-@dataclass(frozen=True)
 class Images:
     """Images of shape (n, 3, 32, 32) and their classes, to train and to test on."""
 
@@ -107,14 +99,17 @@ def resnet20(weights: Path) -> nn.Module:
     return model.eval()
 
 
-def trained(file: Path, data: Images, epochs: int, build: Callable[[], nn.Module], training: Settings) -> nn.Module:
+def trained(
+    file: Path, build: Callable[[], nn.Module], training: Training,
+    optimizer: Callable[[nn.Module], torch.optim.Optimizer] = sgd,
+) -> nn.Module:  # fmt: skip
     """A network, trained briefly; its weights are kept in a file, from which they are read the next time."""
     torch.manual_seed(0)
     model = build()
     if file.is_file():
         model.load_state_dict(load_file(file))
         return model.eval()
-    Training(data.train, epochs, rate=training.rate).run(model, training.optimizer(model))
+    training.run(model, optimizer(model))
     save_file(model.state_dict(), file)
     return model.eval()
 

@@ -59,10 +59,10 @@ def parts(name: str) -> tuple[Any, Callable[..., Any], bool]:
 def made(name: str, model: nn.Module, ratio: float) -> Any:
     """Pruner of a model."""
     importance, pruner, whole = parts(name)
-    outputs = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]
+    linear = [layer for layer in model.modules() if isinstance(layer, nn.Linear)]  # the last one has the classes
     return pruner(
         model, torch.zeros(EXAMPLE), importance=importance, global_pruning=whole, pruning_ratio=ratio,
-        ignored_layers=outputs[-1:], in_channel_groups={}, out_channel_groups={}, **hints(model),
+        ignored_layers=linear[-1:], in_channel_groups={}, out_channel_groups={}, **hints(model),
     )  # fmt: skip
 
 
