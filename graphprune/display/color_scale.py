@@ -35,6 +35,8 @@ class ColorScale:
         if number <= self.low or self.high <= self.low:
             return len(SHADES) - 1 if number > self.low else 0
         low, high, at = (log(n) if self.logarithmic else n for n in (self.low, self.high, number))
+        if high <= low:  # neighbors, whose logarithms are equal
+            return len(SHADES) - 1
         return min(int((at - low) / (high - low) * len(SHADES)), len(SHADES) - 1)
 
     def shade(self, number: float) -> str:

@@ -32,6 +32,12 @@ def test_ends_have_the_first_and_the_last_shade() -> None:
     assert ColorScale.linear([]).place(0) == ColorScale.linear([7]).place(7) == ColorScale.of_rises([]).place(0) == 0
 
 
+def test_neighbors_with_equal_logarithms_have_the_ends() -> None:
+    numbers = (999999.9999999999, 1e6)
+    scale = ColorScale.of_rises(numbers)
+    assert scale.low < scale.high and [scale.place(n) for n in numbers] == [0, 7]
+
+
 def test_text_can_be_read_on_every_shade() -> None:
     scale = ColorScale(0, len(SHADES))
     for i, shade in enumerate(SHADES):
