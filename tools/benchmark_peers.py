@@ -5,9 +5,10 @@ Usage: .venv/bin/python tools/benchmark_peers.py --weights resnet20.safetensors 
            [--methods graphprune "Taylor, all layers"] [--seeds 0 1 2] [--epochs 5] [--images 10000 10000] [--write]
 
 Every method removes the same share of multiply-accumulates: at once without training, at once before some epochs of
-training, or in rounds after the first of as many epochs. It sees the same 512 images before a cut, and the same batches
-in training. What needs no training runs first. Results are lines of FOLDER/peers.jsonl, and what is known is not run
-again. MobileNetV2 and the vision transformer are trained first, for `--dense-epochs`; their weights lie in FOLDER, too.
+training, or in rounds after the first of as many epochs, by the same cubic schedule. It sees the same 512 images before
+a cut, and the same batches in training. What needs no training runs first. Results are lines of FOLDER/peers.jsonl, and
+what is known is not run again. MobileNetV2 and the vision transformer are trained first, for `--dense-epochs`; their
+weights lie in FOLDER, too.
 
 Torch-Pruning is optional: pip install --target OTHER --no-deps torch-pruning==1.6.1, then --torch-pruning OTHER.
 """

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from torch import nn
 
 import graphprune as gp
+from graphprune.training.schedules import cubic
 from tools.peer_benchmark.training import Batch, Loader, Training, loss, sgd
 
 NAMES = ("graphprune", "graphprune, healed")
@@ -33,7 +34,7 @@ def in_training(model: nn.Module, share: float, calls: Sequence[Batch], rounds: 
     """Train a module, with a round after each of the first epochs."""
     optimizer = sgd(model)
     pruner = gp.Pruner(
-        model, macs=share, rounds=rounds, schedule="linear", optimizer=optimizer, data=calls, loss=loss,
+        model, macs=share, rounds=rounds, schedule=cubic, optimizer=optimizer, data=calls, loss=loss,
         seed=training.seed,
     )  # fmt: skip
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from graphprune.training.schedules import cubic
 from tools.peer_benchmark.networks import EXAMPLE, macs
 from tools.peer_benchmark.training import Batch, Training, loss, sgd
 from tools.peer_benchmark.vision_transformer import SmallVisionTransformer
@@ -99,7 +100,7 @@ class Cutter:
                 self.regularizer.update_reg()
             if epoch >= rounds:
                 return optimizer
-            self.cut(model, share * (epoch + 1) / rounds)
+            self.cut(model, share * cubic((epoch + 1) / rounds))
             self.regularizer = made(self.name, model, 0.5) if regularizes and epoch + 1 < rounds else None
             return sgd(model)
 
