@@ -83,14 +83,14 @@ def add(*recipes: Recipe) -> None:
 WHOLE_REFIT = "refit{statistics=mixed,mix=0.5,residual=true,relative=true,others=true}"
 BEST = (
     "analyze{experts=true} | calibrate | gradients{most=8} | score{by=growth-osscar} | allocate{by=balanced} | "
-    f"select | rewrite | merge-experts | {WHOLE_REFIT} | batch-norm-statistics | verify"
+    f"select | rewrite | merge-experts | {WHOLE_REFIT} | batch-norm-statistics | last-norm | verify"
 )
 #: Embedding tables in groups of rows of low ranks; two fifths of the rest by lower ranks of layers,
 #: refitted together with the cut layers.
 BEST_FACTORED = (
     "analyze{experts=true} | calibrate | gradients{most=8} | score{by=growth-osscar} | group-embeddings | "
     "allocate{by=balanced,part=0.6} | select | rewrite | merge-experts | analyze | allocate-ranks{by=growth} | "
-    f"{WHOLE_REFIT} | batch-norm-statistics | verify | factorize"
+    f"{WHOLE_REFIT} | batch-norm-statistics | last-norm | verify | factorize"
 )
 
 add(

@@ -1,0 +1,164 @@
+"""The pass that refits the last norm of a causal language model to the predictions of the dense model."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from graphprune.axes.groups import Dependencies
+from graphprune.display.progress import progress
+from graphprune.errors import CalibrationError
+from graphprune.evaluation.masked_loss import Objective
+from graphprune.ir.program import Program, Rewritten
+from graphprune.ir.weights import Layered
+from graphprune.passes.reconstructions.output_tail import OutputTail, TailInputs
+from graphprune.pipeline import PASSES, Pass
+from graphprune.planning.facts import Refits
+from graphprune.statistics.collector import Calibration
+from graphprune.support import distributed
+
+DAMPINGS = (0.03, 0.3, 3.0)  # relative to the diagonal of the Fisher information
+Parameters = dict[str, Tensor]
+
+
+@PASSES.register("last-norm")
+@dataclass(frozen=True)
+class LastNorm(Pass):
+    """Refit the parameters of the norm before the output layer of a causal language model.
+
+    They make one Newton step on the divergence of the predictions from those of the dense model, which is convex in
+    them where only a linear layer follows. The Hessian is the Fisher information, estimated with one token drawn from
+    each prediction. It is damped by the multiple of its diagonal with the least divergence on held-out calibration
+    windows; if no step lowers that, nothing changes. Refits of single layers do not see the predictions, and what they
+    leave makes these too certain. Other models are unchanged.
+
+    About so many `tokens` of the calibration are used, and a quarter as many that are held out.
+    """
+
+    name: ClassVar[str] = "last-norm"
+    needs: ClassVar[tuple[type, ...]] = (Rewritten, Calibration)
+    reads: ClassVar[tuple[type, ...]] = (Refits,)
+    makes: ClassVar[tuple[type, ...]] = (Refits,)
+    tokens: int = 16384
+
+    def check(self) -> None:
+        """Refuse an impossible number of tokens.
+
+        Raises:
+            CalibrationError: if it is.
+        """
+        if self.tokens < 1:
+            raise CalibrationError(f"tokens must be a positive number of calibration tokens, got {self.tokens}")
+
+    def run(self, program: Program) -> Program:
+        """The program with new parameters of its last norm.
+
+        Raises:
+            CalibrationError: if predictions are not finite.
+        """
+        refits = program.facts.get(Refits) or Refits({}, {}, program.weights)
+        changed = self._changed(program)
+        refits = replace(refits, tuned=tuple(sorted({*refits.tuned, *changed})))
+        return program.with_facts(refits, weights=Layered((changed, program.weights)))
+
+    def _changed(self, program: Program) -> Parameters:
+        """The new parameters by name; none where the step does not help, or the model has no such norm."""
+        original, calibration = program.fact(Rewritten).original, program.fact(Calibration)
+        linear = {consumer.node for consumer in original.fact(Dependencies).consumers}
+        dense, pruned = OutputTail.of(original, linear), OutputTail.of(program, linear)
+        fit, check = _windows(calibration, self.tokens)
+        causal = Objective.of(original.with_facts(calibration))
+        if dense is None or pruned is None or not check or not causal.is_language_model:
+            return {}
+        windows = replace(calibration, batches=[*fit, *check])
+        count = len(distributed.batches_of_process(len(windows.batches)))
+        with progress("refitting the last norm", count * (len(dense.body) + len(pruned.body))) as step:
+            refit = _Refit(dense.start(windows, step), pruned.start(windows, step), len(fit))
+        return refit.changed()
+
+
+def _windows(calibration: Calibration, tokens: int) -> tuple[list[Sequence[Any]], list[Sequence[Any]]]:
+    """Calibration inputs to fit to, and held-out ones: single windows of a text, otherwise whole batches."""
+    parts: tuple[list[Sequence[Any]], list[Sequence[Any]]] = ([], [])
+    for i, leaves in enumerate(calibration.batches):
+        rows = len(leaves[0]) if calibration.length else 0
+        single: list[Sequence[Any]] = [[leaf[at : at + 1] for leaf in leaves] for at in range(rows)]
+        parts[calibration.held_out(i)].extend(single or [leaves])
+    most = max(1, tokens // (calibration.length or 1))
+    return parts[0][:most], parts[1][: max(1, most // 4)]
+
+
+@dataclass(frozen=True)
+class _Refit:
+    """The tails of both models at the same windows, of which the first `fitted` are fitted to, and others held out."""
+
+    dense: TailInputs
+    pruned: TailInputs
+    fitted: int
+
+    def changed(self) -> Parameters:
+        """The new parameters by name, in their types; none if no step lowers the divergence of held-out windows."""
+        old = self.pruned.values()
+        start = {name: value.float() for name, value in old.items()}
+        gradient, information = self._sums(start)
+        diagonal = torch.diag(information.diagonal())
+        steps = [torch.linalg.lstsq(information + d * diagonal, gradient[:, None]).solution[:, 0] for d in DAMPINGS]
+        trials = [start, *(_moved(start, step) for step in steps)]
+        divergences = self._divergences(trials)
+        if not divergences.isfinite().all():
+            raise CalibrationError("the predictions hold NaN or infinity; check the model and the calibration data")
+        best = int(divergences.argmin())
+        return {name: value.to(old[name].dtype) for name, value in trials[best].items()} if best else {}
+
+    def _sums(self, start: Parameters) -> tuple[Tensor, Tensor]:
+        """Gradient of the divergence by all parameters, shape (n,), and their Fisher information, shape (n, n)."""
+        totals: list[Tensor] | None = None
+        for i in self._indices(held_out=False):
+            rows = self.pruned.rows(i, start)
+            with torch.enable_grad():
+                log = self.pruned.predictions(i, rows)
+                slopes = self._slopes(log, rows, _divergence(self.dense.predictions(i), log))
+                each = self._slopes(log, rows, -log.gather(1, self._drawn(log, i)).sum())
+            new = [slopes.sum(0), each.T @ each]
+            totals = new if totals is None else [a + b for a, b in zip(totals, new, strict=True)]
+        summed = distributed.all_reduce_sum(totals, 2)
+        assert summed is not None
+        return summed[0], summed[1]
+
+    def _divergences(self, trials: Sequence[Parameters]) -> Tensor:
+        """Divergence summed over held-out windows for each trial, shape (trials,)."""
+        total = torch.zeros(len(trials), dtype=torch.float64)
+        for i in self._indices(held_out=True):
+            dense = self.dense.predictions(i)
+            total += torch.stack([_divergence(dense, self.pruned.predictions(i, trial)).double() for trial in trials])
+        summed = distributed.all_reduce_sum([total], 1)
+        assert summed is not None
+        return summed[0]
+
+    def _indices(self, held_out: bool) -> list[int]:
+        numbers = self.pruned.stream.batch_indices
+        return [i for i, number in enumerate(numbers) if (number >= self.fitted) == held_out]
+
+    def _drawn(self, log: Tensor, i: int) -> Tensor:
+        """A token drawn from each prediction, shape (tokens, 1)."""
+        random = torch.Generator(log.device).manual_seed(self.pruned.stream.batch_indices[i])
+        return torch.multinomial(log.detach().exp(), 1, generator=random)
+
+    @staticmethod
+    def _slopes(log: Tensor, rows: Parameters, value: Tensor) -> Tensor:
+        """Derivatives of a value by the parameters of each token, shape (tokens, n)."""
+        found = torch.autograd.grad(value, list(rows.values()), retain_graph=True)
+        return torch.cat([slope.flatten(0, -2) for slope in found], 1).double().cpu()
+
+
+def _divergence(dense: Tensor, pruned: Tensor) -> Tensor:
+    """Kullback-Leibler divergence summed over tokens, of logarithms of probabilities."""
+    return (dense.exp() * (dense - pruned)).sum()
+
+
+def _moved(start: Parameters, step: Tensor) -> Parameters:
+    """Parameters after a step downwards."""
+    parts = torch.split(step, [value.numel() for value in start.values()])
+    return {name: value - part.to(value) for (name, value), part in zip(start.items(), parts, strict=True)}
