@@ -30,6 +30,7 @@ The folders are the stages of a pipeline. With default options, passes read and 
                                             GradientSums, FactorGradients
     experts          split-experts          Dependencies, Eligible, Calibration     ExpertSplit, Plan, Verification
     reconstructions  batch-norm-statistics  Rewritten, Calibration                  Refits
+    reconstructions  last-norm              Rewritten, Calibration                  Refits, RefittedNorm
     reconstructions  merge-experts          Rewritten, Calibration, Plan            Refits
     reconstructions  refit                  Rewritten, Calibration                  Refits
     reconstructions  round-weights          Dependencies, Calibration               Refits, RoundedWeights

@@ -121,6 +121,30 @@ class RoundedWeights:
         return changes, *(f"{name} was not rounded: {why}" for name, why in self.left.items())
 
 
+@dataclass(frozen=True)
+class RefittedNorm:
+    """The names of the parameters of the last norm that have new values.
+
+    `before` and `after` are the divergence of the predictions from those of the dense model, in nats per token of
+    held-out calibration windows. `left` is the reason why a language model has no new values.
+    """
+
+    names: tuple[str, ...] = ()
+    before: float = 0.0
+    after: float = 0.0
+    left: str = ""
+
+    def notes(self) -> tuple[str, ...]:
+        """Description of the change; none for a model that is no language model."""
+        if self.left:
+            return (f"the last norm was not refitted: {self.left}",)
+        change = (
+            f"refitted {', '.join(self.names)}: the divergence from the dense predictions on held-out windows "
+            f"{self.before:.4f} -> {self.after:.4f} nats a token"
+        )
+        return (change,) if self.names else ()
+
+
 #: Facts about the axes and layers of one graph, invalid for any other.
 OF_ONE_GRAPH = (
     Dependencies,

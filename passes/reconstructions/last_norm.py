@@ -15,11 +15,12 @@ from graphprune.ir.program import Program, Rewritten
 from graphprune.ir.weights import Layered
 from graphprune.passes.reconstructions.output_tail import OutputTail, TailInputs
 from graphprune.pipeline import PASSES, Pass
-from graphprune.planning.facts import Refits
+from graphprune.planning.facts import Refits, RefittedNorm
 from graphprune.statistics.collector import Calibration
 from graphprune.support import distributed
 
 DAMPINGS = (0.03, 0.3, 3.0)  # relative to the diagonal of the Fisher information
+LEAST = 1e-6  # nats per token that a step must gain
 Parameters = dict[str, Tensor]
 
 
@@ -40,7 +41,7 @@ class LastNorm(Pass):
     name: ClassVar[str] = "last-norm"
     needs: ClassVar[tuple[type, ...]] = (Rewritten, Calibration)
     reads: ClassVar[tuple[type, ...]] = (Refits,)
-    makes: ClassVar[tuple[type, ...]] = (Refits,)
+    makes: ClassVar[tuple[type, ...]] = (Refits, RefittedNorm)
     tokens: int = 16384
 
     def check(self) -> None:
@@ -58,25 +59,28 @@ class LastNorm(Pass):
         Raises:
             CalibrationError: if predictions are not finite.
         """
+        changed, fact = self._refitted(program)
         refits = program.facts.get(Refits) or Refits({}, {}, program.weights)
-        changed = self._changed(program)
         refits = replace(refits, tuned=tuple(sorted({*refits.tuned, *changed})))
-        return program.with_facts(refits, weights=Layered((changed, program.weights)))
+        return program.with_facts(refits, fact, weights=Layered((changed, program.weights)))
 
-    def _changed(self, program: Program) -> Parameters:
-        """The new parameters by name; none where the step does not help, or the model has no such norm."""
+    def _refitted(self, program: Program) -> tuple[Parameters, RefittedNorm]:
+        """The new parameters by name, and what they change."""
         original, calibration = program.fact(Rewritten).original, program.fact(Calibration)
+        if not Objective.of(original.with_facts(calibration)).is_language_model:
+            return {}, RefittedNorm()
         linear = {consumer.node for consumer in original.fact(Dependencies).consumers}
         dense, pruned = OutputTail.of(original, linear), OutputTail.of(program, linear)
+        if dense is None or pruned is None:
+            return {}, RefittedNorm(left="no norm with parameters of its own is before the output layer")
         fit, check = _windows(calibration, self.tokens)
-        causal = Objective.of(original.with_facts(calibration))
-        if dense is None or pruned is None or not check or not causal.is_language_model:
-            return {}
+        if not check:
+            return {}, RefittedNorm(left="no calibration window is held out; pass at least two samples")
         windows = replace(calibration, batches=[*fit, *check])
         count = len(distributed.batches_of_process(len(windows.batches)))
         with progress("refitting the last norm", count * (len(dense.body) + len(pruned.body))) as step:
-            refit = _Refit(dense.start(windows, step), pruned.start(windows, step), len(fit))
-        return refit.changed()
+            newton = _Newton(dense.start(windows, step), pruned.start(windows, step), len(fit))
+        return newton.outcome()
 
 
 def _windows(calibration: Calibration, tokens: int) -> tuple[list[Sequence[Any]], list[Sequence[Any]]]:
@@ -91,15 +95,15 @@ def _windows(calibration: Calibration, tokens: int) -> tuple[list[Sequence[Any]]
 
 
 @dataclass(frozen=True)
-class _Refit:
+class _Newton:
     """The tails of both models at the same windows, of which the first `fitted` are fitted to, and others held out."""
 
     dense: TailInputs
     pruned: TailInputs
     fitted: int
 
-    def changed(self) -> Parameters:
-        """The new parameters by name, in their types; none if no step lowers the divergence of held-out windows."""
+    def outcome(self) -> tuple[Parameters, RefittedNorm]:
+        """The new parameters by name, in their types, and the divergences; none if no step lowers that."""
         old = self.pruned.values()
         start = {name: value.float() for name, value in old.items()}
         gradient, information = self._sums(start)
@@ -110,7 +114,10 @@ class _Refit:
         if not divergences.isfinite().all():
             raise CalibrationError("the predictions hold NaN or infinity; check the model and the calibration data")
         best = int(divergences.argmin())
-        return {name: value.to(old[name].dtype) for name, value in trials[best].items()} if best else {}
+        if divergences[best] > divergences[0] - LEAST:
+            return {}, RefittedNorm(left="no step lowers the divergence from the dense predictions")
+        changed = {name: value.to(old[name].dtype) for name, value in trials[best].items()}
+        return changed, RefittedNorm(tuple(changed), float(divergences[0]), float(divergences[best]))
 
     def _sums(self, start: Parameters) -> tuple[Tensor, Tensor]:
         """Gradient of the divergence by all parameters, shape (n,), and their Fisher information, shape (n, n)."""
@@ -128,14 +135,16 @@ class _Refit:
         return summed[0], summed[1]
 
     def _divergences(self, trials: Sequence[Parameters]) -> Tensor:
-        """Divergence summed over held-out windows for each trial, shape (trials,)."""
-        total = torch.zeros(len(trials), dtype=torch.float64)
+        """Mean divergence of a token of held-out windows for each trial, shape (trials,)."""
+        total, tokens = torch.zeros(len(trials), dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
         for i in self._indices(held_out=True):
             dense = self.dense.predictions(i)
-            total += torch.stack([_divergence(dense, self.pruned.predictions(i, trial)).double() for trial in trials])
-        summed = distributed.all_reduce_sum([total], 1)
+            each = [_divergence(dense, self.pruned.predictions(i, trial)) for trial in trials]
+            total += torch.stack(each).double().cpu()
+            tokens += len(dense)
+        summed = distributed.all_reduce_sum([total, tokens], 2)
         assert summed is not None
-        return summed[0]
+        return summed[0] / summed[1]
 
     def _indices(self, held_out: bool) -> list[int]:
         numbers = self.pruned.stream.batch_indices

@@ -20,7 +20,7 @@ from graphprune.ir.program import Dropped, ExpertSplit, Factored, Program, Rewri
 from graphprune.ir.weights import broadcast_indices
 from graphprune.passes.low_rank.factor_graph import COEFFICIENTS, PARTS, ROWS
 from graphprune.pipeline import Timings
-from graphprune.planning.facts import Refits, RoundedWeights, Scores
+from graphprune.planning.facts import Refits, RefittedNorm, RoundedWeights, Scores
 from graphprune.planning.plan import Plan
 from graphprune.reports.report import CalibrationReport, Quality, Report
 from graphprune.solvers.pivoted_factors import factor_parameters
@@ -249,7 +249,8 @@ def _limits(job: Job, original: Program, plan: Plan) -> tuple[str, ...]:
 
 def _refit_notes(program: Program) -> tuple[str, ...]:
     """Dropped blocks; damping and errors of the refit, and the weights that it skipped."""
-    refits, rounded = program.facts.get(Refits), program.facts.get(RoundedWeights)
+    refits = program.facts.get(Refits)
+    later = (program.facts.get(fact) for fact in (RefittedNorm, RoundedWeights))
     dropped = (f"dropped {', '.join(program.fact(Dropped).blocks)}",) if Dropped in program.facts else ()
     if refits is None:
         return dropped
@@ -261,7 +262,7 @@ def _refit_notes(program: Program) -> tuple[str, ...]:
         *dropped,
         f"refitted {len(done)} weights with damping {chosen}: mean relative output error {before:.4f} -> {after:.4f}",
         *skipped,
-        *(rounded.notes() if rounded else ()),
+        *(note for fact in later if fact for note in fact.notes()),
     )
 
 
