@@ -1,6 +1,6 @@
 """The pass that refits the last norm of a causal language model to the predictions of the dense model."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -78,9 +78,8 @@ class LastNorm(Pass):
             return {}, RefittedNorm(left="no calibration window is held out; pass at least two samples")
         windows = replace(calibration, batches=[*fit, *check])
         count = len(distributed.batches_of_process(len(windows.batches)))
-        with progress("refitting the last norm", count * (len(dense.body) + len(pruned.body))) as step:
-            newton = _Newton(dense.start(windows, step), pruned.start(windows, step), len(fit))
-        return newton.outcome()
+        with progress("refitting the last norm", count * (len(dense.body) + len(pruned.body) + 1)) as step:
+            return _Newton(dense.start(windows, step), pruned.start(windows, step), len(fit), step).outcome()
 
 
 def _windows(calibration: Calibration, tokens: int) -> tuple[list[Sequence[Any]], list[Sequence[Any]]]:
@@ -96,11 +95,15 @@ def _windows(calibration: Calibration, tokens: int) -> tuple[list[Sequence[Any]]
 
 @dataclass(frozen=True)
 class _Newton:
-    """The tails of both models at the same windows, of which the first `fitted` are fitted to, and others held out."""
+    """The tails of both models at the same windows, of which the first `fitted` are fitted to, and others held out.
+
+    `step` is called after each window.
+    """
 
     dense: TailInputs
     pruned: TailInputs
     fitted: int
+    step: Callable[[], None]
 
     def outcome(self) -> tuple[Parameters, RefittedNorm]:
         """The new parameters by name, in their types, and the divergences; none if no step lowers that."""
@@ -130,6 +133,7 @@ class _Newton:
                 each = self._slopes(log, rows, -log.gather(1, self._drawn(log, i)).sum())
             new = [slopes.sum(0), each.T @ each]
             totals = new if totals is None else [a + b for a, b in zip(totals, new, strict=True)]
+            self.step()
         summed = distributed.all_reduce_sum(totals, 2)
         assert summed is not None
         return summed[0], summed[1]
@@ -142,6 +146,7 @@ class _Newton:
             each = [_divergence(dense, self.pruned.predictions(i, trial)) for trial in trials]
             total += torch.stack(each).double().cpu()
             tokens += len(dense)
+            self.step()
         summed = distributed.all_reduce_sum([total, tokens], 2)
         assert summed is not None
         return summed[0] / summed[1]

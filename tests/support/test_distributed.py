@@ -21,6 +21,7 @@ from graphprune.support.distributed import failure_reported
 from tests.processes import Forked
 
 OPTIONS = ("--sparsity", "0.2", "--samples", "24", "--length", "8", "--align", "1")
+LAST_NORM = "analyze | calibrate | score{by=fasp} | allocate | select | rewrite | refit | last-norm | verify"
 Start = Callable[[list[str]], str]
 
 
@@ -75,12 +76,16 @@ def torchrun(words: list[str]) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(("recipe", "several"), [("fasp", two), pytest.param("goa", torchrun, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(("method", "several"), [
+    (("--recipe", "fasp"), two),
+    (("--pipeline", LAST_NORM), two),
+    pytest.param(("--recipe", "goa"), torchrun, marks=pytest.mark.slow),
+])  # fmt: skip
 def test_two_processes_come_to_what_one_does(
-    recipe: str, several: Start, folder: Path, text: Path, tmp_path: Path
+    method: tuple[str, str], several: Start, folder: Path, text: Path, tmp_path: Path
 ) -> None:
     for start, name in ((one, "one"), (several, "two")):
-        where = ["--output", str(tmp_path / name), "--recipe", recipe]
+        where = ["--output", str(tmp_path / name), *method]
         output = start(["prune", str(folder), *OPTIONS, "--calibration", str(text), *where])
         assert output.count("pruned into") == 1, "only the first process answers"
     plans = [(tmp_path / name / "plan.json").read_bytes() for name in ("one", "two")]

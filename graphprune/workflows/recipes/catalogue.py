@@ -255,7 +255,7 @@ add(
     Recipe(
         "best",
         "growth of the loss, equal at the margin, also of embedding tables; two fifths of the rest by lower ranks; "
-        "refitted to the dense residual stream",
+        "refitted to the dense residual stream, and the last norm to the dense predictions",
         "this project",
         BEST,
         {"free": BEST_FACTORED},
