@@ -83,7 +83,7 @@ class TailInputs:
         known = stream.constants.of(stream.calibration.batches[stream.batch_indices[i]])
         assert entry is not None
         known[entry.name] = to_device(stream.entries[i], stream.calibration.device)
-        weights = {**self.weights, **values}
+        weights = {**self.weights, **{name: value.to(self.weights[name].dtype) for name, value in values.items()}}
         for node in self.tail.segment.nodes:
             known[node.name] = _evaluated(node, known, lambda n: weights[program.name(str(n.target))])
         logits: Tensor = known[self.tail.output]
@@ -95,9 +95,11 @@ class TailInputs:
 def _norm_parameters(program: Program, segment: Segment, linear: Collection[str]) -> Iterator[str]:
     """Parameters that elementwise operators and norms read before a linear layer, as wide as the entry."""
     assert segment.entry is not None
-    width, readers, shapes = segment.entry.meta["val"].shape[-1], count_readers(program), program.shapes()
+    rank, width = segment.entry.meta["val"].dim(), segment.entry.meta["val"].shape[-1]
+    readers, shapes = count_readers(program), program.shapes()
     for node in segment.nodes:
-        if node.name in linear:
+        shape = tuple(node.meta["val"].shape) if isinstance(node.meta["val"], Tensor) else ()
+        if node.name in linear or (shape[-1:] == (width,) and len(shape) not in (1, rank)):  # rows are rearranged
             return
         read = [program.name(str(n.target)) for n in node.all_input_nodes if n.op == "get_attr"]
         for name in read if node.target in ELEMENTWISE else ():

@@ -105,6 +105,13 @@ def test_what_one_step_of_newton_reaches() -> None:
     assert (done.weights["norm.weight"] - 1).abs().max() < 0.03
 
 
+def test_a_model_in_half_precision() -> None:
+    program = cut(decoder().bfloat16())
+    done = LastNorm()(program)
+    assert done.fact(RefittedNorm).names and done.weights["norm.weight"].dtype == torch.bfloat16
+    assert divergence(done) < 0.95 * divergence(program)
+
+
 def test_without_an_error_nothing_changes() -> None:
     program = cut(decoder())
     dense = program.fact(Rewritten).original
@@ -137,6 +144,48 @@ def test_the_gradient_and_information_are_those_of_the_parameters(monkeypatch: p
     assert torch.linalg.eigvalsh(seen[0][1]).min() > 0
 
 
+class Padded(nn.Module):
+    """A decoder that takes a mask of padding, which is at the end: no token before sees it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.decoder = decoder()
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.decoder(input_ids) + 0 * attention_mask[..., None]  # type: ignore[no-any-return]
+
+
+def test_padding_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    counts, whole = set[int](), last_norm._divergence
+
+    def counted(dense: Tensor, pruned: Tensor) -> Tensor:
+        counts.add(len(pruned))
+        return whole(dense, pruned)
+
+    monkeypatch.setattr(last_norm, "_divergence", counted)
+    mask = torch.ones(8, 24, dtype=torch.long)
+    mask[:, 20:] = 0
+    inputs = [{"input_ids": part, "attention_mask": mask} for part in torch.split(windows(72), 8)]
+    steps = (
+        gp.Analyze(), gp.Calibrate(batches=tuple(((), named) for named in inputs)), gp.Score("fasp"),
+        gp.Allocate(ratio=0.5), gp.Select(), gp.Rewrite(),
+    )  # fmt: skip
+    done = gp.Pipeline(steps)(gp.trace(Padded().eval(), (), inputs[0]))
+    LastNorm()(done)
+    assert counts == {8 * 20}
+
+
+class Flat(nn.Module):
+    """A norm of all tokens in one list."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (torch.nn.functional.layer_norm(x, x.shape[-1:]).flatten(0, 1) * self.weight).view_as(x)
+
+
 class Classifier(nn.Module):
     def __init__(self) -> None:
         super().__init__()
@@ -160,6 +209,7 @@ def test_other_models_are_unchanged() -> None:
     ("norm", "batches", "reason"),
     [
         (lambda width: nn.LayerNorm(width, elementwise_affine=False), 16, "no norm with parameters of its own"),
+        (Flat, 16, "no norm with parameters of its own"),
         (nn.LayerNorm, 1, "no calibration window is held out"),
     ],
 )  # fmt: skip
