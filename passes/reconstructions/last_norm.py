@@ -21,6 +21,7 @@ from graphprune.support import distributed
 
 DAMPINGS = (0.03, 0.3, 3.0)  # relative to the diagonal of the Fisher information
 LEAST = 1e-6  # nats per token that a step must gain
+ROWS = 64  # tokens at a time, since probabilities of a large vocabulary would fill the memory
 Parameters = dict[str, Tensor]
 
 
@@ -128,9 +129,10 @@ class _Newton:
         for i in self._indices(held_out=False):
             rows = self.pruned.rows(i, start)
             with torch.enable_grad():
-                log = self.pruned.predictions(i, rows)
-                slopes = self._slopes(log, rows, _divergence(self.dense.predictions(i), log))
-                each = self._slopes(log, rows, -log.gather(1, self._drawn(log, i)).sum())
+                logits = self.pruned.logits(i, rows)
+            random = torch.Generator(logits.device).manual_seed(self.pruned.stream.batch_indices[i])
+            excess, drawn = _logit_slopes(self.dense.logits(i), logits.detach(), random)
+            slopes, each = (self._slopes(logits, rows, one) for one in (excess, drawn))
             new = [slopes.sum(0), each.T @ each]
             totals = new if totals is None else [a + b for a, b in zip(totals, new, strict=True)]
             self.step()
@@ -142,9 +144,8 @@ class _Newton:
         """Mean divergence of a token of held-out windows for each trial, shape (trials,)."""
         total, tokens = torch.zeros(len(trials), dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
         for i in self._indices(held_out=True):
-            dense = self.dense.predictions(i)
-            each = [_divergence(dense, self.pruned.predictions(i, trial)) for trial in trials]
-            total += torch.stack(each).double().cpu()
+            dense = self.dense.logits(i)
+            total += torch.stack([_divergence(dense, self.pruned.logits(i, trial)) for trial in trials]).cpu()
             tokens += len(dense)
             self.step()
         summed = distributed.all_reduce_sum([total, tokens], 2)
@@ -155,21 +156,33 @@ class _Newton:
         numbers = self.pruned.stream.batch_indices
         return [i for i, number in enumerate(numbers) if (number >= self.fitted) == held_out]
 
-    def _drawn(self, log: Tensor, i: int) -> Tensor:
-        """A token drawn from each prediction, shape (tokens, 1)."""
-        random = torch.Generator(log.device).manual_seed(self.pruned.stream.batch_indices[i])
-        return torch.multinomial(log.detach().exp(), 1, generator=random)
-
     @staticmethod
-    def _slopes(log: Tensor, rows: Parameters, value: Tensor) -> Tensor:
-        """Derivatives of a value by the parameters of each token, shape (tokens, n)."""
-        found = torch.autograd.grad(value, list(rows.values()), retain_graph=True)
+    def _slopes(logits: Tensor, rows: Parameters, slopes: Tensor) -> Tensor:
+        """Derivatives by the parameters of each token, shape (tokens, n), from those by the logits."""
+        found = torch.autograd.grad(logits, list(rows.values()), slopes.to(logits), retain_graph=True)
         return torch.cat([slope.flatten(0, -2) for slope in found], 1).double().cpu()
 
 
+def _logit_slopes(dense: Tensor, pruned: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Derivatives by the pruned logits, shape (tokens, vocabulary): of the divergence, and of the negative log
+    likelihood of a token drawn from each prediction."""
+    excess, drawn = torch.empty_like(pruned), torch.empty_like(pruned)
+    parts = (torch.split(one, ROWS) for one in (dense, pruned, excess, drawn))
+    for old, new, part, other in zip(*parts, strict=True):
+        probabilities = new.float().softmax(-1)
+        part.copy_(probabilities - old.float().softmax(-1))
+        token = torch.multinomial(probabilities, 1, generator=random)
+        other.copy_(probabilities.scatter_add_(1, token, -torch.ones_like(token, dtype=torch.float32)))
+    return excess, drawn
+
+
 def _divergence(dense: Tensor, pruned: Tensor) -> Tensor:
-    """Kullback-Leibler divergence summed over tokens, of logarithms of probabilities."""
-    return (dense.exp() * (dense - pruned)).sum()
+    """Kullback-Leibler divergence summed over tokens, of logits of shape (tokens, vocabulary)."""
+    total = torch.zeros((), dtype=torch.float64, device=dense.device)
+    for old, new in zip(torch.split(dense, ROWS), torch.split(pruned, ROWS), strict=True):
+        a, b = (one.float().log_softmax(-1) for one in (old, new))
+        total += (a.exp() * (a - b)).sum()
+    return total
 
 
 def _moved(start: Parameters, step: Tensor) -> Parameters:

@@ -74,8 +74,8 @@ class TailInputs:
         shape = self.stream.entries[i].shape
         return {name: value.expand(shape).clone().requires_grad_() for name, value in values.items()}
 
-    def predictions(self, i: int, values: Mapping[str, Tensor] = OWN) -> Tensor:
-        """Logarithms of the probabilities of all tokens of batch `i`, shape (tokens, vocabulary), without padding.
+    def logits(self, i: int, values: Mapping[str, Tensor] = OWN) -> Tensor:
+        """Logits of all tokens of batch `i`, shape (tokens, vocabulary), without padding.
 
         `values` replace the parameters of the norm.
         """
@@ -88,8 +88,7 @@ class TailInputs:
             known[node.name] = _evaluated(node, known, lambda n: weights[program.name(str(n.target))])
         logits: Tensor = known[self.tail.output]
         real = stream.token_masks[i]
-        rows = logits.flatten(0, -2) if real is None else logits[real.to(logits.device)]
-        return rows.float().log_softmax(-1)
+        return logits.flatten(0, -2) if real is None else logits[real.to(logits.device)]
 
 
 def _norm_parameters(program: Program, segment: Segment, linear: Collection[str]) -> Iterator[str]:
