@@ -145,6 +145,8 @@ class RefittedNorm:
         return (change,) if self.names else ()
 
 
+#: Facts about new values of weights, which hold in a later graph, too.
+OF_WEIGHTS = (Refits, RefittedNorm, RoundedWeights)
 #: Facts about the axes and layers of one graph, invalid for any other.
 OF_ONE_GRAPH = (
     Dependencies,

@@ -17,11 +17,11 @@ from graphprune.passes.experts.split_walk import WAYS, SplitWalk
 from graphprune.passes.low_rank.requirements import require_free
 from graphprune.pipeline import PASSES, Pass, Timings
 from graphprune.planning.budget import Budget
-from graphprune.planning.facts import OF_ONE_GRAPH, Eligible, Refits
+from graphprune.planning.facts import OF_ONE_GRAPH, OF_WEIGHTS, Eligible
 from graphprune.planning.plan import Plan
 from graphprune.statistics.collector import Calibration
 
-RETAINED = (Calibration, Timings, Rewritten, Dropped, Refits, Factored)
+RETAINED = (Calibration, Timings, Rewritten, Dropped, *OF_WEIGHTS, Factored)
 
 
 @PASSES.register("split-experts")
@@ -47,7 +47,7 @@ class SplitExperts(Pass):
 
     name: ClassVar[str] = "split-experts"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Eligible, Calibration)
-    reads: ClassVar[tuple[type, ...]] = (Rewritten, Dropped, Refits, Factored, Plan)
+    reads: ClassVar[tuple[type, ...]] = (Rewritten, Dropped, *OF_WEIGHTS, Factored, Plan)
     makes: ClassVar[tuple[type, ...]] = (ExpertSplit, Plan, Verification)
     invalidates: ClassVar[tuple[type, ...]] = OF_ONE_GRAPH
     one_of: ClassVar[tuple[str, ...]] = ("active", "ratio", "sparsity")

@@ -19,7 +19,7 @@ from graphprune.ir.program import Dropped, Factored, Program, Rewritten
 from graphprune.ir.weights import Layered, Weights
 from graphprune.passes.low_rank.factor_graph import PARTS, factored
 from graphprune.pipeline import PASSES, Pass, Timings
-from graphprune.planning.facts import OF_ONE_GRAPH, Refits
+from graphprune.planning.facts import OF_ONE_GRAPH, OF_WEIGHTS, Refits
 from graphprune.planning.plan import Plan
 from graphprune.solvers.embedding_tables import EmbeddingTable, embedding_tables
 from graphprune.solvers.factorable import factorable
@@ -35,7 +35,7 @@ from graphprune.statistics.collector import Calibration, Collector
 from graphprune.statistics.stream import Stream, advance_both
 
 log = logging.getLogger(__name__)
-RETAINED = (Calibration, Timings, Plan, Rewritten, Dropped, Refits)
+RETAINED = (Calibration, Timings, Plan, Rewritten, Dropped, *OF_WEIGHTS)
 
 
 @PASSES.register("factorize")
@@ -53,7 +53,7 @@ class Factorize(Pass):
 
     name: ClassVar[str] = "factorize"
     needs: ClassVar[tuple[type, ...]] = (Dependencies, Plan, Calibration)
-    reads: ClassVar[tuple[type, ...]] = (Rewritten, Dropped, Refits, EmbeddingGroups)
+    reads: ClassVar[tuple[type, ...]] = (Rewritten, Dropped, *OF_WEIGHTS, EmbeddingGroups)
     makes: ClassVar[tuple[type, ...]] = (Factored, Verification)
     invalidates: ClassVar[tuple[type, ...]] = OF_ONE_GRAPH
     mix: float = 0.25
