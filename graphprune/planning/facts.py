@@ -1,12 +1,14 @@
 """Facts that passes add to a program for later ones."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from torch import Tensor
 
 from graphprune.axes.groups import Dependencies, Group
-from graphprune.ir.weights import Weights
+from graphprune.ir.program import Program
+from graphprune.ir.weights import Layered, Weights
 from graphprune.planning.destination import Destination
 from graphprune.planning.interfaces import Refitted
 from graphprune.statistics.moments import (
@@ -97,6 +99,16 @@ class Refits:
     def changed(self) -> set[str]:
         """The names of all parameters with new values."""
         return {*self.by_weight, *self.biases.values(), *self.tuned}
+
+
+def with_tuned(
+    program: Program, changed: Mapping[str, Tensor], skipped: Mapping[str, str] = MappingProxyType({})
+) -> Program:
+    """Program with new values of weights by name that a pass set after the refit, and weights that it skipped."""
+    refits = program.facts.get(Refits) or Refits({}, {}, program.weights)
+    names = tuple(sorted({*refits.tuned, *changed}))
+    refits = replace(refits, tuned=names, skipped={**refits.skipped, **skipped})
+    return program.with_facts(refits, weights=Layered((changed, program.weights)))
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,13 @@ class Calibration:
         count = len(self.batches)
         return i % HELD_OUT == HELD_OUT - 1 if count >= HELD_OUT else i == count - 1 > 0
 
+    def windows(self, i: int) -> list[Sequence[Any]]:
+        """Batch `i` as batches of single windows of a text; the whole batch where it is no text."""
+        leaves = self.batches[i]
+        if not self.length:
+            return [leaves]
+        return [[leaf[at : at + 1] for leaf in leaves] for at in range(len(leaves[0]))]
+
 
 def matmul_autocast(bfloat16: bool, device: str = "cpu") -> torch.autocast:
     """Context that multiplies matrices in bfloat16 if `bfloat16` is set; sums over tokens are unaffected."""

@@ -160,11 +160,9 @@ class Gradients(Pass):
         the batch, since no window depends on another.
         """
         calibration = program.fact(Calibration)
-        batches = calibration.batches[: self.most]
-        if not calibration.length:
-            return program.with_facts(replace(calibration, batches=batches)), [1] * len(batches)
-        parts = [[leaf[i : i + 1] for leaf in leaves] for leaves in batches for i in range(len(leaves[0]))]
-        sizes = [len(leaves[0]) for leaves in batches for _ in range(len(leaves[0]))]
+        each = [calibration.windows(i) for i in range(len(calibration.batches[: self.most]))]
+        parts = [window for windows in each for window in windows]
+        sizes = [len(windows) for windows in each for _ in windows]
         return program.with_facts(replace(calibration, batches=parts)), sizes
 
     def _backward(

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor, fx
@@ -14,7 +14,7 @@ from graphprune.ir.program import Program, Rewritten
 from graphprune.ir.weights import Layered
 from graphprune.passes.operators import RULES
 from graphprune.pipeline import PASSES, Pass
-from graphprune.planning.facts import Refits
+from graphprune.planning.facts import Refits, with_tuned
 from graphprune.statistics.collector import Calibration
 from graphprune.statistics.moments import Moments
 from graphprune.statistics.stream import Stream
@@ -56,10 +56,8 @@ class Norms(Pass):
         uses = Counter(name for norm in norms for name in (norm.mean, norm.variance))
         unshared = [norm for norm in norms if uses[norm.mean] == uses[norm.variance] == 1]
         changed = _measured(program, unshared)
-        refits = program.facts.get(Refits) or Refits({}, {}, program.weights)
         shared = {norm.mean: "several layers share it" for norm in norms if norm not in unshared}
-        refits = replace(refits, tuned=tuple(sorted({*refits.tuned, *changed})), skipped={**refits.skipped, **shared})
-        return program.with_facts(refits, weights=Layered((changed, program.weights)))
+        return with_tuned(program, changed, shared)
 
 
 def norms_of(program: Program) -> Iterator[RunningNorm]:

@@ -6,22 +6,22 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import cross_entropy
 
 from graphprune.axes.groups import Dependencies
 from graphprune.display.progress import progress
 from graphprune.errors import CalibrationError
 from graphprune.evaluation.masked_loss import Objective
+from graphprune.evaluation.teacher_distance import ROWS, divergence
 from graphprune.ir.program import Program, Rewritten
-from graphprune.ir.weights import Layered
 from graphprune.passes.reconstructions.output_tail import OutputTail, TailInputs
 from graphprune.pipeline import PASSES, Pass
-from graphprune.planning.facts import Refits, RefittedNorm
+from graphprune.planning.facts import Refits, RefittedNorm, with_tuned
 from graphprune.statistics.collector import Calibration
 from graphprune.support import distributed
 
 DAMPINGS = (0.03, 0.3, 3.0)  # relative to the diagonal of the Fisher information
 LEAST = 1e-6  # nats per token that a step must gain
-ROWS = 64  # tokens at a time, since probabilities of a large vocabulary would fill the memory
 Parameters = dict[str, Tensor]
 
 
@@ -61,9 +61,7 @@ class LastNorm(Pass):
             CalibrationError: if predictions are not finite.
         """
         changed, fact = self._refitted(program)
-        refits = program.facts.get(Refits) or Refits({}, {}, program.weights)
-        refits = replace(refits, tuned=tuple(sorted({*refits.tuned, *changed})))
-        return program.with_facts(refits, fact, weights=Layered((changed, program.weights)))
+        return with_tuned(program, changed).with_facts(fact)
 
     def _refitted(self, program: Program) -> tuple[Parameters, RefittedNorm]:
         """The new parameters by name, and what they change."""
@@ -86,10 +84,8 @@ class LastNorm(Pass):
 def _windows(calibration: Calibration, tokens: int) -> tuple[list[Sequence[Any]], list[Sequence[Any]]]:
     """Calibration inputs to fit to, and held-out ones: single windows of a text, otherwise whole batches."""
     parts: tuple[list[Sequence[Any]], list[Sequence[Any]]] = ([], [])
-    for i, leaves in enumerate(calibration.batches):
-        rows = len(leaves[0]) if calibration.length else 0
-        single: list[Sequence[Any]] = [[leaf[at : at + 1] for leaf in leaves] for at in range(rows)]
-        parts[calibration.held_out(i)].extend(single or [leaves])
+    for i in range(len(calibration.batches)):
+        parts[calibration.held_out(i)].extend(calibration.windows(i))
     most = max(1, tokens // (calibration.length or 1))
     return parts[0][:most], parts[1][: max(1, most // 4)]
 
@@ -130,9 +126,8 @@ class _Newton:
             rows = self.pruned.rows(i, start)
             with torch.enable_grad():
                 logits = self.pruned.logits(i, rows)
-            random = torch.Generator(logits.device).manual_seed(self.pruned.stream.batch_indices[i])
-            excess, drawn = _logit_slopes(self.dense.logits(i), logits.detach(), random)
-            slopes, each = (self._slopes(logits, rows, one) for one in (excess, drawn))
+                slopes = _slopes(divergence(logits, self.dense.logits(i)) * len(logits), rows)
+                each = _slopes(cross_entropy(logits, self._drawn(logits.detach(), i), reduction="sum"), rows)
             new = [slopes.sum(0), each.T @ each]
             totals = new if totals is None else [a + b for a, b in zip(totals, new, strict=True)]
             self.step()
@@ -145,7 +140,8 @@ class _Newton:
         total, tokens = torch.zeros(len(trials), dtype=torch.float64), torch.zeros(1, dtype=torch.float64)
         for i in self._indices(held_out=True):
             dense = self.dense.logits(i)
-            total += torch.stack([_divergence(dense, self.pruned.logits(i, trial)) for trial in trials]).cpu()
+            means = torch.stack([divergence(self.pruned.logits(i, trial), dense) for trial in trials])
+            total += means.double().cpu() * len(dense)
             tokens += len(dense)
             self.step()
         summed = distributed.all_reduce_sum([total, tokens], 2)
@@ -156,33 +152,17 @@ class _Newton:
         numbers = self.pruned.stream.batch_indices
         return [i for i, number in enumerate(numbers) if (number >= self.fitted) == held_out]
 
-    @staticmethod
-    def _slopes(logits: Tensor, rows: Parameters, slopes: Tensor) -> Tensor:
-        """Derivatives by the parameters of each token, shape (tokens, n), from those by the logits."""
-        found = torch.autograd.grad(logits, list(rows.values()), slopes.to(logits), retain_graph=True)
-        return torch.cat([slope.flatten(0, -2) for slope in found], 1).double().cpu()
+    def _drawn(self, logits: Tensor, i: int) -> Tensor:
+        """A token drawn from each prediction, shape (tokens,)."""
+        random = torch.Generator(logits.device).manual_seed(self.pruned.stream.batch_indices[i])
+        parts = [torch.multinomial(part.softmax(-1), 1, generator=random) for part in torch.split(logits, ROWS)]
+        return torch.cat(parts)[:, 0]
 
 
-def _logit_slopes(dense: Tensor, pruned: Tensor, random: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Derivatives by the pruned logits, shape (tokens, vocabulary): of the divergence, and of the negative log
-    likelihood of a token drawn from each prediction."""
-    excess, drawn = torch.empty_like(pruned), torch.empty_like(pruned)
-    parts = (torch.split(one, ROWS) for one in (dense, pruned, excess, drawn))
-    for old, new, part, other in zip(*parts, strict=True):
-        probabilities = new.float().softmax(-1)
-        part.copy_(probabilities - old.float().softmax(-1))
-        token = torch.multinomial(probabilities, 1, generator=random)
-        other.copy_(probabilities.scatter_add_(1, token, -torch.ones_like(token, dtype=torch.float32)))
-    return excess, drawn
-
-
-def _divergence(dense: Tensor, pruned: Tensor) -> Tensor:
-    """Kullback-Leibler divergence summed over tokens, of logits of shape (tokens, vocabulary)."""
-    total = torch.zeros((), dtype=torch.float64, device=dense.device)
-    for old, new in zip(torch.split(dense, ROWS), torch.split(pruned, ROWS), strict=True):
-        a, b = (one.float().log_softmax(-1) for one in (old, new))
-        total += (a.exp() * (a - b)).sum()
-    return total
+def _slopes(value: Tensor, rows: Parameters) -> Tensor:
+    """Derivatives of a value by the parameters of each token, shape (tokens, n)."""
+    found = torch.autograd.grad(value, list(rows.values()), retain_graph=True)
+    return torch.cat([slope.flatten(0, -2) for slope in found], 1).double().cpu()
 
 
 def _moved(start: Parameters, step: Tensor) -> Parameters:

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -13,13 +12,12 @@ from graphprune.execution.segments import Segment, evaluate_node, split, to_devi
 from graphprune.ir.program import Program
 from graphprune.solvers.new_biases import count_readers
 from graphprune.statistics.collector import Calibration
-from graphprune.statistics.stream import Stream
+from graphprune.statistics.stream import NOTHING, Stream
 
 aten = torch.ops.aten
 #: Operators of norms, with the number of parameters after their value and its shape.
 NORMS: Mapping[Any, int] = {aten.layer_norm.default: 2, aten.rms_norm.default: 1}
 ELEMENTWISE = (aten.mul.Tensor, aten.add.Tensor, aten.to.dtype, aten._to_copy.default, *NORMS)
-OWN: Mapping[str, Tensor] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -74,8 +72,8 @@ class TailInputs:
         shape = self.stream.entries[i].shape
         return {name: value.expand(shape).clone().requires_grad_() for name, value in values.items()}
 
-    def logits(self, i: int, values: Mapping[str, Tensor] = OWN) -> Tensor:
-        """Logits of all tokens of batch `i`, shape (tokens, vocabulary), without padding.
+    def logits(self, i: int, values: Mapping[str, Tensor] = NOTHING) -> Tensor:
+        """Logits of all tokens of batch `i`, shape (tokens, vocabulary), without padding, in single precision.
 
         `values` replace the parameters of the norm.
         """
@@ -86,7 +84,7 @@ class TailInputs:
         weights = {**self.weights, **{name: value.to(self.weights[name].dtype) for name, value in values.items()}}
         for node in self.tail.segment.nodes:
             known[node.name] = _evaluated(node, known, lambda n: weights[program.name(str(n.target))])
-        logits: Tensor = known[self.tail.output]
+        logits: Tensor = known[self.tail.output].float()
         real = stream.token_masks[i]
         return logits.flatten(0, -2) if real is None else logits[real.to(logits.device)]
 

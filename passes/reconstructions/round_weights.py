@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar
 
 from torch import Tensor
@@ -15,7 +15,7 @@ from graphprune.execution.segments import split
 from graphprune.ir.program import Program
 from graphprune.ir.weights import Layered
 from graphprune.pipeline import PASSES, Pass
-from graphprune.planning.facts import Refits, RoundedWeights
+from graphprune.planning.facts import Refits, RoundedWeights, with_tuned
 from graphprune.solvers.block_rounding import BLOCK, FORMATS, compensated, inverse_root, output_change, to_nearest
 from graphprune.solvers.factorable import factorable
 from graphprune.statistics.collector import Calibration, Collector
@@ -61,9 +61,7 @@ class RoundWeights(Pass):
         rounded, changes = _rounded(program, layers, self.to)
         fact = RoundedWeights(self.to, changes, left)
         log.info("%s", "; ".join(fact.notes()))
-        refits = program.facts.get(Refits) or Refits({}, {}, program.weights)
-        refits = replace(refits, tuned=tuple(sorted({*refits.tuned, *rounded})))
-        return program.with_facts(refits, fact, weights=Layered((rounded, program.weights)))
+        return with_tuned(program, rounded).with_facts(fact)
 
     def _layers(self, program: Program) -> tuple[list[Consumer], dict[str, str]]:
         """The layers to round, and the weights of others with the reason."""

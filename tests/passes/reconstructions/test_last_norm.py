@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 import graphprune as gp
 from graphprune.errors import CalibrationError
+from graphprune.evaluation import teacher_distance
 from graphprune.evaluation.perplexity import logits_function
 from graphprune.ir.program import Program, Rewritten
 from graphprune.ir.weights import Layered
@@ -156,13 +157,13 @@ class Padded(nn.Module):
 
 
 def test_padding_does_not_count(monkeypatch: pytest.MonkeyPatch) -> None:
-    counts, whole = set[int](), last_norm._divergence
+    counts, whole = set[int](), teacher_distance.divergence
 
-    def counted(dense: Tensor, pruned: Tensor) -> Tensor:
+    def counted(pruned: Tensor, dense: Tensor) -> Tensor:
         counts.add(len(pruned))
-        return whole(dense, pruned)
+        return whole(pruned, dense)
 
-    monkeypatch.setattr(last_norm, "_divergence", counted)
+    monkeypatch.setattr(last_norm, "divergence", counted)
     mask = torch.ones(8, 24, dtype=torch.long)
     mask[:, 20:] = 0
     inputs = [{"input_ids": part, "attention_mask": mask} for part in torch.split(windows(72), 8)]
