@@ -41,8 +41,10 @@ class Objective:
     batches: Sequence[Sequence[Any]]
 
     @classmethod
-    def of(cls, program: Program) -> "Objective":
-        """Objective on held-out batches of the program's calibration.
+    def of(cls, program: Program, most: int = MAX_BATCHES) -> "Objective":
+        """Objective on at most so many held-out batches of the program's calibration.
+
+        A language model runs one window of text at a time, since logits of a large vocabulary would fill the memory.
 
         Raises:
             CalibrationError: if there is no calibration.
@@ -50,8 +52,10 @@ class Objective:
         calibration = program.facts.get(Calibration)
         if calibration is None:
             raise CalibrationError("plans can only be tried on calibration data; put calibrate before this pass")
-        held = [leaves for i, leaves in enumerate(calibration.batches) if calibration.held_out(i)]
-        return cls(program, (held or list(calibration.batches))[:MAX_BATCHES])
+        indices = range(len(calibration.batches))
+        chosen = ([i for i in indices if calibration.held_out(i)] or indices)[:most]
+        by_window = cls(program, [window for i in chosen for window in calibration.windows(i)])
+        return by_window if by_window.is_language_model else cls(program, [calibration.batches[i] for i in chosen])
 
     @cached_property
     def dense(self) -> float:

@@ -221,6 +221,10 @@ class FactorGradients:
     """Fact: the gradients at the outputs of all layers that can be factorized are known."""
 
 
+#: The fields of `GradientSums` that are tensors by name.
+TENSOR_FIELDS = ("sums", "squares", "masks", "output_grams", "input_grams", "routed")
+
+
 @dataclass(frozen=True)
 class GradientSums:
     """Fact: sums of the gradients of a loss over calibration batches; `batches` is their number.
@@ -248,3 +252,20 @@ class GradientSums:
     routed: Mapping[str, Tensor] = field(default_factory=dict)
     terms: float = 1.0
     own: bool = True
+
+    def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Sums as tensors by name, and a table for JSON of all else."""
+        moments, owners = to_tensors(self.input_moments)
+        by_field = {**{name: getattr(self, name) for name in TENSOR_FIELDS}, "input_moments": moments}
+        tensors = {f"{kind} {name}": value.cpu() for kind, values in by_field.items() for name, value in values.items()}
+        return tensors, {"batches": self.batches, "terms": self.terms, "own": self.own, "owners": owners}
+
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor], table: Mapping[str, Any]) -> "GradientSums":
+        """Sums from the result of `to_tensors`."""
+        by_field: dict[str, Any] = {name: {} for name in (*TENSOR_FIELDS, "input_moments")}
+        for text, tensor in tensors.items():
+            kind, name = text.split(" ", 1)
+            by_field[kind][name] = tensor
+        by_field["input_moments"] = from_tensors(by_field["input_moments"], table["owners"])
+        return cls(**by_field, batches=table["batches"], terms=table["terms"], own=table["own"])

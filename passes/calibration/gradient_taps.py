@@ -132,12 +132,13 @@ class GradientTap(nn.Module):
         return 0.0 if self.total is None else float(self.total.trace()) / self.count
 
     def finish(self, node: str) -> Tensor:
-        """The Gram matrix divided by the number of rows, shape (m, m), in place."""
+        """The Gram matrix divided by the number of rows, shape (m, m), in place; the tap holds it no longer."""
         if self.total is None:
             raise CalibrationError(f"no {self.what} reaches {node}: the loss does not depend on it")
         if not torch.isfinite(self.total).all():
             raise CalibrationError(f"the {self.what} at {node} holds NaN or infinity; check the loss and the data")
-        return self.total.mul_((self.together / self.apart if self.apart else 1.0) / self.count)
+        total, self.total = self.total, None
+        return total.mul_((self.together / self.apart if self.apart else 1.0) / self.count)
 
 
 class InputTap(GradientTap):

@@ -1,7 +1,7 @@
 """The pass that gathers gradients of a loss on calibration inputs."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import ClassVar
@@ -32,6 +32,7 @@ from graphprune.statistics.collector import (
 )
 from graphprune.statistics.moments import FactorGradients, GradientSums, OutputGradients, ParameterGradients
 from graphprune.statistics.routing import by_owner
+from graphprune.support.durable_steps import Step, stage
 
 #: The facts about the places of gradients, by the name of the place.
 PLACES = {
@@ -95,11 +96,25 @@ class Gradients(Pass):
         Raises:
             CalibrationError: if there is no loss, or a gradient is not finite.
         """
-        if self.of in ("outputs", "layers"):
-            fresh, sums = program.without(OutputGradients, FactorGradients), self._at_outputs(program)
-        else:
-            fresh, sums = program, self._at_parameters(program)
+        at_outputs = self.of in ("outputs", "layers")
+        sums = self._stored(self._at_outputs if at_outputs else self._at_parameters, program)
+        fresh = program.without(OutputGradients, FactorGradients) if at_outputs else program
         return fresh.with_facts(sums, *(place() for place in self.makes if place is not GradientSums))
+
+    def _stored(self, gather: Callable[[Program], GradientSums], program: Program) -> GradientSums:
+        """The sums, memory-mapped if a workspace stores them; those by a loss from Python, which has no name, are not.
+
+        A repeated run continues with those that are stored.
+        """
+        if self.loss is not None:
+            return gather(program)
+        steps = stage("gradients")
+        done = steps.finished(1)
+        if not done:
+            tensors, table = gather(program).to_tensors()
+            done = [steps.finish(Step(table, tensors))]
+            steps.wait()
+        return GradientSums.from_tensors(done[0].tensors, done[0].facts)
 
     def _at_outputs(self, program: Program) -> GradientSums:
         groups, module = program.fact(Eligible).groups, program.module()

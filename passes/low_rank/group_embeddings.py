@@ -255,8 +255,7 @@ class _Tables:
         cannot be measured."""
         if not self.gathered.own:
             return USUAL_FACTOR
-        objective = Objective.of(self.program)
-        objective = replace(objective, batches=objective.batches[:TRIAL_BATCHES])
+        objective = Objective.of(self.program, TRIAL_BATCHES)
         trial = replace(self.program, weights=Layered((self._lowered(choice), self.program.weights)))
         with progress("measuring the loss by tables", 2 * len(objective.batches)) as step:
             growth = objective.loss_of(trial, step) - objective.loss_of(self.program, step)

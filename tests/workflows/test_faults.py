@@ -73,6 +73,14 @@ def test_a_run_on_a_full_disk_or_killed_goes_on(job: Job, expected: dict[str, by
     assert job.messages().count("steps were finished before") == 2
 
 
+def test_a_run_killed_after_its_gradients_goes_on_with_them(folder: Path, text: Path, tmp_path: Path) -> None:
+    jobs = [Job(folder, text, tmp_path / name, (*SMALL, "--recipe", "best")) for name in ("one", "other")]
+    assert jobs[0].finish() == 0, jobs[0].messages()
+    kill_after(jobs[1], "refit")
+    complete(jobs[1], jobs[0].bits())
+    assert "gradients: 1 of 1 steps were finished before" in jobs[1].messages()
+
+
 def interrupt_after(job: Job, steps: str, number: int) -> None:
     """Ask a run to stop once it has finished a step of a kind: it says so."""
     assert stop_after(job, steps, number) == 130, job.messages()
