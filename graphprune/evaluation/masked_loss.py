@@ -1,6 +1,6 @@
 """Loss of a pruned model without cutting it: zeros at the removed indices have the same effect."""
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -20,6 +20,7 @@ from graphprune.planning.plan import Rows, by_parameter, primes_to_keep
 from graphprune.planning.refused_choices import refusing
 from graphprune.statistics.collector import Calibration, input_leaf, predicted_inputs
 from graphprune.statistics.stream import NOTHING
+from graphprune.support.workspace import new_activations
 
 MAX_BATCHES = 4  # for one measurement of the loss
 CHECKPOINTS = 16  # approximate number of segments of the dense model from which a run may start
@@ -60,7 +61,7 @@ class Objective:
     @cached_property
     def dense(self) -> float:
         """Loss of the dense model."""
-        return self._mean(dense.loss for dense in self._dense)
+        return self._mean(self._dense.losses)
 
     def loss(self, groups: Mapping[str, Rows], refitted: Weights = NOTHING) -> float:
         """Loss when groups retain only these rows of indices, with `refitted` weights in their old shapes."""
@@ -77,8 +78,7 @@ class Objective:
         first = first if len(segments) == len(self.segments) else 0
         weights = Layered((Masked(refitted, keep), Masked(self.program.weights, keep)))
         masked = replace(whole, weights=weights)
-        runs = (_run(masked, segments, self._known[i], *self._start(i, first)) for i in range(len(self.batches)))
-        return self._mean(self._judge(i, outputs) for i, (outputs, _) in enumerate(runs))
+        return self._mean(self._judged(_run(masked, segments, self._known, *self._start(first))))
 
     def first_segment(self, names: Collection[str]) -> int:
         """Index of the first segment that reads one of these parameters; the number of segments if none does."""
@@ -110,11 +110,11 @@ class Objective:
     def loss_of(self, program: Program, step: Callable[..., None] = no_progress) -> float:
         """Loss of another program with the same inputs and outputs; `step` is called after each batch."""
         whole = split(program, frozenset())
-        known = Constants(program)
+        constants = Constants(program)
+        known = [constants.of(leaves) for leaves in self.batches]
         parts = []
-        for i, leaves in enumerate(self.batches):
-            outputs, _ = _run(program, whole, known.of(leaves))
-            parts.append(self._judge(i, outputs))
+        for part in self._judged(_run(program, whole, known)):
+            parts.append(part)
             step()
         return self._mean(parts)
 
@@ -124,20 +124,27 @@ class Objective:
         name = predicted_inputs(self.program)[0]
         if name not in self.program.inputs[1]:
             return False
-        logits, ids = _first(_run(self.program, self.segments, self._known[0])[0]), self._leaf(0, name)
+        logits, ids = self._logits(self.batches[0]), self._leaf(0, name)
         if ids is None or ids.dim() != 2 or logits.dim() != 3 or logits.shape[:2] != ids.shape:
             return False
         other = torch.cat([ids[:, :-1], (ids[:, -1:] == 0).to(ids)], 1)
         leaves = [other if leaf is ids else leaf for leaf in self.batches[0]]
-        changed = _first(_run(self.program, self.segments, self._constants.of(leaves))[0])
-        windows = zip(changed[:, :-1], logits[:, :-1], strict=True)  # whole logits would fill the memory
+        windows = zip(self._logits(leaves)[:, :-1], logits[:, :-1], strict=True)  # whole logits would fill the memory
         causal = all(torch.allclose(new, old, rtol=1e-4, atol=1e-4) for new, old in windows)
         return causal and logits.shape[2] > int(ids.max())
+
+    def _logits(self, leaves: Sequence[Any]) -> Tensor:
+        """First output of the dense model for a batch."""
+        return _first(next(_run(self.program, self.segments, [self._constants.of(leaves)])))
 
     @staticmethod
     def _mean(parts: Iterable[tuple[float, int]]) -> float:
         pairs = list(parts)
         return sum(total for total, _ in pairs) / max(sum(count for _, count in pairs), 1)
+
+    def _judged(self, runs: Iterator[Outputs]) -> Iterator[tuple[float, int]]:
+        """Summed loss of each batch, and the number of its terms; no outputs are held while the next are computed."""
+        return (self._judge(i, next(runs)) for i in range(len(self.batches)))
 
     def _judge(self, i: int, outputs: Outputs) -> tuple[float, int]:
         """Summed loss of batch `i`, and the number of its terms."""
@@ -145,7 +152,7 @@ class Objective:
             ids, mask = (self._leaf(i, name) for name in predicted_inputs(self.program))
             assert ids is not None
             return _likelihood(_first(outputs), ids, mask)
-        old = self._dense[i].outputs
+        old = self._dense.outputs[i]
         return sum(_error(new, old[at]) for at, new in outputs.items()), len(old)
 
     def _leaf(self, i: int, name: str) -> Tensor | None:
@@ -167,22 +174,21 @@ class Objective:
         return Constants(self.program)
 
     @cached_property
-    def _dense(self) -> list["_Dense"]:
-        """Results of the dense model on every batch."""
-        step = len(self.segments) // CHECKPOINTS + 1
-        starts, results = range(step, len(self.segments), step), list[_Dense]()
-        for i, known in enumerate(self._known):
-            outputs, entries = _run(self.program, self.segments, known, starts=starts)
-            # Logits of a large vocabulary would fill the memory, and nothing is compared with them.
-            results.append(_Dense({}, entries, self._judge(i, outputs)) if self.is_language_model
-                           else _Dense(outputs, entries, (0.0, len(outputs))))  # fmt: skip
-        return results
+    def _dense(self) -> "_Dense":
+        """Results of the dense model."""
+        step, count = len(self.segments) // CHECKPOINTS + 1, len(self.segments)
+        entries: dict[int, Sequence[Any]] = dict.fromkeys(range(step, count, step), ())
+        runs = _run(self.program, self.segments, self._known, entries=entries)
+        if self.is_language_model:  # with whose outputs nothing is compared
+            return _Dense([], entries, list(self._judged(runs)))
+        outputs = list(runs)
+        return _Dense(outputs, entries, [(0.0, len(of_batch)) for of_batch in outputs])
 
-    def _start(self, i: int, first: int) -> tuple[int, Any]:
-        """Last stored start up to segment `first`, and the values that enter it in batch `i`."""
-        entries = self._dense[i].entries
+    def _start(self, first: int) -> tuple[int, Sequence[Any]]:
+        """Last stored start up to segment `first`, and the values that enter it in every batch."""
+        entries = self._dense.entries
         at = max((start for start in entries if start <= first), default=0)
-        return at, entries.get(at)
+        return at, entries.get(at, ())
 
 
 @dataclass(frozen=True)
@@ -195,30 +201,41 @@ class ChangedWeights:
 
 @dataclass(frozen=True)
 class _Dense:
-    """Results of the dense model on a batch.
+    """Results of the dense model on every batch.
 
-    They are outputs, if others are compared with them, inputs of some segments by index, and the summed loss with the
-    number of its terms.
+    They are outputs, if others are compared with them, inputs of some segments by index, and the summed losses with the
+    numbers of their terms.
     """
 
-    outputs: Outputs
-    entries: Mapping[int, Any]
-    loss: tuple[float, int]
+    outputs: Sequence[Outputs]
+    entries: Mapping[int, Sequence[Any]]
+    losses: Sequence[tuple[float, int]]
 
 
 @torch.no_grad()
 def _run(
-    program: Program, segments: Sequence[Segment], known: Mapping[str, Any], start: int = 0, entry: Any = None,
-    starts: Collection[int] = (),
-) -> tuple[Outputs, dict[int, Any]]:  # fmt: skip
-    """Run a batch through the segments from `start` on; return its outputs, and the inputs of segments in `starts`."""
-    leaves, outputs, entries = _leaves(program), Outputs(), dict[int, Any]()
-    for i, segment in enumerate(segments[start:], start):
-        if i in starts:
-            entries[i] = entry
-        entry, seen = run(segment, program, load_weights(segment, program, program.weights), known, entry, leaves)
-        outputs |= _outputs(segment, leaves, seen)
-    return outputs, entries
+    program: Program, segments: Sequence[Segment], known: Sequence[Mapping[str, Any]], start: int = 0,
+    states: Sequence[Any] = (), entries: dict[int, Sequence[Any]] | None = None,
+) -> Iterator[Outputs]:  # fmt: skip
+    """Run all batches through the segments from `start` on, which `states` enter; yield the outputs of each batch.
+
+    The values that enter the segments of `entries` are stored there. The weights of a segment are loaded once.
+    """
+    leaves, outputs = _leaves(program), {i: Outputs() for i in range(len(known))}
+    states = states or [None] * len(known)
+    for at, segment in enumerate(segments[start:], start):
+        if entries is not None and at in entries:
+            entries[at] = states
+        loaded, exits = load_weights(segment, program, program.weights), new_activations()
+        for i, constants in enumerate(known):
+            value, seen = run(segment, program, loaded, constants, states[i], leaves)
+            outputs[i] |= _outputs(segment, leaves, seen)
+            if segment is not segments[-1]:
+                exits.append(value)
+                continue
+            del value, seen  # logits of a large vocabulary would fill the memory
+            yield outputs.pop(i)
+        states = exits
 
 
 def _leaves(program: Program) -> list[str]:
