@@ -137,8 +137,9 @@ class Constants:
 
     @cached_property
     def _used(self) -> set[str]:
-        """Names of the values that the rest of the graph reads."""
-        return {n.name for node in self._active for n in node.all_input_nodes}
+        """Names of the values that the rest of the graph reads, and of outputs."""
+        readers = (*self._active, self.program.graph.output_node())
+        return {n.name for node in readers for n in node.all_input_nodes}
 
     @cached_property
     def _active(self) -> set[fx.Node]:

@@ -1,6 +1,6 @@
 """Sums over calibration inputs, from which scores and refits are computed."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -252,6 +252,15 @@ class GradientSums:
     routed: Mapping[str, Tensor] = field(default_factory=dict)
     terms: float = 1.0
     own: bool = True
+
+    @classmethod
+    def joined(cls, parts: Sequence["GradientSums"]) -> "GradientSums":
+        """Sums by the names of all parts, of which each has its own; all else is that of the first."""
+        by_field: dict[str, Any] = {
+            name: {key: value for part in parts for key, value in getattr(part, name).items()}
+            for name in (*TENSOR_FIELDS, "input_moments")
+        }
+        return replace(parts[0], **by_field)
 
     def to_tensors(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Sums as tensors by name, and a table for JSON of all else."""

@@ -35,9 +35,9 @@ class Stream:
     constants: Constants
 
     @classmethod
-    def start(cls, program: Program, calibration: Calibration) -> "Stream":
-        """Stream with all batches at the inputs of the graph."""
-        numbers = distributed.batches_of_process(len(calibration.batches))
+    def start(cls, program: Program, calibration: Calibration, numbers: Sequence[int] | None = None) -> "Stream":
+        """Stream with batches at the inputs of the graph: those of these numbers, or all of this process."""
+        numbers = distributed.batches_of_process(len(calibration.batches)) if numbers is None else numbers
         program = program.with_facts(weights=Prefetched(program.weights, calibration.device))
         made = Constants(program, device=calibration.device)
         real = [token_mask(program, calibration.batches[n]) for n in numbers]

@@ -4,7 +4,7 @@ The estimate counts anonymous memory (see `memory.anonymous_bytes`), which exclu
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import prod
 from typing import Any
@@ -27,7 +27,8 @@ from graphprune.support import memory
 
 SPILL = 1 << 24  # sums of at least so many bytes are stored in files, if all of them do not fit
 MARGIN = 1.1  # for memory of libraries in addition to tensors
-DOUBLE = 8  # bytes
+SINGLE, DOUBLE = 4, 8  # bytes
+PREDICTIONS = 4  # times the values of the last segment, with derivatives, of two models
 UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
 
@@ -54,10 +55,13 @@ class Footprint:
         return f"{byte_size(self.peak)}, most of it while {part}; {self.tokens} tokens at once, sums over them {sums}"
 
 
-def within(program: Program, length: int, limit: int, refits: bool, aims: bool) -> Footprint:
+def within(
+    program: Program, length: int, limit: int, refits: bool, aims: bool, differentiates: bool = False
+) -> Footprint:
     """Footprint of the fastest settings below a limit in bytes, for an analyzed program and samples of `length` tokens.
 
-    `refits`: the run refits weights; `aims`: to outputs of the dense model, whose weights it needs in addition.
+    `refits`: the run refits weights; `aims`: to outputs of the dense model, whose weights it needs in addition;
+    `differentiates`: it gathers gradients at outputs, and compares predictions.
 
     Raises:
         WorkspaceError: if there is none.
@@ -67,7 +71,8 @@ def within(program: Program, length: int, limit: int, refits: bool, aims: bool) 
         sizes.append(sizes[-1] // 2)
     for spill in (None, SPILL):
         for tokens in sizes:
-            parts = _Parts(program, max(tokens // length, 1), length, spill, refits, aims).all()
+            work = refits, aims, differentiates
+            parts = _Parts(program, max(tokens // length, 1), length, spill, *work).all()
             footprint = Footprint(base, parts, max(tokens, length), spill)
             if footprint.peak <= limit:
                 return footprint
@@ -87,6 +92,7 @@ class _Parts:
     spill: int | None
     refits: bool
     aims: bool
+    differentiates: bool
 
     def all(self) -> dict[str, int]:
         """Peak bytes of each part."""
@@ -99,7 +105,24 @@ class _Parts:
             peaks["verifying"] = max(peaks["verifying"], 2 * weights)
             if self.refits:
                 peaks["solving"] = max([peaks["solving"], *(sums + self._solving(c) for c in in_segment)])
-        return peaks
+        return peaks | (self._with_gradients() if self.differentiates else {})
+
+    def _with_gradients(self) -> dict[str, int]:
+        """Peak bytes of the parts that need gradients, or the predictions of one sample."""
+        sample, segments = replace(self, batch=1), split_at_linear_layers(self.program)
+        differentiating = 0
+        for segment in segments:
+            layers = [self._matrix(c) for c in self._consumers if c.node in segment.names]
+            grams = sum(SINGLE * (outputs**2 + inputs**2) for outputs, inputs in layers)
+            values = sum(map(sample._bytes, segment.nodes))
+            differentiating = max(differentiating, self._weights(segment) + 2 * values + grams)
+        scoring = max((self._scoring(*self._matrix(c)) for c in self._consumers), default=0)
+        predicting = 2 * self._weights(segments[-1]) + PREDICTIONS * sample._activations(segments[-1]) + CONSTANT_BYTES
+        return {"differentiating": differentiating + CONSTANT_BYTES, "scoring": scoring, "predicting": predicting}
+
+    def _scoring(self, outputs: int, inputs: int) -> int:
+        """Bytes of the matrices of a removal order, and of the gradients at the outputs of a layer."""
+        return DOUBLE * (6 * inputs**2 + 3 * outputs**2 + 2 * outputs * inputs)
 
     @cached_property
     def _consumers(self) -> list[Consumer]:

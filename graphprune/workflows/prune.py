@@ -19,6 +19,7 @@ from graphprune.ir.program import Program
 from graphprune.passes.allocation.allocate import Allocate
 from graphprune.passes.analysis.analyze import Analyze
 from graphprune.passes.calibration.calibrate import Calibrate
+from graphprune.passes.calibration.gradients import Gradients
 from graphprune.passes.depth.drop_blocks import drop
 from graphprune.passes.reconstructions.refit import Refit
 from graphprune.passes.rewriting.rewrite import Rewrite
@@ -172,12 +173,13 @@ def _passes(
 ) -> Pipeline | GoalPipeline:
     """Pipeline of a run, up to the plan if only that is requested; with the user's data of a `run`, if there is any."""
     tokens, more = footprint.tokens if footprint else None, run.for_passes if run else NONE
+    bounded = footprint is not None
     if options.searches:
         windows, batches = split_text(program, options, tokens) if program else (None, ())
-        values = {**more, **({"batches": batches} if batches else {}), "tokens": tokens}
+        values = {**more, **({"batches": batches} if batches else {}), "tokens": tokens, "by_segment": bounded}
         return GoalPipeline(options, pipeline, run, windows, values)
     build = plan_pipeline if options.plan_only else pipeline
-    return build(options, tokens=tokens, **more)
+    return build(options, tokens=tokens, by_segment=bounded, **more)
 
 
 def _run(job: Job, program: Program, passes: Pipeline | GoalPipeline, measured: _Measured, limit: int) -> Result:
@@ -213,13 +215,15 @@ def _footprint(program: Program, options: PruneOptions, limit: int) -> memory_es
     if unbounded := [_method(step) for step in passes if not step.memory_bounded]:
         raise WorkspaceError(
             f"recipe {options.recipe} runs the whole model at once in {', '.join(unbounded)}, so that --memory cannot "
-            "be guaranteed; choose a memory-bounded recipe, such as fasp, liar, flap or wanda-sp, or omit --memory"
+            "be guaranteed; choose a memory-bounded recipe, such as fasp, or best for a destination other than free; "
+            "or omit --memory"
         )
     return_freed_memory()
     length = options.length if any(isinstance(step, Calibrate) for step in passes) else 1
     refits = [step for step in passes if isinstance(step, Refit)]
     mixed = any(step.statistics == "mixed" for step in refits)
-    estimate = memory_estimate.within(passes[0](program), length, limit, bool(refits), mixed)
+    differentiates = any(isinstance(step, Gradients) for step in passes)
+    estimate = memory_estimate.within(passes[0](program), length, limit, bool(refits), mixed, differentiates)
     log.info("memory: %s", estimate)
     return estimate
 

@@ -62,8 +62,8 @@ class Allocate(Pass):
 
     @property
     def memory_bounded(self) -> bool:
-        """Whether the method tries no plans, for which the whole model runs."""
-        return not self._method.needs_calibration
+        """Whether the method does without gradients; a plan is tried segment by segment."""
+        return not self._method.gradients
 
     @property
     def resources(self) -> tuple[str, ...]:

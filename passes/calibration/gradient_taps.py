@@ -1,18 +1,24 @@
-"""Taps of a graph that sum up Gram matrices of the gradients at outputs of linear layers, and of their inputs."""
+"""Taps of a backward pass that sum up Gram matrices of the gradients at outputs of linear layers, and of their inputs.
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+Others sum up the squared derivatives by factors on the rows of routed experts.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor
 
 from graphprune.axes.rule import Consumer
 from graphprune.axes.rule_helpers import as_rows, reads_positions
 from graphprune.errors import CalibrationError
 from graphprune.ir.program import Program
+from graphprune.passes.calibration.backward_walk import Tap
 from graphprune.statistics.collector import at_least_single
-from graphprune.statistics.moments import Moments
+from graphprune.statistics.moments import GradientSums, Moments
+from graphprune.statistics.routing import by_owner
 
 Rows = Callable[[Tensor], Tensor]
 
@@ -81,24 +87,28 @@ class WeightedInputs:
         self.shared[self.key].add(self.consumer.features(value), weights)
 
 
-class GradientTap(nn.Module):
-    """The identity, which sums up the Gram matrix of the gradients of its values.
+class GradientTap:
+    """Tap that sums up the Gram matrix of the gradients of its values.
 
     If it is `coherent`, the matrix is multiplied by the growth of the loss with a common factor on all outputs of a
     sample, relative to the growth if they erred independently: errors of a convolution add up where a mean over
-    positions follows. `readers` are the layers that compute the values from the further arguments.
+    positions follows. `readers` are the layers that compute the values from those of the nodes `inputs`: the input of
+    the layers, and the ends of the rows of members of a stack.
     """
 
     what = "gradient"
 
-    def __init__(self, layout: Rows, coherent: bool = False, readers: Sequence[WeightedInputs] = ()) -> None:
-        super().__init__()
-        self.layout, self.coherent, self.readers = layout, coherent, readers
+    def __init__(
+        self, layout: Rows, coherent: bool = False, readers: Sequence[WeightedInputs] = (), inputs: Sequence[str] = ()
+    ) -> None:
+        self.layout, self.coherent, self.readers, self.inputs = layout, coherent, readers, inputs
         self.total: Tensor | None = None
         self.count, self.together, self.apart = 0, 0.0, 0.0
 
-    def forward(self, value: Tensor, x: Tensor | None = None, ends: Tensor | None = None) -> Tensor:
+    def __call__(self, value: Tensor, values: Mapping[str, Any]) -> Tensor:
+        """The value, with a hook that adds its gradient."""
         value = value if value.requires_grad else value.detach().requires_grad_()
+        x, ends = (*(values.get(name) for name in self.inputs), None, None)[:2]
         hook = partial(
             self._add_with, value.detach() if self.coherent else None, None if x is None else x.detach(), ends
         )
@@ -142,31 +152,90 @@ class GradientTap(nn.Module):
 
 
 class InputTap(GradientTap):
-    """The identity, which sums up the Gram matrix of its values."""
+    """Tap that sums up the Gram matrix of its values."""
 
     what = "activation"
 
-    def forward(self, value: Tensor, x: Tensor | None = None, ends: Tensor | None = None) -> Tensor:
+    def __call__(self, value: Tensor, values: Mapping[str, Any]) -> Tensor:
+        """The same value."""
         self.add(value.detach())
         return value
 
 
-def gradient_taps(
-    module: fx.GraphModule, program: Program, layers: Iterable[Consumer], lookups: Sequence[str]
-) -> Mapping[str, GradientTap]:
-    """Taps at the outputs of linear layers, and of lookups in embedding tables, inserted into the graph, by node."""
+class RowTap:
+    """Tap that sums up the squared derivatives of the loss by a factor on each row, by the index of the row.
+
+    `ends` is the node of the ends of the rows of every index.
+    """
+
+    def __init__(self, ends: str) -> None:
+        self.ends = ends
+        self.energies: Tensor | None = None
+
+    def __call__(self, value: Tensor, values: Mapping[str, Any]) -> Tensor:
+        """The rows, with a hook that adds their derivatives."""
+        rows, ends = value.detach(), values[self.ends]
+
+        def add(gradient: Tensor) -> None:
+            new = by_owner((gradient * rows).sum(1, dtype=torch.float64).square(), ends)
+            self.energies = new if self.energies is None else self.energies + new
+
+        value = value if value.requires_grad else value.detach().requires_grad_()
+        value.register_hook(add)  # type: ignore[no-untyped-call]
+        return value
+
+
+@dataclass(frozen=True)
+class LayerTaps:
+    """The taps of a backward pass at layers and lookups, by node.
+
+    `outputs` are at the outputs of linear layers and of lookups in embedding tables, `inputs` at the inputs of `heads`
+    of these tables, and `rows` at the outputs of routed experts.
+    """
+
+    outputs: Mapping[str, GradientTap]
+    heads: Mapping[str, Consumer]
+    inputs: Mapping[str, InputTap]
+    rows: Mapping[str, RowTap]
+
+    @property
+    def by_node(self) -> dict[str, list[Tap]]:
+        """All taps by the node whose values they see."""
+        taps = dict[str, list[Tap]]()
+        for of_kind in (self.outputs, self.inputs, self.rows):
+            for node, tap in of_kind.items():
+                taps.setdefault(node, []).append(tap)
+        return taps
+
+    def finish(self, nodes: Collection[str]) -> GradientSums:
+        """The sums at these nodes, those of routed rows by node; the taps hold them no longer."""
+        outputs = {node: tap for node, tap in self.outputs.items() if node in nodes}
+        moments = weighted_moments(outputs)
+        inputs = {node: tap.finish(node) for node, tap in self.inputs.items() if node in nodes}
+        return GradientSums(
+            {}, {}, {}, 0,
+            output_grams={node: tap.finish(node) for node, tap in outputs.items()},
+            input_grams={node: inputs[head.x] for node, head in self.heads.items() if head.x in inputs},
+            input_moments=moments,
+            routed={node: tap.energies for node, tap in self.rows.items()
+                    if node in nodes and tap.energies is not None},
+        )  # fmt: skip
+
+
+def output_taps(program: Program, layers: Iterable[Consumer], lookups: Sequence[str]) -> dict[str, GradientTap]:
+    """Taps at the outputs of linear layers, and of lookups in embedding tables, by node."""
     shapes, shared, by_node = program.shapes(), dict[str, WeightedRows](), dict[str, list[Consumer]]()
     for consumer in {c.key: c for c in layers if c.member or c.outputs}.values():
         by_node.setdefault(consumer.node, []).append(consumer)
-    taps, inputs = dict[str, GradientTap](), dict[str, list[str]]()
+    taps = dict[str, GradientTap]()
     for node, readers in by_node.items():
         first = readers[0]
         layout = as_rows if first.member or first.outputs is None else first.outputs
         coherent = len(shapes[first.weight]) > 2 and first.member is None
-        taps[node] = GradientTap(layout, coherent, [WeightedInputs(reader, shared) for reader in readers])
         offsets = first.member.offsets if first.member else None
-        inputs[node] = [first.x, *([offsets] if offsets else [])]
-    return insert_taps(module, {**taps, **{node: GradientTap(_by_token) for node in lookups}}, inputs)
+        inputs = [first.x, *([offsets] if offsets else [])]
+        taps[node] = GradientTap(layout, coherent, [WeightedInputs(reader, shared) for reader in readers], inputs)
+    return {**taps, **{node: GradientTap(_by_token) for node in lookups}}
 
 
 def weighted_moments(taps: Mapping[str, GradientTap]) -> dict[str, Moments]:
@@ -183,21 +252,6 @@ def weighted_moments(taps: Mapping[str, GradientTap]) -> dict[str, Moments]:
             if sums is not None:
                 scaled[reader.key] = Moments(sums.gram.mul_(factor), sums.sums * factor, sums.tokens * factor)
     return {reader.consumer.key: scaled[reader.key] for _, reader in readers if reader.key in scaled}
-
-
-def insert_taps(
-    module: fx.GraphModule, taps: Mapping[str, GradientTap], inputs: Mapping[str, Sequence[str]] | None = None
-) -> Mapping[str, GradientTap]:
-    """Taps by the node whose values they see, inserted into the graph; they also receive `inputs`, by name."""
-    nodes = {node.name: node for node in module.graph.nodes}
-    for at, tap in taps.items():
-        node, name = nodes[at], f"{type(tap).__name__}_{at}"
-        module.add_submodule(name, tap)
-        with module.graph.inserting_after(node):
-            call = module.graph.call_module(name, (node, *(nodes[x] for x in (inputs or {}).get(at, ()))))
-        node.replace_all_uses_with(call, delete_user_cb=lambda user, call=call: user is not call)
-    module.recompile()
-    return taps
 
 
 def _by_token(gradient: Tensor) -> Tensor:

@@ -38,7 +38,8 @@ def next_token_loss(program: Program) -> Loss:
 
     def loss(output: Any, i: int) -> Tensor:
         ids = input_leaf(program, batches[i], predicted_inputs(program)[0])
-        return cross_entropy(logits(output)[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten())
+        scores = logits(output)[:, :-1].flatten(0, 1).float()
+        return cross_entropy(scores, ids[:, 1:].flatten().to(scores.device))
 
     return loss
 
@@ -59,7 +60,7 @@ def projection(program: Program) -> Loss:
         for leaf in leaves:
             direction = torch.randn(leaf.shape, generator=random).to(leaf)
             if real is not None and leaf.shape[:2] == real.shape:
-                direction *= real.view(*real.shape, *[1] * (leaf.dim() - 2))
+                direction *= real.view(*real.shape, *[1] * (leaf.dim() - 2)).to(leaf.device)
             norm = torch.linalg.vector_norm(leaf.detach().double()).clamp(min=1e-30)
             total = total + (leaf * direction).sum() * (2 / len(leaves)) ** 0.5 / norm
         return total

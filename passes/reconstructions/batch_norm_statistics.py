@@ -42,6 +42,7 @@ class Norms(Pass):
     """
 
     name: ClassVar[str] = "batch-norm-statistics"
+    memory_bounded: ClassVar[bool] = True
     needs: ClassVar[tuple[type, ...]] = (Rewritten, Calibration)
     reads: ClassVar[tuple[type, ...]] = (Refits,)
     makes: ClassVar[tuple[type, ...]] = (Refits,)

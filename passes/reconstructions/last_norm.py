@@ -36,14 +36,15 @@ class LastNorm(Pass):
     windows; if no step lowers that, nothing changes. Refits of single layers do not see the predictions, and what they
     leave makes these too certain. Other models are unchanged.
 
-    About so many `tokens` of the calibration are used, and a quarter as many that are held out.
+    About so many tokens of the calibration are used, `most_tokens`, and a quarter as many that are held out.
     """
 
     name: ClassVar[str] = "last-norm"
+    memory_bounded: ClassVar[bool] = True
     needs: ClassVar[tuple[type, ...]] = (Rewritten, Calibration)
     reads: ClassVar[tuple[type, ...]] = (Refits,)
     makes: ClassVar[tuple[type, ...]] = (Refits, RefittedNorm)
-    tokens: int = 16384
+    most_tokens: int = 16384
 
     def check(self) -> None:
         """Refuse an impossible number of tokens.
@@ -51,8 +52,8 @@ class LastNorm(Pass):
         Raises:
             CalibrationError: if it is.
         """
-        if self.tokens < 1:
-            raise CalibrationError(f"tokens must be a positive number of calibration tokens, got {self.tokens}")
+        if self.most_tokens < 1:
+            raise CalibrationError(f"most_tokens must be a positive number, got {self.most_tokens}")
 
     def run(self, program: Program) -> Program:
         """The program with new parameters of its last norm.
@@ -72,7 +73,7 @@ class LastNorm(Pass):
         dense, pruned = OutputTail.of(original, linear), OutputTail.of(program, linear)
         if dense is None or pruned is None:
             return {}, RefittedNorm(left="no norm with parameters of its own is before the output layer")
-        fit, check = _windows(calibration, self.tokens)
+        fit, check = _windows(calibration, self.most_tokens)
         if not check:
             return {}, RefittedNorm(left="no calibration window is held out; pass at least two samples")
         windows = replace(calibration, batches=[*fit, *check])

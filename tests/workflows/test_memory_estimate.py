@@ -78,6 +78,22 @@ def test_a_run_within_a_limit_comes_to_the_same(folder: Path, text: Path, tmp_pa
     assert "estimated)" in (tmp_path / "tight" / "README.md").read_text()
 
 
+def test_best_within_a_limit_gathers_its_gradients_by_segment(folder: Path, text: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"sparsity": 0.2, "calibration": text, "samples": 16, "length": 8, "align": 1}
+    free = gp.prune(folder, output=tmp_path / "free", recipe="best", **options)
+    tight = gp.prune(folder, output=tmp_path / "tight", recipe="best", memory="20GiB", **options)
+    assert tight.report.estimated_memory > 0 == free.report.estimated_memory
+    assert (tight.plan.digest, tight.report.sha256) == (free.plan.digest, free.report.sha256)
+    with pytest.raises(WorkspaceError, match=r"in group-embeddings, .*best for a destination other than free"):
+        gp.prune(folder, output=tmp_path / "out", recipe="best", destination="free", memory="20GiB", **options)
+
+
+def test_gradients_count_in_the_estimate(wide: Program) -> None:
+    limit = memory.anonymous_bytes() + (1 << 31)
+    parts = memory_estimate.within(wide, 1, limit, refits=True, aims=False, differentiates=True).parts
+    assert parts["differentiating"] > 4 * 2048**2 and parts["scoring"] > 3 * 8 * 2048**2 and parts["predicting"] > 0
+
+
 def test_recipes_that_hold_the_whole_model_cannot_promise(folder: Path, text: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"sparsity": 0.2, "calibration": text, "samples": 16, "length": 8, "memory": "20GiB"}
     with pytest.raises(WorkspaceError, match=r"recipe llm-pruner runs the whole model at once in gradients"):

@@ -101,7 +101,7 @@ def test_what_one_step_of_newton_reaches() -> None:
     dense = rewritten.original
     wrong = {"norm.weight": dense.weights["norm.weight"] * 1.1, "norm.bias": dense.weights["norm.bias"] + 0.05}
     same = program.with_facts(graph=dense.graph, weights=Layered((wrong, dense.weights)), parameters=dense.parameters)
-    done = LastNorm(tokens=100_000)(same)
+    done = LastNorm(most_tokens=100_000)(same)
     assert done.fact(RefittedNorm).after < 0.02 * done.fact(RefittedNorm).before
     assert (done.weights["norm.weight"] - 1).abs().max() < 0.03
 
@@ -220,5 +220,5 @@ def test_the_reason_why_nothing_changes(norm: Callable[[int], nn.Module], batche
 
 
 def test_an_impossible_number_of_tokens() -> None:
-    with pytest.raises(CalibrationError, match="tokens must be a positive number of calibration tokens, got 0"):
-        LastNorm(tokens=0).check()
+    with pytest.raises(CalibrationError, match="most_tokens must be a positive number, got 0"):
+        LastNorm(most_tokens=0).check()
