@@ -135,7 +135,7 @@ class Objective:
 
     def _logits(self, leaves: Sequence[Any]) -> Tensor:
         """First output of the dense model for a batch."""
-        return _first(next(_run(self.program, self.segments, [self._constants.of(leaves)])))
+        return _first(next(_run(self.program, self.segments, [self._constants.of(leaves)]), Outputs()))
 
     @staticmethod
     def _mean(parts: Iterable[tuple[float, int]]) -> float:

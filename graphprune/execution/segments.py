@@ -6,6 +6,7 @@ Values that depend on no parameter (masks, rotary tables) are constants, which a
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from graphprune.axes.groups import Dependencies
 from graphprune.ir.program import Program
 from graphprune.ir.weights import Weights
 
+NO_NAMES: Mapping[str, Collection[str]] = MappingProxyType({})
 CONSTANT_BYTES = 1 << 26  # bytes of cached constants; others are computed again for each segment
 
 
@@ -196,7 +198,7 @@ def run(
     if segment.entry is not None:
         values[segment.entry.name] = entry
     seen = {name: values[name] for name in watch if name in values}
-    uses = _last_uses(segment)
+    uses = last_uses(segment)
     for i, node in enumerate(segment.nodes):
         values[node.name] = evaluate_node(node, values, lambda n: weights[program.name(str(n.target))])
         if node.name in watch:
@@ -206,9 +208,14 @@ def run(
     return (values[segment.exit.name] if segment.exit else None), seen
 
 
-def _last_uses(segment: Segment) -> dict[int, list[str]]:
-    """Values by the index of the node of the segment that uses them last."""
-    last = {n.name: i for i, node in enumerate(segment.nodes) for n in node.all_input_nodes}
+def last_uses(segment: Segment, more: Mapping[str, Collection[str]] = NO_NAMES) -> dict[int, list[str]]:
+    """Values by the index of the node of the segment that uses them last, without its exit.
+
+    `more` names further values that are used with a node, by its name.
+    """
+    last = dict[str, int]()
+    for i, node in enumerate(segment.nodes):
+        last |= dict.fromkeys((*(n.name for n in node.all_input_nodes), *more.get(node.name, ())), i)
     by_index: dict[int, list[str]] = {}
     for name, i in last.items():
         if segment.exit is None or name != segment.exit.name:

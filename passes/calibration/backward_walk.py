@@ -9,7 +9,7 @@ import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
 from graphprune.display.progress import no_progress
-from graphprune.execution.segments import Segment, split, split_at_linear_layers, to_device
+from graphprune.execution.segments import Segment, last_uses, split, split_at_linear_layers, to_device
 from graphprune.ir.program import Program
 from graphprune.passes.calibration.loss_of_outputs import Loss
 from graphprune.statistics.collector import Calibration, matmul_autocast
@@ -22,8 +22,12 @@ aten = torch.ops.aten
 class Tap(Protocol):
     """Function that sees a value of the graph in a backward pass, and returns it with hooks for its gradient."""
 
+    @property
+    def inputs(self) -> Sequence[str]:
+        """Nodes whose values it reads, too."""
+
     def __call__(self, value: Tensor, values: Mapping[str, Any]) -> Tensor:
-        """Return the value of its node; `values` has all others of the segment up to it, by node."""
+        """Return the value of its node; `values` has those of its inputs, by node."""
 
 
 @dataclass
@@ -95,17 +99,18 @@ class BackwardWalk:
         with matmul_autocast(calibration.autocast, calibration.device):
             values = self._values(i, segment, weights, entry)
             root = values[segment.exit.name] if segment.exit else self.loss(self._output(values), i)
+            del values
         if root.requires_grad:
             slope = to_device(self.slopes[i], calibration.device) if segment.exit else None
             torch.autograd.backward(root, slope)
 
     def _values(self, i: int, segment: Segment, weights: Mapping[str, Tensor], entry: Tensor | None) -> dict[str, Any]:
-        """Values of all nodes of a segment for one batch, by name."""
-        program = self.stream.program
+        """The exit of a segment for one batch, or all outputs, by name."""
+        program, uses = self.stream.program, self._last_uses(segment)
         values = self.stream.constants.of(self.stream.calibration.batches[i])
         if segment.entry is not None:
             values[segment.entry.name] = entry
-        for node in segment.nodes:
+        for at, node in enumerate(segment.nodes):
             args, kwargs = pytree.tree_map_only(
                 fx.Node,
                 lambda n: weights[program.name(str(n.target))] if n.op == "get_attr" else values[n.name],
@@ -115,7 +120,16 @@ class BackwardWalk:
             for tap in self.taps.get(node.name, ()):
                 value = tap(value, values)
             values[node.name] = value
+            for name in uses.get(at, ()):
+                values.pop(name, None)
         return values
+
+    def _last_uses(self, segment: Segment) -> dict[int, list[str]]:
+        """Values by the index of the node after which nothing of the backward pass reads them."""
+        inputs = {node: [name for tap in taps for name in tap.inputs] for node, taps in self.taps.items()}
+        outputs = {node.name for node in self.stream.program.graph.output_node().all_input_nodes}
+        uses = last_uses(segment, inputs)
+        return {i: [name for name in names if name not in outputs] for i, names in uses.items()}
 
     def _output(self, values: Mapping[str, Any]) -> Any:
         """Output of the traced module."""

@@ -169,12 +169,12 @@ class RowTap:
     """
 
     def __init__(self, ends: str) -> None:
-        self.ends = ends
+        self.inputs = (ends,)
         self.energies: Tensor | None = None
 
     def __call__(self, value: Tensor, values: Mapping[str, Any]) -> Tensor:
         """The rows, with a hook that adds their derivatives."""
-        rows, ends = value.detach(), values[self.ends]
+        rows, ends = value.detach(), values[self.inputs[0]]
 
         def add(gradient: Tensor) -> None:
             new = by_owner((gradient * rows).sum(1, dtype=torch.float64).square(), ends)
