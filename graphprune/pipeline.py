@@ -14,9 +14,9 @@ from graphprune.errors import PipelineError
 from graphprune.ir.program import DERIVED, Program, require_program
 from graphprune.registry import Registry
 from graphprune.support import option_text
-from graphprune.support.memory import trim_memory, watch_peak
+from graphprune.support.memory import anonymous_bytes, trim_memory, watch_peak
 
-LARGE = 1 << 30  # bytes
+LARGE = 1 << 26  # bytes
 log = logging.getLogger(__name__)
 
 PASSES: "Registry[str, type[Pass]]" = Registry("pass")
@@ -115,10 +115,12 @@ class Pass(ABC):
         log.debug("%s begins", self)
         if lacking := missing([self], program.facts):
             raise PipelineError(f"{self} needs {_in_words(lacking)}")
-        start = time.perf_counter()
+        start, already = time.perf_counter(), anonymous_bytes()
         with watch_peak() as held:
             after = self.run(program)
-        if held.bytes > LARGE:  # the allocator caches what was freed, which would count in the peak of the next pass
+        if (
+            held.bytes - already > LARGE
+        ):  # the allocator caches what was freed, which would count in the peak of the next pass
             trim_memory()
         log.info("%s: %.1f s", self.name, time.perf_counter() - start)
         before = program.facts.get(Timings, Timings())

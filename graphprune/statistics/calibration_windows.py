@@ -33,7 +33,21 @@ def calibration_windows(source: Source, text: str, samples: int, length: int, se
     return ids[torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))]
 
 
+def characters(text: str) -> int:
+    """Number of characters of a text or mixture, without what the model generates.
+
+    Raises:
+        LoadError: if a text does not exist, or cannot be read.
+    """
+    names = text_names(text) if text else []
+    return sum(len(texts.read(name)) for name in names if not _is_generated(name))
+
+
+def _is_generated(name: str) -> bool:
+    return name == DENSE and not Path(name).exists()
+
+
 def _of(source: Source, name: str, samples: int, length: int, seed: int) -> Tensor:
-    if name == DENSE and not Path(name).exists():
+    if _is_generated(name):
         return generated(source.path, samples, length, seed)
     return texts.samples(model_folder.tokenizer(source.texts), texts.read(name), samples, length, seed)

@@ -28,6 +28,7 @@ from graphprune.support import memory
 SPILL = 1 << 24  # sums of at least so many bytes are stored in files, if all of them do not fit
 MARGIN = 1.1  # for memory of libraries in addition to tensors
 SINGLE, DOUBLE = 4, 8  # bytes
+READ = 120  # bytes that a tokenizer takes for each character of a text
 PREDICTIONS = 4  # times the values of the last segment, with derivatives, of two models
 UNITS = {"B": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "KB": 10**3, "MB": 10**6, "GB": 10**9}
 
@@ -56,12 +57,12 @@ class Footprint:
 
 
 def within(
-    program: Program, length: int, limit: int, refits: bool, aims: bool, differentiates: bool = False
+    program: Program, length: int, limit: int, refits: bool, aims: bool, differentiates: bool = False, text: int = 0
 ) -> Footprint:
     """Footprint of the fastest settings below a limit in bytes, for an analyzed program and samples of `length` tokens.
 
     `refits`: the run refits weights; `aims`: to outputs of the dense model, whose weights it needs in addition;
-    `differentiates`: it gathers gradients at outputs, and compares predictions.
+    `differentiates`: it gathers gradients at outputs, and compares predictions; `text` has so many characters.
 
     Raises:
         WorkspaceError: if there is none.
@@ -72,7 +73,7 @@ def within(
     for spill in (None, SPILL):
         for tokens in sizes:
             work = refits, aims, differentiates
-            parts = _Parts(program, max(tokens // length, 1), length, spill, *work).all()
+            parts = _Parts(program, max(tokens // length, 1), length, spill, *work).all() | {"reading": READ * text}
             footprint = Footprint(base, parts, max(tokens, length), spill)
             if footprint.peak <= limit:
                 return footprint

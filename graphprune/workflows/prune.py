@@ -29,6 +29,7 @@ from graphprune.planning.destination import NAMES
 from graphprune.planning.plan import FILE as PLAN
 from graphprune.planning.plan import Plan, labels
 from graphprune.reports.report import Quality, Report, digests
+from graphprune.statistics.calibration_windows import characters
 from graphprune.support import distributed
 from graphprune.support.atomic_output import check_output, new_folder, remove_unfinished
 from graphprune.support.memory import Peak, return_freed_memory, watch_peak
@@ -219,11 +220,13 @@ def _footprint(program: Program, options: PruneOptions, limit: int) -> memory_es
             "or omit --memory"
         )
     return_freed_memory()
-    length = options.length if any(isinstance(step, Calibrate) for step in passes) else 1
+    texts = [step.text for step in passes if isinstance(step, Calibrate)]
+    length = options.length if texts else 1
     refits = [step for step in passes if isinstance(step, Refit)]
     mixed = any(step.statistics == "mixed" for step in refits)
     differentiates = any(isinstance(step, Gradients) for step in passes)
-    estimate = memory_estimate.within(passes[0](program), length, limit, bool(refits), mixed, differentiates)
+    work = bool(refits), mixed, differentiates, sum(map(characters, texts))
+    estimate = memory_estimate.within(passes[0](program), length, limit, *work)
     log.info("memory: %s", estimate)
     return estimate
 

@@ -94,6 +94,16 @@ def test_gradients_count_in_the_estimate(wide: Program) -> None:
     assert parts["differentiating"] > 4 * 2048**2 and parts["scoring"] > 3 * 8 * 2048**2 and parts["predicting"] > 0
 
 
+def test_a_long_text_counts_in_the_estimate(folder: Path, text: Path, tmp_path: Path) -> None:
+    long = tmp_path / "long.txt"
+    long.write_text(text.read_text(encoding="utf-8") * 40, encoding="utf-8")
+    options: dict[str, Any] = {"sparsity": 0.2, "samples": 16, "length": 8, "align": 1, "memory": "20GiB"}
+    runs = [gp.prune(folder, output=tmp_path / name.stem, calibration=name, **options) for name in (text, long)]
+    few, many = (run.report.estimated_memory for run in runs)
+    assert many > few and many > memory_estimate.READ * long.stat().st_size
+    assert runs[1].report.anonymous_memory < many
+
+
 def test_recipes_that_hold_the_whole_model_cannot_promise(folder: Path, text: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"sparsity": 0.2, "calibration": text, "samples": 16, "length": 8, "memory": "20GiB"}
     with pytest.raises(WorkspaceError, match=r"recipe llm-pruner runs the whole model at once in gradients"):
