@@ -79,7 +79,7 @@ def within(
                 return footprint
     raise WorkspaceError(
         f"this run takes at least {footprint}, and --memory allows {byte_size(limit)}; "
-        "allow more, or shorten samples (--length)"
+        "allow more, shorten samples (--length), or name a shorter text"
     )
 
 
