@@ -116,10 +116,10 @@ class Gradients(Pass):
         )
         batches = len(program.fact(Calibration).batches[: self.most])
         known = program.facts.get(GradientSums) or GradientSums({}, {}, {}, batches)
-        gathered = GradientSums.joined([known, *self._walked(walk, taps)])
-        return replace(
-            gathered, routed=_energies(gathered.routed, contributions, program), terms=terms, own=self.loss is None
-        )
+        new = GradientSums.joined(self._walked(walk, taps))
+        sums = {"output_grams": new.output_grams, "input_grams": new.input_grams, "input_moments": new.input_moments}
+        routed = _energies(new.routed, contributions, program)
+        return replace(known, **sums, routed=routed, terms=terms, own=self.loss is None)
 
     def _walked(self, walk: BackwardWalk, taps: LayerTaps) -> list[GradientSums]:
         """The sums of each segment, the last one first, memory-mapped if a workspace stores them.
@@ -155,7 +155,7 @@ class Gradients(Pass):
         groups, contributions = program.fact(Eligible).groups, _contributions(program)
         names = {place.parameter for group in groups for place in group.places} & program.parameters
         rows, sums = _row_taps(contributions), _Sums(program, groups)
-        calibration, _ = self._divided(program.fact(Calibration), by_window=False)
+        calibration = replace(self._divided(program.fact(Calibration), by_window=False)[0], device="cpu")
         by_node = {node: [tap] for node, tap in rows.items()}
         walk = BackwardWalk.start(program, calibration, self.loss or likelihood(program), by_node, whole=True)
         with progress("differentiating", len(calibration.batches)) as step:
