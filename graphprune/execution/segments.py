@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.utils._pytree as pytree
@@ -17,8 +17,22 @@ from graphprune.axes.groups import Dependencies
 from graphprune.ir.program import Program
 from graphprune.ir.weights import Weights
 
-NO_NAMES: Mapping[str, Collection[str]] = MappingProxyType({})
 CONSTANT_BYTES = 1 << 26  # bytes of cached constants; others are computed again for each segment
+
+
+class Tap(Protocol):
+    """Function that sees a value of the graph, and returns it, such as with a hook for its gradient."""
+
+    @property
+    def inputs(self) -> Sequence[str]:
+        """Nodes whose values it reads, too."""
+
+    def __call__(self, value: Tensor, values: Mapping[str, Any]) -> Tensor:
+        """Return the value of its node; `values` has those of its inputs, by node."""
+
+
+Taps = Mapping[str, Sequence[Tap]]  # by node
+NO_TAPS: Taps = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -165,8 +179,13 @@ def evaluate_node(node: fx.Node, values: Mapping[str, Any], attribute: Any) -> A
         return attribute(n) if n.op == "get_attr" else values[n.name]
 
     args, kwargs = pytree.tree_map_only(fx.Node, value, (node.args, node.kwargs))
-    operator: Any = node.target
+    operator: Any = _copied if node.target is torch.ops.aten.copy.default else node.target
     return operator(*args, **kwargs)
+
+
+def _copied(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
+    """The source in the shape and type of the target; the operator for it has no derivative."""
+    return source.to(target).expand_as(target).clone()
 
 
 def to_device(value: Any, device: torch.device | str | None) -> Any:
@@ -189,18 +208,23 @@ def run(
     known: Mapping[str, Any],
     entry: Any,
     watch: Collection[str] = (),
+    taps: Taps = NO_TAPS,
 ) -> tuple[Any, dict[str, Any]]:
     """Run a segment on one batch; return its exit value, and the values of the nodes in `watch`.
 
-    Values are dropped after their last use, so that memory is bounded by live values.
+    Each value passes through the `taps` of its node. Values are dropped after their last use, so that memory is bounded
+    by live values.
     """
     values = dict(known)
     if segment.entry is not None:
         values[segment.entry.name] = entry
     seen = {name: values[name] for name in watch if name in values}
-    uses = last_uses(segment)
+    uses = _last_uses(segment, taps)
     for i, node in enumerate(segment.nodes):
-        values[node.name] = evaluate_node(node, values, lambda n: weights[program.name(str(n.target))])
+        value = evaluate_node(node, values, lambda n: weights[program.name(str(n.target))])
+        for tap in taps.get(node.name, ()):
+            value = tap(value, values)
+        values[node.name] = value
         if node.name in watch:
             seen[node.name] = values[node.name]
         for name in uses.get(i, ()):
@@ -208,14 +232,12 @@ def run(
     return (values[segment.exit.name] if segment.exit else None), seen
 
 
-def last_uses(segment: Segment, more: Mapping[str, Collection[str]] = NO_NAMES) -> dict[int, list[str]]:
-    """Values by the index of the node of the segment that uses them last, without its exit.
-
-    `more` names further values that are used with a node, by its name.
-    """
+def _last_uses(segment: Segment, taps: Taps) -> dict[int, list[str]]:
+    """Values by the index of the node of the segment that uses them last, or whose taps do."""
     last = dict[str, int]()
     for i, node in enumerate(segment.nodes):
-        last |= dict.fromkeys((*(n.name for n in node.all_input_nodes), *more.get(node.name, ())), i)
+        tapped = (name for tap in taps.get(node.name, ()) for name in tap.inputs)
+        last |= dict.fromkeys((*(n.name for n in node.all_input_nodes), *tapped), i)
     by_index: dict[int, list[str]] = {}
     for name, i in last.items():
         if segment.exit is None or name != segment.exit.name:

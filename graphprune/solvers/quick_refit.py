@@ -1,6 +1,6 @@
 """A refit of every linear layer on its own, to the inputs of the dense model: enough to compare plans."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch import Tensor
 from graphprune.axes.groups import Dependencies
 from graphprune.axes.rule import Consumer
 from graphprune.ir.program import Program
-from graphprune.ir.weights import DerivedWeights
+from graphprune.ir.weights import DerivedWeights, Renamed
 from graphprune.planning.plan import Rows, by_parameter, primes_to_keep
 from graphprune.solvers import new_biases
 from graphprune.solvers.normal_equations import DEFAULT_DAMPING, NormalEquations
@@ -17,21 +17,12 @@ from graphprune.statistics.moments import Moments
 
 @dataclass(frozen=True)
 class QuickRefits(DerivedWeights):
-    """Weights of `base` in their old shapes, of which those in `fits` are refitted whenever they are read.
+    """Weights of `base` in their old shapes, refitted whenever they are read.
 
-    A fit has the layer, the columns that it retains, and the moments of its inputs.
+    Each of the `fits` has the layer, the columns that it retains, and the moments of its inputs.
     """
 
     fits: Mapping[str, tuple[Consumer, Tensor, Moments]]
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.fits
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.fits)
-
-    def __len__(self) -> int:
-        return len(self.fits)
 
     def __getitem__(self, name: str) -> Tensor:
         consumer, retained, moments = self.fits[name]
@@ -60,4 +51,4 @@ def quickly_refitted(
             continue
         if readers[name] == 1:
             fits[name] = consumer, consumer.columns(retained), moments
-    return QuickRefits(program.weights, fits)
+    return QuickRefits(Renamed(program.weights, {name: name for name in fits}), fits)

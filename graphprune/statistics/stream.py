@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from graphprune.display.progress import no_progress
-from graphprune.execution.segments import Constants, Segment, load_weights, run, to_device
+from graphprune.execution.segments import NO_TAPS, Constants, Segment, Taps, load_weights, run, to_device
 from graphprune.ir.prefetch import Prefetched
 from graphprune.ir.program import Program
 from graphprune.ir.weights import Weights
@@ -74,12 +74,19 @@ class Stream:
         known: Mapping[str, Any] = NOTHING,
     ) -> tuple[Any, dict[str, Tensor]]:  # fmt: skip
         """Run a segment on one batch; return its exit value, and the values of the nodes in `watch`."""
+        entry = to_device(self.entries[batch], self.calibration.device)
+        return self.run_from(entry, batch, segment, loaded, watch, known)
+
+    def run_from(
+        self, entry: Any, batch: int, segment: Segment, loaded: Weights, watch: Collection[str],
+        known: Mapping[str, Any] = NOTHING, taps: Taps = NO_TAPS,
+    ) -> tuple[Any, dict[str, Tensor]]:  # fmt: skip
+        """Run a segment on one batch, with derivatives where they are enabled, from another `entry` than the stored."""
         device = self.calibration.device
-        entry = to_device(self.entries[batch], device)
         values = self.constants.of(self.calibration.batches[self.batch_indices[batch]])
         values |= {name: to_device(value, device) for name, value in known.items()}
         with matmul_autocast(self.calibration.autocast, device):
-            return run(segment, self.program, loaded, values, entry, watch)
+            return run(segment, self.program, loaded, values, entry, watch, taps)
 
     def load(self, segment: Segment, weights: Weights) -> dict[str, Tensor]:
         """Read the weights of one segment, once for all batches."""

@@ -72,8 +72,8 @@ def within(
         sizes.append(sizes[-1] // 2)
     for spill in (None, SPILL):
         for tokens in sizes:
-            work = refits, aims, differentiates
-            parts = _Parts(program, max(tokens // length, 1), length, spill, *work).all() | {"reading": READ * text}
+            estimator = _Parts(program, max(tokens // length, 1), length, spill, refits, aims, differentiates)
+            parts = estimator.all() | {"reading": READ * text}
             footprint = Footprint(base, parts, max(tokens, length), spill)
             if footprint.peak <= limit:
                 return footprint

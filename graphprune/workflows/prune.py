@@ -225,8 +225,8 @@ def _footprint(program: Program, options: PruneOptions, limit: int) -> memory_es
     refits = [step for step in passes if isinstance(step, Refit)]
     mixed = any(step.statistics == "mixed" for step in refits)
     differentiates = any(isinstance(step, Gradients) for step in passes)
-    work = bool(refits), mixed, differentiates, sum(map(characters, texts))
-    estimate = memory_estimate.within(passes[0](program), length, limit, *work)
+    text = sum(map(characters, texts))
+    estimate = memory_estimate.within(passes[0](program), length, limit, bool(refits), mixed, differentiates, text)
     log.info("memory: %s", estimate)
     return estimate
 

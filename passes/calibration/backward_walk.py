@@ -2,32 +2,19 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch import Tensor, fx
 
 from graphprune.display.progress import no_progress
-from graphprune.execution.segments import Segment, last_uses, split, split_at_linear_layers, to_device
+from graphprune.execution.segments import Segment, Taps, split, split_at_linear_layers, to_device
 from graphprune.ir.program import Program
 from graphprune.passes.calibration.loss_of_outputs import Loss
 from graphprune.statistics.collector import Calibration, matmul_autocast
 from graphprune.statistics.stream import Stream
 from graphprune.support.workspace import new_activations
-
-aten = torch.ops.aten
-
-
-class Tap(Protocol):
-    """Function that sees a value of the graph in a backward pass, and returns it with hooks for its gradient."""
-
-    @property
-    def inputs(self) -> Sequence[str]:
-        """Nodes whose values it reads, too."""
-
-    def __call__(self, value: Tensor, values: Mapping[str, Any]) -> Tensor:
-        """Return the value of its node; `values` has those of its inputs, by node."""
 
 
 @dataclass
@@ -42,14 +29,12 @@ class BackwardWalk:
     segments: Sequence[Segment]
     stream: Stream
     loss: Loss
-    taps: Mapping[str, Sequence[Tap]]
+    taps: Taps
     entries: list[Sequence[Any]] = field(default_factory=list)
     slopes: Sequence[Any] = ()
 
     @classmethod
-    def start(
-        cls, program: Program, calibration: Calibration, loss: Loss, taps: Mapping[str, Sequence[Tap]], whole: bool
-    ) -> "BackwardWalk":
+    def start(cls, program: Program, calibration: Calibration, loss: Loss, taps: Taps, whole: bool) -> "BackwardWalk":
         """Walk at the inputs of the graph, in one segment if it is `whole`; every process runs all batches."""
         segments = split(program, frozenset()) if whole else split_at_linear_layers(program)
         stream = Stream.start(program, calibration, range(len(calibration.batches)))
@@ -96,40 +81,19 @@ class BackwardWalk:
     def _differentiate(self, i: int, segment: Segment, weights: Mapping[str, Tensor], entry: Tensor | None) -> None:
         """Run the backward pass of one batch through a segment."""
         calibration = self.stream.calibration
+        outputs = () if segment.exit else [node.name for node in self._outputs]
         with matmul_autocast(calibration.autocast, calibration.device):
-            values = self._values(i, segment, weights, entry)
-            root = values[segment.exit.name] if segment.exit else self.loss(self._output(values), i)
-            del values
+            root, seen = self.stream.run_from(entry, i, segment, weights, outputs, taps=self.taps)
+            root = root if segment.exit else self.loss(self._output(seen), i)
+            del seen
         if root.requires_grad:
             slope = to_device(self.slopes[i], calibration.device) if segment.exit else None
             torch.autograd.backward(root, slope)
 
-    def _values(self, i: int, segment: Segment, weights: Mapping[str, Tensor], entry: Tensor | None) -> dict[str, Any]:
-        """The exit of a segment for one batch, or all outputs, by name."""
-        program, uses = self.stream.program, self._last_uses(segment)
-        values = self.stream.constants.of(self.stream.calibration.batches[i])
-        if segment.entry is not None:
-            values[segment.entry.name] = entry
-        for at, node in enumerate(segment.nodes):
-            args, kwargs = pytree.tree_map_only(
-                fx.Node,
-                lambda n: weights[program.name(str(n.target))] if n.op == "get_attr" else values[n.name],
-                (node.args, node.kwargs),
-            )
-            value = _operator(node)(*args, **kwargs)
-            for tap in self.taps.get(node.name, ()):
-                value = tap(value, values)
-            values[node.name] = value
-            for name in uses.get(at, ()):
-                values.pop(name, None)
-        return values
-
-    def _last_uses(self, segment: Segment) -> dict[int, list[str]]:
-        """Values by the index of the node after which nothing of the backward pass reads them."""
-        inputs = {node: [name for tap in taps for name in tap.inputs] for node, taps in self.taps.items()}
-        outputs = {node.name for node in self.stream.program.graph.output_node().all_input_nodes}
-        uses = last_uses(segment, inputs)
-        return {i: [name for name in names if name not in outputs] for i, names in uses.items()}
+    @property
+    def _outputs(self) -> Sequence[fx.Node]:
+        """Nodes of all outputs."""
+        return self.stream.program.graph.output_node().all_input_nodes
 
     def _output(self, values: Mapping[str, Any]) -> Any:
         """Output of the traced module."""
@@ -148,14 +112,3 @@ def _with_all_outputs_last(program: Program, segments: list[Segment]) -> list[Se
     first = next((i for i, segment in enumerate(segments) if not segment.names.isdisjoint(outputs)), len(segments) - 1)
     nodes = tuple(node for segment in segments[first:] for node in segment.nodes)
     return [*segments[:first], Segment(nodes, segments[first].entry, None)]
-
-
-def _operator(node: fx.Node) -> Callable[..., Any]:
-    """Operator of a node, in a form that has a derivative."""
-    operator: Any = _copied if node.target is aten.copy.default else node.target
-    return operator  # type: ignore[no-any-return]
-
-
-def _copied(target: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
-    """The source in the shape and type of the target; the operator for it has no derivative."""
-    return source.to(target.dtype).expand_as(target).clone()

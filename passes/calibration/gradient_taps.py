@@ -14,8 +14,8 @@ from torch import Tensor
 from graphprune.axes.rule import Consumer
 from graphprune.axes.rule_helpers import as_rows, reads_positions
 from graphprune.errors import CalibrationError
+from graphprune.execution.segments import Tap
 from graphprune.ir.program import Program
-from graphprune.passes.calibration.backward_walk import Tap
 from graphprune.statistics.collector import at_least_single
 from graphprune.statistics.moments import GradientSums, Moments
 from graphprune.statistics.routing import by_owner

@@ -106,8 +106,9 @@ class Gradients(Pass):
     def _at_outputs(self, program: Program) -> GradientSums:
         """The sums at outputs; a repeated run continues after the last segment that it has stored."""
         loss, terms = self._loss(program)
-        calibration, sizes = self._divided(program.fact(Calibration), self.loss is None and terms > 1)
-        if self.loss is None and terms > 1:
+        by_window = self.loss is None and terms > 1
+        calibration, sizes = self._divided(program.fact(Calibration), by_window)
+        if by_window:
             loss = next_token_loss(program.with_facts(calibration))
         contributions = _contributions(program)
         taps = self._taps(program, contributions)
@@ -154,15 +155,15 @@ class Gradients(Pass):
     def _at_parameters(self, program: Program) -> GradientSums:
         groups, contributions = program.fact(Eligible).groups, _contributions(program)
         names = {place.parameter for group in groups for place in group.places} & program.parameters
-        rows, sums = _row_taps(contributions), _Sums(program, groups)
+        taps, sums = LayerTaps({}, {}, {}, _row_taps(contributions)), _Sums(program, groups)
         calibration = replace(self._divided(program.fact(Calibration), by_window=False)[0], device="cpu")
-        by_node = {node: [tap] for node, tap in rows.items()}
-        walk = BackwardWalk.start(program, calibration, self.loss or likelihood(program), by_node, whole=True)
+        walk = BackwardWalk.start(program, calibration, self.loss or likelihood(program), taps.by_node, whole=True)
         with progress("differentiating", len(calibration.batches)) as step:
             walk.forward(1)
-            walk.back(step, sorted(names), lambda weights: sums.add({n: _gradient(n, w) for n, w in weights.items()}))
-        energies = {node: tap.energies for node, tap in rows.items() if tap.energies is not None}
-        routed = _energies(energies, contributions, program)
+            whole = walk.back(
+                step, sorted(names), lambda weights: sums.add({n: _gradient(n, w) for n, w in weights.items()})
+            )
+        routed = _energies(taps.finish(whole.names).routed, contributions, program)
         new = GradientSums(sums.sums, sums.squares, sums.masks, sums.batches, routed=routed)
         known: GradientSums | None = program.facts.get(GradientSums)
         if known is None:

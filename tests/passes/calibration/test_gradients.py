@@ -31,7 +31,7 @@ def test_windows_one_by_one_have_the_gradients_of_their_batch(folder: Path, text
 
 
 class Pyramid(nn.Module):
-    """Layers whose values at two depths are outputs, beside an input."""
+    """Layers whose values at two depths are outputs, with a third one that is constant."""
 
     def __init__(self) -> None:
         super().__init__()
